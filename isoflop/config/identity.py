@@ -1,0 +1,91 @@
+"""The identity of a run and of a data set: a hash of what changes the result, and of nothing else.
+
+Not in it: `max_epochs` (a threshold of warnings), the metric, logging, checkpoints, resources, paths and the sweep's
+name. Two sweeps that name the same run share its identity; a changed learning rate gives another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from isoflop.config.schema import Data, Sweep
+from isoflop.recipes import Candidate, RecipeLike
+
+RUN_HASH_DIGITS = 8
+DATA_HASH_DIGITS = 12
+
+
+def data_identity(data: Data) -> dict[str, Any]:
+    """What determines the content of a data set. Its shards serve any seq_len."""
+    return {
+        "codec": data.codec,
+        "text_tokenizer": data.text_tokenizer,
+        "composition": data.composition,
+        "mixture": data.mixture,
+        "tokens": data.tokens,
+        "seed": data.seed,
+        "heldout_share": data.heldout_share,
+    }
+
+
+def data_hash(data: Data) -> str:
+    """Name of the folder `data/<hash>/`: 12 hexadecimal digits."""
+    return canonical_hash(data_identity(data))[:DATA_HASH_DIGITS]
+
+
+def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: int) -> dict[str, Any]:
+    """All that changes the result of a run, as nested plain values; print it to see why two runs differ.
+
+    Precision is in it only where the sweep pins it: `auto` lets a study move between machines.
+    """
+    identity = {
+        "recipe": {"name": recipe.name, "version": recipe.version},
+        "shape": dataclasses.asdict(candidate.shape),
+        "data": {**data_identity(sweep.data), "seq_len": sweep.seq_len},
+        "optimizer": dataclasses.asdict(sweep.train.optimizer),
+        "schedule": dataclasses.asdict(sweep.train.schedule),
+        "z_loss": sweep.train.z_loss,
+        "lr": candidate.lr,
+        "beta2": candidate.beta2,
+        "batch_size": candidate.batch_size,
+        "steps": candidate.steps,
+        "seed": seed,
+    }
+    return identity if sweep.train.precision == "auto" else {**identity, "precision": sweep.train.precision}
+
+
+def run_id(budget: float, width: int, seed: int, identity: Mapping[str, Any]) -> str:
+    """E.g. `9e18-w768-s0-1a2b3c4d`: budget, width and seed to read, and the hash of `run_identity`."""
+    return f"{budget_label(budget)}-w{width}-s{seed}-{canonical_hash(identity)[:RUN_HASH_DIGITS]}"
+
+
+def budget_label(budget: float) -> str:
+    """A budget as short text that is safe in a file name: `9e18`, `1.8e19`."""
+    mantissa, exponent = f"{budget:.6e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, in hexadecimal."""
+    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers in one spelling: 3e18, 3.0e18 and the integer; floats at 12 digits.
+
+    The last bits of a power differ between mathematical libraries, and a plan made on a laptop must name the same
+    runs as one made on a cluster.
+    """
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float):
+        rounded = float(f"{value:.12g}")
+        return int(rounded) if rounded.is_integer() else rounded
+    return value

@@ -1,0 +1,67 @@
+"""Reading a sweep file, or a shipped sweep by name, and writing a sweep back."""
+
+from __future__ import annotations
+
+import dataclasses
+from os import PathLike
+from typing import Any
+
+from isoflop.config.reading import Overrides, find, read, shipped_files
+from isoflop.config.schema import Sweep
+from isoflop.config.typed import SchemaError, show
+
+KINDS = ("isoflop",)
+
+
+def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
+    """Reads and checks a sweep.
+
+    Args:
+        source: path of a YAML file, or the name of a shipped sweep such as `soda`.
+        overrides: `key=value` texts, or a mapping of dotted keys to values. A key's whole value is replaced.
+
+    Raises:
+        ConfigError: a file, key or value that can't be used, in one line with the mend.
+    """
+    found = find(source, "sweeps")
+
+    def prepare(values: dict[str, Any]) -> dict[str, Any]:
+        kind = values.get("kind", KINDS[0])
+        if kind not in KINDS:  # before the other keys, which another kind would have of its own
+            raise SchemaError("kind", f"expected {', '.join(KINDS)}, got {show(kind)}")
+        named = values if values.get("name") is not None else {**values, "name": found.stem}
+        return _spell_out_widths(named)
+
+    return read(found, overrides, Sweep, prepare)
+
+
+def shipped_sweeps() -> list[str]:
+    """Names of the sweeps that travel with the package."""
+    return list(shipped_files("sweeps"))
+
+
+def sweep_to_yaml(sweep: Sweep) -> str:
+    """The sweep as YAML with every default written out; `load_sweep` reads it back to an equal sweep."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(sweep))))
+
+
+def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:
+    """`widths: [16, 24]` is short for one rule with these values."""
+    widths = values.get("widths")
+    if not isinstance(widths, list) or any(isinstance(item, dict) for item in widths) or not widths:
+        return values
+    for i, width in enumerate(widths):
+        if not isinstance(width, int) or isinstance(width, bool):
+            raise SchemaError(f"widths[{i}]", f"expected a whole number (or a rule in every place), got {show(width)}")
+    return {**values, "widths": [{"values": widths}]}
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, and no empty options: what YAML shows best."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,101 @@
+"""The schema of a cluster profile, and its reading. The fields are its keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal
+
+from isoflop.config.reading import Overrides, find, read
+from isoflop.config.typed import UNSET, join, require, require_name, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """GPUs of a node: their type, such as `h100-sxm`, and how many there are."""
+
+    type: str
+    per_node: int
+
+    def __post_init__(self) -> None:
+        require(bool(self.type.strip()), "type", "empty; give the GPU's type, e.g. h100-sxm")
+        require(1 <= self.per_node <= 1024, "per_node", f"expected 1 to 1024, got {self.per_node}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """CPU cores of a node and its memory in GB."""
+
+    cpus: int
+    memory_gb: float
+
+    def __post_init__(self) -> None:
+        require(self.cpus >= 1, "cpus", f"expected 1 or more, got {self.cpus}")
+        require(self.memory_gb > 0, "memory_gb", f"expected a number above 0, got {self.memory_gb:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Where jobs run.
+
+    Attributes:
+        name: by default the stem of the file.
+        executor: `slurm`, or `local` for this machine.
+        gpu: GPUs of a node; none for training on CPUs.
+        node: cores and memory of a node.
+        slurm: options that are sent to sbatch as written; nothing else is.
+        preemptible: whether the cluster may stop a job at any time to run another.
+        max_gpus: most GPUs that the study's jobs hold at once.
+        price_per_gpu_hour: for the bill, in the currency of your choice.
+        setup: shell lines that run before the worker.
+        python: interpreter on the nodes; by default the one that submits.
+        root: the folder of runs, which all nodes share; by default $ISOFLOP_ROOT, else ./runs.
+    """
+
+    name: str
+    executor: Literal["slurm", "local"]
+    schema: Literal[1] = 1
+    gpu: Gpu | None = None
+    node: Node | None = None
+    slurm: dict[str, Any] = field(default_factory=dict)
+    preemptible: bool = False
+    max_gpus: int | None = None
+    price_per_gpu_hour: float | None = None
+    setup: tuple[str, ...] = ()
+    python: str | None = None
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        require_name("name", self.name)
+        if self.executor == "slurm":
+            require(bool(self.root), "root", "missing; a cluster needs a folder that all its nodes share")
+        else:
+            require(not self.slurm, "slurm", "these options need executor: slurm")
+        if self.max_gpus is not None:
+            require(self.max_gpus >= 1, "max_gpus", f"expected 1 or more, got {self.max_gpus}")
+        if self.price_per_gpu_hour is not None:
+            price = self.price_per_gpu_hour
+            require(price >= 0, "price_per_gpu_hour", f"expected 0 or more, got {price:g}")
+        _check_options("slurm", self.slurm)
+        # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
+        time = self.slurm.get("time", "")
+        require(isinstance(time, str), "slurm.time", f'expected text in quotes such as "48:00:00", got {show(time)}')
+
+
+def load_profile(source: str | PathLike[str], overrides: Overrides = ()) -> Profile:
+    """Reads and checks a cluster profile: a path, or the name of a shipped one such as `local`.
+
+    Raises:
+        ConfigError: a file, key or value that can't be used, in one line with the mend.
+    """
+    found = find(source, "slurm")
+    return read(found, overrides, Profile, lambda values: {"name": found.stem, **values})
+
+
+def _check_options(key: str, value: Any) -> None:
+    """Free-form options still need a value each."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_options(join(key, str(name)), item)
+    message = f"has no value yet ({UNSET}); put yours in its place"
+    require(value != UNSET, key, message)

@@ -1,0 +1,149 @@
+"""Audio codecs: waveform to codes (frames, codebooks) and back.
+
+`PocketCodec` is a small residual vector quantizer of log-mel frames, trained on the corpus that it encodes. It stands
+in for Mimi behind the same protocol: 12.5 frames a second, 8 codebooks, the first the coarsest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from isoflop.data import mel
+from isoflop.data.vocabulary import CODECS
+from isoflop.errors import DataError
+from isoflop.files import replace_file
+
+VERSION = 1
+SPECTRA_A_FRAME = 4  # 50 spectra a second, 12.5 frames
+
+
+class Codec(Protocol):
+    """What data preparation needs of an audio codec."""
+
+    sample_rate: int
+    frame_rate: float
+    codebooks: int
+    codebook_size: int
+
+    def encode(self, waveform: np.ndarray) -> np.ndarray:
+        """Codes (frames, codebooks) of a waveform (samples,) at `sample_rate`."""
+        ...
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """A waveform (samples,), float32, of codes (frames, codebooks)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PocketCodec:
+    """Residual vector quantizer of frames of 4 log-mel spectra.
+
+    Attributes:
+        centroids: (codebooks, codebook_size, 128) float32; codebook k quantizes what codebooks 0..k-1 left.
+        mean: (128,) float32, subtracted first.
+    """
+
+    centroids: np.ndarray
+    mean: np.ndarray
+    sample_rate: int = mel.SAMPLE_RATE
+    frame_rate: float = mel.SAMPLE_RATE / mel.HOP / SPECTRA_A_FRAME
+
+    @property
+    def codebooks(self) -> int:
+        return self.centroids.shape[0]
+
+    @property
+    def codebook_size(self) -> int:
+        return self.centroids.shape[1]
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.centroids.tobytes() + self.mean.tobytes()).hexdigest()
+
+    def encode(self, waveform: np.ndarray) -> np.ndarray:
+        residual = frames_of(waveform) - self.mean
+        codes = np.empty((len(residual), self.codebooks), dtype=np.int64)
+        for book, centroids in enumerate(self.centroids):
+            codes[:, book] = _nearest(residual, centroids)
+            residual = residual - centroids[codes[:, book]]
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        return mel.invert(self.spectra(codes))
+
+    def spectra(self, codes: np.ndarray) -> np.ndarray:
+        """Log-mel spectra (4 * frames, 32) that codes (frames, up to 8 codebooks) stand for."""
+        books = np.arange(codes.shape[1])
+        return (self.mean + self.centroids[books, codes].sum(1)).reshape(-1, mel.BINS)
+
+    def save(self, path: Path) -> None:
+        """Writes the codec as .npz, beside and renamed."""
+        with replace_file(path) as temporary, temporary.open("wb") as file:
+            about = json.dumps({"version": VERSION, "checksum": self.checksum})
+            np.savez(file, centroids=self.centroids, mean=self.mean, about=np.array(about))
+
+    @classmethod
+    def load(cls, path: Path) -> PocketCodec:
+        """Reads a codec that `save` wrote.
+
+        Raises:
+            DataError: a missing or damaged file, or one of another version.
+        """
+        try:
+            with np.load(path) as stored:
+                about = json.loads(str(stored["about"]))
+                codec = cls(stored["centroids"], stored["mean"])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise DataError(f"{path}: not a readable codec ({error}); delete its folder and prepare again") from None
+        if about["version"] != VERSION or about["checksum"] != codec.checksum:
+            raise DataError(f"{path}: damaged or of another version; delete its folder and prepare again")
+        return codec
+
+
+def frames_of(waveform: np.ndarray) -> np.ndarray:
+    """Frames (ceil(samples / 1764), 128): 4 log-mel spectra each, the last one padded with silence."""
+    spectra = mel.log_mel(waveform)
+    missing = -len(spectra) % SPECTRA_A_FRAME
+    padded = np.pad(spectra, ((0, missing), (0, 0)), constant_values=np.log(mel.FLOOR))
+    return padded.reshape(-1, SPECTRA_A_FRAME * mel.BINS)
+
+
+def train_pocket_codec(waveforms: list[np.ndarray], seed: int) -> PocketCodec:
+    """A codec from waveforms at 22,050 Hz, by residual k-means; the same input and seed give the same codec.
+
+    Raises:
+        DataError: fewer frames than codes.
+    """
+    codebooks, size = CODECS["pocket"]
+    frames = np.concatenate([frames_of(waveform) for waveform in waveforms])
+    if len(frames) < 10 * size:
+        raise DataError(f"{len(frames)} frames of speech are too few to train a codec: {10 * size} are needed")
+    generator = np.random.default_rng(seed)
+    mean = frames.mean(0)
+    residual, centroids = frames - mean, []
+    for _ in range(codebooks):
+        centroids.append(_k_means(residual, size, generator))
+        residual = residual - centroids[-1][_nearest(residual, centroids[-1])]
+    return PocketCodec(np.stack(centroids), mean)
+
+
+def _k_means(points: np.ndarray, count: int, generator: np.random.Generator, iterations: int = 20) -> np.ndarray:
+    """Lloyd's algorithm; a centroid that lost its points moves to a random point."""
+    centroids = points[generator.choice(len(points), count, replace=False)]
+    for _ in range(iterations):
+        nearest = _nearest(points, centroids)
+        members = (nearest == np.arange(count)[:, None]).astype(np.float32)
+        sizes, sums = members.sum(1), members @ points
+        spare = points[generator.choice(len(points), count, replace=False)]
+        centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], spare).astype(np.float32)
+    return centroids
+
+
+def _nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    return ((centroids**2).sum(1) - 2 * points @ centroids.T).argmin(1)

@@ -1,0 +1,171 @@
+"""The pocket corpus: real speech with transcripts, made on the spot from what every machine with Python has.
+
+Sentences of the standard library's documentation are grouped into documents of one to four, each spoken by one of many
+voices, encoded by a codec trained on part of the corpus, and written in both orders. A `take` speaks every sentence once;
+further takes use other voices and other neighbours. The held-out sentences are never spoken in training documents.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.data.codec import PocketCodec, train_pocket_codec
+from isoflop.data.documents import Composition, Utterance, encode_document, is_heldout, orders_of
+from isoflop.data.prose import sentences
+from isoflop.data.shards import Manifest, Shard, write_shard
+from isoflop.data.speech import VOICES, Synthesizer, Voice
+from isoflop.data.vocabulary import Vocabulary, vocabulary
+from isoflop.errors import DataError
+
+DOCUMENTS_A_SHARD = 256
+CODEC_DOCUMENTS = 160  # about 20 minutes of speech
+CODEC_FILE = "codec.npz"
+
+
+@dataclass(frozen=True)
+class Script:
+    """What one document says: its sentences and who speaks them."""
+
+    sentences: tuple[str, ...]
+    voice: Voice
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    split: str
+    number: int
+    scripts: list[Script]
+    composition: Composition
+    vocabulary: Vocabulary
+    seed: int
+
+
+def prepare_pocket(folder: Path, data: dict[str, Any], processes: int) -> Manifest:
+    """Makes the corpus in `folder` until the training split has `data["tokens"]["pocket"]` tokens, both orders counted.
+
+    Shards are made in a fixed order by fresh processes (espeak's state carries over inside one), so any number of
+    processes gives the same files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = vocabulary("pocket", data["text_tokenizer"])
+    heldout, train = split_sentences(data["heldout_share"], data["seed"])
+    context = multiprocessing.get_context("spawn")
+    with _one_thread_each(), context.Pool(processes, maxtasksperchild=1) as pool:
+        versions = pool.apply(_make_codec, (folder, _first(train, CODEC_DOCUMENTS, data["seed"]), data["seed"]))
+
+        def jobs(split: str, texts: list[str], takes: int | None) -> Iterator[_Job]:
+            for number, scripts in enumerate(_batches(texts, data["seed"], takes)):
+                yield _Job(folder, split, number, scripts, data["composition"], ids, data["seed"])
+
+        shards = pool.map(_make_shard, list(jobs("heldout", heldout, 1)), chunksize=1)
+        wanted, made = float(data["tokens"]["pocket"]), 0
+        for shard in _ahead(pool, jobs("train", train, None), processes):
+            shards.append(shard)
+            made += shard.tokens
+            if made >= wanted:
+                break
+        pool.terminate()
+    for stray in set(folder.glob("train-*.bin")) - {folder / shard.file for shard in shards}:
+        stray.unlink()
+    return Manifest(ids, tuple(shards), data, versions)
+
+
+def split_sentences(heldout_share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Held-out and training sentences.
+
+    Raises:
+        DataError: fewer than 100 of either, as on a Python without its documentation.
+    """
+    everything = sentences()
+    heldout = [text for text in everything if is_heldout(text, heldout_share, seed)]
+    train = [text for text in everything if not is_heldout(text, heldout_share, seed)]
+    if min(len(heldout), len(train)) < 100:
+        raise DataError(
+            f"{len(heldout)} held-out and {len(train)} training sentences in this Python's standard library: "
+            "at least 100 of each are needed; use a complete Python, or raise data.heldout_share"
+        )
+    return heldout, train
+
+
+def scripts_of(texts: list[str], seed: int, take: int) -> list[Script]:
+    """One take: every sentence once, in documents of 1 to 4 sentences, each with its voice."""
+    generator = np.random.default_rng([seed, take])
+    shuffled = [texts[index] for index in generator.permutation(len(texts))]
+    scripts, begin = [], 0
+    while begin < len(shuffled):
+        count = int(generator.integers(1, 5))
+        scripts.append(Script(tuple(shuffled[begin : begin + count]), VOICES[int(generator.integers(len(VOICES)))]))
+        begin += count
+    return scripts
+
+
+def speak(scripts: list[Script]) -> list[list[np.ndarray]]:
+    """Waveforms of each script's sentences, by one fresh synthesizer."""
+    synthesizer = Synthesizer()
+    return [[synthesizer.say(text, script.voice) for text in script.sentences] for script in scripts]
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside use one thread for linear algebra: sums, and so codes, don't depend on the cores."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _first(texts: list[str], count: int, seed: int) -> list[Script]:
+    return scripts_of(texts, seed, 0)[:count]
+
+
+def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Script]]:
+    take = 0
+    while takes is None or take < takes:
+        scripts = scripts_of(texts, seed, take)
+        for begin in range(0, len(scripts), DOCUMENTS_A_SHARD):
+            yield scripts[begin : begin + DOCUMENTS_A_SHARD]
+        take += 1
+
+
+def _ahead(pool: Any, jobs: Iterator[_Job], processes: int) -> Iterator[Shard]:
+    """Results in order, with only a few jobs under way (the jobs have no end)."""
+    pending = [pool.apply_async(_make_shard, (next(jobs),)) for _ in range(processes + 1)]
+    while True:
+        yield pending.pop(0).get()
+        pending.append(pool.apply_async(_make_shard, (next(jobs),)))
+
+
+def _make_codec(folder: Path, scripts: list[Script], seed: int) -> dict[str, str]:
+    codec = train_pocket_codec([waveform for document in speak(scripts) for waveform in document], seed)
+    codec.save(folder / CODEC_FILE)
+    return {"python": platform.python_version(), "espeak-ng": Synthesizer().version, "codec": codec.checksum}
+
+
+def _make_shard(job: _Job) -> Shard:
+    codec = PocketCodec.load(job.folder / CODEC_FILE)
+    documents, seconds = [], 0.0
+    for script, waveforms in zip(job.scripts, speak(job.scripts), strict=True):
+        utterances = [
+            Utterance(np.frombuffer(text.encode(), dtype=np.uint8), codec.encode(waveform))
+            for text, waveform in zip(script.sentences, waveforms, strict=True)
+        ]
+        for order in orders_of(job.composition):
+            documents.append(encode_document(utterances, order, job.composition, job.vocabulary))
+            seconds += sum(map(len, waveforms)) / codec.sample_rate
+    shuffle = np.random.default_rng([job.seed, job.number, 1]).permutation(len(documents))
+    name = f"{job.split}-{job.number:05d}"
+    return write_shard(job.folder, name, job.split, [documents[i] for i in shuffle], seconds, job.vocabulary)

@@ -1,0 +1,144 @@
+"""Shards: token ids in flat files, mapped into memory, with a manifest of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.data.vocabulary import Kind, Vocabulary
+from isoflop.errors import DataError
+from isoflop.files import replace_file
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of ids and what it holds; `audio_seconds` counts every utterance once per order."""
+
+    file: str
+    split: str
+    tokens: int
+    documents: int
+    kinds: dict[str, int]
+    audio_seconds: float
+    sha256: str
+
+
+def write_shard(
+    folder: Path, name: str, split: str, documents: list[np.ndarray], seconds: float, vocabulary: Vocabulary
+) -> Shard:
+    """Writes documents end to end as `name`.bin and describes them."""
+    ids = np.concatenate(documents).astype(vocabulary.dtype)
+    path = folder / f"{name}.bin"
+    with replace_file(path) as temporary:
+        ids.tofile(temporary)
+    counts = np.bincount(vocabulary.kinds[ids], minlength=len(Kind))
+    kinds = {kind.name.lower(): int(counts[kind]) for kind in Kind}
+    digest = hashlib.sha256(ids.tobytes()).hexdigest()
+    return Shard(path.name, split, len(ids), len(documents), kinds, seconds, digest)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds.
+
+    Attributes:
+        data: the data specification that it was made from.
+        versions: of Python, espeak-ng, the codec and isoflop.
+        checksum: over the vocabulary and every shard's content; a run is tied to it.
+    """
+
+    vocabulary: Vocabulary
+    shards: tuple[Shard, ...]
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+    @property
+    def checksum(self) -> str:
+        parts = [repr(self.vocabulary), *(f"{shard.split} {shard.sha256}" for shard in self.shards)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def tokens(self, split: str) -> int:
+        return sum(shard.tokens for shard in self.shards if shard.split == split)
+
+    def write(self, folder: Path) -> None:
+        document = {
+            "schema": SCHEMA,
+            "data": self.data,
+            "vocabulary": asdict(self.vocabulary),
+            "versions": self.versions,
+            "tokens": {split: self.tokens(split) for split in ("train", "heldout")},
+            "shards": [asdict(shard) for shard in self.shards],
+            "checksum": self.checksum,
+        }
+        with replace_file(folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(document, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Reads a folder's manifest.
+
+        Raises:
+            DataError: none there, or one that is damaged or of another schema.
+        """
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_text())
+            shards = tuple(Shard(**shard) for shard in document["shards"])
+            manifest = cls(Vocabulary(**document["vocabulary"]), shards, document["data"], document["versions"])
+        except FileNotFoundError:
+            raise DataError(f"{folder}: no prepared data here; run `isoflop prepare SWEEP.yaml` first") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a readable manifest ({error}); delete the folder and prepare again") from None
+        if document.get("schema") != SCHEMA or document.get("checksum") != manifest.checksum:
+            raise DataError(f"{path}: edited, damaged or of another version; delete the folder and prepare again")
+        return manifest
+
+
+class Windows:
+    """Windows of `seq_len + 1` ids of one split, so that inputs and shifted targets both have `seq_len`.
+
+    Windows do not span shards; what is left at a shard's end is not used.
+    """
+
+    def __init__(self, folder: Path, split: str, seq_len: int, manifest: Manifest | None = None) -> None:
+        self.manifest = manifest or Manifest.read(folder)
+        self.seq_len = seq_len
+        self._shards = [
+            _open_shard(folder, shard, self.manifest.vocabulary.dtype)
+            for shard in self.manifest.shards
+            if shard.split == split
+        ]
+        self._ends = np.cumsum([max(0, (len(ids) - 1) // seq_len) for ids in self._shards])
+        if not len(self):
+            raise DataError(f"{folder}: the {split} split has not one window of {seq_len} tokens; raise data.tokens")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Windows (len(numbers), seq_len + 1), int64."""
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        starts = np.concatenate([[0], self._ends])
+        windows = np.empty((len(numbers), self.seq_len + 1), dtype=np.int64)
+        for row, (shard, number) in enumerate(zip(shards, numbers, strict=True)):
+            begin = (number - starts[shard]) * self.seq_len
+            windows[row] = self._shards[shard][begin : begin + self.seq_len + 1]
+        return windows
+
+
+def _open_shard(folder: Path, shard: Shard, dtype: str) -> np.ndarray:
+    path = folder / shard.file
+    if not path.exists():
+        raise DataError(f"{path}: missing; delete the folder and prepare again")
+    ids = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    if len(ids) != shard.tokens or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
+        raise DataError(f"{path}: damaged (its content is not the manifest's); delete the folder and prepare again")
+    return ids

@@ -1,0 +1,81 @@
+"""Speech from text with espeak-ng, through the library that the `espeakng-loader` wheel carries."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+from isoflop.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLE_RATE = 22050
+RATE = 1  # espeak_PARAMETER
+SYNCHRONOUS, UTF8, CHARACTERS = 2, 1, 1
+
+DIALECTS = ("en-us", "en", "en-gb-scotland")
+VARIANTS = ("m1", "m7", "f1", "f4")  # f2, f3, f5 differ from process to process in espeak-ng 1.52
+RATES = (150, 175, 200)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """An espeak voice; `rate` in words per minute."""
+
+    name: str
+    rate: int
+
+
+class Synthesizer:
+    """espeak-ng in this process. Its state carries over from call to call, so a sequence repeats only as a whole."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError:
+            raise DataError(
+                "the pocket corpus needs espeak-ng: pip install 'isoflop[pocket]' (or pip install espeakng-loader)"
+            ) from None
+        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        if self._library.espeak_Initialize(SYNCHRONOUS, 0, data, 0) != SAMPLE_RATE:
+            raise DataError(f"espeak-ng did not start with its data in {data.decode()}: reinstall espeakng-loader")
+        self._library.espeak_Synth.argtypes = [
+            ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
+            ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
+        ]  # fmt: skip
+        self._chunks: list[np.ndarray] = []
+        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        self._callback = callback(self._receive)  # kept: espeak holds only its address
+        self._library.espeak_SetSynthCallback(self._callback)
+
+    @property
+    def version(self) -> str:
+        self._library.espeak_Info.restype = ctypes.c_char_p
+        return self._library.espeak_Info(None).decode()
+
+    def say(self, text: str, voice: Voice) -> np.ndarray:
+        """Waveform (samples,), float32 in [-1, 1], at 22,050 Hz."""
+        import numpy as np
+
+        if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise DataError(f"espeak-ng has no voice {voice.name!r}")
+        self._library.espeak_SetParameter(RATE, voice.rate, 0)
+        self._chunks.clear()
+        encoded = text.encode() + b"\0"
+        if self._library.espeak_Synth(encoded, len(encoded), 0, CHARACTERS, 0, UTF8, None, None) != 0:
+            raise DataError(f"espeak-ng could not speak {text!r}")
+        return np.concatenate(self._chunks).astype(np.float32) / 32768
+
+    def _receive(self, samples: ctypes._Pointer, count: int, _events: int | None) -> int:
+        import numpy as np
+
+        if samples and count:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+
+VOICES = tuple(Voice(f"{dialect}+{variant}", rate) for dialect, variant, rate in product(DIALECTS, VARIANTS, RATES))

@@ -1,0 +1,134 @@
+"""Token ids: text, control and audio, and which kind of token an id is.
+
+The layout is SODA's: the text tokenizer's own ids first (BOS and EOS among them), then four markers, then one block
+of ids for each codebook of the audio codec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from isoflop.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Kind(IntEnum):
+    """What a token is; the value is the code used in arrays."""
+
+    CONTROL = 0
+    TEXT = 1
+    SEMANTIC = 2
+    ACOUSTIC = 3
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ids of a text tokenizer with `text_size` entries and a codec with `codebooks` of `codebook_size` codes."""
+
+    text_size: int
+    bos: int
+    eos: int
+    codebooks: int
+    codebook_size: int
+
+    @property
+    def text_start(self) -> int:
+        return self.text_size
+
+    @property
+    def text_end(self) -> int:
+        return self.text_size + 1
+
+    @property
+    def audio_start(self) -> int:
+        return self.text_size + 2
+
+    @property
+    def audio_end(self) -> int:
+        return self.text_size + 3
+
+    @property
+    def first_audio(self) -> int:
+        """Id of code 0 of codebook 0."""
+        return self.text_size + 4
+
+    @property
+    def size(self) -> int:
+        return self.first_audio + self.codebooks * self.codebook_size
+
+    @property
+    def dtype(self) -> str:
+        """The smallest unsigned integer that holds every id."""
+        return "uint16" if self.size <= 2**16 else "uint32"
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """Kind of every id, shape (size,), uint8."""
+        import numpy as np
+
+        kinds = np.full(self.size, Kind.ACOUSTIC, dtype=np.uint8)
+        kinds[: self.text_size] = Kind.TEXT
+        kinds[[self.bos, self.eos]] = Kind.CONTROL
+        kinds[self.text_size : self.first_audio] = Kind.CONTROL
+        kinds[self.first_audio : self.first_audio + self.codebook_size] = Kind.SEMANTIC
+        return kinds
+
+    def audio_ids(self, codes: np.ndarray) -> np.ndarray:
+        """Ids of codes (frames, codebooks), frame-major: (frames * codebooks,)."""
+        import numpy as np
+
+        if codes.ndim != 2 or codes.shape[1] > self.codebooks:
+            raise DataError(f"codes of shape {codes.shape}: expected (frames, up to {self.codebooks} codebooks)")
+        offsets = self.first_audio + np.arange(codes.shape[1]) * self.codebook_size
+        return (codes + offsets).reshape(-1)
+
+    def audio_codes(self, ids: np.ndarray, codebooks: int | None = None) -> np.ndarray:
+        """Codes (frames, codebooks) of frame-major audio ids; a hanging partial frame is dropped.
+
+        Raises:
+            DataError: an id that is not the codebook expected at its place.
+        """
+        import numpy as np
+
+        width = self.codebooks if codebooks is None else codebooks
+        frames = np.asarray(ids, dtype=np.int64)[: len(ids) // width * width].reshape(-1, width)
+        codes = frames - self.first_audio - np.arange(width) * self.codebook_size
+        if ((codes < 0) | (codes >= self.codebook_size)).any():
+            raise DataError("audio ids out of codebook order: expected codebooks 0, 1, ... in every frame")
+        return codes
+
+
+TEXT_TOKENIZERS = {
+    "bytes": (258, 256, 257),  # 256 bytes, BOS, EOS
+    "stanford-crfm/marin-tokenizer": (128256, 128000, 128001),
+}
+"""Entries, BOS and EOS of the text tokenizers that a plan can be laid out for."""
+
+CODECS = {
+    "pocket": (8, 32),
+    "mimi": (8, 2048),
+}
+"""Codebooks and codes per codebook of the codecs that a plan can be laid out for."""
+
+
+def vocabulary(codec: str, text_tokenizer: str) -> Vocabulary:
+    """The vocabulary of a codec and a text tokenizer, without loading either.
+
+    Raises:
+        DataError: a codec or tokenizer that is not known, with those that are.
+    """
+    if codec not in CODECS:
+        raise DataError(f"data.codec {codec!r}: not known here, use one of {', '.join(CODECS)}")
+    if text_tokenizer not in TEXT_TOKENIZERS:
+        raise DataError(f"data.text_tokenizer {text_tokenizer!r}: not known here, use one of {', '.join(TEXT_TOKENIZERS)}")
+    return Vocabulary(*TEXT_TOKENIZERS[text_tokenizer], *CODECS[codec])
+
+
+def vocabulary_size(codec: str, text_tokenizer: str) -> int:
+    """Number of ids, e.g. 144,644 for Mimi with the Marin tokenizer."""
+    return vocabulary(codec, text_tokenizer).size

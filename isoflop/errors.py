@@ -1,0 +1,29 @@
+"""Errors that a user can cause: one line with what, where and the mend."""
+
+from __future__ import annotations
+
+
+class IsoflopError(Exception):
+    """An error with a message for the user and the exit code of the command line.
+
+    Attributes:
+        exit_code: what the process returns (2 bad input, 3 budget cap, 4 cluster unavailable).
+    """
+
+    exit_code = 2
+
+
+class ConfigError(IsoflopError):
+    """A sweep file, a cluster profile or an override that can't be used."""
+
+
+class DataError(IsoflopError):
+    """A corpus, shard or codec that is missing, damaged or too small."""
+
+
+class FitError(IsoflopError):
+    """A table of runs that can't be fitted, with the reason."""
+
+
+class RunError(IsoflopError):
+    """A run directory or checkpoint that can't be used."""

@@ -1,0 +1,279 @@
+"""IsoFLOP profiles (Hoffmann et al. 2022, Approach 2): a parabola a budget, power laws through the optima."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from isoflop.errors import FitError
+from isoflop.fitting import parabola as para
+from isoflop.fitting.diagnostics import diagnose, explain_status, flops_text
+from isoflop.fitting.frames import column
+from isoflop.fitting.intervals import Line, draws_interval, exponential, lines_through
+from isoflop.fitting.result import Axis, IsoflopFit, Noise
+from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
+
+Floats = np.ndarray
+Use = Sequence[para.Status] | Literal["all"]
+MIN_BUDGETS = 3  # two budgets fix a line exactly: no interval
+
+
+def fit_isoflop(
+    runs: pd.DataFrame | str | Path | RunsTable,
+    *,
+    axis: Axis = "params",
+    n: ParamCount = "total",
+    loss: str | None = None,
+    params: str | None = None,
+    tokens: str | None = None,
+    flops: str | None = None,
+    budget: str | None = None,
+    loss_unit: LossUnit = "nats",
+    use: Use = ("interior",),
+    bootstrap: int = 4000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> IsoflopFit:
+    """Fits N*(C) = k_N C^a and D*(C) = k_D C^b through the optima of IsoFLOP profiles.
+
+    Per budget, loss (nats per token) is a parabola in ln N (axis `params`) or ln D (axis `tokens`), least squares on
+    the means of configurations, weighted by their seeds. Its vertex is the optimum; the other axis at the vertex comes
+    from a quadratic of ln D in ln N (or the reverse) through the runs of that budget, so C = 6ND is not assumed and
+    a + b need not be 1. The laws are unweighted straight lines in logarithms over budgets; C is the geometric mean of
+    the runs' training FLOPs.
+
+    Intervals: a residual bootstrap (relative residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched
+    to t quantiles) and the t interval of the line; the wider is the result's, both are kept.
+
+    Args:
+        runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).
+        axis: what the parabola is in.
+        n: which parameter count; a `RunsTable` knows its own.
+        use: statuses of profiles that enter the laws, or `all` that have a minimum; default only `interior`.
+        bootstrap: number of resamples; 0 leaves the t interval alone.
+        confidence: of the intervals.
+        seed: of the resampling; the same seed gives the same digits, whatever the order of the rows.
+
+    Raises:
+        FitError: input that can't be used; fewer than 3 budgets whose profile may be used.
+    """
+    _check(axis, bootstrap, confidence)
+    chosen = _statuses(use)
+    table = read_table(
+        runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit
+    )
+    profiles = profiles_of(table, axis)
+    parabolas = [para.fit_parabola(p) for p in profiles]
+    states: list[para.Status] = [para.status_of(p, q) for p, q in zip(profiles, parabolas, strict=True)]
+    used = np.array([s in chosen and s not in ("concave", "too_few") for s in states])
+    if used.sum() < MIN_BUDGETS:
+        raise FitError(_refusal(table, profiles, parabolas, states, int(used.sum()), axis))
+    return _fit(table, axis, profiles, parabolas, states, used, chosen, bootstrap, confidence, seed)
+
+
+def profiles_of(table: RunsTable, axis: Axis) -> list[para.Profile]:
+    """The profiles of a table, by ascending budget."""
+    other = "tokens" if axis == "params" else "params"
+    profiles = []
+    for _, group in table.configurations.groupby("budget", sort=True):
+        group = group.sort_values([axis, "loss"], kind="stable")
+        weight = column(group, "seeds")
+        mean_flops = float(np.exp(np.average(np.log(column(group, "flops")), weights=weight)))
+        x, y = np.log(column(group, axis)), np.log(column(group, other))
+        profiles.append(
+            para.Profile(float(column(group, "budget")[0]), mean_flops, x, column(group, "loss"), weight, y)
+        )
+    return profiles
+
+
+def _check(axis: str, bootstrap: int, confidence: float) -> None:
+    if axis not in ("params", "tokens"):
+        raise FitError(f"unknown axis {axis!r}: params or tokens")
+    if bootstrap != 0 and bootstrap < 100:
+        raise FitError(f"{bootstrap} resamples are too few for an interval: 100 or more, or 0 for none")
+    if not 0.0 < confidence < 1.0:
+        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+
+
+def _statuses(use: Use) -> tuple[para.Status, ...]:
+    chosen = para.STATUSES if use == "all" else tuple(cast(Sequence[para.Status], use))
+    if isinstance(use, str) and use != "all":
+        chosen = (cast(para.Status, use),)
+    unknown = [s for s in chosen if s not in para.STATUSES]
+    if unknown:
+        raise FitError(f"unknown status {unknown[0]!r}: {', '.join(para.STATUSES)} or all")
+    return chosen
+
+
+def _refusal(
+    table: RunsTable,
+    profiles: list[para.Profile],
+    parabolas: list[para.Parabola | None],
+    states: list[para.Status],
+    good: int,
+    axis: Axis,
+) -> str:
+    words = [
+        f"{flops_text(p.budget)}: {explain_status(s, p, q, axis)}"
+        for p, q, s in zip(profiles, parabolas, states, strict=True)
+    ]
+    shown = "; ".join(words[:12]) + (f"; and {len(words) - 12} more" if len(words) > 12 else "")
+    return f"{table.source}: {good} of {len(words)} budgets can be used, {MIN_BUDGETS} are needed. {shown}"
+
+
+def _fit(
+    table: RunsTable,
+    axis: Axis,
+    profiles: list[para.Profile],
+    parabolas: list[para.Parabola | None],
+    states: list[para.Status],
+    used: np.ndarray,
+    chosen: tuple[para.Status, ...],
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> IsoflopFit:
+    pairs = [(p, q) for p, q, u in zip(profiles, parabolas, used, strict=True) if u and q is not None]
+    _refuse_below_zero(table, pairs)
+    noise = _noise(table, pairs)
+    ln_flops = np.log([p.flops for p, _ in pairs])
+    vertices, others, lowest = _optima(pairs, [q.coefficients[None] for _, q in pairs])
+    names = (axis, "tokens" if axis == "params" else "params")
+    points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
+    lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
+    draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
+    frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], confidence)
+    return IsoflopFit(
+        axis=axis,
+        runs=table,
+        profiles=frame,
+        lines=lines,
+        covariance=_covariance(lines, ln_flops, points),
+        draws=draws,
+        noise=noise,
+        use=chosen,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"]),
+    )
+
+
+def _refuse_below_zero(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> None:
+    """A loss below zero can't be: such losses are no profile, and nothing relative to them has a meaning."""
+    for profile, parabola in pairs:
+        if min(float(parabola.lowest(parabola.coefficients)), float(parabola.fitted.min())) <= 0.0:
+            budget = flops_text(profile.budget)
+            raise FitError(
+                f"{table.source}: the parabola of {budget} FLOPs dips below zero: these losses are no profile"
+            )
+
+
+def _optima(
+    pairs: list[tuple[para.Profile, para.Parabola]], coefficients: list[Floats]
+) -> tuple[Floats, Floats, Floats]:
+    """ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
+    vertices = [q.vertices(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
+    others = [other_at(p, q, v)[0] for (p, q), v in zip(pairs, vertices, strict=True)]
+    lowest = [q.lowest(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
+    return np.stack(vertices, axis=-1), np.stack(others, axis=-1), np.stack(lowest, axis=-1)
+
+
+def other_at(profile: para.Profile, parabola: para.Parabola, x: Floats) -> tuple[Floats, float]:
+    """ln(other axis) at ln(axis) = x, and its error: the root mean square of the runs about the curve, in ln.
+
+    A quadratic in ln(axis) through the runs, continued straight beyond them. The runs' tokens are exact; the error is
+    how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    """
+    u = (profile.x - parabola.centre) / parabola.scale
+    c2, c1, c0 = np.polyfit(u, profile.other, 2)
+    at = (x - parabola.centre) / parabola.scale
+    inside = np.clip(at, -1.0, 1.0)
+    value = c0 + inside * (c1 + inside * c2) + (c1 + 2.0 * c2 * inside) * (at - inside)
+    return value, float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
+
+
+def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
+    """Covariance of the residuals of the N* and D* lines: near minus their variance, since D is about C/6N."""
+    left, right = (points[k] - lines[k].middle - lines[k].slope * (x - x.mean()) for k in ("params", "tokens"))
+    return float(left @ right) / lines["params"].dof
+
+
+def _noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> Noise:
+    """Residual noise of the parabolas and pure error between seeds, both as shares of the loss."""
+    sums = [para.residual_sum(p, q) for p, q in pairs]
+    dof = sum(d for _, d in sums)
+    config, logs = table.frame["config"].to_numpy(), np.log(table.array("loss"))
+    counts = np.bincount(config)
+    within = float(np.sum((logs - (np.bincount(config, logs) / np.maximum(counts, 1))[config]) ** 2))
+    seeds_dof = len(table) - int(np.count_nonzero(counts))
+    seed_sd = float(np.sqrt(within / seeds_dof)) if seeds_dof else float("nan")
+    return Noise(float(np.sqrt(sum(s for s, _ in sums) / dof)), dof, seed_sd, seeds_dof)
+
+
+def _draws(
+    profiles: list[para.Profile],
+    parabolas: list[para.Parabola | None],
+    pairs: list[tuple[para.Profile, para.Parabola]],
+    used: np.ndarray,
+    names: tuple[str, str],
+    ln_flops: Floats,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Floats]:
+    """Draws of exponents, of ln k and of every profile's ln(optimum) (NaN where there is no parabola)."""
+    pool, rng = para.residual_pool(pairs), np.random.default_rng(seed)
+    drawn: list[Floats | None] = []
+    for profile, parabola in zip(profiles, parabolas, strict=True):
+        if parabola is None or not bootstrap:
+            drawn.append(None)
+        else:
+            picks = rng.integers(0, len(pool), size=(bootstrap, len(profile.x)))
+            drawn.append(para.resample(profile, parabola, pool, picks))
+    optimum = np.full((bootstrap, len(profiles)), np.nan)
+    for k, (parabola, coefficients) in enumerate(zip(parabolas, drawn, strict=True)):
+        if parabola is not None and coefficients is not None:
+            optimum[:, k] = parabola.vertices(coefficients)
+    draws = {"optimum": optimum}
+    vertices = optimum[:, used]
+    others = np.stack([other_at(p, q, vertices[:, k])[0] for k, (p, q) in enumerate(pairs)], axis=-1)
+    for name, values in zip(names, (vertices, others), strict=True):
+        letter = "a" if name == "params" else "b"
+        draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values)
+    return draws
+
+
+def _profile_frame(
+    profiles: list[para.Profile],
+    parabolas: list[para.Parabola | None],
+    states: list[para.Status],
+    used: np.ndarray,
+    axis: Axis,
+    noise: Noise,
+    optimum: Floats,
+    confidence: float,
+) -> pd.DataFrame:
+    """A row a budget; see `IsoflopFit.profiles`."""
+    other = "tokens" if axis == "params" else "params"
+    rows = []
+    for k, (profile, parabola) in enumerate(zip(profiles, parabolas, strict=True)):
+        row = {"budget": profile.budget, "flops": profile.flops, "params_opt": np.nan, "tokens_opt": np.nan}
+        row |= {"loss_opt": np.nan, "low": np.nan, "high": np.nan, "curvature": np.nan, "depth": np.nan}
+        row |= {"depth_to_noise": np.nan, "interpolation_error": np.nan}
+        if parabola is not None:
+            row["curvature"] = parabola.curvature
+        if parabola is not None and states[k] not in ("concave", "too_few"):
+            (vertex,), (also,), (lowest,) = _optima([(profile, parabola)], [parabola.coefficients])
+            low_high = exponential(draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence))
+            depth = para.depth_of(profile, float(lowest))
+            row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(also), "loss_opt": lowest}
+            row |= {"low": low_high.low, "high": low_high.high, "depth": depth}
+            row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
+            row["interpolation_error"] = other_at(profile, parabola, vertex)[1]
+        row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
+        rows.append(row | {"status": states[k], "used": bool(used[k])})
+    return pd.DataFrame(rows)

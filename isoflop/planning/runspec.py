@@ -1,0 +1,134 @@
+"""A planned run, and the columns of `plan.parquet`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.shapes import ModelShape
+
+COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "sweep": str,
+    "budget": float,
+    "width": int,
+    "layers": int,
+    "heads": int,
+    "kv_heads": int,
+    "head_dim": int,
+    "mlp_width": int,
+    "vocab_size": int,
+    "seq_len": int,
+    "batch_size": int,
+    "steps": int,
+    "lr": float,
+    "beta2": float,
+    "seed": int,
+    "tokens": int,
+    "train_flops": float,
+    "params_total": int,
+    "params_one_embedding": int,
+    "params_non_embedding": int,
+    "epochs": float,
+    "gpus": int,
+    "nodes": int,
+    "est_hours": float,
+    "est_gpu_hours": float,
+    "est_source": str,
+}
+"""Columns of `plan.parquet` in order, with their types; `epochs` and the last five may be empty."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run of a plan: every column of `plan.parquet` is an attribute.
+
+    Attributes:
+        run_id: readable prefix and hash of what changes the result (`isoflop.config.identity`).
+        sweep: name of the study.
+        budget: training FLOPs (3 x forward) asked for; `train_flops` is what whole steps come to.
+        shape: the model.
+        batch_size: sequences in a step.
+        steps: optimizer updates.
+        lr: peak learning rate.
+        beta2: the optimizer's second decay rate.
+        seed: of weights and of the order of samples.
+        epochs: passes over the source that is repeated most; None where no source's size is known.
+        gpus, nodes, est_hours, est_gpu_hours, est_source: filled in with a cluster profile, else None.
+    """
+
+    run_id: str
+    sweep: str
+    budget: float
+    shape: ModelShape
+    batch_size: int
+    steps: int
+    lr: float
+    beta2: float
+    seed: int
+    epochs: float | None = None
+    gpus: int | None = None
+    nodes: int | None = None
+    est_hours: float | None = None
+    est_gpu_hours: float | None = None
+    est_source: str | None = None
+
+    @property
+    def width(self) -> int:
+        return self.shape.width
+
+    @property
+    def layers(self) -> int:
+        return self.shape.layers
+
+    @property
+    def heads(self) -> int:
+        return self.shape.heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.shape.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.shape.head_dim
+
+    @property
+    def mlp_width(self) -> int:
+        return self.shape.mlp_width
+
+    @property
+    def vocab_size(self) -> int:
+        return self.shape.vocab_size
+
+    @property
+    def seq_len(self) -> int:
+        return self.shape.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens: batch x seq_len x steps."""
+        return self.batch_size * self.shape.seq_len * self.steps
+
+    @property
+    def train_flops(self) -> int:
+        """Training FLOPs of the whole run (3 x forward); exact here, a float in tables, since it passes 2^63."""
+        return self.tokens * self.shape.train_flops_per_token
+
+    @property
+    def params_total(self) -> int:
+        return self.shape.params_total
+
+    @property
+    def params_one_embedding(self) -> int:
+        return self.shape.params_one_embedding
+
+    @property
+    def params_non_embedding(self) -> int:
+        return self.shape.params_non_embedding
+
+    def row(self) -> dict[str, Any]:
+        """The run as a row of `plan.parquet`, in the order of COLUMNS."""
+        row = {name: getattr(self, name) for name in COLUMNS}
+        row["train_flops"] = float(row["train_flops"])
+        return row

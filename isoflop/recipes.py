@@ -1,0 +1,329 @@
+"""Recipes: from a width and a compute budget to a whole training configuration.
+
+A recipe is data (the constants of its rules, each with its source) and one small function (width to depth). The
+planner asks only for `name`, `version`, `shape` and `solve`, so a lab's own recipe is a `Recipe` with other numbers,
+or any object with those four, named in a sweep as `recipe: package.module:attribute`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import import_module
+from typing import Literal, Protocol, runtime_checkable
+
+from isoflop.errors import ConfigError
+from isoflop.shapes import ModelShape
+
+Unit = Literal["sequences", "tokens"]
+
+
+class DropReason(StrEnum):
+    """Why a candidate is not run."""
+
+    BATCH = "batch"
+    STEPS = "steps"
+    BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A training configuration for one width at one budget, before seeds.
+
+    Attributes:
+        shape: the model.
+        batch_size: sequences in a step.
+        steps: optimizer updates.
+        lr: peak learning rate.
+        beta2: the optimizer's second decay rate.
+    """
+
+    shape: ModelShape
+    batch_size: int
+    steps: int
+    lr: float
+    beta2: float
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens: batch x seq_len x steps."""
+        return self.batch_size * self.shape.seq_len * self.steps
+
+    @property
+    def train_flops(self) -> int:
+        """Training FLOPs of the whole run (3 x forward)."""
+        return self.tokens * self.shape.train_flops_per_token
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate that the rules leave out, and why in words."""
+
+    budget: float
+    width: int
+    reason: DropReason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run must keep to: at least `min_batch` sequences a step and fewer than `max_steps` steps."""
+
+    min_batch: int = 1
+    max_steps: int | None = None
+
+
+@runtime_checkable
+class RecipeLike(Protocol):
+    """What the planner needs of a recipe."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int | str: ...
+
+    def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape: ...
+
+    def solve(
+        self,
+        budget: float,
+        shape: ModelShape,
+        limits: Limits = ...,
+        *,
+        lr_scale: float = ...,
+        batch_scale: float = ...,
+    ) -> Candidate | Dropped: ...
+
+
+@dataclass(frozen=True)
+class BatchRule:
+    """The power of two that brings the steps of a budget near `target_steps`, rounded `up` or to the `nearest`."""
+
+    target_steps: int
+    rounding: Literal["up", "nearest"]
+    source: str
+
+    def __call__(self, budget: float, shape: ModelShape) -> int:
+        """Sequences in a step for `budget` training FLOPs."""
+        wanted = budget / (shape.train_flops_per_token * shape.seq_len * self.target_steps)
+        if wanted <= 1:
+            return 1
+        exponent = math.log2(wanted)
+        return 2 ** (math.ceil(exponent) if self.rounding == "up" else round(exponent))
+
+
+@dataclass(frozen=True)
+class LearningRateRule:
+    """lr = coefficient * batch ** batch_power * width ** width_power, with the batch in `unit`, never above `cap`.
+
+    Where the rule goes above its cap, the batch is halved until it does not (`halve_batch`), or the cap is taken.
+    """
+
+    coefficient: float
+    batch_power: float
+    width_power: float
+    unit: Unit
+    cap: float
+    halve_batch: bool
+    source: str
+
+    def __call__(self, shape: ModelShape, batch_size: int) -> float:
+        """Peak learning rate by the rule, cap not applied."""
+        batch = _in_unit(batch_size, shape, self.unit)
+        return self.coefficient * batch**self.batch_power * shape.width**self.width_power
+
+    def settle(self, shape: ModelShape, batch_size: int) -> int:
+        """The batch whose learning rate keeps to the cap."""
+        while self.halve_batch and batch_size > 1 and self(shape, batch_size) > self.cap:
+            batch_size //= 2
+        return batch_size
+
+
+@dataclass(frozen=True)
+class Beta2Rule:
+    """beta2 = base ** (batch / reference): the same memory in tokens at every batch. The batch is in `unit`."""
+
+    base: float
+    reference: float
+    unit: Unit
+    source: str
+
+    def __call__(self, shape: ModelShape, batch_size: int) -> float:
+        """The optimizer's beta2 for a batch."""
+        return self.base ** (_in_unit(batch_size, shape, self.unit) / self.reference)
+
+
+def _in_unit(batch_size: int, shape: ModelShape, unit: Unit) -> int:
+    return batch_size * shape.seq_len if unit == "tokens" else batch_size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules from width and budget to a training configuration.
+
+    Attributes:
+        name: the name used in sweeps.
+        version: raised with any change of a number, since it is part of a run's identity.
+        depth: layers for a width.
+        head_dim: size of a head; a model has max(1, width // head_dim) heads, as many of keys and values.
+        mlp_ratio: MLP width over width.
+        batch, lr, beta2: the rules of the optimizer's settings, each with its source.
+        sources: where the rules of the shape come from, by name.
+        budget_tolerance: how far whole steps may miss the budget, as a share of it.
+    """
+
+    name: str
+    version: int
+    depth: Callable[[int], int]
+    head_dim: int
+    mlp_ratio: int
+    batch: BatchRule
+    lr: LearningRateRule
+    beta2: Beta2Rule
+    sources: dict[str, str] = field(default_factory=dict)
+    budget_tolerance: float = 0.01
+
+    def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape:
+        """The model of a width, with untied embeddings."""
+        heads = max(1, width // self.head_dim)
+        return ModelShape(
+            width=width,
+            layers=self.depth(width),
+            heads=heads,
+            kv_heads=heads,
+            head_dim=self.head_dim,
+            mlp_width=self.mlp_ratio * width,
+            vocab_size=vocab_size,
+            seq_len=seq_len,
+        )
+
+    def solve(
+        self,
+        budget: float,
+        shape: ModelShape,
+        limits: Limits = Limits(),
+        *,
+        lr_scale: float = 1.0,
+        batch_scale: float = 1.0,
+    ) -> Candidate | Dropped:
+        """The training configuration of a shape at a budget, or why there is none.
+
+        Args:
+            budget: training FLOPs (3 x forward).
+            shape: the model, from `shape`.
+            limits: what the batch and the steps must keep to.
+            lr_scale: factor on the rule's learning rate; the cap has been applied before it.
+            batch_scale: factor on the rule's batch, a power of two; learning rate and beta2 follow the scaled batch.
+        """
+
+        def drop(reason: DropReason, detail: str) -> Dropped:
+            return Dropped(budget, shape.width, reason, detail)
+
+        batch_size = int(self.lr.settle(shape, self.batch(budget, shape)) * batch_scale)
+        if batch_size < limits.min_batch or batch_size < 1:
+            return drop(DropReason.BATCH, f"batch {batch_size} under min_batch {limits.min_batch}")
+
+        flops_per_step = shape.train_flops_per_token * batch_size * shape.seq_len
+        steps = round(budget / flops_per_step)
+        miss = abs(steps * flops_per_step - budget) / budget
+        if miss > self.budget_tolerance:
+            return drop(DropReason.BUDGET, f"{steps:,} steps miss the budget by {miss:.1%}")
+        if limits.max_steps is not None and steps >= limits.max_steps:
+            return drop(DropReason.STEPS, f"{steps:,} steps not under max_steps {limits.max_steps:,}")
+
+        lr = min(self.lr(shape, batch_size), self.lr.cap) * lr_scale
+        return Candidate(shape, batch_size, steps, lr, self.beta2(shape, batch_size))
+
+
+def soda_depth(width: int) -> int:
+    """round(d / (64 + 4 log2(d) - 7)), at least 1 (soda.md 3.3)."""
+    return max(1, round(width / (64 + 4 * math.log2(width) - 7)))
+
+
+SODA = Recipe(
+    name="soda",
+    version=1,
+    depth=soda_depth,
+    head_dim=128,
+    mlp_ratio=4,
+    batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling (soda.md 3.3)"),
+    lr=LearningRateRule(
+        coefficient=0.33,
+        batch_power=0.5,
+        width_power=-1.0,
+        unit="sequences",
+        cap=0.01,
+        halve_batch=True,
+        source="SODA's sweep: 0.33 sqrt(B) / d, B halved while above 0.01 (soda.md 3.3)",
+    ),
+    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128) (soda.md 3.3)"),
+    sources={
+        "depth": "SODA's sweep: round(d / (64 + 4 log2 d - 7)) (soda.md 3.3)",
+        "head_dim": "SODA's sweep: heads = d // 128, as many for keys and values (soda.md 3.3)",
+        "mlp_ratio": "SODA's sweep: m = 4d (soda.md 3.3)",
+    },
+)
+"""The rules of SODA's IsoFLOP study, with which its 64 runs are laid out."""
+
+
+def pocket_depth(width: int) -> int:
+    """max(2, round(d / 16)): shallow models for widths of 8 to 128."""
+    return max(2, round(width / 16))
+
+
+# The numbers of `pocket` are tuned on the pocket corpus; raise the version with any change.
+POCKET = Recipe(
+    name="pocket",
+    version=1,
+    depth=pocket_depth,
+    head_dim=8,
+    mlp_ratio=4,
+    batch=BatchRule(target_steps=1024, rounding="nearest", source="provisional: steps that a CPU does in seconds"),
+    lr=LearningRateRule(
+        coefficient=0.33,
+        batch_power=0.5,
+        width_power=-1.0,
+        unit="sequences",
+        cap=0.02,
+        halve_batch=False,
+        source="provisional: SODA's form with a cap for narrow models",
+    ),
+    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="provisional: SODA's rule"),
+    sources={
+        "depth": "max(2, round(d / 16)): width 16 to 64 has 2 to 4 layers",
+        "head_dim": "8, so that the narrowest models have more than one head",
+        "mlp_ratio": "SODA's 4",
+    },
+)
+"""Rules for small vocabularies and shallow models that a CPU trains in minutes."""
+
+RECIPES: dict[str, RecipeLike] = {recipe.name: recipe for recipe in (SODA, POCKET)}
+"""The shipped recipes by name."""
+
+
+def find_recipe(name: str) -> RecipeLike:
+    """A shipped recipe by name, or a lab's own as `package.module:attribute`.
+
+    Raises:
+        ConfigError: a name that is not known, or an attribute that can't be imported or is no recipe.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ":" not in name:
+        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(RECIPES)}"
+        raise ConfigError(f"recipe {name!r} is not known; {hint} (or module:attribute for a recipe of your own)")
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module_name), attribute)
+    except Exception as problem:  # a lab's module may fail in any way while it is imported
+        raise ConfigError(
+            f"recipe {name!r} can't be imported ({problem}); is its folder installed or on PYTHONPATH?"
+        ) from problem
+    if isinstance(found, type) or not isinstance(found, RecipeLike):
+        raise ConfigError(f"recipe {name!r} is no recipe: it needs name, version, shape and solve")
+    return found

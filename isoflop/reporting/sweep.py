@@ -1,0 +1,101 @@
+"""The report of a sweep's directory: reads its files, repeats its fit, writes the page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from isoflop.errors import FitError
+from isoflop.fitting.files import RUNS_FILE, read_frame
+from isoflop.fitting.frames import records
+from isoflop.fitting.isoflop import fit_isoflop
+from isoflop.fitting.result import IsoflopFit
+from isoflop.fitting.table import read_table
+from isoflop.reporting.html import write_report
+
+CURVE_COLUMNS = ["step", "tokens", "train_flops", "split", "kind", "loss"]
+_PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
+
+
+def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) -> Path:
+    """Writes report.html and figures of a sweep's directory (`runs.parquet`, `fit.json`, `<run_id>/loss/*.parquet`).
+
+    The fits are repeated with the options in fit.json: the same seed gives the same digits. Without fit.json the
+    defaults are taken; where a fit is refused, the page says why and shows the runs.
+
+    Args:
+        directory: of the sweep.
+        metadata: see `write_report`; name, recipe and versions are filled in.
+    """
+    directory = Path(directory)
+    runs = read_frame(directory)
+    document = _fit_document(directory)
+    fits, refusal = _fits(directory, document)
+    facts = {"name": directory.resolve().name, "recipe": document.get("recipe"), "versions": _versions()}
+    if document and fits and fits[0].runs.hash != document.get("data", {}).get("hash"):
+        facts["note"] = f"{RUNS_FILE} has changed since fit.json was written; this page fits the runs as they are now"
+    curves = loss_curves(directory, runs)
+    first = fits[0] if fits else None
+    return write_report(directory, runs, first, curves, facts | (metadata or {}), refusal=refusal, more_fits=fits[1:])
+
+
+def loss_curves(directory: str | Path, runs: pd.DataFrame) -> pd.DataFrame | None:
+    """The loss logs of all runs that have one, with `run_id` and `budget`; None where there are none."""
+    parts = []
+    if not {"run_id", "budget"} <= set(runs.columns):
+        return None
+    for row in records(runs.loc[:, ["run_id", "budget"]]):
+        for path in sorted((Path(directory) / str(row["run_id"]) / "loss").glob("*.parquet")):
+            frame = pd.read_parquet(path, columns=CURVE_COLUMNS)
+            parts.append(frame.assign(run_id=str(row["run_id"]), budget=float(row["budget"])))
+    parts = [p for p in parts if len(p)]
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _fit_document(directory: Path) -> dict[str, Any]:
+    path = directory / "fit.json"
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FitError(f"{path}: not JSON: {error}; write it anew with: isoflop fit {directory}") from error
+    if not isinstance(document, dict):
+        raise FitError(f"{path}: not a fit; write it anew with: isoflop fit {directory}")
+    return document
+
+
+def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[IsoflopFit], str]:
+    """The fits of the document, repeated; or none, and why."""
+    options = document.get("options", {})
+    columns = {k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")}
+    shared = {k: options[k] for k in ("use", "bootstrap", "confidence", "seed") if k in options}
+    entries = [e for e in document.get("fits", []) if e.get("method") == "isoflop"]
+    wanted = [(e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total")) for e in entries]
+    fits = []
+    try:
+        for axis, loss, n in wanted or [("params", "loss", "total")]:
+            named = {**columns, "loss": loss}
+            if n != options.get("n", n):
+                named.pop("params", None)
+            table = read_table(directory, n=n, loss_unit=options.get("loss_unit", "nats"), **named)
+            fits.append(fit_isoflop(table, axis=axis, **shared))
+    except FitError as error:
+        return fits, "" if fits else str(error)
+    return fits, ""
+
+
+def _versions() -> str:
+    return ", ".join([f"Python {platform.python_version()}", *(f"{p} {v}" for p in _PACKAGES if (v := _installed(p)))])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

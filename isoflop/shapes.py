@@ -1,0 +1,153 @@
+"""The shape of a model and all that follows from it: parameters, training FLOPs and bytes.
+
+There is one formula for each, here, and the planner, the trainer, the logs and the fits all take it from here.
+Symbols in the formulas: d width, m MLP width, L layers, h query heads, k key-value heads, e head dimension,
+V vocabulary size, S sequence length, B sequences in a batch. All counts are Python integers, which do not overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from isoflop.errors import ConfigError
+
+TRAIN_OVER_FORWARD = 3
+"""Training FLOPs per forward FLOP: one forward pass and a backward pass at twice its cost (soda.md 3.2)."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A Qwen3-style decoder: RMSNorm, QK-norm, SwiGLU, grouped-query attention, RoPE, no biases.
+
+    Attributes:
+        width: d, the size of the residual stream.
+        layers: L, the number of blocks.
+        heads: h, query heads.
+        kv_heads: k, key and value heads; it divides `heads`.
+        head_dim: e, the size of a head; even, because RoPE turns pairs. heads * head_dim need not equal width.
+        mlp_width: m, the inner size of the SwiGLU MLP.
+        vocab_size: V, rows of the embedding and of the head.
+        seq_len: S, tokens in a training window.
+        tied: whether the head shares the embedding's weights.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocab_size: int
+    seq_len: int
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "tied" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{field.name}: expected a whole number above 0, got {value!r}")
+        if self.heads % self.kv_heads:
+            raise ConfigError(f"kv_heads: expected a divisor of heads ({self.heads}), got {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}")
+
+    # Parameters
+
+    def parameter_items(self) -> dict[str, int]:
+        """Exact number of weights by part of the model; the values add up to `params_total`.
+
+        The large matrices are soda.md 3.4 with the real head dimension; the norms, which that formula leaves out
+        in part, are two RMSNorms of d and two QK-norms of e in each layer, and a final RMSNorm of d.
+        """
+        d, e = self.width, self.head_dim
+        return {
+            "embedding": self.vocab_size * d,
+            "head": 0 if self.tied else self.vocab_size * d,
+            "attention": self.layers * 2 * d * e * (self.heads + self.kv_heads),
+            "mlp": self.layers * 3 * d * self.mlp_width,
+            "block_norms": self.layers * 2 * d,
+            "qk_norms": self.layers * 2 * e,
+            "final_norm": d,
+        }
+
+    @property
+    def params_total(self) -> int:
+        """All weights, embedding and head both counted (once when tied). The N of SODA's fit."""
+        return sum(self.parameter_items().values())
+
+    @property
+    def params_one_embedding(self) -> int:
+        """Weights with the embedding counted once and the head not at all: the N in the names of SODA's suite."""
+        return self.params_total - self.parameter_items()["head"]
+
+    @property
+    def params_non_embedding(self) -> int:
+        """Weights without embedding and head."""
+        return self.params_one_embedding - self.parameter_items()["embedding"]
+
+    # FLOPs
+
+    def flops_items(self) -> dict[str, int]:
+        """Forward FLOPs per token by part; the values add up to `forward_flops_per_token`.
+
+        A multiply-add is 2 FLOPs (soda.md 3.2, with the real head dimension in the output projection too). Attention
+        is charged in full, S x S with no causal halving, and 3 FLOPs a score for scale, mask and softmax. Embedding
+        look-up, norms, RoPE and the SwiGLU's element-wise product are not charged.
+        """
+        d, h, k, e = self.width, self.heads, self.kv_heads, self.head_dim
+        return {
+            "mlp": self.layers * 6 * d * self.mlp_width,
+            "qkv": self.layers * 2 * d * e * (h + 2 * k),
+            "output": self.layers * 2 * h * e * d,
+            "scores": self.layers * 2 * h * e * self.seq_len,
+            "softmax": self.layers * 3 * h * self.seq_len,
+            "values": self.layers * 2 * h * e * self.seq_len,
+            "head": 2 * d * self.vocab_size,
+        }
+
+    @property
+    def forward_flops_per_token(self) -> int:
+        """FLOPs of a forward pass for one token of a window of `seq_len` tokens."""
+        return sum(self.flops_items().values())
+
+    @property
+    def train_flops_per_token(self) -> int:
+        """FLOPs of a training step for one token: 3 x forward (soda.md 3.2). Budgets are in this unit."""
+        return TRAIN_OVER_FORWARD * self.forward_flops_per_token
+
+    # Bytes
+
+    def weight_bytes(self, bytes_per_param: int = 4) -> int:
+        """Bytes of the weights; 4 a parameter in fp32, 2 in bf16. Gradients take as many again."""
+        return self.params_total * bytes_per_param
+
+    def optimizer_bytes(self, bytes_per_param: int = 8) -> int:
+        """Bytes of the optimizer's state; 8 a parameter for Adam's two moments in fp32."""
+        return self.params_total * bytes_per_param
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint on disk, at 16 a parameter: weights and two moments in fp32, and a fourth in hand."""
+        return self.params_total * 16
+
+    def activation_items(self, micro_batch: int, bytes_per_value: int = 2) -> dict[str, int]:
+        """Estimated bytes kept for the backward pass of `micro_batch` sequences, by part.
+
+        Values per token: in a layer, 4d for the residual stream and its normed copies at both sub-blocks; 3he + 3ke
+        for queries and keys before and after QK-norm and RoPE, values, and attention's output; 4m for gate, up,
+        activated gate and product. Scores are not kept: attention is computed in blocks. The head keeps its logits
+        at `bytes_per_value`, and 8 bytes a logit more for the loss's fp32 copy and its gradient. Measured memory
+        (`isoflop calibrate`) takes this estimate's place where there is one.
+        """
+        tokens = micro_batch * self.seq_len
+        per_layer = tokens * self.layers * bytes_per_value
+        return {
+            "residual": per_layer * 4 * self.width,
+            "attention": per_layer * 3 * self.head_dim * (self.heads + self.kv_heads),
+            "mlp": per_layer * 4 * self.mlp_width,
+            "logits": tokens * self.vocab_size * (bytes_per_value + 8),
+        }
+
+    def activation_bytes(self, micro_batch: int, bytes_per_value: int = 2) -> int:
+        """Estimated bytes of activations for `micro_batch` sequences: the sum of `activation_items`."""
+        return sum(self.activation_items(micro_batch, bytes_per_value).values())

@@ -1,0 +1,129 @@
+"""The decoder: Qwen3-style blocks (RMSNorm, QK-norm, SwiGLU, grouped-query attention, RoPE with Llama-3 scaling).
+
+Shape suffixes: B batch, S sequence, D width, H query heads, K key-value heads, E head dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isoflop.shapes import ModelShape
+
+NORM_EPS = 1e-6
+ROPE_THETA = 500_000.0
+ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_ORIGINAL = 8.0, 1.0, 4.0, 8192
+
+
+class Decoder(nn.Module):
+    """A causal language model of a planned shape; `forward` maps ids (B, S) to logits (B, S, V).
+
+    Weights are drawn on construction from the default generator: normal, standard deviation 1 / sqrt(fan in), the
+    projections back into the residual stream smaller by sqrt(2 layers); the head starts at zero, so that the first loss
+    is ln V at every width.
+    """
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embedding = nn.Embedding(shape.vocab_size, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.head = nn.Linear(shape.width, shape.vocab_size, bias=False)
+        self._initialise()
+        if shape.tied:
+            self.head.weight = self.embedding.weight
+        cos_SE, sin_SE = rope_tables(shape.seq_len, shape.head_dim)
+        self.register_buffer("cos_SE", cos_SE, persistent=False)
+        self.register_buffer("sin_SE", sin_SE, persistent=False)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        length = ids_BS.shape[1]
+        rope = (self.cos_SE[:length], self.sin_SE[:length])
+        x_BSD = self.embedding(ids_BS)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, rope)
+        return self.head(self.norm(x_BSD))
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith(("attention.output", "mlp.down"))
+                scale = 1 / math.sqrt(2 * self.shape.layers) if residual else 1.0
+                nn.init.normal_(module.weight, std=scale / math.sqrt(module.in_features))
+        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.shape.width))
+        if not self.shape.tied:
+            nn.init.zeros_(self.head.weight)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a normalised copy of the residual stream."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.attention = Attention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.mlp = MLP(shape)
+
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope)
+        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with RMS-normalised queries and keys."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.grouped = shape.kv_heads != shape.heads
+        self.query = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=False)
+        self.key = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.value = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.output = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
+        self.query_norm = nn.RMSNorm(shape.head_dim, eps=NORM_EPS)
+        self.key_norm = nn.RMSNorm(shape.head_dim, eps=NORM_EPS)
+
+    def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        q_BHSE = rotate(self.query_norm(self._heads(self.query(x_BSD))), rope)
+        k_BKSE = rotate(self.key_norm(self._heads(self.key(x_BSD))), rope)
+        v_BKSE = self._heads(self.value(x_BSD))
+        y_BHSE = F.scaled_dot_product_attention(q_BHSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=self.grouped)
+        return self.output(y_BHSE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BSD: Tensor) -> Tensor:
+        return x_BSD.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate = nn.Linear(shape.width, shape.mlp_width, bias=False)
+        self.up = nn.Linear(shape.width, shape.mlp_width, bias=False)
+        self.down = nn.Linear(shape.mlp_width, shape.width, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BSD)) * self.up(x_BSD))
+
+
+def rotate(x_BHSE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding, halves convention (component i is paired with i + E/2)."""
+    cos_SE, sin_SE = rope
+    first, second = x_BHSE.chunk(2, dim=-1)
+    return (x_BHSE * cos_SE + torch.cat((-second, first), dim=-1) * sin_SE).to(x_BHSE.dtype)
+
+
+def rope_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_dim) with Llama 3's frequency scaling (factor 8, bands 1 and 4, context 8192)."""
+    frequencies = ROPE_THETA ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    turns = ROPE_ORIGINAL * frequencies / (2 * math.pi)  # turns over the original context
+    blend = ((turns - ROPE_LOW) / (ROPE_HIGH - ROPE_LOW)).clamp(0, 1)
+    frequencies = frequencies * (blend + (1 - blend) / ROPE_FACTOR)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()

@@ -1,0 +1,261 @@
+"""Reading tables: what is taken, what is refused and in which words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isoflop.errors import FitError
+from isoflop.fitting import RunsTable, fit_isoflop, read_table, simulate_isoflop
+from isoflop.fitting.table import cluster
+
+
+def frame(**changes: object) -> pd.DataFrame:
+    columns = {"params": [1e6, 2e6, 3e6], "tokens": [3e8, 2e8, 1e8], "loss": [3.0, 2.9, 3.1], "budget": [1e15] * 3}
+    return pd.DataFrame(columns | changes)
+
+
+T = TypeVar("T")
+
+
+def without(*names: str) -> pd.DataFrame:
+    return frame().drop(columns=list(names))
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "words"),
+    [
+        (frame(loss=[3.0, np.nan, 3.1]), {}, "column 'loss' needs positive, finite numbers; not so in row 2 (nan)"),
+        (frame(loss=[3.0, np.inf, -1.0]), {}, "rows 2, 3 (inf, -1.0)"),
+        (frame(params=[0, 1, 2]), {}, "column 'params'"),
+        (frame(params=["1M", "2M", "3M"]), {}, "rows 1, 2, 3 ('1M', '2M', '3M')"),
+        (frame(params=["1e6", None, 3]), {}, "row 2"),
+        (frame(tokens=[True, False, True]), {}, "holds bool, not numbers"),
+        (frame(tokens=pd.to_datetime(["2020-01-01"] * 3)), {}, "not numbers"),
+        (frame(tokens=[1 + 1j, 1, 1]), {}, "not numbers"),
+        (frame().iloc[:0], {}, "has no rows"),
+        (pd.DataFrame(), {}, "no column 'params_total'"),
+        (without("tokens").assign(token=1.0), {}, "no column 'tokens'; did you mean 'token'?"),
+        (without("loss"), {}, "name it with --loss"),
+        (without("budget"), {}, "no column of FLOPs; name it with --flops or --budget"),
+        (frame(), {"loss": "lss"}, "no column 'lss'; did you mean 'loss'?"),
+        (frame(), {"n": "one_embedding"}, "no column 'params_one_embedding'"),
+        (frame(), {"n": "body"}, "unknown parameter count 'body'"),
+        (frame(), {"loss_unit": "bytes"}, "unknown loss unit 'bytes'"),
+        (frame(state=["failed", "failed", "running"]), {}, "no run is done (2 failed, 1 running)"),
+        (pd.concat([frame(), frame()[["loss"]]], axis=1), {}, "column 'loss' is there more than once"),
+        (frame(flops=np.geomspace(1e15, 1.5e15, 3)).drop(columns="budget").sample(frac=1), {}, None),
+        (
+            pd.DataFrame({"params": 1e6, "tokens": 1e8, "loss": 3.0, "flops": np.geomspace(1e15, 3e15, 40)}),
+            {},
+            "the FLOPs don't fall into budgets (1e+15 to 3e+15",
+        ),
+    ],
+)
+def test_refusals_name_column_and_rows(table, options, words):
+    if words is None:
+        assert len(read_table(table, **options)) == 3
+        return
+    with pytest.raises(FitError) as caught:
+        read_table(table, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.csv", None, "no such file"),
+        ("empty.csv", b"", "the file is empty"),
+        ("head.csv", b"params,tokens,loss,budget\n", "has no rows"),
+        ("blank.csv", b"\n\n", "can't be read"),
+        ("twice.csv", b"loss,params,loss\n1,2,3\n", "column 'loss' is there more than once"),
+        ("long.csv", b"params,tokens\n1,2\n1,2,3\n", "can't be read"),
+        ("long1.csv", b"params,tokens\n1,2,3\n", "can't be read"),
+        ("latin.csv", "größe,é\n1,2\n".encode("latin-1"), "can't be read"),
+        ("bad.jsonl", b'{"loss": 1}\n{"loss": \n', "line 2: not JSON"),
+        ("list.jsonl", b"[1, 2]\n", "line 1: expected one JSON object"),
+        ("twice.jsonl", b'{"loss": 1, "loss": 2}\n', "more than once"),
+        ("not.parquet", b"PAR1 no", "can't be read"),
+        ("runs.xlsx", b"x", "can't tell what kind of table"),
+        ("sub", "dir", "has no runs.parquet"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name, content, words):
+    path = tmp_path / name
+    if content == "dir":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FitError) as caught:
+        read_table(path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_kind_of_file_reads_alike(tmp_path: Path):
+    runs = simulate_isoflop(points=5)
+    expected = read_table(runs)
+    runs.to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
+    runs.to_parquet(tmp_path / "runs.parquet")
+    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs.to_dict("records"))))
+    for source in (tmp_path / "bom.csv", tmp_path / "runs.parquet", tmp_path / "runs.jsonl", tmp_path, str(tmp_path)):
+        table = read_table(source)
+        assert table.hash == expected.hash
+        pd.testing.assert_frame_equal(table.frame, expected.frame)
+
+
+def test_names_units_and_counts():
+    runs = frame(params_one_embedding=[1e5, 2e5, 3e5], bits=[1.0, 2.0, 3.0], train_flops=[1.01e15, 1e15, 1e15])
+    table = read_table(runs, n="one_embedding", loss="bits", loss_unit="bits")
+    assert table.columns == {
+        "params": "params_one_embedding",
+        "tokens": "tokens",
+        "loss": "bits",
+        "flops": "train_flops",
+        "budget": "budget",
+    }
+    assert (table.n, table.loss_unit) == ("one_embedding", "bits")
+    np.testing.assert_allclose(table.array("loss"), np.log(2.0) * np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_array_equal(table.array("flops"), [1.01e15, 1e15, 1e15])
+
+
+def test_params_total_stands_in_for_params():
+    assert read_table(frame().rename(columns={"params": "params_total"})).columns["params"] == "params_total"
+    assert read_table(frame(), params="tokens").columns["params"] == "tokens"
+
+
+def test_integers_do_not_overflow():
+    runs = frame(params=np.array([4_000_000_000] * 3), tokens=np.array([9_000_000_000] * 3), budget=[10**19] * 3)
+    assert runs["params"].dtype == np.int64
+    table = read_table(runs)
+    assert (table.array("params") * table.array("tokens") == 3.6e19).all()
+    huge = read_table(frame(budget=[10**21, 10**21, 2 * 10**21]))  # beyond int64: Python integers
+    assert set(huge.array("budget")) == {1e21, 2e21}
+
+
+def test_budgets_are_clustered_not_rounded():
+    flops = [1.8e19, 1.795e19, 1.81e19, 2.0e19, 1.99e19]
+    runs = pd.DataFrame({"params": 1e6, "tokens": 1e8, "loss": 3.0, "flops": flops})
+    table = read_table(runs)
+    assert len(set(table.array("budget"))) == 2
+    assert table.columns["budget"] == "(flops, clustered)"
+    np.testing.assert_array_equal(cluster([1.8e19, 2e19, 1.8e19 * (1 + 1e-9)], 1e-6), [0, 1, 0])
+
+
+def test_only_done_runs_and_no_copies():
+    runs = frame(state=["done", "diverged", "done"], loss=[3.0, np.nan, 3.1], run_id=["x", "y", "z"])
+    table = read_table(pd.concat([runs, runs.iloc[:1]]))
+    assert len(table) == 2
+    assert [tuple(d) for d in table.dropped] == [
+        ("run y", "state is diverged, not done"),
+        ("run x", "repeats another row in every column"),
+    ]
+
+
+def test_seeds_are_one_configuration_but_settings_are_not():
+    runs = pd.DataFrame({"params": 1e6, "tokens": 1e8, "budget": 1e15, "loss": [3.0, 3.2, 3.3], "seed": [0, 1, 0]})
+    assert read_table(runs).configurations["seeds"].tolist() == [3]
+    tuned = read_table(runs.assign(lr=[0.1, 0.1, 0.2])).configurations
+    assert tuned["seeds"].tolist() == [2, 1]
+    assert tuned["loss"].tolist() == pytest.approx([3.1, 3.3])
+
+
+def test_order_of_rows_changes_nothing():
+    runs = simulate_isoflop(points=5, seeds=2)
+    mixed = runs.sample(frac=1.0, random_state=1)
+    assert read_table(runs).hash == read_table(mixed).hash
+    assert (
+        fit_isoflop(runs, bootstrap=200).to_dict()["exponents"]
+        == fit_isoflop(mixed, bootstrap=200).to_dict()["exponents"]
+    )
+    changed = runs.assign(loss=runs["loss"].where(runs.index != 3, 3.14159))
+    assert read_table(changed).hash != read_table(runs).hash
+
+
+def attempt(call: Callable[[], T]) -> tuple[str, T | None]:
+    """The words of a refusal, or the result."""
+    try:
+        return "", call()
+    except FitError as error:
+        return str(error), None
+
+
+CELLS = st.one_of(
+    st.floats(1e-3, 1e25),
+    st.sampled_from([1e18, 3e18, 1e19, 1e6, 1e9, 2.5, 0.0, -1.0, float("nan"), float("inf"), None, "x", "3", "", True]),
+    st.integers(-(2**70), 2**70),
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"params": CELLS, "tokens": CELLS, "loss": CELLS},
+        optional={
+            "flops": CELLS,
+            "budget": CELLS,
+            "seed": CELLS,
+            "state": st.sampled_from(["done", "failed", None]),
+            "epochs": CELLS,
+        },
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(ROWS)
+def test_any_table_is_read_or_refused(rows):
+    refusal, table = attempt(lambda: read_table(pd.DataFrame(rows)))
+    if table is None:
+        assert refusal
+        assert "\n" not in refusal
+        return
+    assert isinstance(table, RunsTable)
+    values = table.frame[["params", "tokens", "loss", "flops", "budget"]].to_numpy()
+    assert values.dtype == np.float64
+    assert np.isfinite(values).all()
+    assert (values > 0).all()
+
+
+SIZES = st.floats(1e5, 1e12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([1e17, 1e18, 1e19, 1e20]),
+            SIZES | st.sampled_from([1e7, 2e7, 4e7, 8e7]),
+            st.floats(0.5, 9.0),
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_any_good_table_is_fitted_or_refused(rows):
+    budget, params, loss = np.array(rows).T
+    runs = pd.DataFrame({"budget": budget, "params": params, "tokens": budget / (6 * params), "loss": loss})
+    refusal, fit = attempt(lambda: fit_isoflop(runs, use="all", bootstrap=100))
+    if fit is None:
+        assert "budgets can be used" in refusal or "no profile" in refusal
+        return
+    assert np.isfinite(fit.exponents["value"]).all()
+    json.loads(fit.to_json())
+    assert fit.summary()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=300))
+def test_any_text_as_csv_is_read_or_refused(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("csv") / "runs.csv"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(FitError):
+        read_table(path)

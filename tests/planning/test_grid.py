@@ -1,0 +1,132 @@
+"""Which points a grid has: SODA's counts, extra points, seeds and replicates."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isoflop.config import load_sweep
+from isoflop.errors import ConfigError
+from isoflop.planning.grid import Grid, lay_out
+from isoflop.planning.plan import drop_counts, plan
+from isoflop.recipes import SODA
+
+GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
+
+
+def soda(**overrides: Any) -> Grid:
+    return lay_out(load_sweep("soda", overrides), SODA, 144_644)
+
+
+def places(grid: Grid) -> list[tuple[float, int]]:
+    return [(point.budget, point.width) for point in grid.points]
+
+
+def test_soda_has_80_candidates_of_which_59_stay() -> None:
+    grid = soda(extra=[])
+    assert len(grid.points) + len(grid.dropped) == 80
+    assert len(grid.points) == 59
+    assert drop_counts(grid.dropped) == {"batch": 11, "steps": 10}
+
+
+def test_soda_has_64_runs_with_its_extra_points() -> None:
+    grid = soda()
+    assert len(grid.points) == 64
+    assert list(Counter(point.budget for point in grid.points).values()) == [7, 12, 14, 7, 8, 8, 8]
+    assert drop_counts(grid.dropped) == {"batch": 11, "steps": 10}
+
+
+def test_soda_is_the_reconstructed_grid() -> None:
+    kept = [(float(row["budget"]), int(row["width"])) for row in GRID if row["kind"] in ("kept", "extra")]
+    too_long = [(float(row["budget"]), int(row["width"])) for row in GRID if row["kind"] == "steps"]
+    grid = soda()
+    assert places(grid) == sorted(kept)
+    assert [(item.budget, item.width) for item in grid.dropped if item.reason == "steps"] == sorted(too_long)
+
+
+def test_extra_points_are_exempt_from_the_limits_and_bring_back_what_was_dropped() -> None:
+    grid = soda(extra=[{"budget": 3e18, "width": 128}, {"budget": 3e18, "width": 2048}])
+    assert {(3e18, 128), (3e18, 2048)} <= set(places(grid))
+    assert not {(3e18, 128), (3e18, 2048)} & {(item.budget, item.width) for item in grid.dropped}
+    assert len(grid.points) + len(grid.dropped) == 80
+
+
+def test_extra_points_may_have_a_budget_of_their_own() -> None:
+    assert (1e21, 2304) in places(soda(extra=[{"budget": 1e21, "width": 2304}]))
+
+
+def test_every_point_has_the_seeds_and_some_have_more() -> None:
+    grid = soda(seeds=[0, 5], replicates=[{"budget": 3e18, "width": 768, "seeds": [1, 2]}])
+    seeds = {(point.budget, point.width): point.seeds for point in grid.points}
+    assert seeds.pop((3e18, 768)) == (0, 5, 1, 2)
+    assert set(seeds.values()) == {(0, 5)}
+
+
+def test_replicates_of_an_extra_point() -> None:
+    grid = soda(replicates=[{"budget": 3e20, "width": 2304, "seeds": [1]}])
+    assert grid.points[-1].seeds == (0, 1)
+
+
+def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
+    return {"budget": budget, "width": width, **({"seeds": list(seeds)} if seeds else {})}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"extra": [point(3e18, 768)]}, "extra[0]: 3e18 at width 768 is in the plan already; leave it out"),
+        ({"extra": [point(3e20, 2304)] * 2}, "extra[1]: 3e20 at width 2304 is in the plan already; leave it out"),
+        (
+            {"extra": [point(1e12, 2304)]},
+            "extra[0]: 1e12 at width 2304 can't be run: 0 steps miss the budget by 100.0%",
+        ),
+        (
+            {"replicates": [point(3e18, 700, 1)]},
+            "replicates[0]: 3e18 at width 700 is not in the plan; the nearest width at this budget is 640",
+        ),
+        (
+            {"replicates": [point(3.1e18, 768, 1)]},
+            "replicates[0]: 3.1e18 at width 768 is not in the plan; did you mean budget 3e18?",
+        ),
+        (
+            {"replicates": [point(3e18, 768, 0)]},
+            "replicates[0].seeds: 3e18 at width 768 has seed 0 already; leave it out",
+        ),
+        (
+            {"replicates": [point(3e18, 768, 1), point(3e18, 768, 1)]},
+            "replicates[1].seeds: 3e18 at width 768 has seed 1 already; leave it out",
+        ),
+    ],
+)
+def test_the_same_point_twice_or_a_point_that_is_not_there(overrides: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        soda(**overrides)
+    assert str(problem.value) == says
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.floats(1e-6, 1e40), st.integers(1, 1_000_000), st.integers(1, 2**24), st.sampled_from(["soda", "pocket"]),
+    st.sampled_from([2.0**-20, 1.0, 2.0**20]),
+)  # fmt: skip
+def test_any_point_is_planned_or_refused(budget: float, width: int, seq_len: int, recipe: str, scale: float) -> None:
+    overrides = {
+        "budgets": [budget], "widths": [width], "seq_len": seq_len, "recipe": recipe, "extra": [], "min_batch": 1,
+        "max_steps": None, "train.batch_scale": scale,
+    }  # fmt: skip
+    try:
+        laid_out = plan("soda", overrides)
+    except ConfigError:
+        return
+    for run in laid_out.runs:
+        assert abs(run.train_flops - budget) <= 0.0101 * budget
+        assert run.lr > 0
+        assert 0 <= run.beta2 < 1
+    assert repr(laid_out)
+    assert laid_out.to_frame().shape == (1, 27)

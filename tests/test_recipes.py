@@ -1,0 +1,205 @@
+"""Recipes: SODA's rules against the rows of its grid, the rules one by one, and a recipe of one's own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from isoflop.errors import ConfigError
+from isoflop.recipes import (
+    POCKET,
+    RECIPES,
+    SODA,
+    BatchRule,
+    Beta2Rule,
+    Candidate,
+    Dropped,
+    DropReason,
+    LearningRateRule,
+    Limits,
+    RecipeLike,
+    find_recipe,
+)
+from isoflop.shapes import ModelShape
+
+# Every row of soda.md 3.5: the whole grid with the batch test applied, and the seven hand-set points.
+GRID = list(csv.DictReader((Path(__file__).parent / "planning" / "soda_grid.csv").read_text().splitlines()))
+UNITS = {"M": 1e6, "B": 1e9}
+
+
+def soda(width: int, budget: float, limits: Limits | None = None, **scales: float) -> Candidate | Dropped:
+    return SODA.solve(budget, SODA.shape(width, 144_644, 4096), limits or Limits(), **scales)
+
+
+def solved(solution: Candidate | Dropped) -> Candidate:
+    assert isinstance(solution, Candidate)
+    return solution
+
+
+@pytest.mark.parametrize("row", GRID, ids=lambda row: f"{row['budget']}-{row['width']}")
+def test_soda_row(row: dict[str, str]) -> None:
+    run = solved(soda(int(row["width"]), float(row["budget"])))
+    shape = run.shape
+    assert (shape.layers, shape.heads, shape.kv_heads, shape.head_dim) == (
+        int(row["layers"]),
+        int(row["heads"]),
+        int(row["heads"]),
+        128,
+    )
+    assert shape.mlp_width == 4 * shape.width
+    assert (run.batch_size, run.steps) == (int(row["batch"]), int(row["steps"]))
+    assert run.lr == pytest.approx(float(row["lr"]), abs=0.5001e-5)
+    assert run.beta2 == pytest.approx(float(row["beta2"]), abs=0.5001e-4)
+    items = shape.parameter_items()
+    left_out = items["qk_norms"] + items["final_norm"]  # by SODA's formula (soda.md 3.4)
+    for value, text in (
+        (shape.params_total - left_out, row["params_total"]),
+        (shape.params_non_embedding - left_out, row["params_non_embedding"]),
+        (run.tokens, row["tokens"]),
+    ):
+        digits = len(text[:-1].partition(".")[2])
+        assert value / UNITS[text[-1]] == pytest.approx(float(text[:-1]), abs=0.501 * 10**-digits)
+
+
+def test_soda_9e18_at_width_768() -> None:
+    run = solved(soda(768, 9e18))
+    assert (run.shape.layers, run.shape.heads, run.shape.mlp_width) == (8, 6, 3072)
+    assert (run.batch_size, run.steps) == (32, 48_244)
+    assert run.lr == pytest.approx(0.33 * math.sqrt(32) / 768)
+    assert run.beta2 == pytest.approx(0.98 ** (32 / 128))
+    assert run.shape.params_total == pytest.approx(297.7e6, rel=2e-4)
+
+
+def test_soda_3e18_at_width_768() -> None:
+    run = solved(soda(768, 3e18))
+    assert run.batch_size == 8
+    assert run.tokens == pytest.approx(2.11e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("width", "budget", "limits", "reason", "detail"),
+    [
+        (1152, 3e18, Limits(min_batch=8), DropReason.BATCH, "batch 4 under min_batch 8"),
+        (128, 3e18, Limits(8, 400_000), DropReason.STEPS, "721,519 steps not under max_steps 400,000"),
+        (1024, 1e13, Limits(), DropReason.BUDGET, "1 steps miss the budget by"),
+        (1024, 1.0, Limits(), DropReason.BUDGET, "0 steps miss the budget by 100.0%"),
+    ],
+)
+def test_dropped(width: int, budget: float, limits: Limits, reason: DropReason, detail: str) -> None:
+    drop = soda(width, budget, limits)
+    assert isinstance(drop, Dropped)
+    assert (drop.budget, drop.width, drop.reason) == (budget, width, reason)
+    assert drop.detail.startswith(detail)
+
+
+def test_steps_equal_to_the_limit_are_too_many() -> None:
+    assert isinstance(soda(768, 9e18, Limits(max_steps=48_244)), Dropped)
+    assert isinstance(soda(768, 9e18, Limits(max_steps=48_245)), Candidate)
+
+
+def test_scales_multiply_what_the_rules_give() -> None:
+    plain = solved(soda(768, 9e18))
+    faster = solved(soda(768, 9e18, lr_scale=2.0))
+    assert faster == dataclasses.replace(plain, lr=2 * plain.lr)
+    larger = solved(soda(768, 9e18, batch_scale=4.0))
+    assert larger.batch_size == 128
+    assert larger.steps == pytest.approx(plain.steps / 4, abs=1)
+    assert larger.lr == pytest.approx(2 * plain.lr)
+    assert larger.beta2 == pytest.approx(plain.beta2**4)
+    assert isinstance(soda(768, 1e17, batch_scale=2.0**-10), Dropped)
+
+
+SHAPE = ModelShape(64, 2, 1, 1, 64, 256, 1000, 128)
+PER_STEP = SHAPE.train_flops_per_token * 128  # of a batch of one
+
+
+@pytest.mark.parametrize(
+    ("rounding", "wanted", "batch"),
+    [
+        ("up", 0.3, 1),
+        ("up", 4.0, 4),
+        ("up", 4.1, 8),
+        ("up", 8.0, 8),
+        ("nearest", 0.3, 1),
+        ("nearest", 5.6, 4),
+        ("nearest", 5.7, 8),
+    ],
+)
+def test_batch_is_a_power_of_two(rounding: str, wanted: float, batch: int) -> None:
+    rule = BatchRule(target_steps=1000, rounding=rounding, source="")  # type: ignore[arg-type]
+    assert rule(wanted * 1000 * PER_STEP, SHAPE) == batch
+
+
+def test_learning_rate_counts_the_batch_in_its_unit() -> None:
+    rule = LearningRateRule(2.0, 0.5, -1.0, "sequences", cap=1.0, halve_batch=False, source="")
+    assert rule(SHAPE, 16) == pytest.approx(2.0 * 4 / 64)
+    assert dataclasses.replace(rule, unit="tokens")(SHAPE, 16) == pytest.approx(2.0 * math.sqrt(16 * 128) / 64)
+
+
+def test_a_learning_rate_above_the_cap_halves_the_batch_but_never_to_nothing() -> None:
+    rule = LearningRateRule(1.0, 0.5, 0.0, "sequences", cap=2.0, halve_batch=True, source="")
+    assert rule.settle(SHAPE, 16) == 4
+    assert dataclasses.replace(rule, cap=0.5).settle(SHAPE, 16) == 1
+    assert dataclasses.replace(rule, halve_batch=False).settle(SHAPE, 16) == 16
+
+
+def test_beta2_remembers_the_same_number_of_tokens() -> None:
+    rule = Beta2Rule(base=0.98, reference=128, unit="sequences", source="")
+    assert rule(SHAPE, 128) == pytest.approx(0.98)
+    assert rule(SHAPE, 32) ** 4 == pytest.approx(0.98)
+    assert dataclasses.replace(rule, reference=128 * 128, unit="tokens")(SHAPE, 128) == pytest.approx(0.98)
+
+
+@pytest.mark.parametrize("width", [8, 16, 24, 32, 48, 64, 96, 128])
+@pytest.mark.parametrize("budget", [3e11, 1e12, 1e13])
+def test_pocket_suits_small_models(width: int, budget: float) -> None:
+    run = solved(POCKET.solve(budget, POCKET.shape(width, 774, 256)))
+    assert run.shape.layers >= 2
+    assert run.shape.heads * run.shape.head_dim == width
+    assert run.lr <= POCKET.lr.cap
+    assert 0 < run.beta2 < 1
+
+
+@pytest.mark.parametrize("recipe", [SODA, POCKET], ids=lambda recipe: recipe.name)
+def test_every_rule_has_its_source(recipe: object) -> None:
+    assert isinstance(recipe, type(SODA))
+    sources = [recipe.batch.source, recipe.lr.source, recipe.beta2.source, *recipe.sources.values()]
+    assert set(recipe.sources) == {"depth", "head_dim", "mlp_ratio"}
+    assert all(sources)
+    assert not any("\n" in source for source in sources)
+
+
+def test_recipes_are_found_by_name() -> None:
+    assert find_recipe("soda") is SODA
+    assert all(isinstance(recipe, RecipeLike) for recipe in RECIPES.values())
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab_recipes.py").write_text(
+        "import dataclasses\n"
+        "from isoflop.recipes import SODA\n"
+        "deep = dataclasses.replace(SODA, name='deep', version=3, depth=lambda width: width // 32)\n"
+        "nothing = 3\n"
+    )
+    (tmp_path / "broken_recipes.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    deep = find_recipe("lab_recipes:deep")
+    assert (deep.name, deep.version, deep.shape(256, 1000, 128).layers) == ("deep", 3, 8)
+    for name, reason in [
+        ("lab_recipes:nothing", "is no recipe: it needs name, version, shape and solve"),
+        ("lab_recipes:missing", "can't be imported"),
+        ("broken_recipes:deep", "can't be imported .division by zero."),
+        ("absent_recipes:deep", "can't be imported .*PYTHONPATH"),
+    ]:
+        with pytest.raises(ConfigError, match=reason):
+            find_recipe(name)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("sodaa", "soda"), ("poket", "pocket")])
+def test_an_unknown_recipe_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"recipe '{name}' is not known; did you mean {nearest}?"):
+        find_recipe(name)
