@@ -145,16 +145,20 @@ class LearningRateRule:
 
 @dataclass(frozen=True)
 class Beta2Rule:
-    """beta2 = base ** (batch / reference): the same memory in tokens at every batch. The batch is in `unit`."""
+    """beta2 = base ** (batch / reference) ** power, the batch in `unit`.
+
+    Power 1 is the same memory in tokens at every batch, power 0 the same memory in steps.
+    """
 
     base: float
     reference: float
     unit: Unit
     source: str
+    power: float = 1.0
 
     def __call__(self, shape: ModelShape, batch_size: int) -> float:
         """The optimizer's beta2 for a batch."""
-        return self.base ** (_in_unit(batch_size, shape, self.unit) / self.reference)
+        return self.base ** ((_in_unit(batch_size, shape, self.unit) / self.reference) ** self.power)
 
 
 def _in_unit(batch_size: int, shape: ModelShape, unit: Unit) -> int:
@@ -169,7 +173,8 @@ class Recipe:
         name: the name used in sweeps.
         version: raised with any change of a number, since it is part of a run's identity.
         depth: layers for a width.
-        head_dim: size of a head; a model has max(1, width // head_dim) heads, as many of keys and values.
+        heads: query heads for a width; as many of keys and values.
+        head_dim: size of a head.
         mlp_ratio: MLP width over width.
         batch, lr, beta2: the rules of the optimizer's settings, each with its source.
         sources: where the rules of the shape come from, by name.
@@ -179,6 +184,7 @@ class Recipe:
     name: str
     version: int
     depth: Callable[[int], int]
+    heads: Callable[[int], int]
     head_dim: int
     mlp_ratio: int
     batch: BatchRule
@@ -189,7 +195,7 @@ class Recipe:
 
     def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape:
         """The model of a width, with untied embeddings."""
-        heads = max(1, width // self.head_dim)
+        heads = self.heads(width)
         return ModelShape(
             width=width,
             layers=self.depth(width),
@@ -244,10 +250,16 @@ def soda_depth(width: int) -> int:
     return max(1, round(width / (64 + 4 * math.log2(width) - 7)))
 
 
+def soda_heads(width: int) -> int:
+    """max(1, d // 128) (soda.md 3.3)."""
+    return max(1, width // 128)
+
+
 SODA = Recipe(
     name="soda",
     version=1,
     depth=soda_depth,
+    heads=soda_heads,
     head_dim=128,
     mlp_ratio=4,
     batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling (soda.md 3.3)"),
@@ -263,7 +275,7 @@ SODA = Recipe(
     beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128) (soda.md 3.3)"),
     sources={
         "depth": "SODA's sweep: round(d / (64 + 4 log2 d - 7)) (soda.md 3.3)",
-        "head_dim": "SODA's sweep: heads = d // 128, as many for keys and values (soda.md 3.3)",
+        "heads": "SODA's sweep: d // 128 of size 128, as many for keys and values (soda.md 3.3)",
         "mlp_ratio": "SODA's sweep: m = 4d (soda.md 3.3)",
     },
 )
@@ -271,31 +283,40 @@ SODA = Recipe(
 
 
 def pocket_depth(width: int) -> int:
-    """max(2, round(d / 16)): shallow models for widths of 8 to 128."""
-    return max(2, round(width / 16))
+    """max(2, round(d / 32)): the models of a pocket study differ in width alone, so that its profiles are smooth."""
+    return max(2, round(width / 32))
 
 
-# The numbers of `pocket` are tuned on the pocket corpus; raise the version with any change.
+def pocket_heads(width: int) -> int:
+    """Heads of size 8 that together are at least as wide as the model."""
+    return math.ceil(width / 8)
+
+
 POCKET = Recipe(
     name="pocket",
     version=1,
     depth=pocket_depth,
+    heads=pocket_heads,
     head_dim=8,
     mlp_ratio=4,
-    batch=BatchRule(target_steps=1024, rounding="nearest", source="provisional: steps that a CPU does in seconds"),
+    batch=BatchRule(
+        target_steps=2048,
+        rounding="up",
+        source="SODA's form; 1024 to 2048 steps, tuned at 3e11 and 3e12 FLOPs (analysis/NOTES.md)",
+    ),
     lr=LearningRateRule(
-        coefficient=0.33,
-        batch_power=0.5,
+        coefficient=0.25,
+        batch_power=0.125,
         width_power=-1.0,
         unit="sequences",
-        cap=0.02,
+        cap=0.1,
         halve_batch=False,
-        source="provisional: SODA's form with a cap for narrow models",
+        source="tuned at widths 16, 32 and 64, batches of 2 to 32 x 128 tokens (analysis/NOTES.md)",
     ),
-    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="provisional: SODA's rule"),
+    beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
     sources={
-        "depth": "max(2, round(d / 16)): width 16 to 64 has 2 to 4 layers",
-        "head_dim": "8, so that the narrowest models have more than one head",
+        "depth": "two layers up to width 79: one family, without steps in depth",
+        "heads": "8 is the smallest head that RoPE serves well; widths in steps of 4 are possible",
         "mlp_ratio": "SODA's 4",
     },
 )

@@ -104,7 +104,7 @@ class Data:
     tokens: dict[str, float] = field(default_factory=dict)
     max_epochs: float = 4.0
     seed: int = 0
-    heldout_share: float = 0.02
+    heldout_share: float = 0.03
 
     def __post_init__(self) -> None:
         require(bool(self.codec.strip()), "codec", "empty; use mimi, pocket or a folder")
@@ -197,13 +197,15 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The held-out loss that is fitted: a validation set and the kind of its target tokens."""
+    """The held-out loss that is fitted: a validation set, the kind of its target tokens, and how many are measured."""
 
     set: str = "heldout"
     kind: Kind = "all"
+    tokens: int = 65_536
 
     def __post_init__(self) -> None:
         require_name("set", self.set)
+        require(self.tokens >= 1, "tokens", f"expected 1 or more, got {self.tokens}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,9 @@ class _Job:
     seed: int
 
 
-def prepare_pocket(folder: Path, data: dict[str, Any], processes: int) -> Manifest:
+def prepare_pocket(
+    folder: Path, data: dict[str, Any], processes: int, progress: Callable[[int, float], None] | None = None
+) -> Manifest:
     """Makes the corpus in `folder` until the training split has `data["tokens"]["pocket"]` tokens, both orders counted.
 
     Shards are made in a fixed order by fresh processes (espeak's state carries over inside one), so any number of
@@ -61,7 +63,7 @@ def prepare_pocket(folder: Path, data: dict[str, Any], processes: int) -> Manife
     heldout, train = split_sentences(data["heldout_share"], data["seed"])
     context = multiprocessing.get_context("spawn")
     with _one_thread_each(), context.Pool(processes, maxtasksperchild=1) as pool:
-        versions = pool.apply(_make_codec, (folder, _first(train, CODEC_DOCUMENTS, data["seed"]), data["seed"]))
+        versions = pool.apply(_make_codec, (folder, scripts_of(train, data["seed"], 0)[:CODEC_DOCUMENTS], data["seed"]))
 
         def jobs(split: str, texts: list[str], takes: int | None) -> Iterator[_Job]:
             for number, scripts in enumerate(_batches(texts, data["seed"], takes)):
@@ -72,11 +74,13 @@ def prepare_pocket(folder: Path, data: dict[str, Any], processes: int) -> Manife
         for shard in _ahead(pool, jobs("train", train, None), processes):
             shards.append(shard)
             made += shard.tokens
+            if progress:
+                progress(made, wanted)
             if made >= wanted:
                 break
         pool.terminate()
-    for stray in set(folder.glob("train-*.bin")) - {folder / shard.file for shard in shards}:
-        stray.unlink()
+    for unused in set(folder.glob("train-*.bin")) - {folder / shard.file for shard in shards}:
+        unused.unlink()  # made ahead of need
     return Manifest(ids, tuple(shards), data, versions)
 
 
@@ -126,10 +130,6 @@ def _one_thread_each() -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _first(texts: list[str], count: int, seed: int) -> list[Script]:
-    return scripts_of(texts, seed, 0)[:count]
 
 
 def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Script]]:

@@ -52,7 +52,8 @@ def explain_status(status: para.Status, profile: para.Profile, parabola: para.Pa
     """A status with the fact behind it, for the message of a refusal."""
     what, smallest, largest = AXIS_WORDS[axis]
     if status == "too_few":
-        return f"too_few ({profile.sizes} sizes, {para.MIN_SIZES} needed)"
+        sizes = f"{profile.sizes} distinct size{'s' if profile.sizes > 1 else ''}"
+        return f"too_few ({sizes}, {para.MIN_SIZES} needed)"
     if status == "edge" and parabola is not None:
         below = float(parabola.vertices(parabola.coefficients)) < profile.x[0]
         return f"edge (the minimum is {'below' if below else 'above'} the {smallest if below else largest} {what})"

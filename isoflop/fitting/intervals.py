@@ -80,7 +80,8 @@ def draws_interval(value: float, draws: Floats, dof: int, confidence: float) -> 
     """Percentiles of the draws, stretched from the normal to the t quantile about the value.
 
     The spread of the residuals is itself an estimate, on `dof` degrees of freedom. A draw without a value (NaN: its
-    parabola had no minimum) counts half below and half above all others, so that many of them make the ends infinite. No draws: no interval (NaN).
+    parabola had no minimum) counts half below and half above all others, so that many of them make the ends infinite.
+    No draws: no interval (NaN).
     """
     tail = 0.5 - confidence / 2.0
     stretch = float(stdtrit(dof, 1.0 - tail) / ndtri(1.0 - tail))

@@ -76,18 +76,18 @@ def fit_isoflop(
 
 
 def profiles_of(table: RunsTable, axis: Axis) -> list[para.Profile]:
-    """The profiles of a table, by ascending budget."""
-    other = "tokens" if axis == "params" else "params"
-    profiles = []
-    for _, group in table.configurations.groupby("budget", sort=True):
-        group = group.sort_values([axis, "loss"], kind="stable")
-        weight = column(group, "seeds")
-        mean_flops = float(np.exp(np.average(np.log(column(group, "flops")), weights=weight)))
-        x, y = np.log(column(group, axis)), np.log(column(group, other))
-        profiles.append(
-            para.Profile(float(column(group, "budget")[0]), mean_flops, x, column(group, "loss"), weight, y)
-        )
-    return profiles
+    """The profiles of a table, by ascending budget, each by ascending size."""
+    frame = table.configurations
+    names = ("budget", axis, "loss", "flops", "seeds", "tokens" if axis == "params" else "params")
+    columns = np.stack([column(frame, name) for name in names])
+    columns = columns[:, np.lexsort(columns[2::-1])]  # by budget, then size, then loss
+    starts = np.flatnonzero(np.diff(columns[0])) + 1
+    return [_profile(*group) for group in np.split(columns, starts, axis=1)]
+
+
+def _profile(budget: Floats, size: Floats, loss: Floats, flops: Floats, seeds: Floats, other: Floats) -> para.Profile:
+    mean_flops = float(np.exp(np.average(np.log(flops), weights=seeds)))
+    return para.Profile(float(budget[0]), mean_flops, np.log(size), loss, seeds, np.log(other))
 
 
 def _check(axis: str, bootstrap: int, confidence: float) -> None:

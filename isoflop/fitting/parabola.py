@@ -98,8 +98,11 @@ def fit_parabola(profile: Profile) -> Parabola | None:
 
 
 def distinct(x: Floats) -> int:
-    """Number of distinct sizes in ascending ln(size)."""
-    return int(len(x) > 0) + int(np.count_nonzero(np.diff(x) > SAME_SIZE))
+    """Number of sizes in ascending ln(size), counting only those more than 1 % above the last that was counted."""
+    count, index = 0, 0
+    while index < len(x):
+        count, index = count + 1, int(np.searchsorted(x, x[index] + SAME_SIZE, side="right"))
+    return count
 
 
 def status_of(profile: Profile, parabola: Parabola | None) -> Status:

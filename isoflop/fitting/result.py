@@ -173,15 +173,19 @@ class IsoflopFit:
         return draws_interval(value, draws, self.noise.residual_dof, confidence)
 
     def headline(self) -> str:
-        """The result in one sentence."""
+        """The result in one sentence; where the interval of b / a holds 1, it says so."""
         table = self.intervals()
-        a, b, ratio = table.loc["a"].to_dict(), table.loc["b"].to_dict(), table.loc["ratio"].to_dict()["value"]
+        a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
-        if abs(ratio - 1.0) < 0.05:
+        value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
+        doubt = " (equal pace is not ruled out)" if open_question else ""
+        if min(a["value"], b["value"]) <= 0.0:
+            return f"Optimal {'data' if a['value'] > 0.0 else 'model size'} does not grow with compute: {laws}"
+        if abs(value - 1.0) < 0.05:
             return f"Optimal model size and data grow at about the same pace: {laws}"
-        if ratio > 1.0 or ratio <= 0.0:
-            return f"Optimal data grows {ratio:.2g}x faster than optimal model size: {laws}"
-        return f"Optimal model size grows {1.0 / ratio:.2g}x faster than optimal data: {laws}"
+        if value > 1.0:
+            return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
+        return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
 
     def summary(self) -> str:
         """The result as text for a terminal."""

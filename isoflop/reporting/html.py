@@ -127,9 +127,6 @@ def _headline(fit: IsoflopFit) -> list[str]:
     a, b, ratio = (fit.intervals().loc[name].to_dict() for name in ("a", "b", "ratio"))
     ten = f"Ten times the compute is best spent on a model {10 ** a['value']:.2g} times as large, "
     ten += f"trained on {10 ** b['value']:.2g} times as much data."
-    surely = ratio["low"] > 1.0 or ratio["high"] < 1.0
-    if not surely:
-        ten += f" Equal growth of both lies within the {fit.confidence:.0%} interval."
     numbers = [
         ("a: model size exponent", f"{a['value']:.3f}", _span(a)),
         ("b: data exponent", f"{b['value']:.3f}", _span(b)),

@@ -30,7 +30,8 @@ figure { margin:1.4rem 0; }
 figure .art { background:#fff; border:1px solid var(--line); border-radius:8px; padding:.8rem; }
 figure svg { width:100%; height:auto; display:block; }
 figcaption { color:var(--soft); font-size:.9rem; margin-top:.5rem; max-width:46rem; }
-.pair { display:grid; grid-template-columns:repeat(auto-fit,minmax(22rem,1fr)); gap:1.2rem; } .pair figure { margin:0; }
+.pair { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(22rem,100%),1fr)); gap:1.2rem; }
+.pair figure { margin:0; }
 .scroll { margin-top:1.4rem; overflow-x:auto; border:1px solid var(--line); border-radius:8px; background:var(--card); }
 .tall { max-height:32rem; overflow-y:auto; }
 table { border-collapse:collapse; width:100%; font-size:.85rem; font-variant-numeric:tabular-nums; }

@@ -98,13 +98,10 @@ def plot_loss_curves(frame: pd.DataFrame, ax: Axes | None = None, *, split: str 
         ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.75, label=label)
         ax.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=3.2, linestyle="none", zorder=3)
         seen.add(budget)
-    name = "training" if chosen == "train" else f"held-out ({chosen})"
-    dress(
-        ax, "Loss while training", "Training compute so far (FLOPs)", f"Loss, {name} (nats per token)".replace("$", "")
-    )
+    name = {"train": "training", "held-out": "held-out"}.get(chosen, f"held-out: {chosen}")
+    dress(ax, "Loss while training", "Training compute so far (FLOPs)", f"Loss, {_plain(name)} (nats per token)")
     if len(drawn):
-        ax.set_xlim(*_margins(column(drawn, "train_flops"), 1.3))
-        _loss_limits(ax, drawn)
+        _curve_limits(ax, drawn)
         log_axis(ax, "x", "flops")
         _budget_legend(ax)
     linear_axis(ax, "y")
@@ -192,13 +189,19 @@ def _margins(values: np.ndarray, factor: float) -> tuple[float, float]:
     return low / factor, high * factor
 
 
-def _loss_limits(ax: Axes, drawn: pd.DataFrame) -> None:
+def _curve_limits(ax: Axes, drawn: pd.DataFrame) -> None:
     """Leaves out the first, steepest part of the curves, so that their ends can be told apart."""
     loss, flops = column(drawn, "loss"), column(drawn, "train_flops")
     last = drawn.groupby("run_id")["train_flops"].transform("max").to_numpy(dtype=np.float64)
     low, high = float(loss.min()), float(loss[flops >= 0.02 * last].max())
     pad = 0.04 * max(high - low, 1e-3)
     ax.set_ylim(low - pad, high + pad)
+    ax.set_xlim(*_margins(flops[loss <= high], 1.3))
+
+
+def _plain(text: str) -> str:
+    """A name from outside, without what would be read as mathematical text."""
+    return text.replace("$", r"\$")
 
 
 def _thinned(flops: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from isoflop.shapes import ModelShape
 
 NORM_EPS = 1e-6
+EMBEDDING_STD = 0.02
 ROPE_THETA = 500_000.0
 ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_ORIGINAL = 8.0, 1.0, 4.0, 8192
 
@@ -22,8 +23,8 @@ class Decoder(nn.Module):
     """A causal language model of a planned shape; `forward` maps ids (B, S) to logits (B, S, V).
 
     Weights are drawn on construction from the default generator: normal, standard deviation 1 / sqrt(fan in), the
-    projections back into the residual stream smaller by sqrt(2 layers); the head starts at zero, so that the first loss
-    is ln V at every width.
+    projections back into the residual stream smaller by sqrt(2 layers), the embedding 0.02; the head starts at zero, so
+    that the first loss is ln V at every width.
     """
 
     def __init__(self, shape: ModelShape) -> None:
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
                 residual = name.endswith(("attention.output", "mlp.down"))
                 scale = 1 / math.sqrt(2 * self.shape.layers) if residual else 1.0
                 nn.init.normal_(module.weight, std=scale / math.sqrt(module.in_features))
-        nn.init.normal_(self.embedding.weight, std=1 / math.sqrt(self.shape.width))
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         if not self.shape.tied:
             nn.init.zeros_(self.head.weight)
 

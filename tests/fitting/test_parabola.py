@@ -52,7 +52,12 @@ STATUSES = {
     "three sizes": (X[:3], bowl(X[:3], X[1]), "too_few"),
     "one size": (X[:1], np.array([3.0]), "too_few"),
     "nine runs of three sizes": (np.repeat(X[:3], 3), bowl(np.repeat(X[:3], 3), X[1]), "too_few"),
-    "sizes half a percent apart": (X[0] + np.arange(6) * 0.005, bowl(X[:6], X[3]), "too_few"),
+    "sizes a tenth of a percent apart": (X[0] + np.arange(6) * 0.001, bowl(X[:6], X[3]), "too_few"),
+    "a thousand sizes close together": (
+        np.linspace(X[0], X[-1], 1000),
+        bowl(np.linspace(X[0], X[-1], 1000), X[4]),
+        "interior",
+    ),
 }
 
 

@@ -1,0 +1,75 @@
+"""From a data specification to a folder of shards: found if it is there, else made whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import Data, data_hash
+from isoflop.config.identity import data_identity
+from isoflop.data.shards import Manifest
+from isoflop.errors import DataError
+
+Progress = Callable[[int, float], None]
+"""Called with the tokens made so far and those wanted."""
+
+
+def data_folder(root: Path, data: Data) -> Path:
+    """Where the shards of a data specification lie under the root of all runs."""
+    return root / "data" / data_hash(data)
+
+
+def prepare(root: Path, data: Data, *, processes: int | None = None, progress: Progress | None = None) -> Path:
+    """The folder of a data specification's shards, which is made if it is not there.
+
+    Raises:
+        DataError: a source or codec that can't be prepared here, or a damaged manifest.
+    """
+    folder = data_folder(root, data)
+    if (folder / "manifest.json").exists():
+        Manifest.read(folder)
+        return folder
+    make = _maker(data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        cores = len(os.sched_getaffinity(0))
+        make(temporary, data_identity(data), processes or cores, progress).write(temporary)
+        _claim(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _maker(data: Data) -> Callable[[Path, dict[str, Any], int, Progress | None], Manifest]:
+    from isoflop.data.pocket import prepare_pocket
+
+    if data.codec != "pocket" or data.text_tokenizer != "bytes" or set(data.mixture) != {"pocket"}:
+        raise DataError(
+            "only the pocket corpus can be prepared by this version: data.codec pocket, data.text_tokenizer bytes, "
+            f"data.mixture {{pocket: 1.0}} (given: {data.codec}, {data.text_tokenizer}, {', '.join(data.mixture)})"
+        )
+    if "pocket" not in data.tokens:
+        raise DataError("data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}")
+    return prepare_pocket
+
+
+def _claim(temporary: Path, folder: Path) -> None:
+    """Renames into place; where another process was first, its result stays."""
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if not (folder / "manifest.json").exists():
+            raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what a killed preparation left behind."""
+    for stray in folder.parent.glob(f".{folder.name}.*.tmp"):
+        process = stray.suffixes[-2].lstrip(".")
+        if not (process.isdigit() and Path("/proc", process).exists()):
+            shutil.rmtree(stray, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Sweep directories, workers, and how they are started."""

@@ -1,0 +1,234 @@
+"""Run directories: configuration, state, loss log, and the table of a sweep's runs.
+
+The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from isoflop.errors import RunError
+from isoflop.files import replace_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+State = Literal["pending", "queued", "running", "requeued", "done", "failed", "diverged", "cancelled"]
+
+LOG_COLUMNS = {
+    "step": "int64",
+    "tokens": "int64",
+    "train_flops": "float64",
+    "split": "str",
+    "kind": "str",
+    "targets": "int64",
+    "loss": "float64",
+    "lr": "float64",
+    "grad_norm": "float64",
+    "tokens_per_second": "float64",
+    "mfu": "float64",
+    "wall_s": "float64",
+}
+"""Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE").exists()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    # Configuration
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Makes the directory, or checks that the one there is of the same configuration.
+
+        Raises:
+            RunError: a directory whose configuration was changed by hand.
+        """
+        file = self.path / "config.yaml"
+        if file.exists():
+            if self.config()["identity"] != json.loads(json.dumps(config["identity"])):
+                raise RunError(f"{file}: its identity is not the plan's; it was edited: restore it or delete {self.path}")
+            return
+        import yaml
+
+        with replace_file(file) as temporary:
+            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+
+    def config(self) -> dict[str, Any]:
+        """What the run does, as `launching.directory` wrote it.
+
+        Raises:
+            RunError: a missing or unreadable file.
+        """
+        import yaml
+
+        file = self.path / "config.yaml"
+        try:
+            loaded = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"{file}: can't be read ({error}); delete the run's directory to start it again") from None
+        if not isinstance(loaded, dict) or not {"run", "identity", "data"} <= loaded.keys():
+            raise RunError(f"{file}: damaged; delete the run's directory to start it again")
+        return loaded
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """The run's `state.json`; `pending` where there is none yet, or none that can be read."""
+        try:
+            state = json.loads((self.path / "state.json").read_text())
+        except (FileNotFoundError, ValueError):
+            state = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
+        if self.done:
+            state["state"] = "done"
+        return state
+
+    def set_state(self, state: State, reason: str = "", **more: Any) -> None:
+        """Writes `state.json`: the given keys replace those before; the heartbeat is now."""
+        document = {**self.state(), "state": state, "reason": reason, "heartbeat": time.time(), **more}
+        with replace_file(self.path / "state.json") as temporary:
+            temporary.write_text(json.dumps(document) + "\n")
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[bool]:
+        """Whether this process holds the run until the block ends; a lease falls with the process that held it."""
+        with (self.path / "lease").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            file.truncate(0)
+            file.write(f"{socket.gethostname()} {os.getpid()}\n")
+            file.flush()
+            yield True
+
+    def is_leased(self) -> bool:
+        """Whether some process holds the run now."""
+        with self.lease() as free:
+            return not free
+
+    # Loss log
+
+    def append_log(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds rows as one part file; a part is named by its first and last step."""
+        if not rows:
+            return
+        first, last = min(row["step"] for row in rows), max(row["step"] for row in rows)
+        _write_part(self.path / "loss" / f"{first:09d}-{last:09d}.parquet", _frame(rows))
+
+    def log(self) -> pd.DataFrame:
+        """The loss log, in order of steps.
+
+        Raises:
+            RunError: a part that can't be read.
+        """
+        import pandas as pd
+
+        parts = [_read_part(part) for part in self._parts()]
+        return pd.concat(parts, ignore_index=True) if parts else _frame([])
+
+    def cut_log(self, step: int) -> None:
+        """Drops the rows after `step`, which a run that resumes from there writes again."""
+        for part in self._parts():
+            first, last = (int(number) for number in part.stem.split("-"))
+            if last <= step:
+                continue
+            if first <= step:
+                kept = _read_part(part)
+                kept = kept[kept["step"] <= step]
+                _write_part(part.with_name(f"{first:09d}-{step:09d}.parquet"), kept)
+            part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.path / "loss").glob("[0-9]*.parquet"))
+
+
+def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(LOG_COLUMNS)).astype(LOG_COLUMNS)
+
+
+def _write_part(path: Path, frame: pd.DataFrame) -> None:
+    with replace_file(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def _read_part(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: damaged ({error}); delete the run's directory to start it again") from None
+
+
+def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
+    """The runs of a sweep's directory, a row each: the plan's columns, state and held-out losses.
+
+    Raises:
+        RunError: no plan in the directory.
+    """
+    import pandas as pd
+
+    directory = Path(sweep)
+    file = directory / "plan.parquet"
+    if not file.exists():
+        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); see `isoflop run --help`")
+    plan = pd.read_parquet(file)
+    results = pd.DataFrame([_result(RunDirectory(directory / run_id)) for run_id in plan["run_id"]], index=plan.index)
+    return pd.concat([plan, results], axis=1)
+
+
+def write_runs(sweep: Path) -> pd.DataFrame:
+    """Reads a sweep's runs and keeps them as `runs.parquet`."""
+    runs = read_runs(sweep)
+    with replace_file(sweep / "runs.parquet") as temporary:
+        runs.to_parquet(temporary, index=False)
+    return runs
+
+
+def _result(run: RunDirectory) -> dict[str, Any]:
+    state = run.state()
+    result: dict[str, Any] = {"state": state["state"], "reason": state.get("reason", "")}
+    result |= {name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")}
+    result |= {"gpu_hours": 0.0, "mfu": float("nan"), "wall_s": float("nan")}
+    result["restarts"] = max(0, state.get("attempt", 0) - 1)
+    if state["state"] != "done":
+        return result
+    log, config = run.log(), run.config()
+    metric, steps = config["metric"], config["run"]["steps"]
+    final = log[(log["split"] == metric["set"]) & (log["step"] == steps)].set_index("kind")["loss"]
+    if metric["kind"] not in final.index:
+        raise RunError(f"{run.path}: marked done without a loss after step {steps}; delete it to start it again")
+    for kind, loss in final.items():
+        result["loss" if kind == "all" else f"loss_{kind}"] = loss
+    result["loss"] = final[metric["kind"]]
+    result["wall_s"] = float(log["wall_s"].iloc[-1])
+    result["mfu"] = float(log.loc[log["split"] == "train", "mfu"].median())
+    result["gpu_hours"] = state.get("gpus", 0) * result["wall_s"] / 3600
+    return result

@@ -1,0 +1,289 @@
+"""Training one run, from its directory and to its directory; killed at any moment, it goes on as if it had not been."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from isoflop.data.order import Order
+from isoflop.data.shards import Manifest, Windows
+from isoflop.errors import DataError, RunError
+from isoflop.runs import RunDirectory, State
+from isoflop.shapes import ModelShape
+from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
+from isoflop.training.devices import make_fabric, micro_batch, peak_flops
+from isoflop.training.loss import KINDS, by_kind
+from isoflop.training.model import Decoder
+from isoflop.training.optimizer import CautiousAdamC, parameter_groups
+from isoflop.training.schedule import wsd
+
+log = logging.getLogger("isoflop")
+HEARTBEAT_S = 1.0
+
+
+def train(run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambda: False) -> State:
+    """Trains a run to its end, or until `should_stop()` is true at a step boundary.
+
+    Args:
+        run: a directory that `RunDirectory.create` made.
+        root: folder that holds `data/`.
+        should_stop: asked after every step.
+
+    Returns:
+        `done`, `diverged` (a loss that is not finite; the log is kept) or `pending` (stopped, to be resumed).
+
+    Raises:
+        DataError: shards that are missing, damaged, too small, or not those that the run began with.
+        RunError: checkpoints that can't be used.
+    """
+    return Trainer(run, root).train(should_stop)
+
+
+@dataclass
+class Tally:
+    """Losses by kind since the last row of the log."""
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
+    counts: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
+
+    def add(self, sums: Tensor, counts: Tensor) -> None:
+        self.sums = self.sums.to(sums.device) + sums
+        self.counts = self.counts.to(counts.device) + counts
+
+    def means(self) -> dict[str, tuple[int, float]]:
+        """Targets and mean loss of every kind that there was."""
+        pairs = zip(KINDS, self.counts.tolist(), self.sums.tolist(), strict=True)
+        return {kind: (int(count), total / count) for kind, count, total in pairs if count}
+
+
+class Trainer:
+    """One run in this process: its data, model, optimizer, and where it is."""
+
+    def __init__(self, run: RunDirectory, root: Path, fabric: Fabric | None = None) -> None:
+        self.run = run
+        self.config = run.config()
+        self.plan: dict[str, Any] = self.config["run"]
+        self.shape = ModelShape(**self.config["identity"]["shape"])
+        self.fabric = fabric or make_fabric(self.config["precision"])
+        self._open_data(root / "data" / self.config["data"])
+        self._build()
+        self.step = 0
+        self.tally = Tally()
+        self.rows: list[dict[str, Any]] = []
+        self.earlier_s = 0.0
+        self._restore()
+
+    # Setting up
+
+    def _open_data(self, folder: Path) -> None:
+        manifest = Manifest.read(folder)
+        began_with = self.run.state().get("data_checksum", manifest.checksum)
+        if manifest.checksum != began_with:
+            raise DataError(
+                f"{folder}: its checksum is {manifest.checksum[:12]}, {self.run.run_id} began with {began_with[:12]}; "
+                "restore that data, or delete the run's directory to start it again"
+            )
+        self.run.set_state("running", data_checksum=manifest.checksum, steps=self.plan["steps"])
+        self.windows = Windows(folder, "train", self.shape.seq_len, manifest)
+        self.heldout = Windows(folder, self.config["metric"]["set"], self.shape.seq_len, manifest)
+        self.kinds = torch.from_numpy(manifest.vocabulary.kinds).long().to(self.fabric.device)
+        self.order = Order(len(self.windows), self.plan["batch_size"], self.plan["seed"])
+
+    def _build(self) -> None:
+        self.fabric.seed_everything(self.plan["seed"], verbose=False)
+        model = Decoder(self.shape)
+        settings = self.config["identity"]["optimizer"]
+        optimizer = CautiousAdamC(
+            parameter_groups(model, settings["weight_decay"]),
+            max_lr=self.plan["lr"],
+            betas=(settings["beta1"], self.plan["beta2"]),
+            eps=settings["eps"],
+        )
+        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        self.micro = micro_batch(self.shape, self.plan["batch_size"], self.fabric.device)
+        self.peak = peak_flops(self.fabric.device)
+
+    def _restore(self) -> None:
+        saved = load_checkpoint(self.run.checkpoints)
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.earlier_s = saved["step"], saved["wall_s"]
+            self.tally = Tally(saved["sums"].to(self.fabric.device), saved["counts"].to(self.fabric.device))
+            log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
+        self.run.cut_log(self.step)
+        self._check_log()
+
+    def _check_log(self) -> None:
+        """The log up to here must be whole: a part that somebody removed can't be written again."""
+        logged = self.run.log()
+        rows = set(logged.loc[(logged["split"] == "train") & (logged["kind"] == "all"), "step"])
+        missing = [step for step in range(1, self.step + 1) if self._is_row(step) and step not in rows]
+        if missing:
+            raise RunError(f"{self.run.path / 'loss'}: no rows for step {missing[0]}; delete the run to start it again")
+
+    # Training
+
+    def train(self, should_stop: Callable[[], bool]) -> State:
+        self.began = self.row_began = time.monotonic()
+        self.row_step = self.step
+        saved_at = heartbeat = self.began
+        while self.step < self.plan["steps"]:
+            grad_norm = self._update()
+            if self._is_row(self.step) and not self._log_train(grad_norm):
+                return self._end_diverged()
+            if self._is_eval(self.step):
+                self._log_heldout()
+            now = time.monotonic()
+            if now - heartbeat > HEARTBEAT_S:
+                heartbeat = now
+                self._report()
+            stop = should_stop() and self.step < self.plan["steps"]
+            if stop or now - saved_at > 60 * self.config["checkpoint_minutes"] or self._checkpoint_due():
+                if not self._save():
+                    return self._end_diverged()
+                saved_at = time.monotonic()
+            if stop:
+                self.run.set_state("pending", "stopped; resumes where it was", step=self.step)
+                return "pending"
+        if not self._save():
+            return self._end_diverged()
+        (self.run.path / "DONE").touch()
+        self.run.set_state("done", step=self.step)
+        return "done"
+
+    def _update(self) -> float | Tensor:
+        """One optimizer step; the gradient's norm before clipping."""
+        train = self.config["identity"]
+        schedule = train["schedule"]
+        factor = wsd(
+            self.step, self.plan["steps"], schedule["warmup"], schedule["decay"], schedule["min_lr_ratio"]
+        )
+        self.lr = self.plan["lr"] * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        windows = torch.from_numpy(self.windows[self.order.batch(self.step)])
+        for part_BS in windows.split(self.micro):
+            logits_TV, targets_T = self._logits(part_BS)
+            losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
+            total = losses_T.sum()
+            if train["z_loss"]:
+                total = total + train["z_loss"] * logits_TV.logsumexp(-1).square().sum()
+            self.fabric.backward(total / (windows.shape[0] * self.shape.seq_len))
+            self.tally.add(*by_kind(losses_T, self.kinds[targets_T]))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train["optimizer"]["grad_clip"])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return norm
+
+    def _logits(self, windows_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (T, V), float32, and targets (T,) of all positions of some windows."""
+        windows_BS = windows_BS.to(self.fabric.device, non_blocking=True)
+        return self.model(windows_BS[:, :-1]).flatten(0, 1).float(), windows_BS[:, 1:].flatten()
+
+    @torch.no_grad()
+    def _evaluate(self) -> Tally:
+        """Losses on held-out windows, evenly spaced over the split and the same for every run of a sweep."""
+        import numpy as np
+
+        wanted = max(1, min(len(self.heldout), self.config["metric"]["tokens"] // self.shape.seq_len))
+        chosen = np.arange(wanted) * len(self.heldout) // wanted
+        tally = Tally()
+        self.model.eval()
+        size = micro_batch(self.shape, wanted, self.fabric.device)
+        for begin in range(0, wanted, size):
+            logits_TV, targets_T = self._logits(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
+            losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
+            tally.add(*by_kind(losses_T, self.kinds[targets_T]))
+        self.model.train()
+        return tally
+
+    # Records
+
+    def _is_row(self, step: int) -> bool:
+        return step % max(1, self.plan["steps"] // self.config["log_points"]) == 0 or step == self.plan["steps"]
+
+    def _is_eval(self, step: int) -> bool:
+        steps, evals = self.plan["steps"], self.config["evals"]
+        return any(step == math.ceil(steps * k / evals) for k in range(1, evals + 1))
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.get("checkpoint_steps")
+        return bool(every) and self.step % every == 0
+
+    def _log_train(self, grad_norm: float | Tensor) -> bool:
+        """Adds rows for the steps since the last ones; whether their loss was finite."""
+        now = time.monotonic()
+        speed = (self.step - self.row_step) * self.order.batch_size * self.shape.seq_len / max(now - self.row_began, 1e-9)
+        means, self.tally = self.tally.means(), Tally()
+        self._add_rows("train", means, grad_norm=float(grad_norm), tokens_per_second=speed)
+        self.row_began, self.row_step, self.loss = now, self.step, means["all"][1]
+        return math.isfinite(self.loss) and math.isfinite(float(grad_norm))
+
+    def _log_heldout(self) -> None:
+        before = time.monotonic()
+        nan = float("nan")
+        self._add_rows(self.config["metric"]["set"], self._evaluate().means(), grad_norm=nan, tokens_per_second=nan)
+        self.row_began += time.monotonic() - before  # the training rows' speed is that of training
+
+    def _add_rows(
+        self, split: str, means: dict[str, tuple[int, float]], *, grad_norm: float, tokens_per_second: float
+    ) -> None:
+        tokens = self.step * self.order.batch_size * self.shape.seq_len
+        common = {
+            "step": self.step,
+            "tokens": tokens,
+            "train_flops": float(tokens * self.shape.train_flops_per_token),
+            "split": split,
+            "lr": self.lr,
+            "grad_norm": grad_norm,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self.shape.train_flops_per_token / self.peak,
+            "wall_s": self._wall_s(),
+        }
+        self.rows += [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
+
+    def _wall_s(self) -> float:
+        return self.earlier_s + time.monotonic() - self.began
+
+    def _report(self) -> None:
+        self.run.set_state("running", step=self.step, loss=getattr(self, "loss", None))
+
+    def _save(self) -> bool:
+        """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""
+        self._write_log()
+        if not bool(torch.isfinite(self.tally.sums).all()) or not all(
+            bool(torch.isfinite(weight).all()) for weight in self.model.parameters()
+        ):
+            return False
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "sums": self.tally.sums.cpu(),
+            "counts": self.tally.counts.cpu(),
+            "wall_s": self._wall_s(),
+        }
+        save_checkpoint(self.run.checkpoints, self.step, state)
+        return True
+
+    def _write_log(self) -> None:
+        self.run.append_log(self.rows)
+        self.rows = []
+
+    def _end_diverged(self) -> State:
+        self._write_log()
+        reason = f"the loss was not finite by step {self.step}; lower train.lr_scale or look at the data"
+        self.run.set_state("diverged", reason, step=self.step)
+        return "diverged"

@@ -1,0 +1,56 @@
+"""Each finding appears when it should, and only then."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from isoflop.fitting import fit_isoflop, simulate_isoflop
+from isoflop.fitting.diagnostics import flops_text
+
+BASE = simulate_isoflop(points=9, noise=0.002)
+LOW = (1e18, 1e19, 1e20)
+
+
+def narrow() -> pd.DataFrame:
+    """Profiles that are flat within the noise, on a grid so fine that the middle is found all the same."""
+    return simulate_isoflop(points=60, spread=1.6, noise=0.003)
+
+
+CASES = {
+    "no_replicates": (BASE, {}, "noise can't be told from misfit"),
+    "few_budgets": (simulate_isoflop(budgets=LOW), {}, "3 budgets leave the power laws 1 degree of freedom"),
+    "replicate_noise": (simulate_isoflop(seeds=3, noise=0.003), {}, "126 degrees of freedom"),
+    "epochs": (BASE.assign(epochs=[5.5] * 2 + [1.0] * 61), {}, "2 runs see its data more than 4 times (at most 5.5)"),
+    "shallow": (narrow(), {"use": "all"}, "no deeper than 5 times the noise about the parabolas"),
+    "no_minimum": (narrow().iloc[::6], {"use": "all"}, "count as unbounded"),
+    "budget_off": (BASE.assign(budget=BASE["budget"] / 3), {}, "3.00 to 3.00 times the budget"),
+    "rows_dropped": (BASE.assign(state=["failed"] + ["done"] * 62), {}, "run sim-0000: state is failed, not done"),
+    "interpolation": (BASE.assign(tokens=BASE["tokens"] * (1 + 0.1 * (BASE.index % 2))), {}, "off it"),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_findings(code):
+    runs, options, words = CASES[code]
+    found = {d["code"]: d["message"] for d in fit_isoflop(runs, bootstrap=300, **options).diagnostics}
+    assert words in found[code]
+
+
+def test_a_good_study_has_nothing_to_say():
+    codes = [d["code"] for d in fit_isoflop(simulate_isoflop(seeds=2, noise=0.002)).diagnostics]
+    assert codes == ["replicate_noise"]
+
+
+def test_misfit_beyond_noise_is_named():
+    runs = simulate_isoflop(seeds=2, noise=0.0005)
+    runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
+    (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "replicate_noise"]
+    assert "more than noise" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.8e19, "1.8e19"), (3.16228e18, "3.162e18"), (1e11, "1e11"), (512.0, "512")]
+)
+def test_flops_text(value, text):
+    assert flops_text(value) == text

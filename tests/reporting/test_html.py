@@ -1,0 +1,161 @@
+"""The report: self-contained, escaped, honest about what was simulated or left out."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from isoflop.errors import FitError
+from isoflop.fitting import fit_isoflop, simulate_isoflop
+from isoflop.reporting import html, plot_profiles, write_report
+from isoflop.reporting.figures import inline_svg
+
+RUNS = simulate_isoflop(points=7)
+NASTY = '<script>alert("x")</script>&'
+
+
+class Balance(HTMLParser):
+    """Notes tags that are closed without having been opened, or never."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "path", "use", "rect", "circle", "stop", "image", "line"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    runs = RUNS.assign(state="done", reason="", epochs=1.5)
+    runs.loc[3, ["state", "loss", "reason"]] = ["diverged", np.nan, NASTY]
+    runs.loc[4, "run_id"] = NASTY
+    share = np.geomspace(0.01, 1.0, 20)
+    parts = [
+        pd.DataFrame(
+            {
+                "run_id": r["run_id"],
+                "budget": r["budget"],
+                "train_flops": r["budget"] * share,
+                "loss": r["loss"] / share**0.1,
+            }
+        )
+        for r in RUNS.to_dict("records")
+    ]
+    curves = pd.concat(parts).assign(split="dev", kind="all")
+    directory = tmp_path_factory.mktemp("sweep")
+    metadata = {"name": f"soda {NASTY}", "wall_hours": 3.25, "recipe": NASTY, "empty": None}
+    path = write_report(directory, runs, fit_isoflop(runs, bootstrap=200), curves, metadata)
+    return path, path.read_text()
+
+
+def test_files(written):
+    path, _ = written
+    names = {p.name for p in (path.parent / "figures").iterdir()}
+    stems = ("profiles", "law_params", "law_tokens", "overview", "loss_curves")
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["figures", "report.html"]
+
+
+def test_page_needs_nothing_from_outside(written):
+    _, page = written
+    assert "<script" not in page
+    assert not re.findall(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', 'href="#'))
+    assert "url(http" not in page
+    assert "@import" not in page
+    assert page.count("<svg") == 4
+
+
+def test_everything_from_outside_is_escaped(written):
+    _, page = written
+    assert NASTY not in page
+    assert "&lt;script&gt;" in page
+    parser = Balance()
+    parser.feed(page)
+    assert parser.wrong == []
+    assert parser.open == []
+
+
+def test_page_says_what_was_found_and_run(written):
+    _, page = written
+    text = re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
+    for words in (
+        "Optimal model size and data grow at about the same pace",
+        "C<sup>0.5",
+        "48 done",
+        "3.25 h",
+        "1e18 to 1e21 FLOPs",
+        "Simulated runs",
+        "diverged",
+        "<b>interior</b>",
+        "noise can&#x27;t be told from misfit",
+        "data hash",
+        "How to read this",
+    ):
+        assert words in text
+    assert not re.search(r">\s*(nan|inf|None)\b", text)
+
+
+def test_same_study_same_drawing():
+    fit = fit_isoflop(RUNS, bootstrap=200)
+    first, second = (inline_svg(cast(Figure, plot_profiles(fit).figure)) for _ in range(2))
+    assert first == second
+    assert first.startswith("<svg")
+    assert "<dc:date>" not in first
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the drawing, which takes seconds."""
+    monkeypatch.setattr(html, "write_figures", lambda *_: [])
+    monkeypatch.setattr(html, "inline_svg", lambda _: "<svg></svg>")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_real_runs_have_no_banner(tmp_path: Path):
+    runs = RUNS.drop(columns="simulated")
+    fit = fit_isoflop(runs, bootstrap=200)
+    assert "Simulated runs" not in write_report(tmp_path / "a", runs, fit).read_text()
+    assert "Simulated runs" in write_report(tmp_path / "b", runs, fit, None, {"simulated": True}).read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_refused_fit_still_has_a_page(tmp_path: Path):
+    page = write_report(tmp_path, RUNS, None, None, {"name": "x"}, refusal="2 of 4 budgets < 3").read_text()
+    assert "No law could be fitted" in page
+    assert "2 of 4 budgets &lt; 3" in page
+    assert "All 49 runs" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_more_fits_are_listed(tmp_path: Path):
+    runs = RUNS.assign(loss_text=RUNS["loss"] * 0.9)
+    fits = [fit_isoflop(runs, loss=name, bootstrap=200) for name in ("loss", "loss_text")]
+    page = write_report(tmp_path, runs, fits[0], more_fits=fits[1:]).read_text()
+    assert ">loss_text<" in page
+
+
+def test_a_place_that_can_not_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FitError, match="can't be written"):
+        write_report(tmp_path / "file", RUNS, None)

@@ -1,0 +1,144 @@
+"""Figures: what is drawn, in which units, and that nothing global changes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from isoflop.fitting import IsoflopFit, fit_isoflop, simulate_isoflop
+from isoflop.reporting import plot_law, plot_loss_curves, plot_overview, plot_profiles
+from isoflop.reporting.style import budget_colours, count_label, flops_label
+
+RUNS = simulate_isoflop(points=7)
+
+
+def one_excluded() -> IsoflopFit:
+    flipped = RUNS["loss"].where(RUNS["budget"] != 1e19, 6.0 - RUNS["loss"])
+    return fit_isoflop(RUNS.assign(loss=flipped), bootstrap=200)
+
+
+FIT = fit_isoflop(RUNS, bootstrap=200)
+EXCLUDED = one_excluded()
+
+
+def curves() -> pd.DataFrame:
+    share = np.geomspace(0.01, 1.0, 500)
+    parts = []
+    for row in RUNS.iloc[::7].to_dict("records"):
+        steps = {"run_id": row["run_id"], "budget": row["budget"], "train_flops": row["budget"] * share}
+        for split in ("train", "dev"):
+            loss = row["loss"] * share**-0.05
+            parts.append(pd.DataFrame(steps | {"split": split, "kind": "all", "loss": loss}))
+            parts.append(pd.DataFrame(steps | {"split": split, "kind": "text", "loss": 99.0}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def legend(ax: Axes) -> list[str]:
+    found = ax.get_legend()
+    assert found is not None
+    return [t.get_text() for t in found.get_texts()]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plot_profiles,
+        plot_law,
+        lambda fit, ax=None: plot_law(fit, "tokens", ax),
+        lambda fit, ax=None: plot_loss_curves(curves(), ax),
+    ],
+)
+def test_axes_in_axes_out(draw):
+    before = dict(matplotlib.rcParams)
+    given = Figure().add_subplot()
+    assert draw(FIT, ax=given) is given
+    own = draw(FIT)
+    assert isinstance(own, Axes)
+    assert own.get_xscale() == "log"
+    assert own.get_xlabel()
+    assert own.get_ylabel()
+    own.figure.canvas.draw()
+    texts = [t for t in (*own.get_xticklabels(), *own.get_yticklabels()) if t.get_text()]
+    assert min(float(t.get_fontsize()) for t in texts) >= 9
+    assert 2 <= sum(own.get_xlim()[0] <= t.get_position()[0] <= own.get_xlim()[1] for t in own.get_xticklabels()) <= 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert dict(matplotlib.rcParams) == before
+
+
+def test_profiles_draw_every_run_and_mark_what_is_left_out():
+    ax = plot_profiles(EXCLUDED)
+    drawn = np.concatenate([np.asarray(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"])
+    assert sorted(drawn) == pytest.approx(sorted(RUNS["params"]))
+    assert r"$10^{19}$ (concave, not used)" in legend(ax)
+    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() == "o"]
+    assert len(hollow) == 1
+    diamonds = next(line for line in ax.lines if line.get_marker() == "D")
+    assert list(np.asarray(diamonds.get_xdata())) == EXCLUDED.profiles.query("used")["params_opt"].tolist()
+
+
+def test_law_passes_through_its_prediction():
+    ax = plot_law(FIT, "tokens")
+    line = ax.lines[0]
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert y[50] == pytest.approx(FIT.predict(float(x[50])).loc["tokens", "value"])
+    assert any(r"D^* \propto C^{0.4" in text for text in legend(ax))
+    assert "not used" not in legend(ax)
+
+
+def test_unbounded_intervals_are_drawn():
+    draws = FIT.draws | {name: np.full(200, np.nan) for name in ("a", "b", "ln_k_params", "ln_k_tokens")}
+    unbounded = replace(FIT, draws=draws)
+    assert not np.isfinite(unbounded.exponents["high"]).any()
+    axes = plot_overview(unbounded)
+    axes[0].figure.canvas.draw()
+    assert "[unbounded]" in unbounded.headline()
+
+
+def test_loss_curves_take_the_held_out_loss_of_all_tokens():
+    ax = plot_loss_curves(curves())
+    assert "held-out: dev" in ax.get_ylabel()
+    lines = [line for line in ax.lines if len(np.asarray(line.get_xdata())) > 1]
+    assert len(lines) == len(RUNS.iloc[::7])
+    assert max(np.asarray(line.get_ydata()).max() for line in lines) < 99.0
+    assert max(len(np.asarray(line.get_xdata())) for line in lines) <= 301
+    ends = {float(np.asarray(line.get_xdata())[-1]) for line in lines}
+    assert ends == set(RUNS["budget"])
+    assert "training" in plot_loss_curves(curves(), split="train").get_ylabel()
+
+
+def test_no_curves_no_failure():
+    ax = plot_loss_curves(curves().iloc[:0])
+    assert len(ax.lines) == 0
+
+
+def test_plot_method():
+    assert FIT.plot().get_ylabel() == "Loss (nats per token)"
+
+
+def test_colours_are_ordered_and_distinct():
+    colours = budget_colours([1e20, 1e18, 1e19, 1e18])
+    assert list(colours) == [1e18, 1e19, 1e20]
+    brightness = [sum(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in colours.values()]
+    assert brightness == sorted(brightness)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(999.0, "999"), (1e6, "1M"), (2.5e9, "2.5B"), (9.999e8, "1B"), (3e12, "3T")]
+)
+def test_count_labels(value, text):
+    assert count_label(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e18, "$10^{18}$"), (1.8e19, r"$1.8\times10^{19}$"), (9.96e18, "$10^{19}$")]
+)
+def test_flops_labels(value, text):
+    assert flops_label(value) == text

@@ -1,0 +1,89 @@
+"""The report of a sweep's directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.errors import FitError
+from isoflop.fitting import fit_isoflop, simulate_isoflop, write_fit
+from isoflop.reporting import html, report_sweep
+from isoflop.reporting.sweep import loss_curves
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the drawing, which takes seconds (test_html.py draws)."""
+    monkeypatch.setattr(html, "write_figures", lambda *_: [])
+    monkeypatch.setattr(html, "inline_svg", lambda _: "<svg></svg>")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    runs = simulate_isoflop(points=5, spread=8.0).rename(columns={"params": "params_total"}).assign(state="done")
+    runs["loss_text"] = runs["loss"] * 0.8
+    runs.to_parquet(tmp_path / "runs.parquet")
+    for row in runs.iloc[:10].to_dict("records"):
+        steps = np.arange(1, 11)
+        for part in (0, 1):
+            folder = tmp_path / str(row["run_id"]) / "loss"
+            folder.mkdir(parents=True, exist_ok=True)
+            step = steps[part * 5 : part * 5 + 5]
+            columns = {
+                "step": step,
+                "tokens": step * 10,
+                "train_flops": row["budget"] * step / 10,
+                "loss": row["loss"],
+                "lr": 0.1,
+            }
+            pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(folder / f"{part}.parquet")
+    return tmp_path
+
+
+def test_report_repeats_the_fit_that_was_written(sweep: Path):
+    fits = [fit_isoflop(sweep, loss=name, bootstrap=300, seed=5, confidence=0.9) for name in ("loss_text", "loss")]
+    write_fit(sweep, fits, recipe="soda")
+    page = report_sweep(sweep).read_text()
+    row = fits[0].intervals().loc["a"]
+    assert f"{row['low']:.4f} to {row['high']:.4f}" in page
+    assert "90% interval" in page
+    assert "300, 5, 0.9" in page
+    assert ">soda<" in page
+    assert ">loss<" in page
+    assert "Loss while training" in page
+    assert "has changed since" not in page
+
+
+def test_changed_runs_are_named(sweep: Path):
+    write_fit(sweep, [fit_isoflop(sweep, bootstrap=200)])
+    runs = pd.read_parquet(sweep / "runs.parquet")
+    runs.iloc[1:].to_parquet(sweep / "runs.parquet")
+    assert "has changed since fit.json was written" in report_sweep(sweep).read_text()
+
+
+def test_without_a_fit_the_defaults_are_taken_and_a_refusal_is_shown(sweep: Path):
+    assert "4000, 0, 0.95" in report_sweep(sweep, {"name": "mine"}).read_text()
+    runs = pd.read_parquet(sweep / "runs.parquet")
+    runs[runs["budget"] < 5e18].to_parquet(sweep / "runs.parquet")
+    assert "2 of 2 budgets can be used, 3 are needed" in report_sweep(sweep).read_text()
+    runs.assign(state="failed").to_parquet(sweep / "runs.parquet")
+    assert "no run is done" in report_sweep(sweep).read_text()
+
+
+def test_loss_curves_gather_all_parts(sweep: Path):
+    curves = loss_curves(sweep, pd.read_parquet(sweep / "runs.parquet"))
+    assert curves is not None
+    assert len(curves) == 100
+    assert {"run_id", "budget", "train_flops", "split", "kind", "loss"} <= set(curves.columns)
+    assert loss_curves(sweep, pd.DataFrame({"run_id": ["none"], "budget": [1.0]})) is None
+
+
+def test_broken_files_are_named(sweep: Path):
+    (sweep / "fit.json").write_text("{")
+    with pytest.raises(FitError, match=r"fit\.json: not JSON"):
+        report_sweep(sweep)
+    with pytest.raises(FitError, match="no such file"):
+        report_sweep(sweep / "nothing")
