@@ -11,17 +11,22 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from isoflop.errors import IsoflopError
+from isoflop.errors import FitError, IsoflopError
 
 if TYPE_CHECKING:
+    from isoflop.launching.study import Study
     from isoflop.planning.plan import Plan
 
+ParamCount = Literal["total", "one_embedding", "non_embedding"]
+Axis = Literal["params", "tokens"]
+LossUnit = Literal["nats", "bits"]
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
@@ -139,7 +144,163 @@ def plan(
         print(f"wrote {path}", file=sys.stderr)
 
 
+Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as pocket.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")]
+
+
+@app.command("run", short_help="Plan, prepare, train, fit and report on this machine.")
+def run(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; default: one for each GPU, else each core.")
+    ] = None,
+) -> None:
+    """Example: isoflop run sweeps/pocket.yaml
+
+    The whole study on this machine: plan, prepare data, train every run, fit, report. What is done is skipped, what was
+    interrupted resumes where it was.
+    """
+    from isoflop.launching.directory import runs_root
+    from isoflop.launching.study import conclude_study, train_study
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.progress import StudyProgress
+
+    plan, began = lay_out(sweep, overrides or ()), time.monotonic()
+    _print_intent(plan)
+    try:
+        with StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown:
+            directory = train_study(plan, runs_root(), workers=workers, on_data=shown.data, on_progress=shown.runs_at)
+    except KeyboardInterrupt:
+        print("stopped; every run keeps its last checkpoint: the same command goes on from there", file=sys.stderr)
+        raise
+    study = conclude_study(directory, plan.sweep.recipe)
+    _print_study(study, time.monotonic() - began)
+    if study.refusal:
+        raise FitError(study.refusal)
+    if len(study.unfinished):
+        raise typer.Exit(1)
+
+
+@app.command("prepare", short_help="Make the data that a sweep names.")
+def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
+    """Example: isoflop prepare sweeps/pocket.yaml
+
+    Tokenises and shards the data that a sweep names, once: another sweep with the same data section uses it too.
+    """
+    from isoflop.config import load_sweep
+    from isoflop.data.prepare import prepare as make
+    from isoflop.data.shards import Manifest
+    from isoflop.launching.directory import runs_root
+    from isoflop.reporting.progress import StudyProgress
+    from isoflop.reporting.terminal import short
+
+    loaded = load_sweep(sweep, overrides or ())
+    with StudyProgress({}) as shown:
+        folder = make(runs_root(), loaded.data, progress=shown.data)
+    manifest = Manifest.read(folder)
+    print(folder)
+    print(
+        f"{short(manifest.tokens('train'))} training and {short(manifest.tokens('heldout'))} held-out tokens, "
+        f"vocabulary {manifest.vocabulary.size:,}, checksum {manifest.checksum[:12]}",
+        file=sys.stderr,
+    )
+
+
+@app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")
+def fit(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A sweep's directory, Parquet, CSV or JSONL.")],
+    params: Annotated[str | None, typer.Option(metavar="COL", help="Column of parameters.")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COL", help="Column of training tokens.")] = None,
+    loss: Annotated[str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="COL", help="Column of training FLOPs.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="COL", help="Column of planned budgets.")] = None,
+    n: Annotated[ParamCount, typer.Option(help="Which parameter count of our own tables.")] = "total",
+    axis: Annotated[Axis, typer.Option(help="What the parabolas are in.")] = "params",
+    use: Annotated[str, typer.Option(help="Profiles that enter the laws: statuses with commas, or all.")] = "interior",
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="K", help="Resamples.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    loss_unit: Annotated[LossUnit, typer.Option(help="Unit of the loss column.")] = "nats",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a summary.")] = False,
+) -> None:
+    """Example: isoflop fit runs/pocket --loss loss_text
+
+    Optimal model size and data as power laws of compute, from the minimum of each budget's profile.
+    """
+    from isoflop.fitting import fit_document, fit_isoflop
+
+    law = fit_isoflop(
+        Path(source), axis=axis, n=n, loss=loss, params=params, tokens=tokens, flops=flops, budget=budget,
+        loss_unit=loss_unit, use="all" if use == "all" else use.split(","), bootstrap=bootstrap,
+        confidence=confidence, seed=seed,
+    )  # fmt: skip
+    print(
+        json.dumps(fit_document([law], recipe=_recipe_of(source)), indent=2, allow_nan=False)
+        if as_json
+        else law.summary()
+    )
+
+
+@app.command("report", short_help="Write the HTML report of a sweep's directory.")
+def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's directory.")]) -> None:
+    """Example: isoflop report runs/pocket
+
+    Gathers the runs, and writes figures and one self-contained page.
+    """
+    from isoflop.launching.study import conclude_study
+
+    study = conclude_study(Path(directory), _recipe_of(directory))
+    print(study.report)
+    if study.refusal:
+        raise FitError(study.refusal)
+
+
+@app.command("init", short_help="Write a sweep file and a cluster profile to start from.")
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go.")] = Path(),
+    source: Annotated[str, typer.Option("--from", metavar="NAME", help="The shipped sweep to start from.")] = "soda",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Example: isoflop init --from soda my-study
+
+    Writes NAME.yaml and cluster.yaml, commented copies of shipped files, to change as you like.
+    """
+    from isoflop.config.starting import write_start
+
+    sweep, profile = write_start(source, directory, force)
+    print(f"wrote {sweep}\nwrote {profile}", file=sys.stderr)
+    print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)
+
+
 # Printing
+
+
+def _print_intent(plan: Plan) -> None:
+    from isoflop.reporting.terminal import flops, warn
+
+    print(f"{plan.sweep.name}: {len(plan.runs)} runs, {flops(plan.total_flops)} training FLOPs", file=sys.stderr)
+    for message in plan.warnings:
+        warn(message)
+
+
+def _print_study(study: Study, seconds: float) -> None:
+    for row in study.unfinished.to_dict("records"):
+        logs = study.directory / row["run_id"] / "attempts"
+        print(f"{row['run_id']} {row['state']}: {row['reason']} (log: {logs})", file=sys.stderr)
+    if study.fit is not None:
+        print(study.fit.summary())
+    done = len(study.runs) - len(study.unfinished)
+    print(f"{done} of {len(study.runs)} runs done in {seconds / 60:.1f} min", file=sys.stderr)
+    print(f"report: {study.report}", file=sys.stderr)
+
+
+def _recipe_of(source: str) -> str | None:
+    """The recipe of a sweep's directory; None for other tables."""
+    from isoflop.config import load_sweep
+
+    definition = Path(source) / "sweep.yaml"
+    return load_sweep(definition).recipe if definition.exists() else None
 
 
 def _print_json(plan: Plan, dropped: bool) -> None:

@@ -1,5 +1,7 @@
 """Recipes: from a width and a compute budget to a whole training configuration.
 
+"SODA's sweep" is the code of the IsoFLOP study of arXiv 2602.16687 (marin-community/marin, experiments/audio).
+
 A recipe is data (the constants of its rules, each with its source) and one small function (width to depth). The
 planner asks only for `name`, `version`, `shape` and `solve`, so a lab's own recipe is a `Recipe` with other numbers,
 or any object with those four, named in a sweep as `recipe: package.module:attribute`.
@@ -246,12 +248,12 @@ class Recipe:
 
 
 def soda_depth(width: int) -> int:
-    """round(d / (64 + 4 log2(d) - 7)), at least 1 (soda.md 3.3)."""
+    """round(d / (64 + 4 log2(d) - 7)), at least 1: SODA's sweep."""
     return max(1, round(width / (64 + 4 * math.log2(width) - 7)))
 
 
 def soda_heads(width: int) -> int:
-    """max(1, d // 128) (soda.md 3.3)."""
+    """max(1, d // 128): SODA's sweep."""
     return max(1, width // 128)
 
 
@@ -262,7 +264,7 @@ SODA = Recipe(
     heads=soda_heads,
     head_dim=128,
     mlp_ratio=4,
-    batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling (soda.md 3.3)"),
+    batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling"),
     lr=LearningRateRule(
         coefficient=0.33,
         batch_power=0.5,
@@ -270,13 +272,13 @@ SODA = Recipe(
         unit="sequences",
         cap=0.01,
         halve_batch=True,
-        source="SODA's sweep: 0.33 sqrt(B) / d, B halved while above 0.01 (soda.md 3.3)",
+        source="SODA's sweep: 0.33 sqrt(B) / d, B halved while above 0.01",
     ),
-    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128) (soda.md 3.3)"),
+    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128)"),
     sources={
-        "depth": "SODA's sweep: round(d / (64 + 4 log2 d - 7)) (soda.md 3.3)",
-        "heads": "SODA's sweep: d // 128 of size 128, as many for keys and values (soda.md 3.3)",
-        "mlp_ratio": "SODA's sweep: m = 4d (soda.md 3.3)",
+        "depth": "SODA's sweep: round(d / (64 + 4 log2 d - 7))",
+        "heads": "SODA's sweep: d // 128 of size 128, as many for keys and values",
+        "mlp_ratio": "SODA's sweep: m = 4d",
     },
 )
 """The rules of SODA's IsoFLOP study, with which its 64 runs are laid out."""
@@ -309,9 +311,9 @@ POCKET = Recipe(
         batch_power=0.125,
         width_power=-1.0,
         unit="sequences",
-        cap=0.1,
+        cap=0.02,
         halve_batch=False,
-        source="tuned at widths 16, 32 and 64, batches of 2 to 32 x 128 tokens (analysis/NOTES.md)",
+        source="tuned at widths 8, 16, 32 and 64, batches of 2 to 32 x 128 tokens (analysis/NOTES.md)",
     ),
     beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
     sources={

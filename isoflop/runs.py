@@ -70,7 +70,9 @@ class RunDirectory:
         file = self.path / "config.yaml"
         if file.exists():
             if self.config()["identity"] != json.loads(json.dumps(config["identity"])):
-                raise RunError(f"{file}: its identity is not the plan's; it was edited: restore it or delete {self.path}")
+                raise RunError(
+                    f"{file}: its identity is not the plan's; it was edited: restore it or delete {self.path}"
+                )
             return
         import yaml
 
@@ -159,7 +161,7 @@ class RunDirectory:
                 continue
             if first <= step:
                 kept = _read_part(part)
-                kept = kept[kept["step"] <= step]
+                kept = kept.loc[kept["step"] <= step]
                 _write_part(part.with_name(f"{first:09d}-{step:09d}.parquet"), kept)
             part.unlink()
 

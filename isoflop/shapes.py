@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from isoflop.errors import ConfigError
 
 TRAIN_OVER_FORWARD = 3
-"""Training FLOPs per forward FLOP: one forward pass and a backward pass at twice its cost (soda.md 3.2)."""
+"""Training FLOPs per forward FLOP: one forward pass and a backward pass at twice its cost."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelShape:
     def parameter_items(self) -> dict[str, int]:
         """Exact number of weights by part of the model; the values add up to `params_total`.
 
-        The large matrices are soda.md 3.4 with the real head dimension; the norms, which that formula leaves out
+        The large matrices are SODA's formula with the real head dimension; the norms, which that formula leaves out
         in part, are two RMSNorms of d and two QK-norms of e in each layer, and a final RMSNorm of d.
         """
         d, e = self.width, self.head_dim
@@ -90,7 +90,7 @@ class ModelShape:
     def flops_items(self) -> dict[str, int]:
         """Forward FLOPs per token by part; the values add up to `forward_flops_per_token`.
 
-        A multiply-add is 2 FLOPs (soda.md 3.2, with the real head dimension in the output projection too). Attention
+        A multiply-add is 2 FLOPs (SODA's accounting, from Levanter's lm_flops_per_token, with the real head dimension in the output projection too). Attention
         is charged in full, S x S with no causal halving, and 3 FLOPs a score for scale, mask and softmax. Embedding
         look-up, norms, RoPE and the SwiGLU's element-wise product are not charged.
         """
@@ -112,7 +112,7 @@ class ModelShape:
 
     @property
     def train_flops_per_token(self) -> int:
-        """FLOPs of a training step for one token: 3 x forward (soda.md 3.2). Budgets are in this unit."""
+        """FLOPs of a training step for one token: 3 x forward. Budgets are in this unit."""
         return TRAIN_OVER_FORWARD * self.forward_flops_per_token
 
     # Bytes

@@ -26,7 +26,7 @@ from isoflop.recipes import (
 )
 from isoflop.shapes import ModelShape
 
-# Every row of soda.md 3.5: the whole grid with the batch test applied, and the seven hand-set points.
+# SODA's grid, reconstructed from its rule: the whole grid with the batch test applied, and the seven hand-set points.
 GRID = list(csv.DictReader((Path(__file__).parent / "planning" / "soda_grid.csv").read_text().splitlines()))
 UNITS = {"M": 1e6, "B": 1e9}
 
@@ -55,7 +55,7 @@ def test_soda_row(row: dict[str, str]) -> None:
     assert run.lr == pytest.approx(float(row["lr"]), abs=0.5001e-5)
     assert run.beta2 == pytest.approx(float(row["beta2"]), abs=0.5001e-4)
     items = shape.parameter_items()
-    left_out = items["qk_norms"] + items["final_norm"]  # by SODA's formula (soda.md 3.4)
+    left_out = items["qk_norms"] + items["final_norm"]  # by SODA's formula
     for value, text in (
         (shape.params_total - left_out, row["params_total"]),
         (shape.params_non_embedding - left_out, row["params_non_embedding"]),
@@ -168,7 +168,7 @@ def test_pocket_suits_small_models(width: int, budget: float) -> None:
 def test_every_rule_has_its_source(recipe: object) -> None:
     assert isinstance(recipe, type(SODA))
     sources = [recipe.batch.source, recipe.lr.source, recipe.beta2.source, *recipe.sources.values()]
-    assert set(recipe.sources) == {"depth", "head_dim", "mlp_ratio"}
+    assert set(recipe.sources) == {"depth", "heads", "mlp_ratio"}
     assert all(sources)
     assert not any("\n" in source for source in sources)
 

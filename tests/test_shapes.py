@@ -10,7 +10,7 @@ from isoflop.errors import ConfigError
 from isoflop.shapes import ModelShape
 
 SODA_VOCABULARY = 144_644
-SUITE_TOKENS = 238_419 * 512 * 4096  # 500B: soda.md 4
+SUITE_TOKENS = 238_419 * 512 * 4096  # 500B: SODA's suite
 
 
 def suite(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> ModelShape:

@@ -127,7 +127,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Cautious AdamC; its peak learning rate and beta2 come from the recipe (defaults: SODA's, soda.md 3.3)."""
+    """Cautious AdamC; its peak learning rate and beta2 come from the recipe (defaults: those of SODA's sweep)."""
 
     name: Literal["cautious-adamc"] = "cautious-adamc"
     beta1: float = 0.95

@@ -1,4 +1,4 @@
-"""Documents: utterances as token ids, interleaved at utterance level in both orders (the format of soda.md 1.3)."""
+"""Documents: utterances as token ids, interleaved at utterance level in both orders (SODA's format)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The pocket corpus: real speech with transcripts, made on the spot from what every machine with Python has.
 
 Sentences of the standard library's documentation are grouped into documents of one to four, each spoken by one of many
-voices, encoded by a codec trained on part of the corpus, and written in both orders. A `take` speaks every sentence once;
-further takes use other voices and other neighbours. The held-out sentences are never spoken in training documents.
+voices, encoded by a codec trained on part of the corpus, and written in both orders. A `take` speaks every sentence
+once; further takes use other voices and other neighbours. Held-out sentences are never spoken in training documents.
 """
 
 from __future__ import annotations

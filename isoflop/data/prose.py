@@ -14,7 +14,7 @@ SENTENCE = re.compile(r"[A-Z].*[.!?]")
 
 
 def sentences() -> list[str]:
-    """Distinct sentences of plain words, in a fixed order for one version of Python (about 9,000; 580,000 characters)."""
+    """Distinct sentences of plain words, in a fixed order for one Python (3.11: 8,752 with 580,000 characters)."""
     found: dict[str, None] = {}
     for text in _docstrings():
         for sentence in _speakable(text):

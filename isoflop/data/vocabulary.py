@@ -125,7 +125,9 @@ def vocabulary(codec: str, text_tokenizer: str) -> Vocabulary:
     if codec not in CODECS:
         raise DataError(f"data.codec {codec!r}: not known here, use one of {', '.join(CODECS)}")
     if text_tokenizer not in TEXT_TOKENIZERS:
-        raise DataError(f"data.text_tokenizer {text_tokenizer!r}: not known here, use one of {', '.join(TEXT_TOKENIZERS)}")
+        raise DataError(
+            f"data.text_tokenizer {text_tokenizer!r}: not known here, use one of {', '.join(TEXT_TOKENIZERS)}"
+        )
     return Vocabulary(*TEXT_TOKENIZERS[text_tokenizer], *CODECS[codec])
 
 

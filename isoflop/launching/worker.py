@@ -55,7 +55,9 @@ class Worker:
         attempt = run.state().get("attempt", 0) + 1
         folder = run.path / "attempts" / str(attempt)
         folder.mkdir(parents=True, exist_ok=True)
-        run.set_state("running", attempt=attempt, node=os.uname().nodename, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID"))
+        run.set_state(
+            "running", attempt=attempt, node=os.uname().nodename, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID")
+        )
         handler = logging.FileHandler(folder / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)

@@ -43,7 +43,7 @@ class Grid:
 def lay_out(sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> Grid:
     """Solves every candidate of a sweep.
 
-    Extra points keep to the recipe but not to `min_batch` and `max_steps` (as SODA's hand-set points, soda.md 3.3);
+    Extra points keep to the recipe but not to `min_batch` and `max_steps` (as SODA's hand-set points);
     one that names a candidate the rules dropped brings it back.
 
     Raises:

@@ -166,9 +166,7 @@ class Trainer:
         """One optimizer step; the gradient's norm before clipping."""
         train = self.config["identity"]
         schedule = train["schedule"]
-        factor = wsd(
-            self.step, self.plan["steps"], schedule["warmup"], schedule["decay"], schedule["min_lr_ratio"]
-        )
+        factor = wsd(self.step, self.plan["steps"], schedule["warmup"], schedule["decay"], schedule["min_lr_ratio"])
         self.lr = self.plan["lr"] * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
@@ -225,7 +223,9 @@ class Trainer:
     def _log_train(self, grad_norm: float | Tensor) -> bool:
         """Adds rows for the steps since the last ones; whether their loss was finite."""
         now = time.monotonic()
-        speed = (self.step - self.row_step) * self.order.batch_size * self.shape.seq_len / max(now - self.row_began, 1e-9)
+        speed = (
+            (self.step - self.row_step) * self.order.batch_size * self.shape.seq_len / max(now - self.row_began, 1e-9)
+        )
         means, self.tally = self.tally.means(), Tally()
         self._add_rows("train", means, grad_norm=float(grad_norm), tokens_per_second=speed)
         self.row_began, self.row_step, self.loss = now, self.step, means["all"][1]

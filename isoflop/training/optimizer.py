@@ -1,4 +1,4 @@
-"""Cautious AdamW with corrected weight decay (AdamC), as SODA trains with (soda.md 3.3)."""
+"""Cautious AdamW with corrected weight decay (AdamC), as SODA's sweep trains with."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class CautiousAdamC(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices decay; norms (one dimension) and the embedding do not (soda.md 3.3)."""
+    """Two groups: matrices decay; norms (one dimension) and the embedding do not (as in SODA's sweep)."""
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     decayed = [weight for name, weight in named if weight.ndim > 1 and "embedding" not in name]
     kept = [weight for name, weight in named if weight.ndim <= 1 or "embedding" in name]

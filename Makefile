@@ -1,0 +1,54 @@
+# Everything runs in .venv, which `make setup` fills; nothing needs to be activated.
+# Needs make and a Python from 3.11 with venv. Another Python: make setup PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-all check format notebook clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/bin/python ## Make .venv and install everything; quick when there is nothing to do.
+	@$(call needs_recent,$(VENV)/bin/python)
+	@$(VENV)/bin/python scripts/set_up.py
+
+demo: setup ## Run a true IsoFLOP study on this machine, in minutes, and print where its report is.
+	$(VENV)/bin/isoflop run sweeps/pocket.yaml
+
+test: setup ## Run the fast tests.
+	$(RUN) pytest -m "not slow"
+
+test-slow: setup ## Run the tests that take minutes.
+	$(RUN) pytest -m slow
+
+test-all: setup ## Run every test.
+	$(RUN) pytest
+
+check: setup ## Lint, check the format and the types.
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) pyright
+
+format: setup ## Mend what ruff can, and format.
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+notebook: setup ## Execute analysis/isoflop.ipynb again, in place.
+	$(VENV)/bin/jupyter execute --inplace analysis/isoflop.ipynb
+
+clean: ## Remove caches and builds; .venv and runs stay.
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find isoflop tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv that was made, or whose Python is gone.
+$(VENV)/bin/python:
+	@$(call needs_recent,$(PYTHON))
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	  { echo "isoflop set-up: $(PYTHON) has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+
+needs_recent = $(1) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
+	  { echo "isoflop set-up: $(1) is no Python from 3.11; name one, e.g.: make setup PYTHON=python3.12" >&2; exit 1; }

@@ -1,0 +1,52 @@
+"""isoflop: how large a model to train, on how much data, for any compute budget.
+
+    plan = isoflop.plan("sweeps/soda.yaml")
+    runs = isoflop.read_runs("runs/soda")
+    law = isoflop.fit_isoflop(runs)
+
+Names are loaded when they are first used: `import isoflop` is instant, and none of these imports torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isoflop.errors import IsoflopError
+    from isoflop.fitting import fit_isoflop
+    from isoflop.planning.plan import Plan, plan
+    from isoflop.planning.runspec import RunSpec
+    from isoflop.runs import read_runs
+    from isoflop.shapes import ModelShape
+
+    __version__: str
+
+_HOMES = {
+    "IsoflopError": "errors",
+    "ModelShape": "shapes",
+    "Plan": "planning.plan",
+    "RunSpec": "planning.runspec",
+    "fit_isoflop": "fitting",
+    "plan": "planning.plan",
+    "read_runs": "runs",
+}
+
+__all__ = ["IsoflopError", "ModelShape", "Plan", "RunSpec", "__version__", "fit_isoflop", "plan", "read_runs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version(__name__)
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,69 @@
+"""The public surface of `import isoflop`, and what each name loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import isoflop
+
+HEAVY = {"torch", "lightning", "pandas", "numpy", "scipy", "pyarrow", "matplotlib", "omegaconf", "typer", "rich"}
+SURFACE = {
+    "IsoflopError": "isoflop.errors",
+    "ModelShape": "isoflop.shapes",
+    "Plan": "isoflop.planning.plan",
+    "RunSpec": "isoflop.planning.runspec",
+    "fit_isoflop": "isoflop.fitting.isoflop",
+    "plan": "isoflop.planning.plan",
+    "read_runs": "isoflop.runs",
+}
+"""Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""
+
+
+def loads(code: str) -> set[str]:
+    """The heavy packages that a new Python has loaded after running `code`."""
+    report = f"{code}\nimport sys\nprint(*{HEAVY} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_surface() -> None:
+    assert sorted(isoflop.__all__) == sorted([*SURFACE, "__version__"])
+    assert dir(isoflop) == sorted(isoflop.__all__)
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_a_name_is_what_its_module_defines(name: str) -> None:
+    assert getattr(isoflop, name).__module__ == SURFACE[name]
+
+
+def test_a_star_import_has_them_all() -> None:
+    names: dict[str, object] = {}
+    exec("from isoflop import *", names)
+    assert set(isoflop.__all__) <= set(names)
+
+
+def test_version() -> None:
+    assert isoflop.__version__[0].isdecimal()
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="module 'isoflop' has no attribute 'fit_everything'"):
+        isoflop.fit_everything  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("code", "may_load"),
+    [
+        ("import isoflop", set[str]()),
+        ("import isoflop; dir(isoflop)", set[str]()),
+        ("import isoflop; isoflop.__version__", set[str]()),
+        ("import isoflop; isoflop.ModelShape, isoflop.RunSpec, isoflop.Plan, isoflop.IsoflopError", set[str]()),
+        ("import isoflop; isoflop.plan('soda')", {"omegaconf"}),
+        ("import isoflop; isoflop.fit_isoflop, isoflop.read_runs", HEAVY - {"torch", "lightning", "matplotlib"}),
+    ],
+)
+def test_nothing_is_loaded_before_it_is_used(code: str, may_load: set[str]) -> None:
+    assert loads(code) <= may_load
