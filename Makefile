@@ -37,7 +37,7 @@ format: setup ## Mend what ruff can, and format.
 	$(RUN) ruff format
 
 notebook: setup ## Execute analysis/isoflop.ipynb again, in place.
-	$(VENV)/bin/jupyter execute --inplace analysis/isoflop.ipynb
+	$(VENV)/bin/python -c "from nbclient.cli import main; main()" --inplace analysis/isoflop.ipynb
 
 clean: ## Remove caches and builds; .venv and runs stay.
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends, and is removed if it fails."""
+    """Gives a temporary path beside `path` that takes its place when the block ends, and is removed if it fails.
+
+    An OSError of the block names `path` where it named no file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,6 +21,10 @@ def replace_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # so it is with a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -90,9 +90,9 @@ class ModelShape:
     def flops_items(self) -> dict[str, int]:
         """Forward FLOPs per token by part; the values add up to `forward_flops_per_token`.
 
-        A multiply-add is 2 FLOPs (SODA's accounting, from Levanter's lm_flops_per_token, with the real head dimension in the output projection too). Attention
-        is charged in full, S x S with no causal halving, and 3 FLOPs a score for scale, mask and softmax. Embedding
-        look-up, norms, RoPE and the SwiGLU's element-wise product are not charged.
+        SODA's accounting (Levanter's lm_flops_per_token), with the real head dimension in the output projection too: a
+        multiply-add is 2 FLOPs; attention is charged in full, S x S with no causal halving, and 3 FLOPs a score for
+        scale, mask and softmax. Embedding look-up, norms, RoPE and the SwiGLU's element-wise product are not charged.
         """
         d, h, k, e = self.width, self.heads, self.kv_heads, self.head_dim
         return {

@@ -214,7 +214,7 @@ def fill(pinned: str) -> str:
     if torch is None or not is_recent(torch, OLDEST_TORCH):
         gpu = has_gpu()
         way = choose(ways(gpu, pinned_torch(pinned), pip, find_uv(pip) if gpu else None), look_at, gpu)
-        say(f"taking torch from {way.name}")
+        say(f"fetching {way.take[-1]}" + ("" if gpu else ", a build for CPUs"))
         take(way.take, loud=True)
         torch = installed("torch")
         assert torch is not None

@@ -26,10 +26,17 @@ SPECTRA_A_FRAME = 4  # 50 spectra a second, 12.5 frames
 class Codec(Protocol):
     """What data preparation needs of an audio codec."""
 
-    sample_rate: int
-    frame_rate: float
-    codebooks: int
-    codebook_size: int
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def frame_rate(self) -> float: ...
+
+    @property
+    def codebooks(self) -> int: ...
+
+    @property
+    def codebook_size(self) -> int: ...
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
         """Codes (frames, codebooks) of a waveform (samples,) at `sample_rate`."""
@@ -40,7 +47,7 @@ class Codec(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PocketCodec:
     """Residual vector quantizer of frames of 4 log-mel spectra.
 
@@ -99,9 +106,10 @@ class PocketCodec:
             with np.load(path) as stored:
                 about = json.loads(str(stored["about"]))
                 codec = cls(stored["centroids"], stored["mean"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+                whole = about["version"] == VERSION and about["checksum"] == codec.checksum
+        except Exception as error:  # numpy and zipfile raise of many kinds for a damaged file
             raise DataError(f"{path}: not a readable codec ({error}); delete its folder and prepare again") from None
-        if about["version"] != VERSION or about["checksum"] != codec.checksum:
+        if not whole:
             raise DataError(f"{path}: damaged or of another version; delete its folder and prepare again")
         return codec
 

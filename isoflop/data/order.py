@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from isoflop.errors import DataError
+
 ROUNDS = 8
 
 
@@ -18,7 +20,13 @@ class Order:
     seed: int
 
     def batch(self, step: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
-        """Window numbers (batch_size / ranks,) of a step (from 0); the ranks' parts in turn are the whole batch."""
+        """Window numbers (batch_size / ranks,) of a step (from 0); the ranks' parts in turn are the whole batch.
+
+        Raises:
+            DataError: a batch that the ranks can't share evenly.
+        """
+        if self.batch_size % ranks:
+            raise DataError(f"a batch of {self.batch_size} sequences can't be shared evenly by {ranks} processes")
         part = self.batch_size // ranks
         begin = step * self.batch_size + rank * part
         epochs, positions = np.divmod(np.arange(begin, begin + part), self.windows)

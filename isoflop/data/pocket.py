@@ -7,12 +7,13 @@ once; further takes use other voices and other neighbours. Held-out sentences ar
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from isoflop.data.prose import sentences
 from isoflop.data.shards import Manifest, Shard, write_shard
 from isoflop.data.speech import VOICES, Synthesizer, Voice
 from isoflop.data.vocabulary import Vocabulary, vocabulary
+from isoflop.data.workers import in_fresh_processes
 from isoflop.errors import DataError
 
 DOCUMENTS_A_SHARD = 256
@@ -61,26 +63,24 @@ def prepare_pocket(
     folder.mkdir(parents=True, exist_ok=True)
     ids = vocabulary("pocket", data["text_tokenizer"])
     heldout, train = split_sentences(data["heldout_share"], data["seed"])
-    context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), context.Pool(processes, maxtasksperchild=1) as pool:
-        versions = pool.apply(_make_codec, (folder, scripts_of(train, data["seed"], 0)[:CODEC_DOCUMENTS], data["seed"]))
+    codec_scripts = scripts_of(train, data["seed"], 0)[:CODEC_DOCUMENTS]
+    (versions,) = in_fresh_processes(partial(_make_codec, folder, data["seed"]), [codec_scripts], 1)
 
-        def jobs(split: str, texts: list[str], takes: int | None) -> Iterator[_Job]:
-            for number, scripts in enumerate(_batches(texts, data["seed"], takes)):
-                yield _Job(folder, split, number, scripts, data["composition"], ids, data["seed"])
+    def jobs(split: str, texts: list[str], takes: int | None) -> Iterator[_Job]:
+        for number, scripts in enumerate(_batches(texts, data["seed"], takes)):
+            yield _Job(folder, split, number, scripts, data["composition"], ids, data["seed"])
 
-        shards = pool.map(_make_shard, list(jobs("heldout", heldout, 1)), chunksize=1)
-        wanted, made = float(data["tokens"]["pocket"]), 0
-        for shard in _ahead(pool, jobs("train", train, None), processes):
-            shards.append(shard)
-            made += shard.tokens
+    wanted, made = float(data["tokens"]["pocket"]), 0
+    shards: list[Shard] = []
+    with closing(
+        in_fresh_processes(_make_shard, chain(jobs("heldout", heldout, 1), jobs("train", train, None)), processes)
+    ) as results:
+        while made < wanted:
+            shards.append(next(results))
+            made = sum(shard.tokens for shard in shards if shard.split == "train")
             if progress:
                 progress(made, wanted)
-            if made >= wanted:
-                break
-        pool.terminate()
-    for unused in set(folder.glob("train-*.bin")) - {folder / shard.file for shard in shards}:
-        unused.unlink()  # made ahead of need
+    _remove_others(folder, {CODEC_FILE, *(shard.file for shard in shards)})
     return Manifest(ids, tuple(shards), data, versions)
 
 
@@ -113,23 +113,11 @@ def scripts_of(texts: list[str], seed: int, take: int) -> list[Script]:
     return scripts
 
 
-def speak(scripts: list[Script]) -> list[list[np.ndarray]]:
-    """Waveforms of each script's sentences, by one fresh synthesizer."""
+def speak(scripts: list[Script]) -> Iterator[list[np.ndarray]]:
+    """Waveforms of each script's sentences in turn, by one fresh synthesizer."""
     synthesizer = Synthesizer()
-    return [[synthesizer.say(text, script.voice) for text in script.sentences] for script in scripts]
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside use one thread for linear algebra: sums, and so codes, don't depend on the cores."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    for script in scripts:
+        yield [synthesizer.say(text, script.voice) for text in script.sentences]
 
 
 def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Script]]:
@@ -141,18 +129,22 @@ def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Sc
         take += 1
 
 
-def _ahead(pool: Any, jobs: Iterator[_Job], processes: int) -> Iterator[Shard]:
-    """Results in order, with only a few jobs under way (the jobs have no end)."""
-    pending = [pool.apply_async(_make_shard, (next(jobs),)) for _ in range(processes + 1)]
-    while True:
-        yield pending.pop(0).get()
-        pending.append(pool.apply_async(_make_shard, (next(jobs),)))
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    """Removes shards that were made ahead of need, and what was being written when their processes ended."""
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
 
 
-def _make_codec(folder: Path, scripts: list[Script], seed: int) -> dict[str, str]:
+def _make_codec(folder: Path, seed: int, scripts: list[Script]) -> dict[str, str]:
     codec = train_pocket_codec([waveform for document in speak(scripts) for waveform in document], seed)
     codec.save(folder / CODEC_FILE)
-    return {"python": platform.python_version(), "espeak-ng": Synthesizer().version, "codec": codec.checksum}
+    return {
+        "isoflop": version("isoflop"),
+        "python": platform.python_version(),
+        "espeak-ng": Synthesizer().version,
+        "codec": codec.checksum,
+    }
 
 
 def _make_shard(job: _Job) -> Shard:
@@ -165,7 +157,8 @@ def _make_shard(job: _Job) -> Shard:
         ]
         for order in orders_of(job.composition):
             documents.append(encode_document(utterances, order, job.composition, job.vocabulary))
-            seconds += sum(map(len, waveforms)) / codec.sample_rate
+            if job.composition != "text":
+                seconds += sum(map(len, waveforms)) / codec.sample_rate
     shuffle = np.random.default_rng([job.seed, job.number, 1]).permutation(len(documents))
     name = f"{job.split}-{job.number:05d}"
     return write_shard(job.folder, name, job.split, [documents[i] for i in shuffle], seconds, job.vocabulary)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from isoflop.config import Data, data_hash
 from isoflop.config.identity import data_identity
-from isoflop.data.shards import Manifest
+from isoflop.data.shards import MANIFEST, Manifest
 from isoflop.errors import DataError
+from isoflop.files import sync
 
 Progress = Callable[[int, float], None]
 """Called with the tokens made so far and those wanted."""
@@ -29,13 +31,13 @@ def prepare(root: Path, data: Data, *, processes: int | None = None, progress: P
         DataError: a source or codec that can't be prepared here, or a damaged manifest.
     """
     folder = data_folder(root, data)
-    if (folder / "manifest.json").exists():
+    if folder.exists():
         Manifest.read(folder)
         return folder
     make = _maker(data)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         cores = len(os.sched_getaffinity(0))
         make(temporary, data_identity(data), processes or cores, progress).write(temporary)
@@ -63,13 +65,14 @@ def _claim(temporary: Path, folder: Path) -> None:
     try:
         os.rename(temporary, folder)
     except OSError:
-        if not (folder / "manifest.json").exists():
+        if not (folder / MANIFEST).exists():
             raise
+    sync(folder.parent)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what a killed preparation left behind."""
-    for stray in folder.parent.glob(f".{folder.name}.*.tmp"):
-        process = stray.suffixes[-2].lstrip(".")
-        if not (process.isdigit() and Path("/proc", process).exists()):
+    """Removes what a killed preparation on this machine left behind; another machine's may still be at work."""
+    for stray in folder.parent.glob(f".{folder.name}.{socket.gethostname()}.*.tmp"):
+        process = stray.name.split(".")[-2]
+        if process == str(os.getpid()) or not Path("/proc", process).exists():
             shutil.rmtree(stray, ignore_errors=True)

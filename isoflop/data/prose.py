@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def _docstrings() -> Iterator[str]:
         if SKIPPED.intersection(path.relative_to(root).parts):
             continue
         try:
-            tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(path.read_text("utf-8"))
+        except (SyntaxError, ValueError):  # a template or another encoding
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -38,7 +38,7 @@ def write_shard(
     ids = np.concatenate(documents).astype(vocabulary.dtype)
     path = folder / f"{name}.bin"
     with replace_file(path) as temporary:
-        ids.tofile(temporary)
+        temporary.write_bytes(ids.data)
     counts = np.bincount(vocabulary.kinds[ids], minlength=len(Kind))
     kinds = {kind.name.lower(): int(counts[kind]) for kind in Kind}
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
@@ -94,7 +94,10 @@ class Manifest:
             shards = tuple(Shard(**shard) for shard in document["shards"])
             manifest = cls(Vocabulary(**document["vocabulary"]), shards, document["data"], document["versions"])
         except FileNotFoundError:
-            raise DataError(f"{folder}: no prepared data here; run `isoflop prepare SWEEP.yaml` first") from None
+            mend = (
+                "delete the folder and prepare again" if folder.exists() else "run `isoflop prepare SWEEP.yaml` first"
+            )
+            raise DataError(f"{folder}: no prepared data here (no {MANIFEST}); {mend}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a readable manifest ({error}); delete the folder and prepare again") from None
         if document.get("schema") != SCHEMA or document.get("checksum") != manifest.checksum:
@@ -111,6 +114,9 @@ class Windows:
     def __init__(self, folder: Path, split: str, seq_len: int, manifest: Manifest | None = None) -> None:
         self.manifest = manifest or Manifest.read(folder)
         self.seq_len = seq_len
+        splits = sorted({shard.split for shard in self.manifest.shards})
+        if split not in splits:
+            raise DataError(f"{folder}: no split {split!r}; there are {', '.join(splits)}")
         self._shards = [
             _open_shard(folder, shard, self.manifest.vocabulary.dtype)
             for shard in self.manifest.shards
@@ -118,10 +124,13 @@ class Windows:
         ]
         self._ends = np.cumsum([max(0, (len(ids) - 1) // seq_len) for ids in self._shards])
         if not len(self):
-            raise DataError(f"{folder}: the {split} split has not one window of {seq_len} tokens; raise data.tokens")
+            raise DataError(
+                f"{folder}: the {split} split has not one window of {seq_len} tokens; raise "
+                + ("data.tokens" if split == "train" else "data.heldout_share")
+            )
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Windows (len(numbers), seq_len + 1), int64."""
@@ -138,7 +147,8 @@ def _open_shard(folder: Path, shard: Shard, dtype: str) -> np.ndarray:
     path = folder / shard.file
     if not path.exists():
         raise DataError(f"{path}: missing; delete the folder and prepare again")
-    ids = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-    if len(ids) != shard.tokens or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
+    whole = path.stat().st_size == shard.tokens * np.dtype(dtype).itemsize
+    ids = np.asarray(np.memmap(path, dtype=dtype, mode="r")) if whole and shard.tokens else np.empty(0, dtype)
+    if not whole or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
         raise DataError(f"{path}: damaged (its content is not the manifest's); delete the folder and prepare again")
     return ids

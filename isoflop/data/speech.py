@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 22050
 RATE = 1  # espeak_PARAMETER
 SYNCHRONOUS, UTF8, CHARACTERS = 2, 1, 1
+DONT_EXIT = 0x8000  # without it, espeak ends the process where its data can't be read
 
 DIALECTS = ("en-us", "en", "en-gb-scotland")
 VARIANTS = ("m1", "m7", "f1", "f4")  # f2, f3, f5 differ from process to process in espeak-ng 1.52
@@ -39,10 +40,16 @@ class Synthesizer:
             raise DataError(
                 "the pocket corpus needs espeak-ng: pip install 'isoflop[pocket]' (or pip install espeakng-loader)"
             ) from None
-        self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        if self._library.espeak_Initialize(SYNCHRONOUS, 0, data, 0) != SAMPLE_RATE:
-            raise DataError(f"espeak-ng did not start with its data in {data.decode()}: reinstall espeakng-loader")
+        try:
+            self._library = ctypes.CDLL(espeakng_loader.get_library_path())
+        except OSError as error:
+            raise DataError(f"espeak-ng can't be loaded ({error}); reinstall espeakng-loader") from None
+        data = espeakng_loader.get_data_path()
+        if self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DONT_EXIT) != SAMPLE_RATE:
+            raise DataError(
+                f"espeak-ng can't read its data in {data}: reinstall espeakng-loader, "
+                "under a shorter path if this one has over 150 characters"
+            )
         self._library.espeak_Synth.argtypes = [
             ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
             ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
@@ -66,7 +73,8 @@ class Synthesizer:
         self._library.espeak_SetParameter(RATE, voice.rate, 0)
         self._chunks.clear()
         encoded = text.encode() + b"\0"
-        if self._library.espeak_Synth(encoded, len(encoded), 0, CHARACTERS, 0, UTF8, None, None) != 0:
+        failed = self._library.espeak_Synth(encoded, len(encoded), 0, CHARACTERS, 0, UTF8, None, None) != 0
+        if failed or not self._chunks:
             raise DataError(f"espeak-ng could not speak {text!r}")
         return np.concatenate(self._chunks).astype(np.float32) / 32768
 

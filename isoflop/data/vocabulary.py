@@ -79,11 +79,17 @@ class Vocabulary:
         return kinds
 
     def audio_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Ids of codes (frames, codebooks), frame-major: (frames * codebooks,)."""
+        """Ids of codes (frames, codebooks), frame-major: (frames * codebooks,).
+
+        Raises:
+            DataError: more codebooks than there are, or codes that are none.
+        """
         import numpy as np
 
         if codes.ndim != 2 or codes.shape[1] > self.codebooks:
             raise DataError(f"codes of shape {codes.shape}: expected (frames, up to {self.codebooks} codebooks)")
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.codebook_size:
+            raise DataError(f"codes from {codes.min()} to {codes.max()}: expected 0 to {self.codebook_size - 1}")
         offsets = self.first_audio + np.arange(codes.shape[1]) * self.codebook_size
         return (codes + offsets).reshape(-1)
 

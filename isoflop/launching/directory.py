@@ -17,7 +17,7 @@ from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
-from isoflop.recipes import Candidate, find_recipe
+from isoflop.recipes import find_recipe
 from isoflop.runs import RunDirectory
 
 GRID_KEYS = {"schema", "name", "budgets", "widths", "extra", "seeds", "replicates", "min_batch", "max_steps"}
@@ -55,7 +55,6 @@ def make_directory(plan: Plan, root: Path) -> Path:
 
 def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
     """`config.yaml`: all that a worker needs, and the identity that the run's name is a hash of."""
-    candidate = Candidate(spec.shape, spec.batch_size, spec.steps, spec.lr, spec.beta2)
     train = sweep.train
     return {
         "run": {
@@ -68,7 +67,7 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
             "beta2": spec.beta2,
             "seed": spec.seed,
         },
-        "identity": run_identity(sweep, find_recipe(sweep.recipe), candidate, spec.seed),
+        "identity": run_identity(sweep, find_recipe(sweep.recipe), spec.candidate, spec.seed),
         "data": data_hash(sweep.data),
         "metric": dataclasses.asdict(sweep.metric),
         "precision": train.precision,

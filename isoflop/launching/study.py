@@ -66,11 +66,16 @@ def train_study(
 
 
 def conclude_study(directory: Path, recipe: str | None) -> Study:
-    """Gathers a sweep's runs, fits them and writes the report."""
+    """Gathers a sweep's runs, fits them and writes the report.
+
+    A kept result, with `runs.parquet` and no run directories, is fitted as it is.
+    """
     from isoflop.fitting import fit_isoflop, write_fit
+    from isoflop.fitting.files import read_frame
     from isoflop.reporting.sweep import report_sweep
 
-    runs = write_runs(directory)
+    kept = (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
+    runs = read_frame(directory) if kept else write_runs(directory)
     fit, refusal = None, ""
     try:
         fit = fit_isoflop(directory)

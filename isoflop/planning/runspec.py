@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from isoflop.recipes import Candidate
 from isoflop.shapes import ModelShape
 
 COLUMNS: dict[str, type] = {
@@ -106,14 +107,18 @@ class RunSpec:
         return self.shape.seq_len
 
     @property
+    def candidate(self) -> Candidate:
+        """The training configuration, without its place in a study."""
+        return Candidate(self.shape, self.batch_size, self.steps, self.lr, self.beta2)
+
+    @property
     def tokens(self) -> int:
-        """Training tokens: batch x seq_len x steps."""
-        return self.batch_size * self.shape.seq_len * self.steps
+        return self.candidate.tokens
 
     @property
     def train_flops(self) -> int:
         """Training FLOPs of the whole run (3 x forward); exact here, a float in tables, since it passes 2^63."""
-        return self.tokens * self.shape.train_flops_per_token
+        return self.candidate.train_flops
 
     @property
     def params_total(self) -> int:

@@ -18,6 +18,9 @@ from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.table import read_table
 from isoflop.reporting.html import write_report
 
+GATHERED_FILE = "losses.parquet"
+"""All loss logs of a sweep in one table, with `run_id` and `budget`: a kept result has it, and no run directories."""
+
 CURVE_COLUMNS = ["step", "tokens", "train_flops", "split", "kind", "loss"]
 _PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
 
@@ -47,6 +50,8 @@ def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) 
 def loss_curves(directory: str | Path, runs: pd.DataFrame) -> pd.DataFrame | None:
     """The loss logs of all runs that have one, with `run_id` and `budget`; None where there are none."""
     parts = []
+    if (gathered := Path(directory) / GATHERED_FILE).exists():
+        return pd.read_parquet(gathered)
     if not {"run_id", "budget"} <= set(runs.columns):
         return None
     for row in records(runs.loc[:, ["run_id", "budget"]]):

@@ -6,7 +6,7 @@ from __future__ import annotations
 def wsd(step: int, steps: int, warmup: float, decay: float, min_ratio: float = 0.0) -> float:
     """Factor on the peak learning rate for update `step` of `steps` (from 0).
 
-    `warmup` and `decay` below 1 are fractions of `steps`, else counts. The rate rises linearly from 0 over the warm-up,
+    `warmup` and `decay` up to 1 are fractions of `steps`, above it counts. The rate rises linearly from 0 over the warm-up,
     stays, and falls linearly to `min_ratio`, which it would reach at `steps`.
     """
     rising, falling = _count(warmup, steps), _count(decay, steps)
@@ -18,4 +18,4 @@ def wsd(step: int, steps: int, warmup: float, decay: float, min_ratio: float = 0
 
 
 def _count(length: float, steps: int) -> int:
-    return int(length * steps) if length < 1 else int(length)
+    return int(length * steps) if length <= 1 else int(length)
