@@ -10,17 +10,20 @@ import errno
 import json
 import os
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 import typer
 
 from isoflop.errors import FitError, IsoflopError
 
 if TYPE_CHECKING:
+    from isoflop.fitting.parabola import Status
     from isoflop.launching.study import Study
     from isoflop.planning.plan import Plan
 
@@ -30,6 +33,8 @@ LossUnit = Literal["nats", "bits"]
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
+PLAIN_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT)
+"""What is wrong with a file or folder that the user named; others are errors of the program."""
 
 _SETTINGS = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 app = typer.Typer(no_args_is_help=True, **_SETTINGS)
@@ -65,10 +70,14 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
         _silence_stdout()
         code = PIPE_CLOSED
     except OSError as problem:
-        if problem.errno != errno.ENOSPC:
+        if problem.errno == errno.ENOSPC:
+            if not problem.filename:
+                _silence_stdout()
+            print(f"isoflop: error: {problem.filename or 'standard output'}: the disk is full", file=sys.stderr)
+        elif problem.errno in PLAIN_ERRORS and problem.filename:
+            print(f"isoflop: error: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        else:
             raise
-        _silence_stdout()
-        print(f"isoflop: error: {problem.filename or 'standard output'}: the disk is full", file=sys.stderr)
         code = IsoflopError.exit_code
     sys.exit(code or 0)
 
@@ -169,17 +178,19 @@ def run(
     plan, began = lay_out(sweep, overrides or ()), time.monotonic()
     _print_intent(plan)
     try:
-        with StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown:
+        with _all_stops_interrupt(), StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown:
             directory = train_study(plan, runs_root(), workers=workers, on_data=shown.data, on_progress=shown.runs_at)
     except KeyboardInterrupt:
         print("stopped; every run keeps its last checkpoint: the same command goes on from there", file=sys.stderr)
         raise
     study = conclude_study(directory, plan.sweep.recipe)
     _print_study(study, time.monotonic() - began)
+    if len(study.unfinished):
+        if study.refusal:
+            print(study.refusal, file=sys.stderr)
+        raise typer.Exit(1)
     if study.refusal:
         raise FitError(study.refusal)
-    if len(study.unfinished):
-        raise typer.Exit(1)
 
 
 @app.command("prepare", short_help="Make the data that a sweep names.")
@@ -229,10 +240,17 @@ def fit(
     Optimal model size and data as power laws of compute, from the minimum of each budget's profile.
     """
     from isoflop.fitting import fit_document, fit_isoflop
+    from isoflop.runs import write_runs
 
+    if (Path(source) / "plan.parquet").exists():
+        try:
+            write_runs(Path(source))
+        except OSError as problem:
+            if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise  # somebody else's study is fitted as its owner left it
     law = fit_isoflop(
         Path(source), axis=axis, n=n, loss=loss, params=params, tokens=tokens, flops=flops, budget=budget,
-        loss_unit=loss_unit, use="all" if use == "all" else use.split(","), bootstrap=bootstrap,
+        loss_unit=loss_unit, use="all" if use == "all" else _statuses(use), bootstrap=bootstrap,
         confidence=confidence, seed=seed,
     )  # fmt: skip
     print(
@@ -273,6 +291,25 @@ def init(
     print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)
 
 
+@contextmanager
+def _all_stops_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, unless they are ignored, as under nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number in before:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _statuses(use: str) -> list[Status]:
+    """The statuses of profiles in `--use`; the fit checks them."""
+    return cast("list[Status]", [status.strip() for status in use.split(",")])
+
+
 # Printing
 
 
@@ -285,9 +322,13 @@ def _print_intent(plan: Plan) -> None:
 
 
 def _print_study(study: Study, seconds: float) -> None:
+    from isoflop.launching.worker import log_file
+    from isoflop.runs import RunDirectory
+
     for row in study.unfinished.to_dict("records"):
-        logs = study.directory / row["run_id"] / "attempts"
-        print(f"{row['run_id']} {row['state']}: {row['reason']} (log: {logs})", file=sys.stderr)
+        log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
+        where = f" (log: {log})" if log.exists() else ""
+        print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
     if study.fit is not None:
         print(study.fit.summary())
     done = len(study.runs) - len(study.unfinished)

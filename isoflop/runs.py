@@ -5,19 +5,17 @@ The truth about a run is in its directory: a `DONE` marker, the newest valid che
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.errors import RunError
-from isoflop.files import replace_file
+from isoflop.files import is_locked, lock_file, remove_abandoned, replace_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +37,9 @@ LOG_COLUMNS = {
     "wall_s": "float64",
 }
 """Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+
+WHAT = ("run", "identity", "data", "metric", "precision")
+"""Parts of `config.yaml` that say what a run is; the others may differ from the plan's (how often it is logged)."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,15 @@ class RunDirectory:
         Raises:
             RunError: a directory whose configuration was changed by hand.
         """
+        from isoflop.config.identity import canonical_hash
+
         file = self.path / "config.yaml"
         if file.exists():
-            if self.config()["identity"] != json.loads(json.dumps(config["identity"])):
+            before, now = _what(self.config()), _what(config)
+            if edited := [key for key in WHAT if canonical_hash(before[key]) != canonical_hash(now[key])]:
                 raise RunError(
-                    f"{file}: its identity is not the plan's; it was edited: restore it or delete {self.path}"
+                    f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
+                    f"restore it, or delete {self.path} to start the run again"
                 )
             return
         import yaml
@@ -90,9 +95,10 @@ class RunDirectory:
         file = self.path / "config.yaml"
         try:
             loaded = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except (OSError, yaml.YAMLError) as error:
-            raise RunError(f"{file}: can't be read ({error}); delete the run's directory to start it again") from None
-        if not isinstance(loaded, dict) or not {"run", "identity", "data"} <= loaded.keys():
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            why = " ".join(str(error).split())
+            raise RunError(f"{file}: can't be read ({why}); delete the run's directory to start it again") from None
+        if not isinstance(loaded, dict) or not set(WHAT) <= loaded.keys():
             raise RunError(f"{file}: damaged; delete the run's directory to start it again")
         return loaded
 
@@ -103,6 +109,8 @@ class RunDirectory:
         try:
             state = json.loads((self.path / "state.json").read_text())
         except (FileNotFoundError, ValueError):
+            state = None
+        if not isinstance(state, dict) or "state" not in state:
             state = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
         if self.done:
             state["state"] = "done"
@@ -114,24 +122,18 @@ class RunDirectory:
         with replace_file(self.path / "state.json") as temporary:
             temporary.write_text(json.dumps(document) + "\n")
 
-    @contextlib.contextmanager
-    def lease(self) -> Iterator[bool]:
+    def lease(self) -> AbstractContextManager[bool]:
         """Whether this process holds the run until the block ends; a lease falls with the process that held it."""
-        with (self.path / "lease").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            file.truncate(0)
-            file.write(f"{socket.gethostname()} {os.getpid()}\n")
-            file.flush()
-            yield True
+        return lock_file(self.path / "lease")
 
     def is_leased(self) -> bool:
         """Whether some process holds the run now."""
-        with self.lease() as free:
-            return not free
+        return is_locked(self.path / "lease")
+
+    def remove_abandoned(self) -> None:
+        """Removes half-written files of killed processes; for who holds the lease."""
+        for folder in (self.checkpoints, self.path / "loss"):
+            remove_abandoned(folder)
 
     # Loss log
 
@@ -169,6 +171,12 @@ class RunDirectory:
         return sorted((self.path / "loss").glob("[0-9]*.parquet"))
 
 
+def _what(config: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a configuration that a run can't change, without the sweep's name: its directory may be renamed."""
+    parts = {key: config[key] for key in WHAT}
+    return {**parts, "run": {key: value for key, value in config["run"].items() if key != "sweep"}}
+
+
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
@@ -192,16 +200,23 @@ def _read_part(path: Path) -> pd.DataFrame:
 def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
     """The runs of a sweep's directory, a row each: the plan's columns, state and held-out losses.
 
+    A kept result, with `runs.parquet` and no run directories, is read as it is.
+
     Raises:
-        RunError: no plan in the directory.
+        RunError: no plan in the directory, or a run whose files are damaged.
     """
     import pandas as pd
 
     directory = Path(sweep)
-    file = directory / "plan.parquet"
+    file = directory / ("runs.parquet" if _is_kept_result(directory) else "plan.parquet")
     if not file.exists():
         raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); see `isoflop run --help`")
-    plan = pd.read_parquet(file)
+    try:
+        plan = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: damaged ({error}); delete it, and the command that made it writes it anew") from None
+    if file.name == "runs.parquet":
+        return plan
     results = pd.DataFrame([_result(RunDirectory(directory / run_id)) for run_id in plan["run_id"]], index=plan.index)
     return pd.concat([plan, results], axis=1)
 
@@ -209,9 +224,14 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
 def write_runs(sweep: Path) -> pd.DataFrame:
     """Reads a sweep's runs and keeps them as `runs.parquet`."""
     runs = read_runs(sweep)
-    with replace_file(sweep / "runs.parquet") as temporary:
-        runs.to_parquet(temporary, index=False)
+    if not _is_kept_result(sweep):
+        with replace_file(sweep / "runs.parquet") as temporary:
+            runs.to_parquet(temporary, index=False)
     return runs
+
+
+def _is_kept_result(directory: Path) -> bool:
+    return (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
 
 
 def _result(run: RunDirectory) -> dict[str, Any]:

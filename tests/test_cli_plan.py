@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,7 +138,7 @@ def test_help_begins_with_an_example(run: Callable[..., Output]) -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert out.split("\n\n")[1].strip() == "Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped"
-    assert "plan  Lay out the runs of a sweep." in run("--help", program=main)[1]
+    assert re.search(r"plan +Lay out the runs of a sweep\.", run("--help", program=main)[1])
     assert run("--version", program=main)[1].strip()
 
 

@@ -103,7 +103,7 @@ class PocketCodec:
             DataError: a missing or damaged file, or one of another version.
         """
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 about = json.loads(str(stored["about"]))
                 codec = cls(stored["centroids"], stored["mean"])
                 whole = about["version"] == VERSION and about["checksum"] == codec.checksum

@@ -64,7 +64,7 @@ def prepare_pocket(
     ids = vocabulary("pocket", data["text_tokenizer"])
     heldout, train = split_sentences(data["heldout_share"], data["seed"])
     codec_scripts = scripts_of(train, data["seed"], 0)[:CODEC_DOCUMENTS]
-    (versions,) = in_fresh_processes(partial(_make_codec, folder, data["seed"]), [codec_scripts], 1)
+    (versions,) = in_fresh_processes(partial(make_codec, folder, data["seed"]), [codec_scripts], 1)
 
     def jobs(split: str, texts: list[str], takes: int | None) -> Iterator[_Job]:
         for number, scripts in enumerate(_batches(texts, data["seed"], takes)):
@@ -120,6 +120,18 @@ def speak(scripts: list[Script]) -> Iterator[list[np.ndarray]]:
         yield [synthesizer.say(text, script.voice) for text in script.sentences]
 
 
+def make_codec(folder: Path, seed: int, scripts: list[Script]) -> dict[str, str]:
+    """Trains the corpus's codec on scripts and saves it in `folder`; the versions of all that it depends on."""
+    codec = train_pocket_codec([waveform for document in speak(scripts) for waveform in document], seed)
+    codec.save(folder / CODEC_FILE)
+    return {
+        "isoflop": version("isoflop"),
+        "python": platform.python_version(),
+        "espeak-ng": Synthesizer().version,
+        "codec": codec.checksum,
+    }
+
+
 def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Script]]:
     take = 0
     while takes is None or take < takes:
@@ -134,17 +146,6 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
     for path in folder.iterdir():
         if path.name not in kept:
             path.unlink()
-
-
-def _make_codec(folder: Path, seed: int, scripts: list[Script]) -> dict[str, str]:
-    codec = train_pocket_codec([waveform for document in speak(scripts) for waveform in document], seed)
-    codec.save(folder / CODEC_FILE)
-    return {
-        "isoflop": version("isoflop"),
-        "python": platform.python_version(),
-        "espeak-ng": Synthesizer().version,
-        "codec": codec.checksum,
-    }
 
 
 def _make_shard(job: _Job) -> Shard:

@@ -7,7 +7,7 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from threading import Thread
@@ -20,21 +20,21 @@ Result = TypeVar("Result")
 _END = object()
 
 
-def in_fresh_processes(function: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
+def in_fresh_processes(function: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Generator[Result]:
     """`function(job)` of every job, in order, each in a process of its own with one thread for linear algebra.
 
-    `jobs` may have no end: only a few more are taken than were asked for. Closing the iterator ends what is under way;
+    `jobs` may have no end: only a few more are taken than were asked for. Closing the generator ends what is under way;
     so does the death of this process, whatever its cause.
 
     Raises:
         DataError: a process was killed, e.g. for want of memory. What the function raises, is raised as it is.
     """
-    jobs: Iterator[Any] = iter(jobs)
+    coming: Iterator[Any] = iter(jobs)
     tasks: deque[_Task[Result]] = deque()
     try:
         while True:
             running = [task for task in tasks if task.running]
-            if len(running) < processes and len(tasks) < 2 * processes and (job := next(jobs, _END)) is not _END:
+            if len(running) < processes and len(tasks) < 2 * processes and (job := next(coming, _END)) is not _END:
                 tasks.append(_Task(function, job))
             elif not tasks:
                 return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import Sweep, data_hash, load_sweep, run_identity
+from isoflop.config.identity import canonical_hash
 from isoflop.config.loading import sweep_to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
@@ -31,24 +32,35 @@ def runs_root() -> Path:
     return Path(os.environ.get("ISOFLOP_ROOT") or "runs").resolve()
 
 
+def sweep_directory(sweep: Sweep, root: Path) -> Path:
+    """Where a sweep's runs are.
+
+    Raises:
+        ConfigError: a sweep with the name of the folder of all data.
+    """
+    if sweep.name == "data":
+        raise ConfigError(f"name: {root / 'data'} holds the data of all sweeps; give the sweep another name (name=...)")
+    return root / sweep.name
+
+
 def make_directory(plan: Plan, root: Path) -> Path:
     """The sweep's directory with its definition, its plan and a directory for each run.
 
     Raises:
         ConfigError: a directory that was made with another recipe, data or metric, with the differences.
     """
-    directory = root / plan.sweep.name
-    check_same_study(plan.sweep, directory)
+    directory = sweep_directory(plan.sweep, root)
+    check_same_study(plan, directory)
     with replace_file(directory / "sweep.yaml") as temporary:
         temporary.write_text(sweep_to_yaml(plan.sweep))
     plan.write_parquet(directory / "plan.parquet")
     provenance = _provenance()
     for spec in plan.runs:
         run = RunDirectory(directory / spec.run_id)
-        is_new = not (run.path / "config.yaml").exists()
         run.create(run_config(plan.sweep, spec))
-        if is_new:
+        if not (run.path / "provenance.json").exists():
             _write_json(run.path / "provenance.json", provenance)
+        if not (run.path / "state.json").exists():
             run.set_state("pending", attempt=0, step=0, steps=spec.steps)
     return directory
 
@@ -77,19 +89,42 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def check_same_study(sweep: Sweep, directory: Path) -> None:
+def check_same_study(plan: Plan, directory: Path) -> None:
     """Refuses a directory whose runs were made with another recipe, data or metric."""
     if not (directory / "sweep.yaml").exists():
         return
-    before, now = (dict(_leaves(dataclasses.asdict(s))) for s in (load_sweep(directory / "sweep.yaml"), sweep))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key.split(".")[0].split("[")[0] not in GRID_KEYS and key not in TIMING_KEYS]
-    if changed:
-        differences = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in changed)
+    before, now = (dataclasses.asdict(sweep) for sweep in (load_sweep(directory / "sweep.yaml"), plan.sweep))
+    changed = {
+        key: values
+        for key, values in _differences(before, now).items()
+        if key.split(".")[0].split("[")[0] not in GRID_KEYS and key not in TIMING_KEYS
+    }
+    if changed := changed or _changed_recipe(plan, directory):
+        differences = "; ".join(f"{key} was {before}, is {now}" for key, (before, now) in changed.items())
         raise ConfigError(
             f"{directory}: made by another study: {differences}; give this one another name (name=...), "
             "or delete the directory"
         )
+
+
+def _changed_recipe(plan: Plan, directory: Path) -> dict[str, tuple[Any, Any]]:
+    """What differs in a run that is there by place and seed but not by identity: the recipe's rules have changed."""
+    made = {path.parent.name for path in directory.glob("*/config.yaml")}
+    prefixes = {name.rpartition("-")[0]: name for name in sorted(made - {spec.run_id for spec in plan.runs})}
+    for spec in plan.runs:
+        prefix = spec.run_id.rpartition("-")[0]
+        if spec.run_id not in made and prefix in prefixes:
+            before = RunDirectory(directory / prefixes[prefix]).config()["identity"]
+            if changed := _differences(before, run_config(plan.sweep, spec)["identity"]):
+                return {f"{prefix}: {key}": values for key, values in changed.items()}
+    return {}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys of leaves that differ, with both values; None where there is none."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (a, b) for key, (a, b) in pairs.items() if canonical_hash(a) != canonical_hash(b)}
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

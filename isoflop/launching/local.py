@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +23,10 @@ from isoflop.runs import RunDirectory
 
 OVERHEAD_FLOPS = 5e5  # a token of a tiny model costs a core about as long as this many more FLOPs; for order and ETA
 TIMEOUT_MIN = 60 * 24 * 365  # submitit's local executor ends a job after 2 minutes by default
-STOP_S = 60
 POLL_S = 0.5
+STOP_S = 60.0
+ASK_AGAIN_S = 1.0
+STRAYS_S = 30.0
 MOST_DEATHS = 2
 
 
@@ -49,131 +54,159 @@ class LocalPool:
     directory: Path
     plan: Plan
     workers: int
-    _jobs: list[Any] = field(default_factory=list)
-    _deaths: dict[str, int] = field(default_factory=dict)
+    _jobs: dict[int, Any] = field(default_factory=dict)
+    _deaths: Counter[str] = field(default_factory=Counter)
+    _attempts: int = -1
+    _in_vain: int = 0
+
+    @property
+    def left(self) -> list[RunSpec]:
+        """What `run` would train, the longest first: not what is done or has diverged."""
+        longest_first = sorted(self.plan.runs, key=_work, reverse=True)
+        return [spec for spec in longest_first if self._state(spec)["state"] not in ("done", "diverged")]
 
     def run(self) -> Iterator[Progress]:
         """Starts the workers and yields twice a second until all runs have ended.
 
-        An interruption stops them at a step boundary, with a checkpoint.
+        Closing the iterator, or an interruption, stops them at a step boundary, with a checkpoint.
 
         Raises:
-            RunError: another `isoflop run` is at work in this directory.
+            RunError: a run that another process holds, or workers that can't even start.
         """
-        waiting = [spec for spec in self._longest_first() if not self._dir(spec).done]
-        if held := [spec.run_id for spec in waiting if self._dir(spec).is_leased()]:
-            raise RunError(f"{self.directory}: {held[0]} is being trained by another process; stop it, or wait for it")
-        for spec in waiting:
-            if (state := self._dir(spec).state())["state"] in ("running", "failed"):
+        left = self.left
+        self._wait_for_strays(left)
+        for spec in left:
+            if (state := self._state(spec))["state"] != "pending":
                 self._dir(spec).set_state("pending", state.get("reason", ""))
-        left = [spec for spec in waiting if self._dir(spec).state()["state"] not in SETTLED]
         write_order(self.directory, [spec.run_id for spec in left])
-        began, work_before = time.monotonic(), self._work_done()
-        with _children_ignore_interrupts():
-            self._jobs = [self._start() for _ in range(min(self.workers, len(left)))]
+        began, before = time.monotonic(), self._progress(0.0, 0.0)
         try:
+            self._start(len(left))
             while True:
-                alive = self._replace_dead()
-                yield self._progress(time.monotonic() - began, work_before)
-                if not alive:
+                self._replace_dead()
+                yield self._progress(time.monotonic() - began, before.share)
+                if not self._jobs:
                     return
                 time.sleep(POLL_S)
         finally:
             self._stop()
 
-    def _longest_first(self) -> list[RunSpec]:
-        return sorted(self.plan.runs, key=_work, reverse=True)
-
     def _dir(self, spec: RunSpec) -> RunDirectory:
         return RunDirectory(self.directory / spec.run_id)
 
-    def _start(self) -> Any:
+    def _state(self, spec: RunSpec) -> dict[str, Any]:
+        return self._dir(spec).state()
+
+    def _wait_for_strays(self, left: list[RunSpec]) -> None:
+        """Workers whose parent was killed stop by themselves, at their next step."""
+        limit = time.monotonic() + STRAYS_S
+        while held := [spec.run_id for spec in left if self._dir(spec).is_leased()]:
+            if time.monotonic() > limit:
+                raise RunError(f"{self.directory}: {held[0]} is being trained by another process; wait, or stop it")
+            time.sleep(POLL_S)
+
+    # Workers
+
+    def _start(self, wanted: int) -> None:
+        """Starts up to `wanted` workers in the places that are free."""
         import submitit
 
-        executor = submitit.LocalExecutor(self.directory / "workers" / "submitit")
-        gpus = min(1, _gpus())
-        executor.update_parameters(
-            timeout_min=TIMEOUT_MIN,
-            gpus_per_node=gpus,
-            visible_gpus=[len(self._jobs) % _gpus()] if gpus else (),
-        )
-        return executor.submit(Worker(str(self.directory), os.getpid()))
+        gpus = _gpus()
+        free = [place for place in range(self.workers) if place not in self._jobs]
+        executor = submitit.LocalExecutor(self._submitit)
+        for place in free[:wanted]:
+            visible = [gpus[place % len(gpus)]] if gpus else ()
+            executor.update_parameters(timeout_min=TIMEOUT_MIN, gpus_per_node=len(visible), visible_gpus=visible)
+            with _children_ignore(signal.SIGINT, signal.SIGHUP):
+                self._jobs[place] = executor.submit(Worker(str(self.directory), os.getpid()))
 
-    def _replace_dead(self) -> bool:
-        """Marks the runs of workers that died, and starts others for what is left; whether any worker is alive."""
-        alive = [job for job in self._jobs if not job.done()]
-        if len(alive) < len(self._jobs):
-            self._jobs = alive
-            orphans = [spec for spec in self.plan.runs if self._is_orphan(spec)]
-            for spec in orphans:
-                self._count_death(spec)
-            if orphans and len(alive) < self.workers:
-                with _children_ignore_interrupts():
-                    self._jobs.append(self._start())
-        return bool(self._jobs)
+    @property
+    def _submitit(self) -> Path:
+        return self.directory / "workers" / "submitit"
+
+    def _replace_dead(self) -> None:
+        """Takes the runs of workers that died back, and starts others for what is left."""
+        ended = {place: job for place, job in self._jobs.items() if job.done()}
+        if not ended:
+            return
+        for place in ended:
+            del self._jobs[place]
+        orphans = [spec for spec in self.plan.runs if self._is_orphan(spec)]
+        for spec in orphans:
+            self._count_death(spec)
+        orphans = [spec for spec in orphans if self._is_orphan(spec)]
+        if orphans:
+            self._check_it_helps(next(reversed(ended.values())))
+            self._start(len(orphans))
 
     def _is_orphan(self, spec: RunSpec) -> bool:
-        run = self._dir(spec)
-        return run.state()["state"] in ("running", "pending") and not run.done and not run.is_leased()
+        return self._state(spec)["state"] in ("running", "pending") and not self._dir(spec).is_leased()
 
     def _count_death(self, spec: RunSpec) -> None:
-        run = self._dir(spec)
-        if run.state()["state"] != "running":
+        if self._state(spec)["state"] != "running":
             return
-        deaths = self._deaths[spec.run_id] = self._deaths.get(spec.run_id, 0) + 1
-        reason = "its worker died (killed, or out of memory)"
-        run.set_state("failed" if deaths >= MOST_DEATHS else "pending", reason)
+        self._deaths[spec.run_id] += 1
+        gave_up = self._deaths[spec.run_id] >= MOST_DEATHS
+        reason = f"its worker died (killed, or out of memory; see {self._submitit})"
+        self._dir(spec).set_state("failed" if gave_up else "pending", reason)
+
+    def _check_it_helps(self, job: Any) -> None:
+        """Stops where workers end again and again before they take a run."""
+        attempts = sum(self._state(spec).get("attempt", 0) for spec in self.plan.runs)
+        self._in_vain = self._in_vain + 1 if attempts == self._attempts else 1
+        self._attempts = attempts
+        if self._in_vain > MOST_DEATHS:
+            raise RunError(f"{self.directory}: workers end before they train anything; see {job.paths.stderr}")
 
     def _stop(self) -> None:
-        for job in self._jobs:
-            if not job.done():
-                job._process.send_signal(signal.SIGTERM)  # submitit's controller passes it on; its cancel() is a SIGINT
-        limit = time.monotonic() + STOP_S
-        while any(not job.done() for job in self._jobs) and time.monotonic() < limit:
+        limit, asked = time.monotonic() + STOP_S, -math.inf
+        while (alive := [job for job in self._jobs.values() if not job.done()]) and time.monotonic() < limit:
+            if time.monotonic() - asked > ASK_AGAIN_S:  # a worker that is starting misses a signal
+                asked = time.monotonic()
+                for job in alive:
+                    job._process.send_signal(signal.SIGTERM)  # passed on to the worker; submitit's cancel() is a SIGINT
             time.sleep(0.1)
-        if all(job.done() for job in self._jobs):
-            shutil.rmtree(self.directory / "workers" / "submitit", ignore_errors=True)
+        if not (alive or self._deaths or self._in_vain > MOST_DEATHS):
+            shutil.rmtree(self._submitit, ignore_errors=True)
 
     # Progress
 
-    def _work_done(self) -> float:
-        return sum(_work(spec) * _share(self._dir(spec), spec) for spec in self.plan.runs)
-
-    def _progress(self, seconds: float, work_before: float) -> Progress:
-        states = {spec.run_id: self._dir(spec).state() for spec in self.plan.runs}
-        total = sum(map(_work, self.plan.runs))
-        done = self._work_done()
-        speed = (done - work_before) / seconds if seconds > 0 else 0.0
-        return Progress(states, done / total, (total - done) / speed if speed > 0 else None)
+    def _progress(self, seconds: float, share_before: float) -> Progress:
+        states = {spec.run_id: self._state(spec) for spec in self.plan.runs}
+        done = sum(_work(spec) * _share(states[spec.run_id], spec) for spec in self.plan.runs)
+        share = done / sum(map(_work, self.plan.runs))
+        speed = (share - share_before) / seconds if seconds > 0 else 0.0
+        return Progress(states, share, (1 - share) / speed if speed > 0 else None)
 
 
 def default_workers() -> int:
     """A worker for each GPU, else for each core this process may use."""
-    return _gpus() or len(os.sched_getaffinity(0))
+    return len(_gpus()) or len(os.sched_getaffinity(0))
 
 
-def _gpus() -> int:
-    """NVIDIA GPUs of this machine, without importing torch."""
+def _gpus() -> list[int]:
+    """Numbers of the NVIDIA GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([number for number in visible.split(",") if number.strip()])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return list(range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))))
+    # As CUDA reads it: up to the first that is no number of a GPU.
+    return [int(text) for text in itertools.takewhile(str.isdecimal, map(str.strip, visible.split(",")))]
 
 
 def _work(spec: RunSpec) -> float:
     return spec.tokens * (spec.shape.train_flops_per_token + OVERHEAD_FLOPS)
 
 
-def _share(run: RunDirectory, spec: RunSpec) -> float:
-    state = run.state()
+def _share(state: dict[str, Any], spec: RunSpec) -> float:
     return 1.0 if state["state"] in SETTLED else min(1.0, state.get("step", 0) / spec.steps)
 
 
 @contextlib.contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Processes started inside don't get Ctrl-C from the terminal; they are asked to stop in order."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _children_ignore(*signals: signal.Signals) -> Iterator[None]:
+    """Processes started inside don't get what a terminal sends to all; they are asked to stop in order."""
+    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)

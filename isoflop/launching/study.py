@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isoflop.config import Sweep
 from isoflop.data.prepare import prepare
-from isoflop.errors import FitError
-from isoflop.launching.directory import make_directory
+from isoflop.errors import FitError, RunError
+from isoflop.files import lock_file
+from isoflop.launching.directory import make_directory, sweep_directory
 from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.planning.plan import Plan
 from isoflop.runs import write_runs
@@ -54,28 +57,38 @@ def train_study(
     """Prepares a plan's data and trains what is not done yet; returns the sweep's directory.
 
     Raises:
-        ConfigError, DataError, RunError: before anything is trained, where the input can't be used.
+        ConfigError, DataError, RunError: before anything is trained, where the input can't be used, or another process
+            is at work in the directory.
     """
-    directory = make_directory(plan, root)
-    workers = workers or default_workers()
-    prepare(root, plan.sweep.data, progress=on_data)
-    for progress in LocalPool(directory, plan, workers).run():
-        if on_progress:
-            on_progress(progress)
+    directory = sweep_directory(plan.sweep, root)
+    with lock_file(directory / "workers" / "lease") as mine:
+        if not mine:
+            raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
+        make_directory(plan, root)
+        pool = LocalPool(directory, plan, workers or default_workers())
+        if pool.left:
+            _check_data(prepare(root, plan.sweep.data, progress=on_data), plan.sweep)
+        with closing(pool.run()) as progresses:
+            for progress in progresses:
+                if on_progress:
+                    on_progress(progress)
     return directory
 
 
-def conclude_study(directory: Path, recipe: str | None) -> Study:
-    """Gathers a sweep's runs, fits them and writes the report.
+def _check_data(folder: Path, sweep: Sweep) -> None:
+    """Finds damaged shards, and splits that are too small, before any run does."""
+    from isoflop.data.shards import Windows
 
-    A kept result, with `runs.parquet` and no run directories, is fitted as it is.
-    """
+    for split in ("train", sweep.metric.set):
+        Windows(folder, split, sweep.seq_len)
+
+
+def conclude_study(directory: Path, recipe: str | None) -> Study:
+    """Gathers a sweep's runs, fits them and writes the report."""
     from isoflop.fitting import fit_isoflop, write_fit
-    from isoflop.fitting.files import read_frame
     from isoflop.reporting.sweep import report_sweep
 
-    kept = (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
-    runs = read_frame(directory) if kept else write_runs(directory)
+    runs = write_runs(directory)
     fit, refusal = None, ""
     try:
         fit = fit_isoflop(directory)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +19,7 @@ from isoflop.files import replace_file
 from isoflop.runs import RunDirectory
 
 ORDER_FILE = "workers/order.txt"
+PARENT_S = 0.5
 SETTLED = ("done", "failed", "diverged")
 log = logging.getLogger("isoflop")
 
@@ -30,6 +34,7 @@ class Worker:
     def __call__(self) -> int:
         """Trains every run of the order that no other worker has; returns how many it ended."""
         self._stop = False
+        self._parent_began, self._looked_at = _began(self.parent), 0.0
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._ask_to_stop)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,32 +51,25 @@ class Worker:
 
     def should_stop(self) -> bool:
         """After a signal, or when the process that started the workers is gone."""
-        return self._stop or not Path("/proc", str(self.parent)).exists()
+        if not self._stop and time.monotonic() - self._looked_at > PARENT_S:
+            self._looked_at = time.monotonic()
+            self._stop = self._parent_began is None or _began(self.parent) != self._parent_began
+        return self._stop
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop = True
 
     def _run(self, run: RunDirectory, root: Path) -> bool:
         attempt = run.state().get("attempt", 0) + 1
-        folder = run.path / "attempts" / str(attempt)
-        folder.mkdir(parents=True, exist_ok=True)
-        run.set_state(
-            "running", attempt=attempt, node=os.uname().nodename, job_id=os.environ.get("SUBMITIT_LOCAL_JOB_ID")
-        )
-        handler = logging.FileHandler(folder / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
+        job = os.environ.get("SUBMITIT_LOCAL_JOB_ID")
         try:
-            return self._train(run, root)
+            run.set_state("running", attempt=attempt, node=os.uname().nodename, job_id=job)
+            with _log_in(log_file(run, attempt)):
+                return self._train(run, root)
         except Exception as error:
-            log.error("%s", traceback.format_exc())
-            reason = str(error) if isinstance(error, IsoflopError) else f"{type(error).__name__}: {error}"
-            run.set_state("failed", " ".join(reason.split()))
+            with suppress(OSError):  # on a full disk; whoever started the workers finds the run left
+                run.set_state("failed", _reason(error))
             return True
-        finally:
-            log.removeHandler(handler)
-            handler.close()
 
     def _train(self, run: RunDirectory, root: Path) -> bool:
         import torch
@@ -84,6 +82,51 @@ class Worker:
         state = train(run, root, self.should_stop)
         log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
         return state in SETTLED
+
+
+def log_file(run: RunDirectory, attempt: int) -> Path:
+    """Where an attempt at a run writes what it does."""
+    return run.path / "attempts" / str(attempt) / "log.txt"
+
+
+@contextmanager
+def _log_in(path: Path) -> Iterator[None]:
+    """Sends messages, and the traceback of what ends the block, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.handleError = lambda record: None  # on a full disk there is nowhere to say so
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception:
+        log.error("%s", traceback.format_exc())
+        raise
+    finally:
+        log.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    if isinstance(error, IsoflopError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = f"the disk is full ({error.filename}); make room, and the same command goes on from the last checkpoint"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
+
+
+def _began(process: int) -> str | None:
+    """When a process began, in the kernel's count: it tells it from a later one with its number. None if it ended."""
+    try:
+        state, *fields = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else fields[18]
 
 
 def write_order(directory: Path, run_ids: list[str]) -> None:

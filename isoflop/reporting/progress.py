@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from isoflop.reporting.terminal import short
+
 if TYPE_CHECKING:
     from isoflop.launching.local import Progress
 
@@ -23,8 +25,8 @@ class StudyProgress:
         self.live: Any = None
         self._tasks: dict[str, Any] = {}
         self._ended: set[str] = set()
-        self._spoke = 0.0
-        self._began = time.monotonic()
+        self._spoke = -QUIET_S
+        self._first = True
 
     def __enter__(self) -> StudyProgress:
         if sys.stderr.isatty():
@@ -41,11 +43,11 @@ class StudyProgress:
     def data(self, made: int, wanted: float) -> None:
         """Tokens of the corpus made so far."""
         if self.live is not None:
-            self._bar("corpus", "making the corpus", min(1.0, made / wanted), f"{made / 1e6:.1f}M tokens")
+            self._bar("corpus", "making the corpus", min(1.0, made / wanted), f"{short(made)} tokens")
             if made >= wanted:
                 self._drop("corpus")
         else:
-            self._say(f"corpus: {made / 1e6:.1f}M of {wanted / 1e6:.1f}M tokens", throttle=made < wanted)
+            self._say(f"corpus: {short(made)} of {short(wanted)} tokens", throttle=made < wanted)
 
     def runs_at(self, progress: Progress) -> None:
         """The state of every run."""
@@ -56,6 +58,7 @@ class StudyProgress:
             elif state["state"] == "running" and self.live is not None:
                 loss = state.get("loss")
                 self._bar(run_id, run_id, state.get("step", 0) / self.runs[run_id], f"loss {loss:.3f}" if loss else "")
+        self._first = False
         summary = f"{len(self._ended)} of {len(progress.states)} runs{_eta(progress.seconds_left)}"
         if self.live is not None:
             self._bar("all", "all runs", progress.share, summary)
@@ -64,8 +67,8 @@ class StudyProgress:
 
     def _end(self, run_id: str, state: dict[str, Any], progress: Progress) -> None:
         self._drop(run_id)
-        if time.monotonic() - self._began < 1 and state["state"] == "done":
-            return  # done before this call
+        if self._first and state["state"] == "done":
+            return  # done by an earlier call
         what = f"{state['state']}: {state['reason']}" if state.get("reason") else state["state"]
         loss = f", training loss {state['loss']:.3f}" if state.get("loss") else ""
         self._say(f"[{len(self._ended)}/{len(progress.states)}] {run_id} {what}{loss}{_eta(progress.seconds_left)}")

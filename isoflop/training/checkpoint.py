@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,23 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
     path = folder / f"step-{step:09d}.pt"
     with replace_file(path) as temporary:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's own, over the system's, e.g. of a full disk
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         digest = _sha256(temporary)
     with replace_file(_checksum_file(path)) as temporary:
         temporary.write_text(digest + "\n")
-    for old in _newest_first(folder)[KEPT:]:
-        _checksum_file(old).unlink(missing_ok=True)
-        old.unlink()
+    _remove(_newest_first(folder)[KEPT:])
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest valid checkpoint, on the CPU; None where there is none. A damaged one is passed over with a warning.
+    """The newest valid checkpoint, on the CPU; None where there is none.
+
+    A damaged one is passed over with a warning, and removed, so that it is not one of the two that are kept.
 
     Raises:
         RunError: checkpoints are there and all of them are damaged.
@@ -40,23 +46,26 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     import torch
 
     found = _newest_first(folder)
-    for path in _valid(found):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    if any(_checksum_file(path).exists() for path in found):
+    damaged = list(itertools.takewhile(lambda path: not _is_sound(path), found))
+    for path in damaged:
+        log.warning("%s is damaged or was not finished; going back to the checkpoint before it", path)
+    if damaged == found and any(_checksum_file(path).exists() for path in found):
         raise RunError(f"{folder}: every checkpoint is damaged; delete the run's directory to start it again")
-    return None
+    _remove(damaged)
+    return None if damaged == found else torch.load(found[len(damaged)], map_location="cpu", weights_only=True)
 
 
-def _valid(paths: list[Path]) -> Iterator[Path]:
+def _is_sound(path: Path) -> bool:
+    try:
+        return _checksum_file(path).read_text().strip() == _sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(paths: list[Path]) -> None:
     for path in paths:
-        try:
-            sound = _checksum_file(path).read_text().strip() == _sha256(path)
-        except OSError:
-            sound = False
-        if sound:
-            yield path
-        else:
-            log.warning("%s is damaged or was not finished; going back to the checkpoint before it", path)
+        _checksum_file(path).unlink(missing_ok=True)
+        path.unlink()
 
 
 def _newest_first(folder: Path) -> list[Path]:

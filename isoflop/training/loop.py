@@ -80,6 +80,7 @@ class Trainer:
         self.step = 0
         self.tally = Tally()
         self.rows: list[dict[str, Any]] = []
+        self.loss: float | None = None
         self.earlier_s = 0.0
         self._restore()
 
@@ -93,7 +94,13 @@ class Trainer:
                 f"{folder}: its checksum is {manifest.checksum[:12]}, {self.run.run_id} began with {began_with[:12]}; "
                 "restore that data, or delete the run's directory to start it again"
             )
-        self.run.set_state("running", data_checksum=manifest.checksum, steps=self.plan["steps"])
+        if manifest.vocabulary.size != self.shape.vocab_size:
+            raise DataError(
+                f"{folder}: its vocabulary has {manifest.vocabulary.size:,} ids, the model {self.shape.vocab_size:,}; "
+                "delete the folder and prepare again"
+            )
+        gpus = int(self.fabric.device.type == "cuda")
+        self.run.set_state("running", data_checksum=manifest.checksum, steps=self.plan["steps"], gpus=gpus)
         self.windows = Windows(folder, "train", self.shape.seq_len, manifest)
         self.heldout = Windows(folder, self.config["metric"]["set"], self.shape.seq_len, manifest)
         self.kinds = torch.from_numpy(manifest.vocabulary.kinds).long().to(self.fabric.device)
@@ -114,6 +121,7 @@ class Trainer:
         self.peak = peak_flops(self.fabric.device)
 
     def _restore(self) -> None:
+        self.run.remove_abandoned()
         saved = load_checkpoint(self.run.checkpoints)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
@@ -127,10 +135,14 @@ class Trainer:
     def _check_log(self) -> None:
         """The log up to here must be whole: a part that somebody removed can't be written again."""
         logged = self.run.log()
-        rows = set(logged.loc[(logged["split"] == "train") & (logged["kind"] == "all"), "step"])
-        missing = [step for step in range(1, self.step + 1) if self._is_row(step) and step not in rows]
-        if missing:
-            raise RunError(f"{self.run.path / 'loss'}: no rows for step {missing[0]}; delete the run to start it again")
+        for split, wanted in (("train", self._is_row), (self.config["metric"]["set"], self._is_eval)):
+            rows = set(logged.loc[(logged["split"] == split) & (logged["kind"] == "all"), "step"])
+            missing = [step for step in range(1, self.step + 1) if wanted(step) and step not in rows]
+            if missing:
+                raise RunError(
+                    f"{self.run.path / 'loss'}: no {split} rows for step {missing[0]}, which the run has passed; "
+                    f"restore them, or delete {self.run.path} to start the run again"
+                )
 
     # Training
 
@@ -142,14 +154,14 @@ class Trainer:
             grad_norm = self._update()
             if self._is_row(self.step) and not self._log_train(grad_norm):
                 return self._end_diverged()
-            if self._is_eval(self.step):
-                self._log_heldout()
+            if self._is_eval(self.step) and not self._log_heldout():
+                return self._end_diverged()
             now = time.monotonic()
             if now - heartbeat > HEARTBEAT_S:
                 heartbeat = now
                 self._report()
             stop = should_stop() and self.step < self.plan["steps"]
-            if stop or now - saved_at > 60 * self.config["checkpoint_minutes"] or self._checkpoint_due():
+            if stop or now - saved_at > 60 * self.config["checkpoint_minutes"]:
                 if not self._save():
                     return self._end_diverged()
                 saved_at = time.monotonic()
@@ -159,7 +171,7 @@ class Trainer:
         if not self._save():
             return self._end_diverged()
         (self.run.path / "DONE").touch()
-        self.run.set_state("done", step=self.step)
+        self.run.set_state("done", step=self.step, loss=self.loss)
         return "done"
 
     def _update(self) -> float | Tensor:
@@ -216,10 +228,6 @@ class Trainer:
         steps, evals = self.plan["steps"], self.config["evals"]
         return any(step == math.ceil(steps * k / evals) for k in range(1, evals + 1))
 
-    def _checkpoint_due(self) -> bool:
-        every = self.config.get("checkpoint_steps")
-        return bool(every) and self.step % every == 0
-
     def _log_train(self, grad_norm: float | Tensor) -> bool:
         """Adds rows for the steps since the last ones; whether their loss was finite."""
         now = time.monotonic()
@@ -231,11 +239,13 @@ class Trainer:
         self.row_began, self.row_step, self.loss = now, self.step, means["all"][1]
         return math.isfinite(self.loss) and math.isfinite(float(grad_norm))
 
-    def _log_heldout(self) -> None:
+    def _log_heldout(self) -> bool:
+        """Adds rows of held-out loss; whether it was finite."""
         before = time.monotonic()
-        nan = float("nan")
-        self._add_rows(self.config["metric"]["set"], self._evaluate().means(), grad_norm=nan, tokens_per_second=nan)
+        nan, means = float("nan"), self._evaluate().means()
+        self._add_rows(self.config["metric"]["set"], means, grad_norm=nan, tokens_per_second=nan)
         self.row_began += time.monotonic() - before  # the training rows' speed is that of training
+        return math.isfinite(means["all"][1])
 
     def _add_rows(
         self, split: str, means: dict[str, tuple[int, float]], *, grad_norm: float, tokens_per_second: float
@@ -258,7 +268,7 @@ class Trainer:
         return self.earlier_s + time.monotonic() - self.began
 
     def _report(self) -> None:
-        self.run.set_state("running", step=self.step, loss=getattr(self, "loss", None))
+        self.run.set_state("running", step=self.step, loss=self.loss)
 
     def _save(self) -> bool:
         """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""

@@ -27,12 +27,15 @@ class Decoder(nn.Module):
     that the first loss is ln V at every width.
     """
 
+    cos_SE: Tensor  # noqa: N815
+    sin_SE: Tensor  # noqa: N815
+
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocab_size, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.norm = RMSNorm(shape.width, eps=NORM_EPS)
         self.head = nn.Linear(shape.width, shape.vocab_size, bias=False)
         self._initialise()
         if shape.tied:
@@ -60,14 +63,21 @@ class Decoder(nn.Module):
             nn.init.zeros_(self.head.weight)
 
 
+class RMSNorm(nn.RMSNorm):
+    """With its weight in the input's type, so that under autocast bf16 inputs take the fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Block(nn.Module):
     """Attention and MLP, each on a normalised copy of the residual stream."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(shape.width, eps=NORM_EPS)
         self.attention = Attention(shape)
-        self.mlp_norm = nn.RMSNorm(shape.width, eps=NORM_EPS)
+        self.mlp_norm = RMSNorm(shape.width, eps=NORM_EPS)
         self.mlp = MLP(shape)
 
     def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -86,8 +96,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
         self.value = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
         self.output = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
-        self.query_norm = nn.RMSNorm(shape.head_dim, eps=NORM_EPS)
-        self.key_norm = nn.RMSNorm(shape.head_dim, eps=NORM_EPS)
+        self.query_norm = RMSNorm(shape.head_dim, eps=NORM_EPS)
+        self.key_norm = RMSNorm(shape.head_dim, eps=NORM_EPS)
 
     def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         q_BHSE = rotate(self.query_norm(self._heads(self.query(x_BSD))), rope)

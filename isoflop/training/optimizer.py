@@ -1,5 +1,6 @@
 """Cautious AdamW with corrected weight decay (AdamC), as SODA's sweep trains with."""
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -34,10 +35,9 @@ class CautiousAdamC(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if weights:
-                self._update(weights, group["lr"], group["weight_decay"])
+                self._update(weights, [weight.grad for weight in weights], group["lr"], group["weight_decay"])
 
-    def _update(self, weights: list[Tensor], lr: float, weight_decay: float) -> None:
-        gradients = [weight.grad for weight in weights]
+    def _update(self, weights: list[Tensor], gradients: list[Tensor], lr: float, weight_decay: float) -> None:
         states = [self.state[weight] for weight in weights]
         for weight, state in zip(weights, states, strict=True):
             if not state:
@@ -51,12 +51,11 @@ class CautiousAdamC(torch.optim.Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
 
-        step = states[0]["step"]
         scales = torch._foreach_sqrt(squares)
-        torch._foreach_div_(scales, (1 - beta2**step) ** 0.5)
+        torch._foreach_div_(scales, [(1 - beta2 ** s["step"]) ** 0.5 for s in states])
         torch._foreach_add_(scales, self.eps)
         updates = torch._foreach_div(means, scales)
-        torch._foreach_div_(updates, 1 - beta1**step)
+        torch._foreach_div_(updates, [1 - beta1 ** s["step"] for s in states])
         for update, gradient in zip(updates, gradients, strict=True):
             mask = (update * gradient > 0).to(update.dtype)
             update.mul_(mask.div_(mask.mean() + self.eps))

@@ -1,0 +1,63 @@
+"""Writes three sentences as sound, before and after the pocket codec, which never heard them in its training.
+
+python analysis/codec/make_pairs.py
+"""
+
+from __future__ import annotations
+
+import csv
+import wave
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from isoflop.config import load_sweep
+from isoflop.data.codec import PocketCodec
+from isoflop.data.pocket import CODEC_DOCUMENTS, CODEC_FILE, make_codec, scripts_of, speak, split_sentences
+from isoflop.data.workers import in_fresh_processes
+
+PAIRS = 3
+SECONDS = (1.4, 2.2)
+PEAK = 0.9
+
+
+def main() -> None:
+    data = load_sweep("pocket").data
+    heldout, train = split_sentences(data.heldout_share, data.seed)
+    codec = corpus_codec(scripts_of(train, data.seed, 0)[:CODEC_DOCUMENTS], data.seed)
+    scripts = scripts_of(heldout, data.seed, 0)
+    rows, variants = [], set()
+    for script, waveforms in zip(scripts, speak(scripts), strict=True):
+        for sentence, waveform in zip(script.sentences, waveforms, strict=True):
+            variant, seconds = script.voice.name.split("+")[1], len(waveform) / codec.sample_rate
+            if len(rows) < PAIRS and SECONDS[0] <= seconds <= SECONDS[1] and variant not in variants:
+                variants.add(variant)
+                rows.append([len(rows) + 1, script.voice.name, script.voice.rate, f"{seconds:.2f}", sentence])
+                write_pair(len(rows), waveform, codec.decode(codec.encode(waveform)), codec.sample_rate)
+    with Path(__file__).with_name("pairs.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([["pair", "voice", "words_per_minute", "seconds", "sentence"], *rows])
+
+
+def corpus_codec(scripts: list, seed: int) -> PocketCodec:
+    """The codec as data preparation trains it, in a fresh process."""
+    with TemporaryDirectory() as folder:
+        list(in_fresh_processes(partial(make_codec, Path(folder), seed), [scripts], 1))
+        return PocketCodec.load(Path(folder) / CODEC_FILE)
+
+
+def write_pair(number: int, original: np.ndarray, decoded: np.ndarray, rate: int) -> None:
+    """16-bit mono WAV files, both scaled by one factor where one of them would clip."""
+    scale = min(1.0, PEAK / max(np.abs(original).max(), np.abs(decoded).max()))
+    for name, waveform in {"original": original, "decoded": decoded}.items():
+        with wave.open(str(Path(__file__).with_name(f"{number}-{name}.wav")), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes(np.round(waveform * scale * 32767).astype("<i2").tobytes())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""A corpus of the pocket's making that takes seconds: fewer sentences, a codec of less speech, smaller shards.
+
+As a program it prepares that corpus, to be killed in the middle: small_corpus.py ROOT SENTENCES.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from isoflop.config import Data
+from isoflop.data import pocket
+from isoflop.data.prepare import prepare
+
+SENTENCES = 360
+SIZES = {"CODEC_DOCUMENTS": 16, "DOCUMENTS_A_SHARD": 48}
+DATA = Data(
+    codec="pocket",
+    text_tokenizer="bytes",
+    mixture={"pocket": 1.0},
+    tokens={"pocket": 150_000.0},
+    heldout_share=0.35,
+)
+
+if __name__ == "__main__":
+    sentences = json.loads(Path(sys.argv[2]).read_text())
+    pocket.sentences = lambda: sentences
+    for name, size in SIZES.items():
+        setattr(pocket, name, size)
+    print(prepare(Path(sys.argv[1]), DATA, processes=1))

@@ -1,0 +1,237 @@
+"""The pocket codec: what it is trained to, its file, and whether speech is still itself after it."""
+
+from __future__ import annotations
+
+import wave
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isoflop.data import mel
+from isoflop.data.codec import Codec, PocketCodec, frames_of, train_pocket_codec
+from isoflop.data.pocket import scripts_of, speak
+from isoflop.data.workers import in_fresh_processes
+from isoflop.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def waveforms(split: tuple[list[str], list[str]]) -> list[np.ndarray]:
+    """A minute of training speech."""
+    return [waveform for document in speak(scripts_of(split[1], 0, 0)[:8]) for waveform in document]
+
+
+@pytest.fixture(scope="module")
+def thrice(waveforms: list[np.ndarray]) -> list[PocketCodec]:
+    """Trained on the same speech in fresh processes, with seeds 0, 0 and 1."""
+    return list(in_fresh_processes(partial(train_pocket_codec, waveforms), [0, 0, 1], 2))
+
+
+@pytest.fixture(scope="module")
+def small(thrice: list[PocketCodec]) -> PocketCodec:
+    return thrice[0]
+
+
+# Training and coding
+
+
+def test_it_is_a_codec_of_the_planned_sizes(small: PocketCodec, waveforms: list[np.ndarray]) -> None:
+    codec: Codec = small
+    assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (22_050, 12.5, 8, 32)
+    for waveform in [*waveforms[:3], np.zeros(0, np.float32), np.zeros(1764, np.float32), np.zeros(1765, np.float32)]:
+        codes = codec.encode(waveform)
+        assert codes.shape == (max(1, -(-len(waveform) // 1764)), 8)
+        assert codes.min() >= 0
+        assert codes.max() < 32
+        decoded = codec.decode(codes)
+        assert (decoded.dtype, decoded.shape) == (np.float32, (1764 * len(codes),))
+
+
+def test_the_same_speech_and_seed_give_the_same_codec(thrice: list[PocketCodec], waveforms: list[np.ndarray]) -> None:
+    first, again, other = thrice
+    assert again.checksum == first.checksum != other.checksum
+    np.testing.assert_array_equal(again.centroids, first.centroids)
+    codes = first.encode(waveforms[0])
+    np.testing.assert_array_equal(again.encode(waveforms[0]), codes)
+    np.testing.assert_array_equal(again.decode(codes), first.decode(codes))
+
+
+def test_every_codebook_brings_decoded_spectra_nearer(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+    frames = np.concatenate([frames_of(waveform) for waveform in heldout_speech[:40]])
+    codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:40]])
+    spread = ((frames - codec.mean) ** 2).sum()
+    left = [
+        ((frames - codec.spectra(codes[:, :books]).reshape(frames.shape)) ** 2).sum() / spread for books in range(1, 9)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[0] < 0.5  # the first codebook is the coarse one
+    assert left[-1] < 0.15
+
+
+def test_every_code_of_the_corpus_is_in_use(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+    codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:120]])
+    for book in range(8):
+        shares = np.bincount(codes[:, book], minlength=32) / len(codes)
+        entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()
+        assert (shares > 0).sum() >= 30
+        assert entropy > 4  # of 5 bits
+
+
+def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
+    with pytest.raises(DataError, match="frames of speech are too few to train a codec: 320 are needed"):
+        train_pocket_codec(waveforms[:3], seed=0)
+
+
+# The file
+
+
+def test_a_saved_codec_is_read_back_the_same(small: PocketCodec, tmp_path: Path) -> None:
+    small.save(tmp_path / "codec.npz")
+    again = PocketCodec.load(tmp_path / "codec.npz")
+    assert again.checksum == small.checksum
+    np.testing.assert_array_equal(again.centroids, small.centroids)
+    np.testing.assert_array_equal(again.mean, small.mean)
+    assert [path.name for path in tmp_path.iterdir()] == ["codec.npz"]
+
+
+def flip(content: bytes, place: float) -> bytes:
+    index = int(place * len(content))
+    return content[:index] + bytes([content[index] ^ 0x10]) + content[index + 1 :]
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda content: b"",
+    lambda content: b"not a codec",
+    lambda content: content[: len(content) // 2],
+    lambda content: content[:-1],
+    lambda content: flip(content, 0.3),
+    lambda content: flip(content, 0.995),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_in_one_line(
+    damage: Callable[[bytes], bytes], small: PocketCodec, tmp_path: Path
+) -> None:
+    path = tmp_path / "codec.npz"
+    small.save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    refused(path)
+
+
+def test_a_missing_file_or_one_of_another_version_is_refused(
+    small: PocketCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(tmp_path / "none.npz")
+    monkeypatch.setattr("isoflop.data.codec.VERSION", 2)
+    small.save(tmp_path / "codec.npz")
+    monkeypatch.undo()
+    refused(tmp_path / "codec.npz")
+
+
+def refused(path: Path) -> None:
+    with pytest.raises(DataError) as problem:
+        PocketCodec.load(path)
+    message = str(problem.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("delete its folder and prepare again")
+    assert "\n" not in message
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_one_flipped_bit_is_found_or_harmless(place: float, bit: int, small: PocketCodec, tmp_path: Path) -> None:
+    path = tmp_path / "codec.npz"
+    small.save(path)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        checksum = PocketCodec.load(path).checksum
+    except DataError:
+        return
+    assert checksum == small.checksum
+
+
+# Speech that went through the codec is still itself
+
+
+def warped_costs(spectra: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
+    """Costs (others,) of aligning spectra (I, bands) with each of others (J, bands) by dynamic time warping.
+
+    The Euclidean distance summed along the best path, over I + J. All of `others` are warped at once, row by row:
+    cur[j] = D[j] + min(prev[j], prev[j-1], cur[j-1]) is a running minimum once the sums of D are taken off.
+    """
+    lengths = np.array([len(other) for other in others])
+    padded = np.zeros((len(others), lengths.max(), spectra.shape[1]))
+    for row, other in zip(padded, others, strict=True):
+        row[: len(other)] = other
+    squares = (spectra**2).sum(1)[:, None, None] + (padded**2).sum(2)
+    distances = np.sqrt(np.maximum(squares - 2 * np.einsum("ib,njb->inj", spectra, padded, optimize=True), 0))
+    previous = distances[0].cumsum(1)
+    for row in distances[1:]:
+        best = previous.copy()
+        best[:, 1:] = np.minimum(previous[:, 1:], previous[:, :-1])
+        sums = row.cumsum(1)
+        previous = np.minimum.accumulate(best - (sums - row), axis=1) + sums
+    return previous[np.arange(len(others)), lengths - 1] / (len(spectra) + lengths)
+
+
+def test_warping_is_the_textbooks() -> None:
+    generator = np.random.default_rng(0)
+    spectra, others = generator.normal(size=(7, 3)), [generator.normal(size=(n, 3)) for n in (1, 4, 9)]
+    expected = []
+    for other in others:
+        cost = np.full((8, len(other) + 1), np.inf)
+        cost[0, 0] = 0
+        for i in range(7):
+            for j in range(len(other)):
+                step = min(cost[i, j], cost[i, j + 1], cost[i + 1, j])
+                cost[i + 1, j + 1] = np.linalg.norm(spectra[i] - other[j]) + step
+        expected.append(cost[-1, -1] / (7 + len(other)))
+    np.testing.assert_allclose(warped_costs(spectra, others), expected)
+
+
+def share_that_is_itself(codec: PocketCodec, speech: list[np.ndarray]) -> float:
+    """Of utterances whose decoded sound is nearer to its own original than to any other's."""
+    originals = [mel.log_mel(waveform)[::2] for waveform in speech]
+    itself = [
+        warped_costs(mel.log_mel(codec.decode(codec.encode(waveform)))[::2], originals).argmin() == index
+        for index, waveform in enumerate(speech)
+    ]
+    return float(np.mean(itself))
+
+
+def test_a_few_heldout_utterances_are_still_themselves(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+    assert share_that_is_itself(codec, heldout_speech[:10]) == 1.0
+
+
+@pytest.mark.slow
+def test_of_200_heldout_utterances_95_percent_are_still_themselves(
+    codec: PocketCodec, heldout_speech: list[np.ndarray]
+) -> None:
+    assert len(heldout_speech) >= 200
+    assert share_that_is_itself(codec, heldout_speech[:200]) >= 0.95
+
+
+PAIRS = Path(__file__).parents[2] / "analysis" / "codec"
+
+
+def read_wav(path: Path) -> np.ndarray:
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, mel.SAMPLE_RATE)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
+
+
+def test_the_committed_pairs_are_sound_that_is_still_itself() -> None:
+    files = sorted(PAIRS.glob("*.wav"))
+    assert [file.name for file in files] == [f"{n}-{name}.wav" for n in (1, 2, 3) for name in ("decoded", "original")]
+    assert sum(file.stat().st_size for file in files) < 600_000
+    spectra = {file.stem: mel.log_mel(read_wav(file)) for file in files}
+    originals = [spectra[f"{n}-original"] for n in (1, 2, 3)]
+    assert [warped_costs(spectra[f"{n}-decoded"], originals).argmin() for n in (1, 2, 3)] == [0, 1, 2]
+    assert all(0.05 < np.abs(read_wav(file)).max() < 0.95 for file in files)

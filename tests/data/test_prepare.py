@@ -1,0 +1,352 @@
+"""From a data specification to a folder of shards: the same each time, and whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_corpus import DATA, SENTENCES, SIZES
+
+from isoflop.data import pocket, prepare
+from isoflop.data.codec import PocketCodec
+from isoflop.data.documents import Composition, is_heldout
+from isoflop.data.prepare import data_folder
+from isoflop.data.shards import MANIFEST, Manifest, Windows, write_shard
+from isoflop.data.vocabulary import Vocabulary, vocabulary
+from isoflop.errors import DataError
+
+IDS = vocabulary("pocket", "bytes")
+
+
+@pytest.fixture(scope="session")
+def few_sentences(split: tuple[list[str], list[str]]) -> list[str]:
+    return split[1][:SENTENCES]
+
+
+@pytest.fixture
+def small(few_sentences: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makes this process's corpora small; the sentences that they are made of."""
+    shrink(monkeypatch, few_sentences)
+    return few_sentences
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> None:
+    monkeypatch.setattr(pocket, "sentences", lambda: sentences)
+    for name, size in SIZES.items():
+        monkeypatch.setattr(pocket, name, size)
+
+
+@pytest.fixture(scope="session")
+def corpus(few_sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus, made by one process."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink(monkeypatch, few_sentences)
+        return prepare.prepare(tmp_path_factory.mktemp("corpus"), DATA, processes=1)
+
+
+# What is in it
+
+
+def test_the_manifest_tells_what_there_is(corpus: Path) -> None:
+    manifest = Manifest.read(corpus)
+    assert corpus == data_folder(corpus.parent.parent, DATA)
+    assert sorted(path.name for path in corpus.iterdir()) == sorted(
+        [MANIFEST, "codec.npz", *(shard.file for shard in manifest.shards)]
+    )
+    assert manifest.vocabulary == IDS
+    assert manifest.data["tokens"] == {"pocket": 150_000.0}
+    assert manifest.tokens("train") >= 150_000 > manifest.tokens("train") - manifest.shards[-1].tokens
+    assert set(manifest.versions) == {"isoflop", "python", "espeak-ng", "codec"}
+    assert manifest.versions["codec"] == PocketCodec.load(corpus / "codec.npz").checksum
+    for shard in manifest.shards:
+        ids = np.fromfile(corpus / shard.file, dtype=IDS.dtype)
+        assert len(ids) == shard.tokens == sum(shard.kinds.values())
+        assert (ids == IDS.bos).sum() == (ids == IDS.eos).sum() == shard.documents
+        assert shard.kinds["acoustic"] == 7 * shard.kinds["semantic"]
+        assert shard.kinds["semantic"] == pytest.approx(12.5 * shard.audio_seconds, rel=0.03)
+    assert len(Windows(corpus, "heldout", 256)) > 100
+
+
+def documents_of(folder: Path, split: str) -> list[np.ndarray]:
+    shards = [shard for shard in Manifest.read(folder).shards if shard.split == split]
+    ids = np.concatenate([np.fromfile(folder / shard.file, dtype=IDS.dtype) for shard in shards])
+    return np.split(ids, np.flatnonzero(ids == IDS.eos)[:-1] + 1)
+
+
+def utterances_of(document: np.ndarray) -> tuple[str, list[str], list[np.ndarray]]:
+    """Its order, texts and codes, from its ids."""
+    kinds, texts, codes = "", [], []
+    rest = document.tolist()
+    assert (rest[0], rest[-1]) == (IDS.bos, IDS.eos)
+    rest = rest[1:-1]
+    while rest:
+        end = rest.index({IDS.text_start: IDS.text_end, IDS.audio_start: IDS.audio_end}[rest[0]])
+        if rest[0] == IDS.text_start:
+            texts.append(bytes(rest[1:end]).decode())
+            kinds += "t"
+        else:
+            codes.append(IDS.audio_codes(np.array(rest[1:end])))
+            kinds += "a"
+        rest = rest[end + 1 :]
+    return kinds, texts, codes
+
+
+def test_documents_come_in_both_orders_with_the_same_content(corpus: Path) -> None:
+    for split in ("train", "heldout"):
+        found = [utterances_of(document) for document in documents_of(corpus, split)]
+        contents: dict[str, list[Any]] = {"at": [], "ta": []}
+        for kinds, texts, codes in found:
+            assert kinds in ("at" * len(texts), "ta" * len(texts))
+            assert 1 <= len(texts) == len(codes) <= 4
+            contents[kinds[:2]].append((texts, [array.tolist() for array in codes]))
+        assert sorted(contents["at"]) == sorted(contents["ta"])
+        assert [kinds[:2] for kinds, _, _ in found] not in (["at", "ta"] * (len(found) // 2),)  # shuffled
+
+
+def test_heldout_sentences_are_never_trained_on(corpus: Path, few_sentences: list[str]) -> None:
+    said = {
+        split: {text for document in documents_of(corpus, split) for text in utterances_of(document)[1]}
+        for split in ("train", "heldout")
+    }
+    assert said["heldout"] == {text for text in few_sentences if is_heldout(text, 0.35, 0)}
+    assert said["train"] <= set(few_sentences)
+    assert not said["train"] & said["heldout"]
+
+
+def test_codes_are_those_of_the_codec_for_that_speech(corpus: Path, small: list[str]) -> None:
+    codec = PocketCodec.load(corpus / "codec.npz")
+    heldout, _ = pocket.split_sentences(0.35, 0)
+    scripts = pocket.scripts_of(heldout, 0, 0)[:3]
+    documents = {tuple(texts): codes for _, texts, codes in map(utterances_of, documents_of(corpus, "heldout"))}
+    (spoken,) = pocket.in_fresh_processes(speak_all, [scripts], 1)
+    for script, waveforms in zip(scripts, spoken, strict=True):
+        for waveform, codes in zip(waveforms, documents[script.sentences], strict=True):
+            np.testing.assert_array_equal(codec.encode(waveform), codes)
+
+
+def speak_all(scripts: list[pocket.Script]) -> list[list[np.ndarray]]:
+    return list(pocket.speak(scripts))
+
+
+@pytest.mark.parametrize(
+    ("composition", "kinds"),
+    [("s", {"semantic"}), ("s+a", {"semantic", "acoustic"}), ("text", {"text"})],
+)
+def test_other_compositions_hold_what_they_say(
+    composition: Composition, kinds: set[str], corpus: Path, small: list[str], tmp_path: Path
+) -> None:
+    shutil.copy(corpus / "codec.npz", tmp_path)
+    scripts = pocket.scripts_of(small, 0, 0)[:4]
+    job = pocket._Job(tmp_path, "train", 0, scripts, composition, IDS, 0)
+    shard = pocket._make_shard(job)
+    assert {kind for kind, count in shard.kinds.items() if count} == kinds | {"control"}
+    assert shard.documents == 4
+    assert (shard.audio_seconds > 0) == (composition != "text")
+
+
+# The same each time
+
+
+def test_the_number_of_processes_changes_nothing(corpus: Path, small: list[str], tmp_path: Path) -> None:
+    made: list[tuple[int, float]] = []
+    again = prepare.prepare(tmp_path, DATA, processes=2, progress=lambda done, wanted: made.append((done, wanted)))
+    assert Manifest.read(again) == Manifest.read(corpus)
+    for path in corpus.iterdir():
+        if path.suffix == ".bin":
+            assert (again / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in again.parent.iterdir()] == [again.name]
+    assert [done for done, _ in made] == sorted(done for done, _ in made)
+    assert made[-1][0] >= made[-1][1] == 150_000
+
+
+def test_takes_repeat_sentences_by_other_voices_and_neighbours(small: list[str]) -> None:
+    first, second = (pocket.scripts_of(small, seed=0, take=take) for take in (0, 1))
+    for scripts in (first, second):
+        assert sorted(text for script in scripts for text in script.sentences) == sorted(small)
+        assert {len(script.sentences) for script in scripts} == {1, 2, 3, 4}
+        assert len({script.voice for script in scripts}) > 25
+    assert not {script.sentences for script in first if len(script.sentences) > 1} & {
+        script.sentences for script in second
+    }
+    assert first == pocket.scripts_of(small, seed=0, take=0) != pocket.scripts_of(small, seed=1, take=0)
+
+
+def test_a_second_call_finds_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_maker", lambda _data: pytest.fail("made again"))
+    before = (corpus / MANIFEST).stat()
+    assert prepare.prepare(corpus.parent.parent, DATA) == corpus
+    same = dataclasses.replace(DATA, max_epochs=9.0)  # a threshold of warnings, not content
+    assert prepare.prepare(corpus.parent.parent, same) == corpus
+    assert (corpus / MANIFEST).stat() == before
+
+
+# Whole or not there
+
+
+def strays(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "data").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_preparation_leaves_no_half_corpus(
+    number: signal.Signals, corpus: Path, few_sentences: list[str], small: list[str], tmp_path: Path
+) -> None:
+    listed = tmp_path / "sentences.json"
+    listed.write_text(json.dumps(few_sentences))
+    program = Path(__file__).with_name("small_corpus.py")
+    process = subprocess.Popen([sys.executable, program, tmp_path, listed], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("data/.*/heldout-*.bin")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=20)
+    assert process.returncode == -number
+    folder = data_folder(tmp_path, DATA)
+    assert not folder.exists()
+    if number == signal.SIGINT:
+        assert strays(tmp_path) == []
+        assert complaint.count("Traceback") == 1  # ours, not one of every process besides
+        return
+    assert len(strays(tmp_path)) == 1
+    assert prepare.prepare(tmp_path, DATA, processes=1) == folder
+    assert Manifest.read(folder) == Manifest.read(corpus)
+    assert strays(tmp_path) == [folder.name]
+
+
+def stub(folder: Path, data: dict[str, Any], _processes: int, _progress: object) -> Manifest:
+    """Stands in for the making of a corpus where only its fate matters."""
+    shard = write_shard(folder, "train-00000", "train", [np.arange(100)], 0.0, IDS)
+    return Manifest(IDS, (shard,), data, {})
+
+
+def use(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Manifest]) -> None:
+    monkeypatch.setattr(prepare, "_maker", lambda _data: make)
+
+
+def test_only_what_is_abandoned_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, stub)
+    folder = data_folder(tmp_path, DATA)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    kept = [f".{folder.name}.{here}.1.tmp", f".{folder.name}.elsewhere.org.{gone.pid}.tmp", ".other.1.tmp", "other"]
+    removed = [f".{folder.name}.{here}.{gone.pid}.tmp", f".{folder.name}.{here}.{os.getpid()}.tmp"]
+    for name in kept + removed:
+        (folder.parent / name).mkdir(parents=True)
+        (folder.parent / name / "train-00000.bin").touch()
+    prepare.prepare(tmp_path, DATA)
+    assert strays(tmp_path) == sorted([folder.name, *kept])
+
+
+def test_of_two_preparations_at_once_the_first_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = data_folder(tmp_path, DATA)
+
+    def make(temporary: Path, *arguments: Any) -> Manifest:
+        stub(folder, *arguments).write(folder)  # another process ends before this one
+        return stub(temporary, *arguments)
+
+    use(monkeypatch, make)
+    assert prepare.prepare(tmp_path, DATA) == folder
+    assert strays(tmp_path) == [folder.name]
+    assert len(Windows(folder, "train", 50)) == 1
+
+
+def test_a_failing_preparation_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def make(folder: Path, *arguments: Any) -> Manifest:
+        stub(folder, *arguments)
+        raise OSError(errno.EIO, "the disk broke")
+
+    use(monkeypatch, make)
+    with pytest.raises(OSError, match="the disk broke"):
+        prepare.prepare(tmp_path, DATA)
+    assert strays(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A disk of 240 KB: room for the codec and not for the shards."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, small: list[str]) -> None:
+    with pytest.raises(OSError, match="No space left on device") as problem:
+        prepare.prepare(small_disk, DATA, processes=1)
+    assert problem.value.errno == errno.ENOSPC
+    assert str(problem.value.filename).startswith(str(small_disk))
+    assert strays(small_disk) == []
+
+
+# Refusing
+
+CASES = [
+    ({"codec": "mimi"}, "only the pocket corpus can be prepared by this version"),
+    ({"text_tokenizer": "stanford-crfm/marin-tokenizer"}, "data.text_tokenizer bytes"),
+    ({"mixture": {"yodas2-en": 1.0}, "tokens": {}}, "given: pocket, bytes, yodas2-en"),
+    ({"mixture": {"pocket": 0.5, "text": 0.5}}, "given: pocket, bytes, pocket, text"),
+    ({"tokens": {}}, "data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES)
+def test_what_cannot_be_prepared_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as problem:
+        prepare.prepare(tmp_path, dataclasses.replace(DATA, **changes))
+    assert message in str(problem.value)
+    assert "\n" not in str(problem.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_sentences_are_refused(small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pocket, "sentences", lambda: small[:150])
+    with pytest.raises(DataError, match=r"at least 100 of each are needed; .* or raise data.heldout_share"):
+        prepare.prepare(tmp_path, DATA)
+    assert strays(tmp_path) == []
+
+
+def test_a_folder_that_lost_its_manifest_is_named_and_left_alone(tmp_path: Path) -> None:
+    folder = data_folder(tmp_path, DATA)
+    folder.mkdir(parents=True)
+    (folder / "train-00000.bin").write_bytes(b"something")
+    with pytest.raises(DataError, match=f"{folder}: no prepared data here .*; delete the folder and prepare again"):
+        prepare.prepare(tmp_path, DATA)
+    assert (folder / "train-00000.bin").read_bytes() == b"something"
+
+
+def test_a_missing_espeak_is_said_before_the_corpus_is_begun(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "espeakng_loader.py"  # found first by the processes that speak
+    library.write_text("raise ImportError('not installed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"the pocket corpus needs espeak-ng: pip install 'isoflop\[pocket\]'"):
+        prepare.prepare(tmp_path, DATA, processes=1)
+    assert strays(tmp_path) == []
+
+
+def test_the_vocabulary_of_the_corpus_is_that_of_the_plan() -> None:
+    assert Vocabulary(258, 256, 257, 8, 32) == IDS

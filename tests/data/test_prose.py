@@ -1,0 +1,91 @@
+"""The sentences that every Python carries."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from isoflop.data import pocket, prose
+from isoflop.data.prose import sentences
+from isoflop.errors import DataError
+
+
+def test_sentences_are_many_plain_and_distinct(split: tuple[list[str], list[str]]) -> None:
+    heldout, train = split
+    everything = heldout + train
+    assert len(everything) > 5000
+    assert len(set(everything)) == len(everything)
+    assert all(re.fullmatch(r"[A-Z][A-Za-z',;: -]*[.!?]", sentence) for sentence in everything)
+    lengths = [len(sentence.split()) for sentence in everything]
+    assert (min(lengths), max(lengths)) == (4, 30)
+
+
+def test_the_split_is_by_sentence_and_about_the_share(split: tuple[list[str], list[str]]) -> None:
+    heldout, train = split
+    assert not set(heldout) & set(train)
+    assert len(heldout) / (len(heldout) + len(train)) == pytest.approx(0.03, abs=0.008)
+
+
+@pytest.fixture
+def small_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A standard library of its own: the files that a test writes, and no language reference."""
+    monkeypatch.setattr(prose.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(prose, "_topics", lambda: iter(()))
+    return tmp_path
+
+
+CASES = [
+    ("This one is plain enough.", ["This one is plain enough."]),
+    ("The first goes here. The second goes there!", ["The first goes here.", "The second goes there!"]),
+    ("It is broken\n    over two lines.", ["It is broken over two lines."]),
+    ("The `name` of a *thing* is kept.", ["The name of a thing is kept."]),
+    ("Said twice is once. Said twice is once.", ["Said twice is once."]),
+    ("Too short this.", []),
+    ("It has 4 of these digits.", []),
+    ("It names os.path in passing.", []),
+    ("it begins with no capital.", []),
+    ("It has no end at all", []),
+    ("A first example >>> is code here.", []),
+    ("Not this caf\u00e9 over there.", []),
+    ("Word " * 29 + "thirty.", ["Word " * 29 + "thirty."]),
+    ("Word " * 30 + "more.", []),
+]
+
+
+@pytest.mark.parametrize(("docstring", "expected"), CASES)
+def test_sentences_of_a_docstring(docstring: str, expected: list[str], small_library: Path) -> None:
+    (small_library / "module.py").write_text(f'"""{docstring}"""\n', encoding="utf-8")
+    assert sentences() == expected
+
+
+def test_classes_functions_and_what_is_in_them_are_read(small_library: Path) -> None:
+    (small_library / "a.py").write_text(
+        '"""The module is the first."""\n'
+        "try:\n    def f():\n        '''The function comes in third.'''\nexcept ValueError:\n    pass\n"
+        "class C:\n    '''The class comes in second.'''\n"
+        "    async def m(self):\n        '''The method comes in fourth.'''\n"
+    )
+    order = ["The module is the first.", "The class comes in second."]
+    assert sentences() == [*order, "The function comes in third.", "The method comes in fourth."]
+
+
+def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) -> None:
+    good = '"""This one can be read."""\n'
+    (small_library / "b.py").write_text(good)
+    (small_library / "bad.py").write_text('"""This one is broken here."""\ndef (')
+    (small_library / "null.py").write_bytes(b'"""This one has nothing."""\n\0')
+    (small_library / "latin.py").write_bytes('"""This one is caf\u00e9."""\n'.encode("latin-1"))
+    (small_library / "escape.py").write_text('"""This one warns, but reads."""\nx = "\\d"\n')  # a SyntaxWarning
+    for folder in ("site-packages", "test"):
+        (small_library / folder).mkdir()
+        (small_library / folder / "other.py").write_text('"""This one is not ours."""\n')
+    assert sentences() == ["This one can be read.", "This one warns, but reads."]
+
+
+def test_a_library_without_documentation_is_refused_in_one_line(small_library: Path) -> None:
+    (small_library / "b.py").write_text('"""This one can be read."""\n')
+    with pytest.raises(DataError, match="at least 100 of each are needed; use a complete Python") as problem:
+        pocket.split_sentences(0.03, 0)
+    assert "\n" not in str(problem.value)

@@ -1,0 +1,245 @@
+"""The pool of workers on this machine, and every way in which it may be stopped. Processes are real."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pandas.testing import assert_frame_equal
+from studies import exact, hold_lease, kill, run_of, start, tiny_plan, tiny_study, train_here, wait_for, write_corpus
+
+from isoflop.errors import RunError
+from isoflop.files import lock_file
+from isoflop.launching import local
+from isoflop.launching.local import LocalPool, Progress, _gpus, default_workers
+from isoflop.launching.study import train_study
+from isoflop.planning.plan import Plan
+from isoflop.runs import RunDirectory
+from isoflop.training.checkpoint import load_checkpoint
+
+LONG = ("budgets=[1e10]", "widths=[8, 12]")
+"""Two runs that take some seconds."""
+
+SHORTER = ("budgets=[4e9]", "widths=[8, 24]")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [("", []), ("0", [0]), ("2,3", [2, 3]), ("-1", []), ("1, 0,-1,2", [1, 0]), ("GPU-8932f937", [])],
+)
+def test_gpus_are_those_that_the_environment_leaves(
+    monkeypatch: pytest.MonkeyPatch, visible: str, gpus: list[int]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _gpus() == gpus
+    assert default_workers() == (len(gpus) or len(os.sched_getaffinity(0)))
+
+
+def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
+    study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, plan = study
+    held = run_of(root, plan, 1)
+    holder = start(hold_lease, held)
+    wait_for((held.path / "held").exists)
+    monkeypatch.setattr(local, "STRAYS_S", 0.1)
+    with pytest.raises(RunError, match=f"{held.run_id} is being trained by another process; wait, or stop it"):
+        next(LocalPool(root / "tiny", plan, 1).run())
+    kill(holder)
+
+
+def test_two_at_once_are_refused(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    with (
+        lock_file(root / "tiny" / "workers" / "lease") as mine,
+        pytest.raises(RunError, match="another `isoflop run` is at work here; wait for it, or stop it"),
+    ):
+        assert mine
+        train_study(plan, root)
+
+
+def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    for number in range(3):
+        run_of(root, plan, number).set_state("diverged", "the loss was not finite", attempt=1)
+    shutil.rmtree(root / "data")
+    seen: list[Progress] = []
+    train_study(plan, root, on_progress=seen.append)
+    assert [(progress.share, progress.seconds_left) for progress in seen] == [(1.0, None)]
+    assert not (root / "tiny" / "workers" / "submitit").exists()
+    assert not (root / "data").exists()
+
+
+@pytest.mark.slow
+def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
+    root, plan = tiny_study(tmp_path, "seeds=[0, 1]", "widths=[12, 16]")
+    failing = run_of(root, plan, 1)
+    failing.checkpoints.mkdir()
+    (failing.checkpoints / "step-000000005.pt").write_bytes(b"damaged")
+    (failing.checkpoints / "step-000000005.sha256").write_text("0\n")
+    run_of(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
+
+    progresses = list(LocalPool(root / "tiny", plan, 2).run())
+    ends = [(s["state"], s["attempt"]) for s in (run_of(root, plan, number).state() for number in range(4))]
+    assert ends == [("done", 1), ("failed", 1), ("diverged", 1), ("done", 1)]
+    assert all(before.share <= after.share for before, after in itertools.pairwise(progresses))
+    assert (progresses[-1].share, progresses[-1].count("done")) == (1.0, 2)
+    assert not (root / "tiny" / "workers" / "submitit").exists()
+
+    shutil.rmtree(failing.checkpoints)  # its mend; what diverged would diverge again
+    list(LocalPool(root / "tiny", plan, 2).run())
+    ends = [(s["state"], s["attempt"]) for s in (run_of(root, plan, number).state() for number in range(4))]
+    assert ends == [("done", 1), ("done", 2), ("diverged", 1), ("done", 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, deaths: int) -> None:
+    root, plan = tiny_study(tmp_path, *SHORTER, "train.checkpoint_minutes=0.002")
+    run, other, killed = run_of(root, plan, 0), run_of(root, plan, 1), 0
+    for progress in LocalPool(root / "tiny", plan, 2).run():
+        state = progress.states[run.run_id]
+        if killed < deaths and state["state"] == "running" and state["attempt"] == killed + 1 and state.get("loss"):
+            worker = int((run.path / "lease").read_text().split()[1])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+                killed += 1
+            time.sleep(0.5)
+    assert killed == deaths
+    assert other.state()["state"] == "done"
+    assert other.state()["attempt"] == 1
+    assert run.state()["attempt"] == 2
+    if deaths == 2:
+        assert run.state()["state"] == "failed"
+        assert run.state()["reason"].startswith("its worker died (killed, or out of memory; see ")
+        return
+    assert run.state()["state"] == "done"
+    elsewhere, _ = tiny_study(tmp_path / "undisturbed", *SHORTER)
+    undisturbed = run_of(elsewhere, plan)
+    start(train_here, undisturbed, elsewhere).join()
+    assert_frame_equal(exact(run), exact(undisturbed), check_exact=True)
+
+
+@pytest.mark.slow
+def test_workers_that_can_not_even_start_are_given_up(
+    study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, plan = study
+    monkeypatch.setattr(local, "write_order", lambda *_: None)
+    with pytest.raises(RunError, match="workers end before they train anything; see ") as refusal:
+        list(LocalPool(root / "tiny", plan, 1).run())
+    output = Path(str(refusal.value).split(" see ")[1])
+    assert "FileNotFoundError" in output.read_text()
+    assert {run_of(root, plan, number).state()["state"] for number in range(3)} == {"pending"}
+
+
+# The whole program, stopped
+
+
+class Terminal:
+    """`isoflop run` in a terminal of its own, as a user starts it."""
+
+    def __init__(self, sweep: Path, root: Path) -> None:
+        self.master, slave = pty.openpty()
+        program = [sys.executable, "-c", "from isoflop.cli import main; main()"]
+        self.process = subprocess.Popen(
+            [*program, "run", str(sweep), *LONG, "--workers", "2"],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "ISOFLOP_ROOT": str(root), "TERM": "xterm", "COLUMNS": "120"},
+            preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),  # its controlling terminal
+        )
+        os.close(slave)
+        self.output = b""
+
+    def read(self) -> None:
+        """Takes what has been printed, so that the program is never held up."""
+        import select
+
+        while select.select([self.master], [], [], 0)[0]:
+            try:
+                part = os.read(self.master, 65536)
+            except OSError:  # its last process has gone
+                return
+            if not part:
+                return
+            self.output += part
+
+    def wait(self, happened: Callable[[], bool]) -> None:
+        def look() -> bool:
+            if self.master >= 0:
+                self.read()
+            return happened()
+
+        wait_for(look, 120)
+
+    def press_ctrl_c(self) -> None:
+        os.write(self.master, b"\x03")
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def close(self) -> None:
+        os.close(self.master)
+        self.master = -1
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+@pytest.mark.slow
+def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
+    plan, root = tiny_plan(tmp_path, *LONG), tmp_path / "runs"
+    write_corpus(root, plan)
+    runs = [RunDirectory(root / "tiny" / spec.run_id) for spec in plan.runs]
+    ways = [
+        (Terminal.press_ctrl_c, 130),
+        (Terminal.terminate, 130),
+        (Terminal.close, None),
+        (Terminal.kill, -signal.SIGKILL),
+    ]
+    for attempt, (stop, code) in enumerate(ways, start=1):
+        before = [run.state().get("step", 0) for run in runs]
+        terminal = Terminal(tmp_path / "tiny.yaml", root)
+        terminal.wait(lambda attempt=attempt: all(run.state().get("attempt") == attempt for run in runs))
+        terminal.wait(lambda before=before: all(run.state()["step"] > s for run, s in zip(runs, before, strict=True)))
+        if attempt == 1:
+            with pytest.raises(RunError, match="another `isoflop run` is at work here"):
+                train_study(plan, root)
+        stop(terminal)
+        terminal.wait(lambda terminal=terminal: terminal.process.poll() is not None)
+        wait_for(lambda: not any(run.is_leased() for run in runs))
+        if code is not None:
+            assert terminal.process.returncode == code
+        assert b"Traceback" not in terminal.output
+        if stop in (Terminal.press_ctrl_c, Terminal.terminate):
+            terminal.read()
+            assert b"the same command goes on from there" in terminal.output
+        for run in runs:
+            state, saved = run.state(), load_checkpoint(run.checkpoints)
+            assert saved is not None
+            assert (state["state"], state["step"]) == ("pending", saved["step"]), stop
+
+    terminal = Terminal(tmp_path / "tiny.yaml", root)
+    terminal.wait(lambda: terminal.process.poll() is not None)
+    terminal.read()
+    assert b"2 of 2 runs done" in terminal.output
+    assert terminal.process.returncode == 2  # one budget is no law
+    elsewhere, _ = tiny_study(tmp_path / "undisturbed", *LONG)
+    undisturbed = [run_of(elsewhere, plan, number) for number in range(2)]
+    for process in [start(train_here, run, elsewhere) for run in undisturbed]:
+        process.join()
+    for run, other in zip(runs, undisturbed, strict=True):
+        assert run.state()["attempt"] == len(ways) + 1
+        assert_frame_equal(exact(run), exact(other), check_exact=True)

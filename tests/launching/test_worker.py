@@ -1,0 +1,171 @@
+"""A worker: takes the runs that are left, in order, and stops when it is asked to or its parent is gone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pandas.testing import assert_frame_equal
+from studies import EVERY_STEP, exact, hold_a_worker, hold_lease, kill, run_of, start, tiny_study, wait_for, work_here
+
+from isoflop.errors import RunError
+from isoflop.launching.worker import Worker, _reason, write_order
+from isoflop.planning.plan import Plan
+from isoflop.training.checkpoint import load_checkpoint
+
+LONG = ("budgets=[1e10]", "widths=[8]", EVERY_STEP)
+"""One run of some thousand steps, which no test waits for."""
+
+
+def order(root: Path, plan: Plan) -> Path:
+    write_order(root / "tiny", [spec.run_id for spec in plan.runs])
+    return root / "tiny"
+
+
+def finish(directory: Path) -> None:
+    process = start(work_here, directory, os.getpid())
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    run_of(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
+    finish(order(root, plan))
+    states = [run_of(root, plan, number).state() for number in range(3)]
+    assert [(state["state"], state["attempt"]) for state in states] == [("done", 1), ("diverged", 1), ("done", 1)]
+    assert "done after" in (run_of(root, plan).path / "attempts" / "1" / "log.txt").read_text()
+    heartbeats = [run_of(root, plan, number).state()["heartbeat"] for number in (0, 2)]
+    finish(root / "tiny")
+    assert [run_of(root, plan, number).state()["heartbeat"] for number in (0, 2)] == heartbeats
+
+
+def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    failing = run_of(root, plan)
+    failing.checkpoints.mkdir()
+    (failing.checkpoints / "step-000000005.pt").write_bytes(b"damaged")
+    (failing.checkpoints / "step-000000005.sha256").write_text("0\n")
+    finish(order(root, plan))
+    state = failing.state()
+    assert state["state"] == "failed"
+    assert state["reason"].endswith("every checkpoint is damaged; delete the run's directory to start it again")
+    assert "\n" not in state["reason"]
+    log = (failing.path / "attempts" / "1" / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "every checkpoint is damaged" in log
+    assert run_of(root, plan, 1).done
+    assert run_of(root, plan, 2).done
+
+
+def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    held = run_of(root, plan)
+    holder = start(hold_lease, held)
+    wait_for((held.path / "held").exists)
+    finish(order(root, plan))
+    kill(holder)
+    assert [run_of(root, plan, number).done for number in range(3)] == [False, True, True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_stops_it_at_a_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
+    run = run_of(root, plan)
+    process = start(work_here, order(root, plan), os.getpid())
+    wait_for(lambda: run.state().get("loss"))
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 0
+    state, saved = run.state(), load_checkpoint(run.checkpoints)
+    assert saved is not None
+    assert (state["state"], state["step"]) == ("pending", saved["step"])
+    assert not run.is_leased()
+
+
+def test_it_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
+    root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
+    run = run_of(root, plan)
+    parent = start(hold_a_worker, order(root, plan))
+    wait_for(lambda: run.state().get("loss"))
+    parent.kill()
+    wait_for(lambda: not run.is_leased())  # the parent is not waited for yet: what is left of it does not count
+    parent.join()
+    state, saved = run.state(), load_checkpoint(run.checkpoints)
+    assert saved is not None
+    assert (state["state"], state["step"]) == ("pending", saved["step"])
+
+
+def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    gone = start(int)
+    gone.join()
+    assert gone.pid
+    process = start(work_here, order(root, plan), gone.pid)
+    process.join()
+    assert process.exitcode == 0
+    assert run_of(root, plan).state()["attempt"] == 0
+    assert not Worker("", gone.pid).__dict__.keys() - {"sweep", "parent"}  # nothing else is sent to a job
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RunError("a line\n  and another"), "a line and another"),
+        (ValueError("a line\nand another"), "ValueError: a line and another"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.pt"),
+            "the disk is full (x.pt); make room, and the same command goes on from the last checkpoint",
+        ),
+        (OSError(errno.EIO, "Input/output error", "x.pt"), "OSError: [Errno 5] Input/output error: 'x.pt'"),
+    ],
+)
+def test_why_a_run_failed_in_one_line(error: Exception, reason: str) -> None:
+    assert _reason(error) == reason
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    root, plan = tiny_study(small_disk, EVERY_STEP)
+    elsewhere, _ = tiny_study(tmp_path, EVERY_STEP)
+    finish(order(elsewhere, plan))
+    directory, first = order(root, plan), run_of(root, plan)
+    filler = small_disk / "filler"
+    process = start(work_here, directory, os.getpid())
+    wait_for(lambda: any(first.checkpoints.glob("*.sha256")))
+    with filler.open("wb", buffering=0) as file:  # until nothing is left
+        for size in (2**18, 4096):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    process.join()
+    ended = [run_of(root, plan, number) for number in range(3) if not run_of(root, plan, number).done]
+    assert ended
+    for run in ended:
+        assert run.state()["state"] in ("failed", "running", "pending")  # a full disk may not take the new state
+        if run.state()["state"] == "failed":
+            assert run.state()["reason"].startswith("the disk is full (")
+    filler.unlink()
+    for run in ended:
+        run.set_state("pending")
+    finish(directory)
+    for number in range(3):
+        assert_frame_equal(exact(run_of(root, plan, number)), exact(run_of(elsewhere, plan, number)), check_exact=True)
+    assert not [path for path in directory.rglob(".*.tmp") if path.parent.name in ("checkpoints", "loss")]

@@ -1,0 +1,188 @@
+"""Tiny studies for tests: a sweep, a corpus in the real format, run directories, and processes that can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from isoflop.data.documents import ORDERS, Utterance, encode_document
+from isoflop.data.prepare import data_folder
+from isoflop.data.shards import Manifest, write_shard
+from isoflop.data.vocabulary import vocabulary
+from isoflop.launching.directory import make_directory
+from isoflop.planning.plan import Plan, plan
+from isoflop.runs import LOG_COLUMNS, RunDirectory
+
+EXACT = list(LOG_COLUMNS)[:-3]
+"""Columns of the loss log that repeat bit for bit."""
+
+SWEEP = """\
+schema: 1
+name: tiny
+recipe: pocket
+seq_len: 32
+budgets: [1.0e8]
+widths: [8, 12, 16]
+data: {codec: pocket, text_tokenizer: bytes, mixture: {pocket: 1.0}, tokens: {pocket: 4.0e4}}
+train: {evals: 2, log_points: 20, checkpoint_minutes: 10}
+metric: {set: heldout, kind: all, tokens: 512}
+"""
+"""Three runs of 71, 39 and 28 steps."""
+
+EVERY_STEP = "train.checkpoint_minutes=1e-6"
+"""Checkpoints after every step."""
+
+
+def write_sweep(folder: Path) -> Path:
+    """The sweep as a file, with the name that it gives itself."""
+    file = folder / "tiny.yaml"
+    file.write_text(SWEEP)
+    return file
+
+
+def tiny_plan(folder: Path, *overrides: str) -> Plan:
+    return plan(write_sweep(folder), overrides)
+
+
+def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
+    """Shards of a study's data specification: documents of few different tokens, so that there is much to learn."""
+    folder, ids = data_folder(root, study.sweep.data), vocabulary("pocket", "bytes")
+    generator = np.random.default_rng(0)
+    wanted = int(study.sweep.data.tokens["pocket"]) if tokens is None else tokens
+    shards = []
+    for split, size in (("train", wanted // 2), ("train", wanted - wanted // 2), ("heldout", 2000)):
+        documents = []
+        while sum(map(len, documents)) < size:
+            text = generator.choice(np.frombuffer(b"abcd", np.uint8), size=6)
+            codes = np.tile(generator.integers(0, 3, size=(4, 1)), 8)
+            order = ORDERS[len(documents) % 2]
+            documents.append(encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids))
+        shards.append(write_shard(folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids))
+    Manifest(ids, tuple(shards), {}, {}).write(folder)
+    return folder
+
+
+def tiny_study(folder: Path, *overrides: str) -> tuple[Path, Plan]:
+    """A root with a study's corpus and run directories, none of them trained."""
+    folder.mkdir(exist_ok=True)
+    study, root = tiny_plan(folder, *overrides), folder / "runs"
+    write_corpus(root, study)
+    make_directory(study, root)
+    return root, study
+
+
+def run_of(root: Path, study: Plan, number: int = 0) -> RunDirectory:
+    return RunDirectory(root / study.sweep.name / study.runs[number].run_id)
+
+
+def exact(run: RunDirectory) -> pd.DataFrame:
+    """What of a run's loss log has to repeat bit for bit."""
+    return run.log()[EXACT]
+
+
+# Processes that can be killed
+
+
+def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Calls a function of a module in a process of its own, quickly: torch has been imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["isoflop.training.loop", "pandas", "studies"])
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def kill(process: BaseProcess) -> None:
+    """kill -9."""
+    process.kill()
+    process.join()
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """The first true value of a condition."""
+    limit = time.monotonic() + seconds
+    while not (value := happened()):
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.002)
+    return value
+
+
+def train_here(run: RunDirectory, root: Path) -> None:
+    """Trains a run as a worker does."""
+    import torch
+
+    from isoflop.training.loop import train
+
+    torch.set_num_threads(1)
+    with run.lease() as mine:
+        assert mine
+        train(run, root)
+
+
+def hold_lease(run: RunDirectory) -> None:
+    with run.lease() as mine:
+        assert mine
+        (run.path / "held").touch()
+        time.sleep(600)
+
+
+def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> None:
+    """Trains, and stays for ever in the middle of writing the checkpoint of a step."""
+    import io
+
+    import torch
+
+    save = torch.save
+
+    def half(state: dict[str, Any], file: Any) -> None:
+        if state["step"] < step:
+            return save(state, file)
+        whole = io.BytesIO()
+        save(state, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        time.sleep(600)
+
+    torch.save = half
+    train_here(run, root)
+
+
+def save_for_ever(folder: Path) -> None:
+    """Writes one checkpoint after another, each with its step in every weight."""
+    import torch
+
+    from isoflop.training.checkpoint import save_checkpoint
+
+    for step in range(1, 10**9):
+        save_checkpoint(folder, step, {"step": step, "weights": torch.full((20_000,), float(step))})
+
+
+# Workers
+
+
+def work_here(directory: Path, parent: int) -> None:
+    """Works through a sweep's order, as a job does."""
+    from isoflop.launching.worker import Worker
+
+    Worker(str(directory), parent)()
+
+
+def hold_a_worker(directory: Path) -> None:
+    """A process with a worker that takes it for its parent, and that outlives it."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        f"from pathlib import Path; from studies import work_here; work_here(Path({str(directory)!r}), {os.getpid()})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.Popen([sys.executable, "-c", code], env=environment)
+    time.sleep(600)

@@ -1,0 +1,396 @@
+"""`isoflop run`, `prepare`, `fit` and `report`: streams, exit codes, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from studies import run_of, tiny_plan, write_corpus, write_sweep
+
+from isoflop.cli import main
+from isoflop.data.prepare import data_folder
+from isoflop.data.shards import Manifest
+from isoflop.errors import RunError
+from isoflop.fitting import simulate_isoflop
+from isoflop.launching import study as launching
+from isoflop.launching.directory import make_directory
+from isoflop.planning.plan import Plan
+from isoflop.runs import LOG_COLUMNS, RunDirectory, read_runs
+
+Output = tuple[int, str, str]
+LAW = ("budgets=[4e8, 1e9, 3e9, 1e10]", "widths=[8, 12, 16, 24, 32]")
+"""Four profiles of five widths."""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
+    monkeypatch.setattr("isoflop.reporting.html.write_figures", lambda *_: [])  # test_html.py draws
+    monkeypatch.setattr("isoflop.reporting.html.inline_svg", lambda _: "<svg></svg>")
+    write_sweep(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., Output]:
+    def isoflop(*arguments: str) -> Output:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return isoflop
+
+
+def finish(run: RunDirectory, steps: int, loss: float) -> None:
+    """What a run that is done leaves."""
+    common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
+    kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
+    rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
+    run.append_log([common | {"split": split} | row for split in ("train", "heldout") for row in rows])
+    run.set_state("done", attempt=1, step=steps)
+    (run.path / "DONE").touch()
+
+
+def finish_all(plan: Plan, root: Path) -> Path:
+    """Ends every run with a loss of a law whose optimum is at width 16."""
+    directory = make_directory(plan, root)
+    best = np.log([next(s.params_total for s in plan.runs if s.budget == b and s.width == 16) for b in (4e8, 1e10)])
+    for number, spec in enumerate(plan.runs):
+        away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
+        finish(run_of(root, plan, number), spec.steps, float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2))
+    return directory
+
+
+# isoflop run
+
+
+def test_a_study_that_is_done_is_fitted_and_reported(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
+    finish_all(tiny_plan(tmp_path, *LAW), root)
+    code, out, err = isoflop("run", "tiny.yaml", *LAW)
+    assert code == 0
+    assert "N*" in out
+    assert err.splitlines()[0].startswith("tiny: 20 runs, ")
+    assert "20 of 20 runs done in 0.0 min" in err
+    assert err.splitlines()[-1] == f"report: {root / 'tiny' / 'report.html'}"
+    names = {path.name for path in (root / "tiny").iterdir()}
+    assert {"sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html"} <= names
+    assert json.loads((root / "tiny" / "fit.json").read_text())["recipe"] == "pocket"
+    assert not root.joinpath("data").exists()  # nothing was left to train
+
+
+def test_too_few_budgets_are_no_law_but_the_runs_are_kept(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
+    plan = tiny_plan(tmp_path)
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+    code, out, err = isoflop("run", "tiny.yaml")
+    assert (code, out) == (2, "")
+    assert "3 of 3 runs done" in err
+    assert err.splitlines()[-1].startswith("isoflop: error: ")
+    assert "0 of 1 budgets can be used, 3 are needed" in err.splitlines()[-1]
+    assert read_runs(root / "tiny")["state"].tolist() == ["done"] * 3
+    assert (root / "tiny" / "report.html").exists()
+
+
+def test_runs_that_did_not_end_are_named_with_their_log(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
+    plan = tiny_plan(tmp_path)
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+    run = run_of(root, plan, 1)
+    (run.path / "DONE").unlink()
+    run.set_state("diverged", "the loss was not finite by step 9", attempt=2)
+    log = run.path / "attempts" / "2" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    code, out, err = isoflop("run", "tiny.yaml")
+    assert (code, out) == (1, "")
+    assert f"{run.run_id} diverged: the loss was not finite by step 9 (log: {log})" in err.splitlines()
+    assert "2 of 3 runs done" in err
+    assert "0 of 1 budgets can be used" in err
+    assert "error" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["absent.yaml"], "absent.yaml: no such file"),
+        (["tiny.yaml", "seq_len=many"], "seq_len: expected a whole number, got 'many'"),
+        (["tiny.yaml", "budget=[1e8]"], "budget: unknown key; did you mean budgets?"),
+        (["tiny.yaml", "max_steps=2"], "no runs are left"),
+        (["tiny.yaml", "name=data"], "holds the data of all sweeps; give the sweep another name"),
+        (
+            ["tiny.yaml", "seq_len=30000", "budgets=[1e12]"],
+            "train split has not one window of 30000 tokens; raise data",
+        ),
+        (["tiny.yaml", "metric.set=dev"], "no split 'dev'; there are heldout, train"),
+        (["tiny.yaml", "data.codec=mimi", "budgets=[1e11]"], "only the pocket corpus can be prepared by this version"),
+        (["tiny.yaml", "data.tokens={}"], "data.tokens.pocket: missing; it says how many tokens to make"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_trained(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    write_corpus(root, tiny_plan(tmp_path))
+    code, out, err = isoflop("run", *arguments)
+    assert (code, out) == (2, "")
+    assert says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("isoflop: error: ")
+    assert "Traceback" not in err
+    assert not list(root.rglob("attempts"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "train-00001.bin").write_bytes(b"\x00" * 9), "train-00001.bin: damaged"),
+        (lambda folder: (folder / "heldout-00002.bin").unlink(), "heldout-00002.bin: missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: not a readable manifest"),
+    ],
+)
+def test_damaged_data_is_found_before_any_run(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(write_corpus(root, tiny_plan(tmp_path)))
+    code, _, err = isoflop("run", "tiny.yaml")
+    assert code == 2
+    assert says in err.splitlines()[-1]
+    assert "prepare again" in err.splitlines()[-1]
+    assert not list(root.rglob("attempts"))
+
+
+def test_the_directory_of_another_study_is_refused(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    make_directory(tiny_plan(tmp_path), root)
+    code, _, err = isoflop("run", "tiny.yaml", "metric.kind=text")
+    assert code == 2
+    assert "made by another study: metric.kind was all, is text; give this one another name" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_a_root_that_can_not_be_is_one_line(
+    isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("ISOFLOP_ROOT", "/dev/null/runs")
+    code, _, err = isoflop(command, "tiny.yaml")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("isoflop: error: /dev/null/runs")
+    assert err.splitlines()[-1].endswith(": Not a directory")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_line(
+    isoflop: Callable[..., Output], full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISOFLOP_ROOT", str(full_disk))
+    code, _, err = isoflop("run", "tiny.yaml")
+    assert code == 2
+    assert err.splitlines()[-1].endswith(": the disk is full")
+    assert f"isoflop: error: {full_disk}" in err.splitlines()[-1]
+    assert not [path for path in full_disk.rglob("*.tmp")]
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--workers", "two"], ["--nonsense"]])
+def test_bad_usage_is_exit_code_2(isoflop: Callable[..., Output], arguments: list[str]) -> None:
+    assert isoflop("run", "tiny.yaml", *arguments)[0] == 2
+
+
+def test_an_interruption_says_how_to_go_on(isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launching, "train_study", interrupted)
+    code, out, err = isoflop("run", "tiny.yaml")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("stopped; every run keeps its last checkpoint: the same command goes on")
+
+
+# isoflop prepare
+
+
+def test_prepare_prints_the_folder(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path)
+    write_corpus(root, plan)
+    code, out, err = isoflop("prepare", "tiny.yaml")
+    assert (code, out) == (0, f"{data_folder(root, plan.sweep.data)}\n")
+    assert "vocabulary 518, checksum " in err
+
+
+# isoflop fit
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    frame = simulate_isoflop(points=7).rename(columns={"params": "N", "tokens": "D", "loss": "bits", "budget": "C"})
+    frame["bits"] /= np.log(2)
+    file = tmp_path / "runs.csv"
+    frame.drop(columns="train_flops").to_csv(file, index=False)
+    return file
+
+
+def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Path) -> None:
+    columns = ["--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--loss-unit", "bits"]
+    options = [*columns, "--bootstrap", "200", "--seed", "7", "--confidence", "0.9", "--axis", "tokens"]
+    code, out, err = isoflop("fit", str(table), *options, "--use", "interior, edge")
+    assert (code, err) == (0, "")
+    assert "D*" in out
+    document = json.loads(isoflop("fit", str(table), *options, "--json")[1])
+    assert document.keys() >= {"schema", "source", "options", "data", "recipe", "fits"}
+    assert (document["schema"], document["source"], document["recipe"]) == (1, str(table), None)
+    assert document["data"].keys() >= {"hash", "rows"}
+    assert document["data"]["rows"] == 49
+    assert (document["options"]["seed"], document["options"]["confidence"]) == (7, 0.9)
+    (fit,) = document["fits"]
+    assert fit.keys() >= {"method", "exponents", "coefficients", "profiles", "diagnostics"}
+    assert (fit["method"], fit["axis"]) == ("isoflop", "tokens")
+    for name in ("a", "b"):
+        interval = fit["exponents"][name]
+        assert interval["low"] < interval["value"] < interval["high"]
+    assert fit["exponents"]["a"]["value"] == pytest.approx(0.514, abs=0.03)
+    wanted = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}
+    assert len(fit["profiles"]) == 7
+    assert all(wanted <= profile.keys() for profile in fit["profiles"])
+
+
+def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, *LAW)
+    directory = finish_all(plan, root)
+    by_loss = {}
+    for loss in ("loss", "loss_text"):
+        document = json.loads(isoflop("fit", str(directory), "--loss", loss, "--bootstrap", "0", "--json")[1])
+        assert (document["recipe"], document["fits"][0]["loss"], document["data"]["rows"]) == ("pocket", loss, 20)
+        by_loss[loss] = [profile["loss_opt"] for profile in document["fits"][0]["profiles"]]
+    np.testing.assert_allclose(by_loss["loss_text"], 0.8 * np.array(by_loss["loss"]), rtol=1e-9)
+    run_of(root, plan).path.joinpath("DONE").unlink()
+    run_of(root, plan).set_state("failed", "no luck")
+    document = json.loads(isoflop("fit", str(directory), "--bootstrap", "0", "--json")[1])
+    assert document["data"]["rows"] == 19
+    assert not (directory / "fit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["absent.csv"], "absent.csv: no such file or directory"),
+        (["runs.csv"], "no column 'params_total'; name it with --params"),
+        (["runs.csv", "--params", "n"], "no column 'n'"),
+        (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
+        (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
+        (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
+        (["."], "has no runs.parquet; is it the directory of a sweep that was run?"),
+    ],
+)
+def test_a_table_that_can_not_be_fitted_is_one_line(
+    isoflop: Callable[..., Output], table: Path, arguments: list[str], says: str
+) -> None:
+    if arguments[0] == "OK":
+        arguments = [str(table), "--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", *arguments[1:]]
+    code, out, err = isoflop("fit", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("isoflop: error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [["--axis", "flops"], ["--loss-unit", "bans"], ["--bootstrap", "-1"], ["--n", "x"]])
+def test_an_option_that_is_none_of_its_values(isoflop: Callable[..., Output], table: Path, options: list[str]) -> None:
+    code, out, err = isoflop("fit", str(table), *options)
+    assert (code, out) == (2, "")
+    assert options[0] in err
+
+
+# isoflop report
+
+
+def test_report_gathers_and_writes(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    directory = finish_all(tiny_plan(tmp_path, *LAW), root)
+    code, out, err = isoflop("report", str(directory))
+    assert (code, out, err) == (0, f"{directory / 'report.html'}\n", "")
+    assert len(pd.read_parquet(directory / "runs.parquet")) == 20
+
+
+def test_report_of_a_kept_result(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    directory, kept = finish_all(tiny_plan(tmp_path, *LAW), root), tmp_path / "kept"
+    isoflop("report", str(directory))
+    kept.mkdir()
+    for name in ("sweep.yaml", "plan.parquet", "runs.parquet"):
+        (kept / name).write_bytes((directory / name).read_bytes())
+    code, out, _ = isoflop("report", str(kept))
+    assert (code, out) == (0, f"{kept / 'report.html'}\n")
+    assert (kept / "runs.parquet").read_bytes() == (directory / "runs.parquet").read_bytes()
+    assert json.loads(isoflop("fit", str(kept), "--bootstrap", "0", "--json")[1])["data"]["rows"] == 20
+
+
+def test_report_of_no_sweep_is_one_line(isoflop: Callable[..., Output], tmp_path: Path) -> None:
+    code, out, err = isoflop("report", str(tmp_path / "absent"))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "no sweep's directory (it has no plan.parquet)" in err
+
+
+def test_a_damaged_run_is_named(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, *LAW)
+    directory = finish_all(plan, root)
+    part = next((run_of(root, plan).path / "loss").iterdir())
+    part.write_bytes(b"damaged")
+    for command in ("report", "fit"):
+        code, _, err = isoflop(command, str(directory))
+        assert code == 2
+        assert f"isoflop: error: {part}: damaged" in err
+        assert err.count("\n") == 1
+    with pytest.raises(RunError):
+        read_runs(directory)
+
+
+# End to end
+
+
+@pytest.mark.slow
+def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
+    write_sweep(tmp_path)
+    environment = {**os.environ, "ISOFLOP_ROOT": str(tmp_path / "runs")}
+    command = [sys.executable, "-c", "from isoflop.cli import main; main()", "run", "tiny.yaml", "data.seed=3"]
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 2, first.stderr
+    lines = first.stderr.splitlines()
+    assert lines[0] == "tiny: 3 runs, 3.01e8 training FLOPs"
+    assert any(line.startswith("corpus: ") for line in lines)
+    assert "3 of 3 runs done" in first.stderr
+    assert lines[-1].endswith("0 of 1 budgets can be used, 3 are needed. 1e8: too_few (3 distinct sizes, 4 needed)")
+    assert "Traceback" not in first.stderr
+    directory = tmp_path / "runs" / "tiny"
+    runs = read_runs(directory)
+    assert runs["state"].tolist() == ["done"] * 3
+    assert runs[["loss", "loss_text", "loss_semantic", "loss_acoustic"]].notna().all(axis=None)
+    assert (runs["loss"] < np.log(518)).all()
+    manifest = Manifest.read(next((tmp_path / "runs" / "data").iterdir()))
+    assert {"python", "espeak-ng", "codec"} <= manifest.versions.keys()
+    assert "<svg" in (directory / "report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")}
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert "corpus: " not in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")} == before

@@ -1,0 +1,134 @@
+"""Checkpoints: kept, damaged, half-written, killed."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from studies import kill, save_for_ever, start, wait_for
+
+from isoflop.errors import RunError
+from isoflop.files import remove_abandoned
+from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        save_checkpoint(folder, step, {"step": step, "weights": torch.full((100,), float(step))})
+
+
+def steps(folder: Path) -> list[int]:
+    return sorted(int(path.stem.split("-")[1]) for path in folder.glob("step-*.pt"))
+
+
+def loaded(folder: Path) -> dict[str, Any]:
+    state = load_checkpoint(folder)
+    assert state is not None
+    return state
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lose_checksum(path: Path) -> None:
+    """As where a process was killed between the file and its checksum."""
+    path.with_suffix(".sha256").unlink()
+
+
+def wrong_checksum(path: Path) -> None:
+    path.with_suffix(".sha256").write_text("0" * 64 + "\n")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = [cut, flip, lose_checksum, wrong_checksum, empty]
+
+
+def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
+    assert load_checkpoint(tmp_path / "absent") is None
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    state = loaded(tmp_path)
+    assert state["step"] == 7
+    assert state["weights"].equal(torch.full((100,), 7.0))
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 5, 90, 1000, 999_999_999)
+    assert steps(tmp_path) == [1000, 999_999_999]
+    assert len(list(tmp_path.iterdir())) == 4
+    assert loaded(tmp_path)["step"] == 999_999_999
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_one_falls_back_with_a_warning(
+    tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, 2)
+    damage(tmp_path / "step-000000002.pt")
+    with caplog.at_level(logging.WARNING, logger="isoflop"):
+        assert loaded(tmp_path)["step"] == 1
+    assert len(caplog.messages) == 1
+    assert "step-000000002.pt is damaged or was not finished; going back" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_none_of_the_two_that_are_kept(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    save(tmp_path, 10, 20)
+    damage(tmp_path / "step-000000020.pt")
+    assert loaded(tmp_path)["step"] == 10
+    save(tmp_path, 15)
+    assert steps(tmp_path) == [10, 15]
+    save(tmp_path, 20)
+    assert steps(tmp_path) == [15, 20]
+    assert loaded(tmp_path)["weights"][0] == 20
+
+
+@pytest.mark.parametrize("damage", [cut, flip, wrong_checksum, empty])
+def test_where_all_are_damaged_the_run_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    save(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.pt"):
+        damage(path)
+    for _ in range(2):
+        with pytest.raises(RunError, match="every checkpoint is damaged; delete the run's directory to start it again"):
+            load_checkpoint(tmp_path)
+
+
+def test_a_first_one_that_was_not_finished_is_none(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    lose_checksum(tmp_path / "step-000000001.pt")
+    assert load_checkpoint(tmp_path) is None
+    assert steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, seed: int) -> None:
+    writer = start(save_for_ever, tmp_path)
+    wait_for(lambda: any(tmp_path.glob("*.sha256")))
+    time.sleep(random.Random(seed).uniform(0, 0.05))
+    kill(writer)
+    state = loaded(tmp_path)
+    assert state["weights"].equal(torch.full((20_000,), float(state["step"])))
+    newest = max(steps(tmp_path))
+    assert state["step"] in (newest, newest - 1)
+    assert len(steps(tmp_path)) <= 3
+    remove_abandoned(tmp_path)
+    save(tmp_path, newest + 1)
+    assert len(list(tmp_path.iterdir())) == 4

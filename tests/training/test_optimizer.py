@@ -1,0 +1,213 @@
+"""Cautious AdamC against a plain loop over numbers, and its state."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from isoflop.shapes import ModelShape
+from isoflop.training.model import Decoder
+from isoflop.training.optimizer import CautiousAdamC, parameter_groups
+
+SHAPE = ModelShape(width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24)
+MAX_LR = 0.02
+RATES = [0.0, 0.01, 0.02, 0.02, 0.015, 0.005]  # warm-up, stable, decay
+
+
+def plain_step(
+    weight: list[float],
+    gradients: list[list[float]],
+    rates: list[float],
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> list[float]:
+    """Weights after all steps, number by number, from the papers' formulas."""
+    beta1, beta2 = betas
+    weight, mean, square = list(weight), [0.0] * len(weight), [0.0] * len(weight)
+    for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        updates = []
+        for i, g in enumerate(gradient):
+            mean[i] = beta1 * mean[i] + (1 - beta1) * g
+            square[i] = beta2 * square[i] + (1 - beta2) * g * g
+            corrected_mean, corrected_square = mean[i] / (1 - beta1**step), square[i] / (1 - beta2**step)
+            updates.append(corrected_mean / (corrected_square**0.5 + eps))
+        agree = [u * g > 0 for u, g in zip(updates, gradient, strict=True)]
+        share = sum(agree) / len(agree)
+        for i, (u, kept) in enumerate(zip(updates, agree, strict=True)):
+            moved = u / (share + eps) if kept else 0.0
+            weight[i] -= rate * moved + weight_decay * rate**2 / MAX_LR * weight[i]
+    return weight
+
+
+def gradients_of(shape: tuple[int, ...], seed: int, kind: str = "noise") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in RATES]
+    if kind == "sparse":  # rows that appear in some steps only, as an embedding's
+        rows = (shape[0], *(1 for _ in shape[1:]))
+        return [gradient * (torch.rand(rows, generator=generator) > 0.6) for gradient in drawn]
+    if kind == "tiny":
+        return [1e-9 * gradient for gradient in drawn]
+    return drawn
+
+
+CASES = [
+    ((7, 5), 0.1, (0.95, 0.98), 1e-15, "noise"),
+    ((7, 5), 0.1, (0.95, 0.98 ** (2 / 128)), 1e-15, "noise"),
+    ((12,), 0.0, (0.95, 0.98), 1e-15, "noise"),
+    ((9, 4), 0.0, (0.9, 0.999), 1e-8, "sparse"),
+    ((9, 4), 0.3, (0.0, 0.5), 1e-15, "tiny"),
+    ((1,), 0.1, (0.95, 0.98), 1e-15, "noise"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize(("shape", "weight_decay", "betas", "eps", "kind"), CASES)
+def test_steps_are_those_of_the_formula(
+    shape: tuple[int, ...],
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    kind: str,
+    dtype: torch.dtype,
+    tolerance: float,
+) -> None:
+    begun = torch.linspace(-1, 1, 40, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(shape)
+    gradients = gradients_of(shape, seed=3, kind=kind)
+    expected = plain_step(
+        begun.flatten().tolist(), [g.flatten().tolist() for g in gradients], RATES, weight_decay, betas, eps
+    )
+    weight = torch.nn.Parameter(begun.to(dtype))
+    optimizer = CautiousAdamC([weight], max_lr=MAX_LR, betas=betas, eps=eps, weight_decay=weight_decay)
+    for gradient, rate in zip(gradients, RATES, strict=True):
+        take_step(optimizer, [weight], [gradient.to(dtype)], rate)
+    assert weight.flatten().tolist() == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def take_step(
+    optimizer: CautiousAdamC, weights: list[torch.nn.Parameter], gradients: list[Tensor], rate: float
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    optimizer.step()
+
+
+def test_the_first_step_moves_every_number_by_the_rate() -> None:
+    """Bias correction makes the first update the gradient's sign, and all of it agrees with the gradient."""
+    weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
+    take_step(optimizer, [weight], [torch.tensor([3.0, -1e-3, 20.0, -7.0], dtype=torch.float64)], 0.1)
+    assert weight.tolist() == pytest.approx([-0.1, 0.1, -0.1, 0.1])
+
+
+def test_an_update_against_the_gradient_is_held_back_and_the_rest_scaled_up() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
+    ones = torch.ones(4, dtype=torch.float64)
+    take_step(optimizer, [weight], [ones], 0.1)
+    before = weight.detach().clone()
+    turned = torch.tensor([1.0, 1.0, 1.0, -0.5], dtype=torch.float64)  # its mean still points the other way
+    take_step(optimizer, [weight], [turned], 0.1)
+    moved = (weight - before).tolist()
+    assert moved[3] == 0.0
+    assert moved[:3] == pytest.approx([-0.1 / 0.75] * 3)
+
+
+@pytest.mark.parametrize(("rate", "shrink"), [(0.02, 0.1 * 0.02), (0.01, 0.1 * 0.005), (0.0, 0.0)])
+def test_decay_falls_with_the_square_of_the_rate(rate: float, shrink: float) -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0, -3.0], dtype=torch.float64))
+    optimizer = CautiousAdamC([weight], max_lr=MAX_LR, betas=(0.95, 0.98), weight_decay=0.1)
+    take_step(optimizer, [weight], [torch.zeros(2, dtype=torch.float64)], rate)
+    assert weight.tolist() == pytest.approx([2.0 * (1 - shrink), -3.0 * (1 - shrink)], rel=1e-14)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-45, 1e30])
+def test_gradients_of_no_or_extreme_size_leave_finite_weights(scale: float) -> None:
+    weight = torch.nn.Parameter(torch.ones(8))
+    optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
+    for gradient in gradients_of((8,), seed=0)[:4]:
+        take_step(optimizer, [weight], [(gradient * scale).float().clamp(-1e18, 1e18)], 0.1)
+    assert weight.isfinite().all()
+    if scale == 0:
+        assert torch.equal(weight, torch.ones(8))
+
+
+def test_a_weight_that_joins_later_is_corrected_for_its_own_steps() -> None:
+    early, late = (torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
+    alone = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    gradients = gradients_of((3,), seed=5)
+    both = CautiousAdamC([early, late], max_lr=MAX_LR, betas=(0.95, 0.98))
+    one = CautiousAdamC([alone], max_lr=MAX_LR, betas=(0.95, 0.98))
+    early.grad = gradients[0]
+    both.step()
+    take_step(both, [early, late], [gradients[1], gradients[2]], 0.01)
+    take_step(one, [alone], [gradients[2]], 0.01)
+    assert torch.equal(late, alone)
+
+
+def test_matrices_decay_norms_and_embedding_do_not() -> None:
+    model = Decoder(SHAPE)
+    names = {weight: name for name, weight in model.named_parameters()}
+    decayed, kept = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    assert {names[weight].split(".")[-2] for weight in decayed["params"]} == {
+        "query", "key", "value", "output", "gate", "up", "down", "head",
+    }  # fmt: skip
+    assert {names[weight].split(".")[-2] for weight in kept["params"]} == {
+        "embedding", "attention_norm", "mlp_norm", "query_norm", "key_norm", "norm",
+    }  # fmt: skip
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_a_tied_head_does_not_decay() -> None:
+    model = Decoder(dataclasses.replace(SHAPE, tied=True))
+    decayed, kept = parameter_groups(model, 0.1)
+    assert not any(weight is model.head.weight for weight in decayed["params"])
+    assert sum(weight is model.head.weight for weight in kept["params"]) == 1
+
+
+def test_a_frozen_weight_is_in_no_group() -> None:
+    model = Decoder(SHAPE)
+    model.embedding.requires_grad_(False)
+    assert not any(
+        weight is model.embedding.weight for group in parameter_groups(model, 0.1) for weight in group["params"]
+    )
+
+
+def trained(optimizer_of: Callable[[Decoder], CautiousAdamC], swap_at: int | None, path: str) -> dict[str, Tensor]:
+    """Weights after six steps; at `swap_at` model and optimizer go through a file into new ones."""
+    torch.manual_seed(0)
+    model = Decoder(SHAPE)
+    optimizer = optimizer_of(model)
+    for step, rate in enumerate(RATES):
+        if step == swap_at:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+            saved = torch.load(path, weights_only=True)
+            model = Decoder(SHAPE)
+            optimizer = optimizer_of(model)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+        ids = torch.randint(SHAPE.vocab_size, (2, SHAPE.seq_len), generator=torch.Generator().manual_seed(step))
+        loss = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+        weights = list(model.parameters())
+        gradients = torch.autograd.grad(loss, weights)
+        take_step(optimizer, weights, list(gradients), rate)
+    steps = {f"{name} step": torch.tensor(optimizer.state[weight]["step"]) for name, weight in model.named_parameters()}
+    return {**model.state_dict(), **steps}
+
+
+@pytest.mark.parametrize("swap_at", [1, 3, 5])
+def test_a_saved_and_restored_optimizer_goes_on_exactly(swap_at: int, tmp_path: object) -> None:
+    def optimizer_of(model: Decoder) -> CautiousAdamC:
+        return CautiousAdamC(parameter_groups(model, 0.1), max_lr=MAX_LR, betas=(0.95, 0.98))
+
+    path = f"{tmp_path}/state.pt"
+    whole, resumed = trained(optimizer_of, None, path), trained(optimizer_of, swap_at, path)
+    assert whole["embedding.weight step"].item() == len(RATES)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
