@@ -1,7 +1,8 @@
 """The command line: `isoflop` and its family, and `sweep-plan`, which is `isoflop plan`.
 
-Parsing and printing only. Data goes to stdout, all else to stderr. Each command imports what it needs when it runs, so
-that help is instant. A new command is a function under "Commands" with `@app.command("name")`.
+Parsing only: what is printed is in `reporting.printing`. Data goes to stdout, all else to stderr. Each command imports
+what it needs when it runs, so that help is instant. A new command is a function under "Commands" with
+`@app.command("name")`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from isoflop.errors import FitError, IsoflopError
 
 if TYPE_CHECKING:
     from isoflop.fitting.parabola import Status
-    from isoflop.launching.study import Study
-    from isoflop.planning.plan import Plan
 
 ParamCount = Literal["total", "one_embedding", "non_embedding"]
 Axis = Literal["params", "tokens"]
@@ -128,6 +127,7 @@ def plan(
     Lays out the runs of a sweep, with totals. Works offline and trains nothing.
     """
     from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import drop_reasons, print_dropped, print_plan, print_plan_json
     from isoflop.reporting.terminal import warn
 
     laid_out = lay_out(sweep, overrides or ())
@@ -136,18 +136,19 @@ def plan(
     if parquet is not None:
         laid_out.write_parquet(parquet)
     if as_json:
-        _print_json(laid_out, dropped)
+        print_plan_json(laid_out, dropped)
     else:
-        _print_runs(laid_out)
+        print_plan(laid_out)
         if dropped:
-            _print_dropped(laid_out)
+            print_dropped(laid_out)
     sys.stdout.flush()
     for message in laid_out.warnings:
         warn(message)
     if laid_out.dropped and not dropped:
         command = shlex.join([*context.command_path.split(), sweep, *(overrides or ()), "--dropped"])
         print(
-            f"{len(laid_out.dropped)} candidates dropped ({_reasons(laid_out)}); list them: {command}", file=sys.stderr
+            f"{len(laid_out.dropped)} candidates dropped ({drop_reasons(laid_out)}); list them: {command}",
+            file=sys.stderr,
         )
     for path in filter(None, (csv, parquet)):
         print(f"wrote {path}", file=sys.stderr)
@@ -173,10 +174,11 @@ def run(
     from isoflop.launching.directory import runs_root
     from isoflop.launching.study import conclude_study, train_study
     from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import print_intent, print_study
     from isoflop.reporting.progress import StudyProgress
 
     plan, began = lay_out(sweep, overrides or ()), time.monotonic()
-    _print_intent(plan)
+    print_intent(plan)
     try:
         with _all_stops_interrupt(), StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown:
             directory = train_study(plan, runs_root(), workers=workers, on_data=shown.data, on_progress=shown.runs_at)
@@ -184,7 +186,7 @@ def run(
         print("stopped; every run keeps its last checkpoint: the same command goes on from there", file=sys.stderr)
         raise
     study = conclude_study(directory, plan.sweep.recipe)
-    _print_study(study, time.monotonic() - began)
+    print_study(study, time.monotonic() - began)
     if len(study.unfinished):
         if study.refusal:
             print(study.refusal, file=sys.stderr)
@@ -310,97 +312,9 @@ def _statuses(use: str) -> list[Status]:
     return cast("list[Status]", [status.strip() for status in use.split(",")])
 
 
-# Printing
-
-
-def _print_intent(plan: Plan) -> None:
-    from isoflop.reporting.terminal import flops, warn
-
-    print(f"{plan.sweep.name}: {len(plan.runs)} runs, {flops(plan.total_flops)} training FLOPs", file=sys.stderr)
-    for message in plan.warnings:
-        warn(message)
-
-
-def _print_study(study: Study, seconds: float) -> None:
-    from isoflop.launching.worker import log_file
-    from isoflop.runs import RunDirectory
-
-    for row in study.unfinished.to_dict("records"):
-        log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
-        where = f" (log: {log})" if log.exists() else ""
-        print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
-    if study.fit is not None:
-        print(study.fit.summary())
-    done = len(study.runs) - len(study.unfinished)
-    print(f"{done} of {len(study.runs)} runs done in {seconds / 60:.1f} min", file=sys.stderr)
-    print(f"report: {study.report}", file=sys.stderr)
-
-
 def _recipe_of(source: str) -> str | None:
     """The recipe of a sweep's directory; None for other tables."""
     from isoflop.config import load_sweep
 
     definition = Path(source) / "sweep.yaml"
     return load_sweep(definition).recipe if definition.exists() else None
-
-
-def _print_json(plan: Plan, dropped: bool) -> None:
-    document = {"schema": 1, "sweep": plan.sweep.name, "runs": plan.rows(), "totals": plan.totals()}
-    if dropped:
-        document["dropped"] = [
-            {"budget": item.budget, "width": item.width, "reason": str(item.reason), "detail": item.detail}
-            for item in plan.dropped
-        ]
-    print(json.dumps(document, indent=2, allow_nan=False))
-
-
-def _print_runs(plan: Plan) -> None:
-    from isoflop.config.identity import budget_label
-    from isoflop.reporting.terminal import flops, print_table, short
-
-    seeds = len({run.seed for run in plan.runs}) > 1
-    headers = ["budget", "width", *(["seed"] if seeds else [])]
-    headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
-    rows = [
-        [
-            budget_label(run.budget),
-            str(run.width),
-            *([str(run.seed)] if seeds else []),
-            str(run.layers),
-            str(run.heads),
-            f"{run.batch_size:,}",
-            f"{run.steps:,}",
-            f"{run.lr:.3g}",
-            f"{run.beta2:.4f}",
-            short(run.params_total),
-            short(run.tokens),
-            "" if run.epochs is None else f"{run.epochs:.2f}",
-        ]
-        for run in plan.runs
-    ]
-    print_table(headers, rows, text=["budget"])
-    params = [run.params_total for run in plan.runs]
-    budgets = len({run.budget for run in plan.runs})
-    print(
-        f"\n{len(plan.runs):,} runs, {budgets} budgets, {short(min(params))} to {short(max(params))} parameters, "
-        f"{flops(plan.total_flops)} training FLOPs"
-    )
-
-
-def _print_dropped(plan: Plan) -> None:
-    from isoflop.config.identity import budget_label
-    from isoflop.reporting.terminal import print_table
-
-    if not plan.dropped:
-        print("\nno candidates dropped")
-        return
-    print()
-    rows = [[budget_label(item.budget), str(item.width), item.detail] for item in plan.dropped]
-    print_table(["budget", "width", "dropped because"], rows, text=["budget", "dropped because"])
-    print(f"\n{len(plan.dropped)} candidates dropped ({_reasons(plan)})")
-
-
-def _reasons(plan: Plan) -> str:
-    from isoflop.planning.plan import drop_counts
-
-    return ", ".join(f"{count} for {reason}" for reason, count in drop_counts(plan.dropped).items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -84,7 +85,27 @@ def run_of(root: Path, study: Plan, number: int = 0) -> RunDirectory:
 
 def exact(run: RunDirectory) -> pd.DataFrame:
     """What of a run's loss log has to repeat bit for bit."""
-    return run.log()[EXACT]
+    return run.log().loc[:, EXACT]
+
+
+def final_weights(run: RunDirectory) -> dict[str, Any]:
+    """Weights of a run that is done, by name."""
+    from isoflop.training.checkpoint import load_checkpoint
+
+    state = load_checkpoint(run.checkpoints)
+    assert state is not None
+    assert state["step"] == run.config()["run"]["steps"]
+    return state["model"]
+
+
+def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
+    """A tiny study whose first run is done."""
+    from isoflop.training.loop import train
+
+    root, study = tiny_study(folder, *overrides)
+    run = run_of(root, study)
+    assert train(run, root) == "done"
+    return root, study, run
 
 
 # Processes that can be killed
@@ -142,13 +163,14 @@ def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> N
     save = torch.save
 
     def half(state: dict[str, Any], file: Any) -> None:
-        if state["step"] < step:
-            return save(state, file)
         whole = io.BytesIO()
         save(state, whole)
-        file.write(whole.getvalue()[: whole.tell() // 2])
-        file.flush()
-        time.sleep(600)
+        if state["step"] < step:
+            file.write(whole.getvalue())
+        else:
+            file.write(whole.getvalue()[: whole.tell() // 2])
+            file.flush()
+            time.sleep(600)
 
     torch.save = half
     train_here(run, root)
@@ -176,13 +198,8 @@ def work_here(directory: Path, parent: int) -> None:
 
 def hold_a_worker(directory: Path) -> None:
     """A process with a worker that takes it for its parent, and that outlives it."""
-    import os
-    import subprocess
-    import sys
-
-    code = (
-        f"from pathlib import Path; from studies import work_here; work_here(Path({str(directory)!r}), {os.getpid()})"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.Popen([sys.executable, "-c", code], env=environment)
+    me = os.getpid()
+    if os.fork() == 0:
+        work_here(directory, me)
+        os._exit(0)
     time.sleep(600)

@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class LocalPool:
         longest_first = sorted(self.plan.runs, key=_work, reverse=True)
         return [spec for spec in longest_first if self._state(spec)["state"] not in ("done", "diverged")]
 
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Generator[Progress]:
         """Starts the workers and yields twice a second until all runs have ended.
 
         Closing the iterator, or an interruption, stops them at a step boundary, with a checkpoint.
@@ -73,8 +73,8 @@ class LocalPool:
         Raises:
             RunError: a run that another process holds, or workers that can't even start.
         """
+        self._wait_for_strays()
         left = self.left
-        self._wait_for_strays(left)
         for spec in left:
             if (state := self._state(spec))["state"] != "pending":
                 self._dir(spec).set_state("pending", state.get("reason", ""))
@@ -97,10 +97,10 @@ class LocalPool:
     def _state(self, spec: RunSpec) -> dict[str, Any]:
         return self._dir(spec).state()
 
-    def _wait_for_strays(self, left: list[RunSpec]) -> None:
+    def _wait_for_strays(self) -> None:
         """Workers whose parent was killed stop by themselves, at their next step."""
         limit = time.monotonic() + STRAYS_S
-        while held := [spec.run_id for spec in left if self._dir(spec).is_leased()]:
+        while held := [spec.run_id for spec in self.left if self._dir(spec).is_leased()]:
             if time.monotonic() > limit:
                 raise RunError(f"{self.directory}: {held[0]} is being trained by another process; wait, or stop it")
             time.sleep(POLL_S)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from studies import trained
+
+from isoflop.planning.plan import Plan
+from isoflop.runs import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +18,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
+    """A run that nothing disturbed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each test, but this fixture is made before
+    study = trained(tmp_path_factory.mktemp("whole"))
+    torch.set_num_threads(before)
+    return study

@@ -1,0 +1,95 @@
+"""What the commands print of a plan and of a study."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from isoflop.config.identity import budget_label
+from isoflop.launching.worker import log_file
+from isoflop.planning.plan import drop_counts
+from isoflop.reporting.terminal import flops, print_table, short, warn
+from isoflop.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from isoflop.launching.study import Study
+    from isoflop.planning.plan import Plan
+
+
+def print_intent(plan: Plan) -> None:
+    """What is about to be run, on stderr, with the plan's warnings."""
+    print(f"{plan.sweep.name}: {len(plan.runs)} runs, {flops(plan.total_flops)} training FLOPs", file=sys.stderr)
+    for message in plan.warnings:
+        warn(message)
+
+
+def print_study(study: Study, seconds: float) -> None:
+    """What came of a study: the law on stdout; what did not end, the count and the report's place on stderr."""
+    for row in study.unfinished.to_dict("records"):
+        log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
+        where = f" (log: {log})" if log.exists() else ""
+        print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
+    if study.fit is not None:
+        print(study.fit.summary())
+    done = len(study.runs) - len(study.unfinished)
+    print(f"{done} of {len(study.runs)} runs done in {seconds / 60:.1f} min", file=sys.stderr)
+    print(f"report: {study.report}", file=sys.stderr)
+
+
+def print_plan_json(plan: Plan, dropped: bool) -> None:
+    """The document of `--json`."""
+    document = {"schema": 1, "sweep": plan.sweep.name, "runs": plan.rows(), "totals": plan.totals()}
+    if dropped:
+        document["dropped"] = [
+            {"budget": item.budget, "width": item.width, "reason": str(item.reason), "detail": item.detail}
+            for item in plan.dropped
+        ]
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_plan(plan: Plan) -> None:
+    """A line a run, and totals."""
+    seeds = len({run.seed for run in plan.runs}) > 1
+    headers = ["budget", "width", *(["seed"] if seeds else [])]
+    headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
+    rows = [
+        [
+            budget_label(run.budget),
+            str(run.width),
+            *([str(run.seed)] if seeds else []),
+            str(run.layers),
+            str(run.heads),
+            f"{run.batch_size:,}",
+            f"{run.steps:,}",
+            f"{run.lr:.3g}",
+            f"{run.beta2:.4f}",
+            short(run.params_total),
+            short(run.tokens),
+            "" if run.epochs is None else f"{run.epochs:.2f}",
+        ]
+        for run in plan.runs
+    ]
+    print_table(headers, rows, text=["budget"])
+    params = [run.params_total for run in plan.runs]
+    budgets = len({run.budget for run in plan.runs})
+    print(
+        f"\n{len(plan.runs):,} runs, {budgets} budgets, {short(min(params))} to {short(max(params))} parameters, "
+        f"{flops(plan.total_flops)} training FLOPs"
+    )
+
+
+def print_dropped(plan: Plan) -> None:
+    """What the rules left out, and why."""
+    if not plan.dropped:
+        print("\nno candidates dropped")
+        return
+    print()
+    rows = [[budget_label(item.budget), str(item.width), item.detail] for item in plan.dropped]
+    print_table(["budget", "width", "dropped because"], rows, text=["budget", "dropped because"])
+    print(f"\n{len(plan.dropped)} candidates dropped ({drop_reasons(plan)})")
+
+
+def drop_reasons(plan: Plan) -> str:
+    """How many candidates fell to each reason."""
+    return ", ".join(f"{count} for {reason}" for reason, count in drop_counts(plan.dropped).items())

@@ -1,0 +1,63 @@
+"""Progress of a study: plain lines, and live bars on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from isoflop.launching.local import Progress
+from isoflop.reporting.progress import StudyProgress
+
+RUNS = {"a": 100, "b": 200}
+
+
+def progress(share: float, seconds: float | None = None, **states: dict[str, Any]) -> Progress:
+    return Progress(states, share, seconds)
+
+
+def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with StudyProgress(RUNS) as shown:
+        shown.data(1_200_000, 3e6)
+        shown.data(1_300_000, 3e6)  # too soon for another line
+        shown.data(3_100_000, 3e6)
+        running = {"state": "running", "step": 50, "loss": 4.5}
+        shown.runs_at(progress(0.2, None, a=running, b={"state": "pending"}))
+        shown.runs_at(progress(0.5, 300.0, a={"state": "done", "loss": 4.25}, b=running))
+        failed = {"state": "failed", "reason": "no luck"}
+        shown.runs_at(progress(1.0, 0.0, a={"state": "done", "loss": 4.25}, b=failed))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "corpus: 1.20M of 3.00M tokens",
+        "corpus: 3.10M of 3.00M tokens",
+        "[1/2] a done, training loss 4.250, 5 min left",
+        "[2/2] b failed: no luck, 0 s left",
+    ]
+
+
+def test_what_an_earlier_call_did_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    done = {"state": "done", "loss": 4.25}
+    with StudyProgress(RUNS) as shown:
+        shown.runs_at(progress(0.4, None, a=done, b={"state": "running"}))
+        shown.runs_at(progress(1.0, 0.0, a=done, b=done))
+    assert capsys.readouterr().err.splitlines() == [
+        "40% of the work, 1 of 2 runs",
+        "[2/2] b done, training loss 4.250, 0 s left",
+    ]
+
+
+def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "150")
+    with StudyProgress(RUNS) as shown:
+        shown.data(1_000_000, 2e6)
+        shown.data(2_000_000, 2e6)
+        shown.runs_at(progress(0.3, 40.0, a={"state": "running", "step": 25, "loss": 4.5}, b={"state": "pending"}))
+        shown.live.refresh()
+        shown.runs_at(progress(0.5, 30.0, a={"state": "done", "loss": 4.0}, b={"state": "pending"}))
+    out, err = capsys.readouterr()
+    assert out == ""
+    for text in ("25%", "loss 4.500", "all runs", "0 of 2 runs, 40 s left", "[1/2] a done, training loss 4.000"):
+        assert text in err
