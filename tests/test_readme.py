@@ -2,9 +2,9 @@
 
 A block marked `console` is run: each line that starts with `$ ` is a command, the lines under it are what it prints
 (stdout and stderr), and a line `...` stands for any lines. Nothing under a command means that its output is free. A
-block marked `python` is run as a program. Blocks share one folder that holds `sweeps` and `slurm`. One that takes
-minutes is marked `console slow` or `python slow`. Of `make` only that the target exists is checked. Other blocks, such
-as `sh` and `text`, are not run.
+block marked `python` is run as a program. Blocks share one folder that holds copies of `sweeps`, `slurm` and
+`analysis/pocket-64`. One that takes minutes is marked `console slow` or `python slow`. Of `make` only that the target
+exists is checked. Other blocks, such as `sh` and `text`, are not run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def check(block: Block, folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("sweeps", "slurm"):
+    for name in ("sweeps", "slurm", "analysis/pocket-64"):
         shutil.copytree(ROOT / name, tmp_path / name)
     return tmp_path
 
