@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import studies
 from studies import run_of, tiny_plan, write_corpus, write_sweep
 
 from isoflop.cli import main
@@ -60,6 +61,13 @@ def finish(run: RunDirectory, steps: int, loss: float) -> None:
     (run.path / "DONE").touch()
 
 
+def finish_alike(root: Path, plan: Plan) -> None:
+    """Ends every run with one and the same loss."""
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+
+
 def finish_all(plan: Plan, root: Path) -> Path:
     """Ends every run with a loss of a law whose optimum is at width 16."""
     directory = make_directory(plan, root)
@@ -93,9 +101,7 @@ def test_too_few_budgets_are_no_law_but_the_runs_are_kept(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(tmp_path)
-    make_directory(plan, root)
-    for number, spec in enumerate(plan.runs):
-        finish(run_of(root, plan, number), spec.steps, 3.0)
+    finish_alike(root, plan)
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (2, "")
     assert "3 of 3 runs done" in err
@@ -109,9 +115,7 @@ def test_runs_that_did_not_end_are_named_with_their_log(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(tmp_path)
-    make_directory(plan, root)
-    for number, spec in enumerate(plan.runs):
-        finish(run_of(root, plan, number), spec.steps, 3.0)
+    finish_alike(root, plan)
     run = run_of(root, plan, 1)
     (run.path / "DONE").unlink()
     run.set_state("diverged", "the loss was not finite by step 9", attempt=2)
@@ -194,12 +198,8 @@ def test_a_root_that_can_not_be_is_one_line(
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with studies.small_disk(tmp_path, "4k") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_one_line(

@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import studies
 from pandas.testing import assert_frame_equal
 from studies import EVERY_STEP, exact, hold_a_worker, hold_lease, kill, run_of, start, tiny_study, wait_for, work_here
 
@@ -134,12 +134,8 @@ def test_why_a_run_failed_in_one_line(error: Exception, reason: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with studies.small_disk(tmp_path, "6m") as disk:
+        yield disk
 
 
 def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
