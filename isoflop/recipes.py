@@ -103,10 +103,13 @@ class RecipeLike(Protocol):
 
 @dataclass(frozen=True)
 class BatchRule:
-    """The power of two that brings the steps of a budget near `target_steps`, rounded `up` or to the `nearest`."""
+    """The batch that brings the steps of a budget near `target_steps`.
+
+    A power of two, rounded `up` or to the `nearest`, or the nearest `whole` number, which keeps the steps more even.
+    """
 
     target_steps: int
-    rounding: Literal["up", "nearest"]
+    rounding: Literal["up", "nearest", "whole"]
     source: str
 
     def __call__(self, budget: float, shape: ModelShape) -> int:
@@ -114,6 +117,8 @@ class BatchRule:
         wanted = budget / (shape.train_flops_per_token * shape.seq_len * self.target_steps)
         if wanted <= 1:
             return 1
+        if self.rounding == "whole":
+            return round(wanted)
         exponent = math.log2(wanted)
         return 2 ** (math.ceil(exponent) if self.rounding == "up" else round(exponent))
 
@@ -176,24 +181,26 @@ class Recipe:
         version: raised with any change of a number, since it is part of a run's identity.
         depth: layers for a width.
         heads: query heads for a width; as many of keys and values.
-        head_dim: size of a head.
+        head_dim: size of a head for a width.
         mlp_ratio: MLP width over width.
         batch, lr, beta2: the rules of the optimizer's settings, each with its source.
         sources: where the rules of the shape come from, by name.
         budget_tolerance: how far whole steps may miss the budget, as a share of it.
+        rope_theta: RoPE's base; Llama 3's by default.
     """
 
     name: str
     version: int
     depth: Callable[[int], int]
     heads: Callable[[int], int]
-    head_dim: int
+    head_dim: Callable[[int], int]
     mlp_ratio: int
     batch: BatchRule
     lr: LearningRateRule
     beta2: Beta2Rule
     sources: dict[str, str] = field(default_factory=dict)
     budget_tolerance: float = 0.01
+    rope_theta: float = 500_000.0
 
     def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape:
         """The model of a width, with untied embeddings."""
@@ -203,10 +210,11 @@ class Recipe:
             layers=self.depth(width),
             heads=heads,
             kv_heads=heads,
-            head_dim=self.head_dim,
+            head_dim=self.head_dim(width),
             mlp_width=self.mlp_ratio * width,
             vocab_size=vocab_size,
             seq_len=seq_len,
+            rope_theta=self.rope_theta,
         )
 
     def solve(
@@ -262,7 +270,7 @@ SODA = Recipe(
     version=1,
     depth=soda_depth,
     heads=soda_heads,
-    head_dim=128,
+    head_dim=lambda width: 128,
     mlp_ratio=4,
     batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling"),
     lr=LearningRateRule(
@@ -285,42 +293,48 @@ SODA = Recipe(
 
 
 def pocket_depth(width: int) -> int:
-    """max(2, round(d / 32)): the models of a pocket study differ in width alone, so that its profiles are smooth."""
-    return max(2, round(width / 32))
+    """max(2, round(d / 64)): the models of a pocket study differ in width alone, so that its profiles are smooth."""
+    return max(2, round(width / 64))
 
 
 def pocket_heads(width: int) -> int:
-    """Heads of size 8 that together are at least as wide as the model."""
-    return math.ceil(width / 8)
+    """max(2, round(d / 64)): two heads up to width 159."""
+    return max(2, round(width / 64))
+
+
+def pocket_head_dim(width: int) -> int:
+    """The smallest even size with which the heads are together at least as wide as the model."""
+    return 2 * math.ceil(width / (2 * pocket_heads(width)))
 
 
 POCKET = Recipe(
     name="pocket",
-    version=1,
+    version=2,
     depth=pocket_depth,
     heads=pocket_heads,
-    head_dim=8,
+    head_dim=pocket_head_dim,
     mlp_ratio=4,
     batch=BatchRule(
-        target_steps=2048,
-        rounding="up",
-        source="SODA's form; 1024 to 2048 steps, tuned at 3e11 and 3e12 FLOPs (analysis/NOTES.md)",
+        target_steps=1500,
+        rounding="whole",
+        source="near the best of 550 to 2200 steps, and even over sizes (analysis/NOTES.md)",
     ),
     lr=LearningRateRule(
-        coefficient=0.25,
-        batch_power=0.125,
-        width_power=-1.0,
+        coefficient=0.022,
+        batch_power=0.3,
+        width_power=-0.5,
         unit="sequences",
         cap=0.02,
         halve_batch=False,
-        source="tuned at widths 8, 16, 32 and 64, batches of 2 to 32 x 128 tokens (analysis/NOTES.md)",
+        source="tuned at widths 8, 12, 20, 24, 48 and 64, batches of 1 to 32 x 128 tokens (analysis/NOTES.md)",
     ),
     beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
     sources={
-        "depth": "two layers up to width 79: one family, without steps in depth",
-        "heads": "8 is the smallest head that RoPE serves well; widths in steps of 4 are possible",
+        "depth": "two layers up to width 159: one family, without steps in depth",
+        "heads": "two up to width 159, so that attention grows smoothly; half the time of heads of size 8",
         "mlp_ratio": "SODA's 4",
     },
+    rope_theta=100.0,
 )
 """Rules for small vocabularies and shallow models that a CPU trains in minutes."""
 

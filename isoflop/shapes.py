@@ -29,6 +29,7 @@ class ModelShape:
         vocab_size: V, rows of the embedding and of the head.
         seq_len: S, tokens in a training window.
         tied: whether the head shares the embedding's weights.
+        rope_theta: RoPE's base; with fewer pairs in a head and shorter windows, a smaller one serves better.
     """
 
     width: int
@@ -40,16 +41,19 @@ class ModelShape:
     vocab_size: int
     seq_len: int
     tied: bool = False
+    rope_theta: float = 500_000.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "tied" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"{field.name}: expected a whole number above 0, got {value!r}")
         if self.heads % self.kv_heads:
             raise ConfigError(f"kv_heads: expected a divisor of heads ({self.heads}), got {self.kv_heads}")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}")
+        if not self.rope_theta > 1:
+            raise ConfigError(f"rope_theta: expected a number above 1, got {self.rope_theta!r}")
 
     # Parameters
 

@@ -127,8 +127,9 @@ def test_activations_grow_with_the_micro_batch_and_their_items_add_up() -> None:
         ({"seq_len": True}, "seq_len"),
         ({"kv_heads": 3}, "kv_heads"),
         ({"head_dim": 7}, "head_dim"),
+        ({"rope_theta": 1.0}, "rope_theta"),
     ],
 )
-def test_impossible_shapes_are_refused(change: dict[str, int], key: str) -> None:
+def test_impossible_shapes_are_refused(change: dict[str, float], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{key}: expected .*, got "):
         dataclasses.replace(TINY, **change)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning.fabric import Fabric
 
@@ -39,7 +41,8 @@ def micro_batch(shape: ModelShape, batch_size: int, device: torch.device) -> int
     for bit; on a GPU what its memory holds.
     """
     if device.type != "cuda":
-        return max(1, min(batch_size, CPU_MICRO_TOKENS // shape.seq_len))
+        parts = math.ceil(batch_size / max(1, CPU_MICRO_TOKENS // shape.seq_len))
+        return math.ceil(batch_size / parts)
     free = torch.cuda.mem_get_info(device)[0] * GPU_MEMORY_SHARE - 16 * shape.params_total
     micro = batch_size
     while micro > 1 and shape.activation_bytes(micro) > free:

@@ -108,15 +108,17 @@ class Trainer:
 
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
-        model = Decoder(self.shape)
+        self.model = self.fabric.setup_module(Decoder(self.shape))
         settings = self.config["identity"]["optimizer"]
+        groups = parameter_groups(self.model, settings["weight_decay"])  # on the device: they hold the weights
+        self.flat_weights = [weight for group in groups for weight in group["params"]]
         optimizer = CautiousAdamC(
-            parameter_groups(model, settings["weight_decay"]),
+            groups,
             max_lr=self.plan["lr"],
             betas=(settings["beta1"], self.plan["beta2"]),
             eps=settings["eps"],
         )
-        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        self.optimizer = self.fabric.setup_optimizers(optimizer)
         self.micro = micro_batch(self.shape, self.plan["batch_size"], self.fabric.device)
         self.peak = peak_flops(self.fabric.device)
 
@@ -191,9 +193,9 @@ class Trainer:
                 total = total + train["z_loss"] * logits_TV.logsumexp(-1).square().sum()
             self.fabric.backward(total / (windows.shape[0] * self.shape.seq_len))
             self.tally.add(*by_kind(losses_T, self.kinds[targets_T]))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), train["optimizer"]["grad_clip"])
+        norm = torch.nn.utils.clip_grad_norm_(self.flat_weights, train["optimizer"]["grad_clip"])
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.step += 1
         return norm
 
@@ -273,9 +275,7 @@ class Trainer:
     def _save(self) -> bool:
         """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""
         self._write_log()
-        if not bool(torch.isfinite(self.tally.sums).all()) or not all(
-            bool(torch.isfinite(weight).all()) for weight in self.model.parameters()
-        ):
+        if not all(bool(torch.isfinite(values).all()) for values in (self.tally.sums, *self.flat_weights)):
             return False
         state = {
             "model": self.model.state_dict(),

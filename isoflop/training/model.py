@@ -15,7 +15,6 @@ from isoflop.shapes import ModelShape
 
 NORM_EPS = 1e-6
 EMBEDDING_STD = 0.02
-ROPE_THETA = 500_000.0
 ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_ORIGINAL = 8.0, 1.0, 4.0, 8192
 
 
@@ -40,7 +39,7 @@ class Decoder(nn.Module):
         self._initialise()
         if shape.tied:
             self.head.weight = self.embedding.weight
-        cos_SE, sin_SE = rope_tables(shape.seq_len, shape.head_dim)
+        cos_SE, sin_SE = rope_tables(shape.seq_len, shape.head_dim, shape.rope_theta)
         self.register_buffer("cos_SE", cos_SE, persistent=False)
         self.register_buffer("sin_SE", sin_SE, persistent=False)
 
@@ -126,15 +125,18 @@ class MLP(nn.Module):
 def rotate(x_BHSE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding, halves convention (component i is paired with i + E/2)."""
     cos_SE, sin_SE = rope
-    first, second = x_BHSE.chunk(2, dim=-1)
-    return (x_BHSE * cos_SE + torch.cat((-second, first), dim=-1) * sin_SE).to(x_BHSE.dtype)
+    return (x_BHSE * cos_SE + x_BHSE.roll(x_BHSE.shape[-1] // 2, dims=-1) * sin_SE).to(x_BHSE.dtype)
 
 
-def rope_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, head_dim) with Llama 3's frequency scaling (factor 8, bands 1 and 4, context 8192)."""
-    frequencies = ROPE_THETA ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+def rope_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, head_dim) with Llama 3's frequency scaling (factor 8, bands 1 and 4, context 8192).
+
+    The sines of the first half are negative, so that `rotate` needs no sign.
+    """
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     turns = ROPE_ORIGINAL * frequencies / (2 * math.pi)  # turns over the original context
     blend = ((turns - ROPE_LOW) / (ROPE_HIGH - ROPE_LOW)).clamp(0, 1)
     frequencies = frequencies * (blend + (1 - blend) / ROPE_FACTOR)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).repeat(1, 2)
-    return angles.cos().float(), angles.sin().float()
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    cos, sin = angles.cos().float(), angles.sin().float()
+    return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)

@@ -202,14 +202,14 @@ def published_frequency(index: int, head_dim: int) -> float:
 
 @pytest.mark.parametrize("head_dim", [2, 8, 64, 128])
 def test_angles_are_those_of_llama_3(head_dim: int) -> None:
-    cos_SE, sin_SE = rope_tables(4096, head_dim)
+    cos_SE, sin_SE = rope_tables(4096, head_dim, theta=500_000.0)
     assert cos_SE.shape == sin_SE.shape == (4096, head_dim)
     for index in range(head_dim // 2):
         for position in (0, 1, 2, 4095):
             angle = position * published_frequency(index, head_dim)
-            for column in (index, index + head_dim // 2):
+            for column, sign in ((index, -1), (index + head_dim // 2, 1)):
                 assert cos_SE[position, column].item() == pytest.approx(math.cos(angle), abs=1e-6)
-                assert sin_SE[position, column].item() == pytest.approx(math.sin(angle), abs=1e-6)
+                assert sin_SE[position, column].item() == pytest.approx(sign * math.sin(angle), abs=1e-6)
 
 
 def test_the_bands_of_the_scaling_at_head_dim_128() -> None:
@@ -220,7 +220,7 @@ def test_the_bands_of_the_scaling_at_head_dim_128() -> None:
 
 
 def test_scores_depend_on_the_distance_only() -> None:
-    rope = rope_tables(64, 16)
+    rope = rope_tables(64, 16, theta=500_000.0)
     generator = torch.Generator().manual_seed(0)
     q_E, k_E = torch.randn(2, 16, generator=generator)
     q_SE, k_SE = (rotate(x_E.expand(1, 1, 64, 16), rope)[0, 0] for x_E in (q_E, k_E))
