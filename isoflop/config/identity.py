@@ -14,6 +14,7 @@ from typing import Any
 
 from isoflop.config.schema import Data, Sweep
 from isoflop.recipes import Candidate, RecipeLike
+from isoflop.shapes import ModelShape
 
 RUN_HASH_DIGITS = 8
 DATA_HASH_DIGITS = 12
@@ -44,7 +45,7 @@ def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: i
     """
     identity = {
         "recipe": {"name": recipe.name, "version": recipe.version},
-        "shape": dataclasses.asdict(candidate.shape),
+        "shape": _shape_identity(candidate.shape),
         "data": {**data_identity(sweep.data), "seq_len": sweep.seq_len},
         "optimizer": dataclasses.asdict(sweep.train.optimizer),
         "schedule": dataclasses.asdict(sweep.train.schedule),
@@ -56,6 +57,14 @@ def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: i
         "seed": seed,
     }
     return identity if sweep.train.precision == "auto" else {**identity, "precision": sweep.train.precision}
+
+
+def _shape_identity(shape: ModelShape) -> dict[str, Any]:
+    """A shape without what came later and has its default, so that runs made before keep their names."""
+    values = dataclasses.asdict(shape)
+    if values["rope_theta"] == ModelShape.rope_theta:
+        del values["rope_theta"]
+    return values
 
 
 def run_id(budget: float, width: int, seed: int, identity: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def test_files_that_an_interruption_kept_from_being_written_are_written(study: t
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["widths=[8, 12, 16, 24]", "budgets=[1e8, 4e8]"],
+        ["widths=[8, 12, 16, 24]", "budgets=[1.01e8, 4e8]"],
         ["widths=[12]"],
         ["seeds=[0, 1]"],
         ["min_batch=1", "max_steps=60"],
@@ -88,7 +88,7 @@ def test_runs_may_be_added_and_removed(study: tuple[Path, Plan], tmp_path: Path,
         (["recipe=soda", "budgets=[1e14]", "widths=[256]"], "recipe was pocket, is soda"),
         (["data.tokens.pocket=5e4"], "data.tokens.pocket was 40000.0, is 50000.0"),
         (["data.composition=s+a"], r"data.composition was s\+a\+t, is s\+a"),
-        (["data.seed=1", "seq_len=64"], "data.seed was 0, is 1; seq_len was 32, is 64"),
+        (["data.seed=1", "seq_len=64", "budgets=[4e8]"], "data.seed was 0, is 1; seq_len was 32, is 64"),
         (["metric.kind=text"], "metric.kind was all, is text"),
         (["metric.tokens=1024"], "metric.tokens was 512, is 1024"),
         (["train.optimizer.weight_decay=0"], "train.optimizer.weight_decay was 0.1, is 0.0"),
@@ -110,8 +110,8 @@ def test_another_study_is_refused_with_the_difference(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"version": 99}, "1e8-w8-s0: recipe.version was 1, is 99"),
-        ({"mlp_ratio": 2}, "1e8-w8-s0: .*shape.mlp_width was 32, is 16"),
+        ({"version": 99}, "1.01e8-w8-s0: recipe.version was 2, is 99"),
+        ({"mlp_ratio": 2}, "1.01e8-w8-s0: .*shape.mlp_width was 32, is 16"),
     ],
 )
 def test_a_recipe_whose_rules_have_changed_is_another(
@@ -123,7 +123,7 @@ def test_a_recipe_whose_rules_have_changed_is_another(
 ) -> None:
     root, _ = study
     monkeypatch.setitem(RECIPES, "pocket", dataclasses.replace(POCKET, **change))  # type: ignore[arg-type]
-    changed = tiny_plan(tmp_path, "widths=[8]", "budgets=[1e8]", "train.evals=3")
+    changed = tiny_plan(tmp_path, "widths=[8]", "budgets=[1.01e8]", "train.evals=3")
     with pytest.raises(ConfigError, match=f"tiny: made by another study: {difference}"):
         make_directory(changed, root)
 

@@ -221,7 +221,7 @@ def test_other_data_under_a_run_is_refused(study: tuple[Path, Plan]) -> None:
     [(20, "the train split has not one window of 64 tokens; raise data.tokens"), (None, "train-00001.bin: damaged")],
 )
 def test_a_corpus_that_is_too_small_or_damaged_is_refused(tmp_path: Path, tokens: int | None, says: str) -> None:
-    root, plan = tiny_study(tmp_path, "seq_len=64")
+    root, plan = tiny_study(tmp_path, "seq_len=64", "budgets=[4e8]")
     folder = write_corpus(root, plan, tokens)
     if tokens is None:
         shard = folder / "train-00001.bin"
