@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+AT_ONCE = 1 << 24
+"""Numbers that an update goes through at once: few operations for small weights, little memory for large ones."""
+
 
 class CautiousAdamC(torch.optim.Optimizer):
     """u = m / (sqrt(v) + eps); u *= [u g > 0] / mean [u g > 0]; w -= lr (u + weight_decay (lr / max_lr) w).
@@ -35,7 +38,7 @@ class CautiousAdamC(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, weight.grad, group.get("sizes") or [weight.numel()], group)
+                    self._step_weight(weight, weight.grad, group)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Fills gradients with zeros: those of flat weights must stay where the model's gradients are views of them."""
@@ -44,24 +47,42 @@ class CautiousAdamC(torch.optim.Optimizer):
                 if weight.grad is not None:
                     weight.grad.zero_()
 
-    def _update(self, weight: Tensor, gradient: Tensor, sizes: list[int], group: dict[str, Any]) -> None:
-        state, (beta1, beta2), lr = self.state[weight], self.betas, group["lr"]
+    def _step_weight(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
         if not state:
             state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
         state["step"] += 1
-        mean, square = state["mean"], state["square"]
+        flat = [tensor.view(-1) for tensor in (weight, state["mean"], state["square"])]
+        flat.append(gradient.reshape(-1))
+        bunches = group.get("sizes") or [[weight.numel()]]
+        for sizes, *slices in zip(bunches, *(tensor.split(list(map(sum, bunches))) for tensor in flat), strict=True):
+            self._update(*slices, sizes, state["step"], group["lr"], group["weight_decay"])
+
+    def _update(
+        self,
+        weight: Tensor,
+        mean: Tensor,
+        square: Tensor,
+        gradient: Tensor,
+        sizes: list[int],
+        step: int,
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        """Updates neighbouring weights in place, all of shape (sum of sizes,)."""
+        beta1, beta2 = self.betas
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
 
-        scale = square.sqrt().div_((1 - beta2 ** state["step"]) ** 0.5).add_(self.eps)
-        update = mean.div(scale).div_(1 - beta1 ** state["step"])
+        scale = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
+        update = mean.div(scale).div_(1 - beta1**step)
         mask = (update * gradient > 0).to(update.dtype)
-        agreeing = torch.stack(torch._foreach_norm(mask.flatten().split(sizes), 1))
+        agreeing = torch.stack(torch._foreach_norm(mask.split(sizes), 1))
         share = agreeing / torch.tensor(sizes, dtype=agreeing.dtype, device=agreeing.device)
         update.mul_(mask)
-        torch._foreach_div_(update.flatten().split(sizes), list((share + self.eps).unbind()))
-        if group["weight_decay"]:
-            update.add_(weight, alpha=group["weight_decay"] * lr / self.max_lr)
+        torch._foreach_div_(update.split(sizes), list((share + self.eps).unbind()))
+        if weight_decay:
+            update.add_(weight, alpha=weight_decay * lr / self.max_lr)
         weight.add_(update, alpha=-lr)
 
 
@@ -69,7 +90,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Two groups: matrices decay; norms (one dimension) and the embedding do not (as in SODA's sweep).
 
     Each is one flat weight, of which the model's weights become views: an update takes a dozen operations instead of a
-    dozen for every weight, which is most of a tiny model's step. `sizes` are those of the parts, in order.
+    dozen for every weight, which would be a third of a tiny model's step. `sizes` are the parts', in order, in bunches
+    that are updated at once.
     """
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     decayed = [weight for name, weight in named if weight.ndim > 1 and "embedding" not in name]
@@ -84,4 +106,15 @@ def _flat_group(weights: list[nn.Parameter], weight_decay: float) -> dict[str, A
     parts = zip(weights, flat.data.split(sizes), flat.grad.split(sizes), strict=True)
     for weight, values, gradient in parts:
         weight.data, weight.grad = values.view_as(weight), gradient.view_as(weight)
-    return {"params": [flat], "sizes": sizes, "weight_decay": weight_decay}
+    return {"params": [flat], "sizes": _bunches(sizes), "weight_decay": weight_decay}
+
+
+def _bunches(sizes: list[int]) -> list[list[int]]:
+    """Neighbours up to `AT_ONCE` together; what is larger stands alone."""
+    bunches: list[list[int]] = []
+    for size in sizes:
+        if bunches and sum(bunches[-1]) + size <= AT_ONCE:
+            bunches[-1].append(size)
+        else:
+            bunches.append([size])
+    return bunches

@@ -189,7 +189,9 @@ def test_a_frozen_weight_is_in_no_group() -> None:
     assert "embedding.weight" not in decayed + kept
 
 
-def test_flat_weights_step_as_the_weights_would_alone() -> None:
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
+def test_flat_weights_step_as_the_weights_would_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("isoflop.training.optimizer.AT_ONCE", at_once)
     torch.manual_seed(0)
     model, alone = Decoder(SHAPE).double(), Decoder(SHAPE).double()
     alone.load_state_dict(model.state_dict())
