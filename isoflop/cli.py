@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 import typer
 
-from isoflop.errors import FitError, IsoflopError
+from isoflop.errors import ConfigError, FitError, IsoflopError
 
 if TYPE_CHECKING:
     from isoflop.fitting.parabola import Status
+    from isoflop.planning.plan import Plan
 
 ParamCount = Literal["total", "one_embedding", "non_embedding"]
 Axis = Literal["params", "tokens"]
 LossUnit = Literal["nats", "bits"]
+Order = Literal["longest", "budget"]
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
@@ -121,6 +123,16 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the runs as CSV too.")] = None,
     parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the runs as Parquet too.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="A cluster profile: adds GPUs, hours, cost, finish time.")
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Which runs start first on the cluster.")] = "longest",
+    interruptions: Annotated[
+        float, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
+    ] = 0.0,
+    max_gpu_hours: Annotated[
+        float | None, typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3).")
+    ] = None,
 ) -> None:
     """Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped
 
@@ -131,6 +143,10 @@ def plan(
     from isoflop.reporting.terminal import warn
 
     laid_out = lay_out(sweep, overrides or ())
+    if cluster is not None:
+        laid_out = _with_bill(laid_out, cluster, order, interruptions, max_gpu_hours)
+    elif max_gpu_hours is not None:
+        raise ConfigError("--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE")
     if csv is not None:
         laid_out.write_csv(csv)
     if parquet is not None:
@@ -291,6 +307,21 @@ def init(
     sweep, profile = write_start(source, directory, force)
     print(f"wrote {sweep}\nwrote {profile}", file=sys.stderr)
     print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)
+
+
+def _with_bill(plan: Plan, cluster: str, order: Order, interruptions: float, max_gpu_hours: float | None) -> Plan:
+    """The plan with its bill on a cluster, within its cap."""
+    from isoflop.config.profile import load_profile
+    from isoflop.planning.bill import check_cap, with_bill
+
+    profile = load_profile(cluster, to_plan=True)
+    try:
+        billed = with_bill(plan, profile, order=order, interruptions_per_day=interruptions)
+    except ConfigError as problem:
+        raise ConfigError(f"{cluster}: {problem}") from None
+    if billed.bill is not None:
+        check_cap(billed.bill, max_gpu_hours)
+    return billed
 
 
 @contextmanager

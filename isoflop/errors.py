@@ -17,6 +17,12 @@ class ConfigError(IsoflopError):
     """A sweep file, a cluster profile or an override that can't be used."""
 
 
+class BudgetError(IsoflopError):
+    """A study that would cost more than its cap."""
+
+    exit_code = 3
+
+
 class DataError(IsoflopError):
     """A corpus, shard or codec that is missing, damaged or too small."""
 

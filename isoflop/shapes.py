@@ -134,7 +134,9 @@ class ModelShape:
         """Bytes of a checkpoint on disk, at 16 a parameter: weights and two moments in fp32, and a fourth in hand."""
         return self.params_total * 16
 
-    def activation_items(self, micro_batch: int, bytes_per_value: int = 2) -> dict[str, int]:
+    def activation_items(
+        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False
+    ) -> dict[str, int]:
         """Estimated bytes kept for the backward pass of `micro_batch` sequences, by part.
 
         Values per token: in a layer, 4d for the residual stream and its normed copies at both sub-blocks; 3he + 3ke
@@ -142,16 +144,20 @@ class ModelShape:
         activated gate and product. Scores are not kept: attention is computed in blocks. The head keeps its logits
         at `bytes_per_value`, and 8 bytes a logit more for the loss's fp32 copy and its gradient. Measured memory
         (`isoflop calibrate`) takes this estimate's place where there is one.
+
+        With `checkpointing` only the input of each layer is kept, and the rest of one layer at a time.
         """
         tokens = micro_batch * self.seq_len
-        per_layer = tokens * self.layers * bytes_per_value
+        values = tokens * bytes_per_value
+        layers = 1 if checkpointing else self.layers
         return {
-            "residual": per_layer * 4 * self.width,
-            "attention": per_layer * 3 * self.head_dim * (self.heads + self.kv_heads),
-            "mlp": per_layer * 4 * self.mlp_width,
+            "inputs": values * self.layers * self.width if checkpointing else 0,
+            "residual": values * layers * 4 * self.width,
+            "attention": values * layers * 3 * self.head_dim * (self.heads + self.kv_heads),
+            "mlp": values * layers * 4 * self.mlp_width,
             "logits": tokens * self.vocab_size * (bytes_per_value + 8),
         }
 
-    def activation_bytes(self, micro_batch: int, bytes_per_value: int = 2) -> int:
+    def activation_bytes(self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False) -> int:
         """Estimated bytes of activations for `micro_batch` sequences: the sum of `activation_items`."""
-        return sum(self.activation_items(micro_batch, bytes_per_value).values())
+        return sum(self.activation_items(micro_batch, bytes_per_value, checkpointing=checkpointing).values())

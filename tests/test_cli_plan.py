@@ -92,6 +92,50 @@ def test_files(run: Callable[..., Output], tmp_path: Path) -> None:
     assert err.endswith(f"wrote {csv}\nwrote {table}\n")
 
 
+# On a cluster
+
+
+def test_a_bill_follows_the_table(run: Callable[..., Output]) -> None:
+    code, out, err = run("soda", "--cluster", "h100")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].split()[-3:] == ["gpus", "hours", "gpu_hours"]
+    bill = [line.partition(": ") for line in lines[67:]]
+    assert [name for name, _, _ in bill] == ["cost", "finish", "critical", "restarts", "memory", "disk"]
+    gpu_hours = sum(float(line.split()[-1].replace(",", "")) for line in lines[1:65])
+    said = re.match(r"([\d,]+) GPU-hours on h100, ([\d,]+) at 2.5 a GPU-hour \(speed: prior\)", bill[0][2])
+    assert said is not None
+    assert float(said[1].replace(",", "")) == pytest.approx(gpu_hours, rel=1e-3)
+    assert float(said[2].replace(",", "")) == pytest.approx(2.5 * gpu_hours, rel=1e-3)
+    assert re.match(
+        r"[\d.]+ days after submission on 64 GPUs, longest runs first; on 32: .* days; on 128: ", bill[1][2]
+    )
+    assert err.count("\n") == 1
+    assert "small budgets first" in run("soda", "--cluster", "h100", "--order", "budget")[1]
+
+
+def test_a_bill_in_json(run: Callable[..., Output]) -> None:
+    document = json.loads(run("soda", "--cluster", "h100", "--json", "--interruptions", "2")[1])
+    assert document["totals"]["gpu_hours"] == pytest.approx(sum(row["est_gpu_hours"] for row in document["runs"]))
+    assert document["totals"]["finish_hours"] > max(row["est_hours"] for row in document["runs"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--cluster", "h100", "--max-gpu-hours", "10"], 3, "isoflop: error: the study needs about 7,"),
+        (["--max-gpu-hours", "10"], 2, "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only"),
+        (["--cluster", "local"], 2, "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes"),
+        (["--cluster", "h1000"], 2, "isoflop: error: h1000: no such file; did you mean h100"),
+    ],
+)
+def test_a_bill_that_is_refused(run: Callable[..., Output], arguments: list[str], code: int, says: str) -> None:
+    stopped, out, err = run("soda", *arguments)
+    assert (stopped, out) == (code, "")
+    assert err.startswith(says)
+    assert err.count("\n") == 1
+
+
 def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:
     _, out, err = run("soda", "data.max_epochs=1")
     assert err.startswith("isoflop: warning: 1 of 64 runs pass over a source more than 1 times (data.max_epochs)")

@@ -439,6 +439,15 @@ def test_shipped_profiles() -> None:
     assert filled.slurm == {"partition": "gpu", "account": "audio", "time": "48:00:00"}
 
 
+def test_a_profile_that_is_not_filled_in_yet_serves_for_planning() -> None:
+    with pytest.raises(ConfigError, match=r"has no value yet \(\?\?\?\)"):
+        load_profile("h100")
+    planned = load_profile("h100", to_plan=True)
+    assert planned.slurm == {"partition": "gpu", "time": "48:00:00"}
+    with pytest.raises(ConfigError, match=r"max_gpus: has no value yet"):
+        load_profile("h100", ["max_gpus='???'"], to_plan=True)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -449,6 +458,8 @@ def test_shipped_profiles() -> None:
         (PROFILE.replace('"48:00:00"', "48:00:00"), "slurm.time: expected text in quotes such as"),
         (PROFILE.replace("partition: gpu", "partition: '???'"), "slurm.partition: has no value yet (???)"),
         (PROFILE.replace("per_node: 8", "per_node: 0"), "gpu.per_node: expected 1 to 1024, got 0"),
+        (PROFILE.replace("per_node: 8", "per_node: 8, memory_gb: 0"), "gpu.memory_gb: expected a number above 0, got"),
+        (PROFILE + "disk_gb: -1\n", "disk_gb: expected a number above 0, got -1"),
         (PROFILE + "price_per_gpu_hour: -1\n", "price_per_gpu_hour: expected 0 or more, got -1"),
         (PROFILE + "setup: module load cuda\n", "setup: expected a list, got 'module load cuda'"),
         (PROFILE + "node: {cpus: 8}\n", "node.memory_gb: missing"),

@@ -110,12 +110,20 @@ def test_bytes() -> None:
 def test_activations_grow_with_the_micro_batch_and_their_items_add_up() -> None:
     tokens = 3 * 16
     assert TINY.activation_items(3) == {
+        "inputs": 0,
         "residual": tokens * 2 * 2 * 4 * 12,
         "attention": tokens * 2 * 2 * 3 * 6 * (4 + 2),
         "mlp": tokens * 2 * 2 * 4 * 20,
         "logits": tokens * 50 * 10,
     }
     assert TINY.activation_bytes(3) == sum(TINY.activation_items(3).values()) == 3 * TINY.activation_bytes(1)
+
+
+def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layers_rest() -> None:
+    deep = dataclasses.replace(TINY, layers=10)
+    kept, one = deep.activation_items(3, checkpointing=True), dataclasses.replace(TINY, layers=1).activation_items(3)
+    assert kept == {**one, "inputs": 10 * 3 * 16 * 12 * 2}
+    assert deep.activation_bytes(3, checkpointing=True) == sum(kept.values()) < deep.activation_bytes(3)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,29 @@ from typing import Any, Literal
 from isoflop.config.reading import Overrides, find, read
 from isoflop.config.typed import UNSET, join, require, require_name, show
 
+NOT_GIVEN = "(not given)"
+"""The root of a profile that is only planned with and names none yet."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """GPUs of a node: their type, such as `h100-sxm`, and how many there are."""
+    """GPUs of a node: their type, such as `h100-sxm`, and how many there are.
+
+    A type that isoflop doesn't know needs `peak_tflops` (dense bf16) and `memory_gb`, by which the known ones can be
+    corrected too.
+    """
 
     type: str
     per_node: int
+    peak_tflops: float | None = None
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.type.strip()), "type", "empty; give the GPU's type, e.g. h100-sxm")
         require(1 <= self.per_node <= 1024, "per_node", f"expected 1 to 1024, got {self.per_node}")
+        for key in ("peak_tflops", "memory_gb"):
+            value = getattr(self, key)
+            require(value is None or value > 0, key, f"expected a number above 0, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,7 @@ class Profile:
         preemptible: whether the cluster may stop a job at any time to run another.
         max_gpus: most GPUs that the study's jobs hold at once.
         price_per_gpu_hour: for the bill, in the currency of your choice.
+        disk_gb: most that the study's checkpoints may take, such as a quota.
         setup: shell lines that run before the worker.
         python: interpreter on the nodes; by default the one that submits.
         root: the folder of runs, which all nodes share; by default $ISOFLOP_ROOT, else ./runs.
@@ -61,6 +74,7 @@ class Profile:
     preemptible: bool = False
     max_gpus: int | None = None
     price_per_gpu_hour: float | None = None
+    disk_gb: float | None = None
     setup: tuple[str, ...] = ()
     python: str | None = None
     root: str | None = None
@@ -76,20 +90,39 @@ class Profile:
         if self.price_per_gpu_hour is not None:
             price = self.price_per_gpu_hour
             require(price >= 0, "price_per_gpu_hour", f"expected 0 or more, got {price:g}")
+        require(self.disk_gb is None or self.disk_gb > 0, "disk_gb", f"expected a number above 0, got {self.disk_gb}")
         _check_options("slurm", self.slurm)
         # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
         time = self.slurm.get("time", "")
         require(isinstance(time, str), "slurm.time", f'expected text in quotes such as "48:00:00", got {show(time)}')
 
 
-def load_profile(source: str | PathLike[str], overrides: Overrides = ()) -> Profile:
+def load_profile(source: str | PathLike[str], overrides: Overrides = (), *, to_plan: bool = False) -> Profile:
     """Reads and checks a cluster profile: a path, or the name of a shipped one such as `local`.
+
+    Args:
+        source: path or name.
+        overrides: `key=value` texts, or a mapping of dotted keys to values.
+        to_plan: take a profile in which sbatch's options or the root still have no value (???): a bill needs neither.
 
     Raises:
         ConfigError: a file, key or value that can't be used, in one line with the mend.
     """
     found = find(source, "slurm")
-    return read(found, overrides, Profile, lambda values: {"name": found.stem, **values})
+
+    def prepare(values: dict[str, Any]) -> dict[str, Any]:
+        named = {"name": found.stem, **values}
+        return _without_unset(named) if to_plan else named
+
+    return read(found, overrides, Profile, prepare)
+
+
+def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("root") == UNSET:
+        values["root"] = NOT_GIVEN
+    if isinstance(options := values.get("slurm"), dict):
+        values["slurm"] = {name: option for name, option in options.items() if option != UNSET}
+    return values
 
 
 def _check_options(key: str, value: Any) -> None:

@@ -24,6 +24,8 @@ from isoflop.recipes import Dropped, find_recipe
 if TYPE_CHECKING:
     import pandas as pd
 
+    from isoflop.planning.bill import Bill
+
 HTML_ROWS = 100
 
 
@@ -36,12 +38,14 @@ class Plan:
         runs: what is to be run.
         dropped: candidates that the rules left out, with the reason.
         warnings: what the user should know before it is run, a line each.
+        bill: what it would take on a cluster; None as long as none is named.
     """
 
     sweep: Sweep
     runs: tuple[RunSpec, ...]
     dropped: tuple[Dropped, ...]
     warnings: tuple[str, ...] = ()
+    bill: Bill | None = None
 
     @cached_property
     def total_flops(self) -> int:
@@ -54,12 +58,13 @@ class Plan:
 
     def totals(self) -> dict[str, float | None]:
         """Number of runs and their training FLOPs; hours and cost are None without a cluster profile."""
+        bill = self.bill
         return {
             "runs": len(self.runs),
             "train_flops": float(self.total_flops),
-            "gpu_hours": None,
-            "cost": None,
-            "finish_hours": None,
+            "gpu_hours": bill and bill.gpu_hours,
+            "cost": bill and bill.cost,
+            "finish_hours": bill and bill.finish_hours,
         }
 
     def to_frame(self) -> pd.DataFrame:

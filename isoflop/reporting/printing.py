@@ -14,6 +14,7 @@ from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
     from isoflop.launching.study import Study
+    from isoflop.planning.bill import Bill
     from isoflop.planning.plan import Plan
 
 
@@ -53,6 +54,7 @@ def print_plan(plan: Plan) -> None:
     seeds = len({run.seed for run in plan.runs}) > 1
     headers = ["budget", "width", *(["seed"] if seeds else [])]
     headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
+    headers += ["gpus", "hours", "gpu_hours"] if plan.bill else []
     rows = [
         [
             budget_label(run.budget),
@@ -67,6 +69,7 @@ def print_plan(plan: Plan) -> None:
             short(run.params_total),
             short(run.tokens),
             "" if run.epochs is None else f"{run.epochs:.2f}",
+            *([f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"] if plan.bill else []),
         ]
         for run in plan.runs
     ]
@@ -77,6 +80,33 @@ def print_plan(plan: Plan) -> None:
         f"\n{len(plan.runs):,} runs, {budgets} budgets, {short(min(params))} to {short(max(params))} parameters, "
         f"{flops(plan.total_flops)} training FLOPs"
     )
+    if plan.bill:
+        print_bill(plan.bill)
+
+
+def print_bill(bill: Bill) -> None:
+    """The bill in a few lines: cost, finish time and what decides it, memory, disk."""
+    price, gpus = bill.profile.price_per_gpu_hour, bill.profile.max_gpus
+    cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
+    print(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
+    place = "with no limit on GPUs" if gpus is None else f"on {gpus} GPUs"
+    first = "longest runs first" if bill.order == "longest" else "small budgets first"
+    others = "".join(f"; on {count}: {days(hours)}" for count, hours in bill.others.items())
+    print(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
+    print(f"critical: {', '.join(bill.schedule.critical)}")
+    again = [count for count in bill.starts if count > 1]
+    if again:
+        print(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")
+    fits = [size.fit for size in bill.sizes]
+    largest = max(fit.memory_bytes for fit in fits) / 1e9
+    recomputing = sum(fit.checkpointing for fit in fits)
+    print(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
+    print(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+
+
+def days(hours: float) -> str:
+    """5.7 days, or 11.3 hours where it is less than two days."""
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def print_dropped(plan: Plan) -> None:

@@ -7,13 +7,12 @@ import math
 import torch
 from lightning.fabric import Fabric
 
+from isoflop.errors import RunError
+from isoflop.planning.gpus import find_gpu
+from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
 
-PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 6000 Ada": 364e12, "L4": 121e12}
-"""Dense bf16 FLOP/s by a part of the device's name (NVIDIA's data sheets, SXM where there are several)."""
-
 CPU_MICRO_TOKENS = 4096
-GPU_MEMORY_SHARE = 0.6
 
 
 def make_fabric(precision: str) -> Fabric:
@@ -27,24 +26,28 @@ def make_fabric(precision: str) -> Fabric:
 def peak_flops(device: torch.device) -> float:
     """Dense bf16 FLOP/s of a GPU that is known; NaN for others, so that their `mfu` is empty."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_BF16.items():
-            if part in name:
-                return peak
+        gpu = find_gpu(torch.cuda.get_device_name(device))
+        return gpu.peak_flops if gpu else float("nan")
     return float("nan")
 
 
-def micro_batch(shape: ModelShape, batch_size: int, device: torch.device) -> int:
-    """Sequences of a batch that go through at once; the gradient is summed over the parts.
+def micro_batch(shape: ModelShape, batch_size: int, device: torch.device) -> tuple[int, bool]:
+    """Sequences of a batch that go through at once, and whether with activation checkpointing.
 
     On a CPU a number that keeps the logits in cache, and that depends on nothing but the shape, so that sums repeat bit
-    for bit; on a GPU what its memory holds.
+    for bit; on a GPU what the planner takes its memory to hold.
+
+    Raises:
+        RunError: a model that the GPU can't hold.
     """
     if device.type != "cuda":
         parts = math.ceil(batch_size / max(1, CPU_MICRO_TOKENS // shape.seq_len))
-        return math.ceil(batch_size / parts)
-    free = torch.cuda.mem_get_info(device)[0] * GPU_MEMORY_SHARE - 16 * shape.params_total
-    micro = batch_size
-    while micro > 1 and shape.activation_bytes(micro) > free:
-        micro = (micro + 1) // 2
-    return micro
+        return math.ceil(batch_size / parts), False
+    memory = torch.cuda.get_device_properties(device).total_memory
+    fit = fit_memory(shape, batch_size, memory)
+    if fit is None:
+        raise RunError(
+            f"{shape.params_total:,} parameters don't fit into this GPU's {memory / 1e9:.0f} GB; "
+            "train them on a larger GPU, or leave this width out"
+        )
+    return fit.micro_batch, fit.checkpointing

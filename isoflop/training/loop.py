@@ -108,7 +108,8 @@ class Trainer:
 
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
-        self.model = self.fabric.setup_module(Decoder(self.shape))
+        self.micro, checkpointing = micro_batch(self.shape, self.plan["batch_size"], self.fabric.device)
+        self.model = self.fabric.setup_module(Decoder(self.shape, checkpointing))
         settings = self.config["identity"]["optimizer"]
         groups = parameter_groups(self.model, settings["weight_decay"])  # on the device: they hold the weights
         self.flat_weights = [weight for group in groups for weight in group["params"]]
@@ -118,8 +119,7 @@ class Trainer:
             betas=(settings["beta1"], self.plan["beta2"]),
             eps=settings["eps"],
         )
-        self.optimizer = self.fabric.setup_optimizers(optimizer)
-        self.micro = micro_batch(self.shape, self.plan["batch_size"], self.fabric.device)
+        self.optimizer: Any = self.fabric.setup_optimizers(optimizer)
         self.peak = peak_flops(self.fabric.device)
 
     def _restore(self) -> None:
@@ -213,7 +213,7 @@ class Trainer:
         chosen = np.arange(wanted) * len(self.heldout) // wanted
         tally = Tally()
         self.model.eval()
-        size = micro_batch(self.shape, wanted, self.fabric.device)
+        size, _ = micro_batch(self.shape, wanted, self.fabric.device)
         for begin in range(0, wanted, size):
             logits_TV, targets_T = self._logits(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
             losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from isoflop.shapes import ModelShape
 
@@ -23,15 +24,17 @@ class Decoder(nn.Module):
 
     Weights are drawn on construction from the default generator: normal, standard deviation 1 / sqrt(fan in), the
     projections back into the residual stream smaller by sqrt(2 layers), the embedding 0.02; the head starts at zero, so
-    that the first loss is ln V at every width.
+    that the first loss is ln V at every width. With `checkpointing` a block keeps its input only, and is computed again
+    in the backward pass.
     """
 
     cos_SE: Tensor  # noqa: N815
     sin_SE: Tensor  # noqa: N815
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, checkpointing: bool = False) -> None:
         super().__init__()
         self.shape = shape
+        self.checkpointing = checkpointing
         self.embedding = nn.Embedding(shape.vocab_size, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.width, eps=NORM_EPS)
@@ -48,7 +51,10 @@ class Decoder(nn.Module):
         rope = (self.cos_SE[:length], self.sin_SE[:length])
         x_BSD = self.embedding(ids_BS)
         for block in self.blocks:
-            x_BSD = block(x_BSD, rope)
+            if self.checkpointing and self.training:
+                x_BSD = checkpoint(block, x_BSD, rope, use_reentrant=False)
+            else:
+                x_BSD = block(x_BSD, rope)
         return self.head(self.norm(x_BSD))
 
     def _initialise(self) -> None:

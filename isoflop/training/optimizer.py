@@ -52,24 +52,15 @@ class CautiousAdamC(torch.optim.Optimizer):
         if not state:
             state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
         state["step"] += 1
-        flat = [tensor.view(-1) for tensor in (weight, state["mean"], state["square"])]
-        flat.append(gradient.reshape(-1))
-        bunches = group.get("sizes") or [[weight.numel()]]
-        for sizes, *slices in zip(bunches, *(tensor.split(list(map(sum, bunches))) for tensor in flat), strict=True):
-            self._update(*slices, sizes, state["step"], group["lr"], group["weight_decay"])
+        bunches: list[list[int]] = group.get("sizes") or [[weight.numel()]]
+        lengths = [sum(sizes) for sizes in bunches]
+        whole = (weight.view(-1), state["mean"].view(-1), state["square"].view(-1), gradient.reshape(-1))
+        for sizes, *part in zip(bunches, *(tensor.split(lengths) for tensor in whole), strict=True):
+            self._update(part, sizes, state["step"], group["lr"], group["weight_decay"])
 
-    def _update(
-        self,
-        weight: Tensor,
-        mean: Tensor,
-        square: Tensor,
-        gradient: Tensor,
-        sizes: list[int],
-        step: int,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
-        """Updates neighbouring weights in place, all of shape (sum of sizes,)."""
+    def _update(self, part: list[Tensor], sizes: list[int], step: int, lr: float, weight_decay: float) -> None:
+        """Updates weights that are neighbours; `part` is weight, mean, square and gradient, (sum of sizes,) each."""
+        weight, mean, square, gradient = part
         beta1, beta2 = self.betas
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

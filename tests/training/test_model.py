@@ -122,6 +122,34 @@ def test_a_shorter_window_is_the_beginning_of_a_longer_one(shape: ModelShape) ->
     torch.testing.assert_close(model(ids[:, :5]), model(ids)[:, :5])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_checkpointing_changes_no_gradient(shape: ModelShape) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, ids = decoder(shape), ids_of(shape)
+        model.checkpointing = checkpointing
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+    shape = dataclasses.replace(PLAIN, layers=6)
+    kept = []
+    for checkpointing in (False, True):
+        model, sizes = decoder(shape), []
+        model.checkpointing = checkpointing
+
+        def pack(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(ids_of(shape))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_grouped_attention_is_full_attention_with_repeated_heads() -> None:
     grouped = decoder(GROUPED)
     full = Decoder(dataclasses.replace(GROUPED, kv_heads=GROUPED.heads))

@@ -1,0 +1,170 @@
+"""The bill of a study on a cluster: GPUs, hours, cost, disk and finish time, before anything is queued."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isoflop.config.profile import Profile
+from isoflop.errors import BudgetError, ConfigError
+from isoflop.planning.queue import Job, Order, Schedule, simulate
+from isoflop.planning.sizing import Size, choose_sizes
+
+if TYPE_CHECKING:
+    from isoflop.planning.plan import Plan
+
+CHECKPOINTS_KEPT = 2
+RESTART_HOURS = 0.25
+"""From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a plan would take on a cluster; lists are in the order of the plan's runs.
+
+    Attributes:
+        profile: the cluster.
+        sizes: GPUs, hours and memory of each run, hours without interruptions.
+        hours: of each run with the interruptions to expect.
+        starts: how often each run is started, by the time limit of a job (`slurm.time`).
+        schedule: when each run would start and end.
+        others: finish time in hours on half and twice the GPUs.
+        disk_bytes: checkpoints of all runs, two of each.
+        source: where the speed comes from: `prior`, as long as nothing is measured.
+    """
+
+    profile: Profile
+    order: Order
+    sizes: tuple[Size, ...]
+    hours: tuple[float, ...]
+    starts: tuple[int, ...]
+    schedule: Schedule
+    others: dict[int, float]
+    disk_bytes: int
+    source: str = "prior"
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(size.gpus * hours for size, hours in zip(self.sizes, self.hours, strict=True))
+
+    @property
+    def cost(self) -> float | None:
+        price = self.profile.price_per_gpu_hour
+        return None if price is None else price * self.gpu_hours
+
+    @property
+    def finish_hours(self) -> float:
+        return self.schedule.finish_hours
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should mend before submission, a line each."""
+        found = []
+        root, quota = Path(self.profile.root or "."), self.profile.disk_gb
+        if quota is not None and self.disk_bytes > quota * 1e9:
+            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, disk_gb allows {quota:,.0f}")
+        if root.is_dir() and self.disk_bytes > (free := shutil.disk_usage(root).free):
+            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, {root} has {free / 1e9:,.0f} GB free")
+        return tuple(found)
+
+
+def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interruptions_per_day: float = 0.0) -> Plan:
+    """The plan with its bill, and the columns `gpus` to `est_source` filled in.
+
+    Args:
+        plan: the runs.
+        profile: the cluster.
+        order: `longest` runs first, best for the finish time, or by `budget`, so that a first fit comes early.
+        interruptions_per_day: preemptions and failures of a running job to expect; each costs half the time between
+            checkpoints, and a restart.
+
+    Raises:
+        ConfigError: a profile without GPUs, of an unknown type, or with GPUs too small for a model.
+    """
+    lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
+    slower = 1 + interruptions_per_day / 24 * lost
+    sizes, hours, schedule = _lay_out(plan, profile, order, slower)
+    limit = time_limit_hours(profile)
+    bill = Bill(
+        profile=profile,
+        order=order,
+        sizes=sizes,
+        hours=hours,
+        starts=tuple(max(1, math.ceil(time / limit)) for time in hours),
+        schedule=schedule,
+        others=_on_other_gpus(plan, profile, order, slower),
+        disk_bytes=sum(CHECKPOINTS_KEPT * run.shape.checkpoint_bytes for run in plan.runs),
+    )
+    runs = [
+        dataclasses.replace(
+            run,
+            gpus=size.gpus,
+            nodes=size.nodes,
+            est_hours=time,
+            est_gpu_hours=size.gpus * time,
+            est_source=bill.source,
+        )
+        for run, size, time in zip(plan.runs, sizes, hours, strict=True)
+    ]
+    return dataclasses.replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
+
+
+def _lay_out(
+    plan: Plan, profile: Profile, order: Order, slower: float
+) -> tuple[tuple[Size, ...], tuple[float, ...], Schedule]:
+    """Sizes, hours with interruptions, and the schedule."""
+    sizes = tuple(choose_sizes(plan.runs, profile))
+    hours = tuple(size.hours * slower for size in sizes)
+    asked = zip(plan.runs, sizes, hours, strict=True)
+    jobs = [Job(run.run_id, size.gpus, time, run.budget) for run, size, time in asked]
+    return sizes, hours, simulate(jobs, profile.max_gpus, order)
+
+
+def _on_other_gpus(plan: Plan, profile: Profile, order: Order, slower: float) -> dict[int, float]:
+    """Finish time in hours on half and on twice the GPUs, the runs spread anew."""
+    if profile.max_gpus is None:
+        return {}
+    found = {}
+    for gpus in (profile.max_gpus // 2, 2 * profile.max_gpus):
+        with suppress(ConfigError):  # half of them may be too few for a model
+            found[gpus] = _lay_out(plan, dataclasses.replace(profile, max_gpus=gpus), order, slower)[2].finish_hours
+    return found
+
+
+def check_cap(bill: Bill, most_gpu_hours: float | None) -> None:
+    """Refuses a study above a cap on GPU-hours.
+
+    Raises:
+        BudgetError: with what would be needed.
+    """
+    if most_gpu_hours is not None and bill.gpu_hours > most_gpu_hours:
+        raise BudgetError(
+            f"the study needs about {bill.gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
+            "leave out the largest budgets, or raise the cap"
+        )
+
+
+def time_limit_hours(profile: Profile) -> float:
+    """Longest time of one job by the profile's `slurm.time`; infinite where it names none.
+
+    Raises:
+        ConfigError: a text that sbatch would not take as a time.
+    """
+    text = profile.slurm.get("time")
+    if text is None or text.upper() in ("UNLIMITED", "INFINITE"):
+        return math.inf
+    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", text)
+    if found is None:
+        raise ConfigError(f'slurm.time: expected a time such as "48:00:00" or "2-00:00:00", got {text!r}')
+    parts = [int(part) for part in found["clock"].split(":")]
+    # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
+    units = (1, 1 / 60, 1 / 3600) if found["days"] or len(parts) == 3 else (1 / 60, 1 / 3600)
+    hours = 24 * int(found["days"] or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
+    if not hours:
+        raise ConfigError(f"slurm.time: {text!r} leaves a job no time")
+    return hours
