@@ -181,7 +181,7 @@ class Recipe:
         version: raised with any change of a number, since it is part of a run's identity.
         depth: layers for a width.
         heads: query heads for a width; as many of keys and values.
-        head_dim: size of a head for a width.
+        head_dim: size of a head.
         mlp_ratio: MLP width over width.
         batch, lr, beta2: the rules of the optimizer's settings, each with its source.
         sources: where the rules of the shape come from, by name.
@@ -193,7 +193,7 @@ class Recipe:
     version: int
     depth: Callable[[int], int]
     heads: Callable[[int], int]
-    head_dim: Callable[[int], int]
+    head_dim: int
     mlp_ratio: int
     batch: BatchRule
     lr: LearningRateRule
@@ -210,7 +210,7 @@ class Recipe:
             layers=self.depth(width),
             heads=heads,
             kv_heads=heads,
-            head_dim=self.head_dim(width),
+            head_dim=self.head_dim,
             mlp_width=self.mlp_ratio * width,
             vocab_size=vocab_size,
             seq_len=seq_len,
@@ -270,7 +270,7 @@ SODA = Recipe(
     version=1,
     depth=soda_depth,
     heads=soda_heads,
-    head_dim=lambda width: 128,
+    head_dim=128,
     mlp_ratio=4,
     batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling"),
     lr=LearningRateRule(
@@ -298,21 +298,16 @@ def pocket_depth(width: int) -> int:
 
 
 def pocket_heads(width: int) -> int:
-    """max(2, round(d / 64)): two heads up to width 159."""
-    return max(2, round(width / 64))
-
-
-def pocket_head_dim(width: int) -> int:
-    """The smallest even size with which the heads are together at least as wide as the model."""
-    return 2 * math.ceil(width / (2 * pocket_heads(width)))
+    """Heads of size 8 that together are at least as wide as the model."""
+    return math.ceil(width / 8)
 
 
 POCKET = Recipe(
     name="pocket",
-    version=2,
+    version=3,
     depth=pocket_depth,
     heads=pocket_heads,
-    head_dim=pocket_head_dim,
+    head_dim=8,
     mlp_ratio=4,
     batch=BatchRule(
         target_steps=1500,
@@ -331,7 +326,7 @@ POCKET = Recipe(
     beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
     sources={
         "depth": "two layers up to width 159: one family, without steps in depth",
-        "heads": "two up to width 159, so that attention grows smoothly; half the time of heads of size 8",
+        "heads": "8 is the smallest head that RoPE serves well; fewer and wider ones lose (analysis/NOTES.md)",
         "mlp_ratio": "SODA's 4",
     },
     rope_theta=100.0,

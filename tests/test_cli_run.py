@@ -376,10 +376,10 @@ def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert first.returncode == 2, first.stderr
     lines = first.stderr.splitlines()
-    assert lines[0] == "tiny: 3 runs, 3.03e8 training FLOPs"
+    assert lines[0] == "tiny: 3 runs, 3.01e8 training FLOPs"
     assert any(line.startswith("corpus: ") for line in lines)
     assert "3 of 3 runs done" in first.stderr
-    assert lines[-1].endswith("0 of 1 budgets can be used, 3 are needed. 1.01e8: too_few (3 distinct sizes, 4 needed)")
+    assert lines[-1].endswith("0 of 1 budgets can be used, 3 are needed. 1e8: too_few (3 distinct sizes, 4 needed)")
     assert "Traceback" not in first.stderr
     directory = tmp_path / "runs" / "tiny"
     runs = read_runs(directory)

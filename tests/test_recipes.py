@@ -161,7 +161,7 @@ def test_beta2_remembers_the_same_number_of_tokens() -> None:
 @pytest.mark.parametrize("budget", [3e11, 1e12, 1e13])
 def test_pocket_suits_small_models(width: int, budget: float) -> None:
     run = solved(POCKET.solve(budget, POCKET.shape(width, 774, 256)))
-    assert (run.shape.layers, run.shape.heads, run.shape.head_dim) == (2, 2, width // 2)
+    assert (run.shape.layers, run.shape.heads, run.shape.head_dim) == (2, width // 8, 8)
     assert run.lr <= POCKET.lr.cap
     assert 0 < run.beta2 < 1
 

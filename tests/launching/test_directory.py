@@ -67,7 +67,7 @@ def test_files_that_an_interruption_kept_from_being_written_are_written(study: t
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["widths=[8, 12, 16, 24]", "budgets=[1.01e8, 4e8]"],
+        ["widths=[8, 12, 16, 24]", "budgets=[1e8, 4e8]"],
         ["widths=[12]"],
         ["seeds=[0, 1]"],
         ["min_batch=1", "max_steps=60"],
@@ -110,8 +110,8 @@ def test_another_study_is_refused_with_the_difference(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"version": 99}, "1.01e8-w8-s0: recipe.version was 2, is 99"),
-        ({"mlp_ratio": 2}, "1.01e8-w8-s0: .*shape.mlp_width was 32, is 16"),
+        ({"version": 99}, "1e8-w8-s0: recipe.version was 3, is 99"),
+        ({"mlp_ratio": 2}, "1e8-w8-s0: .*shape.mlp_width was 32, is 16"),
     ],
 )
 def test_a_recipe_whose_rules_have_changed_is_another(
@@ -123,7 +123,7 @@ def test_a_recipe_whose_rules_have_changed_is_another(
 ) -> None:
     root, _ = study
     monkeypatch.setitem(RECIPES, "pocket", dataclasses.replace(POCKET, **change))  # type: ignore[arg-type]
-    changed = tiny_plan(tmp_path, "widths=[8]", "budgets=[1.01e8]", "train.evals=3")
+    changed = tiny_plan(tmp_path, "widths=[8]", "budgets=[1e8]", "train.evals=3")
     with pytest.raises(ConfigError, match=f"tiny: made by another study: {difference}"):
         make_directory(changed, root)
 
