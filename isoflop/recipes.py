@@ -304,7 +304,7 @@ def pocket_heads(width: int) -> int:
 
 POCKET = Recipe(
     name="pocket",
-    version=3,
+    version=4,
     depth=pocket_depth,
     heads=pocket_heads,
     head_dim=8,
@@ -316,12 +316,12 @@ POCKET = Recipe(
     ),
     lr=LearningRateRule(
         coefficient=0.022,
-        batch_power=0.3,
+        batch_power=0.4,
         width_power=-0.5,
         unit="sequences",
-        cap=0.02,
+        cap=0.03,
         halve_batch=False,
-        source="tuned at widths 8, 12, 20, 24, 48 and 64, batches of 1 to 32 x 128 tokens (analysis/NOTES.md)",
+        source="tuned at nine points, widths 4 to 64, batches of 1 to 59 x 128 tokens (analysis/NOTES.md)",
     ),
     beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
     sources={

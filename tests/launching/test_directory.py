@@ -110,7 +110,7 @@ def test_another_study_is_refused_with_the_difference(
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        ({"version": 99}, "1e8-w8-s0: recipe.version was 3, is 99"),
+        ({"version": 99}, "1e8-w8-s0: recipe.version was 4, is 99"),
         ({"mlp_ratio": 2}, "1e8-w8-s0: .*shape.mlp_width was 32, is 16"),
     ],
 )
