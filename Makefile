@@ -6,10 +6,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check format notebook clean
+.PHONY: help setup demo test test-slow test-all check format notebook slurm-install slurm-up slurm-down clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/bin/python ## Make .venv and install everything; quick when there is nothing to do.
 	@$(call needs_recent,$(VENV)/bin/python)
@@ -38,6 +38,15 @@ format: setup ## Mend what ruff can, and format.
 
 notebook: setup ## Execute analysis/isoflop.ipynb again, in place.
 	$(VENV)/bin/python -c "from nbclient.cli import main; main()" --inplace analysis/isoflop.ipynb
+
+slurm-install: ## Fetch SLURM from Debian or Ubuntu, for the test bed (needs root).
+	slurm/testbed/testbed.sh install
+
+slurm-up: ## Start a true SLURM cluster of 4 virtual nodes on this machine.
+	slurm/testbed/testbed.sh up
+
+slurm-down: ## Stop it and leave no trace.
+	slurm/testbed/testbed.sh down
 
 clean: ## Remove caches and builds; .venv and runs stay.
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
