@@ -33,3 +33,9 @@ class FitError(IsoflopError):
 
 class RunError(IsoflopError):
     """A run directory or checkpoint that can't be used."""
+
+
+class ClusterError(IsoflopError):
+    """A cluster that does not answer, or refuses what a profile asks for."""
+
+    exit_code = 4

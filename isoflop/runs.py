@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.errors import RunError
-from isoflop.files import is_locked, lock_file, remove_abandoned, replace_file
+from isoflop.files import remove_abandoned, replace_file
+from isoflop.lease import Lease, is_leased, take_lease
 
 if TYPE_CHECKING:
     import pandas as pd
 
 State = Literal["pending", "queued", "running", "requeued", "done", "failed", "diverged", "cancelled"]
+
+SETTLED: tuple[State, ...] = ("done", "failed", "diverged")
+"""States in which nothing more happens to a run by itself."""
 
 LOG_COLUMNS = {
     "step": "int64",
@@ -59,6 +63,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def checkpointed_step(self) -> int:
+        """The step of the newest finished checkpoint; 0 where there is none."""
+        steps = (int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.sha256"))
+        return max(steps, default=0)
 
     # Configuration
 
@@ -122,13 +131,13 @@ class RunDirectory:
         with replace_file(self.path / "state.json") as temporary:
             temporary.write_text(json.dumps(document) + "\n")
 
-    def lease(self) -> AbstractContextManager[bool]:
-        """Whether this process holds the run until the block ends; a lease falls with the process that held it."""
-        return lock_file(self.path / "lease")
+    def lease(self, *, settle_s: float = 0.0) -> AbstractContextManager[Lease]:
+        """The right to train the run, until the block ends; false where another process has it."""
+        return take_lease(self.path / "lease", settle_s=settle_s)
 
     def is_leased(self) -> bool:
         """Whether some process holds the run now."""
-        return is_locked(self.path / "lease")
+        return is_leased(self.path / "lease")
 
     def remove_abandoned(self) -> None:
         """Removes half-written files of killed processes; for who holds the lease."""
@@ -153,7 +162,10 @@ class RunDirectory:
         import pandas as pd
 
         parts = [_read_part(part) for part in self._parts()]
-        return pd.concat(parts, ignore_index=True) if parts else _frame([])
+        if not parts:
+            return _frame([])
+        # Parts overlap only where two processes trained the run at once, to the same losses.
+        return pd.concat(parts, ignore_index=True).drop_duplicates(["step", "split", "kind"], ignore_index=True)
 
     def cut_log(self, step: int) -> None:
         """Drops the rows after `step`, which a run that resumes from there writes again."""

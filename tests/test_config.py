@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from isoflop.config import Sweep, data_hash, load_profile, load_sweep, run_id, run_identity, shipped_sweeps
 from isoflop.config.identity import budget_label, canonical_hash
-from isoflop.config.loading import sweep_to_yaml
+from isoflop.config.loading import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.recipes import SODA, Candidate
 
@@ -77,7 +77,7 @@ def test_shipped_sweeps_are_found_by_name_from_any_folder(tmp_path: Path, monkey
 def test_a_sweep_written_out_is_read_back_the_same(name: str, tmp_path: Path) -> None:
     sweep = load_sweep(name)
     path = tmp_path / "again.yaml"
-    path.write_text(sweep_to_yaml(sweep))
+    path.write_text(to_yaml(sweep))
     assert load_sweep(path) == sweep
 
 

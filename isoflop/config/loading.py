@@ -1,4 +1,4 @@
-"""Reading a sweep file, or a shipped sweep by name, and writing a sweep back."""
+"""Reading a sweep file, or a shipped sweep by name, and writing definitions back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from os import PathLike
 from typing import Any
 
+from isoflop.config.profile import Profile
 from isoflop.config.reading import Overrides, find, read, shipped_files
 from isoflop.config.schema import Sweep
 from isoflop.config.typed import SchemaError, show
@@ -40,11 +41,11 @@ def shipped_sweeps() -> list[str]:
     return list(shipped_files("sweeps"))
 
 
-def sweep_to_yaml(sweep: Sweep) -> str:
-    """The sweep as YAML with every default written out; `load_sweep` reads it back to an equal sweep."""
-    from omegaconf import OmegaConf
+def to_yaml(definition: Sweep | Profile) -> str:
+    """A sweep or a profile as YAML with every default written out; it is read back to an equal one."""
+    import yaml
 
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(sweep))))
+    return yaml.safe_dump(_plain(dataclasses.asdict(definition)), sort_keys=False, allow_unicode=True)
 
 
 def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 from isoflop.config.reading import Overrides, find, read
 from isoflop.config.typed import UNSET, join, require, require_name, show
 
+OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 NOT_GIVEN = "(not given)"
 """The root of a profile that is only planned with and names none yet."""
 
@@ -58,6 +60,8 @@ class Profile:
         slurm: options that are sent to sbatch as written; nothing else is.
         preemptible: whether the cluster may stop a job at any time to run another.
         max_gpus: most GPUs that the study's jobs hold at once.
+        max_jobs: most jobs of the study that run at once.
+        retries: how often a run that failed is started again, unless it got further in between.
         price_per_gpu_hour: for the bill, in the currency of your choice.
         disk_gb: most that the study's checkpoints may take, such as a quota.
         setup: shell lines that run before the worker.
@@ -73,6 +77,8 @@ class Profile:
     slurm: dict[str, Any] = field(default_factory=dict)
     preemptible: bool = False
     max_gpus: int | None = None
+    max_jobs: int | None = None
+    retries: int = 2
     price_per_gpu_hour: float | None = None
     disk_gb: float | None = None
     setup: tuple[str, ...] = ()
@@ -85,13 +91,19 @@ class Profile:
             require(bool(self.root), "root", "missing; a cluster needs a folder that all its nodes share")
         else:
             require(not self.slurm, "slurm", "these options need executor: slurm")
-        if self.max_gpus is not None:
-            require(self.max_gpus >= 1, "max_gpus", f"expected 1 or more, got {self.max_gpus}")
+        for key in ("max_gpus", "max_jobs"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, key, f"expected 1 or more, got {value}")
+        require(self.retries >= 0, "retries", f"expected 0 or more, got {self.retries}")
         if self.price_per_gpu_hour is not None:
             price = self.price_per_gpu_hour
             require(price >= 0, "price_per_gpu_hour", f"expected 0 or more, got {price:g}")
         require(self.disk_gb is None or self.disk_gb > 0, "disk_gb", f"expected a number above 0, got {self.disk_gb}")
-        _check_options("slurm", self.slurm)
+        require("%" not in (self.root or ""), "root", "has a % in it, which SLURM would replace; take another folder")
+        require(
+            not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
+        )
+        _check_options(self.slurm)
         # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
         time = self.slurm.get("time", "")
         require(isinstance(time, str), "slurm.time", f'expected text in quotes such as "48:00:00", got {show(time)}')
@@ -125,10 +137,11 @@ def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _check_options(key: str, value: Any) -> None:
-    """Free-form options still need a value each."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_options(join(key, str(name)), item)
-    message = f"has no value yet ({UNSET}); put yours in its place"
-    require(value != UNSET, key, message)
+def _check_options(options: dict[str, Any]) -> None:
+    """Free-form options need a name that sbatch could know, and one value each."""
+    for name, value in options.items():
+        key = join("slurm", str(name))
+        require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
+        require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
+        require(isinstance(value, str | int | float), key, f"expected text, a number or true, got {show(value)}")
+        require("\n" not in str(value), key, "has a line break in it, which sbatch would take for a command")

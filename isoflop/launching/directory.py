@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.config import Sweep, data_hash, load_sweep, run_identity
 from isoflop.config.identity import canonical_hash
-from isoflop.config.loading import sweep_to_yaml
+from isoflop.config.loading import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.planning.plan import Plan
@@ -52,7 +52,7 @@ def make_directory(plan: Plan, root: Path) -> Path:
     directory = sweep_directory(plan.sweep, root)
     check_same_study(plan, directory)
     with replace_file(directory / "sweep.yaml") as temporary:
-        temporary.write_text(sweep_to_yaml(plan.sweep))
+        temporary.write_text(to_yaml(plan.sweep))
     plan.write_parquet(directory / "plan.parquet")
     provenance = _provenance()
     for spec in plan.runs:

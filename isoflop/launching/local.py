@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import SETTLED, Worker, write_order
+from isoflop.launching.worker import Worker, write_order
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
-from isoflop.runs import RunDirectory
+from isoflop.runs import SETTLED, RunDirectory
 
 OVERHEAD_FLOPS = 5e5  # a token of a tiny model costs a core about as long as this many more FLOPs; for order and ETA
 TIMEOUT_MIN = 60 * 24 * 365  # submitit's local executor ends a job after 2 minutes by default

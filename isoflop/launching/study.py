@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from isoflop.config import Sweep
 from isoflop.data.prepare import prepare
 from isoflop.errors import FitError, RunError
-from isoflop.files import lock_file
 from isoflop.launching.directory import make_directory, sweep_directory
 from isoflop.launching.local import LocalPool, Progress, default_workers
+from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs import write_runs
 
@@ -61,7 +61,7 @@ def train_study(
             is at work in the directory.
     """
     directory = sweep_directory(plan.sweep, root)
-    with lock_file(directory / "workers" / "lease") as mine:
+    with take_lease(directory / "workers" / "lease") as mine:
         if not mine:
             raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
         make_directory(plan, root)

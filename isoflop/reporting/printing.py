@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
-from isoflop.launching.worker import log_file
+from isoflop.launching.attempt import log_file
 from isoflop.planning.plan import drop_counts
 from isoflop.reporting.terminal import flops, print_table, short, warn
 from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
+    from isoflop.config.profile import Profile
     from isoflop.launching.study import Study
+    from isoflop.launching.submission import Submission
+    from isoflop.launching.submitting import Intent
     from isoflop.planning.bill import Bill
     from isoflop.planning.plan import Plan
+    from isoflop.planning.queue import Order
 
 
 def print_intent(plan: Plan) -> None:
@@ -84,24 +89,63 @@ def print_plan(plan: Plan) -> None:
         print_bill(plan.bill)
 
 
-def print_bill(bill: Bill) -> None:
+def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     """The bill in a few lines: cost, finish time and what decides it, memory, disk."""
+    say = partial(print, file=file)
     price, gpus = bill.profile.price_per_gpu_hour, bill.profile.max_gpus
     cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
-    print(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
+    say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
     place = "with no limit on GPUs" if gpus is None else f"on {gpus} GPUs"
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
     others = "".join(f"; on {count}: {days(hours)}" for count, hours in bill.others.items())
-    print(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
-    print(f"critical: {', '.join(bill.schedule.critical)}")
+    say(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
+    say(f"critical: {', '.join(bill.schedule.critical)}")
     again = [count for count in bill.starts if count > 1]
     if again:
-        print(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")
+        say(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")
     fits = [size.fit for size in bill.sizes]
     largest = max(fit.memory_bytes for fit in fits) / 1e9
     recomputing = sum(fit.checkpointing for fit in fits)
-    print(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
-    print(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+    say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
+    say(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+
+
+def print_submission(intent: Intent) -> None:
+    """What a submission would do, on stderr."""
+    for note in intent.picture.notes:
+        warn(note)
+    counts = ", ".join(f"{count} {word}" for word, count in intent.counts().items())
+    print(f"{intent.directory}: {counts}", file=sys.stderr)
+    for where in intent.picture.runs.values():
+        if where.state in ("failed", "diverged"):
+            what = "tried again" if where.run_id in intent.queued else "not tried again; see `isoflop retry`"
+            print(f"{where.run_id} {where.state}, {what}: {where.reason}", file=sys.stderr)
+    if intent.left:
+        states = ", ".join(f"{where.run_id} ({where.state})" for where in intent.left[:3])
+        more = ", ..." if len(intent.left) > 3 else ""
+        warn(f"{len(intent.left)} runs are not in the sweep any more, and are left as they are: {states}{more}")
+    if intent.bad_nodes:
+        warn(f"left out, since different runs failed there and nowhere else: {', '.join(intent.bad_nodes)}")
+
+
+def print_submitted(submission: Submission) -> None:
+    """One line for an array that was queued, on stderr."""
+    what = f"{submission.gpus} GPUs each" if submission.gpus else "on CPUs"
+    print(f"queued {submission.job_id}: {len(submission.runs)} runs, {what}", file=sys.stderr)
+
+
+def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) -> None:
+    """The scripts that sbatch would get, on stdout."""
+    from isoflop.launching.arrays import group
+    from isoflop.launching.slurm import max_array_size
+    from isoflop.launching.submission import sbatch_script
+    from isoflop.launching.submitting import with_excluded
+
+    runs = [run for run in plan.runs if run.run_id in set(intent.queued)]
+    for array in group(runs, profile, max_array_size(), order):
+        print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
+        excluded = with_excluded(profile, intent.bad_nodes)
+        print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
 
 
 def days(hours: float) -> str:

@@ -81,6 +81,7 @@ class Trainer:
         self.tally = Tally()
         self.rows: list[dict[str, Any]] = []
         self.loss: float | None = None
+        self.speed: float | None = None
         self.earlier_s = 0.0
         self._restore()
 
@@ -168,12 +169,12 @@ class Trainer:
                     return self._end_diverged()
                 saved_at = time.monotonic()
             if stop:
-                self.run.set_state("pending", "stopped; resumes where it was", step=self.step)
+                self.run.set_state("pending", "stopped; resumes where it was", step=self.step, **self._pace())
                 return "pending"
         if not self._save():
             return self._end_diverged()
         (self.run.path / "DONE").touch()
-        self.run.set_state("done", step=self.step, loss=self.loss)
+        self.run.set_state("done", step=self.step, loss=self.loss, **self._pace())
         return "done"
 
     def _update(self) -> float | Tensor:
@@ -238,7 +239,7 @@ class Trainer:
         )
         means, self.tally = self.tally.means(), Tally()
         self._add_rows("train", means, grad_norm=float(grad_norm), tokens_per_second=speed)
-        self.row_began, self.row_step, self.loss = now, self.step, means["all"][1]
+        self.row_began, self.row_step, self.loss, self.speed = now, self.step, means["all"][1], speed
         return math.isfinite(self.loss) and math.isfinite(float(grad_norm))
 
     def _log_heldout(self) -> bool:
@@ -270,7 +271,11 @@ class Trainer:
         return self.earlier_s + time.monotonic() - self.began
 
     def _report(self) -> None:
-        self.run.set_state("running", step=self.step, loss=self.loss)
+        self.run.set_state("running", step=self.step, loss=self.loss, **self._pace())
+
+    def _pace(self) -> dict[str, Any]:
+        """Speed of the last rows of the log, and time spent so far, for who looks from outside."""
+        return {"tokens_per_second": self.speed, "wall_s": self._wall_s()}
 
     def _save(self) -> bool:
         """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""

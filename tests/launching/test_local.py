@@ -19,10 +19,10 @@ from pandas.testing import assert_frame_equal
 from studies import exact, hold_lease, kill, run_of, start, tiny_plan, tiny_study, train_here, wait_for, write_corpus
 
 from isoflop.errors import RunError
-from isoflop.files import lock_file
 from isoflop.launching import local
 from isoflop.launching.local import LocalPool, Progress, _gpus, default_workers
 from isoflop.launching.study import train_study
+from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint
@@ -60,7 +60,7 @@ def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
 
 def test_two_at_once_are_refused(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    with lock_file(root / "tiny" / "workers" / "lease") as mine:
+    with take_lease(root / "tiny" / "workers" / "lease") as mine:
         assert mine
         with pytest.raises(RunError, match="another `isoflop run` is at work here; wait for it, or stop it"):
             train_study(plan, root)

@@ -16,7 +16,8 @@ from pandas.testing import assert_frame_equal
 from studies import EVERY_STEP, exact, hold_a_worker, hold_lease, kill, run_of, start, tiny_study, wait_for, work_here
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import Worker, _reason, write_order
+from isoflop.launching.attempt import _reason
+from isoflop.launching.worker import Worker, write_order
 from isoflop.planning.plan import Plan
 from isoflop.training.checkpoint import load_checkpoint
 

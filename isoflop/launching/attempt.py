@@ -1,0 +1,98 @@
+"""One attempt at a run, in this process: its log, its state, and the reason where it fails."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import IsoflopError
+from isoflop.lease import LeaseLostError
+from isoflop.runs import RunDirectory, State
+
+log = logging.getLogger("isoflop")
+
+
+def attempt(run: RunDirectory, should_stop: Callable[[], bool], job_id: str | None, **more: Any) -> State:
+    """Trains a run whose lease this process holds; returns the state in which it is left.
+
+    Args:
+        run: the run.
+        should_stop: asked at every step boundary; it may raise `LeaseLostError`, and then nothing more is written.
+        job_id: of the job that this process is.
+        more: what `state.json` is to keep of this attempt.
+    """
+    number = run.state().get("attempt", 0) + 1
+    try:
+        run.set_state("running", attempt=number, node=os.uname().nodename, job_id=job_id, **more)
+        with _log_in(log_file(run, number)):
+            return _train(run, should_stop)
+    except LeaseLostError:
+        return "pending"
+    except Exception as error:
+        with suppress(OSError):  # on a full disk; whoever started this process finds the run left
+            record_failure(run, _reason(error), os.uname().nodename)
+        return "failed"
+
+
+def record_failure(run: RunDirectory, reason: str, node: str) -> None:
+    """Marks a run as failed; failures count as long as no new checkpoint lies between them."""
+    state, step = run.state(), run.checkpointed_step()
+    failures = state.get("failures", 0) + 1 if state.get("failed_at") == step else 1
+    failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
+    run.set_state("failed", reason, failures=failures, failed_at=step, failed_on=failed_on)
+
+
+def log_file(run: RunDirectory, attempt: int) -> Path:
+    """Where an attempt at a run writes what it does."""
+    return run.path / "attempts" / str(attempt) / "log.txt"
+
+
+def _train(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
+    import torch
+
+    from isoflop.training.loop import train
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    began = time.monotonic()
+    state = train(run, run.path.parent.parent, should_stop)
+    log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
+    return state
+
+
+@contextmanager
+def _log_in(path: Path) -> Iterator[None]:
+    """Sends messages, and the traceback of what ends the block, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.handleError = lambda record: None  # on a full disk there is nowhere to say so
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except Exception:
+        log.error("%s", traceback.format_exc())
+        raise
+    finally:
+        log.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+def _reason(error: Exception) -> str:
+    """Why a run failed, in one line."""
+    if isinstance(error, IsoflopError):
+        text = str(error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = f"the disk is full ({error.filename}); make room, and the same command goes on from the last checkpoint"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

@@ -1,0 +1,233 @@
+"""Where every run of a sweep is: its directory first, then the queue, then accounting.
+
+A queue that does not answer proves nothing. A run whose job has ended goes on where the end was not its fault
+(preempted, out of time, a lost node), and counts as failed where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import ClusterError
+from isoflop.launching import slurm
+from isoflop.launching.attempt import record_failure
+from isoflop.launching.job import KILLED
+from isoflop.launching.slurm import HOPELESS, INTERRUPTED, Task
+from isoflop.launching.submission import Submission, submissions_folder
+from isoflop.runs import RunDirectory, State
+
+LOST_S = 20.0
+"""How long after its submission a job that the controller does not know may still be on its way."""
+
+SIGNALLED = {"0:10", "0:12", "0:15", "10:0", "12:0", "15:0", f"{KILLED}:0"}
+"""Exit codes of a worker that a signal met: USR1, USR2 or TERM before it could listen, or after it had saved."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a run is.
+
+    Attributes:
+        state: as in `interface`: pending (not queued), queued, running, requeued, done, failed, diverged, cancelled.
+        reason: why it waits, or how it ended.
+        task: SLURM's id of its job, if it has one that is not over.
+        node: where it runs, or ran last.
+        stored: its `state.json`.
+        again: whether the next submission queues it.
+    """
+
+    run_id: str
+    state: State
+    reason: str
+    task: str | None
+    node: str
+    stored: Mapping[str, Any] = field(repr=False)
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sweep at one moment.
+
+    Attributes:
+        runs: by run id.
+        notes: what the user should know, such as a queue that does not answer, a line each.
+        certain: whether SLURM answered: without that nothing may be queued.
+    """
+
+    runs: dict[str, Where]
+    notes: tuple[str, ...]
+    certain: bool
+
+    def ids(self, *states: State) -> list[str]:
+        return [run_id for run_id, where in self.runs.items() if where.state in states]
+
+
+def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Submission], retries: int) -> Picture:
+    """The picture of a sweep; records deaths that the runs themselves could not.
+
+    Args:
+        directory: of the sweep.
+        run_ids: its runs.
+        submissions: all of them, the oldest first.
+        retries: how many failures without progress a run may have and still be queued again.
+    """
+    latest = {run_id: submission for submission in submissions for run_id in submission.runs}
+    notes: list[str] = []
+    queue: dict[str, Task] | None = None
+    try:
+        queue = slurm.queue() if submissions else {}
+    except ClusterError as problem:
+        notes.append(f"{problem}; what follows is what the runs themselves say")
+    runs = {run_id: RunDirectory(directory / run_id) for run_id in run_ids}
+    stored = {run_id: run.state() for run_id, run in runs.items()}
+    ended = _ended(latest, stored, queue)
+    known: dict[str, Task] | None = None
+    if ended:
+        try:
+            known = slurm.accounting(sorted({submission.job_id for submission in ended.values() if submission.job_id}))
+        except ClusterError:
+            known = None  # no accounting, or not now: the runs' directories have to do
+    found = {
+        run_id: _where(run, stored[run_id], latest.get(run_id), queue, known, retries) for run_id, run in runs.items()
+    }
+    return Picture(found, tuple(notes), queue is not None)
+
+
+def _ended(
+    latest: Mapping[str, Submission], stored: Mapping[str, Mapping[str, Any]], queue: Mapping[str, Task] | None
+) -> dict[str, Submission]:
+    """Runs that have not settled though the queue has nothing more for them, with their submission."""
+    if queue is None:
+        return {}
+    unsettled = {run_id for run_id, state in stored.items() if state["state"] not in ("done", "diverged", "failed")}
+    return {
+        run_id: submission
+        for run_id, submission in latest.items()
+        if run_id in unsettled and not _active(queue, submission.task(run_id))
+    }
+
+
+def _active(queue: Mapping[str, Task], task: str | None) -> bool:
+    return task is not None and task in queue and queue[task].active
+
+
+def _where(
+    run: RunDirectory,
+    stored: dict[str, Any],
+    submission: Submission | None,
+    queue: Mapping[str, Task] | None,
+    known: Mapping[str, Task] | None,
+    retries: int,
+) -> Where:
+    node = stored.get("node") or ""
+    task = submission.task(run.run_id) if submission else None
+
+    def where(state: State, reason: str = "", *, job: str | None = None, at: str = node, again: bool = False) -> Where:
+        return Where(run.run_id, state, reason, job, at, stored, again)
+
+    if stored["state"] in ("done", "diverged"):
+        return where(stored["state"], stored.get("reason", ""))
+    if stored["state"] == "running" and run.is_leased():
+        return where("running", job=task or stored.get("job_id"))
+    if submission is None:
+        return _not_submitted(where, stored, retries)
+    job = queue.get(task or "") if queue is not None else None
+    if job is not None and job.active:
+        if not job.waits:
+            return where("running", "" if job.state == "RUNNING" else job.state.lower(), job=task, at=job.node or node)
+        began = stored.get("attempt", 0) > 0
+        return where("requeued" if began else "queued", explain(job.reason), job=task, again=False)
+    if queue is None:
+        return where("running" if stored["state"] == "running" else "queued", "SLURM does not answer", job=task)
+    if stored["state"] == "failed":
+        return _failed(where, stored, retries)
+    if run.run_id in submission.cancelled:
+        return where("cancelled", "by isoflop cancel", again=True)
+    return _over(
+        where, run, stored, submission, _last_word(job, (known or {}).get(task or "")), retries, known is not None
+    )
+
+
+def _last_word(queued: Task | None, accounted: Task | None) -> Task | None:
+    """What is known of an ended job: its state from the queue, which is never late, the rest from accounting."""
+    if queued is None or accounted is None:
+        return queued or accounted
+    return replace(accounted, state=queued.state)
+
+
+def _over(
+    where: Any,
+    run: RunDirectory,
+    stored: dict[str, Any],
+    submission: Submission,
+    job: Task | None,
+    retries: int,
+    accounted: bool,
+) -> Where:
+    """A run whose job is not in the queue any more, and that did not say how it ended."""
+    task = submission.task(run.run_id)
+    began = stored.get("job_id") == task
+    if job is None and not accounted and not began and time.time() - submission.submitted < LOST_S:
+        return where("queued", "not in the queue yet", job=task)
+    if job is None or job.active:  # the controller forgot it, or never started it
+        if job is not None and time.time() - submission.submitted < LOST_S:
+            return where("queued", "not in the queue yet", job=task)
+        if not began:
+            return where("pending", "its job was lost by SLURM", again=True)
+        if job is not None:
+            return where("pending", "its job was lost by SLURM while it ran", again=True)
+    if job is not None and job.state == "CANCELLED":
+        return where("cancelled", "its job was cancelled", again=True)
+    if job is not None and (job.state in INTERRUPTED or job.exit_code in SIGNALLED):
+        return where("pending", f"interrupted ({job.state.lower()})", again=True)
+    if began and stored["state"] == "pending":
+        return where("pending", stored.get("reason", "") or "interrupted", again=True)
+    with run.lease() as lease:
+        if not lease:
+            return where("running", job=task)
+        stored = run.state()
+        if stored["state"] in ("done", "failed", "diverged"):
+            return where(stored["state"], stored.get("reason", ""))
+        record_failure(run, _death(run, stored, submission, job, began), job.node if job else stored.get("node") or "")
+        return _failed(where, run.state(), retries)
+
+
+def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission, job: Task | None, began: bool) -> str:
+    how = f" ({job.state.lower()}, exit code {job.exit_code})" if job and job.exit_code else ""
+    task = submission.task(run.run_id)
+    node = (job.node if job else "") or stored.get("node")
+    at = f" on {node}" if node else ""
+    log = submissions_folder(run.path.parent) / submission.name / f"{task}_0_log.err"
+    if began:
+        return f"its job {task} died{at}{how}: killed, or out of memory; see {log}"
+    return f"its job {task} ended{at}{how} before the run began; see {log}"
+
+
+def _not_submitted(where: Any, stored: Mapping[str, Any], retries: int) -> Where:
+    if stored["state"] == "failed":
+        return _failed(where, stored, retries)
+    return where("pending", stored.get("reason", ""), again=True)
+
+
+def _failed(where: Any, stored: Mapping[str, Any], retries: int) -> Where:
+    again = stored.get("failures", 1) <= retries
+    return where("failed", stored.get("reason", ""), again=again)
+
+
+def explain(reason: str) -> str:
+    """Why a job waits, with the key of the profile to mend where it would wait for ever."""
+    words = reason.strip("()")
+    for hopeless, (key, what) in HOPELESS.items():
+        if words.startswith(hopeless):
+            return f"{words}: {key} {what}" if key else f"{words}: {what}"
+    return words
+
+
+def is_hopeless(reason: str) -> bool:
+    """Whether a job with this reason waits for ever."""
+    return any(reason.startswith(hopeless) for hopeless in HOPELESS)

@@ -1,0 +1,207 @@
+"""What SLURM says: the queue, accounting and limits, each from one call that may fail or hang.
+
+A call that fails raises `ClusterError` and proves nothing about any job.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from isoflop.errors import ClusterError
+
+TIMEOUT_S = 30.0
+DEFAULT_MAX_ARRAY_SIZE = 1001
+ENDED = frozenset(
+    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED")
+)
+"""States in which SLURM has nothing left to do for a job, once the queue shows it so."""
+
+INTERRUPTED = frozenset(("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "REQUEUED"))
+"""Last words of accounting that are not the run's fault."""
+
+HOPELESS = {
+    "PartitionTimeLimit": ("slurm.time", "is longer than the partition allows"),
+    "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run asks for"),
+    "PartitionConfig": ("slurm.partition", "can't give what the run asks for"),
+    "PartitionDown": ("slurm.partition", "is down"),
+    "PartitionInactive": ("slurm.partition", "is inactive"),
+    "BadConstraints": ("slurm.constraint", "fits no node"),
+    "InvalidAccount": ("slurm.account", "is not valid"),
+    "InvalidQOS": ("slurm.qos", "is not valid"),
+    "AccountNotAllowed": ("slurm.account", "may not use the partition"),
+    "QOSNotAllowed": ("slurm.qos", "may not be used here"),
+    "AssocMaxJobsLimit": ("max_jobs", "is more than the account may have"),
+    "DependencyNeverSatisfied": ("slurm.dependency", "will never be satisfied"),
+    "JobHeldUser": ("", "held by its user; release it with `scontrol release`"),
+    "JobHeldAdmin": ("", "held by an administrator of the cluster"),
+    "launch failed requeued held": ("", "could not be launched and is held; release it with `scontrol release`"),
+}
+"""Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
+
+REFUSALS = (
+    ("invalid partition", "slurm.partition"),
+    ("invalid account", "slurm.account"),
+    ("invalid qos", "slurm.qos"),
+    ("invalid feature", "slurm.constraint"),
+    ("invalid node name", "slurm.nodelist"),
+    ("invalid wckey", "slurm.wckey"),
+    ("memory specification", "slurm.mem or node.memory_gb"),
+    ("time limit", "slurm.time"),
+    ("node configuration is not available", "gpu.per_node, node or slurm.constraint"),
+    ("generic resource", "gpu"),
+    ("unrecognized option", "slurm"),
+    ("invalid option", "slurm"),
+    ("node count", "slurm.nodes"),
+)
+"""What sbatch says, in lower case, and the profile's key to mend."""
+
+PASSING = (
+    "socket timed out",
+    "unable to contact slurm controller",
+    "connection refused",
+    "connection reset",
+    "communication connection failure",
+    "zero bytes were transmitted",
+    "temporarily unable",
+    "try again",
+    "timed out",
+    "job violates accounting/qos policy (job submit limit",
+)
+"""What sbatch says, in lower case, where the same command may succeed later."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, or a task of an array, as SLURM knows it: `id` is `<job>` or `<array>_<index>`."""
+
+    id: str
+    state: str
+    reason: str = ""
+    node: str = ""
+    exit_code: str = ""
+
+    @property
+    def active(self) -> bool:
+        return self.state not in ENDED
+
+    @property
+    def waits(self) -> bool:
+        return self.state == "PENDING"
+
+
+def queue() -> dict[str, Task]:
+    """Every job of this user that the controller knows, ended ones too for some minutes, by id. One call of squeue."""
+    fields = "%i|%T|%N|%r"
+    output = call("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", fields)
+    return {task.id: task for task in map(_queued, output.splitlines())}
+
+
+def named(name: str) -> str | None:
+    """The id of the job or array of this name, as the controller or, where it is kept, accounting knows it.
+
+    Raises:
+        ClusterError: the controller does not answer.
+    """
+    found = call("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-n", name, "-o", "%F").split()
+    if not found:
+        try:
+            found = call("sacct", "-n", "-X", "-P", "--name", name, "-S", "now-30days", "-o", "JobID").split()
+        except ClusterError:
+            return None
+    return found[0].split("_")[0] if found else None
+
+
+def accounting(job_ids: Iterable[str]) -> dict[str, Task]:
+    """What accounting knows of jobs and arrays, by id of the task. One call of sacct.
+
+    Raises:
+        ClusterError: there is no accounting, or it does not answer.
+    """
+    ids = ",".join(job_ids)
+    if not ids:
+        return {}
+    output = call("sacct", "-n", "-X", "-P", "-j", ids, "-o", "JobID,State,NodeList,ExitCode")
+    tasks = (_accounted(*line.split("|")) for line in output.splitlines() if line.count("|") == 3)
+    return {task.id: task for several in tasks for task in several}
+
+
+def max_array_size() -> int:
+    """One more than the highest index of an array, by the controller's configuration."""
+    try:
+        found = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
+    except ClusterError:
+        found = None
+    return max(1, int(found[1])) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+def state_of(job_id: str) -> str:
+    """The state of one job as the controller knows it; empty where it is gone."""
+    return call("squeue", "-h", "-j", job_id, "-o", "%T").strip()
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancels jobs and tasks of arrays; those that have ended are no error."""
+    for batch in _batches(list(ids), 500):
+        call("scancel", "--quiet", *batch)
+
+
+def call(program: str, *arguments: str) -> str:
+    """What a program of SLURM prints.
+
+    Raises:
+        ClusterError: it is not there, does not answer in time, or fails.
+    """
+    if shutil.which(program) is None:
+        raise ClusterError(f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?")
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{program}: no answer in {TIMEOUT_S:.0f} s; the same command may work later") from None
+    if done.returncode:
+        raise ClusterError(f"{program}: {' '.join(done.stderr.split()) or f'failed with {done.returncode}'}")
+    return done.stdout
+
+
+def key_to_mend(refusal: str) -> str | None:
+    """The profile's key that sbatch's refusal is about."""
+    text = refusal.lower()
+    return next((key for words, key in REFUSALS if words in text), None)
+
+
+def may_pass(refusal: str) -> bool:
+    """Whether sbatch's failure is one of the moment."""
+    text = refusal.lower()
+    return any(words in text for words in PASSING)
+
+
+def _queued(line: str) -> Task:
+    job, state, node, reason = line.split("|", 3)
+    return Task(job, state, "" if reason == "None" else reason, node)
+
+
+def _accounted(job: str, state: str, node: str, exit_code: str) -> list[Task]:
+    word = state.split()[0] if state.split() else ""  # "CANCELLED by 0"
+    node = "" if node == "None assigned" else node
+    return [Task(task, word, "", node, exit_code) for task in expand(job)]
+
+
+def expand(job: str) -> list[str]:
+    """The tasks that an id stands for: `12_[3,5-6%2]` is 12_3, 12_5 and 12_6."""
+    found = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", job)
+    if found is None:
+        return [job]
+    indices: list[int] = []
+    for part in found[2].split(","):
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        indices += range(int(first), int(last or first) + 1, int(step or 1))
+    return [f"{found[1]}_{index}" for index in indices]
+
+
+def _batches(items: list[str], size: int) -> Iterable[list[str]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

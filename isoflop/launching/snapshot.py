@@ -1,0 +1,47 @@
+"""The code of a study: a copy of the package, so that an edit of the tree doesn't change runs that wait in a queue."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
+    """The folder from which a study's jobs import `isoflop`, and whether it differs from the code that runs now.
+
+    It is made at the first submission and kept from then on, so that all runs of a study have the same code.
+
+    Args:
+        directory: of the sweep.
+        renew: copy the code that runs now, for the runs that are not done yet.
+    """
+    folder, now = directory / "code", _digest()
+    made = sorted(folder.glob("*/made"), key=lambda path: path.stat().st_mtime)
+    if made and not renew:
+        return made[-1].parent, made[-1].parent.name != now
+    copy = folder / now
+    if not (copy / "made").exists():
+        part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
+        shutil.copytree(PACKAGE, part / "isoflop", ignore=shutil.ignore_patterns("__pycache__"))
+        (part / "made").touch()
+        try:
+            os.rename(part, copy)
+        except OSError:  # somebody else was faster
+            shutil.rmtree(part)
+    else:
+        os.utime(copy / "made")
+    return copy, False
+
+
+def _digest() -> str:
+    """A hash of the package's Python files, by name and content."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

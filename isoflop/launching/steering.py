@@ -1,0 +1,130 @@
+"""Steering a study that was submitted: cancel, retry, and find a run by the beginning of its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from isoflop.errors import ClusterError, RunError
+from isoflop.launching import slurm
+from isoflop.launching.attempt import log_file
+from isoflop.launching.reconcile import Picture, reconcile
+from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
+from isoflop.lease import take_lease
+from isoflop.runs import RunDirectory
+
+ANY_RETRIES = 10**6
+
+
+def runs_of(directory: Path) -> list[str]:
+    """The runs of a sweep's directory, in the order of its plan.
+
+    Raises:
+        RunError: no sweep's directory.
+    """
+    import pyarrow.parquet as pq
+
+    file = directory / "plan.parquet"
+    if not file.exists():
+        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed")
+    return pq.read_table(file, columns=["run_id"])["run_id"].to_pylist()
+
+
+def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
+    """The runs whose names begin as given, all where nothing is given.
+
+    Raises:
+        RunError: a beginning that fits no run, or more than one.
+    """
+    runs = runs_of(directory)
+    if not prefixes:
+        return runs
+    chosen = []
+    for prefix in prefixes:
+        found = [run_id for run_id in runs if run_id == prefix] or [
+            run_id for run_id in runs if run_id.startswith(prefix) or run_id.rpartition("-")[2].startswith(prefix)
+        ]
+        if len(found) != 1:
+            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            what = f"fits {len(found)} runs ({some})" if found else "fits no run"
+            raise RunError(f"{prefix}: {what} of {directory}; give more of its name, as `isoflop status` prints it")
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
+def look(directory: Path, retries: int = ANY_RETRIES) -> tuple[Picture, list[Submission]]:
+    """Where every run of a submitted sweep is."""
+    runs = runs_of(directory)
+    submissions = read_submissions(directory)
+    return reconcile(directory, runs, submissions, retries), submissions
+
+
+def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
+    """Cancels the jobs of runs; each keeps its last checkpoint. Returns the runs that had one.
+
+    Raises:
+        RunError: a run that is not known.
+        ClusterError: SLURM does not answer; nothing was cancelled, or not all, and the same command goes on.
+    """
+    chosen = set(choose(directory, prefixes))
+    with _steering(directory) as submissions:
+        picture = reconcile(directory, runs_of(directory), submissions, ANY_RETRIES)
+        if not picture.certain:
+            raise ClusterError(picture.notes[0])
+        tasks = {run_id: where.task for run_id, where in picture.runs.items() if run_id in chosen and where.task}
+        for submission in submissions:  # first the record: a cancelled run must never be taken for one that died
+            if mine := [run_id for run_id in submission.runs if submission.task(run_id) == tasks.get(run_id)]:
+                cancelled = tuple(dict.fromkeys([*submission.cancelled, *mine]))
+                dataclasses.replace(submission, cancelled=cancelled).write(submissions_folder(directory))
+        slurm.cancel(task for task in tasks.values() if task)
+    return list(tasks)
+
+
+def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
+    """Makes failed and cancelled runs ready for the next submission, however often they failed. Returns them.
+
+    Raises:
+        RunError: a run that is not known, or that is under way; a diverged one would only diverge again.
+    """
+    chosen = choose(directory, prefixes)
+    with _steering(directory) as submissions:
+        picture = reconcile(directory, runs_of(directory), submissions, ANY_RETRIES)
+        ready = [run_id for run_id in chosen if picture.runs[run_id].state in ("failed", "cancelled")]
+        if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
+            where = picture.runs[others[0]]
+            raise RunError(f"{others[0]}: is {where.state}, so there is nothing to retry")
+        for run_id in ready:
+            run = RunDirectory(directory / run_id)
+            with run.lease() as lease:
+                if lease:
+                    run.set_state("pending", "to be tried again", failures=0, failed_on=[], in_vain=0, start_step=None)
+    return ready
+
+
+def newest_log(directory: Path, run_id: str) -> Path:
+    """What the newest attempt at a run has written; where there is none, what its job has.
+
+    Raises:
+        RunError: nothing was written yet.
+    """
+    run = RunDirectory(directory / run_id)
+    log = log_file(run, run.state().get("attempt", 0))
+    if log.exists():
+        return log
+    for submission in reversed(read_submissions(directory)):
+        if run_id in submission.runs:
+            errors = submissions_folder(directory) / submission.name / f"{submission.task(run_id)}_0_log.err"
+            if errors.exists():
+                return errors
+    raise RunError(f"{run_id}: has written nothing yet; see `isoflop status {directory}`")
+
+
+@contextmanager
+def _steering(directory: Path) -> Iterator[list[Submission]]:
+    """The submissions of a sweep, for the one process that may change them."""
+    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
+        if not lease:
+            raise RunError(f"{directory}: another isoflop command is at work here; wait for it")
+        yield heal(directory)

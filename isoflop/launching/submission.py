@@ -1,0 +1,241 @@
+"""Submissions: one array of jobs each, written down before sbatch is called, so that a killed call loses nothing.
+
+The record of a submission is its intent (a name that SLURM knows the array by, and the runs in order) until its job id
+is added. An intent without one is looked up by name: either its array was queued, and the id is added, or it was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.config.profile import Profile
+from isoflop.errors import ClusterError, ConfigError
+from isoflop.files import replace_file
+from isoflop.launching import slurm
+from isoflop.launching.arrays import Array, python_command, sbatch_options, setup_lines
+from isoflop.launching.job import RunJob
+from isoflop.planning.bill import time_limit_hours
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+NO_LIMIT = 10**9
+DEFAULT_TIME_MIN = 24 * 60
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An array of jobs, or one job.
+
+    Attributes:
+        name: of the jobs in SLURM, used once.
+        runs: the run of each task, by index.
+        gpus: of a run.
+        submitted: seconds since 1970.
+        job_id: of the array; None until sbatch has answered.
+        cancelled: runs whose task was cancelled by isoflop.
+    """
+
+    name: str
+    runs: tuple[str, ...]
+    gpus: int
+    submitted: float
+    job_id: str | None = None
+    cancelled: tuple[str, ...] = ()
+
+    def task(self, run_id: str) -> str | None:
+        """SLURM's id of a run's task."""
+        if self.job_id is None:
+            return None
+        return self.job_id if len(self.runs) == 1 else f"{self.job_id}_{self.runs.index(run_id)}"
+
+    def write(self, folder: Path) -> None:
+        with replace_file(folder / f"{self.name}.json") as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+
+
+def submissions_folder(directory: Path) -> Path:
+    """Where a sweep's submissions and what submitit writes for them are."""
+    return directory / "submissions"
+
+
+def read_submissions(directory: Path) -> list[Submission]:
+    """A sweep's submissions, the oldest first.
+
+    Raises:
+        ConfigError: a record that can't be read.
+    """
+    found = []
+    for path in submissions_folder(directory).glob("*.json"):
+        try:
+            values = json.loads(path.read_text())
+            found.append(
+                Submission(**{**values, "runs": tuple(values["runs"]), "cancelled": tuple(values["cancelled"])})
+            )
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{path}: damaged; cancel its jobs (squeue -n {path.stem}) and delete it") from None
+    return sorted(found, key=lambda submission: submission.submitted)
+
+
+def heal(directory: Path) -> list[Submission]:
+    """A sweep's submissions, with those that a killed call left half-made either finished or dropped.
+
+    For who holds the lease on submissions.
+    """
+    folder, kept = submissions_folder(directory), []
+    for submission in read_submissions(directory):
+        if submission.job_id is None:
+            job_id = slurm.named(submission.name)
+            if job_id is None:
+                (folder / f"{submission.name}.json").unlink()
+                shutil.rmtree(folder / submission.name, ignore_errors=True)
+                continue
+            submission = _adopt(submission, job_id, directory)
+        kept.append(submission)
+    return kept
+
+
+def submit_array(array: Array, profile: Profile, directory: Path, code: Path, after: str | None = None) -> Submission:
+    """Queues an array through submitit; tries again where sbatch fails for the moment.
+
+    Args:
+        array: its runs.
+        profile: the cluster.
+        directory: of the sweep.
+        code: the folder that jobs import `isoflop` from.
+        after: id of an array that must have ended before.
+
+    Raises:
+        ConfigError: the cluster refuses what the profile asks for.
+        ClusterError: sbatch kept failing.
+    """
+    runs = tuple(run.run_id for run in array.runs)
+    name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
+    submission = Submission(name, runs, array.gpus, time.time())
+    folder = submissions_folder(directory)
+    submission.write(folder)
+    try:
+        executor = _executor(array, profile, folder / name, code, name, after)
+        job_id = _queue(executor, submission, directory)
+    except (ConfigError, ClusterError):
+        (folder / f"{name}.json").unlink()
+        shutil.rmtree(folder / name, ignore_errors=True)
+        raise
+    return _with_id(submission, job_id, directory)
+
+
+def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -> str:
+    """The script that sbatch would get, without asking SLURM for anything."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder, name = submissions_folder(directory) / "NAME", f"{directory.name}-NAME"
+    command = f"{python_command(profile, sys.executable)} -u -m submitit.core._submit {folder}"
+    parameters = _parameters(array, profile, code, name, None)
+    if len(array.runs) > 1:
+        parameters["map_count"] = len(array.runs)
+    return _make_sbatch_string(command=command, folder=folder, **parameters)
+
+
+def _executor(array: Array, profile: Profile, folder: Path, code: Path, name: str, after: str | None) -> Any:
+    import submitit
+
+    try:
+        executor = submitit.SlurmExecutor(
+            folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable)
+        )
+    except RuntimeError:
+        raise ClusterError("srun: not found; is this a login node of the cluster, with SLURM on the PATH?") from None
+    executor.update_parameters(**_parameters(array, profile, code, name, after))
+    return executor
+
+
+def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
+    """What submitit makes the script from; `additional_parameters` replace what it would add by itself."""
+    hours = time_limit_hours(profile)
+    options = sbatch_options(array, profile)
+    if after is not None:
+        options["dependency"] = f"afterany:{after}"
+    return {
+        "job_name": name,
+        "time": DEFAULT_TIME_MIN if hours == float("inf") else max(1, int(60 * hours)),
+        "ntasks_per_node": 1,
+        "wckey": None,  # submitit's own would be refused by some clusters
+        "array_parallelism": array.at_once or len(array.runs),
+        "setup": setup_lines(profile, code),
+        "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
+        "additional_parameters": options,
+    }
+
+
+def _queue(executor: Any, submission: Submission, directory: Path) -> str:
+    """The id of the array, once sbatch has taken it."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    jobs = [RunJob(str(directory / run_id)) for run_id in submission.runs]
+    for pause in (*PAUSES_S, None):
+        try:
+            with _without_job(), executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+            return submitted[0].job_id.split("_")[0]
+        except (FailedJobError, FailedSubmissionError) as problem:
+            refusal = " ".join(str(problem).split())
+        with suppress(ClusterError):
+            if job_id := slurm.named(submission.name):  # sbatch gave up on the answer, but the array was queued
+                return job_id
+        if not slurm.may_pass(refusal):
+            key = slurm.key_to_mend(refusal)
+            raise ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
+        if pause is None:
+            raise ClusterError(f"sbatch: {_last_words(refusal)}; nothing was queued by this call, try again later")
+        time.sleep(pause)
+    raise AssertionError
+
+
+def _with_id(submission: Submission, job_id: str, directory: Path) -> Submission:
+    return _adopt(dataclasses.replace(submission, job_id=job_id), job_id, directory)
+
+
+def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
+    """The submission with its id, and with a pickle for every task that has none yet."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    adopted = dataclasses.replace(submission, job_id=job_id)
+    adopted.write(submissions_folder(directory))
+    for run_id in adopted.runs:
+        pickle = JobPaths(submissions_folder(directory) / adopted.name, adopted.task(run_id)).submitted_pickle
+        if not pickle.exists():
+            delayed = DelayedSubmission(RunJob(str(directory / run_id)))
+            delayed.set_timeout(DEFAULT_TIME_MIN, NO_LIMIT)
+            with replace_file(pickle) as temporary:
+                delayed.dump(temporary)
+    return adopted
+
+
+@contextmanager
+def _without_job() -> Iterator[None]:
+    """The environment without what SLURM set for the job that this process may run in: sbatch would pass it on."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    ours.pop("SLURM_CONF", None)
+    for name in ours:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(ours)
+
+
+def _last_words(refusal: str) -> str:
+    """What sbatch said, without submitit's words around it."""
+    return refusal.rpartition("sbatch: error: ")[2] if "sbatch: error: " in refusal else refusal[-300:]

@@ -1,0 +1,215 @@
+"""Submitting a study: what is missing is queued, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from isoflop.config.loading import to_yaml
+from isoflop.config.profile import Profile, load_profile
+from isoflop.errors import ClusterError, ConfigError, RunError
+from isoflop.files import replace_file
+from isoflop.launching import slurm
+from isoflop.launching.arrays import group
+from isoflop.launching.directory import check_same_study, make_directory, sweep_directory
+from isoflop.launching.reconcile import Picture, Where, reconcile
+from isoflop.launching.snapshot import study_code
+from isoflop.launching.submission import (
+    Submission,
+    heal,
+    read_submissions,
+    submissions_folder,
+    submit_array,
+)
+from isoflop.lease import take_lease
+from isoflop.planning.plan import Plan
+from isoflop.planning.queue import Order
+from isoflop.runs import RunDirectory
+
+PROFILE_FILE = "cluster.yaml"
+BAD_NODE_RUNS = 3
+"""Different runs that failed on a node before it is left out."""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a submission would do.
+
+    Attributes:
+        picture: where every run of the plan is.
+        queued: the runs that would be queued.
+        left: runs of the directory that the plan has no more.
+        bad_nodes: nodes that would be left out.
+    """
+
+    directory: Path
+    picture: Picture
+    queued: tuple[str, ...]
+    left: tuple[Where, ...]
+    bad_nodes: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """How many runs there are of each sort, in the words of a submission."""
+        found: Counter[str] = Counter()
+        for run_id, where in self.picture.runs.items():
+            if run_id not in self.queued:
+                found[where.state if where.state != "pending" else "not chosen"] += 1
+            elif where.state == "failed":
+                found["to be tried again"] += 1
+            else:
+                found["resuming" if where.stored.get("attempt") else "new"] += 1
+        return dict(found)
+
+
+def root_of(profile: Profile) -> Path:
+    """The folder of runs that the profile names, as all nodes see it."""
+    return Path(profile.root or "runs").expanduser().resolve()
+
+
+def keep_profile(profile: Profile, directory: Path) -> None:
+    """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
+    with replace_file(directory / PROFILE_FILE) as temporary:
+        temporary.write_text(to_yaml(replace(profile, root=str(root_of(profile)))))
+
+
+def kept_profile(directory: Path) -> Profile:
+    """The profile of a sweep's last submission.
+
+    Raises:
+        RunError: a sweep that was never submitted.
+    """
+    if not (directory / PROFILE_FILE).exists():
+        raise RunError(f"{directory}: was never submitted; see `isoflop submit --help`")
+    return load_profile(directory / PROFILE_FILE)
+
+
+def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
+    """What submitting a plan would do; changes nothing.
+
+    Args:
+        plan: the study.
+        profile: the cluster.
+        only: a pandas query on the plan's columns; other runs are left as they are.
+
+    Raises:
+        ConfigError: a directory of another study, or a query that can't be used.
+    """
+    directory = sweep_directory(plan.sweep, root_of(profile))
+    check_same_study(plan, directory)
+    chosen = _chosen(plan, only)
+    wanted = [run.run_id for run in plan.runs]
+    submissions = read_submissions(directory)
+    left = sorted({path.parent.name for path in directory.glob("*/config.yaml")} - set(wanted))
+    picture = reconcile(directory, [*wanted, *left], submissions, profile.retries)
+    runs = {run_id: picture.runs[run_id] for run_id in wanted}
+    queued = tuple(run_id for run_id in wanted if run_id in chosen and runs[run_id].again)
+    return Intent(
+        directory=directory,
+        picture=replace(picture, runs=runs),
+        queued=queued if picture.certain else (),
+        left=tuple(picture.runs[run_id] for run_id in left),
+        bad_nodes=bad_nodes(picture),
+    )
+
+
+def submit(
+    plan: Plan,
+    profile: Profile,
+    *,
+    order: Order = "longest",
+    only: str | None = None,
+    runs: Collection[str] | None = None,
+    new_code: bool = False,
+    on_data: Callable[[int, float], None] | None = None,
+    on_queued: Callable[[Submission], None] | None = None,
+) -> Intent:
+    """Prepares the data and queues every run that is neither done nor under way.
+
+    Args:
+        plan: the study, with its bill where the profile has GPUs.
+        profile: the cluster.
+        order: which runs start first.
+        only: a pandas query on the plan's columns.
+        runs: names of runs; others are left as they are.
+        new_code: give the runs that are not done the code of today, not that of the first submission.
+        on_data: told about the data's progress.
+        on_queued: told of each array, once it is queued.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigError, DataError, RunError, ClusterError: with what is wrong; arrays queued before are known to the next
+            call.
+    """
+    from isoflop.data.prepare import prepare
+
+    directory = sweep_directory(plan.sweep, root_of(profile))
+    check_same_study(plan, directory)
+    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
+        if not lease:
+            raise RunError(f"{directory}: another `isoflop submit` is at work here; wait for it")
+        if (submissions := read_submissions(directory)) and any(item.job_id is None for item in submissions):
+            heal(directory)
+        make_directory(plan, directory.parent)
+        intent = intend(plan, profile, only)
+        if runs is not None:
+            intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in runs))
+        if not intent.picture.certain:
+            raise ClusterError(intent.picture.notes[0])
+        if not intent.queued:
+            return intent
+        keep_profile(profile, directory)
+        prepare(directory.parent, plan.sweep.data, progress=on_data)
+        code, _ = study_code(directory, renew=new_code)
+        specs = [run for run in plan.runs if run.run_id in set(intent.queued)]
+        for run_id in intent.queued:
+            _clear(RunDirectory(directory / run_id))
+        before: list[str] = []
+        for array in group(specs, profile, slurm.max_array_size(), order):
+            lease.check()
+            after = before[-1] if before and not array.at_once else None
+            done = submit_array(array, with_excluded(profile, intent.bad_nodes), directory, code, after)
+            before.append(done.job_id or "")
+            if on_queued:
+                on_queued(done)
+    return intent
+
+
+def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:
+    """The profile with some nodes left out, beside those that it leaves out itself."""
+    if not nodes:
+        return profile
+    given = str(profile.slurm.get("exclude", ""))
+    return replace(profile, slurm={**profile.slurm, "exclude": ",".join(filter(None, (given, *nodes)))})
+
+
+def bad_nodes(picture: Picture) -> tuple[str, ...]:
+    """Nodes on which several different runs failed, each of which failed nowhere else."""
+    failed_on = [set(where.stored.get("failed_on", ())) for where in picture.runs.values()]
+    counts = Counter(node for nodes in failed_on if len(nodes) == 1 for node in nodes)
+    return tuple(sorted(node for node, runs in counts.items() if runs >= BAD_NODE_RUNS))
+
+
+def _chosen(plan: Plan, only: str | None) -> set[str]:
+    """The runs that a query chooses."""
+    if only is None:
+        return {run.run_id for run in plan.runs}
+    if "@" in only:
+        raise ConfigError("--only: a query has no @; name the plan's columns, such as 'budget <= 3e18'")
+    try:
+        found = set(plan.to_frame().query(only)["run_id"])
+    except Exception as problem:  # pandas raises what its parser happens to raise
+        raise ConfigError(f"--only {only!r}: {problem}; name the plan's columns, such as 'budget <= 3e18'") from None
+    if not found:
+        raise ConfigError(f"--only {only!r}: chooses none of the {len(plan.runs)} runs")
+    return found
+
+
+def _clear(run: RunDirectory) -> None:
+    """A run that failed and is queued again is pending until it starts."""
+    state = run.state()
+    if state["state"] in ("failed", "cancelled"):
+        run.set_state("pending", state.get("reason", ""))

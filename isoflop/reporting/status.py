@@ -1,0 +1,170 @@
+"""Where a submitted sweep is, for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isoflop.launching.reconcile import Picture, Where
+from isoflop.launching.steering import look
+from isoflop.reporting.terminal import print_table, short, warn
+
+ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: where it is, how far, and how fast."""
+
+    where: Where
+    tokens: int
+    train_flops: float
+    est_gpu_hours: float | None
+
+    @property
+    def share(self) -> float:
+        """Of its steps, what is done."""
+        stored = self.where.stored
+        if self.where.state == "done":
+            return 1.0
+        return min(1.0, stored.get("step", 0) / stored["steps"]) if stored.get("steps") else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At its last speed, while it runs."""
+        speed = self.where.stored.get("tokens_per_second")
+        if self.where.state != "running" or not speed:
+            return None
+        return (1 - self.share) * self.tokens / speed
+
+    @property
+    def flops_per_second(self) -> float:
+        speed = self.where.stored.get("tokens_per_second") or 0.0
+        return speed * self.train_flops / self.tokens if self.where.state == "running" else 0.0
+
+    def document(self) -> dict[str, Any]:
+        """The run in `isoflop status --json`."""
+        where, stored = self.where, self.where.stored
+        return {
+            "run_id": where.run_id,
+            "state": where.state,
+            "reason": where.reason,
+            "progress": self.share,
+            "step": stored.get("step", 0),
+            "steps": stored.get("steps"),
+            "loss": _finite(stored.get("loss")),
+            "tokens_per_second": _finite(stored.get("tokens_per_second")),
+            "restarts": max(0, stored.get("attempt", 0) - 1),
+            "job_id": where.task or stored.get("job_id"),
+            "node": where.node or None,
+            "seconds_left": _finite(self.seconds_left),
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """A sweep at one moment: its runs in the order of the plan, and their sums."""
+
+    directory: Path
+    picture: Picture
+    rows: tuple[Row, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        found = Counter(row.where.state for row in self.rows)
+        return {state: found[state] for state in ORDER if found[state]}
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the runs; GPU-hours count every attempt's time up to its last checkpoint."""
+        stored = [row.where.stored for row in self.rows]
+        planned = [row.est_gpu_hours for row in self.rows]
+        left = sum((1 - row.share) * row.train_flops for row in self.rows if row.where.state not in ("diverged",))
+        speed = sum(row.flops_per_second for row in self.rows)
+        return {
+            "runs": len(self.rows),
+            "states": self.counts,
+            "progress": 1 - left / sum(row.train_flops for row in self.rows),
+            "gpu_hours": sum(state.get("gpus", 0) * (state.get("wall_s") or 0.0) / 3600 for state in stored),
+            "planned_gpu_hours": None if any(hours is None for hours in planned) else sum(filter(None, planned)),
+            "seconds_left": _finite(left / speed) if speed else None,
+        }
+
+
+def read_status(directory: Path, retries: int) -> Status:
+    """Looks at a submitted sweep: one call of squeue, at most one of sacct."""
+    import pyarrow.parquet as pq
+
+    picture, _ = look(directory, retries)
+    columns = ["run_id", "tokens", "train_flops", "est_gpu_hours"]
+    plan = pq.read_table(directory / "plan.parquet", columns=columns).to_pylist()
+    rows = tuple(
+        Row(picture.runs[row["run_id"]], row["tokens"], row["train_flops"], row["est_gpu_hours"]) for row in plan
+    )
+    return Status(directory, picture, rows)
+
+
+def print_status_json(status: Status) -> None:
+    """The document of `isoflop status --json`."""
+    document = {
+        "schema": 1,
+        "sweep": status.directory.name,
+        "runs": [row.document() for row in status.rows],
+        "totals": status.totals(),
+        "notes": list(status.picture.notes),
+    }
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_status(status: Status) -> None:
+    """A line a run, what is under way first, and totals."""
+    for note in status.picture.notes:
+        warn(note)
+    ranked = sorted(status.rows, key=lambda row: ORDER.index(row.where.state))
+    headers = ["run", "state", "done", "loss", "tokens/s", "restarts", "node", "left", "why"]
+    print_table(headers, [_cells(row) for row in ranked], text=["run", "state", "node", "why"])
+    totals = status.totals()
+    print(f"\n{len(status.rows):,} runs: {', '.join(f'{count} {state}' for state, count in status.counts.items())}")
+    planned = totals["planned_gpu_hours"]
+    if totals["gpu_hours"] or planned:
+        print(f"{totals['gpu_hours']:,.1f} GPU-hours used" + (f" of {planned:,.1f} planned" if planned else ""))
+    left = totals["seconds_left"]
+    print(f"{totals['progress']:.0%} of the work" + (f", {duration(left)} left at this speed" if left else ""))
+    if (again := sum(row.where.again and row.where.state != "pending" for row in status.rows)) or _interrupted(status):
+        print(f"{again + _interrupted(status)} runs are not queued and can go on: `isoflop submit` queues them again")
+
+
+def _interrupted(status: Status) -> int:
+    return sum(row.where.again and row.where.state == "pending" for row in status.rows)
+
+
+def _cells(row: Row) -> list[str]:
+    stored: Mapping[str, Any] = row.where.stored
+    loss, speed = stored.get("loss"), stored.get("tokens_per_second")
+    return [
+        row.where.run_id,
+        row.where.state,
+        f"{row.share:.0%}",
+        "" if loss is None else f"{loss:.3f}",
+        "" if speed is None or row.where.state != "running" else short(speed),
+        str(max(0, stored.get("attempt", 0) - 1) or ""),
+        row.where.node,
+        "" if row.seconds_left is None else duration(row.seconds_left),
+        row.where.reason,
+    ]
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 3.4 h or 5.1 days."""
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
