@@ -40,6 +40,9 @@ metric: {set: heldout, kind: all, tokens: 512}
 """
 """Three runs of 71, 39 and 28 steps."""
 
+LONG_CHECKPOINTS = "train.checkpoint_minutes=0.01"
+"""Checkpoints twice in a second or so."""
+
 EVERY_STEP = "train.checkpoint_minutes=1e-6"
 """Checkpoints after every step."""
 

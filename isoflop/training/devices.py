@@ -6,6 +6,7 @@ import math
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 
 from isoflop.errors import RunError
 from isoflop.planning.gpus import find_gpu
@@ -20,7 +21,12 @@ def make_fabric(precision: str) -> Fabric:
     cuda = torch.cuda.is_available()
     chosen = ("bf16" if cuda else "fp32") if precision == "auto" else precision
     plugin = {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen]
-    return Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=plugin)  # type: ignore[arg-type]
+    return Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=1,
+        precision=plugin,  # type: ignore[arg-type]
+        plugins=LightningEnvironment(),  # else Fabric takes what SLURM set for the job this runs in, or warns of srun
+    )
 
 
 def peak_flops(device: torch.device) -> float:
