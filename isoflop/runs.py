@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +73,14 @@ class RunDirectory:
 
     # Configuration
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Makes the directory, or checks that the one there is of the same configuration.
+    def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
+        """Makes the directory, whole or not at all, or checks that the one there is of the same configuration.
+
+        It is not synced to the disk: a study has thousands of them, and whoever makes them syncs once.
+
+        Args:
+            config: what the run does.
+            files: more files of a new directory, by name.
 
         Raises:
             RunError: a directory whose configuration was changed by hand.
@@ -88,10 +96,23 @@ class RunDirectory:
                     f"restore it, or delete {self.path} to start the run again"
                 )
             return
-        import yaml
+        self._make({"config.yaml": _yaml(config), **(files or {})})
 
-        with replace_file(file) as temporary:
-            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False))
+    def _make(self, files: Mapping[str, str]) -> None:
+        """Puts files into the directory, which appears with all of them."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{self.run_id}.", suffix=".tmp", dir=self.path.parent))
+        try:
+            part.chmod(0o777 & ~_umask())
+            for name, text in files.items():
+                (part / name).write_text(text)
+            if self.path.exists():  # made by hand, or by an earlier version; what is in it stays
+                for name in files:
+                    os.replace(part / name, self.path / name)
+            else:
+                os.rename(part, self.path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def config(self) -> dict[str, Any]:
         """What the run does, as `launching.directory` wrote it.
@@ -183,6 +204,21 @@ class RunDirectory:
         return sorted((self.path / "loss").glob("[0-9]*.parquet"))
 
 
+def _yaml(document: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.dump(
+        json.loads(json.dumps(document)), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False
+    )
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def _what(config: dict[str, Any]) -> dict[str, Any]:
     """The parts of a configuration that a run can't change, without the sweep's name: its directory may be renamed."""
     parts = {key: config[key] for key in WHAT}
@@ -252,6 +288,7 @@ def _result(run: RunDirectory) -> dict[str, Any]:
     result |= {name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")}
     result |= {"gpu_hours": 0.0, "mfu": float("nan"), "wall_s": float("nan")}
     result["restarts"] = max(0, state.get("attempt", 0) - 1)
+    result["simulated"] = bool(state.get("simulated"))
     if state["state"] != "done":
         return result
     log, config = run.log(), run.config()

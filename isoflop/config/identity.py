@@ -56,6 +56,8 @@ def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: i
         "steps": candidate.steps,
         "seed": seed,
     }
+    if sweep.train.trainer != "builtin":
+        identity["trainer"] = list(sweep.train.program)
     return identity if sweep.train.precision == "auto" else {**identity, "precision": sweep.train.precision}
 
 

@@ -31,7 +31,7 @@ def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
         if kind not in KINDS:  # before the other keys, which another kind would have of its own
             raise SchemaError("kind", f"expected {', '.join(KINDS)}, got {show(kind)}")
         named = values if values.get("name") is not None else {**values, "name": found.stem}
-        return _spell_out_widths(named)
+        return _spell_out_trainer(_spell_out_widths(named))
 
     return read(found, overrides, Sweep, prepare)
 
@@ -57,6 +57,15 @@ def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(width, int) or isinstance(width, bool):
             raise SchemaError(f"widths[{i}]", f"expected a whole number (or a rule in every place), got {show(width)}")
     return {**values, "widths": [{"values": widths}]}
+
+
+def _spell_out_trainer(values: dict[str, Any]) -> dict[str, Any]:
+    """`trainer: {simulated: soda}` is the same as `trainer: "simulated: soda"`."""
+    train = values.get("train")
+    if not isinstance(train, dict) or not isinstance(given := train.get("trainer"), dict) or len(given) != 1:
+        return values
+    ((kind, argument),) = given.items()
+    return {**values, "train": {**train, "trainer": f"{kind}: {argument}"}}
 
 
 def _plain(value: Any) -> Any:

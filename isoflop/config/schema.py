@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isoflop.config.typed import SchemaError, require, require_name
+from isoflop.config.typed import SchemaError, require, require_name, show
 
 LARGEST_WIDTH = 1_000_000
 LARGEST_BUDGET = 1e40
@@ -165,7 +165,7 @@ class Train:
 
     Attributes:
         z_loss: weight of the squared log-partition term of the loss.
-        trainer: only `builtin` so far.
+        trainer: `builtin`; `command: PROGRAM ...` for a program of your own; `simulated: LAW` for losses of a law.
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
         lr_scale, batch_scale: factors on the recipe's learning rate and batch (a power of two), to check a recipe.
         evals: how many times held-out loss is measured, evenly over the run, the last after the last step.
@@ -176,7 +176,7 @@ class Train:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     z_loss: float = 0.0
-    trainer: Literal["builtin"] = "builtin"
+    trainer: str = "builtin"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     lr_scale: float = 1.0
     batch_scale: float = 1.0
@@ -186,6 +186,11 @@ class Train:
 
     def __post_init__(self) -> None:
         require(self.z_loss >= 0, "z_loss", f"expected 0 or more, got {self.z_loss:g}")
+        kind, _, argument = self.trainer.partition(":")
+        known = self.trainer == "builtin" or (kind in ("command", "simulated") and bool(argument.strip()))
+        require(
+            known, "trainer", f'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got {show(self.trainer)}'
+        )
         require(0 < self.lr_scale <= 1e6, "lr_scale", f"expected a factor above 0, got {self.lr_scale:g}")
         power_of_two = 2**-20 <= self.batch_scale <= 2**20 and math.frexp(self.batch_scale)[0] == 0.5
         require(power_of_two, "batch_scale", f"expected a power of two such as 0.5 or 2, got {self.batch_scale:g}")
@@ -193,6 +198,12 @@ class Train:
         require(self.log_points >= 1, "log_points", f"expected 1 or more, got {self.log_points}")
         minutes = self.checkpoint_minutes
         require(minutes > 0, "checkpoint_minutes", f"expected a number above 0, got {minutes:g}")
+
+    @property
+    def program(self) -> tuple[str, str]:
+        """Which trainer it is, and what it is given: `("simulated", "soda")`."""
+        kind, _, argument = self.trainer.partition(":")
+        return kind, argument.strip()
 
 
 @dataclass(frozen=True, kw_only=True)

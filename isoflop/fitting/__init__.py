@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from isoflop.fitting.isoflop import fit_isoflop
     from isoflop.fitting.result import IsoflopFit
     from isoflop.fitting.save import fit_document, write_fit
-    from isoflop.fitting.simulate import SURFACES, Surface, simulate_isoflop
+    from isoflop.fitting.simulate import simulate_isoflop
     from isoflop.fitting.table import RunsTable, read_table
+    from isoflop.laws import SURFACES, Surface
 
 _HOMES = {
     "IsoflopFit": "result",

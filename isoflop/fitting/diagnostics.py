@@ -35,6 +35,7 @@ def diagnose(
 ) -> list[Diagnostic]:
     """All findings, the gravest first. `optimum` holds the draws (R, budgets), NaN where one had no minimum."""
     found = [
+        *_simulated(table),
         *_status(profiles),
         *_lost(profiles, optimum),
         *_few_budgets(profiles),
@@ -133,6 +134,15 @@ def _seeds(noise: Noise) -> list[tuple[str, str]]:
     if noise.residual_sd > _MISFIT * noise.replicate_sd:
         facts += " That is more than noise: the parabola is not the whole shape, or the recipe is uneven over sizes."
     return [("replicate_noise", facts)]
+
+
+def _simulated(table: RunsTable) -> list[tuple[str, str]]:
+    if "simulated" not in table.frame or not (drawn := int(np.count_nonzero(table.array("simulated")))):
+        return []
+    which = "All losses are" if drawn == len(table.frame) else f"{drawn} of {len(table.frame)} losses are"
+    return [
+        ("simulated", f"{which} simulated (train.trainer): drawn from a law, not trained. Nothing here is a result.")
+    ]
 
 
 def _epochs(table: RunsTable) -> list[tuple[str, str]]:

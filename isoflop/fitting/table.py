@@ -259,7 +259,7 @@ def _with_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
             key[name] = raw[name].astype(str)
     frame = frame.loc[:, list(CANONICAL)].copy()
     frame["config"] = key.groupby(list(key.columns), sort=True, dropna=False).ngroup()
-    for name in ("seed", "epochs"):
+    for name in ("seed", "epochs", "simulated"):
         if name in raw.columns:
             frame[name] = cast(pd.Series, raw[name]).map(_number).astype(np.float64)
     if "run_id" in raw.columns:

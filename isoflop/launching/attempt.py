@@ -55,16 +55,30 @@ def log_file(run: RunDirectory, attempt: int) -> Path:
 
 
 def _train(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
+    kind, argument = run.config()["identity"].get("trainer", ("builtin", ""))
+    began = time.monotonic()
+    if kind == "simulated":
+        from isoflop.launching.simulated import simulate
+
+        state = simulate(run, argument)
+    elif kind == "command":
+        from isoflop.launching.command import run_command
+
+        state = run_command(run, argument, should_stop)
+    else:
+        state = _train_here(run, should_stop)
+    log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
+    return state
+
+
+def _train_here(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
     import torch
 
     from isoflop.training.loop import train
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    began = time.monotonic()
-    state = train(run, run.path.parent.parent, should_stop)
-    log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
-    return state
+    return train(run, run.path.parent.parent, should_stop)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import platform
 import sys
@@ -50,19 +51,35 @@ def make_directory(plan: Plan, root: Path) -> Path:
         ConfigError: a directory that was made with another recipe, data or metric, with the differences.
     """
     directory = sweep_directory(plan.sweep, root)
+    check_trainer(plan.sweep)
     check_same_study(plan, directory)
     with replace_file(directory / "sweep.yaml") as temporary:
         temporary.write_text(to_yaml(plan.sweep))
     plan.write_parquet(directory / "plan.parquet")
-    provenance = _provenance()
+    provenance = json.dumps(_provenance(), indent=1) + "\n"
     for spec in plan.runs:
-        run = RunDirectory(directory / spec.run_id)
-        run.create(run_config(plan.sweep, spec))
-        if not (run.path / "provenance.json").exists():
-            _write_json(run.path / "provenance.json", provenance)
-        if not (run.path / "state.json").exists():
-            run.set_state("pending", attempt=0, step=0, steps=spec.steps)
+        state = {"state": "pending", "reason": "", "attempt": 0, "step": 0, "steps": spec.steps}
+        files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
+        RunDirectory(directory / spec.run_id).create(run_config(plan.sweep, spec), files)
+    os.sync()
     return directory
+
+
+def check_trainer(sweep: Sweep) -> None:
+    """Finds a law or a command that no run could use, before there are any.
+
+    Raises:
+        ConfigError: what is wrong with `train.trainer`.
+    """
+    kind, argument = sweep.train.program
+    if kind == "simulated":
+        from isoflop.launching.simulated import find_law
+
+        find_law(argument)
+    elif kind == "command":
+        from isoflop.launching.command import NAMES, fill
+
+        fill(argument, dict.fromkeys(NAMES, 1))
 
 
 def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
@@ -162,10 +179,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _write_json(path: Path, document: Any) -> None:
-    import json
-
-    with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from isoflop.config import Sweep
 from isoflop.data.prepare import prepare
+from isoflop.data.shards import Windows
 from isoflop.errors import FitError, RunError
 from isoflop.launching.directory import make_directory, sweep_directory
 from isoflop.launching.local import LocalPool, Progress, default_workers
@@ -67,7 +68,7 @@ def train_study(
         make_directory(plan, root)
         pool = LocalPool(directory, plan, workers or default_workers())
         if pool.left:
-            _check_data(prepare(root, plan.sweep.data, progress=on_data), plan.sweep)
+            prepare_data(plan.sweep, root, on_data)
         with closing(pool.run()) as progresses:
             for progress in progresses:
                 if on_progress:
@@ -75,12 +76,18 @@ def train_study(
     return directory
 
 
-def _check_data(folder: Path, sweep: Sweep) -> None:
-    """Finds damaged shards, and splits that are too small, before any run does."""
-    from isoflop.data.shards import Windows
+def prepare_data(sweep: Sweep, root: Path, on_data: Callable[[int, float], None] | None = None) -> None:
+    """Makes the data that a sweep's trainer reads, and finds damaged shards, and splits too small, before any run does.
 
-    for split in ("train", sweep.metric.set):
-        Windows(folder, split, sweep.seq_len)
+    Raises:
+        DataError: data that can't be made or used.
+    """
+    kind, argument = sweep.train.program
+    if kind == "builtin" or (kind == "command" and "{data_dir}" in argument):
+        folder = prepare(root, sweep.data, progress=on_data)
+        if kind == "builtin":
+            for split in ("train", sweep.metric.set):
+                Windows(folder, split, sweep.seq_len)
 
 
 def conclude_study(directory: Path, recipe: str | None) -> Study:

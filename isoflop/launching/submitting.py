@@ -144,15 +144,15 @@ def submit(
         ConfigError, DataError, RunError, ClusterError: with what is wrong; arrays queued before are known to the next
             call.
     """
-    from isoflop.data.prepare import prepare
+    from isoflop.launching.study import prepare_data
 
     directory = sweep_directory(plan.sweep, root_of(profile))
     check_same_study(plan, directory)
     with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
         if not lease:
             raise RunError(f"{directory}: another `isoflop submit` is at work here; wait for it")
-        if (submissions := read_submissions(directory)) and any(item.job_id is None for item in submissions):
-            heal(directory)
+        slurm.queue()  # a cluster that does not answer is found before anything is made
+        heal(directory)
         make_directory(plan, directory.parent)
         intent = intend(plan, profile, only)
         if runs is not None:
@@ -162,7 +162,7 @@ def submit(
         if not intent.queued:
             return intent
         keep_profile(profile, directory)
-        prepare(directory.parent, plan.sweep.data, progress=on_data)
+        prepare_data(plan.sweep, directory.parent, on_data)
         code, _ = study_code(directory, renew=new_code)
         specs = [run for run in plan.runs if run.run_id in set(intent.queued)]
         for run_id in intent.queued:

@@ -6,7 +6,7 @@ import math
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from isoflop.errors import RunError
 from isoflop.planning.gpus import find_gpu

@@ -1,0 +1,66 @@
+"""`trainer: simulated`: losses drawn from a law with noise, in milliseconds, to rehearse a study on its cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from isoflop.errors import ConfigError
+from isoflop.laws import SURFACES
+from isoflop.runs import RunDirectory, State
+from isoflop.shapes import ModelShape
+
+NOISE = 0.003
+"""Standard deviation of a run's final loss between seeds, as a share of it."""
+
+
+def simulate(run: RunDirectory, law: str) -> State:
+    """Writes the loss log of a run as a law would have it, and marks the run as done and simulated.
+
+    Raises:
+        ConfigError: a law that is not known.
+    """
+    surface = find_law(law)
+    config = run.config()
+    plan, shape = config["run"], ModelShape(**config["identity"]["shape"])
+    generator = np.random.default_rng([plan["seed"], *run.run_id.encode()])
+    shift = float(np.exp(NOISE * generator.standard_normal()))
+    rows: list[dict[str, Any]] = []
+    points = np.unique(np.ceil(np.geomspace(1, plan["steps"], config["log_points"])).astype(int)).tolist()
+    evals = [-(-plan["steps"] * k // config["evals"]) for k in range(1, config["evals"] + 1)]
+    for split, steps in (("train", points), (config["metric"]["set"], sorted(set(evals)))):
+        for step in steps:
+            tokens = step * plan["batch_size"] * shape.seq_len
+            rows.append(
+                {
+                    "step": step,
+                    "tokens": tokens,
+                    "train_flops": float(tokens * shape.train_flops_per_token),
+                    "split": split,
+                    "kind": config["metric"]["kind"],
+                    "targets": tokens,
+                    "loss": shift * float(surface.loss(shape.params_total, tokens)),
+                    "lr": plan["lr"],
+                    "grad_norm": float("nan"),
+                    "tokens_per_second": float("nan"),
+                    "mfu": float("nan"),
+                    "wall_s": 0.0,
+                }
+            )
+    run.cut_log(0)
+    run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
+    (run.path / "DONE").touch()
+    run.set_state("done", step=plan["steps"], steps=plan["steps"], loss=rows[-1]["loss"], simulated=True)
+    return "done"
+
+
+def find_law(name: str) -> Any:
+    """A known loss surface by name.
+
+    Raises:
+        ConfigError: a name that is not known.
+    """
+    if name not in SURFACES:
+        raise ConfigError(f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}")
+    return SURFACES[name]
