@@ -100,6 +100,7 @@ class Submitted:
         def done(picture: Picture) -> bool:
             if resubmit and any(where.again for where in picture.runs.values()):
                 self.submit()
+            assert resubmit or not picture.ids("failed"), (picture.runs, self.words())
             return all(where.state == "done" for where in picture.runs.values())
 
         self.wait(done, seconds)

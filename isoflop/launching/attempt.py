@@ -10,34 +10,51 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
 from isoflop.lease import LeaseLostError
 from isoflop.runs import RunDirectory, State
 
+if TYPE_CHECKING:
+    from isoflop.training.ranks import Ranks
+
 log = logging.getLogger("isoflop")
 
 
-def attempt(run: RunDirectory, should_stop: Callable[[], bool], job_id: str | None, **more: Any) -> State:
+def attempt(
+    run: RunDirectory, should_stop: Callable[[], bool], job_id: str | None, ranks: Ranks | None = None, **more: Any
+) -> State:
     """Trains a run whose lease this process holds; returns the state in which it is left.
 
     Args:
         run: the run.
         should_stop: asked at every step boundary; it may raise `LeaseLostError`, and then nothing more is written.
         job_id: of the job that this process is.
+        ranks: the processes that train the run together; the first writes, the others' words go to stderr.
         more: what `state.json` is to keep of this attempt.
     """
+    if ranks is not None and not ranks.first:
+        return _follow(run, should_stop, ranks)
     number = run.state().get("attempt", 0) + 1
     try:
         run.set_state("running", attempt=number, node=os.uname().nodename, job_id=job_id, **more)
         with _log_in(log_file(run, number)):
-            return _train(run, should_stop)
+            return _train(run, should_stop, ranks)
     except LeaseLostError:
         return "pending"
     except Exception as error:
         with suppress(OSError):  # on a full disk; whoever started this process finds the run left
             record_failure(run, _reason(error), os.uname().nodename)
+        return "failed"
+
+
+def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) -> State:
+    """The part of a process that is not the first of its run."""
+    try:
+        return _train_here(run, should_stop, ranks)
+    except Exception:
+        traceback.print_exc()
         return "failed"
 
 
@@ -54,7 +71,7 @@ def log_file(run: RunDirectory, attempt: int) -> Path:
     return run.path / "attempts" / str(attempt) / "log.txt"
 
 
-def _train(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
+def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
     kind, argument = run.config()["identity"].get("trainer", ("builtin", ""))
     began = time.monotonic()
     if kind == "simulated":
@@ -66,19 +83,19 @@ def _train(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
 
         state = run_command(run, argument, should_stop)
     else:
-        state = _train_here(run, should_stop)
+        state = _train_here(run, should_stop, ranks)
     log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
     return state
 
 
-def _train_here(run: RunDirectory, should_stop: Callable[[], bool]) -> State:
+def _train_here(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
     import torch
 
     from isoflop.training.loop import train
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    return train(run, run.path.parent.parent, should_stop)
+    return train(run, run.path.parent.parent, should_stop, ranks)
 
 
 @contextmanager

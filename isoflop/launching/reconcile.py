@@ -6,6 +6,7 @@ A queue that does not answer proves nothing. A run whose job has ended goes on w
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,9 @@ LOST_S = 20.0
 
 SIGNALLED = {"0:10", "0:12", "0:15", "10:0", "12:0", "15:0", f"{KILLED}:0"}
 """Exit codes of a worker that a signal met: USR1, USR2 or TERM before it could listen, or after it had saved."""
+
+OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
+LOG_END = 4000
 
 
 @dataclass(frozen=True)
@@ -203,9 +207,18 @@ def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission,
     node = (job.node if job else "") or stored.get("node")
     at = f" on {node}" if node else ""
     log = submissions_folder(run.path.parent) / submission.name / f"{task}_0_log.err"
+    if OUT_OF_MEMORY.search(_end_of(log)):
+        return f"its job {task} was out of memory{at}{how}: raise slurm.mem or mem_per_cpu in the profile; see {log}"
     if began:
-        return f"its job {task} died{at}{how}: killed, or out of memory; see {log}"
+        return f"its job {task} died{at}{how}: killed; see {log}"
     return f"its job {task} ended{at}{how} before the run began; see {log}"
+
+
+def _end_of(log: Path) -> str:
+    try:
+        return log.read_bytes()[-LOG_END:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _not_submitted(where: Any, stored: Mapping[str, Any], retries: int) -> Where:

@@ -16,14 +16,14 @@ from isoflop.shapes import ModelShape
 CPU_MICRO_TOKENS = 4096
 
 
-def make_fabric(precision: str) -> Fabric:
+def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
     """Fabric for one device: a GPU with bf16 where there is one, else the CPU with fp32; `precision` may pin it."""
     cuda = torch.cuda.is_available()
     chosen = ("bf16" if cuda else "fp32") if precision == "auto" else precision
     plugin = {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen]
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
-        devices=1,
+        devices=[local_rank % torch.cuda.device_count()] if cuda else 1,
         precision=plugin,  # type: ignore[arg-type]
         plugins=LightningEnvironment(),  # else Fabric takes what SLURM set for the job this runs in, or warns of srun
     )

@@ -6,13 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from isoflop.data.order import Order
@@ -22,22 +20,27 @@ from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.devices import make_fabric, micro_batch, peak_flops
-from isoflop.training.loss import KINDS, by_kind
+from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, parameter_groups
+from isoflop.training.ranks import ALONE, Ranks
 from isoflop.training.schedule import wsd
+from isoflop.training.tally import Tally
 
 log = logging.getLogger("isoflop")
 HEARTBEAT_S = 1.0
 
 
-def train(run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambda: False) -> State:
+def train(
+    run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambda: False, ranks: Ranks | None = None
+) -> State:
     """Trains a run to its end, or until `should_stop()` is true at a step boundary.
 
     Args:
         run: a directory that `RunDirectory.create` made.
         root: folder that holds `data/`.
         should_stop: asked after every step.
+        ranks: the processes that train the run together; the first of them writes.
 
     Returns:
         `done`, `diverged` (a loss that is not finite; the log is kept) or `pending` (stopped, to be resumed).
@@ -46,39 +49,22 @@ def train(run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambd
         DataError: shards that are missing, damaged, too small, or not those that the run began with.
         RunError: checkpoints that can't be used.
     """
-    return Trainer(run, root).train(should_stop)
-
-
-@dataclass
-class Tally:
-    """Losses by kind since the last row of the log."""
-
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
-    counts: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS), dtype=torch.float64))
-
-    def add(self, sums: Tensor, counts: Tensor) -> None:
-        self.sums = self.sums.to(sums.device) + sums
-        self.counts = self.counts.to(counts.device) + counts
-
-    def means(self) -> dict[str, tuple[int, float]]:
-        """Targets and mean loss of every kind that there was."""
-        pairs = zip(KINDS, self.counts.tolist(), self.sums.tolist(), strict=True)
-        return {kind: (int(count), total / count) for kind, count, total in pairs if count}
+    return Trainer(run, root, ranks or ALONE).train(should_stop)
 
 
 class Trainer:
     """One run in this process: its data, model, optimizer, and where it is."""
 
-    def __init__(self, run: RunDirectory, root: Path, fabric: Fabric | None = None) -> None:
-        self.run = run
+    def __init__(self, run: RunDirectory, root: Path, ranks: Ranks = ALONE) -> None:
+        self.run, self.ranks = run, ranks
         self.config = run.config()
         self.plan: dict[str, Any] = self.config["run"]
         self.shape = ModelShape(**self.config["identity"]["shape"])
-        self.fabric = fabric or make_fabric(self.config["precision"])
+        self.fabric = make_fabric(self.config["precision"], ranks.local)
         self._open_data(root / "data" / self.config["data"])
         self._build()
         self.step = 0
-        self.tally = Tally()
+        self.tally = Tally.empty(self.fabric.device)
         self.rows: list[dict[str, Any]] = []
         self.loss: float | None = None
         self.speed: float | None = None
@@ -100,8 +86,8 @@ class Trainer:
                 f"{folder}: its vocabulary has {manifest.vocabulary.size:,} ids, the model {self.shape.vocab_size:,}; "
                 "delete the folder and prepare again"
             )
-        gpus = int(self.fabric.device.type == "cuda")
-        self.run.set_state("running", data_checksum=manifest.checksum, steps=self.plan["steps"], gpus=gpus)
+        gpus = self.ranks.size if self.fabric.device.type == "cuda" else 0
+        self._tell("running", data_checksum=manifest.checksum, steps=self.plan["steps"], gpus=gpus)
         self.windows = Windows(folder, "train", self.shape.seq_len, manifest)
         self.heldout = Windows(folder, self.config["metric"]["set"], self.shape.seq_len, manifest)
         self.kinds = torch.from_numpy(manifest.vocabulary.kinds).long().to(self.fabric.device)
@@ -109,7 +95,8 @@ class Trainer:
 
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
-        self.micro, checkpointing = micro_batch(self.shape, self.plan["batch_size"], self.fabric.device)
+        part = self.plan["batch_size"] // self.ranks.size
+        self.micro, checkpointing = micro_batch(self.shape, max(1, part), self.fabric.device)
         self.model = self.fabric.setup_module(Decoder(self.shape, checkpointing))
         settings = self.config["identity"]["optimizer"]
         groups = parameter_groups(self.model, settings["weight_decay"])  # on the device: they hold the weights
@@ -121,18 +108,23 @@ class Trainer:
             eps=settings["eps"],
         )
         self.optimizer: Any = self.fabric.setup_optimizers(optimizer)
-        self.peak = peak_flops(self.fabric.device)
+        self.peak = peak_flops(self.fabric.device) * self.ranks.size
 
     def _restore(self) -> None:
-        self.run.remove_abandoned()
+        if not self.ranks.first:
+            self.ranks.wait()  # the first removes what is damaged
         saved = load_checkpoint(self.run.checkpoints)
+        if self.ranks.first:
+            self.run.remove_abandoned()
+            self.run.cut_log(0 if saved is None else saved["step"])
+            self.ranks.wait()
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.earlier_s = saved["step"], saved["wall_s"]
-            self.tally = Tally(saved["sums"].to(self.fabric.device), saved["counts"].to(self.fabric.device))
+            self.tally = Tally.saved(saved["sums"], saved["counts"], self.ranks, self.fabric.device)
             log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
-        self.run.cut_log(self.step)
+        self.ranks.wait()
         self._check_log()
 
     def _check_log(self) -> None:
@@ -163,18 +155,21 @@ class Trainer:
             if now - heartbeat > HEARTBEAT_S:
                 heartbeat = now
                 self._report()
-            stop = should_stop() and self.step < self.plan["steps"]
-            if stop or now - saved_at > 60 * self.config["checkpoint_minutes"]:
+            due = self.ranks.first and now - saved_at > 60 * self.config["checkpoint_minutes"]
+            stop, due = self.ranks.any(should_stop(), due)
+            stop = stop and self.step < self.plan["steps"]
+            if stop or due:
                 if not self._save():
                     return self._end_diverged()
                 saved_at = time.monotonic()
             if stop:
-                self.run.set_state("pending", "stopped; resumes where it was", step=self.step, **self._pace())
+                self._tell("pending", "stopped; resumes where it was", step=self.step, **self._pace())
                 return "pending"
         if not self._save():
             return self._end_diverged()
-        (self.run.path / "DONE").touch()
-        self.run.set_state("done", step=self.step, loss=self.loss, **self._pace())
+        if self.ranks.first:
+            (self.run.path / "DONE").touch()
+        self._tell("done", step=self.step, loss=self.loss, **self._pace())
         return "done"
 
     def _update(self) -> float | Tensor:
@@ -185,15 +180,16 @@ class Trainer:
         self.lr = self.plan["lr"] * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        windows = torch.from_numpy(self.windows[self.order.batch(self.step)])
+        windows = torch.from_numpy(self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)])
         for part_BS in windows.split(self.micro):
             logits_TV, targets_T = self._logits(part_BS)
             losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
             total = losses_T.sum()
             if train["z_loss"]:
                 total = total + train["z_loss"] * logits_TV.logsumexp(-1).square().sum()
-            self.fabric.backward(total / (windows.shape[0] * self.shape.seq_len))
+            self.fabric.backward(total / (self.order.batch_size * self.shape.seq_len))
             self.tally.add(*by_kind(losses_T, self.kinds[targets_T]))
+        self.ranks.sum(*(weight.grad for weight in self.flat_weights))
         norm = torch.nn.utils.clip_grad_norm_(self.flat_weights, train["optimizer"]["grad_clip"])
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -212,14 +208,16 @@ class Trainer:
 
         wanted = max(1, min(len(self.heldout), self.config["metric"]["tokens"] // self.shape.seq_len))
         chosen = np.arange(wanted) * len(self.heldout) // wanted
-        tally = Tally()
+        chosen = chosen[self.ranks.rank :: self.ranks.size]
+        tally = Tally.empty(self.fabric.device)
         self.model.eval()
         size, _ = micro_batch(self.shape, wanted, self.fabric.device)
-        for begin in range(0, wanted, size):
+        for begin in range(0, len(chosen), size):
             logits_TV, targets_T = self._logits(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
             losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
             tally.add(*by_kind(losses_T, self.kinds[targets_T]))
         self.model.train()
+        self.ranks.sum(tally.sums, tally.counts)
         return tally
 
     # Records
@@ -237,7 +235,9 @@ class Trainer:
         speed = (
             (self.step - self.row_step) * self.order.batch_size * self.shape.seq_len / max(now - self.row_began, 1e-9)
         )
-        means, self.tally = self.tally.means(), Tally()
+        whole, self.tally = self.tally, Tally.empty(self.fabric.device)
+        self.ranks.sum(whole.sums, whole.counts)
+        means = whole.means()
         self._add_rows("train", means, grad_norm=float(grad_norm), tokens_per_second=speed)
         self.row_began, self.row_step, self.loss, self.speed = now, self.step, means["all"][1], speed
         return math.isfinite(self.loss) and math.isfinite(float(grad_norm))
@@ -271,7 +271,12 @@ class Trainer:
         return self.earlier_s + time.monotonic() - self.began
 
     def _report(self) -> None:
-        self.run.set_state("running", step=self.step, loss=self.loss, **self._pace())
+        self._tell("running", step=self.step, loss=self.loss, **self._pace())
+
+    def _tell(self, state: State, reason: str = "", **more: Any) -> None:
+        """Writes the run's state, once for all its processes."""
+        if self.ranks.first:
+            self.run.set_state(state, reason, **more)
 
     def _pace(self) -> dict[str, Any]:
         """Speed of the last rows of the log, and time spent so far, for who looks from outside."""
@@ -280,25 +285,31 @@ class Trainer:
     def _save(self) -> bool:
         """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""
         self._write_log()
-        if not all(bool(torch.isfinite(values).all()) for values in (self.tally.sums, *self.flat_weights)):
+        sums, counts = self.ranks.gather(self.tally.sums), self.ranks.gather(self.tally.counts)
+        if not all(bool(torch.isfinite(values).all()) for values in (sums, *self.flat_weights)):
             return False
+        if not self.ranks.first:
+            self.ranks.wait()
+            return True
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "sums": self.tally.sums.cpu(),
-            "counts": self.tally.counts.cpu(),
+            "sums": sums.cpu(),
+            "counts": counts.cpu(),
             "wall_s": self._wall_s(),
         }
         save_checkpoint(self.run.checkpoints, self.step, state)
+        self.ranks.wait()
         return True
 
     def _write_log(self) -> None:
-        self.run.append_log(self.rows)
+        if self.ranks.first:
+            self.run.append_log(self.rows)
         self.rows = []
 
     def _end_diverged(self) -> State:
         self._write_log()
         reason = f"the loss was not finite by step {self.step}; lower train.lr_scale or look at the data"
-        self.run.set_state("diverged", reason, step=self.step)
+        self._tell("diverged", reason, step=self.step)
         return "diverged"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clusters import Bed, Submitted, submitted, test_bed
-from studies import LONG_CHECKPOINTS, train_here
+from studies import LONG_CHECKPOINTS, train_here, wait_for
 
 from isoflop.launching.directory import make_directory
 from isoflop.launching.steering import cancel, retry
@@ -118,7 +118,39 @@ def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
     study.equals(undisturbed)
 
 
-def worker_of(study: Submitted, number: int = 0) -> int:
+# Several processes
+
+
+TWO = ("slurm.ntasks_per_node=2", "slurm.cpus_per_task=1", "slurm.mem_per_cpu=1500")
+TWO_NODES = ("slurm.ntasks_per_node=1", "slurm.nodes=2", "slurm.cpus_per_task=1", "slurm.mem_per_cpu=1500")
+FOUR = ("slurm.ntasks_per_node=2", "slurm.nodes=2", "slurm.cpus_per_task=1", "slurm.mem_per_cpu=1500")
+EVEN = "train.batch_scale=4"
+"""Batches that two and four processes share evenly."""
+
+
+@pytest.mark.parametrize("options", [TWO, TWO_NODES, FOUR], ids=["1x2", "2x1", "2x2"])
+def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
+    bed: Bed, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    calm = submitted(bed, tmp_path / "calm", OFTEN, EVEN, options=options)
+    calm.submit()
+    calm.finish()
+    assert all(run.state()["attempt"] == 1 for run in calm.runs)
+
+    study = submitted(bed, tmp_path / "disturbed", OFTEN, EVEN, options=options)
+    study.submit()
+    study.wait_for_step(40)
+    os.kill(worker_of(study, rank=1), signal.SIGUSR2)
+    wait_for(lambda: study.runs[0].state()["attempt"] == 2, 60)
+    step = study.runs[0].checkpointed_step()
+    study.wait_for_step(step + 40)
+    os.kill(worker_of(study, rank=1), signal.SIGKILL)
+    study.finish(resubmit=True)
+    study.equals(calm.directory)
+    assert study.runs[0].state()["attempt"] >= 3
+
+
+def worker_of(study: Submitted, number: int = 0, rank: int = 0) -> int:
     """The process that trains a run, as this machine numbers it."""
     wanted = study.runs[number].state()["job_id"]
     for folder in Path("/proc").glob("[0-9]*"):
@@ -130,6 +162,6 @@ def worker_of(study: Submitted, number: int = 0) -> int:
             continue
         environment = dict(item.split(b"=", 1) for item in items if b"=" in item)
         array, task = environment.get(b"SLURM_ARRAY_JOB_ID", b""), environment.get(b"SLURM_ARRAY_TASK_ID", b"")
-        if f"{array.decode()}_{task.decode()}" == wanted and b"SLURM_PROCID" in environment:
+        if f"{array.decode()}_{task.decode()}" == wanted and environment.get(b"SLURM_PROCID") == b"%d" % rank:
             return int(folder.name)
     raise AssertionError(f"no process trains {wanted}")

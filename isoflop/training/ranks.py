@@ -1,0 +1,79 @@
+"""The processes that train one run together: each takes a part of every batch, and gradients are summed.
+
+One sum a flat gradient, in the same layout at every step, so that a run that was killed and resumed has the very sums
+of one that was not; buckets that are built anew after each start would not.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a process waits for the others before it gives up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run; alone by default, and then nothing is sent."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Replaces tensors by their sums over all processes."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag, whether it is set in any process: all processes get the same answer."""
+        if self.size == 1:
+            return list(flags)
+        both = torch.tensor(flags, dtype=torch.int32, device=self._device)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in both.tolist()]
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, stacked by rank: (ranks, ...)."""
+        if self.size == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor)
+        return torch.stack(parts)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+ALONE = Ranks()
+
+
+def join() -> Ranks:
+    """Meets the other processes of this job as SLURM and submitit name them; alone where there are no others."""
+    if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
+        return Ranks()
+    import submitit
+
+    found = submitit.helpers.TorchDistributedEnvironment().export()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    return Ranks(found.rank, found.world_size, found.local_rank)

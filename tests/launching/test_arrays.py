@@ -1,0 +1,340 @@
+"""Runs as arrays of jobs: which, in which order, how many at once, with which options, in which script."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import PROFILE
+from hypothesis import given
+from hypothesis import strategies as st
+from studies import tiny_plan
+
+from isoflop.config.profile import Gpu, Node, Profile, load_profile
+from isoflop.errors import ConfigError
+from isoflop.launching.arrays import Array, group, sbatch_options, setup_lines, signal_lead_s
+from isoflop.launching.submission import sbatch_script
+from isoflop.planning.queue import Order
+from isoflop.planning.runspec import RunSpec
+
+H100 = Gpu(type="h100-sxm", per_node=8)
+NODE = Node(cpus=96, memory_gb=1900)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    return tiny_plan(tmp_path_factory.mktemp("plan")).runs[0]
+
+
+def profile(options: dict[str, Any] | None = None, **changes: Any) -> Profile:
+    return Profile(name="ours", executor="slurm", root="runs", slurm=options or {}, **changes)
+
+
+def runs_like(run: RunSpec, *sizes: tuple[int, float], nodes: int = 1) -> list[RunSpec]:
+    """Runs by GPUs and hours, each with a budget of its place."""
+    return [
+        dataclasses.replace(run, run_id=f"r{place}", gpus=gpus, nodes=nodes, est_hours=hours, budget=1e18 * (1 + place))
+        for place, (gpus, hours) in enumerate(sizes)
+    ]
+
+
+def ids(arrays: list[Array]) -> list[list[str]]:
+    return [[run.run_id for run in array.runs] for array in arrays]
+
+
+def header(script: str) -> dict[str, str]:
+    lines = (line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH"))
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("longest", [["r1", "r4"], ["r3", "r0", "r2"]]),
+        ("budget", [["r0", "r2", "r3"], ["r1", "r4"]]),
+    ],
+)
+def test_one_array_a_size_in_order(run: RunSpec, order: Order, expected: list[list[str]]) -> None:
+    runs = runs_like(run, (1, 2.0), (8, 9.0), (1, 1.0), (1, 3.0), (8, 4.0))
+    arrays = group(runs, profile(gpu=H100), 1001, order)
+    assert ids(arrays) == expected
+    assert {(array.gpus, array.nodes) for array in arrays} == {(1, 1), (8, 1)}
+    assert all(array.at_once == len(array.runs) for array in arrays)
+
+
+def test_the_same_number_of_gpus_on_other_nodes_is_another_array(run: RunSpec) -> None:
+    apart = [*runs_like(run, (8, 1.0)), *runs_like(run, (8, 1.0), nodes=2)]
+    assert sorted((array.gpus, array.nodes) for array in group(apart, profile(gpu=H100), 1001)) == [(8, 1), (8, 2)]
+
+
+def test_without_a_bill_the_largest_runs_start_first(tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, "budgets=[1.0e8, 4.0e8]")
+    (array,) = group(plan.runs, profile(max_jobs=2), 1001)
+    flops = [run.train_flops for run in array.runs]
+    assert flops == sorted(flops, reverse=True)
+    assert (array.gpus, array.nodes, array.at_once) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(("most", "lengths"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (1001, [7])])
+def test_an_array_is_cut_at_the_clusters_limit(run: RunSpec, most: int, lengths: list[int]) -> None:
+    arrays = group(runs_like(run, *[(1, 9.0 - n) for n in range(7)]), profile(gpu=H100), most)
+    assert [len(array.runs) for array in arrays] == lengths
+    assert [run_id for part in ids(arrays) for run_id in part] == [f"r{n}" for n in range(7)]
+
+
+def test_the_larger_share_goes_to_the_array_with_more_work(run: RunSpec) -> None:
+    runs = runs_like(run, *[(1, 10.0)] * 30, *[(2, 1.0)] * 30)
+    large, small = group(runs, profile(gpu=H100, max_jobs=8), 1001)
+    assert large.at_once > small.at_once >= 1
+    assert large.at_once + small.at_once == 8
+
+
+sizes = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.1, 100)), min_size=1, max_size=12)
+
+
+@given(sizes, st.integers(1, 5), st.none() | st.integers(16, 64), st.none() | st.integers(1, 12))
+def test_limits_are_kept_and_every_run_has_its_place(
+    run: RunSpec, sizes: list[tuple[int, float]], most: int, max_gpus: int | None, max_jobs: int | None
+) -> None:
+    runs, limited = runs_like(run, *sizes), profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
+    arrays = group(runs, limited, most)
+    assert Counter(itertools.chain(*ids(arrays))) == Counter(run.run_id for run in runs)
+    assert all(len(array.runs) <= most and 0 <= array.at_once <= len(array.runs) for array in arrays)
+    at_once = [array.at_once for array in arrays]
+    assert sum(at_once) <= (max_jobs or 10**6)
+    assert sum(n * array.gpus for n, array in zip(at_once, arrays, strict=True)) <= (max_gpus or 10**6)
+    assert max(at_once) > 0
+    if max_gpus is None and max_jobs is None:
+        assert at_once == [len(array.runs) for array in arrays]
+
+
+@pytest.mark.parametrize(
+    ("limits", "counts"),
+    [({"max_jobs": 2}, [12]), ({"max_gpus": 16}, [12]), ({"max_jobs": 1}, [3, 3]), ({"max_gpus": 8}, [9, 2])],
+)
+def test_an_array_that_has_to_wait_keeps_to_the_limits_too(
+    run: RunSpec, tmp_path: Path, limits: dict[str, int], counts: list[int]
+) -> None:
+    runs = runs_like(run, *[(gpus, 1.0) for gpus, count in zip((8, 4), counts, strict=False) for _ in range(count)])
+    limited = dataclasses.replace(profile(gpu=H100), **limits)
+    arrays = group(runs, limited, 4)
+    assert 0 in [array.at_once for array in arrays]
+    for array in arrays:
+        found = header(sbatch_script(array, limited, tmp_path / "tiny", tmp_path)).get("array")
+        at_once = int(found.partition("%")[2]) if found else 1
+        assert at_once <= limits.get("max_jobs", 99)
+        assert at_once * array.gpus <= limits.get("max_gpus", 999)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "given", "expected"),
+    [
+        (0, 1, profile(), {"nodes": 1}),
+        (0, 1, profile({"partition": "main", "cpus-per-task": 8}), {"partition": "main", "cpus_per_task": 8}),
+        (4, 1, profile(), {"nodes": 1}),
+        (4, 1, profile(gpu=H100), {"nodes": 1, "gpus_per_node": 4}),
+        (16, 2, profile(gpu=H100), {"nodes": 2, "gpus_per_node": 8}),
+        (4, 1, profile(gpu=H100, node=NODE), {"gpus_per_node": 4, "mem": "950000M"}),
+        (1, 1, profile(gpu=H100, node=Node(cpus=7, memory_gb=7)), {"gpus_per_node": 1, "mem": "875M"}),
+        (8, 1, profile({"gres": "gpu:h100:8"}, gpu=H100), {"gres": "gpu:h100:8", "gpus_per_node": None}),
+        (8, 1, profile({"gpus-per-task": 8}, gpu=H100), {"gpus_per_task": 8, "gpus_per_node": None}),
+        (8, 1, profile({"cpus_per_gpu": 4}, gpu=H100, node=NODE), {"cpus_per_task": None, "mem": "1900000M"}),
+        (8, 1, profile({"mem": 0}, gpu=H100, node=NODE), {"mem": 0}),
+        (8, 1, profile({"mem_per_cpu": "4G"}, gpu=H100, node=NODE), {"mem_per_cpu": "4G", "mem": None}),
+        (8, 1, profile({"exclusive": True}, gpu=H100, node=NODE), {"exclusive": True, "mem": None}),
+        (8, 1, profile({"nodes": 3}, gpu=H100), {"nodes": 3}),
+        (0, 1, profile({"signal": "B:USR2@7"}), {"signal": "B:USR2@7"}),
+    ],
+)
+def test_the_profile_is_sent_as_written_and_a_nodes_share_is_added(
+    run: RunSpec, gpus: int, nodes: int, given: Profile, expected: dict[str, Any]
+) -> None:
+    options = sbatch_options(Array((run,), gpus, nodes, 1), given)
+    assert {name: options.get(name) for name in expected} == expected
+    asked = {name.replace("-", "_") for name in given.slurm}
+    added = {"nodes", "signal", "gpus_per_node", "cpus_per_task", "mem"}
+    assert asked <= options.keys() <= asked | added
+    if not given.gpu:
+        assert options.keys() - asked <= {"nodes", "signal"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "cores"), [(1, 1, 12), (2, 1, 24), (4, 1, 48), (8, 1, 96), (16, 2, 96), (64, 8, 96)]
+)
+def test_a_jobs_tasks_have_its_gpus_share_of_a_nodes_cores_together(
+    run: RunSpec, tmp_path: Path, gpus: int, nodes: int, cores: int
+) -> None:
+    script = sbatch_script(Array((run,), gpus, nodes, 1), profile(gpu=H100, node=NODE), tmp_path / "tiny", tmp_path)
+    asked = header(script)
+    assert int(asked["cpus-per-task"]) * int(asked["ntasks-per-node"]) == cores
+
+
+@pytest.mark.parametrize(
+    ("time", "lead"),
+    [(None, 90), ("UNLIMITED", 90), ("48:00:00", 90), ("15:00", 90), ("10:00", 60), ("1", 10), ("0:30", 10)],
+)
+def test_a_job_is_told_to_save_in_time(run: RunSpec, time: str | None, lead: int) -> None:
+    given = profile({} if time is None else {"time": time})
+    assert signal_lead_s(Array((run,), 0, 1, 1), given) == lead
+
+
+def test_the_largest_checkpoint_of_an_array_decides_how_early(run: RunSpec) -> None:
+    large = dataclasses.replace(run, shape=dataclasses.replace(run.shape, width=8192, layers=80, mlp_width=32768))
+    seconds = large.shape.checkpoint_bytes / 0.5e9
+    assert seconds > 600
+    lead = signal_lead_s(Array((run, large), 8, 1, 1), profile({"time": "48:00:00"}))
+    assert lead == pytest.approx(60 + seconds, abs=1)
+
+
+# The script
+
+
+NASTY = [
+    "$(touch touched)",
+    "`touch touched`",
+    "'; touch touched; '",
+    '"; touch touched; "',
+    "a && touch touched",
+    "a b  c",
+    "$HOME\\",
+    "# no comment",
+    "*",
+    "ü",
+]
+
+
+def run_script(script: str, folder: Path) -> list[str]:
+    """Runs a job's script in a folder, as a node would; returns what srun was asked to start."""
+    programs = folder / "programs"
+    programs.mkdir()
+    (programs / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >arguments\n')
+    (programs / "srun").chmod(0o755)
+    (folder / "job.sh").write_text(script)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-n", "job.sh"], cwd=folder, check=True)
+    done = subprocess.run(["bash", "job.sh"], cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert not [path for path in folder.rglob("*") if path.name.startswith("touched")]
+    return (folder / "arguments").read_text().splitlines()
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_nothing_in_a_profile_is_run(run: RunSpec, tmp_path: Path, value: str) -> None:
+    asked = load_profile(
+        PROFILE,
+        {"slurm.comment": value, "slurm.account": value, "python": "python", "root": value, "preemptible": False},
+    )
+    directory, code = tmp_path / value.replace("/", "") / "tiny", tmp_path / value.replace("/", "") / "code"
+    (folder := tmp_path / "node").mkdir()
+    script = sbatch_script(Array((run, run), 0, 1, 2), asked, directory, code)
+    arguments = run_script(script, folder)
+    assert arguments[-5:-1] == ["python", "-u", "-m", "submitit.core._submit"]
+    assert arguments[-1] == str(directory / "submissions" / "NAME")
+    body = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert not any("--account" in line or "--comment" in line for line in body)
+    assert {"comment", "account"} <= header(script).keys()
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("/opt/python/bin/python3", ["/opt/python/bin/python3"]),
+        (
+            "apptainer exec --nv 'my image.sif' python",
+            ["apptainer", "exec", "--nv", "my image.sif", "python"],
+        ),
+        ("python; touch touched", ["python;", "touch", "touched"]),
+        ("$(touch touched)", ["$(touch", "touched)"]),
+        ("python\ntouch touched", ["python", "touch", "touched"]),
+    ],
+)
+def test_an_interpreter_is_a_program_with_arguments(
+    run: RunSpec, tmp_path: Path, python: str, words: list[str]
+) -> None:
+    script = sbatch_script(Array((run,), 0, 1, 1), profile(python=python), tmp_path / "tiny", tmp_path)
+    (folder := tmp_path / "node").mkdir()
+    arguments = run_script(script, folder)
+    assert arguments[-4 - len(words) : -4] == words
+
+
+def test_setup_comes_before_the_worker_and_code_before_what_is_installed(run: RunSpec, tmp_path: Path) -> None:
+    given = profile(setup=("export FIRST='a b'", "export PYTHONPATH=/theirs"))
+    lines = [*setup_lines(given, tmp_path / "a 'b"), 'printf "%s|%s|%s" "$FIRST" "$PYTHONPATH" "$SRUN_CPUS_PER_TASK"']
+    for asked in ("", "4"):
+        environment = {"PATH": os.environ["PATH"], **({"SLURM_CPUS_PER_TASK": asked} if asked else {})}
+        done = subprocess.run(["bash", "-ec", "\n".join(lines)], env=environment, capture_output=True, text=True)
+        assert done.stdout == f"a b|{tmp_path}/a 'b:/theirs|{asked}"
+    script = sbatch_script(Array((run,), 0, 1, 1), given, tmp_path / "tiny", tmp_path)
+    assert script.index("export FIRST") < script.index("export PYTHONPATH=/theirs") < script.index("\nsrun ")
+
+
+def test_what_a_script_asks_for(run: RunSpec, tmp_path: Path) -> None:
+    given = profile({"partition": "gpu", "time": "2-00:00:00", "exclusive": True, "mail-type": "FAIL"}, gpu=H100)
+    script = sbatch_script(Array((run,) * 3, 8, 1, 2), given, tmp_path / "tiny", tmp_path)
+    logs = f"{tmp_path}/tiny/submissions/NAME/%A_%a_0_log"
+    assert {name: value for name, value in header(script).items() if name != "ntasks-per-node"} == {
+        "array": "0-2%2",
+        "error": f"{logs}.err",
+        "exclusive": "",
+        "gpus-per-node": "8",
+        "job-name": "tiny-NAME",
+        "mail-type": "FAIL",
+        "nodes": "1",
+        "open-mode": "append",
+        "output": f"{logs}.out",
+        "partition": "gpu",
+        "signal": "USR2@90",
+        "time": "2-00:00:00",
+    }
+    alone = sbatch_script(Array((run,), 8, 1, 1), given, tmp_path / "tiny", tmp_path)
+    assert "array" not in header(alone)
+    assert header(alone)["output"].endswith("/%j_0_log.out")
+    assert re.search(r"^srun .* --export=ALL --kill-on-bad-exit=1 ", alone, re.MULTILINE)
+
+
+# Profiles that no script can be made from
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"slurm.comment": "a\ntouch touched"}, "slurm.comment: has a line break in it"),
+        ({"slurm.comment": "a\n"}, "slurm.comment: has a line break in it"),
+        ({"slurm": {"a b": 1}}, "slurm.a b: is no name of an option of sbatch"),
+        ({"slurm": {"a\ntouch touched": 1}}, "slurm.a touch touched: is no name of an option of sbatch"),
+        ({"slurm": {"-p": "main"}}, "slurm.-p: is no name of an option of sbatch"),
+        ({"slurm": {"a=b": "c"}}, "slurm.a=b: is no name of an option of sbatch"),
+        ({"slurm": {"": "c"}}, "slurm: is no name of an option of sbatch"),
+        ({"slurm.nodelist": ["n1", "n2"]}, "slurm.nodelist: expected text, a number or true, got ['n1', 'n2']"),
+        ({"slurm.account": None}, "slurm.account: expected text, a number or true, got nothing"),
+        ({"slurm.exclusive": False}, "slurm.exclusive: expected text, a number or true, got False"),
+        ({"root": "50%"}, "root: has a % in it"),
+        ({"root": "a\ntouch touched"}, "root: has a line break in it"),
+        ({"setup": ["a\nb"]}, "setup: a line has a line break in it"),
+        ({"slurm.time": 600}, "slurm.time: expected text in quotes"),
+    ],
+)
+def test_an_option_that_no_header_can_hold_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        load_profile(PROFILE, {"root": "runs", **changes})
+    assert says in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("name", ["array", "output", "error", "job-name", "job_name"])
+def test_what_isoflop_says_to_sbatch_itself_is_not_for_the_profile(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"slurm.{name}: "):
+        load_profile(PROFILE, {"root": "runs", f"slurm.{name}": "x"})

@@ -1,0 +1,419 @@
+"""`trainer: {command: ...}`: studies trained by any program. The programs are real, and tiny."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+from studies import SWEEP, tiny_plan, wait_for
+
+from isoflop.config import load_sweep
+from isoflop.config.loading import to_yaml
+from isoflop.errors import ConfigError, RunError
+from isoflop.launching import command
+from isoflop.launching.attempt import attempt
+from isoflop.launching.command import NAMES, fill, run_command, values_of
+from isoflop.launching.directory import make_directory
+from isoflop.lease import LeaseLostError
+from isoflop.planning.plan import Plan
+from isoflop.runs import LOG_COLUMNS, RunDirectory, State, read_runs
+
+STEPS = 71
+"""Of the tiny study's first run."""
+
+WHOLE = """
+import json, sys
+steps, file = int(sys.argv[1]), sys.argv[2]
+with open(file, "w") as losses:
+    for step in (1, 10, steps):
+        print(json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.5}), file=losses)
+    for kind, loss in (("all", 5.25), ("text", 5.0)):
+        print(json.dumps({"step": steps, "split": "heldout", "kind": kind, "loss": loss}), file=losses)
+"""
+
+TABLE = """
+import csv, sys
+steps, file = int(sys.argv[1]), sys.argv[2].replace(".jsonl", ".csv")
+with open(file, "w", newline="") as losses:
+    table = csv.writer(losses)
+    table.writerow(["step", "loss", "split", "kind", "lr"])
+    table.writerows([step, 6 - step / 100, "", "", 0.5] for step in (1, 10, steps))
+    table.writerows([steps, loss, "heldout", kind, ""] for kind, loss in (("all", 5.25), ("text", 5.0)))
+"""
+
+PARTS = """
+import json, os, signal, sys, time
+steps, file = int(sys.argv[1]), sys.argv[2]
+begin = len(open(file).readlines()) if os.path.exists(file) else 0
+stop = []
+signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+with open(file, "a", buffering=1) as losses:
+    for step in range(begin + 1, steps + 1):
+        print(json.dumps({"step": step, "loss": 6.0, "wall_s": begin}), file=losses)
+        while begin == 0 and step == 20 and not stop:
+            time.sleep(0.001)
+        if stop:
+            print("saved", file=sys.stderr)
+            sys.exit(0)
+    print(json.dumps({"step": steps, "split": "heldout", "loss": 5.25}), file=losses)
+"""
+"""Resumes from its own losses; the first time it waits at step 20 to be stopped."""
+
+DEAF = """
+import os, signal, sys, time
+child = os.fork()
+if child == 0 or WHO == "both":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if child:
+    open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {child}")
+    open(sys.argv[2], "w").write('{"step": 1, "loss": 6.0}\\n')
+end = time.monotonic() + 20
+while time.monotonic() < end:
+    time.sleep(0.1)
+"""
+"""Two processes of which one does not listen to SIGTERM, or both."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A study whose trainer is a program in a file of its own."""
+
+    plan: Plan
+    directory: Path
+
+    @property
+    def run(self) -> RunDirectory:
+        return RunDirectory(self.directory / self.plan.runs[0].run_id)
+
+    def attempt(self, should_stop: Callable[[], bool] = lambda: False) -> State:
+        return attempt(self.run, should_stop, None)
+
+
+Program = Callable[..., Trained]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    """Makes a study of a program, which is called with its steps and its file of losses."""
+    monkeypatch.setattr(command, "POLL_S", 0.005)
+
+    def program(text: str, arguments: str = "{steps} {losses}", root: str = "runs") -> Trained:
+        (tmp_path / "program.py").write_text(text)
+        words = f"{shlex.join([sys.executable, '-I', str(tmp_path / 'program.py')])} {arguments}"
+        plan = tiny_plan(tmp_path, f"train.trainer=command: {words}")
+        return Trained(plan, make_directory(plan, tmp_path / root))
+
+    return program
+
+
+def writes(*lines: str) -> str:
+    """A program that writes these lines to its losses."""
+    return f"import sys\nopen(sys.argv[2], 'w').write({''.join(lines)!r})\n"
+
+
+def loss(step: object = STEPS, value: object = 5.25, **more: object) -> str:
+    return json.dumps({"step": step, "loss": value, **more}) + "\n"
+
+
+HELDOUT = loss(split="heldout")
+
+
+def alive(run: RunDirectory) -> list[str]:
+    """Processes of a program that have not ended."""
+    states = [Path("/proc", process, "stat") for process in (run.path / "processes").read_text().split()]
+    return [str(stat) for stat in states if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"]
+
+
+# The program's losses
+
+
+@pytest.mark.parametrize("text", [WHOLE, TABLE], ids=["JSONL", "CSV"])
+def test_what_a_program_writes_is_the_run_s_loss_log(program: Program, text: str) -> None:
+    study = program(text)
+    assert study.attempt() == "done"
+    log, spec = study.run.log(), study.plan.runs[0]
+    assert list(log.columns) == list(LOG_COLUMNS)
+    rows = log[["step", "split", "kind", "loss"]].to_numpy().tolist()
+    assert sorted(rows) == sorted(
+        [
+            [1, "train", "all", 5.99],
+            [10, "train", "all", 5.9],
+            [STEPS, "train", "all", 5.29],
+            [STEPS, "heldout", "all", 5.25],
+            [STEPS, "heldout", "text", 5.0],
+        ]
+    )
+    assert log["step"].is_monotonic_increasing
+    np.testing.assert_array_equal(log["tokens"], log["step"] * spec.batch_size * 32)
+    np.testing.assert_allclose(log["train_flops"] / spec.train_flops, log["step"] / STEPS, rtol=1e-12)
+    assert log.query("split == 'train'")["lr"].tolist() == [0.5] * 3
+    assert log.query("split == 'heldout'")["lr"].isna().tolist() == [True] * 2
+    table = read_runs(study.directory)
+    assert table["state"].tolist() == ["done", "pending", "pending"]
+    assert table.loc[0, ["loss", "loss_text"]].tolist() == [5.25, 5.0]
+    assert table["simulated"].tolist() == [False] * 3
+    assert study.run.state()["loss"] == 5.29
+
+
+def test_a_loss_that_is_written_again_counts_as_it_was_written_last(program: Program) -> None:
+    study = program(writes(loss(1, 7.0), loss(2, 6.0), HELDOUT, loss(1, 8.0), loss(split="heldout", value=5.0)))
+    assert study.attempt() == "done"
+    assert study.run.log()["loss"].tolist() == [8.0, 6.0, 5.0]
+
+
+@pytest.mark.parametrize("end", ['{"step": 71, "lo', "\n\n", ""])
+def test_a_torn_last_line_does_not_count(program: Program, end: str) -> None:
+    study = program(writes(loss(1), HELDOUT, end))
+    assert study.attempt() == "done"
+    assert len(study.run.log()) == 2
+
+
+def test_a_last_row_of_a_table_may_be_torn_too(program: Program) -> None:
+    study = program(
+        writes("step,loss,split\n", "1,6.5,train\n", f"{STEPS},5.25,heldout\n", "72,5.").replace(
+            "sys.argv[2]", "sys.argv[2][:-5] + 'csv'"
+        )
+    )
+    assert study.attempt() == "done"
+    assert study.run.log()["loss"].tolist() == [6.5, 5.25]
+
+
+@pytest.mark.parametrize("row", [loss(1, 6.5, split=None), loss(1, 6.5, split="", kind=None)])
+def test_what_is_empty_is_the_default(program: Program, row: str) -> None:
+    study = program(writes(row, loss(2, 6.25), HELDOUT))
+    assert study.attempt() == "done", study.run.state()["reason"]
+    assert study.run.log()["split"].tolist() == ["train", "train", "heldout"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("end", ["", "sys.exit(1)"], ids=["and it goes on", "and it fails"])
+def test_a_loss_that_is_not_finite_is_a_run_that_diverged(program: Program, value: str, end: str) -> None:
+    study = program(writes(loss(1), f'{{"step": 2, "loss": {value}}}\n', HELDOUT) + end)
+    assert study.attempt() == "diverged"
+    state = study.run.state()
+    assert (state["state"], state["reason"]) == ("diverged", "a loss in losses.jsonl is not finite")
+    assert study.run.log()["step"].tolist() == [1, 2, STEPS]
+    assert not study.run.done
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("print('no room')\nraise SystemExit(3)", r"failed with 3: no room; see \S+/attempts/1/output\.txt"),
+        (writes(HELDOUT) + "sys.exit(3)", "failed with 3: it wrote nothing"),
+        ("import nothing_like_it", "failed with 1: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("import os\nos.kill(os.getpid(), 9)", "failed with -9: "),
+        ("pass", r"losses\.jsonl: the program ended without a loss of split heldout, kind all, step 71"),
+        (writes(loss()), "without a loss of split heldout, kind all, step 71"),
+        (writes(loss(70, split="heldout")), "without a loss of split heldout, kind all, step 71"),
+        (writes(loss(split="heldout", kind="text")), "without a loss of split heldout, kind all, step 71"),
+        (writes(HELDOUT.rstrip()), "without a loss of split heldout, kind all, step 71"),
+        (writes("step 1\n", HELDOUT), r"losses\.jsonl: not JSON: step 1"),
+        (writes("7\n", HELDOUT), r"losses\.jsonl: a line without step and loss: {'step': 7}"),
+        (writes(loss(1, None), HELDOUT), "a line without step and loss: {'step': 1, 'loss': None}"),
+        (writes(loss("one"), HELDOUT), "a line without step and loss: {'step': 'one'"),
+    ],
+)
+def test_a_program_that_failed_is_a_run_that_failed(program: Program, text: str, reason: str) -> None:
+    study = program(text)
+    assert study.attempt() == "failed"
+    state = study.run.state()
+    assert re.search(reason, state["reason"]), state["reason"]
+    assert "\n" not in state["reason"]
+    assert (state["failures"], study.run.done) == (1, False)
+    with pytest.raises(RunError, match=reason):
+        run_command(study.run, study.plan.sweep.train.program[1], lambda: False)
+
+
+def test_a_program_that_is_not_there(program: Program, tmp_path: Path) -> None:
+    plan = tiny_plan(tmp_path, "train.trainer={command: no-such-program --steps 3}")
+    study = Trained(plan, make_directory(plan, tmp_path / "runs"))
+    assert study.attempt() == "failed"
+    wanted = "no-such-program: can't be started (No such file or directory); see train.trainer"
+    assert study.run.state()["reason"] == wanted
+
+
+# Its command line
+
+
+def test_values_reach_the_program_as_they_are(program: Program) -> None:
+    says = "import json, sys\njson.dump(sys.argv[1:], open(sys.argv[1] + '/said', 'w'))\n"
+    arguments = "{run_dir} 'two words' --batch={batch_size} {lr:.3f} {{steps}} $HOME {seed}/{width}x{layers}"
+    root = "a $(touch made) `touch made`; touch made 'b\" *"
+    study = program(says, arguments, root)
+    study.attempt()
+    spec = study.plan.runs[0]
+    assert json.loads((study.run.path / "said").read_text()) == [
+        str(study.run.path),
+        "two words",
+        f"--batch={spec.batch_size}",
+        f"{spec.lr:.3f}",
+        "{steps}",
+        "$HOME",
+        f"0/{spec.width}x{spec.shape.layers}",
+    ]
+    assert study.run.path.parents[1].name == root
+    assert not Path("made").exists()
+
+
+def test_the_names_are_those_that_have_values(program: Program) -> None:
+    study = program(WHOLE)
+    values, spec = values_of(study.run), study.plan.runs[0]
+    assert set(NAMES) == values.keys()
+    assert len(set(NAMES)) == len(NAMES)
+    row = study.plan.rows()[0]
+    assert {name: values[name] for name in values.keys() & row.keys()} == {
+        name: row[name] for name in values.keys() & row.keys()
+    }
+    assert (values["losses"], values["run_dir"]) == (study.run.path / "losses.jsonl", study.run.path)
+    assert (values["tokens"], values["steps"]) == (spec.tokens, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("train {stpes}", r"{stpes} is not known; in braces can stand run_id, .* \(write {{ for a brace\)"),
+        ("train {budget.real.nothing}", "train.trainer: "),
+        ("train {budget[0]}", "train.trainer: "),
+        ("train {}", "can't be read as a command"),
+        ("train {steps", "can't be read as a command"),
+        ("train {steps!z}", "can't be read as a command"),
+        ("train 'steps", r"can't be read as a command \(No closing quotation\)"),
+    ],
+)
+def test_a_command_that_can_not_be_filled_in_is_found_before_there_is_a_run(
+    tmp_path: Path, template: str, says: str
+) -> None:
+    plan = tiny_plan(tmp_path, f'train.trainer={{command: "{template}"}}')
+    with pytest.raises(ConfigError, match=says) as problem:
+        make_directory(plan, tmp_path / "runs")
+    assert str(problem.value).startswith("train.trainer: ")
+    assert not (tmp_path / "runs").exists()
+
+
+@drawn(st.lists(st.text().filter(lambda word: "\0" not in word), min_size=1))
+def test_words_stay_words_whatever_is_in_them(words: list[str]) -> None:
+    template = shlex.join(word.replace("{", "{{").replace("}", "}}") for word in words)
+    assert fill(template, {}) == words
+    values = {f"name{number}": word for number, word in enumerate(words)}
+    assert fill(" ".join(f"{{{name}}}" for name in values), values) == words
+
+
+# Stopped
+
+
+def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program) -> None:
+    study = program(PARTS)
+    losses = study.run.path / "losses.jsonl"
+
+    def at_step_20() -> bool:
+        return losses.exists() and losses.read_text().count("\n") >= 20
+
+    assert study.attempt(at_step_20) == "pending"
+    state = study.run.state()
+    assert (state["state"], state["step"], state["attempt"]) == ("pending", 20, 1)
+    assert (study.run.path / "attempts" / "1" / "output.txt").read_text() == "saved\n"
+    assert len(study.run.log()) == 0
+    assert study.attempt() == "done"
+    log = study.run.log().query("split == 'train'")
+    assert log["step"].tolist() == list(range(1, STEPS + 1))
+    assert log["wall_s"].tolist() == [0.0] * 20 + [20.0] * (STEPS - 20)
+    assert study.run.state()["attempt"] == 2
+
+
+@pytest.mark.parametrize("who", ["both", "child"])
+def test_what_does_not_stop_is_killed(program: Program, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    monkeypatch.setattr(command, "GRACE_S", 0.1)
+    study = program(DEAF.replace("WHO", repr(who)))
+    losses = study.run.path / "losses.jsonl"
+    assert study.attempt(losses.exists) == "pending"
+    assert study.run.state()["reason"] == "stopped; its program resumes by itself"
+    wait_for(lambda: not alive(study.run), 5)
+
+
+def test_where_another_process_has_taken_the_run_the_program_is_killed_at_once(program: Program) -> None:
+    study = program(DEAF.replace("WHO", "'both'"))
+    losses = study.run.path / "losses.jsonl"
+
+    def lost() -> bool:
+        if losses.exists():
+            raise LeaseLostError("taken over")
+        return False
+
+    began = time.monotonic()
+    assert study.attempt(lost) == "pending"
+    wait_for(lambda: not alive(study.run), 5)
+    assert time.monotonic() - began < command.GRACE_S / 2
+    assert study.run.state()["state"] == "running"  # as the other process says
+
+
+def test_a_program_goes_on_after_a_line_that_was_torn_when_it_was_killed(program: Program) -> None:
+    study = program(PARTS)
+    (study.run.path / "losses.jsonl").write_text(loss(1, 6.5) + loss(2, 6.5)[:9])
+    assert study.attempt() == "done", study.run.state()["reason"]
+    assert study.run.log().query("split == 'train'")["step"].tolist() == list(range(1, STEPS + 1))
+
+
+def test_the_state_tells_how_far_it_is(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "HEARTBEAT_S", 0.0)
+    study = program(PARTS)
+    assert study.attempt(lambda: study.run.state()["step"] == 20) == "pending"
+
+
+# In a sweep
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument"),
+    [("simulated", "soda"), ("command", "python train.py --name 'a: b' {losses}"), ("command", "train {steps} # {lr}")],
+)
+def test_a_trainer_is_a_text_or_a_mapping(tmp_path: Path, kind: str, argument: str) -> None:
+    text, mapping = tmp_path / "text.yaml", tmp_path / "mapping.yaml"
+    text.write_text(SWEEP.replace("train: {", f"train: {{trainer: {json.dumps(f'{kind}: {argument}')}, "))
+    mapping.write_text(SWEEP.replace("train: {", f"train: {{trainer: {{{kind}: {json.dumps(argument)}}}, "))
+    assert load_sweep(text) == load_sweep(mapping)
+    assert load_sweep(text).train.program == (kind, argument)
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(load_sweep(text)))
+    assert load_sweep(again) == load_sweep(text)
+
+
+def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
+    trainers = ("builtin", "simulated: soda", "simulated: chinchilla", "command: train {losses}", "command: train")
+    plans = [tiny_plan(tmp_path, f"train.trainer='{trainer}'") for trainer in trainers]
+    assert len({run.run_id for plan in plans for run in plan.runs}) == 3 * len(trainers)
+    assert [run.run_id for run in plans[0].runs] == [run.run_id for run in tiny_plan(tmp_path).runs]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "built-in",
+        "soda",
+        "command",
+        "'command:'",
+        "'simulated: '",
+        "{command: ''}",
+        "{command: null}",
+        "{simulated: [soda]}",
+        "{builtin: soda}",
+        "{simulated: soda, command: train}",
+        "{}",
+        "null",
+        "7",
+    ],
+)
+def test_a_trainer_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
+    with pytest.raises(ConfigError, match=r"override train\.trainer=.*: train\.trainer: expected") as problem:
+        tiny_plan(tmp_path, f"train.trainer={given}")
+    assert "\n" not in str(problem.value)

@@ -1,0 +1,288 @@
+"""Where a run is, by what its directory, the queue and accounting say; and what a death of its job counts for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_slurm import FakeSlurm
+
+from isoflop.launching.attempt import record_failure
+from isoflop.launching.reconcile import HOPELESS, Picture, Where, explain, is_hopeless, reconcile
+from isoflop.launching.submission import Submission
+from isoflop.runs import RunDirectory
+
+TASK = "100_0"
+BEGAN = {"state": "running", "attempt": 1, "job_id": TASK, "node": "n1"}
+SAVED = {"state": "pending", "attempt": 1, "job_id": TASK, "node": "n1"}
+BEFORE = {"state": "running", "attempt": 1, "job_id": "99_0", "node": "n1"}
+NEW = {"state": "pending", "attempt": 0}
+NO_ACCOUNTING = "echo 'sacct: error: Slurm accounting storage is disabled' >&2; exit 1"
+NO_ANSWER = "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+
+
+class Cluster:
+    """One run, and what squeue and sacct say of its task; None where a program fails."""
+
+    def __init__(self, folder: Path, slurm: FakeSlurm) -> None:
+        self.folder, self.slurm = folder, slurm
+        self.run = RunDirectory(folder / "tiny" / "r0")
+        self.run.path.mkdir(parents=True)
+
+    def look(
+        self,
+        stored: dict[str, Any],
+        queue: str | None = "",
+        known: str | None = "",
+        *,
+        age: float = 600,
+        retries: int = 2,
+        submission: dict[str, Any] | None = None,
+    ) -> Picture:
+        if stored:
+            self.run.set_state(**stored)
+        for program, line, failing in (("squeue", queue, NO_ANSWER), ("sacct", known, NO_ACCOUNTING)):
+            self.slurm.program(program, failing if line is None else f"printf '%s' '{line and line + chr(10)}'")
+        made = Submission(
+            **{
+                "name": "tiny-1",
+                "runs": ("r0", "r1"),
+                "gpus": 0,
+                "submitted": time.time() - age,
+                "job_id": "100",
+                **(submission or {}),
+            }
+        )
+        return reconcile(self.run.path.parent, ["r0"], [made], retries)
+
+    def where(self, *arguments: Any, **options: Any) -> Where:
+        return self.look(*arguments, **options).runs["r0"]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    slurm = FakeSlurm.make(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    return Cluster(tmp_path, slurm)
+
+
+@pytest.mark.parametrize(
+    ("stored", "queue", "known", "age", "state", "again", "reason"),
+    [
+        # What the run itself says for good
+        ({"state": "done"}, "", "", 600, "done", False, ""),
+        ({"state": "done"}, "100_0|RUNNING|n1|None", "", 600, "done", False, ""),
+        ({"state": "done"}, None, "", 600, "done", False, ""),
+        ({"state": "diverged", "reason": "not finite"}, "", "100_0|FAILED|n1|1:0", 600, "diverged", False, "not"),
+        # In the queue
+        (NEW, "100_0|PENDING||Priority", "", 0, "queued", False, "Priority"),
+        (NEW, "100_0|PENDING||None", "", 600, "queued", False, ""),
+        (NEW, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
+        (NEW, "100_0|CONFIGURING|n1|None", "", 600, "running", False, "configuring"),
+        (BEGAN, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
+        (BEGAN, "100_0|COMPLETING|n1|None", "", 600, "running", False, "completing"),
+        (SAVED, "100_0|PENDING||BeginTime", "", 600, "requeued", False, "BeginTime"),
+        (BEGAN, "100_0|PENDING||Resources", "", 600, "requeued", False, "Resources"),
+        (BEFORE, "100_0|PENDING||Resources", "", 600, "requeued", False, "Resources"),
+        (NEW, "100_0|PENDING||PartitionTimeLimit", "", 600, "queued", False, "PartitionTimeLimit: slurm.time is long"),
+        (NEW, "100_0|PENDING||(InvalidQOS)", "", 600, "queued", False, "InvalidQOS: slurm.qos is not valid"),
+        ({"state": "failed", **NEW, "attempt": 1}, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
+        # Not there yet, or never
+        (NEW, "", None, 1, "queued", False, "not in the queue yet"),
+        (NEW, "", "100_0|PENDING|None assigned|0:0", 1, "queued", False, "not in the queue yet"),
+        (NEW, "", None, 600, "pending", True, "lost by SLURM"),
+        (NEW, "", "", 600, "pending", True, "lost by SLURM"),
+        (NEW, "", "100_0|PENDING|None assigned|0:0", 600, "pending", True, "lost by SLURM"),
+        (NEW, "", "100_[0-1]|PENDING|None assigned|0:0", 600, "pending", True, "lost by SLURM"),
+        (BEFORE, "", None, 600, "pending", True, "lost by SLURM"),
+        (BEGAN, "", "100_0|RUNNING|n1|0:0", 600, "pending", True, "lost by SLURM while it ran"),
+        # Ended by what is not its fault
+        (BEGAN, "", "100_0|PREEMPTED|n1|0:0", 600, "pending", True, "interrupted (preempted)"),
+        (BEGAN, "", "100_0|TIMEOUT|n1|0:0", 600, "pending", True, "interrupted (timeout)"),
+        (BEGAN, "", "100_0|NODE_FAIL|n1|0:0", 600, "pending", True, "interrupted (node_fail)"),
+        (NEW, "", "100_0|BOOT_FAIL|n1|0:0", 600, "pending", True, "interrupted (boot_fail)"),
+        (BEGAN, "", "100_0|FAILED|n1|0:12", 600, "pending", True, "interrupted"),
+        (BEGAN, "", "100_0|FAILED|n1|12:0", 600, "pending", True, "interrupted"),
+        (BEGAN, "", "100_0|FAILED|n1|0:15", 600, "pending", True, "interrupted"),
+        (BEGAN, "", "100_0|FAILED|n1|143:0", 600, "pending", True, "interrupted"),
+        (BEGAN, "100_0|TIMEOUT|n1|TimeLimit", None, 600, "pending", True, "interrupted (timeout)"),
+        (BEGAN, "100_0|PREEMPTED|n1|None", None, 600, "pending", True, "interrupted (preempted)"),
+        (BEGAN, "100_0|NODE_FAIL|n1|NodeDown", "", 600, "pending", True, "interrupted (node_fail)"),
+        (BEGAN, "100_0|TIMEOUT|n1|TimeLimit", "100_0|RUNNING|n1|0:0", 600, "pending", True, "interrupted (timeout)"),
+        (SAVED, "", None, 600, "pending", True, "interrupted"),
+        (SAVED, "", "100_0|COMPLETED|n1|0:0", 600, "pending", True, "interrupted"),
+        ({**SAVED, "reason": "stopped at step 7"}, "", "", 600, "pending", True, "stopped at step 7"),
+        (BEGAN, "", "100_0|CANCELLED by 1001|n1|0:15", 600, "cancelled", True, "its job was cancelled"),
+        (NEW, "100_0|CANCELLED||None", None, 600, "cancelled", True, "its job was cancelled"),
+        # Ended by what may be
+        (BEGAN, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "its job 100_0 died on n2 (failed, exit code 1:0)"),
+        (BEGAN, "", "100_0|OUT_OF_MEMORY|n2|0:125", 600, "failed", True, "died on n2 (out_of_memory, exit code 0:125)"),
+        (BEGAN, "", "100_0|FAILED|n2|0:9", 600, "failed", True, "died on n2 (failed, exit code 0:9): killed"),
+        (BEGAN, "100_0|FAILED|n2|NonZeroExitCode", None, 600, "failed", True, "its job 100_0 died on n2"),
+        (BEGAN, "", None, 600, "failed", True, "its job 100_0 died on n1: killed"),
+        (NEW, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "ended on n2 (failed, exit code 1:0) before the run be"),
+    ],
+)
+def test_where_a_run_is(
+    cluster: Cluster,
+    stored: dict[str, Any],
+    queue: str | None,
+    known: str | None,
+    age: float,
+    state: str,
+    again: bool,
+    reason: str,
+) -> None:
+    where = cluster.where(stored, queue, known, age=age)
+    assert (where.state, where.again) == (state, again)
+    assert reason in where.reason
+    assert (reason == "") == (where.reason == "")
+    after = cluster.run.state()
+    if state == "failed":
+        log = cluster.run.path.parent / "submissions" / "tiny-1" / "100_0_0_log.err"
+        assert where.reason.endswith(f"; see {log}")
+        assert (after["state"], after["failures"], after["reason"]) == ("failed", 1, where.reason)
+        assert after["failed_on"] == ["n2" if queue or known else "n1"]
+        assert cluster.where({}, queue, known) == Where("r0", "failed", where.reason, None, where.node, after, True)
+        assert cluster.run.state()["failures"] == 1
+    else:
+        assert after["state"] == stored["state"]
+        assert "failures" not in after
+
+
+@pytest.mark.parametrize("stored", [NEW, BEGAN, SAVED, BEFORE, {**BEGAN, "state": "failed"}])
+@pytest.mark.parametrize("age", [1, 600])
+def test_a_queue_that_does_not_answer_proves_nothing(cluster: Cluster, stored: dict[str, Any], age: float) -> None:
+    picture = cluster.look(stored, None, "100_0|FAILED|n1|1:0", age=age)
+    assert not picture.certain
+    (note,) = picture.notes
+    assert note.startswith("squeue: slurm_load_jobs error: Unable to contact slurm controller; ")
+    where = picture.runs["r0"]
+    assert where.state != "pending"
+    assert not where.again
+    assert cluster.run.state()["state"] == stored["state"]
+
+
+def test_a_sweep_that_was_never_submitted_needs_no_slurm(cluster: Cluster) -> None:
+    for program in ("squeue", "sacct"):
+        cluster.slurm.remove(program)
+    picture = reconcile(cluster.run.path.parent, ["r0"], [], 2)
+    assert picture.certain
+    assert (picture.runs["r0"].state, picture.runs["r0"].again) == ("pending", True)
+
+
+@pytest.mark.parametrize(("retries", "again"), [(0, [False] * 3), (1, [True, False, False]), (2, [True, True, False])])
+def test_a_run_is_tried_again_so_often(cluster: Cluster, retries: int, again: list[bool]) -> None:
+    found = []
+    for attempt in range(1, 4):
+        where = cluster.where({**BEGAN, "attempt": attempt}, "", "100_0|FAILED|n1|1:0", retries=retries)
+        assert (where.state, where.stored["failures"]) == ("failed", attempt)
+        found.append(where.again)
+    assert found == again
+
+
+def test_progress_between_failures_starts_their_count_again(cluster: Cluster) -> None:
+    counts = []
+    for step in (0, 0, 10, 10, 20):
+        cluster.run.checkpoints.mkdir(exist_ok=True)
+        if step:
+            (cluster.run.checkpoints / f"step-{step:09d}.sha256").touch()
+        where = cluster.where(BEGAN, "", "100_0|FAILED|n1|1:0", retries=1)
+        counts.append((where.stored["failures"], where.again))
+    assert counts == [(1, True), (2, False), (1, True), (2, False), (1, True)]
+
+
+def test_a_run_that_somebody_trains_is_running_whatever_slurm_says(cluster: Cluster) -> None:
+    with cluster.run.lease() as mine:
+        assert mine
+        for queue, known in (("", "100_0|FAILED|n1|1:0"), (None, None), ("", None)):
+            where = cluster.where(BEGAN, queue, known)
+            assert (where.state, where.task, where.again) == ("running", TASK, False)
+    assert "failures" not in cluster.run.state()
+
+
+def test_a_run_that_somebody_begins_to_train_meanwhile_is_no_failure(cluster: Cluster) -> None:
+    with cluster.run.lease() as mine:
+        assert mine
+        where = cluster.where(NEW, "", "100_0|FAILED|n1|1:0")
+    assert (where.state, where.again) == ("running", False)
+    assert cluster.run.state()["state"] == "pending"
+
+
+@pytest.mark.parametrize("known", ["100_0|CANCELLED by 0|n1|0:15", "100_0|FAILED|n1|0:9", "", None])
+@pytest.mark.parametrize("stored", [NEW, BEGAN, SAVED])
+def test_a_run_that_isoflop_cancelled_never_failed(cluster: Cluster, stored: dict[str, Any], known: str | None) -> None:
+    where = cluster.where(stored, "", known, submission={"cancelled": ("r0",)})
+    assert (where.state, where.reason, where.again) == ("cancelled", "by isoflop cancel", True)
+    assert "failures" not in cluster.run.state()
+
+
+@pytest.mark.parametrize("stored", [NEW, {"state": "running", "attempt": 1}, BEFORE, {**BEFORE, "job_id": None}])
+@pytest.mark.parametrize("age", [1, 600])
+def test_a_submission_without_an_id_yet_is_nobodys_failure(
+    cluster: Cluster, stored: dict[str, Any], age: float
+) -> None:
+    """Somebody looks while another call is between its record and sbatch."""
+    where = cluster.where(stored, "", "", age=age, submission={"job_id": None})
+    assert where.state in ("pending", "queued")
+    assert where.reason != "interrupted"
+    assert "failures" not in cluster.run.state()
+
+
+def test_a_run_alone_is_a_job_and_no_task(cluster: Cluster) -> None:
+    where = cluster.where(NEW, "100|RUNNING|n3|None", submission={"runs": ("r0",)})
+    assert (where.state, where.task, where.node) == ("running", "100", "n3")
+
+
+def test_the_last_submission_of_a_run_is_what_counts(cluster: Cluster) -> None:
+    cluster.run.set_state("pending", attempt=1, job_id="100_0")
+    cluster.slurm.program("squeue", "printf '101|PENDING||Priority\\n100_0|FAILED|n1|None\\n'")
+    older, newer = (Submission(f"tiny-{n}", runs, 0, n, f"10{n}") for n, runs in enumerate([("r0", "r1"), ("r0",)]))
+    where = reconcile(cluster.run.path.parent, ["r0"], [older, newer], 2).runs["r0"]
+    assert (where.state, where.task) == ("requeued", "101")
+
+
+def test_many_runs_take_one_call_of_each_program(cluster: Cluster) -> None:
+    cluster.slurm.program("squeue", "echo x >>squeue.calls\nprintf '100_0|PENDING||Priority\\n'")
+    cluster.slurm.program(
+        "sacct", "echo \"$@\" >>sacct.calls\nprintf '100_1|TIMEOUT|n1|0:0\\n200_7|COMPLETED|n1|0:0\\n'"
+    )
+    for name in ("squeue", "sacct"):
+        script = (cluster.slurm.folder / name).read_text()
+        (cluster.slurm.folder / name).write_text(script.replace("\n", f"\ncd '{cluster.slurm.folder}'\n", 1))
+    first = Submission("tiny-1", tuple(f"r{n}" for n in range(50)), 0, 0, "100")
+    second = Submission("tiny-2", tuple(f"r{n}" for n in range(50, 100)), 0, 0, "200")
+    picture = reconcile(cluster.run.path.parent, [f"r{n}" for n in range(100)], [first, second], 2)
+    assert picture.ids("queued") == ["r0"]
+    assert picture.ids("failed") == ["r57"]
+    assert len(picture.ids("pending")) == 98
+    assert (cluster.slurm.folder / "squeue.calls").read_text() == "x\n"
+    (call,) = (cluster.slurm.folder / "sacct.calls").read_text().splitlines()
+    assert "-j 100,200 " in call
+
+
+# Reasons
+
+
+@pytest.mark.parametrize("reason", HOPELESS)
+def test_what_a_job_waits_for_in_vain_is_explained_with_the_mend(reason: str) -> None:
+    key, what = HOPELESS[reason]
+    assert is_hopeless(reason)
+    assert explain(reason) == f"{reason}: {f'{key} ' if key else ''}{what}"
+    assert explain(f"({reason})") == explain(reason)
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", ""])
+def test_what_passes_by_itself_is_left_as_it_is(reason: str) -> None:
+    assert not is_hopeless(reason)
+    assert explain(reason) == reason
+
+
+@pytest.mark.parametrize("node", ["n1", ""])
+def test_a_failure_is_kept_with_its_node(cluster: Cluster, node: str) -> None:
+    for _ in range(2):
+        record_failure(cluster.run, "no luck", node)
+    assert cluster.run.state()["failed_on"] == [node] * 2 * bool(node)
+    assert cluster.run.state()["failures"] == 2

@@ -1,0 +1,130 @@
+"""The code of a study: copied once, kept while the tree changes, renewed when asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from isoflop.launching import snapshot
+from isoflop.launching.snapshot import study_code
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+from isoflop.launching import snapshot
+
+rename = snapshot.os.rename
+
+def slowly(part, copy):
+    print("copied", flush=True)
+    sys.stdin.readline()
+    rename(part, copy)
+
+snapshot.PACKAGE, snapshot.os.rename = Path(sys.argv[1]), slowly
+print(*snapshot.study_code(Path(sys.argv[2])))
+"""
+"""Copies, says so, and goes on when it is told to."""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package in the place of isoflop, with what a checkout has beside its code."""
+    package = tmp_path / "tree" / "isoflop"
+    for name, text in (("__init__.py", ""), ("answer.py", "print(1)\n"), ("shipped/soda.yaml", "a: 1\n")):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "answer.cpython-39.pyc").write_bytes(b"stale")
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
+    return package
+
+
+def says(code: Path) -> str:
+    """What the copy's module prints, imported as a job does."""
+    environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop.answer"],
+        cwd=code.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_study_keeps_the_code_of_its_first_submission(package: Path, tmp_path: Path) -> None:
+    code, differs = study_code(tmp_path / "study")
+    assert not differs
+    before = content(code)
+    assert before.keys() == {"made", "isoflop/__init__.py", "isoflop/answer.py", "isoflop/shipped/soda.yaml"}
+    assert study_code(tmp_path / "study") == (code, False)
+    (package / "answer.py").write_text("print(2)\n")
+    assert study_code(tmp_path / "study") == (code, True)
+    assert content(code) == before
+    assert says(code) == "1"
+    other, differs = study_code(tmp_path / "other")
+    assert (says(other), differs) == ("2", False)
+
+
+@pytest.mark.parametrize(
+    "name", ["answer.py", "more/new.py"], ids=["a module that was changed", "a module that was added"]
+)
+def test_any_change_of_the_code_is_seen(package: Path, tmp_path: Path, name: str) -> None:
+    code, _ = study_code(tmp_path)
+    (package / name).parent.mkdir(exist_ok=True)
+    (package / name).write_text("print(3)\n")
+    assert study_code(tmp_path) == (code, True)
+
+
+def test_what_is_not_code_changes_nothing(package: Path, tmp_path: Path) -> None:
+    code, _ = study_code(tmp_path)
+    (package / "__pycache__" / "other.cpython-39.pyc").write_bytes(b"also stale")
+    (package / "answer.py").touch()
+    assert study_code(tmp_path) == (code, False)
+
+
+def test_it_is_renewed_when_asked_and_then_kept(package: Path, tmp_path: Path) -> None:
+    first, _ = study_code(tmp_path)
+    (package / "answer.py").write_text("print(2)\n")
+    second, differs = study_code(tmp_path, renew=True)
+    assert (says(first), says(second), differs) == ("1", "2", False)
+    assert study_code(tmp_path) == (second, False)
+    (package / "answer.py").write_text("print(1)\n")
+    assert study_code(tmp_path) == (second, True)
+    assert study_code(tmp_path, renew=True) == (first, False)  # back again, and nothing is copied
+    assert study_code(tmp_path) == (first, False)
+
+
+@pytest.mark.parametrize("names", [("isoflop/__init__.py",), ("isoflop/__init__.py", "made")])
+def test_a_copy_that_was_killed_before_it_had_its_name_does_not_count(
+    package: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    whole, _ = study_code(tmp_path / "other")
+    half = tmp_path / "study" / "code" / f".{whole.name}.0a1b2c3d.tmp"
+    for name in names:
+        (half / name).parent.mkdir(parents=True, exist_ok=True)
+        (half / name).touch()
+    code, differs = study_code(tmp_path / "study")
+    assert (code.name, differs) == (whole.name, False)
+    assert content(code) == content(whole)
+
+
+def test_two_at_once_make_one_copy(package: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", AT_ONCE, str(package), str(tmp_path / "study")]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    first = [process.stdout.readline() for process in both if process.stdout]
+    said = {process.communicate("go\n")[0] for process in both}
+    assert first == ["copied\n"] * 2
+    code, differs = study_code(tmp_path / "study")
+    assert (said, differs) == ({f"{code} False\n"}, False)
+    assert says(code) == "1"
+    assert list((tmp_path / "study" / "code").iterdir()) == [code]

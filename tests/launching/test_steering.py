@@ -1,0 +1,145 @@
+"""Steering a study that was submitted: which runs, cancelled, tried again, and what they wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from fake_study import BUSY, Study, make_study
+
+from isoflop.errors import ClusterError, RunError
+from isoflop.launching.attempt import record_failure
+from isoflop.launching.steering import cancel, choose, look, newest_log, retry
+from isoflop.launching.submission import read_submissions, submissions_folder
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    return make_study(tmp_path, monkeypatch)
+
+
+def test_runs_are_chosen_by_the_beginning_of_their_names(study: Study) -> None:
+    study.prepare()
+    first, second, third = study.ids
+    assert choose(study.directory, []) == study.ids
+    assert choose(study.directory, [second]) == [second]
+    assert choose(study.directory, [second[:7]]) == [second]
+    assert choose(study.directory, [third.rpartition("-")[2][:5]]) == [third]
+    assert choose(study.directory, [third, first, third[:-1]]) == [third, first]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "says"),
+    [
+        (
+            "1e8",
+            r"1e8: fits 3 runs \(1e8-w.*, 1e8-w.*, 1e8-w.*\) of .*tiny; give more of its name, as `isoflop status`",
+        ),
+        ("1e8-w1", r"1e8-w1: fits 2 runs \("),
+        ("2e8", "2e8: fits no run of .*tiny; give more of its name"),
+        ("w8", "w8: fits no run"),
+    ],
+)
+def test_a_beginning_that_fits_no_run_or_several_is_refused(study: Study, prefix: str, says: str) -> None:
+    study.prepare()
+    with pytest.raises(RunError, match=says) as problem:
+        choose(study.directory, [study.ids[0], prefix])
+    assert "\n" not in str(problem.value)
+
+
+def test_a_directory_of_no_sweep_is_refused(study: Study) -> None:
+    with pytest.raises(RunError, match=r"no sweep's directory \(it has no plan.parquet\); name the one that submit"):
+        choose(study.folder, [])
+
+
+def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study: Study) -> None:
+    study.queued()
+    study.slurm.answer("scancel", "scancel: error: Kill job error: Unable to contact slurm controller")
+    with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
+        cancel(study.directory, [study.ids[1]])
+    (made,) = read_submissions(study.directory)
+    assert made.cancelled == (study.ids[1],)
+    assert cancel(study.directory, [study.ids[1]]) == [study.ids[1]]
+    (call,) = study.slurm.calls("scancel")[1:]
+    assert call["arguments"] == ["--quiet", made.task(study.ids[1])]
+    picture, _ = look(study.directory)
+    assert [picture.runs[run_id].state for run_id in study.ids] == ["queued", "cancelled", "queued"]
+    assert picture.runs[study.ids[1]].again
+
+
+def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
+    study.queued()
+    assert cancel(study.directory, []) == study.ids
+    assert cancel(study.directory, []) == []
+    assert look(study.directory)[0].ids("cancelled") == study.ids
+    assert retry(study.directory, []) == study.ids
+    assert set(study.submit().queued) == set(study.ids)
+    assert look(study.directory)[0].ids("queued") == study.ids
+
+
+def test_nothing_is_cancelled_while_the_queue_does_not_answer(study: Study) -> None:
+    study.queued()
+    study.slurm.answer("squeue", BUSY)
+    with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
+        cancel(study.directory, [])
+    assert study.slurm.calls("scancel") == []
+    assert read_submissions(study.directory)[0].cancelled == ()
+
+
+def test_a_run_that_failed_too_often_is_ready_again(study: Study) -> None:
+    study.queued()
+    tasks = {run_id: read_submissions(study.directory)[0].task(run_id) for run_id in study.ids}
+    run = study.run(1)
+    run.set_state("running", attempt=1, job_id=tasks[run.run_id], node="n1")
+    for _ in range(5):
+        record_failure(run, "no luck", "n1")
+    study.slurm.end([tasks[run.run_id] or ""], "FAILED", exit_code="1:0")
+    assert study.submit().queued == ()
+    assert retry(study.directory, [run.run_id[:7]]) == [run.run_id]
+    assert {name: run.state()[name] for name in ("state", "failures", "failed_on")} == {
+        "state": "pending",
+        "failures": 0,
+        "failed_on": [],
+    }
+    assert look(study.directory)[0].ids("pending") == [run.run_id]
+    assert study.submit().queued == (run.run_id,)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_run_whose_job_ended_before_it_began_is_ready_again(study: Study, retries: int) -> None:
+    study.profile = dataclasses.replace(study.profile, retries=retries)
+    study.queued()
+    study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
+    assert look(study.directory)[0].ids("failed") == study.ids
+    assert retry(study.directory, []) == study.ids
+    assert look(study.directory, retries)[0].ids("pending") == study.ids
+    assert set(study.submit().queued) == set(study.ids)
+
+
+@pytest.mark.parametrize("state", ["queued", "done", "diverged"])
+def test_only_what_failed_or_was_cancelled_can_be_retried(study: Study, state: str) -> None:
+    study.queued()
+    if state == "done":
+        (study.run(0).path / "DONE").touch()
+    elif state == "diverged":
+        study.run(0).set_state("diverged", "the loss was not finite")
+    with pytest.raises(RunError, match=f"{study.ids[0]}: is {state}, so there is nothing to retry"):
+        retry(study.directory, [study.ids[0]])
+    assert retry(study.directory, []) == []
+
+
+def test_the_newest_log_of_a_run(study: Study) -> None:
+    study.queued()
+    with pytest.raises(RunError, match=f"{study.ids[0]}: has written nothing yet; see `isoflop status "):
+        newest_log(study.directory, study.ids[0])
+    (made,) = read_submissions(study.directory)
+    errors = submissions_folder(study.directory) / made.name / f"{made.task(study.ids[0])}_0_log.err"
+    errors.parent.mkdir()
+    errors.touch()
+    assert newest_log(study.directory, study.ids[0]) == errors
+    study.run(0).set_state("running", attempt=2)
+    log = study.run(0).path / "attempts" / "2" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    assert newest_log(study.directory, study.ids[0]) == log

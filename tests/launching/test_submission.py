@@ -1,0 +1,439 @@
+"""Submissions to a SLURM that refuses, hangs, loses answers and is called twice: each run is queued once, or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_study import BUSY, SIMULATED, TIMED_OUT, Study, make_study
+from studies import tiny_plan
+
+from isoflop.config.profile import Gpu, load_profile
+from isoflop.errors import ClusterError, ConfigError, RunError
+from isoflop.launching import submission as submissions
+from isoflop.launching.attempt import record_failure
+from isoflop.launching.steering import cancel, look, retry
+from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
+from isoflop.launching.submitting import bad_nodes, intend, keep_profile, kept_profile, with_excluded
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    return make_study(tmp_path, monkeypatch)
+
+
+# Queued once
+
+
+def test_a_study_is_one_array_with_a_task_a_run(study: Study) -> None:
+    told: list[Submission] = []
+    done = study.submit(on_queued=told.append)
+    assert set(done.queued) == set(study.ids)
+    assert done.counts() == {"new": 3}
+    (made,) = read_submissions(study.directory)
+    assert told == [made]
+    assert (made.job_id, sorted(made.runs), made.gpus, made.cancelled) == ("100", sorted(study.ids), 0, ())
+    assert [made.task(run_id) for run_id in made.runs] == ["100_0", "100_1", "100_2"]
+    assert list(study.slurm.read()["queue"]) == ["100_0", "100_1", "100_2"]
+    assert study.slurm.read()["jobs"]["100"]["name"] == made.name
+    assert study.has_pickles()
+
+
+def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
+    study.submit()
+    again = study.submit()
+    assert (again.queued, again.counts()) == ((), {"queued": 3})
+    assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
+
+
+def test_a_new_run_alone_is_queued(study: Study) -> None:
+    whole, study.plan = study.plan, tiny_plan(study.folder, SIMULATED, "widths=[8, 12]")
+    study.submit()
+    before, study.plan = study.ids, whole
+    (new,) = set(study.ids) - set(before)
+    assert intend(study.plan, study.profile).queued == (new,)
+    assert study.submit().queued == (new,)
+    assert read_submissions(study.directory)[-1].task(new) == "101"
+    assert study.submit().queued == ()
+    assert study.has_pickles()
+
+
+def test_a_run_that_the_plan_has_no_more_is_left(study: Study) -> None:
+    study.queued()
+    gone = study.ids[-1]
+    study.plan = tiny_plan(study.folder, SIMULATED, "widths=[8, 12]")
+    done = study.submit()
+    assert done.queued == ()
+    assert [where.run_id for where in done.left] == [gone]
+
+
+def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
+    assert set(intend(study.plan, study.profile).queued) == set(study.ids)
+    assert not study.directory.exists()
+    assert study.slurm.calls("sbatch") == []
+
+
+@pytest.mark.parametrize(
+    ("only", "widths"),
+    [(None, {8, 12, 16}), ("width <= 12", {8, 12}), ("width == 8 and budget < 1e9", {8}), ("seed == 0", {8, 12, 16})],
+)
+def test_only_what_a_query_chooses_is_queued(study: Study, only: str | None, widths: set[int]) -> None:
+    queued = intend(study.plan, study.profile, only).queued
+    assert {run.width for run in study.plan.runs if run.run_id in queued} == widths
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("width > 99", "chooses none of the 3 runs"),
+        ("with == 8", ""),
+        ("colour == 8", "'colour' is not defined"),
+        ("width ==", ""),
+        ("@study", "a query has no @"),
+        ("width", ""),
+        ("seed", ""),
+        ("1", ""),
+        ("", ""),
+    ],
+)
+def test_a_query_that_chooses_nothing_is_refused(study: Study, only: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="--only") as problem:
+        intend(study.plan, study.profile, only)
+    assert says in str(problem.value)
+
+
+def test_a_query_and_names_choose_together(study: Study) -> None:
+    queued = study.submit(only="width >= 12", runs=study.ids[:2]).queued
+    assert queued == (study.ids[1],)
+    assert list(study.slurm.read()["queue"]) == ["100"]
+
+
+def test_a_run_that_failed_is_pending_once_it_is_queued_again(study: Study) -> None:
+    study.prepare()
+    record_failure(study.run(0), "no luck", "n1")
+    assert study.submit().counts() == {"to be tried again": 1, "new": 2}
+    assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("pending", 1)
+
+
+def concurrent(jobs: dict[str, dict[str, Any]], weight: dict[str, int]) -> int:
+    """The most that arrays which don't wait for one another may come to at the same time."""
+    waits = {job: set(found["options"].get("dependency", "").split(":")[1:]) for job, found in jobs.items()}
+    for _ in waits:
+        waits = {job: seen.union(*(waits[other] for other in seen)) for job, seen in waits.items()}
+    sets = [chosen for size in range(1, len(jobs) + 1) for chosen in itertools.combinations(jobs, size)]
+    free = [chosen for chosen in sets if not any(a in waits[b] for a in chosen for b in chosen)]
+    return max(sum(weight[job] for job in chosen) for chosen in free)
+
+
+@pytest.mark.parametrize(
+    ("largest", "gpus", "limits"),
+    [
+        (1, (0, 0, 0), {"max_jobs": 2}),
+        (2, (0, 0, 0), {"max_jobs": 1}),
+        (1001, (0, 0, 0), {"max_jobs": 2}),
+        (1001, (1, 8, 2), {"max_gpus": 8}),
+        (1001, (1, 8, 2), {"max_gpus": 11, "max_jobs": 2}),
+        (1001, (4, 4, 8), {"max_gpus": 8}),
+        (1001, (1, 1, 8), {"max_gpus": 8, "max_jobs": 1}),
+    ],
+)
+def test_arrays_together_keep_to_the_limits(
+    study: Study, largest: int, gpus: tuple[int, ...], limits: dict[str, int]
+) -> None:
+    study.slurm.change(config=f"MaxArraySize = {largest}\n")
+    hours = dict(zip(gpus, (9.0, 5.0, 1.0), strict=False))
+    study.plan = dataclasses.replace(
+        study.plan,
+        runs=tuple(
+            dataclasses.replace(run, gpus=count or None, nodes=1 if count else None, est_hours=hours[count])
+            for run, count in zip(study.plan.runs, gpus, strict=True)
+        ),
+    )
+    gpu = Gpu(type="h100-sxm", per_node=8) if any(gpus) else None
+    study.profile = dataclasses.replace(study.profile, gpu=gpu, **{"max_jobs": None, **limits})
+    study.submit()
+    jobs = study.slurm.read()["jobs"]
+    arrays = {made.job_id: made for made in read_submissions(study.directory)}
+    at_once = {job: int(found["options"].get("array", "%1").partition("%")[2]) for job, found in jobs.items()}
+    assert concurrent(jobs, at_once) <= limits.get("max_jobs", 99)
+    weight = {job: at_once[job] * arrays[job].gpus for job in jobs}
+    assert concurrent(jobs, weight) <= limits.get("max_gpus", 999)
+    assert len(study.slurm.read()["queue"]) == 3
+
+
+# An sbatch that fails
+
+
+def test_an_sbatch_that_fails_for_the_moment_is_called_again(study: Study) -> None:
+    study.slurm.answer("sbatch", TIMED_OUT, times=2)
+    study.submit_runs()
+    assert len(study.slurm.calls("sbatch")) == 3
+    assert list(study.slurm.read()["jobs"]) == ["100"]
+    assert len(read_submissions(study.directory)) == 1
+    assert study.has_pickles()
+
+
+@pytest.mark.parametrize("queues", ["now", "later"])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_an_array_that_was_queued_though_sbatch_failed_is_found_by_its_name(
+    study: Study, queues: str, runs: int
+) -> None:
+    study.slurm.answer("sbatch", TIMED_OUT, queues=queues)
+    study.plan = dataclasses.replace(study.plan, runs=study.plan.runs[:runs])
+    study.submit_runs()
+    assert len(study.slurm.calls("sbatch")) == 1
+    (made,) = read_submissions(study.directory)
+    assert made.job_id == "100"
+    assert study.has_pickles()
+
+
+def test_while_nobody_knows_whether_an_array_was_queued_it_is_not_queued_again_but_found_later(study: Study) -> None:
+    study.slurm.answer("squeue", BUSY, times=99)
+    study.slurm.answer("sbatch", TIMED_OUT, queues="now")
+    with pytest.raises(ClusterError):
+        study.submit_runs()
+    assert len(study.slurm.calls("sbatch")) == 1
+    study.slurm.change(answers={})
+    assert study.submit().queued == ()
+    assert len(study.slurm.calls("sbatch")) == 1
+    assert study.has_pickles()
+
+
+def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
+    study.slurm.answer("sbatch", TIMED_OUT, times=99)
+    with pytest.raises(ClusterError) as problem:
+        study.submit_runs()
+    assert str(problem.value).startswith("sbatch: Batch job submission failed: Socket timed out on send/recv operation")
+    assert len(study.slurm.calls("sbatch")) == 4
+    study.slurm.change(answers={})
+    assert set(study.submit().queued) == set(study.ids)
+    assert len(study.records()) == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        ("Batch job submission failed: Invalid partition name specified", "slurm.partition: sbatch refuses it: Batch"),
+        (
+            "Batch job submission failed: Invalid account or account/partition combination specified",
+            "slurm.account: ",
+        ),
+        ("Batch job submission failed: Invalid qos specification", "slurm.qos: "),
+        (
+            "Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: Requested node "
+            "configuration is not available",
+            "slurm.mem or node.memory_gb: ",
+        ),
+        ("Batch job submission failed: Requested node configuration is not available", "gpu.per_node, node or "),
+        ("Batch job submission failed: Invalid feature specification", "slurm.constraint: "),
+        (
+            "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+            "slurm.time: ",
+        ),
+        ("Batch job submission failed: Access/permission denied", "sbatch refuses it: "),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(study: Study, refusal: str, says: str) -> None:
+    study.slurm.answer("sbatch", f"sbatch: error: {refusal}")
+    with pytest.raises(ConfigError) as problem:
+        study.submit_runs()
+    assert str(problem.value).startswith(says)
+    assert str(problem.value).endswith(refusal.rpartition("sbatch: error: ")[2])
+    assert "\n" not in str(problem.value)
+    assert len(study.slurm.calls("sbatch")) == 1
+    assert list(submissions_folder(study.directory).iterdir()) == []
+
+
+def test_an_unknown_option_is_named(study: Study) -> None:
+    study.slurm.answer("sbatch", "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information")
+    with pytest.raises(ConfigError, match=r"^slurm.*: sbatch refuses it: .*unrecognized option '--foo=1'"):
+        study.submit_runs()
+    assert study.records() == []
+
+
+@pytest.mark.parametrize("program", ["squeue", "sbatch", "srun"])
+def test_without_slurm_nothing_is_queued_and_one_line_says_why(study: Study, program: str) -> None:
+    study.slurm.remove(program)
+    with pytest.raises(ClusterError, match=f"{program}: not found; is this a login node of the cluster"):
+        study.submit()
+    assert study.records() == []
+
+
+def test_a_queue_that_does_not_answer_is_found_before_anything_is_made(study: Study) -> None:
+    study.slurm.answer("squeue", BUSY)
+    with pytest.raises(ClusterError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
+        study.submit()
+    assert not list(study.directory.glob("*/config.yaml"))
+    assert study.slurm.calls("sbatch") == []
+
+
+def test_sbatch_does_not_hear_of_the_job_that_submits(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "theirs", "SLURM_CONF": "/etc/s.conf"}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, value)
+    study.submit_runs()
+    (call,) = study.slurm.calls("sbatch")
+    assert call["environment"] == {"SLURM_CONF": "/etc/s.conf"}
+    assert ours.items() <= os.environ.items()
+
+
+# Calls that were killed, and two at once
+
+
+@pytest.mark.parametrize("sbatch_ran", [False, True])
+def test_what_a_killed_call_left_is_finished_or_dropped(study: Study, sbatch_ran: bool) -> None:
+    study.prepare()
+    half = study.half_made()
+    if sbatch_ran:
+        queue = {f"100_{index}": ["PENDING", "", "Priority"] for index in range(3)}
+        study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, queue=queue, next=101)
+    assert heal(study.directory) == ([dataclasses.replace(half, job_id="100")] if sbatch_ran else [])
+    assert read_submissions(study.directory) == heal(study.directory)
+    assert study.has_pickles()
+    assert len(list(submissions_folder(study.directory).iterdir())) == 2 * sbatch_ran
+    assert len(study.submit().queued) == (0 if sbatch_ran else 3)
+
+
+def test_an_array_that_ended_before_its_id_was_written_down_is_known_to_accounting(study: Study) -> None:
+    study.prepare()
+    half = study.half_made()
+    known = {f"100_{index}": ["COMPLETED", "n1", "0:0"] for index in range(3)}
+    study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, accounting=known)
+    assert [made.job_id for made in heal(study.directory)] == ["100"]
+
+
+def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> None:
+    half = study.half_made()
+    study.slurm.answer("squeue", BUSY)
+    with pytest.raises(ClusterError):
+        heal(study.directory)
+    assert read_submissions(study.directory) == [half]
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '{"name": "x"}', '{"runs": 3, "cancelled": []}', "\xff"])
+def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
+    Submission("tiny-1", ("a", "b"), 0, 5.0, "100").write(submissions_folder(tmp_path))
+    (submissions_folder(tmp_path) / "tiny-bad.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"tiny-bad\.json: damaged; cancel its jobs \(squeue -n tiny-bad\) and dele"):
+        read_submissions(tmp_path)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another process has a lease."""
+    program = (
+        "import sys; from pathlib import Path; from isoflop.lease import take_lease\n"
+        "with take_lease(Path(sys.argv[1])) as lease: print(bool(lease), flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "True\n"
+        yield
+        process.stdin.close()
+
+
+def test_two_at_once_are_refused(study: Study) -> None:
+    study.queued()
+    with held(submissions_folder(study.directory) / "lease"):
+        with pytest.raises(RunError, match="tiny: another `isoflop submit` is at work here; wait for it"):
+            study.submit()
+        for steer in (cancel, retry):
+            with pytest.raises(RunError, match="tiny: another isoflop command is at work here; wait for it"):
+                steer(study.directory, [])
+    assert study.slurm.read()["calls"] == []
+    assert study.submit().queued == ()
+
+
+# Nodes and profiles
+
+
+@pytest.mark.parametrize(
+    ("failures", "bad"),
+    [
+        ([["n1"], ["n1"], ["n1"]], "n1"),
+        ([["n1", "n1"], ["n1"], ["n1"]], "n1"),
+        ([["n1"], ["n1"], []], None),
+        ([["n1"] * 9, [], []], None),
+        ([["n1"], ["n1"], ["n1", "n2"]], None),
+    ],
+)
+def test_a_node_on_which_three_runs_failed_is_left_out(
+    study: Study, failures: list[list[str]], bad: str | None
+) -> None:
+    study.prepare()
+    for number, nodes in enumerate(failures):
+        study.run(number).set_state("pending", failed_on=nodes)
+    assert bad_nodes(look(study.directory)[0]) == ((bad,) if bad else ())
+    assert intend(study.plan, study.profile).bad_nodes == ((bad,) if bad else ())
+
+
+def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(study: Study) -> None:
+    study.prepare()
+    for number in range(3):
+        record_failure(study.run(number), "no luck", "n1")
+    study.profile = dataclasses.replace(study.profile, slurm={**study.profile.slurm, "exclude": "n[7-8]"})
+    study.submit()
+    assert study.slurm.read()["jobs"]["100"]["options"]["exclude"] == "n[7-8],n1"
+    assert kept_profile(study.directory).slurm["exclude"] == "n[7-8]"
+
+
+def test_a_node_is_left_out_by_the_very_call_that_finds_the_deaths_on_it(study: Study) -> None:
+    tasks = study.queued().runs
+    for number in range(3):
+        study.run(number).set_state("running", attempt=1, job_id=f"100_{number}", node="n1")
+    study.slurm.end([f"100_{number}" for number in range(len(tasks))], "FAILED", node="n1", exit_code="0:9")
+    done = study.submit()
+    assert set(done.queued) == set(study.ids)
+    assert done.bad_nodes == ("n1",)
+    assert study.slurm.read()["jobs"]["101"]["options"]["exclude"] == "n1"
+
+
+@pytest.mark.parametrize(
+    ("given", "nodes", "exclude"),
+    [(None, [], None), (None, ["n1", "n2"], "n1,n2"), ("n3", ["n1"], "n3,n1"), ("n3", [], "n3")],
+)
+def test_nodes_are_left_out_beside_those_of_the_profile(
+    study: Study, given: str | None, nodes: list[str], exclude: str | None
+) -> None:
+    options = {} if given is None else {"exclude": given}
+    found = with_excluded(dataclasses.replace(study.profile, slurm=options), nodes)
+    assert found.slurm.get("exclude") == exclude
+
+
+def test_the_profile_of_the_last_submission_is_kept_as_it_was(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="tiny: was never submitted; see `isoflop submit --help`"):
+        kept_profile(study.directory)
+    monkeypatch.chdir(study.folder)
+    file = study.folder / "ours.yaml"
+    file.write_text(
+        "executor: slurm\nroot: runs\n"
+        "slurm: {comment: '\"a'' $(b): \\${c}', mem: 0, exclusive: true, time: '48:00:00'}\n"
+        "setup: ['export A=\"\\${HOME}/a\"', 'module load x  # y']\n"
+    )
+    study.profile = load_profile(file)
+    study.directory.mkdir(parents=True)
+    keep_profile(study.profile, study.directory)
+    assert kept_profile(study.directory) == dataclasses.replace(study.profile, root=str(study.folder / "runs"))
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    made = Submission("tiny-1", ("a", "b"), 8, 5.0, "100", ("b",))
+    made.write(submissions_folder(tmp_path))
+    Submission("tiny-0", ("c",), 8, 4.0, "99").write(submissions_folder(tmp_path))
+    older, newer = read_submissions(tmp_path)
+    assert newer == made
+    assert (older.name, older.task("c"), newer.task("b")) == ("tiny-0", "99", "100_1")
+    assert dataclasses.replace(made, job_id=None).task("a") is None
+    assert json.loads((submissions_folder(tmp_path) / "tiny-1.json").read_text())["name"] == "tiny-1"

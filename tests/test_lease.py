@@ -1,0 +1,217 @@
+"""Leases: between processes of this machine, and with machines that share nothing but the file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from studies import small_disk, wait_for
+
+from isoflop import lease as module
+from isoflop.lease import STALE_S, LeaseLostError, is_leased, take_lease
+
+HOLD = """
+import sys
+from pathlib import Path
+from isoflop.lease import take_lease
+with take_lease(Path(sys.argv[1])) as mine:
+    print(bool(mine), flush=True)
+    sys.stdin.read()
+"""
+"""Says whether it has the lease, and keeps it until its input ends."""
+
+CONTEND = """
+import sys, time
+from pathlib import Path
+from isoflop import lease
+
+file, me, other, meeting = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+calls = 0
+
+def gethostname():
+    global calls
+    calls += 1
+    if calls <= meeting:
+        file.with_name(f"{me}-{calls}").touch()
+        while not file.with_name(f"{other}-{calls}").exists():
+            time.sleep(0.001)
+    return me
+
+lease.socket.gethostname = gethostname
+lease._lock = lambda descriptor: True
+with lease.take_lease(file, settle_s=0.3) as mine:
+    print(bool(mine), flush=True)
+    sys.stdin.read()
+"""
+"""A machine of its own, on a file system that passes no locks on; it meets the other one where it names itself."""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts programs, and ends what is left of them."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "made" / "lease"
+
+
+def answer(process: subprocess.Popen[str]) -> bool:
+    """Whether a program says that it has the lease."""
+    assert process.stdout is not None
+    return {"True\n": True, "False\n": False}[process.stdout.readline()]
+
+
+def write(file: Path, content: str | bytes, age_s: float = 0.0) -> None:
+    """The file as another machine left it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.utime(file, (0, time.time() - age_s))
+
+
+def is_free(file: Path) -> bool:
+    """Whether the lease can be taken; `is_leased` has to say the same."""
+    said = not is_leased(file)
+    with take_lease(file) as mine:
+        assert bool(mine) == said
+        return said
+
+
+# On this machine
+
+
+def test_one_process_has_it_until_it_is_killed(file: Path, start: Start) -> None:
+    assert not is_leased(file)
+    holder = start(HOLD, file)
+    assert answer(holder)
+    assert file.read_text().split()[:2] == [socket.gethostname(), str(holder.pid)]
+    assert not is_free(file)
+    assert not answer(start(HOLD, file))
+    holder.kill()
+    holder.wait()
+    assert file.read_text() != ""
+    assert answer(start(HOLD, file))
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_it_is_released_at_the_end_of_the_block(file: Path, error: type[Exception] | None) -> None:
+    with suppress(ValueError), take_lease(file) as mine:
+        assert mine
+        assert is_leased(file)
+        with take_lease(file) as second:
+            assert not second
+        assert mine.is_mine()
+        if error:
+            raise error
+    assert file.read_bytes() == b""
+    assert is_free(file)
+
+
+def test_somebody_who_looks_does_not_keep_it_from_others(file: Path) -> None:
+    write(file, "")
+    looking = file.open("rb")
+    fcntl.flock(looking, fcntl.LOCK_SH)  # as `is_leased` does, for an instant
+    end = threading.Timer(0.03, looking.close)
+    end.start()
+    with take_lease(file) as mine:
+        assert mine
+    end.join()
+
+
+@pytest.mark.parametrize("settle_s", [0.0, 0.01])
+def test_on_a_full_disk_the_lock_does(tmp_path: Path, start: Start, settle_s: float) -> None:
+    with small_disk(tmp_path, "64k") as disk:
+        with pytest.raises(OSError, match="No space"):
+            (disk / "rest").write_bytes(bytes(2**17))
+        with take_lease(disk / "lease", settle_s=settle_s) as mine:
+            assert mine
+            assert is_leased(disk / "lease")
+            assert start(HOLD, disk / "lease").communicate()[0] == "False\n"
+        assert not is_leased(disk / "lease")
+
+
+# Of another machine
+
+
+@pytest.mark.parametrize(
+    ("age_s", "free"), [(0.0, False), (STALE_S - 5, False), (-3600.0, False), (STALE_S + 5, True), (1e6, True)]
+)
+def test_a_lease_of_another_machine_is_held_while_its_heart_beats(file: Path, age_s: float, free: bool) -> None:
+    write(file, "otherhost 123 token\n", age_s)
+    assert is_free(file) == free
+    if not free:
+        assert file.read_text() == "otherhost 123 token\n"
+
+
+def test_a_lease_of_this_machine_without_its_lock_is_free(file: Path) -> None:
+    write(file, f"{socket.gethostname()} {os.getpid()} token\n")
+    assert is_free(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "otherhost", "otherhost 123", "otherhost 1x3 token", "a b c d", b"\x00" * 40, b"\xff\xfe 1 a"]
+)
+def test_what_names_nobody_is_free(file: Path, content: str | bytes) -> None:
+    write(file, content)
+    assert is_free(file)
+
+
+def test_the_heart_beats(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    with take_lease(file) as mine:
+        os.utime(file, (0, 0))
+        wait_for(lambda: time.time() - file.stat().st_mtime < STALE_S, 5)
+        mine.check()
+        content = file.read_text()
+    assert re.fullmatch(rf"\S+ {os.getpid()} {mine.token}\n", content)
+    os.utime(file, (0, 0))
+    time.sleep(0.05)
+    assert file.stat().st_mtime == 0
+
+
+def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    with take_lease(file) as mine:
+        mine.check()
+        write(file, "otherhost 123 token\n", 7.0)
+        wait_for(lambda: not mine, 5)
+        assert (mine.held, mine.lost, mine.is_mine()) == (True, True, False)
+        with pytest.raises(LeaseLostError, match=f"{file}: taken over by another process"):
+            mine.check()
+    assert file.read_text() == "otherhost 123 token\n"
+    assert time.time() - file.stat().st_mtime > 5
+
+
+@pytest.mark.parametrize("meeting", [1, 2], ids=["both found it free", "both emptied it"])
+def test_of_two_machines_at_the_same_moment_one_has_it(file: Path, start: Start, meeting: int) -> None:
+    file.parent.mkdir()
+    machines = start(CONTEND, file, "one", "two", meeting), start(CONTEND, file, "two", "one", meeting)
+    has_it = {machine: answer(machine) for machine in machines}
+    assert sorted(has_it.values()) == [False, True]
+    next(machine for machine in machines if not has_it[machine]).communicate()
+    assert not is_free(file)  # who lost leaves the file alone
+    next(machine for machine in machines if has_it[machine]).communicate()
+    assert is_free(file)
