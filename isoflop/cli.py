@@ -252,6 +252,9 @@ def submit(
         str | None, typer.Option(metavar="EXPR", help="Queue some runs: a query such as 'budget <= 3e18'.")
     ] = None,
     order: Annotated[Order, typer.Option(help="Which runs start first.")] = "longest",
+    supervise: Annotated[
+        bool, typer.Option("--supervise", help="Queue a job of one core too, which queues again what is lost.")
+    ] = False,
     new_code: Annotated[
         bool, typer.Option("--new-code", help="Give what is not done today's code, not the first submission's.")
     ] = False,
@@ -281,15 +284,21 @@ def submit(
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
-    if not intent.queued and intent.picture.certain:
-        return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
-        if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
-            raise typer.Exit(0)
-    with StudyProgress({}) as shown:
-        queue(plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted)
+    if intent.queued or not intent.picture.certain:
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
+            if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
+                raise typer.Exit(0)
+        with StudyProgress({}) as shown:
+            queue(
+                plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted
+            )
+    if supervise:
+        from isoflop.launching.supervising import add_supervisor
+
+        job_id = add_supervisor(profile, intent.directory)
+        print(f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already", file=sys.stderr)
     print(intent.directory)
 
 

@@ -64,6 +64,8 @@ class Profile:
         retries: how often a run that failed is started again, unless it got further in between.
         price_per_gpu_hour: for the bill, in the currency of your choice.
         disk_gb: most that the study's checkpoints may take, such as a quota.
+        notify: a command or URL that is told when the study is done, stuck, or a run has failed for good.
+        supervisor: options of sbatch for the job of `submit --supervise`, instead of those in `slurm`.
         setup: shell lines that run before the worker.
         python: interpreter on the nodes; by default the one that submits.
         root: the folder of runs, which all nodes share; by default $ISOFLOP_ROOT, else ./runs.
@@ -81,6 +83,8 @@ class Profile:
     retries: int = 2
     price_per_gpu_hour: float | None = None
     disk_gb: float | None = None
+    notify: str | None = None
+    supervisor: dict[str, Any] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     python: str | None = None
     root: str | None = None
@@ -103,7 +107,8 @@ class Profile:
         require(
             not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
         )
-        _check_options(self.slurm)
+        _check_options("slurm", self.slurm)
+        _check_options("supervisor", self.supervisor)
         # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
         time = self.slurm.get("time", "")
         require(isinstance(time, str), "slurm.time", f'expected text in quotes such as "48:00:00", got {show(time)}')
@@ -137,10 +142,10 @@ def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(section: str, options: dict[str, Any]) -> None:
     """Free-form options need a name that sbatch could know, and one value each."""
     for name, value in options.items():
-        key = join("slurm", str(name))
+        key = join(section, str(name))
         require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
         require(isinstance(value, str | int | float), key, f"expected text, a number or true, got {show(value)}")

@@ -113,7 +113,7 @@ def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
 
 def signal_lead_s(array: Array, profile: Profile) -> int:
     """How long before its time limit a job is told to save: long enough to write its largest checkpoint."""
-    lead = max(90.0, 60 + max(run.shape.checkpoint_bytes for run in array.runs) / SAVE_BYTES_PER_S)
+    lead = max(90.0, 60 + max((run.shape.checkpoint_bytes for run in array.runs), default=0) / SAVE_BYTES_PER_S)
     limit_s = 3600 * time_limit_hours(profile)
     return int(lead if math.isinf(limit_s) else max(10.0, min(lead, limit_s / 10)))
 

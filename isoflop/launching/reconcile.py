@@ -16,7 +16,7 @@ from typing import Any
 from isoflop.errors import ClusterError
 from isoflop.launching import slurm
 from isoflop.launching.attempt import record_failure
-from isoflop.launching.job import KILLED
+from isoflop.launching.signals import KILLED
 from isoflop.launching.slurm import HOPELESS, INTERRUPTED, Task
 from isoflop.launching.submission import Submission, submissions_folder
 from isoflop.runs import RunDirectory, State

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.arrays import Array, python_command, sbatch_options, setup_lines
 from isoflop.launching.job import RunJob
+from isoflop.launching.signals import Job
 from isoflop.planning.bill import time_limit_hours
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
@@ -123,9 +124,9 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
     submission = Submission(name, runs, array.gpus, time.time())
     folder = submissions_folder(directory)
     submission.write(folder)
+    jobs = [RunJob(str(directory / run_id)) for run_id in runs]
     try:
-        executor = _executor(array, profile, folder / name, code, name, after)
-        job_id = _queue(executor, submission, directory)
+        job_id = _queue(jobs, folder / name, profile, _parameters(array, profile, code, name, after))
     except (ConfigError, ClusterError):
         (folder / f"{name}.json").unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -145,17 +146,13 @@ def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -
     return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
-def _executor(array: Array, profile: Profile, folder: Path, code: Path, name: str, after: str | None) -> Any:
-    import submitit
+def queue_job(job: Job, profile: Profile, folder: Path, code: Path, name: str) -> str:
+    """Queues one job that is no run, and returns its id.
 
-    try:
-        executor = submitit.SlurmExecutor(
-            folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable)
-        )
-    except RuntimeError:
-        raise ClusterError("srun: not found; is this a login node of the cluster, with SLURM on the PATH?") from None
-    executor.update_parameters(**_parameters(array, profile, code, name, after))
-    return executor
+    Raises:
+        ConfigError, ClusterError: as for arrays.
+    """
+    return _queue([job], folder, profile, _parameters(Array((), 0, 1, 1), profile, code, name, None))
 
 
 def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
@@ -176,11 +173,18 @@ def _parameters(array: Array, profile: Profile, code: Path, name: str, after: st
     }
 
 
-def _queue(executor: Any, submission: Submission, directory: Path) -> str:
-    """The id of the array, once sbatch has taken it."""
+def _queue(jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict[str, Any]) -> str:
+    """The id of a job or an array, once sbatch has taken it."""
+    import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    jobs = [RunJob(str(directory / run_id)) for run_id in submission.runs]
+    try:
+        executor = submitit.SlurmExecutor(
+            folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable)
+        )
+    except RuntimeError:
+        raise ClusterError("srun: not found; is this a login node of the cluster, with SLURM on the PATH?") from None
+    executor.update_parameters(**parameters)
     for pause in (*PAUSES_S, None):
         try:
             with _without_job(), executor.batch():
@@ -189,7 +193,7 @@ def _queue(executor: Any, submission: Submission, directory: Path) -> str:
         except (FailedJobError, FailedSubmissionError) as problem:
             refusal = " ".join(str(problem).split())
         with suppress(ClusterError):
-            if job_id := slurm.named(submission.name):  # sbatch gave up on the answer, but the array was queued
+            if job_id := slurm.named(parameters["job_name"]):  # sbatch gave up on the answer, but the array was queued
                 return job_id
         if not slurm.may_pass(refusal):
             key = slurm.key_to_mend(refusal)

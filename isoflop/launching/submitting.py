@@ -121,6 +121,7 @@ def submit(
     order: Order = "longest",
     only: str | None = None,
     runs: Collection[str] | None = None,
+    cancelled: bool = True,
     new_code: bool = False,
     on_data: Callable[[int, float], None] | None = None,
     on_queued: Callable[[Submission], None] | None = None,
@@ -133,6 +134,7 @@ def submit(
         order: which runs start first.
         only: a pandas query on the plan's columns.
         runs: names of runs; others are left as they are.
+        cancelled: queue cancelled runs again too, as a person means who submits again.
         new_code: give the runs that are not done the code of today, not that of the first submission.
         on_data: told about the data's progress.
         on_queued: told of each array, once it is queued.
@@ -155,8 +157,9 @@ def submit(
         heal(directory)
         make_directory(plan, directory.parent)
         intent = intend(plan, profile, only)
-        if runs is not None:
-            intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in runs))
+        stay = set() if cancelled else set(intent.picture.ids("cancelled"))
+        wanted = set(intent.queued if runs is None else runs) - stay
+        intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
         if not intent.queued:

@@ -19,7 +19,6 @@ from studies import tiny_plan
 
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import submission as submissions
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, look, retry
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder

@@ -1,0 +1,107 @@
+"""A job of one core that looks after a study: it queues what was lost, tells people, and starts itself again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.config.profile import Profile
+from isoflop.errors import ClusterError, IsoflopError
+from isoflop.launching import slurm
+from isoflop.launching.notifying import notify
+from isoflop.launching.reconcile import Picture, is_hopeless
+from isoflop.launching.signals import Job
+
+LOOK_S = 60.0
+SOON_S = 0.5
+ASKS_FOR_MORE = ("gpu", "gres", "tres", "cpus", "mem", "nodes", "ntasks", "exclusive", "array")
+"""Options of the runs, by their beginnings, that a supervisor has no use for."""
+
+
+@dataclass
+class Supervisor(Job):
+    """What submitit pickles to look after a sweep's directory."""
+
+    def __call__(self) -> str:
+        """Looks until nothing is left to do."""
+        self.listen()
+        directory = Path(self.directory)
+        while not supervise(directory):
+            until = time.monotonic() + LOOK_S
+            while time.monotonic() < until:
+                if self.must_stop():
+                    self.stop()
+                time.sleep(SOON_S)
+        return "over"
+
+
+def supervise(directory: Path) -> bool:
+    """Looks once: queues what can go on, tells about what happened. Whether the study is over."""
+    from isoflop.launching.submitting import kept_profile, submit
+    from isoflop.planning.plan import plan as lay_out
+
+    profile = kept_profile(directory)
+    plan = lay_out(str(directory / "sweep.yaml"))
+    if profile.gpu is not None:
+        from isoflop.planning.bill import with_bill
+
+        plan = with_bill(plan, profile)
+    try:
+        intent = submit(plan, profile, cancelled=False)
+    except ClusterError as problem:  # the next look may find the cluster again
+        print(problem, flush=True)
+        return False
+    except IsoflopError as problem:
+        notify(profile, directory, "stuck", str(problem))
+        print(problem, flush=True)
+        return False
+    tell(profile, directory, intent.picture)
+    over = not intent.queued and not intent.picture.ids("running", "queued", "requeued")
+    if over:
+        from isoflop.launching.study import conclude_study
+
+        conclude_study(directory, plan.sweep.recipe)
+    return over
+
+
+def tell(profile: Profile, directory: Path, picture: Picture) -> None:
+    """Tells of what a person should know, each thing once."""
+    for run_id in picture.ids("failed", "diverged"):
+        where = picture.runs[run_id]
+        if not where.again:
+            notify(profile, directory, "failed", f"{run_id} {where.state}: {where.reason}")
+    for run_id in picture.ids("queued", "requeued"):
+        if is_hopeless(picture.runs[run_id].reason):
+            notify(profile, directory, "stuck", f"{run_id} waits for ever: {picture.runs[run_id].reason}")
+    if len(done := picture.ids("done")) == len(picture.runs):
+        notify(profile, directory, "done", f"all {len(done)} runs are done")
+
+
+def add_supervisor(profile: Profile, directory: Path) -> str | None:
+    """Queues the job that looks after a sweep, if none is; its id, or None where there was one.
+
+    Raises:
+        ConfigError, ClusterError: as for runs.
+    """
+    from isoflop.launching.snapshot import study_code
+    from isoflop.launching.submission import queue_job
+
+    name = f"{directory.name}-supervisor"
+    folder = directory / "submissions" / "supervisor"
+    kept = (folder / "job_id").read_text().strip() if (folder / "job_id").exists() else ""
+    if kept and (job := slurm.queue().get(kept)) is not None and job.active:
+        return None
+    code, _ = study_code(directory)
+    job_id = queue_job(Supervisor(str(directory)), _light(profile), folder, code, name)
+    (folder / "job_id").write_text(job_id + "\n")
+    return job_id
+
+
+def _light(profile: Profile) -> Profile:
+    """The profile with one core and nothing that runs ask for, and with what it says of the supervisor itself."""
+    options: dict[str, Any] = {
+        name: value for name, value in profile.slurm.items() if not name.replace("-", "_").startswith(ASKS_FOR_MORE)
+    }
+    return replace(profile, gpu=None, slurm={**options, "cpus_per_task": 1, **profile.supervisor})
