@@ -69,9 +69,10 @@ class _Holder:
     def of(cls, path: Path) -> _Holder:
         """Who the file names; nobody where it is empty, torn or absent."""
         try:
-            host, process, token = path.read_text().split()
+            last = path.read_text().splitlines()[-1]  # two machines that took it at one moment have both added a line
+            host, process, token = last.split()
             return cls(host, int(process), token)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, IndexError, ValueError):
             return cls()
 
 
@@ -88,11 +89,12 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
     with path.open("ab", buffering=0) as file:
         lease = Lease(path)
         if _lock(file.fileno()) and _is_free(path):
-            lease.held = True
+            lease.held, line = True, f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode()
+            written = 0
             with contextlib.suppress(OSError):  # on a full disk the kernel's lock has to do
                 file.truncate(0)
-                file.write(f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode())
-            if settle_s:
+                written = file.write(line)
+            if settle_s and written == len(line):
                 time.sleep(settle_s)
                 lease.held = lease.is_mine()
         if not lease:

@@ -85,7 +85,10 @@ class Study:
         for made in read_submissions(self.directory):
             for run_id in made.runs:
                 file = submissions_folder(self.directory) / made.name / f"{made.task(run_id)}_submitted.pkl"
-                if not file.exists() or pickle.loads(file.read_bytes()).function.run != str(self.directory / run_id):
+                if not file.exists():
+                    return False
+                job = pickle.loads(file.read_bytes()).function
+                if str(self.directory / run_id) not in vars(job).values():
                     return False
         return True
 

@@ -174,7 +174,7 @@ def test_what_is_done_is_not_queued_again_and_needs_no_slurm(
         attempt(RunDirectory(directory / spec.run_id), lambda: False, None)
     before = files(directory)
     code, out, err = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml")
-    assert (code, out) == (0, "")
+    assert (code, out) == (0, f"{directory}\n")
     assert "3 done" in err
     assert files(directory) == before
 

@@ -65,6 +65,8 @@ def _spell_out_trainer(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(train, dict) or not isinstance(given := train.get("trainer"), dict) or len(given) != 1:
         return values
     ((kind, argument),) = given.items()
+    if not isinstance(argument, str):
+        return values
     return {**values, "train": {**train, "trainer": f"{kind}: {argument}"}}
 
 

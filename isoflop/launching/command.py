@@ -52,6 +52,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     output.parent.mkdir(parents=True, exist_ok=True)
     steps = run.config()["run"]["steps"]
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
+    _cut_torn_line(losses_file(run))
     with output.open("ab") as file:
         try:
             process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True)
@@ -113,7 +114,7 @@ def fill(template: str, values: dict[str, Any]) -> list[str]:
             f"train.trainer: {{{problem.args[0]}}} is not known; in braces can stand {', '.join(values)} "
             "(write {{ for a brace)"
         ) from None
-    except ValueError as problem:
+    except (TypeError, ValueError) as problem:
         raise ConfigError(f"train.trainer: can't be read as a command ({problem})") from None
 
 
@@ -139,9 +140,9 @@ def _wait(process: subprocess.Popen[bytes], run: RunDirectory, steps: int, shoul
             time.sleep(POLL_S)
         return False
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # whatever it has started itself ends with it
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
 
 
 def _rows(run: RunDirectory) -> list[dict[str, Any]]:
@@ -152,7 +153,11 @@ def _rows(run: RunDirectory) -> list[dict[str, Any]]:
     found: dict[tuple[int, str, str], dict[str, Any]] = {}
     for record in _records(file):
         try:
-            row = {"split": "train", "kind": "all", **{key: value for key, value in record.items() if value != ""}}
+            row = {
+                "split": "train",
+                "kind": "all",
+                **{key: value for key, value in record.items() if value not in ("", None)},
+            }
             row |= {"step": int(row["step"]), "loss": float(row["loss"])}
         except (KeyError, TypeError, ValueError):
             raise RunError(f"{file}: a line without step and loss: {str(record)[:100]}") from None
@@ -171,6 +176,12 @@ def _records(file: Path) -> Iterable[dict[str, Any]]:
         except ValueError:
             raise RunError(f"{file}: not JSON: {line[:100]}") from None
         yield record if isinstance(record, dict) else {"step": record}
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Ends the losses of a program that was killed while it wrote a line with the line before, to be written on."""
+    if file.exists():
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
 
 
 def _keep(run: RunDirectory, rows: list[dict[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """What a job of SLURM does with signals, and how it is started again.
 
-Signals only set a flag, which the job asks for where it can stop; then submitit's own handler requeues it. The sequence
-and its reasons are SLURM's: USR2 comes before a time limit and, on clusters that are set up for it, before a preemption;
-TERM alone may be a preemption, a cancellation or the time limit, and only the queue can tell which.
+Signals only set a flag, which the job asks for where it can stop; then submitit's own handler requeues it. The
+sequence and its reasons are SLURM's: USR2 comes before a time limit and, on clusters that are set up for it, before a
+preemption; TERM alone may be a preemption, a cancellation or the time limit, and only the queue can tell which.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class Job:
     directory: str
     _signals: set[int] = field(default_factory=set, repr=False, compare=False)
     _requeue: Any = field(default=None, repr=False, compare=False)
+
+    def __call__(self) -> str:
+        raise NotImplementedError
 
     def listen(self) -> None:
         """From now on signals set a flag; the handler that submitit has installed is kept for the end."""

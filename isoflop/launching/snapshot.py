@@ -21,7 +21,7 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
         renew: copy the code that runs now, for the runs that are not done yet.
     """
     folder, now = directory / "code", _digest()
-    made = sorted(folder.glob("*/made"), key=lambda path: path.stat().st_mtime)
+    made = sorted(folder.glob("[!.]*/made"), key=lambda path: path.stat().st_mtime)
     if made and not renew:
         return made[-1].parent, made[-1].parent.name != now
     copy = folder / now

@@ -13,7 +13,7 @@ from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.arrays import group
-from isoflop.launching.directory import check_same_study, make_directory, sweep_directory
+from isoflop.launching.directory import check_same_study, check_trainer, make_directory, sweep_directory
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import (
@@ -97,11 +97,12 @@ def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
         ConfigError: a directory of another study, or a query that can't be used.
     """
     directory = sweep_directory(plan.sweep, root_of(profile))
+    check_trainer(plan.sweep)
     check_same_study(plan, directory)
     chosen = _chosen(plan, only)
     wanted = [run.run_id for run in plan.runs]
     submissions = read_submissions(directory)
-    left = sorted({path.parent.name for path in directory.glob("*/config.yaml")} - set(wanted))
+    left = sorted({path.parent.name for path in directory.glob("[!.]*/config.yaml")} - set(wanted))
     picture = reconcile(directory, [*wanted, *left], submissions, profile.retries)
     runs = {run_id: picture.runs[run_id] for run_id in wanted}
     queued = tuple(run_id for run_id in wanted if run_id in chosen and runs[run_id].again)

@@ -1,0 +1,123 @@
+"""A study of 64 runs through everything that a cluster does to it, against the same study undisturbed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import PROFILE, Submitted, test_bed
+from faults import Faults, break_programs
+from studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
+
+from isoflop.config.profile import load_profile
+from isoflop.errors import ClusterError
+from isoflop.launching import slurm
+from isoflop.launching.directory import make_directory
+from isoflop.launching.steering import retry
+from isoflop.runs import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+GRID = (
+    "recipe=wild:RECIPE", "budgets=[2.0e8, 3.0e8, 4.0e8, 5.0e8]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
+    "data.tokens.pocket=8.0e4", "data.max_epochs=1000", LONG_CHECKPOINTS,
+)  # fmt: skip
+EVERY_S = 6.0
+MOST_S = 20 * 60.0
+FAULTS = 42
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that one run fills; it is made before the nodes are, which keep the mounts they began with."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("accounting", [True, False], ids=["accounting", "no-accounting"])
+def test_sixty_four_runs_come_through(
+    tmp_path: Path,
+    small_disk: Path,
+    accounting: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = tiny_plan(tmp_path, *GRID)
+    assert len(plan.runs) == 64
+    calm, root = tmp_path / "calm", tmp_path / "runs"
+    for folder in (calm, root):
+        write_corpus(folder, plan)
+        make_directory(plan, folder)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+
+    wild = next(run.run_id for run in plan.runs if run.lr > 1)
+    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 3e8)
+    for run in plan.runs:
+        if run.run_id not in (wild, crashing):
+            train_here(RunDirectory(calm / plan.sweep.name / run.run_id), calm)
+
+    options = [f"root={root}", "slurm.partition=preempt", "max_jobs=6", "retries=4", "slurm.cpus_per_task=4"]
+    with test_bed(tmp_path / "bed", 17400 + 50 * accounting, accounting=accounting) as bed:
+        monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
+        flag = break_programs(tmp_path / "programs")
+        study = Submitted(bed, root / plan.sweep.name, plan, load_profile(PROFILE, options))
+        (study.directory / crashing / "checkpoints").touch()
+        (study.directory / full / "checkpoints").symlink_to(small_disk)
+        scavenging = dataclasses.replace(study.profile, slurm={**study.profile.slurm, "partition": "scavenge"})
+        Submitted(bed, study.directory, plan, scavenging).submit(only="budget >= 4e8")
+        study.submit()
+
+        faults, began, injected = Faults(study, flag, seed=1), time.monotonic(), time.monotonic()
+        story: list[str] = []
+        while True:
+            assert time.monotonic() - began < MOST_S, (story, study.look(), study.words()[-5000:])
+            try:
+                picture = study.look()
+                if picture.ids("cancelled"):
+                    retry(study.directory, [])
+                if any(where.again for where in picture.runs.values()):
+                    study.submit()
+            except ClusterError as problem:
+                story.append(str(problem))
+                continue
+            if picture.runs[full].state == "failed" and "disk is full" in picture.runs[full].reason:
+                subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+                faults.counts["disk of a run full"] = 1
+            if sum(faults.counts.values()) < FAULTS and time.monotonic() - injected > EVERY_S:
+                if name := faults.inject():
+                    story.append(f"{time.monotonic() - began:.0f} s: {name}")
+                injected = time.monotonic()
+            if all(
+                where.state in ("done", "diverged", "failed") and not where.again for where in picture.runs.values()
+            ):
+                break
+            time.sleep(1.0)
+
+        picture = study.look()
+        assert picture.runs[wild].state == "diverged"
+        assert picture.runs[crashing].state == "failed"
+        assert "checkpoints" in picture.runs[crashing].reason
+        assert sorted(picture.ids("done")) == sorted({run.run_id for run in plan.runs} - {wild, crashing})
+        for run_id in picture.ids("done"):
+            Submitted(bed, study.directory, dataclasses.replace(plan, runs=_only(plan, run_id)), study.profile).equals(
+                calm / plan.sweep.name
+            )
+        assert not [job for job in slurm.queue().values() if job.active]
+        assert faults.counts["disk of a run full"] == 1
+        starts = sum(run.state()["attempt"] for run in study.runs)
+        with capsys.disabled():
+            print(f"\n{faults.table()}\n   1  disk of a run full, made larger, tried again")
+            print(f"64 runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}")
+
+
+def _only(plan: object, run_id: str) -> tuple:
+    return tuple(run for run in plan.runs if run.run_id == run_id)  # type: ignore[attr-defined]
