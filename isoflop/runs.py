@@ -95,6 +95,10 @@ class RunDirectory:
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
+            for name in files or ():
+                if not (self.path / name).exists():
+                    with replace_file(self.path / name) as temporary:
+                        temporary.write_text((files or {})[name])
             return
         self._make({"config.yaml": _yaml(config), **(files or {})})
 

@@ -228,6 +228,7 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
     run_of(root, plan, 1).set_state("diverged", "the loss was not finite")
     table = read_runs(directory)
     results = ["state", "reason", "loss", "loss_text", "loss_semantic", "loss_acoustic", "gpu_hours", "mfu", "restarts"]
+    results.append("simulated")
     assert [name for name in table.columns if name != "wall_s"] == [*COLUMNS, *results]
     assert table["run_id"].tolist() == [spec.run_id for spec in plan.runs]
     assert table["state"].tolist() == ["done", "diverged", "pending"]

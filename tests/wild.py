@@ -7,11 +7,11 @@ import dataclasses
 from isoflop.recipes import POCKET, Candidate, Dropped, Limits, Recipe
 from isoflop.shapes import ModelShape
 
+LIMITS = Limits()
+
 
 class Wild(Recipe):
-    def solve(
-        self, budget: float, shape: ModelShape, limits: Limits = Limits(), **scales: float
-    ) -> Candidate | Dropped:
+    def solve(self, budget: float, shape: ModelShape, limits: Limits = LIMITS, **scales: float) -> Candidate | Dropped:
         found = super().solve(budget, shape, limits, **scales)
         if isinstance(found, Candidate) and budget == 2e8 and shape.width == 16:
             return dataclasses.replace(found, lr=1e30)

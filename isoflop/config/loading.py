@@ -76,4 +76,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value
+    return value.replace("${", "\\${") if isinstance(value, str) else value

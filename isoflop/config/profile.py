@@ -10,6 +10,7 @@ from typing import Any, Literal
 from isoflop.config.reading import Overrides, find, read
 from isoflop.config.typed import UNSET, join, require, require_name, show
 
+OURS = {"array", "job_name", "output", "error"}
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 NOT_GIVEN = "(not given)"
 """The root of a profile that is only planned with and names none yet."""
@@ -104,6 +105,7 @@ class Profile:
             require(price >= 0, "price_per_gpu_hour", f"expected 0 or more, got {price:g}")
         require(self.disk_gb is None or self.disk_gb > 0, "disk_gb", f"expected a number above 0, got {self.disk_gb}")
         require("%" not in (self.root or ""), "root", "has a % in it, which SLURM would replace; take another folder")
+        require("\n" not in (self.root or ""), "root", "has a line break in it; take another folder")
         require(
             not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
         )
@@ -147,6 +149,11 @@ def _check_options(section: str, options: dict[str, Any]) -> None:
     for name, value in options.items():
         key = join(section, str(name))
         require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
+        require(str(name).replace("-", "_") not in OURS, key, "is for isoflop to say; leave it out")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
-        require(isinstance(value, str | int | float), key, f"expected text, a number or true, got {show(value)}")
+        require(
+            isinstance(value, str | int | float) and value is not False,
+            key,
+            f"expected text, a number or true, got {show(value)}",
+        )
         require("\n" not in str(value), key, "has a line break in it, which sbatch would take for a command")

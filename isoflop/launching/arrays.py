@@ -30,7 +30,7 @@ class Array:
         runs: the task with index i is `runs[i]`.
         gpus: of a run, on all its nodes; 0 for CPUs.
         nodes: of a run.
-        at_once: how many of its runs may run at the same time; 0 if it waits for the array before it to end.
+        at_once: how many of its runs may run at the same time; 0 if it waits for all arrays before it to end.
     """
 
     runs: tuple[RunSpec, ...]
@@ -50,7 +50,16 @@ def group(runs: Sequence[RunSpec], profile: Profile, most_tasks: int, order: Ord
         for first in range(0, len(found), most_tasks)
     ]
     at_once = _share([(gpus, len(found), sum(map(_work, found))) for (gpus, _), found in parts], profile)
-    return [Array(tuple(found), gpus, nodes, most) for ((gpus, nodes), found), most in zip(parts, at_once, strict=True)]
+    arrays = [
+        Array(tuple(found), gpus, nodes, most) for ((gpus, nodes), found), most in zip(parts, at_once, strict=True)
+    ]
+    return sorted(arrays, key=lambda array: not array.at_once)  # those that wait do so for all before them
+
+
+def most_at_once(array: Array, profile: Profile) -> int:
+    """How many of an array's runs may run at the same time, once it need not wait any more."""
+    by_gpus = profile.max_gpus // array.gpus if profile.max_gpus and array.gpus else len(array.runs)
+    return array.at_once or max(1, min(len(array.runs), by_gpus, profile.max_jobs or len(array.runs)))
 
 
 def _priority(run: RunSpec, order: Order) -> tuple[float, float]:
@@ -103,7 +112,7 @@ def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
     if profile.gpu is not None and profile.node is not None and gpus:
         share = gpus / profile.gpu.per_node
         if not ASKS_FOR_CPUS & options.keys():
-            options["cpus_per_task"] = max(1, int(profile.node.cpus * share))
+            options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node)
         if not ASKS_FOR_MEMORY & options.keys():
             options["mem"] = f"{max(1, int(profile.node.memory_gb * share * 1000))}M"
     options.setdefault("nodes", array.nodes)

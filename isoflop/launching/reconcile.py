@@ -175,7 +175,9 @@ def _over(
 ) -> Where:
     """A run whose job is not in the queue any more, and that did not say how it ended."""
     task = submission.task(run.run_id)
-    began = stored.get("job_id") == task
+    began = task is not None and stored.get("job_id") == task
+    if task is None:  # another call is at work, or was killed; the next submission finds out
+        return where("queued", "being submitted")
     if job is None and not accounted and not began and time.time() - submission.submitted < LOST_S:
         return where("queued", "not in the queue yet", job=task)
     if job is None or job.active:  # the controller forgot it, or never started it
@@ -198,7 +200,8 @@ def _over(
         if stored["state"] in ("done", "failed", "diverged"):
             return where(stored["state"], stored.get("reason", ""))
         record_failure(run, _death(run, stored, submission, job, began), job.node if job else stored.get("node") or "")
-        return _failed(where, run.state(), retries)
+        stored = run.state()
+        return replace(_failed(where, stored, retries), stored=stored)
 
 
 def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission, job: Task | None, began: bool) -> str:

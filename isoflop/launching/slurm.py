@@ -17,7 +17,18 @@ from isoflop.errors import ClusterError
 TIMEOUT_S = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
 ENDED = frozenset(
-    ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED")
+    (
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+        "TIMEOUT",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "NODE_FAIL",
+        "BOOT_FAIL",
+        "DEADLINE",
+        "REVOKED",
+    )
 )
 """States in which SLURM has nothing left to do for a job, once the queue shows it so."""
 
@@ -35,7 +46,6 @@ HOPELESS = {
     "InvalidQOS": ("slurm.qos", "is not valid"),
     "AccountNotAllowed": ("slurm.account", "may not use the partition"),
     "QOSNotAllowed": ("slurm.qos", "may not be used here"),
-    "AssocMaxJobsLimit": ("max_jobs", "is more than the account may have"),
     "DependencyNeverSatisfied": ("slurm.dependency", "will never be satisfied"),
     "JobHeldUser": ("", "held by its user; release it with `scontrol release`"),
     "JobHeldAdmin": ("", "held by an administrator of the cluster"),
@@ -156,8 +166,7 @@ def call(program: str, *arguments: str) -> str:
     Raises:
         ClusterError: it is not there, does not answer in time, or fails.
     """
-    if shutil.which(program) is None:
-        raise ClusterError(f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?")
+    check(program)
     try:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -167,9 +176,17 @@ def call(program: str, *arguments: str) -> str:
     return done.stdout
 
 
+def check(program: str) -> None:
+    """Raises ClusterError where a program of SLURM is not on the PATH."""
+    if shutil.which(program) is None:
+        raise ClusterError(f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?")
+
+
 def key_to_mend(refusal: str) -> str | None:
     """The profile's key that sbatch's refusal is about."""
     text = refusal.lower()
+    if option := re.search(r"(?:invalid|for) --([a-z-]+)", text):
+        return f"slurm.{option[1].replace('-', '_')}"
     return next((key for words, key in REFUSALS if words in text), None)
 
 

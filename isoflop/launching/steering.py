@@ -91,6 +91,7 @@ def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
     chosen = choose(directory, prefixes)
     with _steering(directory) as submissions:
         picture = reconcile(directory, runs_of(directory), submissions, ANY_RETRIES)
+        latest = {run_id: submission for submission in submissions for run_id in submission.runs}
         ready = [run_id for run_id in chosen if picture.runs[run_id].state in ("failed", "cancelled")]
         if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
             where = picture.runs[others[0]]
@@ -99,7 +100,16 @@ def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
             run = RunDirectory(directory / run_id)
             with run.lease() as lease:
                 if lease:
-                    run.set_state("pending", "to be tried again", failures=0, failed_on=[], in_vain=0, start_step=None)
+                    ended = latest[run_id].task(run_id) if run_id in latest else None  # it counts for nothing any more
+                    run.set_state(
+                        "pending",
+                        "to be tried again",
+                        failures=0,
+                        failed_on=[],
+                        in_vain=0,
+                        start_step=None,
+                        job_id=ended,
+                    )
     return ready
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from isoflop.config.profile import Profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
-from isoflop.launching.arrays import Array, python_command, sbatch_options, setup_lines
+from isoflop.launching.arrays import Array, most_at_once, python_command, sbatch_options, setup_lines
 from isoflop.launching.job import RunJob
 from isoflop.launching.signals import Job
 from isoflop.planning.bill import time_limit_hours
@@ -119,6 +120,8 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
         ConfigError: the cluster refuses what the profile asks for.
         ClusterError: sbatch kept failing.
     """
+    for program in ("sbatch", "srun"):
+        slurm.check(program)
     runs = tuple(run.run_id for run in array.runs)
     name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
     submission = Submission(name, runs, array.gpus, time.time())
@@ -127,7 +130,7 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
     jobs = [RunJob(str(directory / run_id)) for run_id in runs]
     try:
         job_id = _queue(jobs, folder / name, profile, _parameters(array, profile, code, name, after))
-    except (ConfigError, ClusterError):
+    except ConfigError:
         (folder / f"{name}.json").unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
         raise
@@ -139,7 +142,7 @@ def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder, name = submissions_folder(directory) / "NAME", f"{directory.name}-NAME"
-    command = f"{python_command(profile, sys.executable)} -u -m submitit.core._submit {folder}"
+    command = f"{python_command(profile, sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     parameters = _parameters(array, profile, code, name, None)
     if len(array.runs) > 1:
         parameters["map_count"] = len(array.runs)
@@ -166,7 +169,7 @@ def _parameters(array: Array, profile: Profile, code: Path, name: str, after: st
         "time": DEFAULT_TIME_MIN if hours == float("inf") else max(1, int(60 * hours)),
         "ntasks_per_node": max(1, array.gpus // array.nodes),
         "wckey": None,  # submitit's own would be refused by some clusters
-        "array_parallelism": array.at_once or len(array.runs),
+        "array_parallelism": most_at_once(array, profile),
         "setup": setup_lines(profile, code),
         "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
         "additional_parameters": options,
@@ -178,30 +181,31 @@ def _queue(jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    try:
-        executor = submitit.SlurmExecutor(
-            folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable)
-        )
-    except RuntimeError:
-        raise ClusterError("srun: not found; is this a login node of the cluster, with SLURM on the PATH?") from None
+    for program in ("sbatch", "srun"):
+        slurm.check(program)
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable))
     executor.update_parameters(**parameters)
-    for pause in (*PAUSES_S, None):
-        try:
-            with _without_job(), executor.batch():
-                submitted = [executor.submit(job) for job in jobs]
-            return submitted[0].job_id.split("_")[0]
-        except (FailedJobError, FailedSubmissionError) as problem:
-            refusal = " ".join(str(problem).split())
-        with suppress(ClusterError):
-            if job_id := slurm.named(parameters["job_name"]):  # sbatch gave up on the answer, but the array was queued
-                return job_id
-        if not slurm.may_pass(refusal):
-            key = slurm.key_to_mend(refusal)
-            raise ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
-        if pause is None:
-            raise ClusterError(f"sbatch: {_last_words(refusal)}; nothing was queued by this call, try again later")
-        time.sleep(pause)
-    raise AssertionError
+    unsure, refusal = False, ""
+    for pause in (*PAUSES_S, 0.0):
+        if not unsure:
+            try:
+                with _without_job(), executor.batch():
+                    submitted = [executor.submit(job) for job in jobs]
+                return submitted[0].job_id.split("_")[0]
+            except (FailedJobError, FailedSubmissionError) as problem:
+                refusal = " ".join(str(problem).split())
+        for wait in (0.0, pause):  # sbatch may give up on an answer and its array be queued, even some time later
+            time.sleep(wait)
+            try:
+                unsure = False
+                if job_id := slurm.named(parameters["job_name"]):
+                    return job_id
+            except ClusterError:
+                unsure = True
+            if not slurm.may_pass(refusal):
+                key = slurm.key_to_mend(refusal)
+                raise ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
+    raise ClusterError(f"sbatch: {_last_words(refusal)}; submit again later: what was queued after all is found then")
 
 
 def _with_id(submission: Submission, job_id: str, directory: Path) -> Submission:

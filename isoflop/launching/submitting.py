@@ -174,7 +174,7 @@ def submit(
         before: list[str] = []
         for array in group(specs, profile, slurm.max_array_size(), order):
             lease.check()
-            after = before[-1] if before and not array.at_once else None
+            after = ":".join(before) if before and not array.at_once else None
             done = submit_array(array, with_excluded(profile, intent.bad_nodes), directory, code, after)
             before.append(done.job_id or "")
             if on_queued:
@@ -204,7 +204,11 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
     if "@" in only:
         raise ConfigError("--only: a query has no @; name the plan's columns, such as 'budget <= 3e18'")
     try:
-        found = set(plan.to_frame().query(only)["run_id"])
+        frame = plan.to_frame()
+        chosen = frame.eval(only)
+        if getattr(chosen, "dtype", None) not in ("bool", "boolean"):
+            raise ValueError("is no condition")
+        found = set(frame.loc[chosen, "run_id"])
     except Exception as problem:  # pandas raises what its parser happens to raise
         raise ConfigError(f"--only {only!r}: {problem}; name the plan's columns, such as 'budget <= 3e18'") from None
     if not found:
