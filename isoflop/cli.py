@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
 import typer
 
-from isoflop.errors import ConfigError, FitError, IsoflopError
+from isoflop.errors import ClusterError, ConfigError, FitError, IsoflopError
 
 if TYPE_CHECKING:
     from isoflop.fitting.parabola import Status
@@ -134,6 +134,8 @@ def plan(
     max_gpu_hours: Annotated[
         float | None, typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3).")
     ] = None,
+    submit_too: Annotated[bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --submit: queue without asking.")] = False,
 ) -> None:
     """Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped
 
@@ -169,6 +171,10 @@ def plan(
         )
     for path in filter(None, (csv, parquet)):
         print(f"wrote {path}", file=sys.stderr)
+    if submit_too:
+        if cluster is None:
+            raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
+        submit(sweep, overrides, cluster=cluster, yes=yes, max_gpu_hours=max_gpu_hours, order=order)
 
 
 Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as pocket.")]
@@ -390,6 +396,34 @@ def logs(
             if not follow:
                 break
             time.sleep(1.0)
+
+
+@app.command("doctor", short_help="Check a cluster and its profile.")
+def doctor(
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    wait: Annotated[float, typer.Option(min=1, metavar="S", help="Seconds that a small job may wait.")] = 120.0,
+) -> None:
+    """Example: isoflop doctor --cluster slurm/h100.yaml
+
+    Checks SLURM, partition, limits, shared folder, and with a small job Python, GPUs and clock on a node; says how to
+    mend what is wrong.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.doctor import examine
+    from isoflop.launching.submitting import root_of
+
+    profile = load_profile(cluster)
+    if profile.executor != "slurm":
+        raise ConfigError(f"{cluster}: executor: is local; there is no cluster to check")
+    wrong = 0
+    for check in examine(profile, root_of(profile), wait):
+        print(f"{'ok   ' if check.fine else 'WRONG'} {check.name}: {check.found}", flush=True)
+        if not check.fine:
+            wrong += 1
+            print(f"      mend: {check.mend}", flush=True)
+    if wrong:
+        raise typer.Exit(ClusterError.exit_code)
 
 
 @app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")

@@ -149,13 +149,14 @@ def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -
     return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
-def queue_job(job: Job, profile: Profile, folder: Path, code: Path, name: str) -> str:
-    """Queues one job that is no run, and returns its id.
+def queue_job(job: Job, profile: Profile, folder: Path, code: Path, name: str, gpus: int = 0) -> str:
+    """Queues one job of one process that is no run, and returns its id.
 
     Raises:
         ConfigError, ClusterError: as for arrays.
     """
-    return _queue([job], folder, profile, _parameters(Array((), 0, 1, 1), profile, code, name, None))
+    parameters = _parameters(Array((), gpus, 1, 1), profile, code, name, None)
+    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": 1})
 
 
 def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
