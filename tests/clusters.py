@@ -48,7 +48,7 @@ class Bed:
 
 
 @contextmanager
-def test_bed(folder: Path, port: int, *, accounting: bool) -> Iterator[Bed]:
+def open_bed(folder: Path, port: int, *, accounting: bool) -> Iterator[Bed]:
     """A cluster of its own, in `folder`; the test is skipped where SLURM is not installed."""
     needed = ["slurmctld", "slurmd", "munged", "sbatch", *(["slurmdbd", "mariadbd"] if accounting else [])]
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"

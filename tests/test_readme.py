@@ -3,8 +3,8 @@
 A block marked `console` is run: each line that starts with `$ ` is a command, the lines under it are what it prints
 (stdout and stderr), and a line `...` stands for any lines. Nothing under a command means that its output is free. A
 block marked `python` is run as a program. Blocks share one folder that holds copies of `sweeps`, `slurm` and
-`analysis/pocket-64`. One that takes minutes is marked `console slow` or `python slow`. Of `make` only that the target
-exists is checked. Other blocks, such as `sh` and `text`, are not run.
+`analysis/pocket-64`. One that takes minutes is marked `console slow` or `python slow`, one that needs a cluster
+`console slurm`. Of `make` only that the target exists is checked. Other blocks, such as `sh` and `text`, are not run.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
+from clusters import open_bed
 
 from isoflop.config import Sweep
+from isoflop.config.profile import Profile
 from isoflop.planning.runspec import COLUMNS
 from isoflop.runs import LOG_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-_BLOCK = re.compile(r"^```(?P<kind>console|python)(?P<slow> slow)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^```(?P<kind>console|python)(?P<slow> slow| slurm)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Block:
     kind: str
-    slow: bool
+    when: str
     line: int
     text: str
 
 
 def blocks(readme: str) -> list[Block]:
     return [
-        Block(found["kind"], bool(found["slow"]), readme.count("\n", 0, found.start()) + 1, found["text"])
+        Block(found["kind"], (found["when"] or "").strip(), readme.count("\n", 0, found.start()) + 1, found["text"])
         for found in _BLOCK.finditer(readme)
     ]
 
@@ -92,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_quick_blocks(folder: Path) -> None:
-    quick = [block for block in blocks(README) if not block.slow]
+    quick = [block for block in blocks(README) if not block.when]
     assert {"console", "python"} == {block.kind for block in quick}
     for block in quick:
         check(block, folder)
@@ -101,7 +105,18 @@ def test_the_quick_blocks(folder: Path) -> None:
 @pytest.mark.slow
 def test_all_blocks(folder: Path) -> None:
     for block in blocks(README):
-        check(block, folder)
+        if block.when != "slurm":
+            check(block, folder)
+
+
+@pytest.mark.slow
+def test_the_blocks_for_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_bed(tmp_path / "bed", 17600, accounting=True) as bed:
+        monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
+        for block in blocks(README):
+            if block.when == "slurm":
+                check(block, folder)
+        execute("isoflop cancel runs/pocket", folder)
 
 
 # Tables
@@ -139,6 +154,20 @@ def test_every_key_of_a_sweep_with_its_default() -> None:
         assert (MISSING if default == "required" else yaml.safe_load(default.strip("`"))) == known[key], key
 
 
+def test_every_key_of_a_profile_with_its_default() -> None:
+    told = {key: default for keys, default, _ in table("## Keys of a cluster profile") for key in names(keys)}
+    assert set(told) == {field.name for field in fields(Profile)}
+    for field in fields(Profile):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name == "name":
+            assert told.pop("name") == "the file's stem"
+        elif default is MISSING:
+            assert told[field.name] == "required"
+        else:
+            wanted = list(default) if isinstance(default, tuple) else default
+            assert yaml.safe_load(told[field.name].strip("`")) == wanted, field.name
+
+
 @pytest.mark.parametrize(("heading", "columns"), [("### plan.parquet", COLUMNS), ("### loss/*.parquet", LOG_COLUMNS)])
 def test_every_column(heading: str, columns: dict[str, Any]) -> None:
     assert [name for row in table(heading) for name in names(row[0])] == list(columns)
@@ -166,6 +195,6 @@ def test_what_counts_as_printed(expected: str, output: str, same: bool) -> None:
 def test_blocks_and_commands_are_found() -> None:
     text = "x\n```console\n$ a b\nout\n\nmore\n$ c\n```\n```sh\n$ d\n```\n```python slow\ne\n```\n"
     console, python = blocks(text)
-    assert (console.kind, console.slow, console.line) == ("console", False, 2)
+    assert (console.kind, console.when, console.line) == ("console", "", 2)
     assert commands(console.text) == [("a b", "out\n\nmore\n"), ("c", "")]
-    assert (python.kind, python.slow, python.text) == ("python", True, "e\n")
+    assert (python.kind, python.when, python.text) == ("python", "slow", "e\n")

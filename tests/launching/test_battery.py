@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import PROFILE, Submitted, test_bed
+from clusters import PROFILE, Submitted, open_bed
 from faults import Faults, break_programs
 from studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
 
@@ -66,7 +66,7 @@ def test_sixty_four_runs_come_through(
             train_here(RunDirectory(calm / plan.sweep.name / run.run_id), calm)
 
     options = [f"root={root}", "slurm.partition=preempt", "max_jobs=6", "retries=4", "slurm.cpus_per_task=4"]
-    with test_bed(tmp_path / "bed", 17400 + 50 * accounting, accounting=accounting) as bed:
+    with open_bed(tmp_path / "bed", 17400 + 50 * accounting, accounting=accounting) as bed:
         monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
         flag = break_programs(tmp_path / "programs")
         study = Submitted(bed, root / plan.sweep.name, plan, load_profile(PROFILE, options))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Bed, Submitted, submitted, test_bed
+from clusters import Bed, Submitted, open_bed, submitted
 from studies import LONG_CHECKPOINTS, train_here, wait_for
 
 from isoflop.launching.directory import make_directory
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=[True, False], ids=["accounting", "no-accounting"])
 def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    with test_bed(tmp_path_factory.mktemp("bed") / "bed", 17100 + 100 * request.param, accounting=request.param) as up:
+    with open_bed(tmp_path_factory.mktemp("bed") / "bed", 17100 + 100 * request.param, accounting=request.param) as up:
         before = os.environ.get("SLURM_CONF")
         os.environ["SLURM_CONF"] = up.environment["SLURM_CONF"]
         yield up
