@@ -18,7 +18,6 @@ from clusters import Submitted
 
 from isoflop.errors import ClusterError
 from isoflop.launching import slurm
-from isoflop.runs import RunDirectory
 
 NODES = ("n1", "n2", "n3", "n4")
 FAILING = """\
@@ -234,8 +233,3 @@ class Faults:
             if int(inside) == process and f"SLURMD_NODENAME={node}".encode() in environment:
                 return worker
         return None
-
-
-def run_log(run: RunDirectory) -> str:
-    """All that the attempts at a run have written."""
-    return "\n".join(path.read_text() for path in sorted(run.path.glob("attempts/*/log.txt")))

@@ -1,0 +1,191 @@
+"""Commands for a study on a SLURM cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, with_bill
+from isoflop.errors import ClusterError, ConfigError
+
+WATCH_S = 5.0
+
+
+@app.command("submit", short_help="Queue a sweep on a SLURM cluster, after showing the bill.")
+def submit(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill and the scripts; change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Queue without asking.")] = False,
+    max_gpu_hours: MaxGpuHours = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Queue some runs: a query such as 'budget <= 3e18'.")
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Which runs start first.")] = "longest",
+    supervise: Annotated[
+        bool, typer.Option("--supervise", help="Queue a job of one core too, which queues again what is lost.")
+    ] = False,
+    new_code: Annotated[
+        bool, typer.Option("--new-code", help="Give what is not done today's code, not the first submission's.")
+    ] = False,
+) -> None:
+    """Example: isoflop submit sweeps/soda.yaml --cluster slurm/h100.yaml
+
+    Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.submitting import intend
+    from isoflop.launching.submitting import submit as queue
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
+    from isoflop.reporting.progress import StudyProgress
+
+    profile = load_profile(cluster)
+    if profile.executor != "slurm":
+        raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
+    plan = lay_out(sweep, overrides or ())
+    if profile.gpu is not None:
+        plan = with_bill(plan, cluster, order, 0.0, max_gpu_hours)
+    intent = intend(plan, profile, only)
+    print_intent(plan)
+    if plan.bill is not None:
+        print_bill(plan.bill, sys.stderr)
+    print_submission(intent)
+    if dry_run:
+        print_scripts(plan, profile, intent, order)
+        return
+    if intent.queued or not intent.picture.certain:
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
+            if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
+                raise typer.Exit(0)
+        with StudyProgress({}) as shown:
+            queue(
+                plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted
+            )
+    if supervise:
+        from isoflop.launching.supervising import add_supervisor
+
+        job_id = add_supervisor(profile, intent.directory)
+        print(f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already", file=sys.stderr)
+    print(intent.directory)
+
+
+@app.command("status", short_help="Where every run of a submitted sweep is.")
+def status(
+    directory: Directory,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Example: isoflop status runs/soda --watch
+
+    State, progress, speed and reason of every run, and totals. Exit code 1 where a run failed or diverged.
+    """
+    from isoflop.launching.submitting import kept_profile
+    from isoflop.reporting.status import print_status, print_status_json, read_status
+
+    retries = kept_profile(directory).retries
+    while True:
+        found = read_status(directory, retries)
+        if watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print_status_json(found) if as_json else print_status(found)
+        if not watch or not found.picture.ids("queued", "running", "requeued"):
+            break
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+    if found.picture.ids("failed", "diverged"):
+        raise typer.Exit(1)
+
+
+@app.command("cancel", short_help="Cancel the jobs of a submitted sweep.")
+def cancel(directory: Directory, runs: Runs = None) -> None:
+    """Example: isoflop cancel runs/soda 3e20-w2304
+
+    Cancels the jobs of some runs, or of all. What they reached is kept: `isoflop submit` goes on from there.
+    """
+    from isoflop.launching.steering import cancel as stop
+
+    stopped = stop(directory.resolve(), runs or ())
+    print(f"cancelled {len(stopped)} jobs; every run keeps its last checkpoint", file=sys.stderr)
+
+
+@app.command("retry", short_help="Queue failed or cancelled runs again.")
+def retry(directory: Directory, runs: Runs = None) -> None:
+    """Example: isoflop retry runs/soda 3e20-w2304
+
+    Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
+    """
+    from isoflop.launching.steering import retry as make_ready
+    from isoflop.launching.submitting import kept_profile
+    from isoflop.launching.submitting import submit as queue
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import print_submitted
+
+    directory = directory.resolve()
+    profile = kept_profile(directory)
+    ready = make_ready(directory, runs or ())
+    if not ready:
+        print("no run has failed or was cancelled", file=sys.stderr)
+        return
+    plan = lay_out(str(directory / "sweep.yaml"))
+    if profile.gpu is not None:
+        plan = with_bill(plan, str(directory / "cluster.yaml"), "longest", 0.0, None)
+    queue(plan, profile, runs=ready, on_queued=print_submitted)
+
+
+@app.command("logs", short_help="What a run has written.")
+def logs(
+    directory: Directory,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written.")] = False,
+) -> None:
+    """Example: isoflop logs runs/soda 3e20-w2304 --follow
+
+    The log of a run's newest attempt; of its job, where the run has not begun.
+    """
+    from isoflop.launching.steering import choose, newest_log
+
+    (run_id,) = choose(directory, [run])
+    log = newest_log(directory, run_id)
+    print(log, file=sys.stderr)
+    with log.open(errors="replace") as file:
+        while True:
+            print(file.read(), end="", flush=True)
+            if not follow:
+                break
+            time.sleep(1.0)
+
+
+@app.command("doctor", short_help="Check a cluster and its profile.")
+def doctor(
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    wait: Annotated[float, typer.Option(min=1, metavar="S", help="Seconds that a small job may wait.")] = 120.0,
+) -> None:
+    """Example: isoflop doctor --cluster slurm/h100.yaml
+
+    Checks SLURM, partition, limits, shared folder, and with a small job Python, GPUs and clock on a node; says how to
+    mend what is wrong.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.doctor import examine
+    from isoflop.launching.submitting import root_of
+
+    profile = load_profile(cluster)
+    if profile.executor != "slurm":
+        raise ConfigError(f"{cluster}: executor: is local; there is no cluster to check")
+    wrong = 0
+    for check in examine(profile, root_of(profile), wait):
+        print(f"{'ok   ' if check.fine else 'WRONG'} {check.name}: {check.found}", flush=True)
+        if not check.fine:
+            wrong += 1
+            print(f"      mend: {check.mend}", flush=True)
+    if wrong:
+        raise typer.Exit(ClusterError.exit_code)

@@ -1,0 +1,94 @@
+"""Commands that lay out a study."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.cluster import submit
+from isoflop.cli.shared import MaxGpuHours, Order, app, plan_app, with_bill
+from isoflop.errors import ConfigError
+
+
+@plan_app.command("plan")
+@app.command("plan", short_help="Lay out the runs of a sweep.")
+def plan(
+    context: typer.Context,
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as soda.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")
+    ] = None,
+    dropped: Annotated[bool, typer.Option("--dropped", help="List what the rules dropped, and why.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the runs as CSV too.")] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the runs as Parquet too.")] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="A cluster profile: adds GPUs, hours, cost, finish time.")
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Which runs start first on the cluster.")] = "longest",
+    interruptions: Annotated[
+        float, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
+    ] = 0.0,
+    max_gpu_hours: MaxGpuHours = None,
+    submit_too: Annotated[bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --submit: queue without asking.")] = False,
+) -> None:
+    """Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped
+
+    Lays out the runs of a sweep, with totals. Works offline and trains nothing.
+    """
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import drop_reasons, print_dropped, print_plan, print_plan_json
+    from isoflop.reporting.terminal import warn
+
+    laid_out = lay_out(sweep, overrides or ())
+    if cluster is not None:
+        laid_out = with_bill(laid_out, cluster, order, interruptions, max_gpu_hours)
+    elif max_gpu_hours is not None:
+        raise ConfigError("--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE")
+    if csv is not None:
+        laid_out.write_csv(csv)
+    if parquet is not None:
+        laid_out.write_parquet(parquet)
+    if as_json:
+        print_plan_json(laid_out, dropped)
+    else:
+        print_plan(laid_out)
+        if dropped:
+            print_dropped(laid_out)
+    sys.stdout.flush()
+    for message in laid_out.warnings:
+        warn(message)
+    if laid_out.dropped and not dropped:
+        command = shlex.join([*context.command_path.split(), sweep, *(overrides or ()), "--dropped"])
+        print(
+            f"{len(laid_out.dropped)} candidates dropped ({drop_reasons(laid_out)}); list them: {command}",
+            file=sys.stderr,
+        )
+    for path in filter(None, (csv, parquet)):
+        print(f"wrote {path}", file=sys.stderr)
+    if submit_too:
+        if cluster is None:
+            raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
+        submit(sweep, overrides, cluster=cluster, yes=yes, max_gpu_hours=max_gpu_hours, order=order)
+
+
+@app.command("init", short_help="Write a sweep file and a cluster profile to start from.")
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go.")] = Path(),
+    source: Annotated[str, typer.Option("--from", metavar="NAME", help="The shipped sweep to start from.")] = "soda",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Example: isoflop init --from soda my-study
+
+    Writes NAME.yaml and cluster.yaml, commented copies of shipped files, to change as you like.
+    """
+    from isoflop.config.starting import write_start
+
+    sweep, profile = write_start(source, directory, force)
+    print(f"wrote {sweep}\nwrote {profile}", file=sys.stderr)
+    print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)

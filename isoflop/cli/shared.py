@@ -1,0 +1,42 @@
+"""What the commands share: the two programs, and the arguments that several take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from isoflop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from isoflop.planning.plan import Plan
+
+Order = Literal["longest", "budget"]
+Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as pocket.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs, by the beginning of their names.")]
+MaxGpuHours = Annotated[
+    float | None, typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3).")
+]
+
+_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(no_args_is_help=True, **_SETTINGS)
+plan_app = typer.Typer(**_SETTINGS)
+
+
+def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float, max_gpu_hours: float | None) -> Plan:
+    """The plan with its bill on a cluster, within its cap."""
+    from isoflop.config.profile import load_profile
+    from isoflop.planning.bill import check_cap
+    from isoflop.planning.bill import with_bill as price
+
+    profile = load_profile(cluster, to_plan=True)
+    try:
+        billed = price(plan, profile, order=order, interruptions_per_day=interruptions)
+    except ConfigError as problem:
+        raise ConfigError(f"{cluster}: {problem}") from None
+    if billed.bill is not None:
+        check_cap(billed.bill, max_gpu_hours)
+    return billed
