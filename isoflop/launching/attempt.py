@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
+from isoflop.files import replace_file
 from isoflop.lease import LeaseLostError
 from isoflop.runs import RunDirectory, State
 
@@ -39,6 +43,7 @@ def attempt(
     number = run.state().get("attempt", 0) + 1
     try:
         run.set_state("running", attempt=number, node=os.uname().nodename, job_id=job_id, **more)
+        _write_provenance(log_file(run, number).with_name("provenance.json"), job_id)
         with _log_in(log_file(run, number)):
             return _train(run, should_stop, ranks)
     except LeaseLostError:
@@ -64,6 +69,23 @@ def record_failure(run: RunDirectory, reason: str, node: str) -> None:
     failures = state.get("failures", 0) + 1 if state.get("failed_at") == step else 1
     failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
     run.set_state("failed", reason, failures=failures, failed_at=step, failed_on=failed_on)
+
+
+def _write_provenance(path: Path, job_id: str | None) -> None:
+    """What this attempt runs with: job, machine, GPUs, code and versions."""
+    packages = ("isoflop", "torch", "lightning", "submitit", "numpy")
+    document = {
+        "job_id": job_id,
+        "node": os.uname().nodename,
+        "nodes": os.environ.get("SLURM_JOB_NODELIST"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "began": time.time(),
+        "python": platform.python_version(),
+        "code": str(Path(__file__).resolve().parents[2]),
+        "versions": {package: version(package) for package in packages},
+    }
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def log_file(run: RunDirectory, attempt: int) -> Path:

@@ -17,7 +17,7 @@ from isoflop.errors import ClusterError
 from isoflop.launching import slurm
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.signals import KILLED
-from isoflop.launching.slurm import HOPELESS, INTERRUPTED, Task
+from isoflop.launching.slurm import HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
 from isoflop.launching.submission import Submission, submissions_folder
 from isoflop.runs import RunDirectory, State
 
@@ -66,6 +66,11 @@ class Picture:
     runs: dict[str, Where]
     notes: tuple[str, ...]
     certain: bool
+
+    @property
+    def held(self) -> list[str]:
+        """Jobs that SLURM holds since a node could not start them; the run is not to blame, and nobody meant it."""
+        return [where.task for where in self.runs.values() if where.task and where.reason.startswith(LAUNCH_FAILED)]
 
     def ids(self, *states: State) -> list[str]:
         return [run_id for run_id, where in self.runs.items() if where.state in states]

@@ -35,6 +35,9 @@ ENDED = frozenset(
 INTERRUPTED = frozenset(("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "REQUEUED"))
 """Last words of accounting that are not the run's fault."""
 
+LAUNCH_FAILED = "launch failed requeued held"
+"""Why SLURM holds a job of which a node could not start anything, such as one that still ran its last start."""
+
 HOPELESS = {
     "PartitionTimeLimit": ("slurm.time", "is longer than the partition allows"),
     "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run asks for"),
@@ -49,7 +52,7 @@ HOPELESS = {
     "DependencyNeverSatisfied": ("slurm.dependency", "will never be satisfied"),
     "JobHeldUser": ("", "held by its user; release it with `scontrol release`"),
     "JobHeldAdmin": ("", "held by an administrator of the cluster"),
-    "launch failed requeued held": ("", "could not be launched and is held; release it with `scontrol release`"),
+    LAUNCH_FAILED: ("", "a node could not start it, and SLURM holds it; the next submission releases it"),
 }
 """Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
 
@@ -152,6 +155,12 @@ def max_array_size() -> int:
 def state_of(job_id: str) -> str:
     """The state of one job as the controller knows it; empty where it is gone."""
     return call("squeue", "-h", "-j", job_id, "-o", "%T").strip()
+
+
+def release(ids: Iterable[str]) -> None:
+    """Lets go of jobs that SLURM holds."""
+    for task in ids:
+        call("scontrol", "release", task)
 
 
 def cancel(ids: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
     if not (copy / "made").exists():
         part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
         shutil.copytree(PACKAGE, part / "isoflop", ignore=shutil.ignore_patterns("__pycache__"))
+        (part / "changes.diff").write_text(_changes())
         (part / "made").touch()
         try:
             os.rename(part, copy)
@@ -45,3 +47,16 @@ def _digest() -> str:
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _changes() -> str:
+    """The commit that the package is of, and what was changed since, where it is in a checkout."""
+    command = ["git", "-C", str(PACKAGE), "--no-pager"]
+    try:
+        commit, diff = (
+            subprocess.run([*command, *words], capture_output=True, text=True, check=True, timeout=30).stdout
+            for words in (["rev-parse", "HEAD"], ["diff", "HEAD", "--", "."])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"commit {commit}{diff}"

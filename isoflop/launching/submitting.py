@@ -163,6 +163,7 @@ def submit(
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
+        slurm.release(intent.picture.held)
         if not intent.queued:
             return intent
         keep_profile(profile, directory)

@@ -85,7 +85,7 @@ def test_sixty_four_runs_come_through(
                 picture = study.look()
                 if picture.ids("cancelled"):
                     retry(study.directory, [])
-                if any(where.again for where in picture.runs.values()):
+                if picture.held or any(where.again for where in picture.runs.values()):
                     study.submit()
             except ClusterError as problem:
                 story.append(str(problem))

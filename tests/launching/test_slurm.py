@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Bed, Submitted, open_bed, submitted
+from clusters import PROFILE, Bed, Submitted, open_bed, submitted
 from studies import LONG_CHECKPOINTS, train_here, wait_for
 
+from isoflop.config.profile import load_profile
+from isoflop.errors import ConfigError
+from isoflop.launching import slurm
 from isoflop.launching.directory import make_directory
+from isoflop.launching.doctor import examine
 from isoflop.launching.steering import cancel, retry
+from isoflop.launching.supervising import add_supervisor
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +121,64 @@ def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
     study.submit()
     study.finish()
     study.equals(undisturbed)
+
+
+# What looks after a study, and what can't run
+
+
+def test_a_supervisor_brings_a_study_to_its_end(bed: Bed, tmp_path: Path, undisturbed: Path) -> None:
+    told = tmp_path / "told.txt"
+    hook = tmp_path / "hook.sh"
+    hook.write_text(f'#!/bin/bash\necho "$1: $3" >> {told}\n')
+    hook.chmod(0o755)
+    study = submitted(bed, tmp_path, OFTEN, options=(f"notify={hook}",))
+    study.submit()
+    study.wait_for_step(100)
+    os.kill(worker_of(study), signal.SIGKILL)
+    study.wait(lambda picture: picture.ids("failed"))
+    assert add_supervisor(study.profile, study.directory)
+    assert add_supervisor(study.profile, study.directory) is None
+    study.finish()
+    study.equals(undisturbed)
+    wait_for(told.exists, 90)
+    assert told.read_text() == "done: all 2 runs are done\n"
+    wait_for(lambda: not any(job.active for job in slurm.queue().values()), 30)
+    assert (study.directory / "report.html").exists()
+
+
+def test_a_doctor_finds_nothing_wrong(bed: Bed, tmp_path: Path) -> None:
+    checks = list(examine(load_profile(PROFILE, [f"root={tmp_path}"]), tmp_path))
+    assert [check.name for check in checks if not check.fine] == []
+    assert [check.name for check in checks][-4:] == ["job", "python", "requeue", "clock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "mend"),
+    [
+        ("slurm.partition=nope", "partition", "slurm.partition: take one of main, short, preempt, scavenge"),
+        ("slurm.time='99:00:00'", "partition", 'slurm.time: "01:00:00"'),
+        ("slurm.cpus_per_task=999", "job", "the profile's key that is named"),
+        ("python=/nowhere/python", "job", "root: a folder that all nodes share; python: an interpreter"),
+    ],
+)
+def test_a_doctor_finds_what_is_wrong(bed: Bed, tmp_path: Path, option: str, name: str, mend: str) -> None:
+    checks = list(examine(load_profile(PROFILE, [f"root={tmp_path}", option]), tmp_path, wait_s=10))
+    (wrong,) = [check for check in checks if not check.fine]
+    assert wrong.name == name
+    assert wrong.mend.startswith(mend) or name == "job"
+
+
+def test_what_can_never_run_is_said_with_the_key_to_mend(bed: Bed, tmp_path: Path) -> None:
+    study = submitted(bed, tmp_path, options=("slurm.partition=nope",))
+    with pytest.raises(ConfigError, match=r"slurm.partition: sbatch refuses it: .*[Ii]nvalid partition"):
+        study.submit()
+    assert not list(study.directory.glob("submissions/*.json"))
+    late = submitted(bed, tmp_path, options=("slurm.time='99:00:00'",))
+    late.submit()
+    picture = late.wait(lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values()))
+    assert all("slurm.time is longer than the partition allows" in where.reason for where in picture.runs.values())
+    cancel(late.directory, [])
 
 
 # Several processes
