@@ -61,11 +61,13 @@ class Picture:
         runs: by run id.
         notes: what the user should know, such as a queue that does not answer, a line each.
         certain: whether SLURM answered: without that nothing may be queued.
+        orphans: waiting jobs of runs that are over, or that have a newer job.
     """
 
     runs: dict[str, Where]
     notes: tuple[str, ...]
     certain: bool
+    orphans: tuple[str, ...] = ()
 
     @property
     def held(self) -> list[str]:
@@ -104,7 +106,25 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
     found = {
         run_id: _where(run, stored[run_id], latest.get(run_id), queue, known, retries) for run_id, run in runs.items()
     }
-    return Picture(found, tuple(notes), queue is not None)
+    return Picture(found, tuple(notes), queue is not None, _orphans(submissions, latest, found, queue or {}))
+
+
+def _orphans(
+    submissions: Sequence[Submission],
+    latest: Mapping[str, Submission],
+    runs: Mapping[str, Where],
+    queue: Mapping[str, Task],
+) -> tuple[str, ...]:
+    tasks = (
+        (run_id, submission, submission.task(run_id) or "") for submission in submissions for run_id in submission.runs
+    )
+    return tuple(
+        task
+        for run_id, submission, task in tasks
+        if task in queue
+        and queue[task].waits
+        and (latest[run_id] is not submission or (run_id in runs and runs[run_id].state in ("done", "diverged")))
+    )
 
 
 def _ended(

@@ -164,6 +164,7 @@ def submit(
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
         slurm.release(intent.picture.held)
+        slurm.cancel(intent.picture.orphans)
         if not intent.queued:
             return intent
         keep_profile(profile, directory)

@@ -19,7 +19,7 @@ from isoflop.errors import ClusterError
 from isoflop.launching import slurm
 from isoflop.launching.directory import make_directory
 from isoflop.launching.steering import retry
-from isoflop.runs import RunDirectory
+from isoflop.runs import SETTLED, RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +85,7 @@ def test_sixty_four_runs_come_through(
                 picture = study.look()
                 if picture.ids("cancelled"):
                     retry(study.directory, [])
-                if picture.held or any(where.again for where in picture.runs.values()):
+                if picture.held or picture.orphans or any(where.again for where in picture.runs.values()):
                     study.submit()
             except ClusterError as problem:
                 story.append(str(problem))
@@ -97,9 +97,8 @@ def test_sixty_four_runs_come_through(
                 if name := faults.inject():
                     story.append(f"{time.monotonic() - began:.0f} s: {name}")
                 injected = time.monotonic()
-            if all(
-                where.state in ("done", "diverged", "failed") and not where.again for where in picture.runs.values()
-            ):
+            settled = (where.state in SETTLED and not where.again for where in picture.runs.values())
+            if all(settled) and not picture.orphans:
                 break
             time.sleep(1.0)
 
@@ -114,6 +113,8 @@ def test_sixty_four_runs_come_through(
         )
         assert not [job for job in slurm.queue().values() if job.active]
         assert faults.counts["disk of a run full"] == 1
+        missed = {name for name in faults.kinds if not faults.counts[name]}
+        assert missed <= {"worker killed while it saved"}, faults.table()
         starts = sum(run.state()["attempt"] for run in study.runs)
         with capsys.disabled():
             print(f"\n{faults.table()}\n   1  disk of a run full, made larger, tried again")

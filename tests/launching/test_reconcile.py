@@ -286,3 +286,26 @@ def test_a_failure_is_kept_with_its_node(cluster: Cluster, node: str) -> None:
         record_failure(cluster.run, "no luck", node)
     assert cluster.run.state()["failed_on"] == [node] * 2 * bool(node)
     assert cluster.run.state()["failures"] == 2
+
+
+# Jobs that nobody needs
+
+
+def test_a_waiting_job_of_a_run_that_is_over_or_has_a_newer_one_is_an_orphan(cluster: Cluster) -> None:
+    assert cluster.look(BEGAN, f"{TASK}|PENDING||Resources").orphans == ()
+    cluster.run.set_state("done")
+    (cluster.run.path / "DONE").touch()
+    assert cluster.look({}, f"{TASK}|PENDING||Resources").orphans == (TASK,)
+    assert cluster.look({}, f"{TASK}|RUNNING|n1|None").orphans == ()
+    old = Submission("tiny-1", ("r0",), 0, time.time() - 99, "100")
+    new = Submission("tiny-2", ("r0",), 0, time.time() - 9, "101")
+    (cluster.run.path / "DONE").unlink()
+    cluster.run.set_state("pending")
+    cluster.slurm.program("squeue", "printf '100|PENDING||Resources\\n101|PENDING||Resources\\n'")
+    assert reconcile(cluster.run.path.parent, ["r0"], [old, new], 2).orphans == ("100",)
+
+
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_known(cluster: Cluster) -> None:
+    picture = cluster.look(BEGAN, f"{TASK}|PENDING||launch failed requeued held")
+    assert picture.held == [TASK]
+    assert not picture.runs["r0"].again
