@@ -19,7 +19,7 @@ demo: setup ## Run a true IsoFLOP study on this machine, in minutes, and print w
 	$(VENV)/bin/isoflop run sweeps/pocket.yaml
 
 test: setup ## Run the fast tests.
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow" -n 2
 
 test-slow: setup ## Run the tests that take minutes.
 	$(RUN) pytest -m slow

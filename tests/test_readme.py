@@ -31,7 +31,7 @@ from isoflop.runs import LOG_COLUMNS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(
-    r"^```(?P<kind>console|python)(?P<slow> slow| slurm)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```(?P<kind>console|python)(?P<when> slow| slurm)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 

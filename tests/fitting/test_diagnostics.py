@@ -18,6 +18,7 @@ def narrow() -> pd.DataFrame:
 
 
 CASES = {
+    "simulated": (BASE, {}, "Nothing here is a result"),
     "no_replicates": (BASE, {}, "noise can't be told from misfit"),
     "few_budgets": (simulate_isoflop(budgets=LOW), {}, "3 budgets leave the power laws 1 degree of freedom"),
     "replicate_noise": (simulate_isoflop(seeds=3, noise=0.003), {}, "126 degrees of freedom"),
@@ -39,7 +40,7 @@ def test_findings(code):
 
 def test_a_good_study_has_nothing_to_say():
     codes = [d["code"] for d in fit_isoflop(simulate_isoflop(seeds=2, noise=0.002)).diagnostics]
-    assert codes == ["replicate_noise"]
+    assert codes == ["simulated", "replicate_noise"]
 
 
 def test_misfit_beyond_noise_is_named():

@@ -65,7 +65,8 @@ def test_a_study_keeps_the_code_of_its_first_submission(package: Path, tmp_path:
     code, differs = study_code(tmp_path / "study")
     assert not differs
     before = content(code)
-    assert before.keys() == {"made", "isoflop/__init__.py", "isoflop/answer.py", "isoflop/shipped/soda.yaml"}
+    files = {"isoflop/__init__.py", "isoflop/answer.py", "isoflop/shipped/soda.yaml"}
+    assert before.keys() == {"made", "changes.diff", *files}
     assert study_code(tmp_path / "study") == (code, False)
     (package / "answer.py").write_text("print(2)\n")
     assert study_code(tmp_path / "study") == (code, True)
