@@ -60,8 +60,9 @@ def test_a_study_is_queued_once_and_ends(study: Submitted, undisturbed: Path) ->
     assert study.submit().queued == ()
 
 
-def test_preemption_with_a_signal(bed: Bed, tmp_path: Path, undisturbed: Path) -> None:
-    study = submitted(bed, tmp_path, OFTEN, options=("slurm.partition=preempt",))
+@pytest.mark.parametrize("partition", ["preempt", "scavenge"], ids=["with a signal", "at once"])
+def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str) -> None:
+    study = submitted(bed, tmp_path, OFTEN, options=(f"slurm.partition={partition}",))
     study.submit()
     study.wait_for_step(100)
     bed.run("sbatch", "-p", "main", "-N4", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3")
@@ -69,16 +70,6 @@ def test_preemption_with_a_signal(bed: Bed, tmp_path: Path, undisturbed: Path) -
     study.finish()
     study.equals(undisturbed)
     assert all(run.state().get("failures", 0) == 0 for run in study.runs)
-
-
-def test_preemption_at_once(bed: Bed, tmp_path: Path, undisturbed: Path) -> None:
-    study = submitted(bed, tmp_path, OFTEN, options=("slurm.partition=scavenge",))
-    study.submit()
-    study.wait_for_step(100)
-    bed.run("sbatch", "-p", "main", "-N4", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3")
-    study.wait(lambda picture: picture.ids("requeued"))
-    study.finish()
-    study.equals(undisturbed)
 
 
 def test_a_killed_worker_is_a_failure_that_is_tried_again(study: Submitted, undisturbed: Path) -> None:
