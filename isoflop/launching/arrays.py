@@ -6,7 +6,7 @@ import math
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,21 @@ def group(runs: Sequence[RunSpec], profile: Profile, most_tasks: int, order: Ord
         for shape, found in sorted(shapes.items(), key=lambda item: _priority(item[1][0], order))
         for first in range(0, len(found), most_tasks)
     ]
-    at_once = _share([(gpus, len(found), sum(map(_work, found))) for (gpus, _), found in parts], profile)
-    arrays = [
-        Array(tuple(found), gpus, nodes, most) for ((gpus, nodes), found), most in zip(parts, at_once, strict=True)
-    ]
-    return sorted(arrays, key=lambda array: not array.at_once)  # those that wait do so for all before them
+    return share([Array(tuple(found), gpus, nodes, 0) for (gpus, nodes), found in parts], profile)
+
+
+def share(arrays: Sequence[Array], profile: Profile, active: Sequence[Array] = ()) -> list[Array]:
+    """Arrays with how many of their runs may be under way at once, so that all keep to the profile's limits.
+
+    Args:
+        arrays: to be queued; those that have to wait come last, since they wait for all before them.
+        profile: the limits.
+        active: arrays that are queued already, with their runs that are not over; they come back first, in order.
+    """
+    every = [*active, *arrays]
+    at_once = _share([(array.gpus, len(array.runs), sum(map(_work, array.runs))) for array in every], profile)
+    shared = [replace(array, at_once=most) for array, most in zip(every, at_once, strict=True)]
+    return shared[: len(active)] + sorted(shared[len(active) :], key=lambda array: not array.at_once)
 
 
 def most_at_once(array: Array, profile: Profile) -> int:

@@ -171,6 +171,8 @@ def _where(
             return where("running", "" if job.state == "RUNNING" else job.state.lower(), job=task, at=job.node or node)
         began = stored.get("attempt", 0) > 0
         return where("requeued" if began else "queued", explain(job.reason), job=task, again=False)
+    if queue is None and stored["state"] == "failed":
+        return where("failed", stored.get("reason", ""))
     if queue is None:
         return where("running" if stored["state"] == "running" else "queued", "SLURM does not answer", job=task)
     if stored["state"] == "failed":

@@ -163,6 +163,11 @@ def release(ids: Iterable[str]) -> None:
         call("scontrol", "release", task)
 
 
+def throttle(array: str, at_once: int) -> None:
+    """Changes how many tasks of an array may run at once; what runs already goes on."""
+    call("scontrol", "update", f"jobid={array}", f"arraytaskthrottle={at_once}")
+
+
 def cancel(ids: Iterable[str]) -> None:
     """Cancels jobs and tasks of arrays; those that have ended are no error."""
     for batch in _batches(list(ids), 500):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
-from isoflop.launching.arrays import group
+from isoflop.launching.arrays import Array, group, share
 from isoflop.launching.directory import check_same_study, check_trainer, make_directory, sweep_directory
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
@@ -155,7 +156,7 @@ def submit(
         if not lease:
             raise RunError(f"{directory}: another `isoflop submit` is at work here; wait for it")
         slurm.queue()  # a cluster that does not answer is found before anything is made
-        heal(directory)
+        submissions = heal(directory)
         make_directory(plan, directory.parent)
         intent = intend(plan, profile, only)
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
@@ -173,8 +174,15 @@ def submit(
         specs = [run for run in plan.runs if run.run_id in set(intent.queued)]
         for run_id in intent.queued:
             _clear(RunDirectory(directory / run_id))
-        before: list[str] = []
-        for array in group(specs, profile, slurm.max_array_size(), order):
+        active = _active(plan, intent.picture, submissions)
+        shared = share(group(specs, profile, slurm.max_array_size(), order), profile, list(active.values()))
+        for job_id, array in zip(active, shared, strict=False):
+            if len(array.runs) == 1:
+                continue
+            with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
+                slurm.throttle(job_id, max(1, array.at_once))
+        before = list(active)
+        for array in shared[len(active) :]:
             lease.check()
             after = ":".join(before) if before and not array.at_once else None
             done = submit_array(array, with_excluded(profile, intent.bad_nodes), directory, code, after)
@@ -182,6 +190,17 @@ def submit(
             if on_queued:
                 on_queued(done)
     return intent
+
+
+def _active(plan: Plan, picture: Picture, submissions: Sequence[Submission]) -> dict[str, Array]:
+    """Arrays that are queued or run already, by id, each with its runs that are not over."""
+    specs = {run.run_id: run for run in plan.runs}
+    found = {}
+    for item in submissions:
+        runs = [run_id for run_id in item.runs if run_id in specs and picture.runs[run_id].task == item.task(run_id)]
+        if item.job_id and runs:
+            found[item.job_id] = Array(tuple(specs[run_id] for run_id in runs), item.gpus, 1, 0)
+    return found
 
 
 def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:

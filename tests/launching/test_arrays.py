@@ -19,7 +19,7 @@ from studies import tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile, load_profile
 from isoflop.errors import ConfigError
-from isoflop.launching.arrays import Array, group, sbatch_options, setup_lines, signal_lead_s
+from isoflop.launching.arrays import Array, group, sbatch_options, setup_lines, share, signal_lead_s
 from isoflop.launching.submission import sbatch_script
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
@@ -116,6 +116,25 @@ def test_limits_are_kept_and_every_run_has_its_place(
     assert max(at_once) > 0
     if max_gpus is None and max_jobs is None:
         assert at_once == [len(array.runs) for array in arrays]
+
+
+@given(sizes, sizes, st.none() | st.integers(16, 64), st.none() | st.integers(1, 12))
+def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
+    run: RunSpec,
+    before: list[tuple[int, float]],
+    now: list[tuple[int, float]],
+    max_gpus: int | None,
+    max_jobs: int | None,
+) -> None:
+    limited = profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
+    active, new = (group(runs_like(run, *sizes), limited, 5) for sizes in (before, now))
+    shared = share(new, limited, active)
+    assert ids(shared[: len(active)]) == ids(active)
+    assert Counter(map(str, ids(shared[len(active) :]))) == Counter(map(str, ids(new)))
+    assert sum(array.at_once for array in shared) <= (max_jobs or 10**6)
+    assert sum(array.at_once * array.gpus for array in shared) <= (max_gpus or 10**6)
+    waiting = [array.at_once == 0 for array in shared[len(active) :]]
+    assert waiting == sorted(waiting)
 
 
 @pytest.mark.parametrize(
