@@ -33,6 +33,11 @@ def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             os.environ["SLURM_CONF"] = before
 
 
+WITH = pytest.mark.parametrize("bed", [True], indirect=True, ids=["accounting"])
+WITHOUT = pytest.mark.parametrize("bed", [False], indirect=True, ids=["no-accounting"])
+"""For what accounting makes no difference to, so that the tests end in time."""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
     """The same study, trained in this process."""
@@ -117,6 +122,7 @@ def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
 # What looks after a study, and what can't run
 
 
+@WITH
 def test_a_supervisor_brings_a_study_to_its_end(bed: Bed, tmp_path: Path, undisturbed: Path) -> None:
     told = tmp_path / "told.txt"
     hook = tmp_path / "hook.sh"
@@ -137,6 +143,7 @@ def test_a_supervisor_brings_a_study_to_its_end(bed: Bed, tmp_path: Path, undist
     assert (study.directory / "report.html").exists()
 
 
+@WITH
 def test_a_doctor_finds_nothing_wrong(bed: Bed, tmp_path: Path) -> None:
     checks = list(examine(load_profile(PROFILE, [f"root={tmp_path}"]), tmp_path))
     assert [check.name for check in checks if not check.fine] == []
@@ -144,6 +151,7 @@ def test_a_doctor_finds_nothing_wrong(bed: Bed, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@WITHOUT
 @pytest.mark.parametrize(
     ("option", "name", "mend"),
     [
@@ -160,6 +168,7 @@ def test_a_doctor_finds_what_is_wrong(bed: Bed, tmp_path: Path, option: str, nam
     assert wrong.mend.startswith(mend) or name == "job"
 
 
+@WITHOUT
 def test_what_can_never_run_is_said_with_the_key_to_mend(bed: Bed, tmp_path: Path) -> None:
     study = submitted(bed, tmp_path, options=("slurm.partition=nope",))
     with pytest.raises(ConfigError, match=r"slurm.partition: sbatch refuses it: .*[Ii]nvalid partition"):
@@ -182,6 +191,7 @@ EVEN = "train.batch_scale=4"
 """Batches that two and four processes share evenly."""
 
 
+@WITHOUT
 @pytest.mark.parametrize("options", [TWO, TWO_NODES, FOUR], ids=["1x2", "2x1", "2x2"])
 def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
     bed: Bed, tmp_path: Path, options: tuple[str, ...]
