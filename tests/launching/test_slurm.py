@@ -135,7 +135,7 @@ def test_a_supervisor_brings_a_study_to_its_end(bed: Bed, tmp_path: Path, undist
     study.wait(lambda picture: picture.ids("failed"))
     assert add_supervisor(study.profile, study.directory)
     assert add_supervisor(study.profile, study.directory) is None
-    study.finish()
+    study.wait(lambda picture: len(picture.ids("done")) == 2, 180)
     study.equals(undisturbed)
     wait_for(told.exists, 90)
     assert told.read_text() == "done: all 2 runs are done\n"
