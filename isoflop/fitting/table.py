@@ -259,9 +259,11 @@ def _with_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
             key[name] = raw[name].astype(str)
     frame = frame.loc[:, list(CANONICAL)].copy()
     frame["config"] = key.groupby(list(key.columns), sort=True, dropna=False).ngroup()
-    for name in ("seed", "epochs", "simulated"):
+    for name in ("seed", "epochs"):
         if name in raw.columns:
             frame[name] = cast(pd.Series, raw[name]).map(_number).astype(np.float64)
+    if "simulated" in raw.columns:  # true or false, or what a text file makes of them
+        frame["simulated"] = raw["simulated"].astype(str).str.lower().isin(("true", "1", "1.0")).astype(np.float64)
     if "run_id" in raw.columns:
         frame["run_id"] = raw["run_id"].astype(str)
     return frame

@@ -43,6 +43,21 @@ def test_a_good_study_has_nothing_to_say():
     assert codes == ["simulated", "replicate_noise"]
 
 
+@pytest.mark.parametrize("spelt", [False, "False", 0, 0.0, "false", None])
+def test_what_was_trained_is_not_called_simulated(spelt):
+    runs = simulate_isoflop(seeds=2, noise=0.002)
+    runs["simulated"] = spelt
+    assert "simulated" not in [d["code"] for d in fit_isoflop(runs, bootstrap=100).diagnostics]
+
+
+@pytest.mark.parametrize("spelt", [True, "True", "true", 1])
+def test_what_is_simulated_is_called_so(spelt):
+    runs = simulate_isoflop(seeds=2, noise=0.002)
+    runs["simulated"] = [spelt] + [False] * (len(runs) - 1)
+    (message,) = [d["message"] for d in fit_isoflop(runs, bootstrap=100).diagnostics if d["code"] == "simulated"]
+    assert message.startswith(f"1 of {len(runs)} losses")
+
+
 def test_misfit_beyond_noise_is_named():
     runs = simulate_isoflop(seeds=2, noise=0.0005)
     runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
