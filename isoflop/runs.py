@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from isoflop.errors import RunError
 from isoflop.files import remove_abandoned, replace_file
 from isoflop.lease import Lease, is_leased, take_lease
+from isoflop.shapes import ModelShape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,14 @@ LOG_COLUMNS = {
     "wall_s": "float64",
 }
 """Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+
+
+def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dict[str, Any]:
+    """A row of the loss log after `step` updates of `batch_size` sequences; what is not given is not known."""
+    tokens = step * batch_size * shape.seq_len
+    counts = {"step": step, "tokens": tokens, "train_flops": float(tokens * shape.train_flops_per_token), "targets": 0}
+    return {**dict.fromkeys(LOG_COLUMNS, float("nan")), **counts, **values}
+
 
 WHAT = ("run", "identity", "data", "metric", "precision")
 """Parts of `config.yaml` that say what a run is; the others may differ from the plan's (how often it is logged)."""
@@ -95,19 +103,20 @@ class RunDirectory:
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
-            for name in files or ():
+            for name, text in (files or {}).items():
                 if not (self.path / name).exists():
                     with replace_file(self.path / name) as temporary:
-                        temporary.write_text((files or {})[name])
+                        temporary.write_text(text)
             return
         self._make({"config.yaml": _yaml(config), **(files or {})})
 
     def _make(self, files: Mapping[str, str]) -> None:
         """Puts files into the directory, which appears with all of them."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{self.run_id}.", suffix=".tmp", dir=self.path.parent))
+        part = self.path.with_name(f".{self.run_id}.{os.getpid()}.tmp")
+        shutil.rmtree(part, ignore_errors=True)  # of a killed process that had this one's number
         try:
-            part.chmod(0o777 & ~_umask())
+            part.mkdir()
             for name, text in files.items():
                 (part / name).write_text(text)
             if self.path.exists():  # made by hand, or by an earlier version; what is in it stays
@@ -214,13 +223,6 @@ def _yaml(document: dict[str, Any]) -> str:
     return yaml.dump(
         json.loads(json.dumps(document)), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False
     )
-
-
-def _umask() -> int:
-    """The process's mask of permissions, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _what(config: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Submitted:
         return submit(self.plan, self.profile, **options)
 
     def look(self) -> Picture:
-        return look(self.directory, self.profile.retries)[0]
+        return look(self.directory, self.profile.retries)
 
     @property
     def runs(self) -> list[RunDirectory]:

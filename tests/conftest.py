@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from studies import tiny_study
 
+from isoflop.cli import main
 from isoflop.planning.plan import Plan
 
 
@@ -12,3 +14,16 @@ from isoflop.planning.plan import Plan
 def study(tmp_path: Path) -> tuple[Path, Plan]:
     """A root with a corpus and the untrained run directories of a tiny plan."""
     return tiny_study(tmp_path)
+
+
+@pytest.fixture
+def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process, beside the `root` of the test's module: exit code, stdout and stderr."""
+
+    def isoflop(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return isoflop

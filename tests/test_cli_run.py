@@ -15,7 +15,6 @@ import pytest
 import studies
 from studies import run_of, tiny_plan, write_corpus, write_sweep
 
-from isoflop.cli import main
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
 from isoflop.errors import RunError
@@ -38,17 +37,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_sweep(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
-
-
-@pytest.fixture
-def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., Output]:
-    def isoflop(*arguments: str) -> Output:
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return isoflop
 
 
 def finish(run: RunDirectory, steps: int, loss: float) -> None:

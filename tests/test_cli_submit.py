@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from studies import run_of, tiny_plan, write_sweep
 
-from isoflop.cli import main
 from isoflop.launching.attempt import attempt, log_file
 from isoflop.launching.directory import make_directory
 from isoflop.planning.plan import Plan
@@ -50,17 +49,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path / "no-programs"))
     monkeypatch.chdir(tmp_path)
     return root
-
-
-@pytest.fixture
-def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., Output]:
-    def isoflop(*arguments: str) -> Output:
-        with pytest.raises(SystemExit) as stop:
-            main(arguments)
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return isoflop
 
 
 @pytest.fixture

@@ -123,20 +123,16 @@ def retry(directory: Directory, runs: Runs = None) -> None:
     Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
     """
     from isoflop.launching.steering import retry as make_ready
-    from isoflop.launching.submitting import kept_profile
+    from isoflop.launching.submitting import kept_study
     from isoflop.launching.submitting import submit as queue
-    from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_submitted
 
     directory = directory.resolve()
-    profile = kept_profile(directory)
+    plan, profile = kept_study(directory)
     ready = make_ready(directory, runs or ())
     if not ready:
         print("no run has failed or was cancelled", file=sys.stderr)
         return
-    plan = lay_out(str(directory / "sweep.yaml"))
-    if profile.gpu is not None:
-        plan = with_bill(plan, str(directory / "cluster.yaml"), "longest", 0.0, None)
     queue(plan, profile, runs=ready, on_queued=print_submitted)
 
 

@@ -50,6 +50,8 @@ def plan(
         laid_out = with_bill(laid_out, cluster, order, interruptions, max_gpu_hours)
     elif max_gpu_hours is not None:
         raise ConfigError("--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE")
+    elif submit_too:
+        raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
     if csv is not None:
         laid_out.write_csv(csv)
     if parquet is not None:
@@ -71,9 +73,7 @@ def plan(
         )
     for path in filter(None, (csv, parquet)):
         print(f"wrote {path}", file=sys.stderr)
-    if submit_too:
-        if cluster is None:
-            raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
+    if submit_too and cluster is not None:
         submit(sweep, overrides, cluster=cluster, yes=yes, max_gpu_hours=max_gpu_hours, order=order)
 
 

@@ -11,12 +11,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
 from isoflop.files import replace_file
+from isoflop.launching.snapshot import PACKAGE, versions
 from isoflop.lease import LeaseLostError
 from isoflop.runs import RunDirectory, State
 
@@ -73,7 +73,6 @@ def record_failure(run: RunDirectory, reason: str, node: str) -> None:
 
 def _write_provenance(path: Path, job_id: str | None) -> None:
     """What this attempt runs with: job, machine, GPUs, code and versions."""
-    packages = ("isoflop", "torch", "lightning", "submitit", "numpy")
     document = {
         "job_id": job_id,
         "node": os.uname().nodename,
@@ -81,8 +80,8 @@ def _write_provenance(path: Path, job_id: str | None) -> None:
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "began": time.time(),
         "python": platform.python_version(),
-        "code": str(Path(__file__).resolve().parents[2]),
-        "versions": {package: version(package) for package in packages},
+        "code": str(PACKAGE.parent),
+        "versions": versions("submitit"),
     }
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import ConfigError, RunError
-from isoflop.runs import RunDirectory, State
+from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 
 NAMES = (
@@ -188,15 +188,8 @@ def _keep(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
     """Writes the program's losses as the run's loss log."""
     config = run.config()
     plan, shape = config["run"], ModelShape(**config["identity"]["shape"])
-    nan = float("nan")
-    blank = {"targets": 0, "lr": nan, "grad_norm": nan, "tokens_per_second": nan, "mfu": nan, "wall_s": nan}
-    full = []
-    for row in rows:
-        tokens = row["step"] * plan["batch_size"] * shape.seq_len
-        known = {"tokens": tokens, "train_flops": float(tokens * shape.train_flops_per_token)}
-        full.append({**blank, **known, **row})
     run.cut_log(0)
-    run.append_log(full)
+    run.append_log([log_row(shape, plan["batch_size"], **row) for row in rows])
 
 
 def _progress(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from isoflop.config.identity import canonical_hash
 from isoflop.config.loading import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
+from isoflop.launching.snapshot import git, versions
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
 from isoflop.recipes import find_recipe
@@ -156,26 +156,12 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _provenance() -> dict[str, Any]:
-    packages = ("isoflop", "torch", "lightning", "numpy")
+    commit = git("describe", "--always", "--dirty", "--abbrev=40")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
         "command": sys.argv,
-        "versions": {package: version(package) for package in packages},
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit and commit.strip(),
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it runs from one."""
-    import subprocess
-
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

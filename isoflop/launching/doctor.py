@@ -21,7 +21,8 @@ from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
 from isoflop.launching.reconcile import explain
 from isoflop.launching.signals import Job
-from isoflop.planning.bill import time_limit_hours
+from isoflop.launching.snapshot import PACKAGE
+from isoflop.planning.bill import hours_of
 
 WAIT_S = 120.0
 POLL_S = 0.5
@@ -115,17 +116,12 @@ def _partition(profile: Profile) -> Iterator[Check]:
     if state != "UP":
         yield Check("partition", False, f"{name} is {state}", "slurm.partition: another one")
         return False
-    asked, allowed = profile.slurm.get("time", "no time"), _hours(most)
-    if time_limit_hours(profile) > allowed and not math.isinf(time_limit_hours(profile)):
+    asked = profile.slurm.get("time")
+    if asked is not None and hours_of(asked) > hours_of(most) and not math.isinf(hours_of(asked)):
         yield Check("partition", False, f"{name} allows {most}, slurm.time asks for {asked}", f'slurm.time: "{most}"')
         return False
     yield Check("partition", True, f"{name}, {fields.get('TotalNodes')} nodes, up to {most} a job")
     return True
-
-
-def _hours(limit: str) -> float:
-    """A time as the controller prints it, in hours."""
-    return time_limit_hours(Profile(name="limit", executor="slurm", root="-", slurm={"time": limit}))
 
 
 def _root(root: Path) -> Iterator[Check]:
@@ -149,7 +145,7 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     try:
         gpus = profile.gpu.per_node if profile.gpu is not None else 0
         job_id = queue_job(
-            Probe(str(folder)), profile, folder, PACKAGES, f"isoflop-doctor-{folder.name[-8:]}", gpus=gpus
+            Probe(str(folder)), profile, folder, PACKAGE.parent, f"isoflop-doctor-{folder.name[-8:]}", gpus=gpus
         )
         began, answer, task = time.monotonic(), folder / "answer.json", None
         while not answer.exists() and time.monotonic() - began < wait_s:
@@ -193,7 +189,3 @@ def _no_answer(task: slurm.Task | None, folder: Path, wait_s: float) -> Check:
     words = "".join(path.read_text()[-300:] for path in folder.glob("*_log.err"))
     return Check("job", False, f"ended without an answer in {folder}: {' '.join(words.split()) or 'it wrote nothing'}",
                  "root: a folder that all nodes share; python: an interpreter that all nodes have")  # fmt: skip
-
-
-PACKAGES = Path(__file__).resolve().parents[2]
-"""The folder that holds the package that runs now."""

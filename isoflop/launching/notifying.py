@@ -11,9 +11,9 @@ from pathlib import Path
 
 from isoflop.config.profile import Profile
 from isoflop.files import replace_file
+from isoflop.launching.submission import submissions_folder
 
 TIMEOUT_S = 20.0
-FILE = "submissions/notified.json"
 
 
 def notify(profile: Profile, directory: Path, event: str, message: str) -> bool:
@@ -24,7 +24,7 @@ def notify(profile: Profile, directory: Path, event: str, message: str) -> bool:
     """
     if not profile.notify:
         return False
-    file = directory / FILE
+    file = submissions_folder(directory) / "notified.json"
     try:
         told = json.loads(file.read_text())
     except (OSError, ValueError):

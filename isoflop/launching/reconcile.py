@@ -170,7 +170,7 @@ def _where(
         if not job.waits:
             return where("running", "" if job.state == "RUNNING" else job.state.lower(), job=task, at=job.node or node)
         began = stored.get("attempt", 0) > 0
-        return where("requeued" if began else "queued", explain(job.reason), job=task, again=False)
+        return where("requeued" if began else "queued", explain(job.reason), job=task)
     if queue is None and stored["state"] == "failed":
         return where("failed", stored.get("reason", ""))
     if queue is None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import ConfigError
 from isoflop.laws import SURFACES
-from isoflop.runs import RunDirectory, State
+from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 
 NOISE = 0.003
@@ -32,22 +32,9 @@ def simulate(run: RunDirectory, law: str) -> State:
     for split, steps in (("train", points), (config["metric"]["set"], sorted(set(evals)))):
         for step in steps:
             tokens = step * plan["batch_size"] * shape.seq_len
-            rows.append(
-                {
-                    "step": step,
-                    "tokens": tokens,
-                    "train_flops": float(tokens * shape.train_flops_per_token),
-                    "split": split,
-                    "kind": config["metric"]["kind"],
-                    "targets": tokens,
-                    "loss": shift * float(surface.loss(shape.params_total, tokens)),
-                    "lr": plan["lr"],
-                    "grad_norm": float("nan"),
-                    "tokens_per_second": float("nan"),
-                    "mfu": float("nan"),
-                    "wall_s": 0.0,
-                }
-            )
+            loss = shift * float(surface.loss(shape.params_total, tokens))
+            known = {"split": split, "kind": config["metric"]["kind"], "targets": tokens, "loss": loss}
+            rows.append(log_row(shape, plan["batch_size"], step, **known, lr=plan["lr"], wall_s=0.0))
     run.cut_log(0)
     run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
     (run.path / "DONE").touch()

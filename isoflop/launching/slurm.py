@@ -190,10 +190,11 @@ def call(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def check(program: str) -> None:
+def check(*programs: str) -> None:
     """Raises ClusterError where a program of SLURM is not on the PATH."""
-    if shutil.which(program) is None:
-        raise ClusterError(f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?")
+    for program in programs:
+        if shutil.which(program) is None:
+            raise ClusterError(f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?")
 
 
 def key_to_mend(refusal: str) -> str | None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -50,13 +51,23 @@ def _digest() -> str:
 
 
 def _changes() -> str:
-    """The commit that the package is of, and what was changed since, where it is in a checkout."""
-    command = ["git", "-C", str(PACKAGE), "--no-pager"]
+    """The commit that the package is of, and what was changed since; empty where it is in no checkout."""
+    commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", str(PACKAGE))
+    return "" if commit is None or diff is None else f"commit {commit}{diff}"
+
+
+def git(*words: str) -> str | None:
+    """What git prints in the checkout that the package is of; None where it is in none, such as an installed one."""
+    here = PACKAGE.parent
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "--no-pager", *words]
     try:
-        commit, diff = (
-            subprocess.run([*command, *words], capture_output=True, text=True, check=True, timeout=30).stdout
-            for words in (["rev-parse", "HEAD"], ["diff", "HEAD", "--", "."])
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return f"commit {commit}{diff}"
+        return None
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of the packages that a result depends on, and of `more`."""
+    return {package: version(package) for package in ("isoflop", "torch", "lightning", "numpy", *more)}

@@ -54,11 +54,9 @@ def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def look(directory: Path, retries: int = ANY_RETRIES) -> tuple[Picture, list[Submission]]:
+def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
     """Where every run of a submitted sweep is."""
-    runs = runs_of(directory)
-    submissions = read_submissions(directory)
-    return reconcile(directory, runs, submissions, retries), submissions
+    return reconcile(directory, runs_of(directory), read_submissions(directory), retries)
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ class Submission:
         """SLURM's id of a run's task."""
         if self.job_id is None:
             return None
-        return self.job_id if len(self.runs) == 1 else f"{self.job_id}_{self.runs.index(run_id)}"
+        return self.job_id if len(self.runs) == 1 else f"{self.job_id}_{self._index[run_id]}"
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        """The index of each run; looked up for every run of a study, of which there may be thousands."""
+        return {run_id: index for index, run_id in enumerate(self.runs)}
 
     def write(self, folder: Path) -> None:
         with replace_file(folder / f"{self.name}.json") as temporary:
@@ -120,8 +126,7 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
         ConfigError: the cluster refuses what the profile asks for.
         ClusterError: sbatch kept failing.
     """
-    for program in ("sbatch", "srun"):
-        slurm.check(program)
+    slurm.check("sbatch", "srun")
     runs = tuple(run.run_id for run in array.runs)
     name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
     submission = Submission(name, runs, array.gpus, time.time())
@@ -134,7 +139,7 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
         (folder / f"{name}.json").unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
         raise
-    return _with_id(submission, job_id, directory)
+    return _adopt(submission, job_id, directory)
 
 
 def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -> str:
@@ -155,6 +160,7 @@ def queue_job(job: Job, profile: Profile, folder: Path, code: Path, name: str, g
     Raises:
         ConfigError, ClusterError: as for arrays.
     """
+    slurm.check("sbatch", "srun")
     parameters = _parameters(Array((), gpus, 1, 1), profile, code, name, None)
     return _queue([job], folder, profile, {**parameters, "ntasks_per_node": 1})
 
@@ -182,8 +188,6 @@ def _queue(jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    for program in ("sbatch", "srun"):
-        slurm.check(program)
     executor = submitit.SlurmExecutor(folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable))
     executor.update_parameters(**parameters)
     unsure, refusal = False, ""
@@ -207,10 +211,6 @@ def _queue(jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict
                 key = slurm.key_to_mend(refusal)
                 raise ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
     raise ClusterError(f"sbatch: {_last_words(refusal)}; submit again later: what was queued after all is found then")
-
-
-def _with_id(submission: Submission, job_id: str, directory: Path) -> Submission:
-    return _adopt(dataclasses.replace(submission, job_id=job_id), job_id, directory)
 
 
 def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:

@@ -25,8 +25,11 @@ from isoflop.launching.submission import (
     submit_array,
 )
 from isoflop.lease import take_lease
+from isoflop.planning.bill import with_bill
 from isoflop.planning.plan import Plan
+from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.queue import Order
+from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
 
 PROFILE_FILE = "cluster.yaml"
@@ -54,14 +57,20 @@ class Intent:
     def counts(self) -> dict[str, int]:
         """How many runs there are of each sort, in the words of a submission."""
         found: Counter[str] = Counter()
+        queued = set(self.queued)
         for run_id, where in self.picture.runs.items():
-            if run_id not in self.queued:
+            if run_id not in queued:
                 found[where.state if where.state != "pending" else "not chosen"] += 1
             elif where.state == "failed":
                 found["to be tried again"] += 1
             else:
                 found["resuming" if where.stored.get("attempt") else "new"] += 1
         return dict(found)
+
+    def chosen(self, plan: Plan) -> list[RunSpec]:
+        """The plan's runs that would be queued."""
+        queued = set(self.queued)
+        return [run for run in plan.runs if run.run_id in queued]
 
 
 def root_of(profile: Profile) -> Path:
@@ -84,6 +93,23 @@ def kept_profile(directory: Path) -> Profile:
     if not (directory / PROFILE_FILE).exists():
         raise RunError(f"{directory}: was never submitted; see `isoflop submit --help`")
     return load_profile(directory / PROFILE_FILE)
+
+
+def kept_study(directory: Path) -> tuple[Plan, Profile]:
+    """A submitted sweep as its directory has it: its plan, with the bill where there are GPUs, and its profile.
+
+    Raises:
+        RunError: a sweep that was never submitted.
+        ConfigError: a definition that was edited and can't be used.
+    """
+    profile = kept_profile(directory)
+    plan = lay_out(directory / "sweep.yaml")
+    if profile.gpu is None:
+        return plan, profile
+    try:
+        return with_bill(plan, profile), profile
+    except ConfigError as problem:
+        raise ConfigError(f"{directory / PROFILE_FILE}: {problem}") from None
 
 
 def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
@@ -151,19 +177,18 @@ def submit(
     from isoflop.launching.study import prepare_data
 
     directory = sweep_directory(plan.sweep, root_of(profile))
-    check_same_study(plan, directory)
     with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
         if not lease:
             raise RunError(f"{directory}: another `isoflop submit` is at work here; wait for it")
-        slurm.queue()  # a cluster that does not answer is found before anything is made
-        submissions = heal(directory)
-        make_directory(plan, directory.parent)
+        if not (submissions := heal(directory)):
+            slurm.queue()  # a cluster that does not answer is found before anything is made
         intent = intend(plan, profile, only)
+        if not intent.picture.certain:
+            raise ClusterError(intent.picture.notes[0])
+        make_directory(plan, directory.parent)
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
-        if not intent.picture.certain:
-            raise ClusterError(intent.picture.notes[0])
         slurm.release(intent.picture.held)
         slurm.cancel(intent.picture.orphans)
         if not intent.queued:
@@ -171,21 +196,22 @@ def submit(
         keep_profile(profile, directory)
         prepare_data(plan.sweep, directory.parent, on_data)
         code, _ = study_code(directory, renew=new_code)
-        specs = [run for run in plan.runs if run.run_id in set(intent.queued)]
         for run_id in intent.queued:
             _clear(RunDirectory(directory / run_id))
         active = _active(plan, intent.picture, submissions)
-        shared = share(group(specs, profile, slurm.max_array_size(), order), profile, list(active.values()))
+        shared = share(
+            group(intent.chosen(plan), profile, slurm.max_array_size(), order), profile, list(active.values())
+        )
         for job_id, array in zip(active, shared, strict=False):
             if len(array.runs) == 1:
                 continue
             with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
                 slurm.throttle(job_id, max(1, array.at_once))
-        before = list(active)
+        before, profile = list(active), with_excluded(profile, intent.bad_nodes)
         for array in shared[len(active) :]:
             lease.check()
             after = ":".join(before) if before and not array.at_once else None
-            done = submit_array(array, with_excluded(profile, intent.bad_nodes), directory, code, after)
+            done = submit_array(array, profile, directory, code, after)
             before.append(done.job_id or "")
             if on_queued:
                 on_queued(done)
@@ -240,5 +266,5 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
 def _clear(run: RunDirectory) -> None:
     """A run that failed and is queued again is pending until it starts."""
     state = run.state()
-    if state["state"] in ("failed", "cancelled"):
+    if state["state"] == "failed":
         run.set_state("pending", state.get("reason", ""))

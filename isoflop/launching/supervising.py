@@ -13,6 +13,9 @@ from isoflop.launching import slurm
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture, is_hopeless
 from isoflop.launching.signals import Job
+from isoflop.launching.snapshot import study_code
+from isoflop.launching.submission import queue_job, submissions_folder
+from isoflop.launching.submitting import kept_study, submit
 
 LOOK_S = 60.0
 SOON_S = 0.5
@@ -39,15 +42,7 @@ class Supervisor(Job):
 
 def supervise(directory: Path) -> bool:
     """Looks once: queues what can go on, tells about what happened. Whether the study is over."""
-    from isoflop.launching.submitting import kept_profile, submit
-    from isoflop.planning.plan import plan as lay_out
-
-    profile = kept_profile(directory)
-    plan = lay_out(str(directory / "sweep.yaml"))
-    if profile.gpu is not None:
-        from isoflop.planning.bill import with_bill
-
-        plan = with_bill(plan, profile)
+    plan, profile = kept_study(directory)
     try:
         intent = submit(plan, profile, cancelled=False)
     except ClusterError as problem:  # the next look may find the cluster again
@@ -85,17 +80,14 @@ def add_supervisor(profile: Profile, directory: Path) -> str | None:
     Raises:
         ConfigError, ClusterError: as for runs.
     """
-    from isoflop.launching.snapshot import study_code
-    from isoflop.launching.submission import queue_job
-
     name = f"{directory.name}-supervisor"
-    folder = directory / "submissions" / "supervisor"
-    kept = (folder / "job_id").read_text().strip() if (folder / "job_id").exists() else ""
-    if kept and (job := slurm.queue().get(kept)) is not None and job.active:
+    folder = submissions_folder(directory) / "supervisor"
+    file = folder / "job_id"
+    if file.exists() and (job := slurm.queue().get(file.read_text().strip())) is not None and job.active:
         return None
     code, _ = study_code(directory)
     job_id = queue_job(Supervisor(str(directory)), _light(profile), folder, code, name)
-    (folder / "job_id").write_text(job_id + "\n")
+    file.write_text(job_id + "\n")
     return job_id
 
 

@@ -156,15 +156,24 @@ def time_limit_hours(profile: Profile) -> float:
         ConfigError: a text that sbatch would not take as a time.
     """
     text = profile.slurm.get("time")
-    if text is None or text.upper() in ("UNLIMITED", "INFINITE"):
+    return math.inf if text is None else hours_of(text)
+
+
+def hours_of(limit: str) -> float:
+    """A time limit as sbatch reads it, and as SLURM prints it, in hours.
+
+    Raises:
+        ConfigError: a text that sbatch would not take as a time.
+    """
+    if limit.upper() in ("UNLIMITED", "INFINITE"):
         return math.inf
-    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", text)
+    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", limit)
     if found is None:
-        raise ConfigError(f'slurm.time: expected a time such as "48:00:00" or "2-00:00:00", got {text!r}')
+        raise ConfigError(f'slurm.time: expected a time such as "48:00:00" or "2-00:00:00", got {limit!r}')
     parts = [int(part) for part in found["clock"].split(":")]
     # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
     units = (1, 1 / 60, 1 / 3600) if found["days"] or len(parts) == 3 else (1 / 60, 1 / 3600)
     hours = 24 * int(found["days"] or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
     if not hours:
-        raise ConfigError(f"slurm.time: {text!r} leaves a job no time")
+        raise ConfigError(f"slurm.time: {limit!r} leaves a job no time")
     return hours

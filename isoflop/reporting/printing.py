@@ -141,10 +141,9 @@ def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) ->
     from isoflop.launching.submission import sbatch_script
     from isoflop.launching.submitting import with_excluded
 
-    runs = [run for run in plan.runs if run.run_id in set(intent.queued)]
-    for array in group(runs, profile, max_array_size(), order):
+    excluded = with_excluded(profile, intent.bad_nodes)
+    for array in group(intent.chosen(plan), profile, max_array_size(), order):
         print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
-        excluded = with_excluded(profile, intent.bad_nodes)
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
 
 

@@ -83,7 +83,7 @@ class Status:
         """Sums over the runs; GPU-hours count every attempt's time up to its last checkpoint."""
         stored = [row.where.stored for row in self.rows]
         planned = [row.est_gpu_hours for row in self.rows]
-        left = sum((1 - row.share) * row.train_flops for row in self.rows if row.where.state not in ("diverged",))
+        left = sum((1 - row.share) * row.train_flops for row in self.rows if row.where.state != "diverged")
         speed = sum(row.flops_per_second for row in self.rows)
         return {
             "runs": len(self.rows),
@@ -99,7 +99,7 @@ def read_status(directory: Path, retries: int) -> Status:
     """Looks at a submitted sweep: one call of squeue, at most one of sacct."""
     import pyarrow.parquet as pq
 
-    picture, _ = look(directory, retries)
+    picture = look(directory, retries)
     columns = ["run_id", "tokens", "train_flops", "est_gpu_hours"]
     plan = pq.read_table(directory / "plan.parquet", columns=columns).to_pylist()
     rows = tuple(
@@ -134,12 +134,8 @@ def print_status(status: Status) -> None:
         print(f"{totals['gpu_hours']:,.1f} GPU-hours used" + (f" of {planned:,.1f} planned" if planned else ""))
     left = totals["seconds_left"]
     print(f"{totals['progress']:.0%} of the work" + (f", {duration(left)} left at this speed" if left else ""))
-    if (again := sum(row.where.again and row.where.state != "pending" for row in status.rows)) or _interrupted(status):
-        print(f"{again + _interrupted(status)} runs are not queued and can go on: `isoflop submit` queues them again")
-
-
-def _interrupted(status: Status) -> int:
-    return sum(row.where.again and row.where.state == "pending" for row in status.rows)
+    if again := sum(row.where.again for row in status.rows):
+        print(f"{again} runs are not queued and can go on: `isoflop submit` queues them again")
 
 
 def _cells(row: Row) -> list[str]:

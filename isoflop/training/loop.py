@@ -16,7 +16,7 @@ from torch import Tensor
 from isoflop.data.order import Order
 from isoflop.data.shards import Manifest, Windows
 from isoflop.errors import DataError, RunError
-from isoflop.runs import RunDirectory, State
+from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.devices import make_fabric, micro_batch, peak_flops
@@ -253,18 +253,17 @@ class Trainer:
     def _add_rows(
         self, split: str, means: dict[str, tuple[int, float]], *, grad_norm: float, tokens_per_second: float
     ) -> None:
-        tokens = self.step * self.order.batch_size * self.shape.seq_len
-        common = {
-            "step": self.step,
-            "tokens": tokens,
-            "train_flops": float(tokens * self.shape.train_flops_per_token),
-            "split": split,
-            "lr": self.lr,
-            "grad_norm": grad_norm,
-            "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self.shape.train_flops_per_token / self.peak,
-            "wall_s": self._wall_s(),
-        }
+        common = log_row(
+            self.shape,
+            self.order.batch_size,
+            self.step,
+            split=split,
+            lr=self.lr,
+            grad_norm=grad_norm,
+            tokens_per_second=tokens_per_second,
+            mfu=tokens_per_second * self.shape.train_flops_per_token / self.peak,
+            wall_s=self._wall_s(),
+        )
         self.rows += [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
 
     def _wall_s(self) -> float:

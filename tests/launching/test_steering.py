@@ -63,7 +63,7 @@ def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study:
     assert cancel(study.directory, [study.ids[1]]) == [study.ids[1]]
     (call,) = study.slurm.calls("scancel")[1:]
     assert call["arguments"] == ["--quiet", made.task(study.ids[1])]
-    picture, _ = look(study.directory)
+    picture = look(study.directory)
     assert [picture.runs[run_id].state for run_id in study.ids] == ["queued", "cancelled", "queued"]
     assert picture.runs[study.ids[1]].again
 
@@ -72,10 +72,10 @@ def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
     study.queued()
     assert cancel(study.directory, []) == study.ids
     assert cancel(study.directory, []) == []
-    assert look(study.directory)[0].ids("cancelled") == study.ids
+    assert look(study.directory).ids("cancelled") == study.ids
     assert retry(study.directory, []) == study.ids
     assert set(study.submit().queued) == set(study.ids)
-    assert look(study.directory)[0].ids("queued") == study.ids
+    assert look(study.directory).ids("queued") == study.ids
 
 
 def test_nothing_is_cancelled_while_the_queue_does_not_answer(study: Study) -> None:
@@ -102,7 +102,7 @@ def test_a_run_that_failed_too_often_is_ready_again(study: Study) -> None:
         "failures": 0,
         "failed_on": [],
     }
-    assert look(study.directory)[0].ids("pending") == [run.run_id]
+    assert look(study.directory).ids("pending") == [run.run_id]
     assert study.submit().queued == (run.run_id,)
 
 
@@ -111,9 +111,9 @@ def test_a_run_whose_job_ended_before_it_began_is_ready_again(study: Study, retr
     study.profile = dataclasses.replace(study.profile, retries=retries)
     study.queued()
     study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
-    assert look(study.directory)[0].ids("failed") == study.ids
+    assert look(study.directory).ids("failed") == study.ids
     assert retry(study.directory, []) == study.ids
-    assert look(study.directory, retries)[0].ids("pending") == study.ids
+    assert look(study.directory, retries).ids("pending") == study.ids
     assert set(study.submit().queued) == set(study.ids)
 
 

@@ -374,7 +374,7 @@ def test_a_node_on_which_three_runs_failed_is_left_out(
     study.prepare()
     for number, nodes in enumerate(failures):
         study.run(number).set_state("pending", failed_on=nodes)
-    assert bad_nodes(look(study.directory)[0]) == ((bad,) if bad else ())
+    assert bad_nodes(look(study.directory)) == ((bad,) if bad else ())
     assert intend(study.plan, study.profile).bad_nodes == ((bad,) if bad else ())
 
 
