@@ -161,7 +161,10 @@ def _where(
 
     if stored["state"] in ("done", "diverged"):
         return where(stored["state"], stored.get("reason", ""))
-    if stored["state"] == "running" and run.is_leased():
+    cancelled = submission is not None and run.run_id in submission.cancelled
+    gone = queue is not None and not _active(queue, task)
+    # From another machine a killed worker's lease looks held for a while; of what was cancelled SLURM knows better.
+    if stored["state"] == "running" and not (cancelled and gone) and run.is_leased():
         return where("running", job=task or stored.get("job_id"))
     if submission is None:
         return _not_submitted(where, stored, retries)
@@ -177,7 +180,7 @@ def _where(
         return where("running" if stored["state"] == "running" else "queued", "SLURM does not answer", job=task)
     if stored["state"] == "failed":
         return _failed(where, stored, retries)
-    if run.run_id in submission.cancelled:
+    if cancelled:
         return where("cancelled", "by isoflop cancel", again=True)
     return _over(
         where, run, stored, submission, _last_word(job, (known or {}).get(task or "")), retries, known is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isoflop.errors import ClusterError, RunError
@@ -16,6 +17,8 @@ from isoflop.lease import take_lease
 from isoflop.runs import RunDirectory
 
 ANY_RETRIES = 10**6
+GONE_S = 60.0
+POLL_S = 0.5
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -77,7 +80,16 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
                 cancelled = tuple(dict.fromkeys([*submission.cancelled, *mine]))
                 dataclasses.replace(submission, cancelled=cancelled).write(submissions_folder(directory))
         slurm.cancel(task for task in tasks.values() if task)
+        _wait_for_end(set(tasks.values()))
     return list(tasks)
+
+
+def _wait_for_end(tasks: Set[str | None]) -> None:
+    """Until cancelled jobs have saved and are gone, so that what is called next, such as retry, finds them so."""
+    limit = time.monotonic() + GONE_S
+    with suppress(ClusterError):
+        while any(job.active for task, job in slurm.queue().items() if task in tasks) and time.monotonic() < limit:
+            time.sleep(POLL_S)
 
 
 def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:

@@ -309,3 +309,12 @@ def test_a_job_that_slurm_holds_after_a_failed_launch_is_known(cluster: Cluster)
     picture = cluster.look(BEGAN, f"{TASK}|PENDING||launch failed requeued held")
     assert picture.held == [TASK]
     assert not picture.runs["r0"].again
+
+
+def test_a_cancelled_run_is_so_once_its_job_is_gone_though_its_killed_worker_seems_to_hold_it(cluster: Cluster) -> None:
+    (cluster.run.path / "lease").write_text("another 1 token\n")
+    mine = {"cancelled": ("r0",)}
+    assert cluster.look(BEGAN, "").runs["r0"].state == "running"
+    assert cluster.look(BEGAN, f"{TASK}|COMPLETING|n1|None", submission=mine).runs["r0"].state == "running"
+    where = cluster.look(BEGAN, "", submission=mine).runs["r0"]
+    assert (where.state, where.again) == ("cancelled", True)
