@@ -88,16 +88,24 @@ class Faults:
         return self._take_a_node("preempt")
 
     def requeue(self) -> bool:
-        if tasks := self._running():
-            self.study.bed.run("scontrol", "requeue", self.random.choice(tasks))
-        return bool(tasks)
+        return self._change("requeue", "{}")
 
     def time_out(self) -> bool:
+        return self._change("update", "jobid={}", "timelimit=1")
+
+    def _change(self, *words: str) -> bool:
+        """scontrol on a running task; whether there was one, and it had not ended meanwhile."""
         tasks = self._running()
-        if tasks:
-            task = self.random.choice(tasks)
-            self.study.bed.run("scontrol", "update", f"jobid={task}", "timelimit=1")
-        return bool(tasks)
+        if not tasks:
+            return False
+        task = self.random.choice(tasks)
+        try:
+            self.study.bed.run("scontrol", *(word.format(task) for word in words))
+        except subprocess.CalledProcessError:
+            if task in self._running():
+                raise
+            return False
+        return True
 
     def kill_worker(self) -> bool:
         workers = self._workers()

@@ -219,7 +219,8 @@ def worker_of(study: Submitted, number: int = 0, rank: int = 0) -> int:
     wanted = study.runs[number].state()["job_id"]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"submitit.core._submit" not in (folder / "cmdline").read_bytes():
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"submitit.core._submit" not in words or words[0].endswith(b"srun"):
                 continue
             items = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
