@@ -1,4 +1,4 @@
-"""What a reader must know before trusting an IsoFLOP fit, in codes and words."""
+"""What a reader must know before trusting a fit, in codes and words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.frames import column, mask, rows
-from isoflop.fitting.result import Axis, Noise
+from isoflop.fitting.base import Axis
+from isoflop.fitting.frames import column, mask, records, rows
+from isoflop.fitting.noise import Noise
+from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import RunsTable
 
 MAX_EPOCHS = 4.0
@@ -17,7 +19,7 @@ MIN_DEPTH = 5.0  # a profile's depth in units of the noise between runs
 FEW_BUDGETS = 5
 _BUDGET_OFF = 0.05
 _INTERPOLATION = 0.02
-_MISFIT = 2.0
+LACK = 0.01  # probability below which a misfit is named
 _LOST = 0.01
 
 AXIS_WORDS = {"params": ("model", "smallest", "largest"), "tokens": ("token count", "smallest", "largest")}
@@ -31,22 +33,31 @@ class Diagnostic(TypedDict):
 
 
 def diagnose(
-    table: RunsTable, profiles: pd.DataFrame, noise: Noise, axis: Axis, optimum: np.ndarray
+    table: RunsTable,
+    profiles: pd.DataFrame,
+    noise: Noise,
+    axis: Axis,
+    optimum: np.ndarray,
+    rollout: RollOut | None,
 ) -> list[Diagnostic]:
-    """All findings, the gravest first. `optimum` holds the draws (R, budgets), NaN where one had no minimum."""
-    found = [
-        *_simulated(table),
-        *_status(profiles),
-        *_lost(profiles, optimum),
-        *_few_budgets(profiles),
-        *_shallow(profiles, noise),
-        *_seeds(noise),
-        *_epochs(table),
-        *_budgets_off(profiles),
-        *_interpolation(profiles, axis),
-        *_dropped(table),
-    ]
-    return [Diagnostic(code=code, message=message) for code, message in found]
+    """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN where one had no minimum."""
+    return findings(
+        of_table(table),
+        _status(profiles),
+        _lost(profiles, optimum),
+        few_budgets(int(np.count_nonzero(mask(profiles, "used")))),
+        _shallow(profiles, noise),
+        of_noise(noise, "the parabola is not the whole shape"),
+        of_rollout(rollout),
+        _budgets_off(profiles),
+        _interpolation(profiles, axis),
+        of_rows(table),
+    )
+
+
+def findings(*parts: list[tuple[str, str]]) -> list[Diagnostic]:
+    """One list of all."""
+    return [Diagnostic(code=code, message=message) for part in parts for code, message in part]
 
 
 def explain_status(status: para.Status, profile: para.Profile, parabola: para.Parabola | None, axis: Axis) -> str:
@@ -103,12 +114,11 @@ def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[tuple[str, str]]:
     return [("no_minimum", text)]
 
 
-def _few_budgets(profiles: pd.DataFrame) -> list[tuple[str, str]]:
-    count = int(np.count_nonzero(mask(profiles, "used")))
+def few_budgets(count: int) -> list[tuple[str, str]]:
     if count >= FEW_BUDGETS:
         return []
     left = count - 2
-    degrees = f"{left} degree{'s' if left > 1 else ''} of freedom"
+    degrees = f"{left} degree{'s' if left != 1 else ''} of freedom"
     return [("few_budgets", f"{count} budgets leave the power laws {degrees}: the intervals are wide for that.")]
 
 
@@ -123,17 +133,51 @@ def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[tuple[str, str]]:
     return [("shallow", f"{message} Their optima are poorly placed: wider grids or more seeds help.")]
 
 
-def _seeds(noise: Noise) -> list[tuple[str, str]]:
+def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
+    """What seeds say: how large pure error is, and whether the fit misses by more (F test)."""
     if not noise.replicate_dof:
-        text = "No configuration was run with two seeds: noise can't be told from misfit of the parabolas."
-        return [("no_replicates", text)]
+        return [("no_replicates", "No configuration was run with two seeds: noise can't be told from misfit.")]
     facts = (
         f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (sd, {noise.replicate_dof} degrees "
-        f"of freedom); runs lie {noise.residual_sd:.2%} off the parabolas."
+        f"of freedom); runs lie {noise.residual_sd:.2%} off what was fitted."
     )
-    if noise.residual_sd > _MISFIT * noise.replicate_sd:
-        facts += " That is more than noise: the parabola is not the whole shape, or the recipe is uneven over sizes."
-    return [("replicate_noise", facts)]
+    found = [("replicate_noise", facts)]
+    if noise.lack_of_fit < LACK:
+        words = (
+            f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): {else_what}, "
+            "or the recipe is uneven over sizes."
+        )
+        found.insert(0, ("lack_of_fit", words))
+    return found
+
+
+def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:
+    """How well the fit predicts its own largest budgets when they are hidden."""
+    if rollout is None:
+        return [
+            ("no_rollout", "Too few budgets to hide one and predict it: how the law fails beyond them is not known.")
+        ]
+    parts = []
+    for row in records(rollout.table()):
+        if row["hidden"] == 1 or row["budget"] == rollout.reach[1]:
+            errors = [
+                f"{words} {row[name]:+.1%} (noise {row[f'{name}_se']:.1%})"
+                for name, words in (("params", "N*"), ("loss", "loss"))
+                if name in row and row[name] == row[name]
+            ]
+            hidden = "the top budget hidden" if row["hidden"] == 1 else f"the top {row['hidden']:.0f} hidden"
+            parts.append(f"{hidden}, {flops_text(row['budget'])} is predicted with {' and '.join(errors)} off")
+    return [("rollout", f"Roll-out: {'; '.join(parts)}.")]
+
+
+def of_table(table: RunsTable) -> list[tuple[str, str]]:
+    """What the runs themselves call for."""
+    return [*_simulated(table), *_epochs(table)]
+
+
+def of_rows(table: RunsTable) -> list[tuple[str, str]]:
+    """Rows that were left out."""
+    return [("rows_dropped", f"Left out: {what}: {why}.") for what, why in table.dropped]
 
 
 def _simulated(table: RunsTable) -> list[tuple[str, str]]:
@@ -171,7 +215,3 @@ def _interpolation(profiles: pd.DataFrame, axis: Axis) -> list[tuple[str, str]]:
     other = "tokens" if axis == "params" else "parameters"
     text = f"The {other} at an optimum are read off a smooth curve; the runs lie up to {worst:.1%} (rms) off it."
     return [("interpolation", text)]
-
-
-def _dropped(table: RunsTable) -> list[tuple[str, str]]:
-    return [("rows_dropped", f"Left out: {what}: {why}.") for what, why in table.dropped]

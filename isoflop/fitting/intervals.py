@@ -60,7 +60,11 @@ class Line:
 
     def se_at(self, x: float) -> float:
         """Standard error of the line (not of one more point) at x."""
-        return float(np.sqrt(self.variance * (1.0 / (self.dof + 2) + (x - self.x_mean) ** 2 / self.sxx)))
+        return float(np.sqrt(self.variance * self.variance_factor(x)))
+
+    def variance_factor(self, x: float) -> float:
+        """Variance of the line at x over that of a residual."""
+        return 1.0 / (self.dof + 2) + (x - self.x_mean) ** 2 / self.sxx
 
 
 def lines_through(x: Floats, draws: Floats) -> tuple[Floats, Floats]:
@@ -100,6 +104,11 @@ def _quantiles(draws: Floats, tail: float) -> tuple[float, float]:
     share = position / (len(known) - 1)
     low, high = np.quantile(known, [share, 1.0 - share])
     return float(low), float(high)
+
+
+def percentile_interval(value: float, draws: Floats, confidence: float) -> Interval:
+    """Plain percentiles of the draws, as published intervals of this field have them."""
+    return Interval(value, *_quantiles(draws, 0.5 - confidence / 2.0))
 
 
 def wider(first: Interval, second: Interval) -> Interval:

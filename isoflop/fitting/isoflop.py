@@ -11,10 +11,13 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
+from isoflop.fitting.base import NEAR, Axis
 from isoflop.fitting.diagnostics import diagnose, explain_status, flops_text
 from isoflop.fitting.frames import column
 from isoflop.fitting.intervals import Line, draws_interval, exponential, lines_through
-from isoflop.fitting.result import Axis, IsoflopFit, Noise
+from isoflop.fitting.noise import Noise, noise_of
+from isoflop.fitting.result import IsoflopFit
+from isoflop.fitting.rollout import Predict, RollOut, roll_out
 from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
 
 Floats = np.ndarray
@@ -147,6 +150,7 @@ def _fit(
     lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
     draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
     frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], confidence)
+    rollout = roll_out_lines(ln_flops, points, lines)
     return IsoflopFit(
         axis=axis,
         runs=table,
@@ -155,12 +159,33 @@ def _fit(
         covariance=_covariance(lines, ln_flops, points),
         draws=draws,
         noise=noise,
+        rollout=rollout,
         use=chosen,
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"]),
+        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"], rollout),
     )
+
+
+def roll_out_lines(ln_flops: Floats, points: dict[str, Floats], lines: dict[str, Line]) -> RollOut | None:
+    """Roll-outs of the laws over the budgets used: the line through the smaller ones against the optima above."""
+    budgets = np.exp(ln_flops)
+
+    def hide(keep: np.ndarray) -> Predict:
+        parts = {name: Line.through(ln_flops[keep], points[name][keep]) for name in ("params", "tokens")}
+
+        def predict(level: float) -> tuple[dict[str, Floats], dict[str, Floats]]:
+            k, x = int(np.argmin(np.abs(budgets - level))), float(np.log(level))
+            errors = {name: np.asarray(part.at(x) - points[name][k]) for name, part in parts.items()}
+            ses = {
+                name: np.sqrt(lines[name].variance * (1.0 + part.variance_factor(x))) for name, part in parts.items()
+            }
+            return errors, ses
+
+        return predict
+
+    return roll_out(budgets, hide)
 
 
 def _refuse_below_zero(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> None:
@@ -178,23 +203,27 @@ def _optima(
 ) -> tuple[Floats, Floats, Floats]:
     """ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
     vertices = [q.vertices(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
-    others = [other_at(p, q, v)[0] for (p, q), v in zip(pairs, vertices, strict=True)]
+    others = [other_at(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
     lowest = [q.lowest(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
     return np.stack(vertices, axis=-1), np.stack(others, axis=-1), np.stack(lowest, axis=-1)
 
 
-def other_at(profile: para.Profile, parabola: para.Parabola, x: Floats) -> tuple[Floats, float]:
-    """ln(other axis) at ln(axis) = x, and its error: the root mean square of the runs about the curve, in ln.
+def other_at(profile: para.Profile, x: Floats) -> tuple[Floats, Floats, float]:
+    """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
 
-    A quadratic in ln(axis) through the runs, continued straight beyond them. The runs' tokens are exact; the error is
-    how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs' tokens
+    are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
     """
-    u = (profile.x - parabola.centre) / parabola.scale
-    c2, c1, c0 = np.polyfit(u, profile.other, 2)
-    at = (x - parabola.centre) / parabola.scale
+    low, high = float(profile.x[0]), float(profile.x[-1])
+    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
+    u = (profile.x - centre) / scale
+    c2, c1, c0 = np.polyfit(u, profile.other, 2) if profile.sizes > 2 else (0.0, *np.polyfit(u, profile.other, 1))
+    at = (x - centre) / scale
     inside = np.clip(at, -1.0, 1.0)
-    value = c0 + inside * (c1 + inside * c2) + (c1 + 2.0 * c2 * inside) * (at - inside)
-    return value, float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
+    slope = c1 + 2.0 * c2 * inside
+    value = c0 + inside * (c1 + inside * c2) + slope * (at - inside)
+    error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
+    return value, slope / scale, error
 
 
 def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
@@ -204,15 +233,8 @@ def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) ->
 
 
 def _noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> Noise:
-    """Residual noise of the parabolas and pure error between seeds, both as shares of the loss."""
     sums = [para.residual_sum(p, q) for p, q in pairs]
-    dof = sum(d for _, d in sums)
-    config, logs = table.frame["config"].to_numpy(), np.log(table.array("loss"))
-    counts = np.bincount(config)
-    within = float(np.sum((logs - (np.bincount(config, logs) / np.maximum(counts, 1))[config]) ** 2))
-    seeds_dof = len(table) - int(np.count_nonzero(counts))
-    seed_sd = float(np.sqrt(within / seeds_dof)) if seeds_dof else float("nan")
-    return Noise(float(np.sqrt(sum(s for s, _ in sums) / dof)), dof, seed_sd, seeds_dof)
+    return noise_of(table, sum(s for s, _ in sums), sum(d for _, d in sums))
 
 
 def _draws(
@@ -240,7 +262,7 @@ def _draws(
             optimum[:, k] = parabola.vertices(coefficients)
     draws = {"optimum": optimum}
     vertices = optimum[:, used]
-    others = np.stack([other_at(p, q, vertices[:, k])[0] for k, (p, q) in enumerate(pairs)], axis=-1)
+    others = np.stack([other_at(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1)
     for name, values in zip(names, (vertices, others), strict=True):
         letter = "a" if name == "params" else "b"
         draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values)
@@ -264,6 +286,7 @@ def _profile_frame(
         row = {"budget": profile.budget, "flops": profile.flops, "params_opt": np.nan, "tokens_opt": np.nan}
         row |= {"loss_opt": np.nan, "low": np.nan, "high": np.nan, "curvature": np.nan, "depth": np.nan}
         row |= {"depth_to_noise": np.nan, "interpolation_error": np.nan}
+        row |= {f"near_{100 * share:g}_{end}": np.nan for share in NEAR for end in ("low", "high")}
         if parabola is not None:
             row["curvature"] = parabola.curvature
         if parabola is not None and states[k] not in ("concave", "too_few"):
@@ -273,7 +296,13 @@ def _profile_frame(
             row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(also), "loss_opt": lowest}
             row |= {"low": low_high.low, "high": low_high.high, "depth": depth}
             row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
-            row["interpolation_error"] = other_at(profile, parabola, vertex)[1]
+            row["interpolation_error"] = other_at(profile, vertex)[2]
+            for share in NEAR:
+                half = np.sqrt(2.0 * share * lowest / parabola.curvature)
+                row[f"near_{100 * share:g}_low"], row[f"near_{100 * share:g}_high"] = (
+                    np.exp(vertex - half),
+                    np.exp(vertex + half),
+                )
         row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
         rows.append(row | {"status": states[k], "used": bool(used[k])})
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ MIN_SIZES = 4  # three sizes fix a parabola exactly: nothing is left to tell a m
 MIN_PER_SIDE = 2  # one run alone decides that arm of the parabola: if it is bad, so is the optimum
 SAME_SIZE = 0.01  # sizes nearer than 1 % are one size
 _FLAT = 1e-9  # curvature below this share of the loss is rounding
-_MAX_LEVERAGE = 0.999  # above, the residual is zero whatever the noise was, and tells nothing
+MOST_LEVERAGE = 0.999  # above, the residual is zero whatever the noise was, and tells nothing
 
 Floats = np.ndarray
 
@@ -98,8 +98,8 @@ def fit_parabola(profile: Profile) -> Parabola | None:
 
 
 def distinct(x: Floats) -> int:
-    """Number of sizes in ascending ln(size), counting only those more than 1 % above the last that was counted."""
-    count, index = 0, 0
+    """Number of sizes in ln(size), in any order, counting only those more than 1 % above the last that was counted."""
+    count, index, x = 0, 0, np.sort(x)
     while index < len(x):
         count, index = count + 1, int(np.searchsorted(x, x[index] + SAME_SIZE, side="right"))
     return count
@@ -117,14 +117,17 @@ def status_of(profile: Profile, parabola: Parabola | None) -> Status:
     """
     if parabola is None or profile.sizes < MIN_SIZES:
         return "too_few"
-    if not parabola.convex:
-        return "concave"
-    x, vertex = profile.x, float(parabola.vertices(parabola.coefficients))
-    if not x[0] <= vertex <= x[-1]:
+    return status_at(profile, float(parabola.vertices(parabola.coefficients))) if parabola.convex else "concave"
+
+
+def status_at(profile: Profile, optimum: float) -> Status:
+    """`edge`, `one_sided` or `interior` for a minimum at ln(axis) = optimum; see `status_of`."""
+    x = profile.x
+    if not x[0] <= optimum <= x[-1]:
         return "edge"
     best = x[int(np.argmin(profile.loss))]
     best_at_end = min(best - x[0], x[-1] - best) <= SAME_SIZE
-    sides = min(distinct(x[x < vertex]), distinct(x[x > vertex]))
+    sides = min(distinct(x[x < optimum]), distinct(x[x > optimum]))
     return "one_sided" if best_at_end or sides < MIN_PER_SIDE else "interior"
 
 
@@ -148,9 +151,9 @@ def residual_pool(pairs: list[tuple[Profile, Parabola]]) -> Floats:
     """
     parts = []
     for profile, parabola in pairs:
-        free = parabola.leverage < _MAX_LEVERAGE
+        free = parabola.leverage < MOST_LEVERAGE
         relative = profile.loss / parabola.fitted - 1.0
-        parts.append((relative * np.sqrt(profile.weight / (1.0 - np.minimum(parabola.leverage, _MAX_LEVERAGE))))[free])
+        parts.append((relative * np.sqrt(profile.weight / (1.0 - np.minimum(parabola.leverage, MOST_LEVERAGE))))[free])
     pool = np.concatenate(parts)
     return pool - pool.mean()
 

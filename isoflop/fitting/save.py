@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,41 +12,16 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.files import replace_file
-from isoflop.fitting.frames import column, mask, records
-from isoflop.fitting.result import IsoflopFit
+from isoflop.fitting.base import Fit
+from isoflop.fitting.entries import fit_entry
+from isoflop.fitting.plain import plain
 
 SCHEMA = 1
-
-
-def fit_entry(fit: IsoflopFit) -> dict[str, Any]:
-    """One entry of `fits`: interface names first, then what a reader needs to check them."""
-    table = fit.intervals()
-    exponents = {name: _interval(table.loc[name].to_dict()) for name in ("a", "b")}
-    entry = {
-        "method": "isoflop",
-        "axis": fit.axis,
-        "n": fit.n,
-        "loss": fit.runs.columns["loss"],
-        "confidence": fit.confidence,
-        "exponents": exponents,
-        "ratio": _interval(table.loc["ratio"].to_dict()),
-        "coefficients": fit.coefficients.to_dict("index"),
-        "noise": vars(fit.noise),
-        "profiles": records(fit.profiles),
-        "runs_used": int(column(fit.profiles, "n_runs")[mask(fit.profiles, "used")].sum()),
-        "diagnostics": [dict(d) for d in fit.diagnostics],
-    }
-    return plain(entry)
-
-
-def _interval(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """value, low, high (the wider), and the two that it was chosen from."""
-    chosen = {key: row[key] for key in ("value", "low", "high")}
-    return chosen | {kind: [row[f"{kind}_low"], row[f"{kind}_high"]] for kind in ("bootstrap", "line")}
+_OPTIONS = ("use", "bootstrap", "seed", "huber_delta", "resampling")
 
 
 def fit_document(
-    fits: Sequence[IsoflopFit], *, recipe: str | None = None, options: Mapping[str, Any] | None = None
+    fits: Sequence[Fit], *, recipe: str | None = None, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The document of fit.json for fits of one source.
 
@@ -59,8 +33,10 @@ def fit_document(
     if not fits:
         raise FitError("there is no fit to write")
     first = fits[0]
-    own = {"columns": first.runs.columns, "n": first.n, "loss_unit": first.runs.loss_unit, "use": list(first.use)}
-    own |= {"bootstrap": first.bootstrap, "confidence": first.confidence, "seed": first.seed}
+    own: dict[str, Any] = {"columns": first.runs.columns, "n": first.n, "loss_unit": first.runs.loss_unit}
+    own["confidence"] = first.confidence
+    for fit in fits:
+        own |= {name: getattr(fit, name) for name in _OPTIONS if hasattr(fit, name)}
     document = {
         "schema": SCHEMA,
         "version": _version(),
@@ -79,7 +55,7 @@ def fit_document(
 
 def write_fit(
     directory: str | Path,
-    fits: Sequence[IsoflopFit],
+    fits: Sequence[Fit],
     *,
     recipe: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -91,7 +67,7 @@ def write_fit(
     """
     directory = Path(directory)
     document = json.dumps(fit_document(fits, recipe=recipe, options=options), indent=2, allow_nan=False)
-    draws = {f"{i}_{name}": values for i, fit in enumerate(fits) for name, values in fit.draws.items()}
+    draws = {f"{i}_{name}": values for i, fit in enumerate(fits) for name, values in _draws(fit).items()}
     try:
         with replace_file(directory / "fit.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, **draws)  # pyright: ignore[reportArgumentType]
@@ -102,17 +78,10 @@ def write_fit(
     return directory / "fit.json"
 
 
-def plain(value: Any) -> Any:
-    """Python numbers, lists and dicts only; null for NaN and infinities, which JSON doesn't have."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _draws(fit: Fit) -> dict[str, np.ndarray]:
+    """Resamples by name: those of a surface are its `theta`."""
+    drawn: Any = getattr(fit, "draws", {})
+    return drawn if isinstance(drawn, dict) else {"theta": drawn}
 
 
 def _version() -> str | None:

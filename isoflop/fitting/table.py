@@ -21,6 +21,7 @@ ParamCount = Literal["total", "one_embedding", "non_embedding"]
 LossUnit = Literal["nats", "bits"]
 Floats = np.ndarray
 
+UNGROUPED = "(flops, in no groups)"
 CANONICAL = ("params", "tokens", "loss", "flops", "budget")
 # Two rows that differ in one of these are two configurations, not two seeds of one.
 SETTINGS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "seq_len", "batch_size", "lr", "beta2")
@@ -87,6 +88,7 @@ def read_table(
     budget: str | None = None,
     n: ParamCount = "total",
     loss_unit: LossUnit = "nats",
+    grouped: bool = True,
 ) -> RunsTable:
     """Reads runs and names their columns.
 
@@ -100,6 +102,7 @@ def read_table(
         budget: column of planned budgets; default `budget`, else the FLOPs, clustered in log space, never rounded.
         n: which parameter count the law is about; recorded in the result.
         loss_unit: bits are converted to nats.
+        grouped: whether the runs must fall into budgets; else, where they don't, each row's budget is its FLOPs.
 
     Raises:
         FitError: one line that names file, column and rows.
@@ -116,7 +119,7 @@ def read_table(
     frame = pd.DataFrame({key: _numbers(raw, name, where) for key, name in names.items()}, index=raw.index)
     if loss_unit == "bits":
         frame["loss"] *= math.log(2.0)
-    names |= _fill_flops_and_budget(frame, where)
+    names |= _fill_flops_and_budget(frame, where, grouped)
     frame, twice = _without_copies(_with_extras(frame, raw))
     frame = frame.sort_values([*CANONICAL, *(c for c in ("seed",) if c in frame)], kind="stable", ignore_index=True)
     return RunsTable(frame, where, n, names, loss_unit, tuple(dropped + twice))
@@ -211,7 +214,7 @@ def _rows(raw: pd.DataFrame, mask: Floats, most: int = 5) -> str:
     return f"{word}{'s' if len(names) > 1 else ''} {', '.join(names[:most])}{more}"
 
 
-def _fill_flops_and_budget(frame: pd.DataFrame, where: str) -> dict[str, str]:
+def _fill_flops_and_budget(frame: pd.DataFrame, where: str, grouped: bool) -> dict[str, str]:
     """Groups runs into budgets; adds the column that the source doesn't have. Returns how it was made."""
     if "budget" in frame:
         groups = cluster(column(frame, "budget"), _SAME_BUDGET)
@@ -224,6 +227,9 @@ def _fill_flops_and_budget(frame: pd.DataFrame, where: str) -> dict[str, str]:
     groups, logs = cluster(flops, BUDGET_GAP), np.log(flops)
     low, high = max(((g.min(), g.max()) for g in _split(flops, groups)), key=lambda ends: ends[1] / ends[0])
     if high / low > 1.0 + BUDGET_SPREAD:
+        if not grouped:
+            frame["budget"] = flops
+            return {"budget": UNGROUPED}
         raise FitError(
             f"{where}: the FLOPs don't fall into budgets ({low:.3g} to {high:.3g} without a gap of {BUDGET_GAP:.0%}); "
             "name a column of budgets with --budget"

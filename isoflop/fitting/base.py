@@ -1,0 +1,163 @@
+"""What all fits share: exponents, intervals, the headline, printing and JSON."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from isoflop.errors import FitError
+from isoflop.fitting.intervals import Interval, exponential
+
+if TYPE_CHECKING:
+    from isoflop.fitting.diagnostics import Diagnostic
+    from isoflop.fitting.noise import Noise
+    from isoflop.fitting.rollout import RollOut
+    from isoflop.fitting.table import RunsTable
+
+Floats = np.ndarray
+Axis = Literal["params", "tokens"]
+Kind = Literal["t", "percentile"]
+ENDS = ["value", "low", "high"]
+STATISTICAL = ["statistical_low", "statistical_high"]
+NEAR = (0.001, 0.01)
+"""Shares of the least loss that a size may cost and still be near-optimal."""
+
+
+class Fit:
+    """Laws N*(C) and D*(C) with intervals.
+
+    Attributes:
+        method: `isoflop`, `joint`, `parametric` or `envelope`.
+        runs: the table that was fitted.
+        confidence: of the intervals, unless another is asked for.
+        noise: of the runs.
+        rollout: the largest budgets hidden and predicted; None where too few budgets are left for it.
+        diagnostics: findings, each with `code` and `message`, the gravest first.
+    """
+
+    method: ClassVar[str]
+    runs: RunsTable
+    confidence: float
+    noise: Noise
+    rollout: RollOut | None
+    diagnostics: list[Diagnostic]
+
+    @abstractmethod
+    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of all that is estimated, with rows a and b among them."""
+
+    @abstractmethod
+    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+
+    @property
+    def n(self) -> str:
+        """Which parameter count the law is about."""
+        return self.runs.n
+
+    @property
+    def exponents(self) -> pd.DataFrame:
+        """Rows `a` (of N*) and `b` (of D*), columns value, low, high."""
+        return self.intervals().loc[["a", "b"], ENDS]
+
+    @property
+    def ratio(self) -> pd.Series:
+        """b / a: how many times faster ln(data) grows than ln(model size); value, low, high."""
+        return self.intervals().loc["ratio", ENDS]
+
+    def conf_int(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Columns low and high of all that is estimated, at any confidence.
+
+        Args:
+            kind: `t` or `percentile` (of the resamples); default: what the method trusts most.
+        """
+        return self.intervals(confidence, kind).loc[:, ["low", "high"]]
+
+    def predict(self, flops: float | Sequence[float] | Floats, confidence: float | None = None) -> pd.DataFrame:
+        """N*, D* and, where the law has one, the loss there, at compute budgets in training FLOPs.
+
+        Rows params, tokens, loss (for several budgets: flops, then quantity). Columns value; low and high, which allow
+        for the law's own error beyond the data as the roll-out shows it (`with_model_error`); statistical_low and
+        statistical_high, which are right where the law is true.
+        """
+        level = confidence or self.confidence
+        many = np.atleast_1d(np.asarray(flops, dtype=np.float64))
+        if not np.all(np.isfinite(many) & (many > 0)):
+            raise FitError("a budget is a number of FLOPs above 0")
+        rows: dict[tuple[float, str], list[float]] = {}
+        for budget in map(float, many):
+            for name, inner in self.law_at(budget, level).items():
+                outer = self.rollout.widen(inner, name, budget) if self.rollout else inner
+                rows[budget, name] = [*exponential(outer), *exponential(inner)[1:]]
+        frame = pd.DataFrame(list(rows.values()), columns=[*ENDS, *STATISTICAL])
+        frame.index = pd.MultiIndex.from_tuples(list(rows), names=["flops", "quantity"])
+        return frame.droplevel("flops") if np.ndim(flops) == 0 else frame
+
+    def headline(self) -> str:
+        """The result in one sentence; where the interval of b / a holds 1, it says so."""
+        table = self.intervals()
+        a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
+        laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
+        value, open_question = ratio["value"], not (ratio["low"] > 1.0 or ratio["high"] < 1.0)
+        doubt = " (equal pace is not ruled out)" if open_question else ""
+        if min(a["value"], b["value"]) <= 0.0:
+            return f"Optimal {'data' if a['value'] > 0.0 else 'model size'} does not grow with compute: {laws}"
+        if abs(value - 1.0) < 0.05:
+            return f"Optimal model size and data grow at about the same pace: {laws}"
+        if value > 1.0:
+            return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
+        return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
+
+    def summary(self) -> str:
+        """The result as text for a terminal, no line wider than 92 characters."""
+        from isoflop.fitting.summary import summary_text
+
+        return summary_text(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of fit.json's `fits`; numbers with all digits, null for what isn't known or isn't bounded."""
+        from isoflop.fitting.entries import fit_entry
+
+        return fit_entry(self)
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        shown = self.intervals().to_html(float_format=lambda v: f"{v:.5g}")
+        notes = "".join(f"<li>{escape(d['message'])}</li>" for d in self.diagnostics)
+        return f"<p><b>{escape(self.headline())}</b></p>{shown}{self._more_html()}<ul>{notes}</ul>"
+
+    def _more_html(self) -> str:
+        return ""
+
+
+class ProfileFit(Fit):
+    """A fit that places an optimum in each budget.
+
+    Attributes:
+        axis: what the profiles are in: `params` or `tokens`.
+        profiles: a row a budget: `budget` (label), `flops` (geometric mean of its runs), `params_opt, tokens_opt,
+            loss_opt`, `low, high` (interval of the optimum on the axis), `curvature` (second derivative of the loss in
+            ln(axis), nats), `near_0.1_low, near_0.1_high, near_1_low, near_1_high` (sizes on the axis that cost 0.1 %
+            and 1 % of the least loss), `n_points` (configurations), `n_runs`, `status`, `used`, and what the method
+            adds.
+    """
+
+    axis: Axis
+    profiles: pd.DataFrame
+
+    def _more_html(self) -> str:
+        return self.profiles.to_html(float_format=lambda v: f"{v:.5g}", index=False)
+
+
+def _span(row: dict[Any, float]) -> str:
+    value, low, high = (row[k] for k in ENDS)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite(high - low) else f"{value:.3f} [unbounded]"

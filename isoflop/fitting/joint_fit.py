@@ -1,0 +1,183 @@
+"""The result of a joint fit of IsoFLOP profiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from isoflop.errors import FitError
+from isoflop.fitting import parabola as para
+from isoflop.fitting import profiles as joint
+from isoflop.fitting.base import ENDS, NEAR, Axis, Kind, ProfileFit
+from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.noise import Noise
+from isoflop.fitting.rollout import RollOut
+from isoflop.fitting.table import RunsTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from isoflop.fitting.diagnostics import Diagnostic
+
+Floats = np.ndarray
+LETTERS = {"params": "a", "tokens": "b"}
+
+
+@dataclass(frozen=True, eq=False)
+class Law:
+    """ln y = middle + slope (ln C - x_mean), with the gradients of both by theta, (5,)."""
+
+    middle: float
+    slope: float
+    by_middle: Floats
+    by_slope: Floats
+    x_mean: float
+
+    def at(self, x: float) -> tuple[float, Floats]:
+        """ln y at ln C = x, and its gradient."""
+        off = x - self.x_mean
+        return self.middle + self.slope * off, self.by_middle + self.by_slope * off
+
+
+@dataclass(frozen=True, eq=False)
+class JointFit(ProfileFit):
+    """Power laws N*(C) = k_N C^a and D*(C) = k_D C^b through all profiles at once; see `Fit` and `ProfileFit`.
+
+    Attributes:
+        curves: the configurations that were fitted.
+        estimate: theta (ln curvature, the exponents of the two arms, where the optimum is and how it grows) and its
+            covariance; see `profiles`.
+        laws: of `params` and `tokens`.
+        raw: the budgets' configurations.
+        x_mean, c_mean: means of ln(axis) and of ln C that `curves` are about.
+        huber: whether Huber's loss was minimised, with the adaptive delta.
+    """
+
+    axis: Axis
+    runs: RunsTable
+    curves: joint.Curves
+    estimate: joint.JointEstimate
+    laws: dict[str, Law]
+    raw: list[para.Profile]
+    x_mean: float
+    c_mean: float
+    noise: Noise
+    rollout: RollOut | None
+    huber: bool
+    confidence: float
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    method = "joint"
+
+    def judged(self) -> JointFit:
+        """With its findings."""
+        from isoflop.fitting.doubts import diagnose_joint
+
+        return dataclasses.replace(self, diagnostics=diagnose_joint(self))
+
+    @property
+    def dof(self) -> int:
+        """Configurations less parameters."""
+        return len(self.curves.x) - self.curves.parameters
+
+    @property
+    def arms(self) -> pd.Series:
+        """The exponents of the arms: of the falling one (N below N*: alpha of A/N^alpha) and the rising one."""
+        return pd.Series(self.estimate.theta[0, 1:3], index=["left", "right"], name="value")
+
+    @property
+    def coefficients(self) -> pd.DataFrame:
+        """Rows N and D of k * C^exponent: value, low, high of k, and the exponent. In parameters, tokens, FLOPs."""
+        table = self.intervals()
+        rows = {
+            letter: [*table.loc[f"k_{name}", ENDS], self.laws[name].slope]
+            for letter, name in (("N", "params"), ("D", "tokens"))
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
+
+    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the arms `left` and `right`."""
+        if kind == "percentile":
+            raise FitError("the joint fit has t intervals only: it draws no resamples")
+        level = confidence or self.confidence
+        a, b = self.laws["params"], self.laws["tokens"]
+        ratio = b.slope / a.slope
+        unit = np.eye(len(joint.SHAPE))
+        rows = {
+            "a": self._t(a.slope, a.by_slope, level),
+            "b": self._t(b.slope, b.by_slope, level),
+            "ratio": self._t(ratio, (b.by_slope - ratio * a.by_slope) / a.slope, level),
+            "k_params": exponential(self._t(*a.at(0.0), level)),
+            "k_tokens": exponential(self._t(*b.at(0.0), level)),
+            "left": self._t(float(self.arms["left"]), unit[1], level),
+            "right": self._t(float(self.arms["right"]), unit[2], level),
+        }
+        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
+
+    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        return {name: self._t(*self.laws[name].at(float(np.log(flops))), confidence) for name in LETTERS}
+
+    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        se = float(np.sqrt(max(gradient @ self.estimate.spread[0] @ gradient, 0.0)))
+        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
+        return Interval(value, value - half, value + half)
+
+    @cached_property
+    def profiles(self) -> pd.DataFrame:
+        """A row a budget; see `ProfileFit`."""
+        other = "tokens" if self.axis == "params" else "params"
+        rows = []
+        for k, profile in enumerate(self.raw):
+            c, least = float(np.log(profile.flops)), float(self.estimate.floor[0, k])
+            optimum = exponential(self.law_at(profile.flops, self.confidence)[self.axis])
+            row: dict[str, Any] = {"budget": profile.budget, "flops": profile.flops, f"{self.axis}_opt": optimum.value}
+            row |= {f"{other}_opt": float(np.exp(self.laws[other].at(c)[0])), "loss_opt": least}
+            row |= {"low": optimum.low, "high": optimum.high, "curvature": self.curvature_at(c)}
+            for share in NEAR:
+                low, high = self.near(c, share * least)
+                row |= {f"near_{100 * share:g}_low": low, f"near_{100 * share:g}_high": high}
+            row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
+            rows.append(row | {"status": para.status_at(profile, float(np.log(optimum.value))), "used": True})
+        return pd.DataFrame(rows)
+
+    def curvature_at(self, c: float) -> float:
+        """Second derivative of the loss in ln(axis) at the optimum of ln C = c, nats."""
+        ln_q, alpha, _, _, exponent = self.estimate.theta[0]
+        return float(np.exp(ln_q - alpha * exponent * (c - self.c_mean)))
+
+    def curve(self, profile: int, size: Floats) -> Floats:
+        """Loss of one budget's profile at sizes on the axis."""
+        c = np.log(self.raw[profile].flops) - self.c_mean
+        phi, _ = joint.shape(self.estimate.theta, np.log(size) - self.x_mean, np.full(len(size), c))
+        return self.estimate.floor[0, profile] + phi[0]
+
+    def near(self, c: float, rise: float) -> tuple[float, float]:
+        """Sizes on either side of the optimum at which the loss is higher by `rise` nats."""
+        centre = float(self.laws[self.axis].at(c)[0])
+
+        def height(off: float) -> float:
+            at = np.array([centre + off - self.x_mean])
+            return float(joint.shape(self.estimate.theta, at, np.array([c - self.c_mean]))[0][0, 0])
+
+        ends = []
+        for sign in (-1.0, 1.0):
+            inner, outer = 0.0, 0.1
+            while height(sign * outer) < rise and outer < 100.0:
+                inner, outer = outer, 2.0 * outer
+            for _ in range(50):
+                middle = 0.5 * (inner + outer)
+                inner, outer = (middle, outer) if height(sign * middle) < rise else (inner, middle)
+            ends.append(float(np.exp(centre + sign * outer)))
+        return ends[0], ends[1]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Profiles with their curves and optima."""
+        from isoflop.reporting.plots import plot_profiles
+
+        return plot_profiles(self, ax=ax)

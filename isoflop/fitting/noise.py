@@ -1,0 +1,58 @@
+"""Noise of runs: about a fit, and between seeds of one configuration; whether a fit misses more than noise explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import fdtrc
+
+from isoflop.fitting.table import RunsTable
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations as shares of the loss (of ln loss), with degrees of freedom.
+
+    Attributes:
+        residual_sd: of runs about what was fitted: noise and misfit together.
+        replicate_sd: between seeds of one configuration, pooled: pure error; NaN without replicates.
+    """
+
+    residual_sd: float
+    residual_dof: int
+    replicate_sd: float
+    replicate_dof: int
+
+    @property
+    def sd(self) -> float:
+        """Pure error where it is known, else the residuals."""
+        return self.replicate_sd if self.replicate_dof else self.residual_sd
+
+    @property
+    def lack_of_fit(self) -> float:
+        """Probability of residuals as large as these if there were only pure error (F test); NaN without replicates.
+
+        The residuals must be those of means over seeds, weighted by the seeds: their sum of squares holds no pure
+        error but that of the means, so the two are independent.
+        """
+        if not self.replicate_dof or not self.residual_dof or self.replicate_sd == 0.0:
+            return float("nan")
+        return float(fdtrc(self.residual_dof, self.replicate_dof, (self.residual_sd / self.replicate_sd) ** 2))
+
+
+def noise_of(table: RunsTable, residual_squares: float, residual_dof: int) -> Noise:
+    """Noise from the weighted sum of squared relative residuals, and the spread of seeds in the table."""
+    squares, dof = _between_seeds(table)
+    replicate_sd = float(np.sqrt(squares / dof)) if dof else float("nan")
+    return Noise(float(np.sqrt(residual_squares / residual_dof)), residual_dof, replicate_sd, dof)
+
+
+def _between_seeds(table: RunsTable) -> tuple[float, int]:
+    """Sum of squares of ln loss about the mean of its configuration, and its degrees of freedom."""
+    config, logs = table.frame["config"].to_numpy(), np.log(table.array("loss"))
+    counts = np.bincount(config)
+    means = np.bincount(config, logs) / np.maximum(counts, 1)
+    return float(np.sum((logs - means[config]) ** 2)), len(table) - int(np.count_nonzero(counts))

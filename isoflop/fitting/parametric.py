@@ -1,0 +1,215 @@
+"""The parametric law L = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, Approach 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pandas as pd
+
+from isoflop.errors import FitError
+from isoflop.fitting import solver
+from isoflop.fitting.doubts import diagnose_surface
+from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian
+from isoflop.fitting.frames import column
+from isoflop.fitting.noise import noise_of
+from isoflop.fitting.parabola import MOST_LEVERAGE, distinct
+from isoflop.fitting.rollout import Predict, RollOut, roll_out
+from isoflop.fitting.surface import ParametricFit, optimum
+from isoflop.fitting.table import UNGROUPED, LossUnit, ParamCount, RunsTable, read_table
+
+Floats = np.ndarray
+Resampling = Literal["case", "wild"]
+Delta = float | Literal["adaptive", "chinchilla"]
+PRESETS: dict[str, float | None] = {"adaptive": None, "chinchilla": 1e-3}
+MIN_CONFIGURATIONS = 7
+MIN_DISTINCT = 3
+BANDS = 8
+
+
+def fit_parametric(
+    runs: pd.DataFrame | str | Path | RunsTable,
+    *,
+    huber_delta: Delta = "adaptive",
+    residual: solver.Scale = "log",
+    n: ParamCount = "total",
+    loss: str | None = None,
+    params: str | None = None,
+    tokens: str | None = None,
+    flops: str | None = None,
+    budget: str | None = None,
+    loss_unit: LossUnit = "nats",
+    bootstrap: int = 4000,
+    resampling: Resampling = "case",
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> ParametricFit:
+    """Fits L(N, D) = E + A / N^alpha + B / D^beta to the means of configurations, each weighted by its seeds.
+
+    The sum of Huber's loss of the residuals is minimised by damped Newton with analytic derivatives from 48 starts.
+    The intervals of the result are t intervals by default: standard errors of the M-estimate (Huber 1981, with his
+    correction for few points), n - 5 degrees of freedom; `conf_int(kind="percentile")` has those of the resamples.
+
+    Args:
+        runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).
+        huber_delta: where Huber's loss turns linear. `adaptive`: 1.345 robust standard deviations of the residuals;
+            `chinchilla`: 1e-3, as published, which loses 15 % of the data's worth if noise is Gaussian; infinite: least
+            squares.
+        residual: of the `log` loss, or of the `loss` in nats.
+        n: which parameter count the law is about; a `RunsTable` knows its own.
+        bootstrap: number of resamples; 0 for none.
+        resampling: `case` draws configurations with replacement; `wild` keeps the configurations and flips the signs of
+            their residuals at random (scaled by 1/sqrt(1 - leverage)).
+        confidence: of the intervals.
+        seed: of the resampling; the same seed gives the same digits, whatever the order of the rows.
+
+    Raises:
+        FitError: input that can't be used; fewer than 7 configurations, 3 sizes or 3 token counts.
+    """
+    asked = _check(huber_delta, residual, bootstrap, resampling, confidence)
+    table = read_table(
+        runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
+        grouped=False,
+    )  # fmt: skip
+    sample = sample_of(table, residual)
+    _refuse_too_few(table, sample)
+    estimate = estimate_one(sample, asked)
+    fit = ParametricFit(
+        runs=table,
+        sample=sample,
+        estimate=estimate,
+        draws=_draws(sample, estimate, resampling, bootstrap, np.random.default_rng(seed)),
+        noise=noise_of(table, *_squares(sample, estimate.theta[0])),
+        rollout=roll_out_surface(sample, estimate, asked),
+        huber_delta=huber_delta,
+        resampling=resampling,
+        bootstrap=bootstrap,
+        confidence=confidence,
+        seed=seed,
+    )
+    return dataclasses.replace(fit, diagnostics=diagnose_surface(fit))
+
+
+def sample_of(table: RunsTable, residual: solver.Scale = "log") -> Sample:
+    """The configurations of a table, in an order that doesn't depend on that of its rows."""
+    frame = table.configurations
+    order = np.lexsort([column(frame, name) for name in ("loss", "tokens", "params", "budget")])
+    names = ("params", "tokens", "loss", "seeds", "flops", "budget")
+    params, tokens, loss, seeds, flops, budget = (column(frame, name)[order] for name in names)
+    if table.columns.get("budget") == UNGROUPED:
+        budget = _bands(flops)
+    numbers = frame["config"].to_numpy(dtype=np.int64)[order]
+    return Sample(solver.Points.of(params, tokens, loss, residual), seeds, flops, budget, numbers)
+
+
+def _bands(flops: Floats) -> Floats:
+    """Runs in no budgets, in 8 bands of equally many, each labelled by its greatest FLOPs: for the roll-out only."""
+    edges = np.unique(np.quantile(flops, np.linspace(0.0, 1.0, BANDS + 1)[1:]))
+    return edges[np.minimum(np.searchsorted(edges, flops), len(edges) - 1)]
+
+
+def _check(huber_delta: Delta, residual: str, bootstrap: int, resampling: str, confidence: float) -> float | None:
+    """Huber's delta as a number; None is adaptive."""
+    for value, known in ((residual, get_args(solver.Scale)), (resampling, get_args(Resampling))):
+        if value not in known:
+            raise FitError(f"unknown {value!r}: {' or '.join(known)}")
+    if bootstrap != 0 and bootstrap < 100:
+        raise FitError(f"{bootstrap} resamples are too few for an interval: 100 or more, or 0 for none")
+    if not 0.0 < confidence < 1.0:
+        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    if isinstance(huber_delta, str):
+        if huber_delta not in PRESETS:
+            raise FitError(f"unknown Huber delta {huber_delta!r}: a number above 0, {' or '.join(PRESETS)}")
+        return PRESETS[huber_delta]
+    if not huber_delta > 0.0:
+        raise FitError(f"Huber's delta is a number above 0, not {huber_delta:g}")
+    return float(huber_delta)
+
+
+def _refuse_too_few(table: RunsTable, sample: Sample) -> None:
+    points = sample.points
+    if len(sample) < MIN_CONFIGURATIONS:
+        raise FitError(
+            f"{table.source}: {len(sample)} configurations can't fix a law of 5 parameters with an interval: "
+            f"{MIN_CONFIGURATIONS} or more are needed"
+        )
+    for values, what in ((points.x, "model sizes"), (points.y, "token counts")):
+        if distinct(values) < MIN_DISTINCT:
+            raise FitError(f"{table.source}: {distinct(values)} different {what}; the law needs {MIN_DISTINCT} or more")
+    if np.ptp(points.loss) <= 1e-9 * points.loss.max():
+        raise FitError(f"{table.source}: all losses are {points.loss[0]:g}: there is nothing to fit")
+
+
+def _squares(sample: Sample, theta: Floats) -> tuple[float, int]:
+    """Sum of squared relative residuals, weighted by seeds, and its degrees of freedom."""
+    residuals = sample.residuals(theta)
+    if sample.points.scale == "loss":
+        residuals = residuals / sample.points.fitted(theta)
+    return float(residuals @ residuals), sample.dof
+
+
+def _draws(sample: Sample, estimate: Estimate, resampling: Resampling, count: int, rng: np.random.Generator) -> Floats:
+    """Resamples of theta, (R, 5), each from the estimate on and with its delta."""
+    if not count:
+        return np.empty((0, 5))
+    points, theta, size = sample.points, estimate.theta[0], len(sample)
+    start, deltas = np.repeat(theta[None], count, axis=0), sample.deltas(estimate.delta)
+    if resampling == "case":
+        picked = rng.multinomial(size, np.full(size, 1.0 / size), size=count)
+        return solver.solve(points, start, deltas, picked * sample.seeds).theta
+    columns = jacobian(sample, theta)
+    leverage = np.minimum(np.einsum("ij,ij->i", *(2 * [np.linalg.qr(columns)[0]])), MOST_LEVERAGE)
+    noise = sample.residuals(theta) / np.sqrt((1.0 - leverage) * sample.seeds) * rng.choice([-1.0, 1.0], (count, size))
+    fitted = points.fitted(theta)
+    losses = fitted * np.exp(noise) if points.scale == "log" else np.maximum(fitted + noise, 1e-3 * fitted)
+    return solver.solve(points.with_loss(losses), start, deltas, sample.seeds).theta
+
+
+def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) -> RollOut | None:
+    """Roll-outs of the surface, for M sets of losses.
+
+    At a hidden budget the loss is measured by its runs' mean, and ln N* by the estimate's own plus the shift of the
+    profile that its runs there ask for.
+    """
+
+    def hide(keep: np.ndarray) -> Predict | None:
+        part = sample.part(keep)
+        if len(part) < MIN_CONFIGURATIONS or min(distinct(part.points.x), distinct(part.points.y)) < MIN_DISTINCT:
+            return None
+        found = estimate_many(part, sample.moved(estimate.theta, part.points), delta)
+
+        def predict(level: float) -> tuple[dict[str, Floats], dict[str, Floats]]:
+            there = sample.part(sample.budget == level)
+            fitted = there.points.fitted(part.moved(found.theta, there.points))
+            loss = np.average(np.log(fitted / there.points.loss), axis=-1, weights=there.seeds)
+            values, gradients = optimum(part.points, found.theta, level)
+            ses = np.sqrt(np.maximum(np.einsum("mqi,mij,mqj->mq", gradients, found.spread, gradients), 0.0))
+            shift, shift_se = _shift(there, sample.moved(estimate.theta, there.points), found.variance)
+            size = values[:, 0] - optimum(sample.points, estimate.theta, level)[0][:, 0] - shift
+            size_se = np.hypot(ses[:, 0], shift_se)
+            loss_se = np.hypot(ses[:, 2], np.sqrt(found.variance / there.seeds.sum()))
+            return (
+                {"params": size, "tokens": -size, "loss": loss},
+                {"params": size_se, "tokens": size_se, "loss": loss_se},
+            )
+
+        return predict
+
+    return roll_out(sample.budget, hide)
+
+
+def _shift(there: Sample, theta: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """How far ln N* of one budget's runs lies above the surface's, (M,), and its standard error.
+
+    One Gauss-Newton step: the residuals about their mean, on the slope of ln loss along constant compute.
+    """
+    floor, of_size, of_data = there.points.terms(theta)
+    fitted = floor + of_size + of_data
+    slope = (theta[:, [4]] * of_data - theta[:, [3]] * of_size) / fitted
+    weight = there.seeds / there.seeds.sum()
+    slope = slope - np.sum(weight * slope, axis=-1, keepdims=True)
+    residual = np.log(there.points.loss / fitted)
+    square = np.maximum(np.sum(there.seeds * slope**2, axis=-1), 1e-300)
+    return -np.sum(there.seeds * slope * residual, axis=-1) / square, np.sqrt(variance / square)

@@ -1,0 +1,225 @@
+"""A fitted surface L = E + A / N^alpha + B / D^beta: exponents, intervals, optima and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from isoflop.errors import FitError
+from isoflop.fitting.base import ENDS, Fit, Kind
+from isoflop.fitting.estimate import Estimate, Sample, jacobian, robust_sd
+from isoflop.fitting.intervals import Interval, exponential, percentile_interval
+from isoflop.fitting.noise import Noise
+from isoflop.fitting.rollout import RollOut
+from isoflop.fitting.solver import NAMES, Points, solve
+from isoflop.fitting.table import RunsTable
+
+if TYPE_CHECKING:
+    from isoflop.fitting.diagnostics import Diagnostic
+
+Floats = np.ndarray
+LOGS = ("E", "ln_A", "ln_B", "alpha", "beta")
+
+
+@dataclass(frozen=True, eq=False)
+class ParametricFit(Fit):
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token; see `Fit`.
+
+    Attributes:
+        runs: the table that was fitted.
+        sample: its configurations.
+        estimate: theta, its covariance and how it was reached, one of each.
+        draws: resamples of theta, (R, 5).
+        huber_delta: what was asked for; `estimate.delta` is what it came to.
+    """
+
+    runs: RunsTable
+    sample: Sample
+    estimate: Estimate
+    draws: Floats
+    noise: Noise
+    rollout: RollOut | None
+    huber_delta: float | str
+    resampling: str
+    bootstrap: int
+    confidence: float
+    seed: int
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    method = "parametric"
+
+    @property
+    def theta(self) -> Floats:
+        """ln E, ln A', ln B', alpha, beta, with A' and B' the terms at the mean ln N and ln D (`solver.Points`)."""
+        return self.estimate.theta[0]
+
+    @property
+    def objective(self) -> float:
+        """The sum of Huber's loss that was minimised."""
+        return float(self.estimate.objective[0])
+
+    @property
+    def params(self) -> pd.Series:
+        """E, A, B (nats per token at N = D = 1), alpha, beta."""
+        return pd.Series(self.sample.points.natural(self.theta), index=list(NAMES), name="value")
+
+    @cached_property
+    def leverage(self) -> Floats:
+        """Of each configuration, (K,)."""
+        q, _ = np.linalg.qr(self._jacobian)
+        return np.einsum("ij,ij->i", q, q)
+
+    @cached_property
+    def _jacobian(self) -> Floats:
+        return jacobian(self.sample, self.theta)
+
+    @cached_property
+    def condition(self) -> float:
+        """Condition number of the Jacobian with columns of length 1."""
+        lengths = np.linalg.norm(self._jacobian, axis=0)
+        return float(np.linalg.cond(self._jacobian / np.maximum(lengths, 1e-300)))
+
+    @property
+    def covariance(self) -> pd.DataFrame:
+        """Of E, ln A, ln B, alpha, beta."""
+        turn = self._log_gradient()
+        return pd.DataFrame(turn @ self.estimate.spread[0] @ turn.T, index=list(LOGS), columns=list(LOGS))
+
+    def _log_gradient(self) -> Floats:
+        """d(E, ln A, ln B, alpha, beta) / d(theta)."""
+        points, turn = self.sample.points, np.eye(5)
+        turn[0, 0] = float(np.exp(self.theta[0]))
+        turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
+        return turn
+
+    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
+
+        `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
+        """
+        level = confidence or self.confidence
+        rows = self._percentiles(level) if kind == "percentile" else self._t_intervals(level)
+        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
+
+    def _t_intervals(self, confidence: float) -> dict[str, Interval]:
+        turn = self._log_gradient()
+        turn[0, 0] = 1.0
+        logs = turn @ self.theta
+        rows = {
+            name: self._t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)
+        }
+        rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
+        alpha, beta = self.theta[3:]
+        slope = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+        share = float(beta / (alpha + beta))
+        ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
+        return rows | {
+            "a": self._t(share, slope, confidence),
+            "b": self._t(1.0 - share, slope, confidence),
+            "ratio": self._t(float(alpha / beta), ratio, confidence),
+        }
+
+    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        half = float(stdtrit(self.sample.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
+        return Interval(value, value - half, value + half)
+
+    def _error(self, gradient: Floats) -> float:
+        """Standard error of a function of theta."""
+        return float(np.sqrt(max(gradient @ self.estimate.spread[0] @ gradient, 0.0)))
+
+    def _percentiles(self, confidence: float) -> dict[str, Interval]:
+        if not len(self.draws):
+            raise FitError("there are no resamples to take percentiles of: fit with bootstrap=4000 or so")
+        values = dict(zip(NAMES, self.sample.points.natural(self.theta), strict=True))
+        drawn = dict(zip(NAMES, self.sample.points.natural(self.draws).T, strict=True))
+        for table in (values, drawn):
+            table["a"] = table["beta"] / (table["alpha"] + table["beta"])
+            table["b"] = 1.0 - table["a"]
+            table["ratio"] = table["alpha"] / table["beta"]
+        return {name: percentile_interval(float(values[name]), drawn[name], confidence) for name in values}
+
+    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """ln N*, ln D* and ln loss at C = 6ND."""
+        values, gradients = optimum(self.sample.points, self.theta, flops)
+        names = ("params", "tokens", "loss")
+        return {k: self._t(float(v), g, confidence) for k, v, g in zip(names, values, gradients, strict=True)}
+
+    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
+        """Loss in nats per token at N parameters and D tokens."""
+        e, a, b, alpha, beta = self.sample.points.natural(self.theta)
+        return e + a * np.power(params, -alpha) + b * np.power(tokens, -beta)
+
+    @cached_property
+    def influence(self) -> pd.DataFrame:
+        """Each configuration left out in turn, the law fitted anew: a row each.
+
+        Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
+        run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
+        """
+        points, size = self.sample.points, len(self.sample.seeds)
+        weight = self.sample.seeds * (1.0 - np.eye(size))
+        found = solve(
+            points, np.repeat(self.theta[None], size, axis=0), self.sample.deltas(self.estimate.delta), weight
+        )
+        alpha, beta = found.theta[:, 3], found.theta[:, 4]
+        scaled = self.sample.residuals(self.theta)
+        a = self.intervals().loc["a"]
+        se = (a["high"] - a["low"]) / 2.0 / float(stdtrit(self.sample.dof, 0.5 + self.confidence / 2.0))
+        without = beta / (alpha + beta)
+        return pd.DataFrame(
+            {
+                "params": np.exp(points.x + points.x_mean),
+                "tokens": np.exp(points.y + points.y_mean),
+                "loss": points.loss,
+                "residual": scaled / np.sqrt(self.sample.seeds),
+                "sds": scaled / self.robust_sd if self.robust_sd > 0.0 else np.zeros(size),
+                "leverage": self.leverage,
+                "a": without,
+                "a_shift": (without - a["value"]) / se if se > 0.0 else np.zeros(size),
+            },
+            index=pd.Index(self.sample.config, name="config"),
+        )
+
+    def name_of(self, config: int) -> str:
+        """A configuration in words: the run that has it, else its place."""
+        table = self.runs.frame
+        mine = table[table["config"] == config]
+        if "run_id" in table:
+            return str(mine["run_id"].iloc[0])
+        return f"N = {mine['params'].iloc[0]:.4g}, D = {mine['tokens'].iloc[0]:.4g}"
+
+    @property
+    def robust_sd(self) -> float:
+        """Of one run about the law, from the median absolute residual."""
+        return float(robust_sd(self.sample.residuals(self.theta)))
+
+
+def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
+    """ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their gradients by theta, (..., 3, 5).
+
+    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The gradient of L*
+    is that of L at fixed N and D, since L is stationary there.
+    """
+    e, a, b, alpha, beta, sixth = np.broadcast_arrays(
+        *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
+    )
+    total = alpha + beta
+    a_far, b_far = a + alpha * points.x_mean, b + beta * points.y_mean
+    size = (np.log(alpha) + a_far - np.log(beta) - b_far + beta * sixth) / total
+    data = sixth - size
+    p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
+    floor = np.exp(e)
+    loss = floor + p + q
+    zero, one = np.zeros_like(total), np.ones_like(total)
+    of_size = np.stack(
+        [zero, one, -one, 1.0 / alpha + points.x_mean - size, sixth - size - 1.0 / beta - points.y_mean], axis=-1
+    )
+    of_size = of_size / total[..., None]
+    of_loss = np.stack([floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q], axis=-1)
+    values = np.stack([size, data, np.log(loss)], axis=-1)
+    return values, np.stack([of_size, -of_size, of_loss / loss[..., None]], axis=-2)
