@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.errors import IsoflopError
-    from isoflop.fitting import fit_isoflop
+    from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric
     from isoflop.planning.plan import Plan, plan
     from isoflop.planning.runspec import RunSpec
     from isoflop.runs import read_runs
@@ -27,12 +27,27 @@ _HOMES = {
     "ModelShape": "shapes",
     "Plan": "planning.plan",
     "RunSpec": "planning.runspec",
+    "fit_envelope": "fitting",
     "fit_isoflop": "fitting",
+    "fit_joint": "fitting",
+    "fit_parametric": "fitting",
     "plan": "planning.plan",
     "read_runs": "runs",
 }
 
-__all__ = ["IsoflopError", "ModelShape", "Plan", "RunSpec", "__version__", "fit_isoflop", "plan", "read_runs"]
+__all__ = [
+    "IsoflopError",
+    "ModelShape",
+    "Plan",
+    "RunSpec",
+    "__version__",
+    "fit_envelope",
+    "fit_isoflop",
+    "fit_joint",
+    "fit_parametric",
+    "plan",
+    "read_runs",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,10 @@ SURFACE = {
     "ModelShape": "isoflop.shapes",
     "Plan": "isoflop.planning.plan",
     "RunSpec": "isoflop.planning.runspec",
+    "fit_envelope": "isoflop.fitting.envelope",
     "fit_isoflop": "isoflop.fitting.isoflop",
+    "fit_joint": "isoflop.fitting.joint",
+    "fit_parametric": "isoflop.fitting.parametric",
     "plan": "isoflop.planning.plan",
     "read_runs": "isoflop.runs",
 }

@@ -1,4 +1,4 @@
-"""Fits scaling laws to a table of runs: reading, IsoFLOP profiles, simulation, saving."""
+"""Fits scaling laws to a table of runs: reading, profiles, surfaces, envelope, simulation, saving."""
 
 from __future__ import annotations
 
@@ -6,20 +6,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoflop.fitting.envelope import EnvelopeFit, fit_envelope
     from isoflop.fitting.isoflop import fit_isoflop
+    from isoflop.fitting.joint import fit_joint
+    from isoflop.fitting.joint_fit import JointFit
+    from isoflop.fitting.parametric import fit_parametric
     from isoflop.fitting.result import IsoflopFit
     from isoflop.fitting.save import fit_document, write_fit
     from isoflop.fitting.simulate import simulate_isoflop
+    from isoflop.fitting.surface import ParametricFit
     from isoflop.fitting.table import RunsTable, read_table
     from isoflop.laws import SURFACES, Surface
 
 _HOMES = {
+    "EnvelopeFit": "envelope",
     "IsoflopFit": "result",
+    "JointFit": "joint_fit",
+    "ParametricFit": "surface",
     "RunsTable": "table",
     "SURFACES": "simulate",
     "Surface": "simulate",
     "fit_document": "save",
+    "fit_envelope": "envelope",
     "fit_isoflop": "isoflop",
+    "fit_joint": "joint",
+    "fit_parametric": "parametric",
     "read_table": "table",
     "simulate_isoflop": "simulate",
     "write_fit": "save",
@@ -27,11 +38,17 @@ _HOMES = {
 
 __all__ = [
     "SURFACES",
+    "EnvelopeFit",
     "IsoflopFit",
+    "JointFit",
+    "ParametricFit",
     "RunsTable",
     "Surface",
     "fit_document",
+    "fit_envelope",
     "fit_isoflop",
+    "fit_joint",
+    "fit_parametric",
     "read_table",
     "simulate_isoflop",
     "write_fit",

@@ -154,6 +154,10 @@ class ProfileFit(Fit):
     axis: Axis
     profiles: pd.DataFrame
 
+    @abstractmethod
+    def curve(self, budget: float, size: Floats) -> Floats:
+        """Loss of a budget's profile as fitted, at sizes on the axis."""
+
     def _more_html(self) -> str:
         return self.profiles.to_html(float_format=lambda v: f"{v:.5g}", index=False)
 

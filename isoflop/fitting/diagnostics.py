@@ -40,7 +40,7 @@ def diagnose(
     optimum: np.ndarray,
     rollout: RollOut | None,
 ) -> list[Diagnostic]:
-    """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN where one had no minimum."""
+    """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN without a minimum."""
     return findings(
         of_table(table),
         _status(profiles),
@@ -144,8 +144,8 @@ def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
     found = [("replicate_noise", facts)]
     if noise.lack_of_fit < LACK:
         words = (
-            f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): {else_what}, "
-            "or the recipe is uneven over sizes."
+            f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): "
+            f"{else_what}, or the recipe is uneven over sizes."
         )
         found.insert(0, ("lack_of_fit", words))
     return found

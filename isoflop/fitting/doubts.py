@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,7 +103,8 @@ def _search(fit: ParametricFit) -> Found:
 
 
 def _bounds(fit: ParametricFit) -> Found:
-    found, params = [], fit.params
+    found: Found = []
+    params: dict[Any, float] = fit.params.to_dict()
     least = float(fit.sample.points.loss.min())
     if params["E"] < FLOOR * least:
         near = fit.theta[0] - float(np.log(fit.sample.points.loss).mean()) <= -LEAST_E
@@ -124,10 +125,12 @@ def _condition(fit: ParametricFit) -> Found:
 
 def _outliers(fit: ParametricFit) -> Found:
     table = fit.influence
-    far = table[table["sds"].abs() > OUTLIER].sort_values("sds", key=abs, ascending=False)
+    sds, configs = column(table, "sds"), table.index.to_numpy(dtype=np.int64)
+    far = np.flatnonzero(np.abs(sds) > OUTLIER)
     if not len(far):
         return []
-    names = ", ".join(f"{fit.name_of(int(row.Index))} ({row.sds:+.1f})" for row in list(far.itertuples())[:5])
+    worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:5]
+    names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
     one = len(far) == 1
     words = f"{len(far)} run{' lies' if one else 's lie'} over {OUTLIER:g} robust sd off the law: {names}{more}."
@@ -135,13 +138,13 @@ def _outliers(fit: ParametricFit) -> Found:
 
 
 def _influence(fit: ParametricFit) -> Found:
-    shifts = fit.influence["a_shift"]
-    worst = shifts.abs().idxmax()
-    if not abs(shifts[worst]) > NUDGE:
+    shifts, configs = np.abs(column(fit.influence, "a_shift")), fit.influence.index.to_numpy(dtype=np.int64)
+    worst = int(np.argmax(shifts))
+    if not shifts[worst] > NUDGE:
         return []
-    name, a = fit.name_of(int(worst)), fit.influence.loc[worst, "a"]
-    words = f"Without {name} a would be {a:.4f}, {abs(shifts[worst]):.1f} standard errors away."
-    return [("influence", f"One run decides much: {words}")]
+    without = column(fit.influence, "a")[worst]
+    words = f"Without {fit.name_of(int(configs[worst]))} a would be {without:.4f}, {shifts[worst]:.1f} standard errors"
+    return [("influence", f"One run decides much: {words} away.")]
 
 
 def _uneven(even: float) -> Found:
@@ -156,7 +159,7 @@ def _delta(fit: ParametricFit) -> Found:
     if not delta < SMALL_DELTA * fit.robust_sd:
         return []
     words = (
-        f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): nearly least absolute deviations, which "
-        "loses a part of what the runs tell; the t intervals are rough then, the percentile ones better."
+        f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): nearly least absolute deviations, "
+        "which loses a part of what the runs tell; the t intervals are rough then, the percentile ones better."
     )
     return [("small_delta", words)]

@@ -56,7 +56,8 @@ class EnvelopeFit(Fit):
         level = confidence or self.confidence
         first, second = self.lines["params"], self.lines["tokens"]
         rows = {
-            name: t_interval(line.slope, line.slope_se, line.dof, level) for name, line in zip("ab", (first, second))
+            letter: t_interval(line.slope, line.slope_se, line.dof, level)
+            for letter, line in (("a", first), ("b", second))
         }
         ratio = second.slope / first.slope
         variance = second.variance - 2.0 * ratio * self.covariance + ratio**2 * first.variance

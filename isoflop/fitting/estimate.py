@@ -120,6 +120,7 @@ def estimate_many(sample: Sample, first: Floats, delta: float | None) -> Estimat
 
 def _adapt(sample: Sample, theta: Floats) -> Floats:
     """Huber's delta for each set, (M,): 1.345 robust standard deviations about the least-squares fit, then again."""
+    delta = np.full(len(theta), np.inf)
     for _ in range(2):
         spread = robust_sd(sample.residuals(theta))
         nothing = spread <= 1e-12 * np.mean(sample.points.loss)
@@ -149,7 +150,7 @@ def _places(sample: Sample, theta: Floats) -> Floats:
     """What the noise may depend on, (M, K, 3): ln C, how far a size is from the best at its compute, and its square."""
     points = sample.points
     compute = points.x + points.y
-    e, a, b, alpha, beta = (v[:, None] for v in np.moveaxis(theta, -1, 0))
+    _, a, b, alpha, beta = (v[:, None] for v in np.moveaxis(theta, -1, 0))
     best = (np.log(alpha) + a - np.log(beta) - b + beta * compute) / (alpha + beta)
     off = points.x - best
     return np.stack([np.broadcast_to(compute, off.shape), off, off**2], axis=-1)

@@ -211,8 +211,8 @@ def _optima(
 def other_at(profile: para.Profile, x: Floats) -> tuple[Floats, Floats, float]:
     """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
 
-    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs' tokens
-    are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs'
+    tokens are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
     """
     low, high = float(profile.x[0]), float(profile.x[-1])
     centre, scale = 0.5 * (low + high), 0.5 * (high - low)

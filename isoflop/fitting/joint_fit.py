@@ -87,11 +87,6 @@ class JointFit(ProfileFit):
         return len(self.curves.x) - self.curves.parameters
 
     @property
-    def arms(self) -> pd.Series:
-        """The exponents of the arms: of the falling one (N below N*: alpha of A/N^alpha) and the rising one."""
-        return pd.Series(self.estimate.theta[0, 1:3], index=["left", "right"], name="value")
-
-    @property
     def coefficients(self) -> pd.DataFrame:
         """Rows N and D of k * C^exponent: value, low, high of k, and the exponent. In parameters, tokens, FLOPs."""
         table = self.intervals()
@@ -102,7 +97,9 @@ class JointFit(ProfileFit):
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
 
     def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the arms `left` and `right`."""
+        """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the exponents of the arms: `left` of the
+        falling one (alpha of A/N^alpha), `right` of the rising one.
+        """
         if kind == "percentile":
             raise FitError("the joint fit has t intervals only: it draws no resamples")
         level = confidence or self.confidence
@@ -115,8 +112,8 @@ class JointFit(ProfileFit):
             "ratio": self._t(ratio, (b.by_slope - ratio * a.by_slope) / a.slope, level),
             "k_params": exponential(self._t(*a.at(0.0), level)),
             "k_tokens": exponential(self._t(*b.at(0.0), level)),
-            "left": self._t(float(self.arms["left"]), unit[1], level),
-            "right": self._t(float(self.arms["right"]), unit[2], level),
+            "left": self._t(float(self.estimate.theta[0, 1]), unit[1], level),
+            "right": self._t(float(self.estimate.theta[0, 2]), unit[2], level),
         }
         return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
 
@@ -129,7 +126,7 @@ class JointFit(ProfileFit):
         return Interval(value, value - half, value + half)
 
     @cached_property
-    def profiles(self) -> pd.DataFrame:
+    def profiles(self) -> pd.DataFrame:  # pyright: ignore[reportIncompatibleVariableOverride]
         """A row a budget; see `ProfileFit`."""
         other = "tokens" if self.axis == "params" else "params"
         rows = []
@@ -151,8 +148,8 @@ class JointFit(ProfileFit):
         ln_q, alpha, _, _, exponent = self.estimate.theta[0]
         return float(np.exp(ln_q - alpha * exponent * (c - self.c_mean)))
 
-    def curve(self, profile: int, size: Floats) -> Floats:
-        """Loss of one budget's profile at sizes on the axis."""
+    def curve(self, budget: float, size: Floats) -> Floats:
+        profile = next(k for k, profile in enumerate(self.raw) if profile.budget == budget)
         c = np.log(self.raw[profile].flops) - self.c_mean
         phi, _ = joint.shape(self.estimate.theta, np.log(size) - self.x_mean, np.full(len(size), c))
         return self.estimate.floor[0, profile] + phi[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting.base import ENDS, Axis, Kind, ProfileFit
+from isoflop.fitting.frames import records
 from isoflop.fitting.intervals import (
     Interval,
     Line,
@@ -91,6 +92,10 @@ class IsoflopFit(ProfileFit):
             chosen = {"t": line, "percentile": draws}.get(kind or "", wider(draws, line))
             table[name] = [*chosen, *draws[1:], *line[1:]]
         return pd.DataFrame.from_dict(table, orient="index", columns=columns)
+
+    def curve(self, budget: float, size: Floats) -> Floats:
+        row = next(row for row in records(self.profiles) if row["budget"] == budget)
+        return row["loss_opt"] + 0.5 * row["curvature"] * np.log(size / row[f"{self.axis}_opt"]) ** 2
 
     def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
         x = float(np.log(flops))

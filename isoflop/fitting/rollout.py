@@ -55,7 +55,7 @@ class RollOut:
     reach: tuple[float, float]
 
     def allowance(self, quantity: str, flops: float) -> Floats:
-        """What the law's own error may be at a compute budget, in ln of `params`, `tokens` or `loss`; 0 within the data.
+        """What the law's own error may be at a budget, in ln of `params`, `tokens` or `loss`; 0 within the data.
 
         One number, or (M,) where M sets of losses were rolled out.
         """

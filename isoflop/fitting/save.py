@@ -35,7 +35,7 @@ def fit_document(
     first = fits[0]
     own: dict[str, Any] = {"columns": first.runs.columns, "n": first.n, "loss_unit": first.runs.loss_unit}
     own["confidence"] = first.confidence
-    for fit in fits:
+    for fit in reversed(fits):
         own |= {name: getattr(fit, name) for name in _OPTIONS if hasattr(fit, name)}
     document = {
         "schema": SCHEMA,

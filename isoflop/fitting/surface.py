@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
 from isoflop.fitting.estimate import Estimate, Sample, jacobian, robust_sd
+from isoflop.fitting.frames import records, rows
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
@@ -135,8 +136,9 @@ class ParametricFit(Fit):
     def _percentiles(self, confidence: float) -> dict[str, Interval]:
         if not len(self.draws):
             raise FitError("there are no resamples to take percentiles of: fit with bootstrap=4000 or so")
-        values = dict(zip(NAMES, self.sample.points.natural(self.theta), strict=True))
-        drawn = dict(zip(NAMES, self.sample.points.natural(self.draws).T, strict=True))
+        points = self.sample.points
+        values: dict[str, Floats] = dict(zip(NAMES, points.natural(self.theta), strict=True))
+        drawn: dict[str, Floats] = dict(zip(NAMES, points.natural(self.draws).T, strict=True))
         for table in (values, drawn):
             table["a"] = table["beta"] / (table["alpha"] + table["beta"])
             table["b"] = 1.0 - table["a"]
@@ -188,10 +190,8 @@ class ParametricFit(Fit):
     def name_of(self, config: int) -> str:
         """A configuration in words: the run that has it, else its place."""
         table = self.runs.frame
-        mine = table[table["config"] == config]
-        if "run_id" in table:
-            return str(mine["run_id"].iloc[0])
-        return f"N = {mine['params'].iloc[0]:.4g}, D = {mine['tokens'].iloc[0]:.4g}"
+        mine = records(rows(table, table["config"].to_numpy() == config))[0]
+        return str(mine["run_id"]) if "run_id" in mine else f"N = {mine['params']:.4g}, D = {mine['tokens']:.4g}"
 
     @property
     def robust_sd(self) -> float:

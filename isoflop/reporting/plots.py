@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from isoflop.fitting.base import ProfileFit
 from isoflop.fitting.frames import column, mask, records, rows
-from isoflop.fitting.result import IsoflopFit
 from isoflop.reporting.style import (
     FONT,
     INK,
@@ -31,7 +31,7 @@ _COUNTS = {"total": "all", "one_embedding": "one embedding counted", "non_embedd
 _MOST_LEGEND_ROWS = 14
 
 
-def plot_profiles(fit: IsoflopFit, ax: Axes | None = None) -> Axes:
+def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
     """Loss against size, a colour a budget: runs, parabolas, optima with their intervals.
 
     Filled points and solid parabolas enter the laws; hollow points on a dotted line don't.
@@ -52,7 +52,7 @@ def plot_profiles(fit: IsoflopFit, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_law(fit: IsoflopFit, quantity: Quantity = "params", ax: Axes | None = None) -> Axes:
+def plot_law(fit: ProfileFit, quantity: Quantity = "params", ax: Axes | None = None) -> Axes:
     """Optimal size or data against compute: a point a budget, the power law, its band; dashed beyond the data."""
     ax = new_axes(ax, 5.0, 4.2)
     used = rows(fit.profiles, mask(fit.profiles, "used"))
@@ -108,7 +108,7 @@ def plot_loss_curves(frame: pd.DataFrame, ax: Axes | None = None, *, split: str 
     return ax
 
 
-def plot_overview(fit: IsoflopFit, fig: Figure | None = None) -> np.ndarray:
+def plot_overview(fit: ProfileFit, fig: Figure | None = None) -> np.ndarray:
     """Profiles, N*(C) and D*(C) side by side; an array of three Axes (the figure: `axes[0].figure`)."""
     fig = fig if fig is not None else Figure(figsize=(14.0, 4.4), layout="constrained")
     axes = fig.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
@@ -123,11 +123,11 @@ def default_split(frame: pd.DataFrame) -> str:
     return next((s for s in sorted(set(frame["split"].astype(str))) if s != "train"), "train")
 
 
-def _unit(fit: IsoflopFit, unit: str) -> str:
+def _unit(fit: ProfileFit, unit: str) -> str:
     return f"{unit}, {_COUNTS[fit.n]}" if unit == "parameters" else unit
 
 
-def _profile(ax: Axes, fit: IsoflopFit, row: dict[str, Any], points: pd.DataFrame, colour: str) -> None:
+def _profile(ax: Axes, fit: ProfileFit, row: dict[str, Any], points: pd.DataFrame, colour: str) -> None:
     x, y = column(points, fit.axis), column(points, "loss")
     label = flops_label(row["budget"])
     if not row["used"]:
@@ -136,11 +136,10 @@ def _profile(ax: Axes, fit: IsoflopFit, row: dict[str, Any], points: pd.DataFram
         return
     ax.plot(x, y, color=colour, marker="o", markersize=4.5, linestyle="none", label=label)
     curve = np.geomspace(x[0], x[-1], 120)
-    parabola = row["loss_opt"] + 0.5 * row["curvature"] * np.log(curve / row[f"{fit.axis}_opt"]) ** 2
-    ax.plot(curve, parabola, color=colour, linewidth=1.3)
+    ax.plot(curve, fit.curve(row["budget"], curve), color=colour, linewidth=1.3)
 
 
-def _optima(ax: Axes, fit: IsoflopFit) -> None:
+def _optima(ax: Axes, fit: ProfileFit) -> None:
     """Diamonds at the optima with the interval as a bar, cut at the frame."""
     used = rows(fit.profiles, mask(fit.profiles, "used"))
     x, y = column(used, f"{fit.axis}_opt"), column(used, "loss_opt")
@@ -155,14 +154,14 @@ def _cut(ax: Axes, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.clip(np.nan_to_num(low, nan=left), left, right), np.clip(np.nan_to_num(high, nan=right), left, right)
 
 
-def _band(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: IsoflopFit) -> None:
+def _band(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: ProfileFit) -> None:
     value = column(law, "value")
     low = np.clip(column(law, "low"), value * 1e-6, None)
     high = np.clip(column(law, "high"), None, value * 1e6)
     ax.fill_between(grid, low, high, color="#3b82f6", alpha=0.16, linewidth=0, label=f"{fit.confidence:.0%} interval")
 
 
-def _law_points(ax: Axes, fit: IsoflopFit, quantity: Quantity) -> None:
+def _law_points(ax: Axes, fit: ProfileFit, quantity: Quantity) -> None:
     colours = budget_colours(column(fit.profiles, "budget"))
     known = fit.profiles.dropna(subset=[f"{quantity}_opt"])
     for row in records(known):

@@ -40,7 +40,7 @@ def test_findings(code):
 
 def test_a_good_study_has_nothing_to_say():
     codes = [d["code"] for d in fit_isoflop(simulate_isoflop(seeds=2, noise=0.002)).diagnostics]
-    assert codes == ["simulated", "replicate_noise"]
+    assert codes == ["simulated", "replicate_noise", "rollout"]
 
 
 @pytest.mark.parametrize("spelt", [False, "False", 0, 0.0, "false", None])
@@ -61,8 +61,8 @@ def test_what_is_simulated_is_called_so(spelt):
 def test_misfit_beyond_noise_is_named():
     runs = simulate_isoflop(seeds=2, noise=0.0005)
     runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
-    (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "replicate_noise"]
-    assert "more than noise" in message
+    (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "lack_of_fit"]
+    assert "further off what was fitted than seeds differ" in message
 
 
 @pytest.mark.parametrize(
