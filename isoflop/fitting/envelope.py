@@ -121,7 +121,7 @@ def fit_envelope(
         noise=noise_of(table, float("nan"), 1),
         confidence=confidence,
     )
-    from isoflop.fitting.doubts import diagnose_envelope
+    from isoflop.fitting.verdicts import diagnose_envelope
 
     return dataclasses.replace(fit, diagnostics=diagnose_envelope(fit))
 

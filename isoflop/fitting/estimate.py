@@ -103,7 +103,7 @@ def estimate_one(sample: Sample, delta: float | None) -> Estimate:
     if delta is None:
         delta = float(_adapt(sample, found.theta[[found.best]])[0])
         found = solver.solve(sample.points, first, sample.deltas(delta), sample.seeds)
-    agreeing = float(np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + 1e-30))
+    agreeing = float(np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + solver.ROUNDING))
     best = solver.Solutions(*(part[[found.best]] for part in (found.theta, found.objective, found.slope)))
     return _estimate(sample, best, np.array([delta]), agreeing)
 

@@ -77,7 +77,7 @@ class JointFit(ProfileFit):
 
     def judged(self) -> JointFit:
         """With its findings."""
-        from isoflop.fitting.doubts import diagnose_joint
+        from isoflop.fitting.verdicts import diagnose_joint
 
         return dataclasses.replace(self, diagnostics=diagnose_joint(self))
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import solver
-from isoflop.fitting.doubts import diagnose_surface
+from isoflop.fitting.verdicts import diagnose_surface
 from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian
 from isoflop.fitting.frames import column
 from isoflop.fitting.noise import noise_of
