@@ -243,7 +243,9 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     columns = ["--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--loss-unit", "bits"]
     options = [*columns, "--bootstrap", "200", "--seed", "7", "--confidence", "0.9", "--axis", "tokens"]
     code, out, err = isoflop("fit", str(table), *options, "--use", "interior, edge")
-    assert (code, err) == (0, "")
+    assert (code, err) == (
+        0, "read CSV with 49 rows: 49 runs at 7 budgets; params = N, tokens = D, loss = bits, flops = (budget), budget = C\n"
+    )  # fmt: skip
     assert "D*" in out
     document = json.loads(isoflop("fit", str(table), *options, "--json")[1])
     assert document.keys() >= {"schema", "source", "options", "data", "recipe", "fits"}
@@ -283,17 +285,18 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
     ("arguments", "says"),
     [
         (["absent.csv"], "absent.csv: no such file or directory"),
-        (["runs.csv"], "no column 'params_total'; name it with --params"),
+        (["runs.csv"], "no column 'params_total'; did you mean 'N'? Columns: run_id, C, N"),
         (["runs.csv", "--params", "n"], "no column 'n'"),
         (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
         (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
-        (["."], "has no runs.parquet; is it the directory of a sweep that was run?"),
+        (["empty"], "empty: has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory"),
     ],
 )
 def test_a_table_that_can_not_be_fitted_is_one_line(
     isoflop: Callable[..., Output], table: Path, arguments: list[str], says: str
 ) -> None:
+    table.with_name("empty").mkdir()
     if arguments[0] == "OK":
         arguments = [str(table), "--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", *arguments[1:]]
     code, out, err = isoflop("fit", *arguments)

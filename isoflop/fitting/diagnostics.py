@@ -42,6 +42,7 @@ def diagnose(
         *_shallow(profiles, noise),
         *_seeds(noise),
         *_epochs(table),
+        *table.findings,
         *_budgets_off(profiles),
         *_interpolation(profiles, axis),
         *_dropped(table),
