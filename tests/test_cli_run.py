@@ -244,7 +244,7 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     options = [*columns, "--bootstrap", "200", "--seed", "7", "--confidence", "0.9", "--axis", "tokens"]
     code, out, err = isoflop("fit", str(table), *options, "--use", "interior, edge")
     assert (code, err) == (
-        0, "read CSV with 49 rows: 49 runs at 7 budgets; params = N, tokens = D, loss = bits, flops = (budget), budget = C\n"
+        0, "read CSV with 49 rows: 49 runs at 7 budgets; params = N, tokens = D, loss = bits, budget = C, flops = (budget)\n"
     )  # fmt: skip
     assert "D*" in out
     document = json.loads(isoflop("fit", str(table), *options, "--json")[1])

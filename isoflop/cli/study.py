@@ -90,7 +90,10 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
 
 @app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")
 def fit(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A sweep's directory, a table of runs or loss logs, a logger's folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A sweep's directory, a table of runs or loss logs, a logger's folder."),
+    ],
     params: Annotated[str | None, typer.Option(metavar="COL", help="Column of parameters.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="COL", help="Column of training tokens.")] = None,
     loss: Annotated[str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")] = None,
@@ -113,8 +116,8 @@ def fit(
     """Example: isoflop fit runs/pocket --loss loss_text
 
     Optimal model size and data as power laws of compute, from the minimum of each budget's profile. SOURCE is a sweep's
-    directory; a CSV, TSV, Parquet or JSONL table with a row a run, or with many (loss logs); or a folder of such tables,
-    of TensorBoard's event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
+    directory; a CSV, TSV, Parquet or JSONL table with a row a run, or with many (loss logs); or a folder of such
+    tables, of TensorBoard's event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
     """
     from isoflop.fitting import fit_document, fit_isoflop, read_table
     from isoflop.runs import write_runs

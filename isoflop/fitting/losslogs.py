@@ -168,11 +168,13 @@ def _end(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[s
     usable = np.isfinite(loss) & (loss > 0.0)
     by_tokens = np.isfinite(tokens[usable]).all() and len(np.unique(tokens[usable])) > 1
     x = tokens if by_tokens else step
-    if not np.isfinite(x[usable]).any():
+    if not _largest(x[usable]) > 0.0:
         x = np.arange(1.0, len(loss) + 1.0)  # the order of the rows
     usable &= np.isfinite(x)
     order = np.flatnonzero(usable)[np.argsort(x[usable], kind="stable")]
-    final = order[np.append(np.diff(x[order]) > 0.0, [True] * bool(len(order)))]
+    latest = np.ones(len(order), dtype=bool)
+    latest[:-1] = np.diff(x[order]) > 0.0
+    final = order[latest]
     end = {"run": run, "rule": "", "loss": np.nan, "rows": len(final), "repeated": len(order) - len(final)}
     end |= {"step": _largest(step), "tokens": _largest(tokens), "peak": _largest(rate), "lr": _last(rate, step)}
     end |= {"between": float(np.median(np.diff(x[final]))) if len(final) > 1 else 0.0, "by_step": x is step}

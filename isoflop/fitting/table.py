@@ -24,7 +24,7 @@ from isoflop.fitting.columns import (
     split_factor,
     to_number,
 )
-from isoflop.fitting.doubts import doubts, refuse_mixed_units
+from isoflop.fitting.doubts import doubts, refuse_falling_flops, refuse_mixed_units
 from isoflop.fitting.files import read_frame, refuse_duplicates
 from isoflop.fitting.finalloss import RULES, FinalRule
 from isoflop.fitting.frames import column, rows
@@ -169,6 +169,7 @@ def read_table(
     names |= made
     frame, twice = _without_copies(_with_extras(frame, raw))
     refuse_mixed_units(frame, names, where)
+    refuse_falling_flops(frame, names, where)
     findings += [*grouping, *doubts(frame, names)]
     frame = frame.sort_values([*CANONICAL, *(c for c in ("seed",) if c in frame)], kind="stable", ignore_index=True)
     left_out = tuple(dropped + unfinished + broken + twice)
@@ -234,6 +235,8 @@ def _numeric(raw: pd.DataFrame, names: dict[str, str], where: str) -> tuple[pd.D
             if (here & bad & ~gone).any():
                 dropped.append(Dropped(name_rows(raw, here & bad & ~gone), f"{name} is {word}"))
                 gone |= here
+    if gone.all():
+        raise FitError(f"{where}: no row has all its numbers: {'; '.join(f'{what}: {why}' for what, why in dropped)}")
     return rows(frame, ~gone), dropped
 
 
