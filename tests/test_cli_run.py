@@ -243,9 +243,8 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     columns = ["--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--loss-unit", "bits"]
     options = [*columns, "--bootstrap", "200", "--seed", "7", "--confidence", "0.9", "--axis", "tokens"]
     code, out, err = isoflop("fit", str(table), *options, "--use", "interior, edge")
-    assert (code, err) == (
-        0, "read CSV with 49 rows: 49 runs at 7 budgets; params = N, tokens = D, loss = bits, budget = C, flops = (budget)\n"
-    )  # fmt: skip
+    named = "params = N, tokens = D, loss = bits, budget = C, flops = (budget)"
+    assert (code, err) == (0, f"read CSV with 49 rows: 49 runs at 7 budgets; {named}\n")
     assert "D*" in out
     document = json.loads(isoflop("fit", str(table), *options, "--json")[1])
     assert document.keys() >= {"schema", "source", "options", "data", "recipe", "fits"}
@@ -290,7 +289,10 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
         (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
         (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
-        (["empty"], "empty: has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory"),
+        (
+            ["empty"],
+            "empty: has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory",
+        ),
     ],
 )
 def test_a_table_that_can_not_be_fitted_is_one_line(

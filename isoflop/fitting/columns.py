@@ -33,6 +33,7 @@ OTHER_NAMES = {
     "flops": ("c", "compute", "training_flops", "training flop", "total_flops", "flop"),
     "budget": ("flops_budget", "compute_budget", "isoflop"),
 }
+_LARGEST = 1e100
 _TIMES = re.compile(r"^(?P<name>.*\S)\s*\*\s*(?P<factor>[0-9.]+(?:[eE][+-]?[0-9]+)?)$")
 _IN_LETTERS = re.compile(r"^\s*[0-9.]+\s*[kKmMbBgGtT]\s*$")
 
@@ -127,7 +128,7 @@ def numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
     """A column, times its factor, as float64: products of integer columns can't overflow after this.
 
     Returns:
-        One value a row; NaN where a cell is empty.
+        One value a row; NaN where a cell is empty, infinite beyond 1e100 and 0 within 1e-100: no run has such numbers.
 
     Raises:
         FitError: a column of something else, or text that is no number, with the rows.
@@ -138,14 +139,20 @@ def numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
     if kind in "mMcb":
         raise FitError(f"{where}: column {name!r} holds {cells.dtype}, not numbers")
     if kind in "iuf":
-        with np.errstate(over="ignore"):
-            return column(frame, name) * factor
+        return _in_range(column(frame, name), factor)
     parsed = [to_number(cell) for cell in cells]
     text = np.array([value is None for value in parsed], dtype=bool)
     if text.any():
         raise FitError(not_numbers(frame, name, where, text))
-    with np.errstate(over="ignore"):
-        return np.array(parsed, dtype=np.float64) * factor
+    return _in_range(np.array(parsed, dtype=np.float64), factor)
+
+
+def _in_range(values: Floats, factor: float) -> Floats:
+    """Values times a factor, such that no product or square of them can overflow."""
+    with np.errstate(over="ignore", under="ignore"):
+        values = values * factor
+    size = np.abs(values)
+    return np.where(size > _LARGEST, np.copysign(np.inf, values), np.where(size < 1.0 / _LARGEST, 0.0, values))
 
 
 def to_number(cell: object) -> float | None:

@@ -25,7 +25,7 @@ FACTORS = {
 }
 """Decades of the units that people use, the likeliest first."""
 _SIX = math.log10(6.0)
-_PLAUSIBLE = {"params": (3.0, 14.0), "tokens": (4.5, 16.0), "flops": (8.0, 29.0), "tokens per parameter": (-0.5, 4.5)}
+_PLAUSIBLE = {"params": (3.0, 14.0), "tokens": (4.5, 16.0), "flops": (8.0, 29.0), "tokens per parameter": (-1.5, 5.5)}
 """Decades."""
 
 

@@ -213,11 +213,10 @@ def _settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFr
         if name in growing:
             values = pd.Series(numbers(frame, name, where), index=frame.index)
             table[name] = values.groupby(frame[_RUN]).max()
-        elif name in LAST:
-            table[name] = groups[name].last()
-        elif name != _RUN and (distinct := _count(groups, name)) is not None:
-            if (distinct <= 1).all():
-                table[name] = groups[name].first()
+        elif name != _RUN and (of_runs := _of_runs(groups, name)) is not None:
+            distinct, first, last = of_runs
+            if name in LAST or (distinct <= 1).all():
+                table[name] = last if name in LAST else first
             elif name in constant:
                 changing = listed([str(r) for r in distinct.index[(distinct > 1).to_numpy(dtype=bool)]], "run")
                 raise FitError(f"{where}: column {name!r} changes within {changing}; a run has one value of it")
@@ -226,11 +225,11 @@ def _settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFr
     return pd.DataFrame(table, index=runs).assign(**named).reset_index(drop=True)
 
 
-def _count(groups: Any, name: str) -> pd.Series | None:
-    """How many values a column has in each run; None for cells that can't be compared."""
+def _of_runs(groups: Any, name: str) -> tuple[pd.Series, pd.Series, pd.Series] | None:
+    """How many values a column has in each run, the first and the last; None for cells that can't be compared."""
     try:
-        return cast(pd.Series, groups[name].nunique())
-    except TypeError:
+        return groups[name].nunique(), groups[name].first(), groups[name].last()
+    except (TypeError, ValueError, NotImplementedError):
         return None
 
 

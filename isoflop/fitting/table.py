@@ -221,8 +221,7 @@ def _numeric(raw: pd.DataFrame, names: dict[str, str], where: str) -> tuple[pd.D
     named = {key: name for key, name in names.items() if name != SIX_ND}
     frame = pd.DataFrame({key: numbers(raw, name, where) for key, name in named.items()}, index=raw.index)
     if SIX_ND in names.values():
-        with np.errstate(over="ignore"):
-            frame["flops"] = 6.0 * column(frame, "params") * column(frame, "tokens")
+        frame["flops"] = 6.0 * column(frame, "params") * column(frame, "tokens")
     gone, dropped = np.zeros(len(frame), dtype=bool), list[Dropped]()
     for key, name in names.items():
         values = column(frame, key)
@@ -264,7 +263,7 @@ def _with_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
     for name in ("seed", "epochs"):
         found = first_found(raw, (name,))
         if found is not None:
-            values = [to_number(cell) for cell in cast(pd.Series, raw[found])]
+            values = [to_number(cell) for cell in cast(list[object], raw[found].tolist())]
             frame[name] = [math.nan if value is None else value for value in values]
     if "simulated" in raw.columns:  # true or false, or what a text file makes of them
         frame["simulated"] = raw["simulated"].astype(str).str.lower().isin(("true", "1", "1.0")).astype(np.float64)
@@ -285,7 +284,7 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
 def _reading(words: str, frame: pd.DataFrame, names: dict[str, str]) -> str:
     """What was read, in a line."""
     columns = ", ".join(key if key == name else f"{key} = {name}" for key, name in names.items())
-    budgets = frame["budget"].nunique()
+    budgets = len(set(column(frame, "budget")))
     return f"{words}: {len(frame):,} runs at {budgets} budget{'s' if budgets != 1 else ''}; {columns}"
 
 

@@ -78,7 +78,8 @@ def scale(frame: pd.DataFrame, column: str, where: list[int], factor: float) -> 
     if column not in frame or getattr(frame[column].dtype, "kind", "O") != "f":
         return frame
     values = frame[column].to_numpy(dtype=np.float64).copy()
-    values[[row for row in where if row < len(values)]] *= factor
+    with np.errstate(over="ignore"):
+        values[[row for row in where if row < len(values)]] *= factor
     return frame.assign(**{column: values})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ STUDY = simulate_isoflop(seeds=2).drop(columns="simulated")
 COMMITTED = Path(__file__).parents[2] / "analysis" / "pocket-64"
 
 
-def codes(runs: pd.DataFrame, **options: str) -> dict[str, str]:
+def codes(runs: pd.DataFrame | Path, **options: Any) -> dict[str, str]:
     return {finding.code: finding.message for finding in read_table(runs, **options).findings}
 
 
@@ -33,7 +34,8 @@ def codes(runs: pd.DataFrame, **options: str) -> dict[str, str]:
 def test_a_column_in_another_unit(column: str, factor: float, words: str):
     runs = STUDY.drop(columns="train_flops").assign(**{column: lambda t: t[column] / factor})
     assert words in codes(runs)["units"]
-    mended = read_table(runs, **{column: f"{column}*{factor:g}"})
+    scaled: dict[str, Any] = {column: f"{column}*{factor:g}"}
+    mended = read_table(runs, **scaled)
     columns = ["params", "tokens", "loss", "flops", "budget"]
     np.testing.assert_allclose(mended.frame[columns], read_table(STUDY.drop(columns="train_flops")).frame[columns])
     assert not mended.findings

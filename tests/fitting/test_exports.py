@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from isoflop.fitting.panels import unpivot
 STUDY = simulate_isoflop(points=5)
 
 
-def same_as_study(source: pd.DataFrame | Path, rows: int = len(STUDY), **options: str) -> None:
+def same_as_study(source: pd.DataFrame | Path, rows: int = len(STUDY), **options: Any) -> None:
     table = read_table(source, **options)
     expected = read_table(STUDY.head(rows)).frame
     for name in ("params", "tokens", "loss", "budget"):

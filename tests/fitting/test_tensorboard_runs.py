@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,7 @@ from isoflop.fitting.sources import read_source
 pytest.importorskip("tensorboard")
 
 
-def write(
-    folder: Path, tags: dict[str, list[float]], hparams: dict[str, float] | None = None, own: bool = False
-) -> None:
+def write(folder: Path, tags: dict[str, list[float]], hparams: dict[str, Any] | None = None, own: bool = False) -> None:
     """A run as torch's SummaryWriter leaves it: hyperparameters in a folder of the run, or in the run's own."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
