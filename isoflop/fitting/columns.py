@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from decimal import Decimal
 from difflib import get_close_matches
@@ -114,7 +115,7 @@ def missing(frame: pd.DataFrame, where: str, name: str, option: str) -> str:
         return f"{where}: column {name!r} could be {', '.join(map(repr, tails[:5]))}; name one with --{option}"
     others = [c for c in names if c.lower() in OTHER_NAMES.get(option, ())]
     near = get_close_matches(name, names, n=1, cutoff=0.6) or others
-    hint = f"did you mean {near[0]!r}?" if near else f"name it with --{option}."
+    hint = f"did you mean {near[0]!r}? --{option} {shlex.quote(near[0])}." if near else f"name it with --{option}."
     return f"{where}: no column {name!r}; {hint} {columns_of(frame)}"
 
 
