@@ -91,6 +91,7 @@ def one_row_a_run(frame: pd.DataFrame, where: str, options: LogOptions, beside: 
     unknown: list[str] = []
     if beside is not None:
         frame, unknown = _joined(frame, beside)
+    frame = _seeds_apart(frame)
     rows, split = _rows_of_split(frame, where, options)
     loss = chosen(frame, where, options.loss or "loss", "loss")
     tokens = chosen(frame, where, options.tokens, "tokens") if options.tokens else first_found(frame, ("tokens",))
@@ -162,6 +163,13 @@ def _joined(frame: pd.DataFrame, beside: pd.DataFrame) -> tuple[pd.DataFrame, li
     return known.join(table, on=_RUN), unknown
 
 
+def _seeds_apart(frame: pd.DataFrame) -> pd.DataFrame:
+    """The log with a run for each seed, where rows of several seeds have one run's name."""
+    if "seed" not in frame.columns or not bool((_distinct(frame, _RUN, "seed") > 1).any()):
+        return frame
+    return frame.assign(**{_RUN: texts(frame, _RUN) + " seed " + texts(frame, "seed")})
+
+
 def _end(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[str, Any]:
     """What the log of one run says about its end."""
     step, tokens, loss, rate = (column(log, name) for name in ("step", "tokens", "loss", "lr"))
@@ -221,8 +229,7 @@ def _settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFr
                 changing = listed([str(r) for r in distinct.index[(distinct > 1).to_numpy(dtype=bool)]], "run")
                 raise FitError(f"{where}: column {name!r} changes within {changing}; a run has one value of it")
     runs = pd.Index(sorted(set(frame[_RUN])), name=_RUN)
-    named = {"run_id": runs} if "run_id" not in table else {}
-    return pd.DataFrame(table, index=runs).assign(**named).reset_index(drop=True)
+    return pd.DataFrame(table, index=runs).assign(run_id=runs).reset_index(drop=True)
 
 
 def _of_runs(groups: Any, name: str) -> tuple[pd.Series, pd.Series, pd.Series] | None:

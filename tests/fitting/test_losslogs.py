@@ -169,6 +169,21 @@ def test_a_table_beside_adds_what_the_log_lacks(tmp_path: Path):
         read_table(runs, beside=pd.DataFrame({"run": ["x"], "params": 1e7}))
 
 
+def test_seeds_with_one_name_are_runs_of_their_own():
+    table = read_table(pd.concat([log("a", seed=0), log("a", seed=1, level=1.1), log("b", seed=0, params=2e7)]))
+    assert table.frame["run_id"].tolist() == ["a seed 0", "a seed 1", "b seed 0"]
+    assert table.configurations["seeds"].tolist() == [2, 1]
+    assert not table.findings
+
+
+def test_a_table_without_steps_takes_columns_from_the_one_beside():
+    study = simulate_isoflop(points=5)
+    beside = study.drop(columns=["loss", "train_flops"])
+    losses = study.drop(columns=["params", "tokens", "budget", "train_flops"])
+    table = read_table(losses.sample(frac=1.0, random_state=0), beside=beside)
+    assert table.hash == read_table(study.drop(columns="train_flops")).hash
+
+
 def test_splits_are_chosen():
     both = pd.concat([log(split="train"), log(split="val", level=1.1).iloc[::50].assign(step=1, tokens=1e8)])
     both = pd.concat([both, log(split="val", level=1.2).iloc[[-1]]])
