@@ -229,7 +229,7 @@ def test_any_table_is_fitted_or_refused(tmp_path: Path, changes: Any, kind: str,
 
 
 @pytest.mark.slow
-@search(3000)
+@search(1500)
 @given(st.lists(edits, max_size=6), kinds, options)
 def test_very_many_tables_are_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: dict[str, Any]):
     run_one(changes, kind, chosen, tmp_path)
