@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -78,7 +77,7 @@ def test_a_study_that_is_done_is_fitted_and_reported(
     assert code == 0
     assert "N*" in out
     assert err.splitlines()[0].startswith("tiny: 20 runs, ")
-    assert re.search(r"20 of 20 runs done in [0-9.]+ min", err)
+    assert "20 of 20 runs done in " in err
     assert err.splitlines()[-1] == f"report: {root / 'tiny' / 'report.html'}"
     names = {path.name for path in (root / "tiny").iterdir()}
     assert {"sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html"} <= names
@@ -244,7 +243,8 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     columns = ["--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--loss-unit", "bits"]
     options = [*columns, "--bootstrap", "200", "--seed", "7", "--confidence", "0.9", "--axis", "tokens"]
     code, out, err = isoflop("fit", str(table), *options, "--use", "interior, edge")
-    assert (code, err) == (0, "")
+    named = "params = N, tokens = D, loss = bits, budget = C, flops = (budget)"
+    assert (code, err) == (0, f"read CSV with 49 rows: 49 runs at 7 budgets; {named}\n")
     assert "D*" in out
     document = json.loads(isoflop("fit", str(table), *options, "--json")[1])
     assert document.keys() >= {"schema", "source", "options", "data", "recipe", "fits"}
@@ -284,17 +284,21 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
     ("arguments", "says"),
     [
         (["absent.csv"], "absent.csv: no such file or directory"),
-        (["runs.csv"], "no column 'params_total'; name it with --params"),
+        (["runs.csv"], "no column 'params_total'; did you mean 'N'? --params N. Columns: run_id, C, N"),
         (["runs.csv", "--params", "n"], "no column 'n'"),
         (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
         (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
-        (["."], "has no runs.parquet; is it the directory of a sweep that was run?"),
+        (
+            ["empty"],
+            "empty: has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory",
+        ),
     ],
 )
 def test_a_table_that_can_not_be_fitted_is_one_line(
     isoflop: Callable[..., Output], table: Path, arguments: list[str], says: str
 ) -> None:
+    table.with_name("empty").mkdir()
     if arguments[0] == "OK":
         arguments = [str(table), "--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", *arguments[1:]]
     code, out, err = isoflop("fit", *arguments)

@@ -125,11 +125,13 @@ def _surface(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     values, gradients = optimum(points, found.theta, far)
     roll = roll_out_surface(sample, found, None) if rolled else None
     t = stdtrit(sample.dof, 0.5 + LEVEL / 2.0)
+    of = {"a": slope, "size": gradients[:, 0], "loss": gradients[:, 2]}
+    half = {name: t * _errors(found, gradient) for name, gradient in of.items()}
     return {
-        "parametric_a": (beta / (alpha + beta), t * _errors(found, slope), truth["a"], np.zeros(count)),
-        "parametric_size": (values[:, 0], t * _errors(found, gradients[:, 0]), truth["size"], _more(roll, "params", far, count)),
-        "parametric_loss": (values[:, 2], t * _errors(found, gradients[:, 2]), truth["loss"], _more(roll, "loss", far, count)),
-    }  # fmt: skip
+        "parametric_a": (beta / (alpha + beta), half["a"], truth["a"], np.zeros(count)),
+        "parametric_size": (values[:, 0], half["size"], truth["size"], _more(roll, "params", far, count)),
+        "parametric_loss": (values[:, 2], half["loss"], truth["loss"], _more(roll, "loss", far, count)),
+    }
 
 
 def _joint(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ParamCount = Literal["total", "one_embedding", "non_embedding"]
 Axis = Literal["params", "tokens"]
 LossUnit = Literal["nats", "bits"]
+FinalRule = Literal["auto", "line", "mean", "last"]
 
 
 @app.command("run", short_help="Plan, prepare, train, fit and report on this machine.")
@@ -89,11 +90,14 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
 
 @app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")
 def fit(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A sweep's directory, Parquet, CSV or JSONL.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A sweep's directory, a table of runs or loss logs, a logger's folder."),
+    ],
     params: Annotated[str | None, typer.Option(metavar="COL", help="Column of parameters.")] = None,
     tokens: Annotated[str | None, typer.Option(metavar="COL", help="Column of training tokens.")] = None,
     loss: Annotated[str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")] = None,
-    flops: Annotated[str | None, typer.Option(metavar="COL", help="Column of training FLOPs.")] = None,
+    flops: Annotated[str | None, typer.Option(metavar="COL", help="Column of training FLOPs, or 6ND.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="COL", help="Column of planned budgets.")] = None,
     n: Annotated[ParamCount, typer.Option(help="Which parameter count of our own tables.")] = "total",
     axis: Annotated[Axis, typer.Option(help="What the parabolas are in.")] = "params",
@@ -102,13 +106,20 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     loss_unit: Annotated[LossUnit, typer.Option(help="Unit of the loss column.")] = "nats",
+    run: Annotated[str | None, typer.Option(metavar="COL", help="Loss logs: column of the runs' names.")] = None,
+    step: Annotated[str | None, typer.Option(metavar="COL", help="Loss logs: column of steps.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="Loss logs: the split that is fitted.")] = None,
+    beside: Annotated[Path | None, typer.Option(metavar="FILE", help="Loss logs: a table of their runs.")] = None,
+    final: Annotated[FinalRule, typer.Option(help="Loss logs: rule of the final loss.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a summary.")] = False,
 ) -> None:
     """Example: isoflop fit runs/pocket --loss loss_text
 
-    Optimal model size and data as power laws of compute, from the minimum of each budget's profile.
+    Optimal model size and data as power laws of compute, from the minimum of each budget's profile. SOURCE is a sweep's
+    directory; a CSV, TSV, Parquet or JSONL table with a row a run, or with many (loss logs); or a folder of such
+    tables, of TensorBoard's event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
     """
-    from isoflop.fitting import fit_document, fit_isoflop
+    from isoflop.fitting import fit_document, fit_isoflop, read_table
     from isoflop.runs import write_runs
 
     if (Path(source) / "plan.parquet").exists():
@@ -117,11 +128,13 @@ def fit(
         except OSError as problem:
             if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise  # somebody else's study is fitted as its owner left it
-    law = fit_isoflop(
-        Path(source), axis=axis, n=n, loss=loss, params=params, tokens=tokens, flops=flops, budget=budget,
-        loss_unit=loss_unit, use="all" if use == "all" else _statuses(use), bootstrap=bootstrap,
-        confidence=confidence, seed=seed,
+    table = read_table(
+        source, n=n, loss=loss, params=params, tokens=tokens, flops=flops, budget=budget, loss_unit=loss_unit,
+        run=run, step=step, split=split, beside=beside, final=final,
     )  # fmt: skip
+    chosen = "all" if use == "all" else _statuses(use)
+    law = fit_isoflop(table, axis=axis, use=chosen, bootstrap=bootstrap, confidence=confidence, seed=seed)
+    print(f"read {table.reading}", file=sys.stderr)
     print(
         json.dumps(fit_document([law], recipe=_recipe_of(source)), indent=2, allow_nan=False)
         if as_json

@@ -100,7 +100,7 @@ def fit_envelope(
         raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
-        grouped=False,
+        need_budgets=False,
     )  # fmt: skip
     frontier = frontier_of(table)
     if len(frontier) < MIN_POINTS:

@@ -144,6 +144,8 @@ def _fit(
     _refuse_below_zero(table, pairs)
     noise = _noise(table, pairs)
     ln_flops = np.log([p.flops for p, _ in pairs])
+    if not np.ptp(ln_flops) > 0.0:
+        raise FitError(f"{table.source}: the budgets that can be used have equal FLOPs: no law goes through them")
     vertices, others, lowest = _optima(pairs, [q.coefficients[None] for _, q in pairs])
     names = (axis, "tokens" if axis == "params" else "params")
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}

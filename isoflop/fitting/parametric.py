@@ -11,14 +11,15 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import solver
-from isoflop.fitting.verdicts import diagnose_surface
+from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian
 from isoflop.fitting.frames import column
 from isoflop.fitting.noise import noise_of
 from isoflop.fitting.parabola import MOST_LEVERAGE, distinct
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
 from isoflop.fitting.surface import ParametricFit, optimum
-from isoflop.fitting.table import UNGROUPED, LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.verdicts import diagnose_surface
 
 Floats = np.ndarray
 Resampling = Literal["case", "wild"]
@@ -71,7 +72,7 @@ def fit_parametric(
     asked = _check(huber_delta, residual, bootstrap, resampling, confidence)
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
-        grouped=False,
+        need_budgets=False,
     )  # fmt: skip
     sample = sample_of(table, residual)
     _refuse_too_few(table, sample)
@@ -98,7 +99,7 @@ def sample_of(table: RunsTable, residual: solver.Scale = "log") -> Sample:
     order = np.lexsort([column(frame, name) for name in ("loss", "tokens", "params", "budget")])
     names = ("params", "tokens", "loss", "seeds", "flops", "budget")
     params, tokens, loss, seeds, flops, budget = (column(frame, name)[order] for name in names)
-    if table.columns.get("budget") == UNGROUPED:
+    if table.columns.get("budget") == OWN:
         budget = _bands(flops)
     numbers = frame["config"].to_numpy(dtype=np.int64)[order]
     return Sample(solver.Points.of(params, tokens, loss, residual), seeds, flops, budget, numbers)

@@ -127,7 +127,7 @@ REFUSED = {
             {
                 "budget": np.repeat([1e17, 1e18, 1e19], 4),
                 "params": np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
-                "tokens": 1e9,
+                "tokens": np.repeat([1e17, 1e18, 1e19], 4) / 6 / np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
                 "loss": np.tile([3.0, 2.0, 1.5, 9.0], 3),
             }
         ),

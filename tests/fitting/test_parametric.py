@@ -111,7 +111,7 @@ def test_recovers_the_truth_without_noise(surface: Surface, grid: dict, residual
 
 def test_resamples_are_at_their_optimum() -> None:
     """Warm starts from the estimate end where 48 crude starts of the same resample end."""
-    sample = sample_of(read_table(simulate_isoflop(noise=0.01), grouped=False))
+    sample = sample_of(read_table(simulate_isoflop(noise=0.01), need_budgets=False))
     weight = np.random.default_rng(1).multinomial(63, np.full(63, 1 / 63), size=20).astype(float)
     best = solve(sample.points, starts(sample.points), 5e-3)
     warm = solve(sample.points, np.repeat(best.theta[[best.best]], 20, axis=0), 5e-3, weight)
