@@ -157,7 +157,7 @@ def _places(sample: Sample, theta: Floats) -> Floats:
 
 
 def m_covariance(
-    columns: Floats, residuals: Floats, delta: Floats, parameters: int, places: Floats
+    columns: Floats, residuals: Floats, delta: Floats, parameters: int, places: Floats, eliminated: Floats | float = 0.0
 ) -> tuple[Floats, Floats, Floats]:
     """Covariance of M M-estimates.
 
@@ -173,6 +173,7 @@ def m_covariance(
         delta: Huber's, (M,).
         parameters: how many were fitted to the K residuals.
         places: what the noise may depend on, (M, K, 3).
+        eliminated: leverage of the parameters that have no column, (K,).
 
     Returns:
         The covariance, (M, P, P); the variance of one run, (M,); the probability of residuals as uneven, (M,).
@@ -186,7 +187,7 @@ def m_covariance(
     across = np.swapaxes(columns, -1, -2)
     bread = np.linalg.pinv(across @ columns, hermitian=True)
     spread = variance[:, None, None] * bread
-    leverage = np.minimum(np.sum(columns @ bread * columns, axis=-1), MOST_LEVERAGE)
+    leverage = np.minimum(np.sum(columns @ bread * columns, axis=-1) + eliminated, MOST_LEVERAGE)
     even = _evenness(np.abs(residuals) / np.sqrt(1.0 - leverage), places)
     uneven = even < UNEVEN
     if uneven.any():

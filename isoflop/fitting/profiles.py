@@ -119,7 +119,8 @@ def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstim
     here = _least_squares(curves, theta, weight)
     off = curves.x - theta[:, [3]] - theta[:, [4]] * curves.c
     places = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)
-    spread, variance, even = m_covariance(here.columns, here.residuals, limit, curves.parameters, places)
+    of_floor = curves.seeds / np.bincount(curves.group, curves.seeds)[curves.group]
+    spread, variance, even = m_covariance(here.columns, here.residuals, limit, curves.parameters, places, of_floor)
     return JointEstimate(theta, here.floor, spread, variance, even, limit, here.objective, here.residuals)
 
 
