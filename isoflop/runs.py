@@ -1,6 +1,7 @@
 """Run directories: configuration, state, loss log, and the table of a sweep's runs.
 
-The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log.
+The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log. Once it is done,
+its final weights take the place of its checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.errors import RunError
-from isoflop.files import remove_abandoned, replace_file
+from isoflop.files import checksum_file, remove_abandoned, replace_file, sync
 from isoflop.lease import Lease, is_leased, take_lease
 from isoflop.shapes import ModelShape
 
@@ -73,6 +74,11 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights, of a run that is done and whose trainer keeps them."""
+        return self.path / "weights.pt"
 
     def checkpointed_step(self) -> int:
         """The step of the newest finished checkpoint; 0 where there is none."""
@@ -165,6 +171,16 @@ class RunDirectory:
         with replace_file(self.path / "state.json") as temporary:
             temporary.write_text(json.dumps(document) + "\n")
 
+    def mark_done(self) -> None:
+        """Sets the marker, which is on the disk when this returns."""
+        (self.path / "DONE").touch()
+        sync(self.path)
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of a run that is done and has its final weights; of others, none."""
+        if self.done and checksum_file(self.weights).exists():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def lease(self, *, settle_s: float = 0.0) -> AbstractContextManager[Lease]:
         """The right to train the run, until the block ends; false where another process has it."""
         return take_lease(self.path / "lease", settle_s=settle_s)
@@ -177,6 +193,8 @@ class RunDirectory:
         """Removes half-written files of killed processes; for who holds the lease."""
         for folder in (self.checkpoints, self.path / "loss"):
             remove_abandoned(folder)
+        for stray in self.path.glob(f".{self.weights.stem}.*.tmp"):  # others write to the folder of the run itself
+            stray.unlink(missing_ok=True)
 
     # Loss log
 

@@ -60,7 +60,9 @@ def make_directory(plan: Plan, root: Path) -> Path:
     for spec in plan.runs:
         state = {"state": "pending", "reason": "", "attempt": 0, "step": 0, "steps": spec.steps}
         files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
-        RunDirectory(directory / spec.run_id).create(run_config(plan.sweep, spec), files)
+        run = RunDirectory(directory / spec.run_id)
+        run.create(run_config(plan.sweep, spec), files)
+        run.remove_checkpoints()  # of a run that was killed between its end and this
     os.sync()
     return directory
 
