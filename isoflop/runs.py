@@ -90,6 +90,8 @@ class RunDirectory:
     def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
         """Makes the directory, whole or not at all, or checks that the one there is of the same configuration.
 
+        Of one that is there and not done, `loggers` alone is brought up to date, for its next start.
+
         It is not synced to the disk: a study has thousands of them, and whoever makes them syncs once.
 
         Args:
@@ -103,12 +105,16 @@ class RunDirectory:
 
         file = self.path / "config.yaml"
         if file.exists():
-            before, now = _what(self.config()), _what(config)
+            found = self.config()
+            before, now = _what(found), _what(config)
             if edited := [key for key in WHAT if canonical_hash(before[key]) != canonical_hash(now[key])]:
                 raise RunError(
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
+            if not self.done and (loggers := config.get("loggers", [])) != found.get("loggers", []):
+                with replace_file(file) as temporary:
+                    temporary.write_text(_yaml({**found, "loggers": loggers}))
             for name, text in (files or {}).items():
                 if not (self.path / name).exists():
                     with replace_file(self.path / name) as temporary:

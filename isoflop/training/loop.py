@@ -20,6 +20,7 @@ from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.devices import make_fabric, micro_batch, peak_flops
+from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, parameter_groups
@@ -146,6 +147,10 @@ class Trainer:
     # Training
 
     def train(self, should_stop: Callable[[], bool]) -> State:
+        with Loggers(self.run, self.config, self.ranks.first) as self.loggers:
+            return self._train(should_stop)
+
+    def _train(self, should_stop: Callable[[], bool]) -> State:
         self.began = self.row_began = time.monotonic()
         self.row_step = self.step
         saved_at = heartbeat = self.began
@@ -263,7 +268,9 @@ class Trainer:
             mfu=tokens_per_second * self.shape.train_flops_per_token / self.peak,
             wall_s=self._wall_s(),
         )
-        self.rows += [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
+        rows = [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
+        self.rows += rows
+        self.loggers.log(rows)
 
     def _wall_s(self) -> float:
         return self.earlier_s + time.monotonic() - self.began
@@ -281,8 +288,7 @@ class Trainer:
         return {"tokens_per_second": self.speed, "wall_s": self._wall_s()}
 
     def _save(self) -> bool:
-        """Writes the log, then a checkpoint, or after the last step the final weights; False, and none of the two, where
-        a loss is not finite."""
+        """Writes the log, then a checkpoint, or the final weights; False, and neither, where a loss is not finite."""
         self._write_log()
         sums, counts = self.ranks.gather(self.tally.sums), self.ranks.gather(self.tally.counts)
         if not all(bool(torch.isfinite(values).all()) for values in (sums, *self.flat_weights)):

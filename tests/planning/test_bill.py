@@ -106,7 +106,7 @@ def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Pa
     assert quota == "checkpoints and weights will take up to 1,709 GB at a time, disk_gb allows 1,000"
     huge = plan("soda", [f"seeds=[{', '.join(map(str, range(50)))}]"])
     (free,) = with_bill(huge, dataclasses.replace(h100, root=str(tmp_path))).warnings
-    assert free.startswith(f"checkpoints and weights will take up to ")
+    assert free.startswith("checkpoints and weights will take up to ")
     assert f" GB at a time, {tmp_path} has " in free
 
 
