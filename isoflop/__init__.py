@@ -4,7 +4,8 @@
     runs = isoflop.read_runs("runs/soda")
     law = isoflop.fit_isoflop(runs)
 
-Names are loaded when they are first used: `import isoflop` is instant, and none of these imports torch.
+Names are loaded when they are first used: `import isoflop` is instant. `load_weights` alone imports torch, once it is
+called.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from isoflop.planning.runspec import RunSpec
     from isoflop.runs import read_runs
     from isoflop.shapes import ModelShape
+    from isoflop.training.weights import load_weights
 
     __version__: str
 
@@ -31,6 +33,7 @@ _HOMES = {
     "fit_isoflop": "fitting",
     "fit_joint": "fitting",
     "fit_parametric": "fitting",
+    "load_weights": "training.weights",
     "plan": "planning.plan",
     "read_runs": "runs",
 }
@@ -45,6 +48,7 @@ __all__ = [
     "fit_isoflop",
     "fit_joint",
     "fit_parametric",
+    "load_weights",
     "plan",
     "read_runs",
 ]

@@ -96,12 +96,9 @@ def exact(run: RunDirectory) -> pd.DataFrame:
 
 def final_weights(run: RunDirectory) -> dict[str, Any]:
     """Weights of a run that is done, by name."""
-    from isoflop.training.checkpoint import load_checkpoint
+    from isoflop.training.weights import load_weights
 
-    state = load_checkpoint(run.checkpoints)
-    assert state is not None
-    assert state["step"] == run.config()["run"]["steps"]
-    return state["model"]
+    return load_weights(run.path).state_dict()
 
 
 def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
@@ -162,6 +159,12 @@ def hold_lease(run: RunDirectory) -> None:
 
 def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> None:
     """Trains, and stays for ever in the middle of writing the checkpoint of a step."""
+    _save_half(lambda state: state["step"] >= step)
+    train_here(run, root)
+
+
+def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
+    """Lets torch write half of a chosen file, and stay there for ever."""
     import io
 
     import torch
@@ -169,16 +172,53 @@ def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> N
     save = torch.save
 
     def half(state: dict[str, Any], file: Any) -> None:
+        if not chosen(state):
+            save(state, file)
+            return
         whole = io.BytesIO()
         save(state, whole)
-        if state["step"] < step:
-            file.write(whole.getvalue())
-        else:
-            file.write(whole.getvalue()[: whole.tell() // 2])
-            file.flush()
-            time.sleep(600)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        time.sleep(600)
 
     torch.save = half
+
+
+ENDS = ("half the weights", "no checksum", "no marker", "no state", "checkpoints", "half the checkpoints")
+"""Moments in the end of a run, by what is missing or left over."""
+
+
+def train_until_the_end(run: RunDirectory, root: Path, moment: str) -> None:
+    """Trains, and stays for ever at one of the moments of `ENDS`."""
+    from isoflop import files
+    from isoflop.training import loop
+
+    def stay(*_: Any, **__: Any) -> None:
+        time.sleep(600)
+
+    def stay_without_checksum(path: Path) -> Path:
+        if path.name == "weights.pt":
+            stay()
+        return path.with_suffix(".sha256")
+
+    def stay_in_the_middle(self: RunDirectory) -> None:
+        next(self.checkpoints.iterdir()).unlink()
+        stay()
+
+    def stay_once_done(trainer: Any, state: str, *_: Any, **__: Any) -> None:
+        if state == "done":
+            stay()
+
+    if moment == "half the weights":
+        _save_half(lambda state: "step" not in state)
+    elif moment == "no checksum":
+        files.checksum_file = stay_without_checksum
+    elif moment == "no marker":
+        RunDirectory.mark_done = stay
+    elif moment == "no state":
+        loop.Trainer._tell = stay_once_done  # type: ignore[method-assign]
+    else:
+        RunDirectory.remove_checkpoints = stay if moment == "checkpoints" else stay_in_the_middle
     train_here(run, root)
 
 

@@ -15,6 +15,7 @@ from isoflop.launching.attempt import attempt, log_file
 from isoflop.launching.directory import make_directory
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
+from isoflop.training import loggers
 
 Output = tuple[int, str, str]
 
@@ -75,6 +76,23 @@ def error(err: str) -> str:
 
 
 # Submitting
+
+
+@pytest.mark.parametrize(("profile", "refused"), [("cpu", True), ("elsewhere", False)])
+def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_have_it(
+    isoflop: Callable[..., Output], root: Path, monkeypatch: pytest.MonkeyPatch, profile: str, refused: bool
+) -> None:
+    Path("elsewhere.yaml").write_text(CPU.replace("ROOT", str(root)) + "python: apptainer exec image.sif python\n")
+    monkeypatch.setitem(loggers.OLDEST, "wandb", (999, 0))
+    code, out, err = isoflop(
+        "submit", "tiny.yaml", SIMULATED, "train.loggers=[wandb]", "--cluster", f"{profile}.yaml", "--dry-run"
+    )
+    if refused:
+        assert (code, out) == (2, "")
+        assert error(err).startswith("train.loggers: wandb is too old; leave it out, or: ")
+    else:
+        assert "train.loggers" not in err
+    assert not root.exists()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ SURFACE = {
     "fit_isoflop": "isoflop.fitting.isoflop",
     "fit_joint": "isoflop.fitting.joint",
     "fit_parametric": "isoflop.fitting.parametric",
+    "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
     "read_runs": "isoflop.runs",
 }
@@ -64,6 +65,7 @@ def test_other_names_are_refused() -> None:
         ("import isoflop; dir(isoflop)", set[str]()),
         ("import isoflop; isoflop.__version__", set[str]()),
         ("import isoflop; isoflop.ModelShape, isoflop.RunSpec, isoflop.Plan, isoflop.IsoflopError", set[str]()),
+        ("import isoflop; isoflop.load_weights", set[str]()),
         ("import isoflop; isoflop.plan('soda')", {"omegaconf"}),
         ("import isoflop; isoflop.fit_isoflop, isoflop.read_runs", HEAVY - {"torch", "lightning", "matplotlib"}),
     ],

@@ -64,7 +64,7 @@ class Profile:
         max_jobs: most jobs of the study that run at once.
         retries: how often a run that failed is started again, unless it got further in between.
         price_per_gpu_hour: for the bill, in the currency of your choice.
-        disk_gb: most that the study's checkpoints may take, such as a quota.
+        disk_gb: most that the study's checkpoints and weights may take, such as a quota.
         notify: a command or URL that is told when the study is done, stuck, or a run has failed for good.
         supervisor: options of sbatch for the job of `submit --supervise`, instead of those in `slurm`.
         setup: shell lines that run before the worker.

@@ -77,7 +77,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
             f"step {steps}"
         )
     _keep(run, rows)
-    (run.path / "DONE").touch()
+    run.mark_done()
     run.set_state("done", steps=steps, **_progress(rows))
     return "done"
 

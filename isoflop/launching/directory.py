@@ -25,7 +25,7 @@ from isoflop.runs import RunDirectory
 GRID_KEYS = {"schema", "name", "budgets", "widths", "extra", "seeds", "replicates", "min_batch", "max_steps"}
 """Keys that add or remove runs; a directory may change them, and nothing else."""
 
-TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "data.max_epochs"}
+TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "train.loggers", "data.max_epochs"}
 
 
 def runs_root() -> Path:
@@ -60,7 +60,9 @@ def make_directory(plan: Plan, root: Path) -> Path:
     for spec in plan.runs:
         state = {"state": "pending", "reason": "", "attempt": 0, "step": 0, "steps": spec.steps}
         files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
-        RunDirectory(directory / spec.run_id).create(run_config(plan.sweep, spec), files)
+        run = RunDirectory(directory / spec.run_id)
+        run.create(run_config(plan.sweep, spec), files)
+        run.remove_checkpoints()  # of a run that was killed between its end and this
     os.sync()
     return directory
 
@@ -103,6 +105,7 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
         "evals": train.evals,
         "log_points": train.log_points,
         "checkpoint_minutes": train.checkpoint_minutes,
+        "loggers": list(train.loggers),
     }
 
 
@@ -114,7 +117,7 @@ def check_same_study(plan: Plan, directory: Path) -> None:
     changed = {
         key: values
         for key, values in _differences(before, now).items()
-        if key.split(".")[0].split("[")[0] not in GRID_KEYS and key not in TIMING_KEYS
+        if (place := key.split("[")[0]).split(".")[0] not in GRID_KEYS and place not in TIMING_KEYS
     }
     if changed := changed or _changed_recipe(plan, directory):
         differences = "; ".join(f"{key} was {before}, is {now}" for key, (before, now) in changed.items())

@@ -17,6 +17,7 @@ from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs import write_runs
+from isoflop.training.loggers import check_installed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +66,7 @@ def train_study(
     with take_lease(directory / "workers" / "lease") as mine:
         if not mine:
             raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
+        check_installed(plan.sweep.train.loggers)
         make_directory(plan, root)
         pool = LocalPool(directory, plan, workers or default_workers())
         if pool.left:

@@ -31,6 +31,7 @@ from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
+from isoflop.training.loggers import check_installed
 
 PROFILE_FILE = "cluster.yaml"
 BAD_NODE_RUNS = 3
@@ -121,10 +122,12 @@ def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
         only: a pandas query on the plan's columns; other runs are left as they are.
 
     Raises:
-        ConfigError: a directory of another study, or a query that can't be used.
+        ConfigError: a directory of another study, a logger that is not installed, or a query that can't be used.
     """
     directory = sweep_directory(plan.sweep, root_of(profile))
     check_trainer(plan.sweep)
+    if profile.python is None:  # another interpreter may have what this one lacks; its worker says so if not
+        check_installed(plan.sweep.train.loggers)
     check_same_study(plan, directory)
     chosen = _chosen(plan, only)
     wanted = [run.run_id for run in plan.runs]

@@ -19,7 +19,8 @@ from isoflop.planning.sizing import Size, choose_sizes
 if TYPE_CHECKING:
     from isoflop.planning.plan import Plan
 
-CHECKPOINTS_KEPT = 2
+CHECKPOINTS = 3
+"""Of a run at work: the two that are kept, and the one that is being written."""
 RESTART_HOURS = 0.25
 """From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
 
@@ -35,7 +36,8 @@ class Bill:
         starts: how often each run is started, by the time limit of a job (`slurm.time`).
         schedule: when each run would start and end.
         others: finish time in hours on half and twice the GPUs.
-        disk_bytes: checkpoints of all runs, two of each.
+        disk_bytes: the most that checkpoints and final weights take at one moment of the schedule.
+        kept_bytes: of the final weights, which stay.
         source: where the speed comes from: `prior`, as long as nothing is measured.
     """
 
@@ -47,6 +49,7 @@ class Bill:
     schedule: Schedule
     others: dict[int, float]
     disk_bytes: int
+    kept_bytes: int
     source: str = "prior"
 
     @property
@@ -66,10 +69,11 @@ class Bill:
         """What the user should mend before submission, a line each."""
         found = []
         root, quota = Path(self.profile.root or "."), self.profile.disk_gb
+        need = f"checkpoints and weights will take up to {self.disk_bytes / 1e9:,.0f} GB at a time"
         if quota is not None and self.disk_bytes > quota * 1e9:
-            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, disk_gb allows {quota:,.0f}")
+            found.append(f"{need}, disk_gb allows {quota:,.0f}")
         if root.is_dir() and self.disk_bytes > (free := shutil.disk_usage(root).free):
-            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, {root} has {free / 1e9:,.0f} GB free")
+            found.append(f"{need}, {root} has {free / 1e9:,.0f} GB free")
         return tuple(found)
 
 
@@ -90,6 +94,8 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
     slower = 1 + interruptions_per_day / 24 * lost
     sizes, hours, schedule = _lay_out(plan, profile, order, slower)
     limit = time_limit_hours(profile)
+    at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
+    kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
         profile=profile,
         order=order,
@@ -98,7 +104,8 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
         starts=tuple(max(1, math.ceil(time / limit)) for time in hours),
         schedule=schedule,
         others=_on_other_gpus(plan, profile, order, slower),
-        disk_bytes=sum(CHECKPOINTS_KEPT * run.shape.checkpoint_bytes for run in plan.runs),
+        disk_bytes=schedule.most_held(at_work, kept),
+        kept_bytes=sum(kept),
     )
     runs = [
         dataclasses.replace(

@@ -107,7 +107,7 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     largest = max(fit.memory_bytes for fit in fits) / 1e9
     recomputing = sum(fit.checkpointing for fit in fits)
     say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
-    say(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+    say(f"disk: up to {bill.disk_bytes / 1e9:,.0f} GB at a time, {bill.kept_bytes / 1e9:,.0f} GB of final weights stay")
 
 
 def print_submission(intent: Intent) -> None:
