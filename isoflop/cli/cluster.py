@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, with_bill
+from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, calibration_of, with_bill
 from isoflop.errors import ClusterError, ConfigError
 
 WATCH_S = 5.0
@@ -49,7 +49,7 @@ def submit(
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
-    if profile.gpu is not None:
+    if profile.gpu is not None or calibration_of(plan, profile) is not None:
         plan = with_bill(plan, cluster, order, 0.0, max_gpu_hours)
     intent = intend(plan, profile, only)
     print_intent(plan)
@@ -171,8 +171,8 @@ def doctor(
     mend what is wrong.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.launching.directory import root_of
     from isoflop.launching.doctor import examine
-    from isoflop.launching.submitting import root_of
 
     profile = load_profile(cluster)
     if profile.executor != "slurm":
@@ -185,3 +185,36 @@ def doctor(
             print(f"      mend: {check.mend}", flush=True)
     if wrong:
         raise typer.Exit(ClusterError.exit_code)
+
+
+@app.command("calibrate", short_help="Measure speed and memory on a cluster.")
+def calibrate(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    seconds: Annotated[float, typer.Option(min=0, metavar="S", help="How long each class is timed.")] = 20.0,
+    wait: Annotated[float, typer.Option(min=1, metavar="S", help="Seconds that a job may wait in the queue.")] = 1800.0,
+) -> None:
+    """Example: isoflop calibrate sweeps/soda.yaml --cluster slurm/h100.yaml
+
+    Trains the smallest, the middle and the largest models of each number of GPUs for some steps, in short jobs. From
+    then on plans and bills for this profile take the speed and memory that were measured.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.calibrating import calibrate as measure
+    from isoflop.launching.directory import root_of
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import print_calibration
+
+    profile = load_profile(cluster)
+    plan = lay_out(sweep, overrides or ())
+    if profile.gpu is not None:
+        plan = with_bill(plan, cluster, "longest", 0.0, None)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    calibration, file = measure(plan, profile, root_of(profile), seconds=seconds, wait_s=wait, tell=tell)
+    print_calibration(calibration)
+    print(f"wrote {file}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from isoflop.config.profile import Profile
 from isoflop.errors import BudgetError, ConfigError
+from isoflop.planning.calibration import Calibration
 from isoflop.planning.queue import Job, Order, Schedule, simulate
-from isoflop.planning.sizing import Size, choose_sizes
+from isoflop.planning.sizing import Size, Sizer
 
 if TYPE_CHECKING:
     from isoflop.planning.plan import Plan
@@ -36,7 +38,7 @@ class Bill:
         schedule: when each run would start and end.
         others: finish time in hours on half and twice the GPUs.
         disk_bytes: checkpoints of all runs, two of each.
-        source: where the speed comes from: `prior`, as long as nothing is measured.
+        calibration: what the speed was measured to be; None as long as it is a prior.
     """
 
     profile: Profile
@@ -47,7 +49,15 @@ class Bill:
     schedule: Schedule
     others: dict[int, float]
     disk_bytes: int
-    source: str = "prior"
+    calibration: Calibration | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the speed comes from, in words."""
+        if self.calibration is None:
+            return "prior"
+        beyond = sum(size.source == "extrapolated" for size in self.sizes)
+        return f"measured {self.calibration.day}" + (f", extrapolated for {beyond} runs" if beyond else "")
 
     @property
     def gpu_hours(self) -> float:
@@ -73,7 +83,14 @@ class Bill:
         return tuple(found)
 
 
-def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interruptions_per_day: float = 0.0) -> Plan:
+def with_bill(
+    plan: Plan,
+    profile: Profile,
+    *,
+    order: Order = "longest",
+    interruptions_per_day: float = 0.0,
+    calibration: Calibration | None = None,
+) -> Plan:
     """The plan with its bill, and the columns `gpus` to `est_source` filled in.
 
     Args:
@@ -82,13 +99,15 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
         order: `longest` runs first, best for the finish time, or by `budget`, so that a first fit comes early.
         interruptions_per_day: preemptions and failures of a running job to expect; each costs half the time between
             checkpoints, and a restart.
+        calibration: speeds that were measured there, in place of the prior.
 
     Raises:
-        ConfigError: a profile without GPUs, of an unknown type, or with GPUs too small for a model.
+        ConfigError: GPUs of an unknown type, or too small for a model, or CPUs of which nothing was measured.
     """
     lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
     slower = 1 + interruptions_per_day / 24 * lost
-    sizes, hours, schedule = _lay_out(plan, profile, order, slower)
+    sizer, places = Sizer(plan.runs, profile, calibration), places_of(profile)
+    sizes, hours, schedule = _lay_out(sizer, places, order, slower)
     limit = time_limit_hours(profile)
     bill = Bill(
         profile=profile,
@@ -97,8 +116,9 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
         hours=hours,
         starts=tuple(max(1, math.ceil(time / limit)) for time in hours),
         schedule=schedule,
-        others=_on_other_gpus(plan, profile, order, slower),
+        others=_on_other_gpus(sizer, order, slower),
         disk_bytes=sum(CHECKPOINTS_KEPT * run.shape.checkpoint_bytes for run in plan.runs),
+        calibration=calibration,
     )
     runs = [
         dataclasses.replace(
@@ -107,32 +127,39 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
             nodes=size.nodes,
             est_hours=time,
             est_gpu_hours=size.gpus * time,
-            est_source=bill.source,
+            est_source=size.source,
         )
         for run, size, time in zip(plan.runs, sizes, hours, strict=True)
     ]
     return dataclasses.replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
 
 
+def places_of(profile: Profile) -> int | None:
+    """GPUs that the study may hold at once, on CPUs runs at once; None where nothing limits them."""
+    if profile.gpu is not None:
+        return profile.max_gpus or (profile.gpu.per_node if profile.executor == "local" else None)
+    return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
+
+
 def _lay_out(
-    plan: Plan, profile: Profile, order: Order, slower: float
+    sizer: Sizer, places: int | None, order: Order, slower: float
 ) -> tuple[tuple[Size, ...], tuple[float, ...], Schedule]:
     """Sizes, hours with interruptions, and the schedule."""
-    sizes = tuple(choose_sizes(plan.runs, profile))
+    sizes = tuple(sizer.choose(places))
     hours = tuple(size.hours * slower for size in sizes)
-    asked = zip(plan.runs, sizes, hours, strict=True)
-    jobs = [Job(run.run_id, size.gpus, time, run.budget) for run, size, time in asked]
-    return sizes, hours, simulate(jobs, profile.max_gpus, order)
+    asked = zip(sizer.runs, sizes, hours, strict=True)
+    jobs = [Job(run.run_id, max(1, size.gpus), time, run.budget) for (run, _, _), size, time in asked]
+    return sizes, hours, simulate(jobs, places, order)
 
 
-def _on_other_gpus(plan: Plan, profile: Profile, order: Order, slower: float) -> dict[int, float]:
+def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float]:
     """Finish time in hours on half and on twice the GPUs, the runs spread anew."""
-    if profile.max_gpus is None:
+    most, found = sizer.profile.max_gpus, {}
+    if most is None or sizer.profile.gpu is None:
         return {}
-    found = {}
-    for gpus in (profile.max_gpus // 2, 2 * profile.max_gpus):
+    for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
-            found[gpus] = _lay_out(plan, dataclasses.replace(profile, max_gpus=gpus), order, slower)[2].finish_hours
+            found[gpus] = _lay_out(sizer, gpus, order, slower)[2].finish_hours
     return found
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
 from isoflop.launching.attempt import log_file
+from isoflop.planning.bill import places_of
 from isoflop.planning.plan import drop_counts
 from isoflop.reporting.terminal import flops, print_table, short, warn
 from isoflop.runs import RunDirectory
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from isoflop.launching.submission import Submission
     from isoflop.launching.submitting import Intent
     from isoflop.planning.bill import Bill
+    from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
     from isoflop.planning.queue import Order
 
@@ -59,7 +62,8 @@ def print_plan(plan: Plan) -> None:
     seeds = len({run.seed for run in plan.runs}) > 1
     headers = ["budget", "width", *(["seed"] if seeds else [])]
     headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
-    headers += ["gpus", "hours", "gpu_hours"] if plan.bill else []
+    on_gpus = plan.bill is not None and plan.bill.profile.gpu is not None
+    headers += ["gpus", "hours", "gpu_hours"] if on_gpus else ["hours"] if plan.bill else []
     rows = [
         [
             budget_label(run.budget),
@@ -74,7 +78,8 @@ def print_plan(plan: Plan) -> None:
             short(run.params_total),
             short(run.tokens),
             "" if run.epochs is None else f"{run.epochs:.2f}",
-            *([f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"] if plan.bill else []),
+            *([f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"] if on_gpus else []),
+            *([f"{run.est_hours:.3g}"] if plan.bill and not on_gpus else []),
         ]
         for run in plan.runs
     ]
@@ -92,10 +97,14 @@ def print_plan(plan: Plan) -> None:
 def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     """The bill in a few lines: cost, finish time and what decides it, memory, disk."""
     say = partial(print, file=file)
-    price, gpus = bill.profile.price_per_gpu_hour, bill.profile.max_gpus
-    cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
-    say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
-    place = "with no limit on GPUs" if gpus is None else f"on {gpus} GPUs"
+    price, places = bill.profile.price_per_gpu_hour, places_of(bill.profile)
+    if bill.profile.gpu is None:
+        say(f"time: {sum(bill.hours):,.1f} hours of runs on {bill.profile.name}, on CPUs (speed: {bill.source})")
+        place = "with no limit on runs at once" if places is None else f"with {places} runs at once"
+    else:
+        cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
+        say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
+        place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
     others = "".join(f"; on {count}: {days(hours)}" for count, hours in bill.others.items())
     say(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
@@ -106,8 +115,32 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     fits = [size.fit for size in bill.sizes]
     largest = max(fit.memory_bytes for fit in fits) / 1e9
     recomputing = sum(fit.checkpointing for fit in fits)
-    say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
+    if bill.profile.gpu is None:
+        say(f"memory: up to {largest:.1f} GB a process")
+    else:
+        say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
     say(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """A line for each class that was measured, on stdout."""
+    headers = ["gpus", "width", "layers", "params", "batch", "tokens/s", "mfu", "memory GB", "measured", "device"]
+    rows = [
+        [
+            str(one.gpus or "CPU"),
+            str(one.shape.width),
+            str(one.shape.layers),
+            short(one.shape.params_total),
+            f"{one.batch_size:,}",
+            short(one.tokens_per_second),
+            "" if one.mfu is None else f"{one.mfu:.1%}",
+            f"{one.memory_bytes / 1e9:.1f}",
+            time.strftime("%Y-%m-%d", time.gmtime(one.measured)),
+            one.device,
+        ]
+        for one in calibration.measurements
+    ]
+    print_table(headers, rows, text=["measured", "device"])
 
 
 def print_submission(intent: Intent) -> None:
