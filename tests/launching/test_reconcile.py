@@ -91,6 +91,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         ({"state": "failed", **NEW, "attempt": 1}, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
         # Not there yet, or never
         (NEW, "", None, 1, "queued", False, "not in the queue yet"),
+        (NEW, "", "", 1, "queued", False, "not in the queue yet"),
+        (BEFORE, "", "", 1, "queued", False, "not in the queue yet"),
         (NEW, "", "100_0|PENDING|None assigned|0:0", 1, "queued", False, "not in the queue yet"),
         (NEW, "", None, 600, "pending", True, "lost by SLURM"),
         (NEW, "", "", 600, "pending", True, "lost by SLURM"),
