@@ -39,11 +39,13 @@ def submit(
     Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.launching.snapshot import kept_code_differs
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
     from isoflop.reporting.progress import StudyProgress
+    from isoflop.reporting.terminal import warn
 
     profile = load_profile(cluster)
     if profile.executor != "slurm":
@@ -56,6 +58,8 @@ def submit(
     if plan.bill is not None:
         print_bill(plan.bill, sys.stderr)
     print_submission(intent)
+    if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
+        warn(differs)
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
