@@ -12,7 +12,7 @@ from isoflop.config.identity import budget_label
 from isoflop.launching.attempt import log_file
 from isoflop.planning.bill import places_of
 from isoflop.planning.plan import drop_counts
-from isoflop.reporting.terminal import flops, print_table, short, warn
+from isoflop.reporting.terminal import duration, flops, print_table, short, warn
 from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def print_study(study: Study, seconds: float) -> None:
     if study.fit is not None:
         print(study.fit.summary())
     done = len(study.runs) - len(study.unfinished)
-    print(f"{done} of {len(study.runs)} runs done in {seconds / 60:.1f} min", file=sys.stderr)
+    print(f"{done} of {len(study.runs)} runs done in {duration(seconds)}", file=sys.stderr)
     print(f"report: {study.report}", file=sys.stderr)
 
 
@@ -99,15 +99,15 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     say = partial(print, file=file)
     price, places = bill.profile.price_per_gpu_hour, places_of(bill.profile)
     if bill.profile.gpu is None:
-        say(f"time: {sum(bill.hours):,.1f} hours of runs on {bill.profile.name}, on CPUs (speed: {bill.source})")
+        say(f"time: {duration(3600 * sum(bill.hours))} of runs on {bill.profile.name}, on CPUs (speed: {bill.source})")
         place = "with no limit on runs at once" if places is None else f"with {places} runs at once"
     else:
         cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
         say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
         place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
-    others = "".join(f"; on {count}: {days(hours)}" for count, hours in bill.others.items())
-    say(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
+    others = "".join(f"; on {count}: {duration(3600 * hours)}" for count, hours in bill.others.items())
+    say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
     say(f"critical: {', '.join(bill.schedule.critical)}")
     again = [count for count in bill.starts if count > 1]
     if again:
@@ -178,11 +178,6 @@ def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) ->
     for array in group(intent.chosen(plan), profile, max_array_size(), order):
         print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
-
-
-def days(hours: float) -> str:
-    """5.7 days, or 11.3 hours where it is less than two days."""
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def print_dropped(plan: Plan) -> None:

@@ -62,6 +62,14 @@ def flops(value: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 3.4 h or 5.1 days."""
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"isoflop: warning: {message}", file=sys.stderr)
