@@ -182,7 +182,6 @@ def submit(
         intent = intend(plan, profile, only)
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
-        make_directory(plan, directory.parent)
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
@@ -190,6 +189,7 @@ def submit(
         slurm.cancel(intent.picture.orphans)
         if not intent.queued:
             return intent
+        make_directory(plan, directory.parent)
         keep_profile(profile, directory)
         prepare_data(plan.sweep, directory.parent, on_data)
         code, _ = study_code(directory, renew=new_code)

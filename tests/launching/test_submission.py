@@ -23,6 +23,7 @@ from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, look, retry
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.launching.submitting import bad_nodes, intend, keep_profile, kept_profile, with_excluded
+from isoflop.runs import RunDirectory
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
     again = study.submit()
     assert (again.queued, again.counts()) == ((), {"queued": 3})
     assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
+
+
+def test_where_nothing_is_queued_no_run_is_made_or_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.queued()
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("thousands of them would be read at every look")
+
+    monkeypatch.setattr(RunDirectory, "create", refuse)
+    monkeypatch.setattr(RunDirectory, "config", refuse)
+    assert study.submit().queued == ()
 
 
 def test_a_new_run_alone_is_queued(study: Study) -> None:
