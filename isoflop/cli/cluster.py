@@ -40,6 +40,7 @@ def submit(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.snapshot import kept_code_differs
+    from isoflop.launching.steering import waits_in_vain
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
     from isoflop.planning.plan import plan as lay_out
@@ -52,7 +53,7 @@ def submit(
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
     if profile.gpu is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, 0.0, max_gpu_hours)
+        plan = with_bill(plan, cluster, order, None, max_gpu_hours)
     intent = intend(plan, profile, only)
     print_intent(plan)
     if plan.bill is not None:
@@ -73,6 +74,8 @@ def submit(
             queue(
                 plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted
             )
+        for reason, count in waits_in_vain(intent.directory).items():
+            warn(f"{count} runs wait for ever: {reason}; mend it, cancel them and submit again")
     if supervise:
         from isoflop.launching.supervising import add_supervisor
 
@@ -144,23 +147,23 @@ def retry(directory: Directory, runs: Runs = None) -> None:
 def logs(
     directory: Directory,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")] = False,
 ) -> None:
     """Example: isoflop logs runs/soda 3e20-w2304 --follow
 
     The log of a run's newest attempt; of its job, where the run has not begun.
     """
-    from isoflop.launching.steering import choose, newest_log
+    from isoflop.launching.steering import choose, follow_log
 
     (run_id,) = choose(directory, [run])
-    log = newest_log(directory, run_id)
-    print(log, file=sys.stderr)
-    with log.open(errors="replace") as file:
-        while True:
-            print(file.read(), end="", flush=True)
-            if not follow:
-                break
-            time.sleep(1.0)
+    shown = None
+    for log, text in follow_log(directory, run_id):
+        if log != shown:
+            print(log, file=sys.stderr)
+            shown = log
+        print(text, end="", flush=True)
+        if not follow:
+            break
 
 
 @app.command("doctor", short_help="Check a cluster and its profile.")
@@ -214,7 +217,7 @@ def calibrate(
     profile = load_profile(cluster)
     plan = lay_out(sweep, overrides or ())
     if profile.gpu is not None:
-        plan = with_bill(plan, cluster, "longest", 0.0, None)
+        plan = with_bill(plan, cluster, "longest", None, None)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 
 
-def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float, max_gpu_hours: float | None) -> Plan:
+def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float | None, max_gpu_hours: float | None) -> Plan:
     """The plan with its bill on a cluster, within its cap, by what was measured there where something was."""
     from isoflop.config.profile import load_profile
     from isoflop.planning.bill import check_cap

@@ -240,7 +240,8 @@ def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission,
         return f"its job {task} was out of memory{at}{how}: raise slurm.mem or mem_per_cpu in the profile; see {log}"
     if began:
         return f"its job {task} died{at}{how}: killed; see {log}"
-    return f"its job {task} ended{at}{how} before the run began; see {log}"
+    silent = "" if log.exists() else " and left no log (do all nodes share the profile's root? see `isoflop doctor`)"
+    return f"its job {task} ended{at}{how} before the run began{silent}; see {log}"
 
 
 def _end_of(log: Path) -> str:

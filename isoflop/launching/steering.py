@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,14 +12,15 @@ from pathlib import Path
 from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.attempt import log_file
-from isoflop.launching.reconcile import Picture, reconcile
+from isoflop.launching.reconcile import Picture, is_hopeless, reconcile
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.lease import take_lease
-from isoflop.runs import RunDirectory
+from isoflop.runs import SETTLED, RunDirectory
 
 ANY_RETRIES = 10**6
 GONE_S = 60.0
 POLL_S = 0.5
+REASONS_S = 2.0
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -60,6 +62,22 @@ def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
 def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
     """Where every run of a submitted sweep is."""
     return reconcile(directory, runs_of(directory), read_submissions(directory), retries)
+
+
+def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
+    """Why runs that are queued will never start, each reason with how many; soon after a submission.
+
+    Args:
+        directory: of the sweep.
+        wait_s: how long to wait for SLURM to have looked at all of them.
+    """
+    limit = time.monotonic() + wait_s
+    while True:
+        runs = look(directory).runs.values()
+        reasons = [where.reason for where in runs if where.task and where.state in ("queued", "requeued")]
+        if all(reasons) or time.monotonic() > limit:
+            return dict(Counter(filter(is_hopeless, reasons)))
+        time.sleep(POLL_S)
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
@@ -139,6 +157,29 @@ def newest_log(directory: Path, run_id: str) -> Path:
             if errors.exists():
                 return errors
     raise RunError(f"{run_id}: has written nothing yet; see `isoflop status {directory}`")
+
+
+def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
+    """What a run writes, as it comes, each piece with the file that it is in: through its attempts, until it is over.
+
+    Raises:
+        RunError: nothing was written yet.
+    """
+    log, place = newest_log(directory, run_id), 0
+    while True:
+        over = RunDirectory(directory / run_id).state()["state"] in SETTLED
+        with log.open("rb") as file:
+            file.seek(place)
+            text = file.read()
+        place += len(text)
+        yield log, text.decode(errors="replace")
+        newer = newest_log(directory, run_id)
+        if newer != log:
+            log, place = newer, 0
+        elif over:
+            return
+        else:
+            time.sleep(POLL_S)
 
 
 @contextmanager

@@ -25,6 +25,9 @@ CHECKPOINTS_KEPT = 2
 RESTART_HOURS = 0.25
 """From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
 
+PREEMPTIONS_PER_DAY = 2.0
+"""Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
+
 
 @dataclass(frozen=True)
 class Bill:
@@ -39,6 +42,7 @@ class Bill:
         others: finish time in hours on half and twice the GPUs.
         disk_bytes: checkpoints of all runs, two of each.
         calibration: what the speed was measured to be; None as long as it is a prior.
+        interruptions_per_day: preemptions and failures of a job that the hours reckon with.
     """
 
     profile: Profile
@@ -50,6 +54,7 @@ class Bill:
     others: dict[int, float]
     disk_bytes: int
     calibration: Calibration | None = None
+    interruptions_per_day: float = 0.0
 
     @property
     def source(self) -> str:
@@ -88,7 +93,7 @@ def with_bill(
     profile: Profile,
     *,
     order: Order = "longest",
-    interruptions_per_day: float = 0.0,
+    interruptions_per_day: float | None = None,
     calibration: Calibration | None = None,
 ) -> Plan:
     """The plan with its bill, and the columns `gpus` to `est_source` filled in.
@@ -98,12 +103,14 @@ def with_bill(
         profile: the cluster.
         order: `longest` runs first, best for the finish time, or by `budget`, so that a first fit comes early.
         interruptions_per_day: preemptions and failures of a running job to expect; each costs half the time between
-            checkpoints, and a restart.
+            checkpoints, and a restart. By default none, or `PREEMPTIONS_PER_DAY` where the profile is preemptible.
         calibration: speeds that were measured there, in place of the prior.
 
     Raises:
         ConfigError: GPUs of an unknown type, or too small for a model, or CPUs of which nothing was measured.
     """
+    if interruptions_per_day is None:
+        interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
     slower = 1 + interruptions_per_day / 24 * lost
     sizer, places = Sizer(plan.runs, profile, calibration), places_of(profile)
@@ -119,6 +126,7 @@ def with_bill(
         others=_on_other_gpus(sizer, order, slower),
         disk_bytes=sum(CHECKPOINTS_KEPT * run.shape.checkpoint_bytes for run in plan.runs),
         calibration=calibration,
+        interruptions_per_day=interruptions_per_day,
     )
     runs = [
         dataclasses.replace(

@@ -109,6 +109,9 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     others = "".join(f"; on {count}: {duration(3600 * hours)}" for count, hours in bill.others.items())
     say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
     say(f"critical: {', '.join(bill.schedule.critical)}")
+    if bill.interruptions_per_day:
+        rate = f"{bill.interruptions_per_day:g} preemptions or failures of a job in a day"
+        say(f"interruptions: reckoned with {rate}")
     again = [count for count in bill.starts if count > 1]
     if again:
         say(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")

@@ -125,6 +125,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (BEGAN, "100_0|FAILED|n2|NonZeroExitCode", None, 600, "failed", True, "its job 100_0 died on n2"),
         (BEGAN, "", None, 600, "failed", True, "its job 100_0 died on n1: killed"),
         (NEW, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "ended on n2 (failed, exit code 1:0) before the run be"),
+        (NEW, "", "100_0|FAILED|n2|0:53", 600, "failed", True, "began and left no log (do all nodes share the profi"),
     ],
 )
 def test_where_a_run_is(
