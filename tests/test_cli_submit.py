@@ -184,6 +184,20 @@ def test_who_adds_runs_hears_that_the_study_s_code_is_another(
     assert "study's code" not in isoflop(*command, "--new-code")[2]
 
 
+def test_runs_that_are_added_or_left_are_said_first(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
+    directory, plan = made
+    attempt(RunDirectory(directory / plan.runs[0].run_id), lambda: False, None)
+    command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
+    code, _, err = isoflop(*command, "widths=[12, 16, 20]")
+    left = f"1 runs are not in the sweep any more, and are left as they are: {plan.runs[0].run_id} (done)"
+    assert code == 0
+    assert f"{directory}: 3 new" in err.splitlines()
+    assert f"isoflop: warning: {left}" in err.splitlines()
+    _, _, err = isoflop(*command, "widths=[8, 12, 16, 20]")
+    assert f"{directory}: 1 done, 3 new" in err.splitlines()
+    assert "any more" not in err
+
+
 def test_a_run_directory_that_was_half_made_is_no_run(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
     directory, plan = made
     wanted = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")

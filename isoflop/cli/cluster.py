@@ -147,7 +147,9 @@ def retry(directory: Directory, runs: Runs = None) -> None:
 def logs(
     directory: Directory,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")
+    ] = False,
 ) -> None:
     """Example: isoflop logs runs/soda 3e20-w2304 --follow
 

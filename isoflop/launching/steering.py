@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import time
 from collections import Counter
@@ -165,21 +166,19 @@ def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
     Raises:
         RunError: nothing was written yet.
     """
-    log, place = newest_log(directory, run_id), 0
+    log, run = newest_log(directory, run_id), RunDirectory(directory / run_id)
     while True:
-        over = RunDirectory(directory / run_id).state()["state"] in SETTLED
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with log.open("rb") as file:
-            file.seek(place)
-            text = file.read()
-        place += len(text)
-        yield log, text.decode(errors="replace")
-        newer = newest_log(directory, run_id)
-        if newer != log:
-            log, place = newer, 0
-        elif over:
-            return
-        else:
-            time.sleep(POLL_S)
+            newer = log
+            while newer == log:
+                over, newer = run.state()["state"] in SETTLED, newest_log(directory, run_id)
+                yield log, decoder.decode(file.read())  # all that was written before one of them became so
+                if over and newer == log:
+                    return
+                if newer == log:
+                    time.sleep(POLL_S)
+        log = newer
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import PROFILE, Bed, Submitted, open_bed, submitted
+from clusters import LONG, PROFILE, Bed, Submitted, open_bed, submitted
 from studies import LONG_CHECKPOINTS, train_here, wait_for
 
+from isoflop.cli import main
+from isoflop.config.loading import to_yaml
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
@@ -172,13 +174,20 @@ def test_a_doctor_finds_what_is_wrong(bed: Bed, tmp_path: Path, option: str, nam
 
 
 @WITHOUT
-def test_what_can_never_run_is_said_with_the_key_to_mend(bed: Bed, tmp_path: Path) -> None:
+def test_what_can_never_run_is_said_with_the_key_to_mend(
+    bed: Bed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = submitted(bed, tmp_path, options=("slurm.partition=nope",))
     with pytest.raises(ConfigError, match=r"slurm.partition: sbatch refuses it: .*[Ii]nvalid partition"):
         study.submit()
     assert not list(study.directory.glob("submissions/*.json"))
     late = submitted(bed, tmp_path, options=("slurm.time='99:00:00'",))
-    late.submit()
+    (tmp_path / "late.yaml").write_text(to_yaml(late.profile))
+    with pytest.raises(SystemExit) as stop:
+        main(["submit", str(tmp_path / "tiny.yaml"), *LONG, "--cluster", str(tmp_path / "late.yaml"), "--yes"])
+    assert stop.value.code in (0, None)
+    says = "isoflop: warning: 2 runs wait for ever: PartitionTimeLimit: slurm.time is longer than the partition allows"
+    assert any(line.startswith(says) for line in capsys.readouterr().err.splitlines())
     picture = late.wait(lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values()))
     assert all("slurm.time is longer than the partition allows" in where.reason for where in picture.runs.values())
     cancel(late.directory, [])

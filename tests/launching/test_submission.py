@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from typing import Any
 
 import pytest
 from fake_study import BUSY, SIMULATED, TIMED_OUT, Study, make_study
-from studies import tiny_plan
+from studies import small_disk, tiny_plan
 
+from isoflop.cli import main
+from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching.attempt import record_failure
@@ -85,6 +88,32 @@ def test_a_run_that_the_plan_has_no_more_is_left(study: Study) -> None:
     done = study.submit()
     assert done.queued == ()
     assert [where.run_id for where in done.left] == [gone]
+
+
+def test_a_run_that_was_edited_by_hand_is_one_line_and_nothing_is_queued(study: Study) -> None:
+    study.prepare()
+    config = study.run(1).path / "config.yaml"
+    config.write_text(config.read_text().replace("  lr: ", "  lr: 1"))
+    with pytest.raises(RunError, match=rf"^{config}: its run and identity is not the plan's; it was edited"):
+        study.submit()
+    assert study.slurm.calls("sbatch") == []
+    assert study.records() == []
+
+
+def test_a_folder_that_can_only_be_read_is_one_line(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{study.slurm.folder}:/usr/bin:/bin:/usr/sbin:/sbin")
+    with small_disk(study.folder, "1m") as disk:
+        subprocess.run(["/bin/mount", "-o", "remount,ro", str(disk)], check=True)
+        (study.folder / "ro.yaml").write_text(to_yaml(dataclasses.replace(study.profile, root=str(disk))))
+        with pytest.raises(SystemExit) as stop:
+            main(["submit", str(study.folder / "tiny.yaml"), SIMULATED, "--cluster", str(study.folder / "ro.yaml"),
+                  "--yes"])  # fmt: skip
+    assert stop.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"isoflop: error: {disk}/\S+: Read-only file system", last)
+    assert study.slurm.calls("sbatch") == []
 
 
 def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
