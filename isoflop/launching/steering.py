@@ -13,7 +13,7 @@ from pathlib import Path
 from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.attempt import log_file
-from isoflop.launching.reconcile import Picture, is_hopeless, reconcile
+from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.lease import take_lease
 from isoflop.runs import SETTLED, RunDirectory
@@ -21,7 +21,7 @@ from isoflop.runs import SETTLED, RunDirectory
 ANY_RETRIES = 10**6
 GONE_S = 60.0
 POLL_S = 0.5
-REASONS_S = 2.0
+REASONS_S = 5.0
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -70,15 +70,21 @@ def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
 
     Args:
         directory: of the sweep.
-        wait_s: how long to wait for SLURM to have looked at all of them.
+        wait_s: how long to wait for SLURM to have looked at each of their arrays.
     """
     limit = time.monotonic() + wait_s
     while True:
-        runs = look(directory).runs.values()
-        reasons = [where.reason for where in runs if where.task and where.state in ("queued", "requeued")]
-        if all(reasons) or time.monotonic() > limit:
-            return dict(Counter(filter(is_hopeless, reasons)))
+        runs = [where for where in look(directory).runs.values() if where.task]
+        waiting = [where for where in runs if where.state in ("queued", "requeued")]
+        seen = {_array(where) for where in runs if where.state == "running" or where.reason}
+        if seen >= {_array(where) for where in waiting} or time.monotonic() > limit:
+            return dict(Counter(where.reason for where in waiting if is_hopeless(where.reason)))
         time.sleep(POLL_S)
+
+
+def _array(where: Where) -> str:
+    """The array that a run's task is of; its tasks ask for the same, so what SLURM says of one holds for all."""
+    return (where.task or "").partition("_")[0]
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
