@@ -22,6 +22,7 @@ ANY_RETRIES = 10**6
 GONE_S = 60.0
 POLL_S = 0.5
 REASONS_S = 5.0
+SETTLE_S = 3.0
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -72,13 +73,18 @@ def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
         directory: of the sweep.
         wait_s: how long to wait for SLURM to have looked at each of their arrays.
     """
-    limit = time.monotonic() + wait_s
+    limit, settled = time.monotonic() + wait_s, wait_s == 0
     while True:
         runs = [where for where in look(directory).runs.values() if where.task]
         waiting = [where for where in runs if where.state in ("queued", "requeued")]
         seen = {_array(where) for where in runs if where.state == "running" or where.reason}
         if seen >= {_array(where) for where in waiting} or time.monotonic() > limit:
-            return dict(Counter(where.reason for where in waiting if is_hopeless(where.reason)))
+            found = Counter(where.reason for where in waiting if is_hopeless(where.reason))
+            if settled or not found:
+                return dict(found)
+            settled = True  # what it says first may be vague: PartitionConfig for a time that is too long
+            time.sleep(SETTLE_S)
+            continue
         time.sleep(POLL_S)
 
 
