@@ -73,7 +73,7 @@ def calibrate(
         All that is measured now, and its file.
 
     Raises:
-        ConfigError: a trainer that isoflop does not time, or what the cluster refuses.
+        ConfigError: a trainer that isoflop does not time, what the cluster refuses, or a file that is damaged.
         ClusterError: no SLURM, or jobs that fail or don't start; what was measured before that is kept.
         RunError: another process measures the same.
     """
@@ -81,7 +81,7 @@ def calibrate(
         raise ConfigError("train.trainer: only the builtin trainer can be measured; time another one by itself")
     if profile.executor == "slurm":
         slurm.queue()  # a cluster that does not answer is found before anything is made
-    file = calibration_file(root, plan.sweep, profile)
+    file, known = calibration_file(root, plan.sweep, profile), read_calibration(root, plan.sweep, profile)
     with take_lease(file.with_name(f".{file.stem}.lease"), settle_s=0.1) as lease:
         if not lease:
             raise RunError(f"{file}: another `isoflop calibrate` is at work; wait for it")
@@ -96,7 +96,9 @@ def calibrate(
                 else:
                     _measure_here(groups)
             finally:
-                calibration = _keep(groups, plan.sweep, profile, root)
+                calibration = (known or Calibration(())).with_more(one for group in groups for one in group.found())
+                if calibration != known and calibration.measurements:
+                    write_calibration(root, plan.sweep, profile, calibration)
     return calibration, file
 
 
@@ -152,15 +154,6 @@ def _write_tokens(sweep: Sweep, work: Path, windows: int) -> None:
         for split, count in {sweep.metric.set: 1, "train": windows}.items()
     )
     Manifest(ids, shards, {}, {}).write(folder)
-
-
-def _keep(groups: Sequence[Group], sweep: Sweep, profile: Profile, root: Path) -> Calibration:
-    """Adds what was measured to what is known."""
-    found = [one for group in groups for one in group.found()]
-    calibration = (read_calibration(root, sweep, profile) or Calibration(())).with_more(found)
-    if found:
-        write_calibration(root, sweep, profile, calibration)
-    return calibration
 
 
 # On this machine, and in jobs
