@@ -19,7 +19,10 @@ from isoflop.cli import cluster, layout, study  # noqa: F401  the commands regis
 from isoflop.cli.shared import app, plan_app
 from isoflop.errors import IsoflopError
 
-IN_HELP = ["plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "fit", "report"]
+IN_HELP = (
+    "plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "calibrate", "fit",
+    "report",
+)  # fmt: skip
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""

@@ -14,9 +14,11 @@ from typing import Any
 from isoflop.config import Sweep, data_hash, load_sweep, run_identity
 from isoflop.config.identity import canonical_hash
 from isoflop.config.loading import to_yaml
+from isoflop.config.profile import Profile
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.launching.snapshot import git, versions
+from isoflop.planning.calibration import FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
 from isoflop.recipes import find_recipe
@@ -33,14 +35,22 @@ def runs_root() -> Path:
     return Path(os.environ.get("ISOFLOP_ROOT") or "runs").resolve()
 
 
+def root_of(profile: Profile) -> Path:
+    """The folder of runs that a profile names, as all nodes see it; without one that of this machine."""
+    return Path(profile.root).expanduser().resolve() if profile.root else runs_root()
+
+
 def sweep_directory(sweep: Sweep, root: Path) -> Path:
     """Where a sweep's runs are.
 
     Raises:
-        ConfigError: a sweep with the name of the folder of all data.
+        ConfigError: a sweep with the name of a folder that all sweeps share.
     """
-    if sweep.name == "data":
-        raise ConfigError(f"name: {root / 'data'} holds the data of all sweeps; give the sweep another name (name=...)")
+    if sweep.name in ("data", FOLDER):
+        what = "the data" if sweep.name == "data" else "what was measured for the plans"
+        raise ConfigError(
+            f"name: {root / sweep.name} holds {what} of all sweeps; give the sweep another name (name=...)"
+        )
     return root / sweep.name
 
 

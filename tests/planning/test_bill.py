@@ -83,6 +83,13 @@ def test_interruptions_cost_what_was_not_saved_and_a_restart(soda: Plan, h100: P
     assert busy.finish_hours > plain.finish_hours
 
 
+def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(soda: Plan, h100: Profile) -> None:
+    preemptible = dataclasses.replace(h100, preemptible=True)
+    bills = [bill_of(with_bill(soda, preemptible, interruptions_per_day=rate)) for rate in (None, 2.0, 0.0)]
+    assert [bill.interruptions_per_day for bill in bills] == [2.0, 2.0, 0.0]
+    assert bills[0].gpu_hours == bills[1].gpu_hours > bills[2].gpu_hours == bill_of(with_bill(soda, h100)).gpu_hours
+
+
 def test_runs_longer_than_a_job_are_started_again(soda: Plan, h100: Profile) -> None:
     bill = bill_of(with_bill(soda, h100))
     assert bill.starts == tuple(math.ceil(hours / 48) for hours in bill.hours)
