@@ -52,7 +52,7 @@ def plot_law(fit: Fit, quantity: Quantity = "params", ax: Axes | None = None) ->
     if quantity == "loss" and "loss" not in fit.law_at(1e18, fit.confidence):
         raise FitError(f"the {fit.method} fit has no law of the loss: fit_parametric has")
     ax = new_axes(ax, 5.0, 4.2)
-    low, high = ends(_compute(fit))
+    low, high = ends(compute_of(fit))
     grid = np.geomspace(low / _BEFORE, high * _BEYOND, _POINTS)
     law = cast(pd.DataFrame, fit.predict(grid).xs(quantity, level="quantity"))
     value, inside = column(law, "value"), (grid >= low) & (grid <= high)
@@ -125,7 +125,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     return ax
 
 
-def _compute(fit: Fit) -> np.ndarray:
+def compute_of(fit: Fit) -> np.ndarray:
     """Training FLOPs of what the laws were fitted to."""
     if isinstance(fit, ProfileFit):
         return column(rows(fit.profiles, mask(fit.profiles, "used")), "flops")
