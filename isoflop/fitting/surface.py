@@ -14,11 +14,12 @@ from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
 from isoflop.fitting.frames import records, rows
+from isoflop.fitting.influence import without_each
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.residuals import residual_table
 from isoflop.fitting.rollout import RollOut
-from isoflop.fitting.solver import NAMES, Points, solve
+from isoflop.fitting.solver import NAMES, Points
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
@@ -161,17 +162,13 @@ class ParametricFit(Fit):
 
     @cached_property
     def influence(self) -> pd.DataFrame:
-        """Each configuration left out in turn, the law fitted anew: a row each.
+        """Each configuration left out in turn, the law fitted anew (see `influence.without_each`): a row each.
 
         Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
         run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
         """
         points, size = self.sample.points, len(self.sample.seeds)
-        weight = self.sample.seeds * (1.0 - np.eye(size))
-        found = solve(
-            points, np.repeat(self.theta[None], size, axis=0), self.sample.deltas(self.estimate.delta), weight
-        )
-        alpha, beta = found.theta[:, 3], found.theta[:, 4]
+        alpha, beta = without_each(self.sample, self.estimate).T[3:]
         scaled = self.sample.residuals(self.theta)
         a = self.intervals().loc["a"]
         se = (a["high"] - a["low"]) / 2.0 / float(stdtrit(self.sample.dof, 0.5 + self.confidence / 2.0))
