@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,9 +13,12 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.frames import column, mask, rows
 from isoflop.fitting.intervals import Interval, exponential
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from isoflop.fitting.diagnostics import Diagnostic
     from isoflop.fitting.noise import Noise
     from isoflop.fitting.rollout import RollOut
@@ -114,6 +118,22 @@ class Fit:
             return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
         return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
 
+    @abstractmethod
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The method's own picture of the fit."""
+
+    def plot_law(self, quantity: Literal["params", "tokens", "loss"] = "params", ax: Axes | None = None) -> Axes:
+        """N*, D* or, where the law has it, the loss against compute, with both intervals of `predict`."""
+        from isoflop.reporting.law_plots import plot_law
+
+        return plot_law(self, quantity, ax)
+
+    def plot_rollout(self, quantity: Literal["params", "tokens", "loss"] | None = None, ax: Axes | None = None) -> Axes:
+        """How far hidden budgets lie from what the smaller ones predict."""
+        from isoflop.reporting.law_plots import plot_rollout
+
+        return plot_rollout(self, quantity, ax)
+
     def summary(self) -> str:
         """The result as text for a terminal, no line wider than 92 characters."""
         from isoflop.fitting.summary import summary_text
@@ -157,6 +177,34 @@ class ProfileFit(Fit):
     @abstractmethod
     def curve(self, budget: float, size: Floats) -> Floats:
         """Loss of a budget's profile as fitted, at sizes on the axis."""
+
+    @cached_property
+    def residuals(self) -> pd.DataFrame:
+        """A row a configuration of the profiles used: budget, params, tokens, flops, loss, `residual` (of ln loss) and
+        `sds`, the residual in robust standard deviations of one run.
+        """
+        from isoflop.fitting.residuals import residual_table
+
+        used = column(rows(self.profiles, mask(self.profiles, "used")), "budget")
+        table = self.runs.configurations
+        table = rows(table, np.isin(column(table, "budget"), used))
+        budgets, sizes, fitted = column(table, "budget"), column(table, self.axis), np.empty(len(table))
+        for budget in used:
+            here = budgets == budget
+            fitted[here] = self.curve(float(budget), sizes[here])
+        return residual_table(table, np.log(column(table, "loss") / fitted), len(table) - self.noise.residual_dof)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Profiles with their curves and optima."""
+        from isoflop.reporting.plots import plot_profiles
+
+        return plot_profiles(self, ax)
+
+    def plot_residuals(self, against: Literal["params", "tokens", "flops"] = "params", ax: Axes | None = None) -> Axes:
+        """Residuals about the profiles."""
+        from isoflop.reporting.residual_plots import plot_residuals
+
+        return plot_residuals(self, against, ax)
 
     def _more_html(self) -> str:
         return self.profiles.to_html(float_format=lambda v: f"{v:.5g}", index=False)

@@ -19,6 +19,8 @@ from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from isoflop.fitting.diagnostics import Diagnostic
 
 Floats = np.ndarray
@@ -71,6 +73,12 @@ class EnvelopeFit(Fit):
     def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
         x = float(np.log(flops))
         return {k: t_interval(line.at(x), line.se_at(x), line.dof, confidence) for k, line in self.lines.items()}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """All runs and the frontier."""
+        from isoflop.reporting.plots import plot_frontier
+
+        return plot_frontier(self, ax)
 
 
 def fit_envelope(

@@ -15,6 +15,8 @@ Floats = np.ndarray
 PARAMETERS = 5
 UNEVEN = 0.2
 EFFICIENT = 1.345  # Huber's delta in standard deviations: 95 % as efficient as least squares if noise is Gaussian
+TINY = 0.02  # standard deviations: a delta that is approached in steps
+_SHRINK = 5.0
 _MAD = 1.4826  # standard deviations in a median absolute deviation of a Gaussian
 
 
@@ -99,10 +101,14 @@ class Estimate:
 def estimate_one(sample: Sample, delta: float | None) -> Estimate:
     """The estimate of one set of losses from 48 starts; `delta` None is the adaptive one."""
     first = solver.starts(sample.points)
-    found = solver.solve(sample.points, first, sample.deltas(np.inf if delta is None else delta), sample.seeds)
+    sd = 0.0
     if delta is None:
+        found = minimise(sample, first, np.inf)
         delta = float(_adapt(sample, found.theta[[found.best]])[0])
-        found = solver.solve(sample.points, first, sample.deltas(delta), sample.seeds)
+    else:
+        crude = minimise(sample, first[[len(first) // 2]], np.inf)
+        sd = float(robust_sd(sample.residuals(crude.theta[0])))
+    found = minimise(sample, first, delta, sd)
     agreeing = float(np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + solver.ROUNDING))
     best = solver.Solutions(*(part[[found.best]] for part in (found.theta, found.objective, found.slope)))
     return _estimate(sample, best, np.array([delta]), agreeing)
@@ -110,12 +116,30 @@ def estimate_one(sample: Sample, delta: float | None) -> Estimate:
 
 def estimate_many(sample: Sample, first: Floats, delta: float | None) -> Estimate:
     """Estimates of M sets of losses, each from one start, (M, 5), that is near."""
-    chosen = np.full(len(first), np.inf if delta is None else delta)
-    found = solver.solve(sample.points, first, sample.deltas(chosen), sample.seeds)
     if delta is None:
+        found = minimise(sample, first, np.inf)
         chosen = _adapt(sample, found.theta)
-        found = solver.solve(sample.points, found.theta, sample.deltas(chosen), sample.seeds)
+        found = minimise(sample, found.theta, chosen)
+    else:
+        chosen = np.full(len(first), delta)
+        found = minimise(sample, first, delta, float(np.median(robust_sd(sample.residuals(first)))))
     return _estimate(sample, found, chosen, 1.0)
+
+
+def minimise(
+    sample: Sample, first: Floats, delta: Floats | float, sd: float = 0.0, weight: Floats | None = None
+) -> solver.Solutions:
+    """`solver.solve` from `first`, (M, 5), at Huber's delta of one run, () or (M,); weights default to the seeds.
+
+    A delta far below the noise `sd` leaves curvature in so few residuals that Newton finds nothing from afar: it is
+    reached through smaller and smaller ones, each from the optimum of the last.
+    """
+    weight = sample.seeds if weight is None else weight
+    if np.ndim(delta) == 0 and 0.0 < float(delta) < TINY * sd:
+        steps = int(np.ceil(np.log(sd / float(delta)) / np.log(_SHRINK)))
+        for passing in np.geomspace(sd, float(delta), steps + 1)[:-1]:
+            first = solver.solve(sample.points, first, sample.deltas(passing), weight).theta
+    return solver.solve(sample.points, first, sample.deltas(delta), weight)
 
 
 def _adapt(sample: Sample, theta: Floats) -> Floats:
@@ -125,7 +149,7 @@ def _adapt(sample: Sample, theta: Floats) -> Floats:
         spread = robust_sd(sample.residuals(theta))
         nothing = spread <= 1e-12 * np.mean(sample.points.loss)
         delta = np.where(nothing, np.inf, EFFICIENT * spread)
-        theta = solver.solve(sample.points, theta, sample.deltas(delta), sample.seeds).theta
+        theta = minimise(sample, theta, delta).theta
     return delta
 
 

@@ -21,8 +21,6 @@ from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from isoflop.fitting.diagnostics import Diagnostic
 
 Floats = np.ndarray
@@ -172,9 +170,3 @@ class JointFit(ProfileFit):
                 inner, outer = (middle, outer) if height(sign * middle) < rise else (inner, middle)
             ends.append(float(np.exp(centre + sign * outer)))
         return ends[0], ends[1]
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Profiles with their curves and optima."""
-        from isoflop.reporting.plots import plot_profiles
-
-        return plot_profiles(self, ax=ax)

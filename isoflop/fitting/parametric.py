@@ -12,7 +12,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting import solver
 from isoflop.fitting.budgets import OWN
-from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian
+from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian, minimise, robust_sd
 from isoflop.fitting.frames import column
 from isoflop.fitting.noise import noise_of
 from isoflop.fitting.parabola import MOST_LEVERAGE, distinct
@@ -28,6 +28,7 @@ PRESETS: dict[str, float | None] = {"adaptive": None, "chinchilla": 1e-3}
 MIN_CONFIGURATIONS = 7
 MIN_DISTINCT = 3
 BANDS = 8
+_BLOCK = 2**22  # weights or losses that are held at once
 
 
 def fit_parametric(
@@ -152,20 +153,38 @@ def _squares(sample: Sample, theta: Floats) -> tuple[float, int]:
 
 
 def _draws(sample: Sample, estimate: Estimate, resampling: Resampling, count: int, rng: np.random.Generator) -> Floats:
-    """Resamples of theta, (R, 5), each from the estimate on and with its delta."""
-    if not count:
-        return np.empty((0, 5))
-    points, theta, size = sample.points, estimate.theta[0], len(sample)
-    start, deltas = np.repeat(theta[None], count, axis=0), sample.deltas(estimate.delta)
-    if resampling == "case":
-        picked = rng.multinomial(size, np.full(size, 1.0 / size), size=count)
-        return solver.solve(points, start, deltas, picked * sample.seeds).theta
-    columns = jacobian(sample, theta)
+    """Resamples of theta, (R, 5), each from the estimate on and with its delta.
+
+    A block of them at a time, so that memory does not grow with their number. Each is drawn from the stream in turn:
+    the size of a block changes no digit.
+    """
+    blocks = [np.empty((0, 5))]
+    draw = _cases if resampling == "case" else _signs
+    sd = float(robust_sd(sample.residuals(estimate.theta[0])))
+    rows = solver.rows_of(len(sample))
+    rows *= max(1, _BLOCK // (rows * len(sample)))
+    for at in range(0, count, rows):
+        start = np.repeat(estimate.theta, min(rows, count - at), axis=0)
+        drawn, weight = draw(sample, estimate.theta[0], len(start), rng)
+        blocks.append(minimise(drawn, start, float(estimate.delta[0]), sd, weight).theta)
+    return np.concatenate(blocks)
+
+
+def _cases(sample: Sample, theta: Floats, count: int, rng: np.random.Generator) -> tuple[Sample, Floats]:
+    """The sample, and how often each configuration is drawn times its seeds, (R, K)."""
+    size = len(sample)
+    return sample, rng.multinomial(size, np.full(size, 1.0 / size), size=count) * sample.seeds
+
+
+def _signs(sample: Sample, theta: Floats, count: int, rng: np.random.Generator) -> tuple[Sample, Floats]:
+    """The sample with losses (R, K) whose residuals have random signs, and its seeds."""
+    points, columns = sample.points, jacobian(sample, theta)
     leverage = np.minimum(np.einsum("ij,ij->i", *(2 * [np.linalg.qr(columns)[0]])), MOST_LEVERAGE)
-    noise = sample.residuals(theta) / np.sqrt((1.0 - leverage) * sample.seeds) * rng.choice([-1.0, 1.0], (count, size))
+    signs = rng.choice([-1.0, 1.0], (count, len(sample)))
+    noise = sample.residuals(theta) / np.sqrt((1.0 - leverage) * sample.seeds) * signs
     fitted = points.fitted(theta)
     losses = fitted * np.exp(noise) if points.scale == "log" else np.maximum(fitted + noise, 1e-3 * fitted)
-    return solver.solve(points.with_loss(losses), start, deltas, sample.seeds).theta
+    return dataclasses.replace(sample, points=points.with_loss(losses)), sample.seeds
 
 
 def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) -> RollOut | None:

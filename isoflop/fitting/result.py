@@ -24,8 +24,6 @@ from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from isoflop.fitting.diagnostics import Diagnostic
 
 Floats = np.ndarray
@@ -136,9 +134,3 @@ class IsoflopFit(ProfileFit):
         if percentile:
             return percentile_interval(value, draws, confidence)
         return draws_interval(value, draws, self.noise.residual_dof, confidence)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Profiles with parabolas and optima."""
-        from isoflop.reporting.plots import plot_profiles
-
-        return plot_profiles(self, ax=ax)

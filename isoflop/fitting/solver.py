@@ -124,7 +124,7 @@ def solve(points: Points, start: Floats, delta: Floats | float, weight: Floats |
         weight: (M, K), or (K,) for all; default 1.
     """
     start = np.atleast_2d(np.asarray(start, dtype=np.float64))
-    count, rows = len(start), max(1, _CELLS // len(points.x))
+    count, rows = len(start), rows_of(len(points.x))
     deltas = np.atleast_2d(np.asarray(delta, dtype=np.float64))
     weights = np.ones(len(points.x)) if weight is None else np.asarray(weight, dtype=np.float64)
     loss = points.loss
@@ -138,6 +138,11 @@ def solve(points: Points, start: Floats, delta: Floats | float, weight: Floats |
 
     parts = in_chunks(part, range(0, count, rows))
     return Solutions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def rows_of(places: int) -> int:
+    """How many problems over so many places are one chunk."""
+    return max(1, _CELLS // places)
 
 
 def in_chunks(work: Callable[[int], tuple[Floats, ...]], chunks: range) -> list[tuple[Floats, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,19 @@ from scipy.special import stdtrit
 
 from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
-from isoflop.fitting.estimate import Estimate, Sample, jacobian, robust_sd
+from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
 from isoflop.fitting.frames import records, rows
+from isoflop.fitting.influence import without_each
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.noise import Noise
+from isoflop.fitting.residuals import residual_table
 from isoflop.fitting.rollout import RollOut
-from isoflop.fitting.solver import NAMES, Points, solve
+from isoflop.fitting.solver import NAMES, Points
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from isoflop.fitting.diagnostics import Diagnostic
 
 Floats = np.ndarray
@@ -158,17 +162,13 @@ class ParametricFit(Fit):
 
     @cached_property
     def influence(self) -> pd.DataFrame:
-        """Each configuration left out in turn, the law fitted anew: a row each.
+        """Each configuration left out in turn, the law fitted anew (see `influence.without_each`): a row each.
 
         Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
         run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
         """
         points, size = self.sample.points, len(self.sample.seeds)
-        weight = self.sample.seeds * (1.0 - np.eye(size))
-        found = solve(
-            points, np.repeat(self.theta[None], size, axis=0), self.sample.deltas(self.estimate.delta), weight
-        )
-        alpha, beta = found.theta[:, 3], found.theta[:, 4]
+        alpha, beta = without_each(self.sample, self.estimate).T[3:]
         scaled = self.sample.residuals(self.theta)
         a = self.intervals().loc["a"]
         se = (a["high"] - a["low"]) / 2.0 / float(stdtrit(self.sample.dof, 0.5 + self.confidence / 2.0))
@@ -186,6 +186,41 @@ class ParametricFit(Fit):
             },
             index=pd.Index(self.sample.config, name="config"),
         )
+
+    @cached_property
+    def residuals(self) -> pd.DataFrame:
+        """A row a configuration: budget, params, tokens, flops, loss, `residual` (of ln loss, or nats) and `sds`, the
+        residual in robust standard deviations of one run.
+        """
+        points, sample = self.sample.points, self.sample
+        columns = {"budget": sample.budget, "params": np.exp(points.x + points.x_mean), "flops": sample.flops}
+        columns |= {"tokens": np.exp(points.y + points.y_mean), "loss": points.loss, "seeds": sample.seeds}
+        gap = sample.residuals(self.theta) / np.sqrt(sample.seeds)
+        return residual_table(pd.DataFrame(columns, index=pd.Index(sample.config, name="config")), gap, PARAMETERS)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Contours of the loss over size and data, the runs, and the optimum for each compute."""
+        from isoflop.reporting.surface_plots import plot_surface
+
+        return plot_surface(self, ax)
+
+    def plot_exponents(self, ax: Axes | None = None) -> Axes:
+        """Resamples of alpha and beta with the t intervals of both and of a."""
+        from isoflop.reporting.surface_plots import plot_exponents
+
+        return plot_exponents(self, ax)
+
+    def plot_residuals(self, against: Literal["params", "tokens", "flops"] = "params", ax: Axes | None = None) -> Axes:
+        """Residuals about the surface."""
+        from isoflop.reporting.residual_plots import plot_residuals
+
+        return plot_residuals(self, against, ax)
+
+    def plot_influence(self, ax: Axes | None = None, *, runs: int = 12) -> Axes:
+        """a without each of the runs that move it most."""
+        from isoflop.reporting.residual_plots import plot_influence
+
+        return plot_influence(self, ax, runs=runs)
 
     def name_of(self, config: int) -> str:
         """A configuration in words: the run that has it, else its place."""

@@ -7,19 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.reporting.html import write_report
-    from isoflop.reporting.plots import plot_law, plot_loss_curves, plot_overview, plot_profiles
+    from isoflop.reporting.law_plots import plot_law, plot_rollout
+    from isoflop.reporting.plots import plot_frontier, plot_loss_curves, plot_overview, plot_profiles
+    from isoflop.reporting.residual_plots import plot_influence, plot_residuals
+    from isoflop.reporting.surface_plots import plot_exponents, plot_surface
     from isoflop.reporting.sweep import report_sweep
 
 _HOMES = {
-    "plot_law": "plots",
+    "plot_exponents": "surface_plots",
+    "plot_frontier": "plots",
+    "plot_influence": "residual_plots",
+    "plot_law": "law_plots",
     "plot_loss_curves": "plots",
     "plot_overview": "plots",
     "plot_profiles": "plots",
+    "plot_residuals": "residual_plots",
+    "plot_rollout": "law_plots",
+    "plot_surface": "surface_plots",
     "report_sweep": "sweep",
     "write_report": "html",
 }
 
-__all__ = ["plot_law", "plot_loss_curves", "plot_overview", "plot_profiles", "report_sweep", "write_report"]
+__all__ = [
+    "plot_exponents",
+    "plot_frontier",
+    "plot_influence",
+    "plot_law",
+    "plot_loss_curves",
+    "plot_overview",
+    "plot_profiles",
+    "plot_residuals",
+    "plot_rollout",
+    "plot_surface",
+    "report_sweep",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,57 +3,76 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.files import replace_file
+from isoflop.fitting.base import Fit
 from isoflop.fitting.result import IsoflopFit
-from isoflop.reporting.plots import plot_law, plot_loss_curves, plot_overview, plot_profiles
+from isoflop.fitting.surface import ParametricFit
+from isoflop.reporting.plots import plot_loss_curves, plot_overview
 
 PNG_DPI = 160
 
 
-def study_figures(fit: IsoflopFit | None, curves: pd.DataFrame | None) -> dict[str, Figure]:
-    """Name -> figure, in the order of the report; what can't be drawn is not there."""
-    figures: dict[str, Figure] = {}
-    if fit is not None:
-        figures["profiles"] = cast(Figure, plot_profiles(fit).figure)
-        figures["law_params"] = cast(Figure, plot_law(fit, "params").figure)
-        figures["law_tokens"] = cast(Figure, plot_law(fit, "tokens").figure)
-        figures["overview"] = cast(Figure, plot_overview(fit)[0].figure)
+def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None) -> dict[str, Figure]:
+    """Name -> figure, in the order of the report; what can't be drawn is not there.
+
+    Of the profiles the first fit of its kind is drawn, and so of the surface.
+    """
+    axes: dict[str, Axes] = {}
+    profiles = next((fit for fit in fits if isinstance(fit, IsoflopFit)), None)
+    surface = next((fit for fit in fits if isinstance(fit, ParametricFit)), None)
+    if profiles is not None:
+        axes["profiles"] = profiles.plot()
+        axes["law_params"], axes["law_tokens"] = profiles.plot_law("params"), profiles.plot_law("tokens")
+        axes["overview"] = plot_overview(profiles)[0]
+    if surface is not None:
+        axes["surface"], axes["law_loss"] = surface.plot(), surface.plot_law("loss")
+    rolled = next((fit for fit in (profiles, surface) if fit is not None and fit.rollout is not None), None)
+    if rolled is not None:
+        axes["rollout"] = rolled.plot_rollout("params")
+    if surface is not None:
+        axes["residuals"] = surface.plot_residuals("flops")
     if curves is not None and len(curves):
-        figures["loss_curves"] = cast(Figure, plot_loss_curves(curves).figure)
-    return figures
+        axes["loss_curves"] = plot_loss_curves(curves)
+    return {name: cast(Figure, ax.figure) for name, ax in axes.items()}
 
 
-def write_figures(directory: str | Path, figures: dict[str, Figure]) -> list[Path]:
-    """Writes each figure as .png and .svg, beside and renamed."""
+def write_figures(directory: str | Path, figures: dict[str, Figure]) -> dict[str, str]:
+    """Writes each figure as .png and .svg, beside and renamed; returns each one's <svg> element."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
+    art = {}
     for name, figure in figures.items():
-        for kind in ("png", "svg"):
-            path = directory / f"{name}.{kind}"
-            with replace_file(path) as temporary, temporary.open("wb") as file:
-                _save(figure, kind, file)
-            written.append(path)
-    return written
+        drawn = {kind: _drawn(figure, kind) for kind in ("png", "svg")}
+        for kind, data in drawn.items():
+            with replace_file(directory / f"{name}.{kind}") as temporary:
+                temporary.write_bytes(data)
+        art[name] = _element(drawn["svg"])
+    return art
 
 
 def inline_svg(figure: Figure) -> str:
     """The figure as an <svg> element without a prologue; the same figure gives the same text."""
-    buffer = io.BytesIO()
-    _save(figure, "svg", buffer)
-    text = buffer.getvalue().decode()
+    return _element(_drawn(figure, "svg"))
+
+
+def _element(svg: bytes) -> str:
+    text = svg.decode()
     return text[text.index("<svg") :]
 
 
-def _save(figure: Figure, kind: str, file: BinaryIO) -> None:
+def _drawn(figure: Figure, kind: str) -> bytes:
     """No date, and ids from a fixed salt: a report made twice from one study is the same bytes."""
     options = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": PNG_DPI}
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "isoflop"}):
-        figure.savefig(file, format=kind, facecolor="white", **options)  # pyright: ignore[reportArgumentType]
+        figure.savefig(buffer, format=kind, facecolor="white", **options)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()

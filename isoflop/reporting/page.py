@@ -13,11 +13,12 @@ STYLE = """
 * { box-sizing:border-box; }
 body { margin:0; background:var(--paper); color:var(--ink); font:17px/1.6 Charter,"Bitstream Charter",Georgia,serif; }
 main { max-width:60rem; margin:0 auto; padding:3rem 1.5rem 5rem; }
-h1,h2,.eyebrow,table,.facts,figcaption,.banner,.badge { font-family:system-ui,-apple-system,"Segoe UI",Roboto,
+h1,h2,h3,.eyebrow,table,.facts,figcaption,.banner,.badge { font-family:system-ui,-apple-system,"Segoe UI",Roboto,
   sans-serif; }
 .eyebrow { color:var(--soft); font-size:.85rem; letter-spacing:.06em; text-transform:uppercase; margin:0; }
 h1 { font-size:2.05rem; line-height:1.22; margin:.4rem 0 .9rem; letter-spacing:-.015em; text-wrap:balance; }
 h2 { font-size:1.25rem; margin:3rem 0 .8rem; padding-top:1.1rem; border-top:1px solid var(--line); }
+h3 { font-size:1rem; margin:1.6rem 0 .4rem; }
 p,li { max-width:44rem; }
 .lead { font-size:1.12rem; color:var(--soft); margin-top:0; }
 .facts { display:grid; grid-template-columns:repeat(auto-fit,minmax(7.4rem,1fr)); gap:1rem 1.5rem; margin:1.6rem 0;
@@ -64,6 +65,11 @@ def section(heading: str, *parts: str) -> str:
     """A heading and what stands below it; nothing if that is empty."""
     inside = "\n".join(p for p in parts if p)
     return f"<section>\n<h2>{escape(heading)}</h2>\n{inside}\n</section>" if inside else ""
+
+
+def subheading(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{escape(text)}</h3>"
 
 
 def paragraph(text: str, kind: str = "") -> str:

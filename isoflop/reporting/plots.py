@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -10,31 +10,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.fitting.base import ProfileFit
+from isoflop.fitting.envelope import EnvelopeFit
 from isoflop.fitting.frames import column, mask, records, rows
+from isoflop.reporting.law_plots import WORDS, plot_law
 from isoflop.reporting.style import (
-    FONT,
     INK,
     MUTED,
     SMALL,
     budget_colours,
+    budget_legend,
     dress,
     flops_label,
     linear_axis,
     log_axis,
+    margins,
     new_axes,
+    size_unit,
 )
 
-Quantity = Literal["params", "tokens"]
-WORDS = {"params": ("Model size", "parameters", "N"), "tokens": ("Training data", "tokens", "D")}
+_BEYOND = 4.0
 CURVE_POINTS = 300  # a run's curve is thinned to so many points, evenly in log FLOPs
-_COUNTS = {"total": "all", "one_embedding": "one embedding counted", "non_embedding": "without embeddings"}
-_MOST_LEGEND_ROWS = 14
 
 
 def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
-    """Loss against size, a colour a budget: runs, parabolas, optima with their intervals.
+    """Loss against size, a colour a budget: runs, fitted profiles, optima with their intervals.
 
-    Filled points and solid parabolas enter the laws; hollow points on a dotted line don't.
+    A profile is thick where the loss is within 0.1 % of its least. Filled points and solid curves enter the laws;
+    hollow points on a dotted line don't.
     """
     ax = new_axes(ax)
     colours = budget_colours(column(fit.profiles, "budget"))
@@ -42,38 +44,14 @@ def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
     for row in records(fit.profiles):
         points = rows(runs, column(runs, "budget") == row["budget"]).sort_values(by=[fit.axis])
         _profile(ax, fit, row, points, colours[row["budget"]])
-    ax.set_xlim(*_margins(column(runs, fit.axis), 1.12))
+    ax.set_xlim(*_view(fit))
     _optima(ax, fit)
+    ax.plot([], [], color=MUTED, lw=5.0, alpha=0.35, solid_capstyle="round", label="within 0.1% of the least loss")
     title, unit, _ = WORDS[fit.axis]
-    dress(ax, "Loss at equal compute", f"{title} ({_unit(fit, unit)})", "Loss (nats per token)")
+    dress(ax, "Loss at equal compute", f"{title} ({size_unit(fit.n, unit)})", "Loss (nats per token)")
     log_axis(ax, "x", "count")
     linear_axis(ax, "y")
-    _budget_legend(ax)
-    return ax
-
-
-def plot_law(fit: ProfileFit, quantity: Quantity = "params", ax: Axes | None = None) -> Axes:
-    """Optimal size or data against compute: a point a budget, the power law, its band; dashed beyond the data."""
-    ax = new_axes(ax, 5.0, 4.2)
-    used = rows(fit.profiles, mask(fit.profiles, "used"))
-    low, high = _ends(column(used, "flops"))
-    grid = np.geomspace(low / 3.0, high * 10.0, 160)
-    law = cast(pd.DataFrame, fit.predict(grid).xs(quantity, level="quantity"))
-    inside = (grid >= low) & (grid <= high)
-    value, letter = column(law, "value"), WORDS[quantity][2]
-    exponent = fit.exponents.loc["a" if quantity == "params" else "b"].to_dict()
-    _band(ax, grid, law, fit)
-    ax.plot(grid, value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
-    ax.plot(grid[inside], value[inside], color=INK, linewidth=1.7, label=_law_label(letter, exponent))
-    _law_points(ax, fit, quantity)
-    title, unit, _ = WORDS[quantity]
-    what = "model size" if quantity == "params" else "data"
-    dress(ax, f"Optimal {what}", "Training compute (FLOPs)", f"{title} {letter}* ({_unit(fit, unit)})")
-    ax.set_xlim(low / 3.0, high * 10.0)
-    ax.set_ylim(*_margins(np.concatenate([value, column(used, f"{quantity}_opt")]), 1.6))
-    log_axis(ax, "x", "flops")
-    log_axis(ax, "y", "count")
-    ax.legend(loc="upper left", fontsize=SMALL, frameon=False)
+    budget_legend(ax)
     return ax
 
 
@@ -103,8 +81,25 @@ def plot_loss_curves(frame: pd.DataFrame, ax: Axes | None = None, *, split: str 
     if len(drawn):
         _curve_limits(ax, drawn)
         log_axis(ax, "x", "flops")
-        _budget_legend(ax)
+        budget_legend(ax)
     linear_axis(ax, "y")
+    return ax
+
+
+def plot_frontier(fit: EnvelopeFit, ax: Axes | None = None) -> Axes:
+    """Loss against compute: all runs, and those that no other one beats with as much compute or less."""
+    ax = new_axes(ax, 5.6, 4.2)
+    runs, best = fit.runs.configurations, fit.frontier
+    x, y = column(runs, "flops"), column(runs, "loss")
+    ax.plot(x, y, marker="o", ms=3.5, color=MUTED, alpha=0.6, ls="none", label="runs")
+    ax.plot(
+        column(best, "flops"), column(best, "loss"), color=INK, lw=1.4, marker="o", ms=5, label="frontier", zorder=3
+    )
+    dress(ax, "Frontier of loss and compute", "Training compute (FLOPs)", "Loss (nats per token)")
+    ax.set_xlim(*margins(x, 1.3))
+    log_axis(ax, "x", "flops")
+    linear_axis(ax, "y")
+    ax.legend(loc="upper right", fontsize=SMALL, frameon=False)
     return ax
 
 
@@ -123,10 +118,6 @@ def default_split(frame: pd.DataFrame) -> str:
     return next((s for s in sorted(set(frame["split"].astype(str))) if s != "train"), "train")
 
 
-def _unit(fit: ProfileFit, unit: str) -> str:
-    return f"{unit}, {_COUNTS[fit.n]}" if unit == "parameters" else unit
-
-
 def _profile(ax: Axes, fit: ProfileFit, row: dict[str, Any], points: pd.DataFrame, colour: str) -> None:
     x, y = column(points, fit.axis), column(points, "loss")
     label = flops_label(row["budget"])
@@ -135,13 +126,27 @@ def _profile(ax: Axes, fit: ProfileFit, row: dict[str, Any], points: pd.DataFram
         ax.plot(x, y, color=colour, marker="o", markersize=5, markerfacecolor="white", linestyle=":", lw=1, label=note)
         return
     ax.plot(x, y, color=colour, marker="o", markersize=4.5, linestyle="none", label=label)
-    curve = np.geomspace(x[0], x[-1], 120)
-    ax.plot(curve, fit.curve(row["budget"], curve), color=colour, linewidth=1.3)
+    left, right = _view(fit)
+    optimum = float(np.clip(row[f"{fit.axis}_opt"], left, right))
+    curve = np.geomspace(min(x[0], optimum), max(x[-1], optimum), 240)
+    loss = fit.curve(row["budget"], curve)
+    near = (curve >= row["near_0.1_low"]) & (curve <= row["near_0.1_high"])
+    ax.plot(curve, loss, color=colour, linewidth=1.3)
+    ax.plot(curve[near], loss[near], color=colour, linewidth=5.0, alpha=0.35, solid_capstyle="round")
+
+
+def _view(fit: ProfileFit) -> tuple[float, float]:
+    """From the least size to the greatest, or to an optimum that lies beyond by at most a factor of 4."""
+    runs = column(fit.runs.frame, fit.axis)
+    optima = column(rows(fit.profiles, mask(fit.profiles, "used")), f"{fit.axis}_opt")
+    near = optima[(optima > runs.min() / _BEYOND) & (optima < runs.max() * _BEYOND)]
+    return margins(np.concatenate([runs, near]), 1.12)
 
 
 def _optima(ax: Axes, fit: ProfileFit) -> None:
     """Diamonds at the optima with the interval as a bar, cut at the frame."""
     used = rows(fit.profiles, mask(fit.profiles, "used"))
+    used = rows(used, _inside(ax, column(used, f"{fit.axis}_opt")))
     x, y = column(used, f"{fit.axis}_opt"), column(used, "loss_opt")
     low, high = _cut(ax, column(used, "low"), column(used, "high"))
     ax.errorbar(x, y, xerr=(x - low, high - x), fmt="none", ecolor=INK, elinewidth=1.4, capsize=3.5, zorder=4)
@@ -149,43 +154,14 @@ def _optima(ax: Axes, fit: ProfileFit) -> None:
     ax.plot(x, y, zorder=5, label=f"optimum, {fit.confidence:.0%} interval", **cast(Any, style))
 
 
+def _inside(ax: Axes, x: np.ndarray) -> np.ndarray:
+    left, right = ax.get_xlim()
+    return (x >= left) & (x <= right)
+
+
 def _cut(ax: Axes, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left, right = ax.get_xlim()
     return np.clip(np.nan_to_num(low, nan=left), left, right), np.clip(np.nan_to_num(high, nan=right), left, right)
-
-
-def _band(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: ProfileFit) -> None:
-    value = column(law, "value")
-    low = np.clip(column(law, "low"), value * 1e-6, None)
-    high = np.clip(column(law, "high"), None, value * 1e6)
-    ax.fill_between(grid, low, high, color="#3b82f6", alpha=0.16, linewidth=0, label=f"{fit.confidence:.0%} interval")
-
-
-def _law_points(ax: Axes, fit: ProfileFit, quantity: Quantity) -> None:
-    colours = budget_colours(column(fit.profiles, "budget"))
-    known = fit.profiles.dropna(subset=[f"{quantity}_opt"])
-    for row in records(known):
-        colour, value, used = colours[row["budget"]], row[f"{quantity}_opt"], row["used"]
-        face = colour if used else "white"
-        ax.plot([row["flops"]], [value], marker="o", markersize=6, color=colour, markerfacecolor=face, zorder=4)
-        if used and quantity == fit.axis and np.isfinite([row["low"], row["high"]]).all():
-            ax.vlines(row["flops"], row["low"], row["high"], color=colour, linewidth=1.6, zorder=3)
-    if not mask(known, "used").all():
-        ax.plot([], [], marker="o", markersize=6, color=MUTED, markerfacecolor="white", ls="none", label="not used")
-
-
-def _law_label(letter: str, exponent: dict[Any, Any]) -> str:
-    low, high = exponent["low"], exponent["high"]
-    return rf"${letter}^* \propto C^{{{exponent['value']:.3f}}}$  [{low:.3f}, {high:.3f}]"
-
-
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    return float(np.min(values)), float(np.max(values))
-
-
-def _margins(values: np.ndarray, factor: float) -> tuple[float, float]:
-    low, high = _ends(values)
-    return low / factor, high * factor
 
 
 def _curve_limits(ax: Axes, drawn: pd.DataFrame) -> None:
@@ -195,7 +171,7 @@ def _curve_limits(ax: Axes, drawn: pd.DataFrame) -> None:
     low, high = float(loss.min()), float(loss[flops >= 0.02 * last].max())
     pad = 0.04 * max(high - low, 1e-3)
     ax.set_ylim(low - pad, high + pad)
-    ax.set_xlim(*_margins(flops[loss <= high], 1.3))
+    ax.set_xlim(*margins(flops[loss <= high], 1.3))
 
 
 def _plain(text: str) -> str:
@@ -209,18 +185,3 @@ def _thinned(flops: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarra
     wanted = np.searchsorted(flops, np.geomspace(flops[0], flops[-1], CURVE_POINTS))
     keep = np.unique(np.append(np.minimum(wanted, len(flops) - 1), len(flops) - 1))
     return flops[keep], loss[keep]
-
-
-def _budget_legend(ax: Axes) -> None:
-    """Beside the axes, the largest budget on top where its curve is lowest: least to most, read downwards."""
-    handles, _ = ax.get_legend_handles_labels()
-    columns = 1 + (len(handles) - 1) // _MOST_LEGEND_ROWS
-    legend = ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        fontsize=SMALL,
-        frameon=False,
-        ncols=columns,
-        title="Budget (FLOPs)",
-    )
-    legend.get_title().set_fontsize(FONT)

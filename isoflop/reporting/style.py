@@ -12,11 +12,21 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from isoflop.fitting.table import ParamCount
+
 FONT = 10
 SMALL = 9
 INK = "#222222"
 MUTED = "#6b7280"
 GRID = "#e5e7eb"
+PANEL = "#f3f4f6"
+BAND = "#3b82f6"
+_COUNTS: dict[ParamCount, str] = {
+    "total": "all",
+    "one_embedding": "one embedding counted",
+    "non_embedding": "without embeddings",
+}
+_MOST_LEGEND_ROWS = 14
 _DARKEST, _LIGHTEST = 0.02, 0.86  # the last part of viridis can't be read on white
 
 
@@ -66,9 +76,19 @@ def _subs(decades: float) -> tuple[float, ...]:
     return (1.0, 3.0) if decades < 2.6 else (1.0,)
 
 
+def times_axis(ax: Axes) -> None:
+    """A logarithmic x axis of factors: 1, 2, 5, 10 times."""
+    low, high = ax.get_xlim()
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50.0 else (1.0, 3.0), numticks=20))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
+
+
 def linear_axis(ax: Axes, which: Literal["x", "y"]) -> None:
     """At most seven ticks."""
-    (ax.xaxis if which == "x" else ax.yaxis).set_major_locator(MaxNLocator(7))
+    (ax.xaxis if which == "x" else ax.yaxis).set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
 
 
 def flops_label(value: float, digits: int = 2) -> str:
@@ -85,3 +105,28 @@ def count_label(value: float) -> str:
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def size_unit(n: str, unit: str) -> str:
+    """`parameters` with what is counted; another unit as it is."""
+    return f"{unit}, {_COUNTS[n]}" if unit == "parameters" else unit  # pyright: ignore[reportArgumentType]
+
+
+def ends(values: np.ndarray) -> tuple[float, float]:
+    """Least and greatest."""
+    return float(np.min(values)), float(np.max(values))
+
+
+def margins(values: np.ndarray, factor: float) -> tuple[float, float]:
+    """Least and greatest, further out by a factor."""
+    low, high = ends(values)
+    return low / factor, high * factor
+
+
+def budget_legend(ax: Axes, title: str = "Budget (FLOPs)", beside: float = 1.01) -> None:
+    """Least to most, read downwards, beside the axes: so many of their widths from the left."""
+    handles, _ = ax.get_legend_handles_labels()
+    columns = 1 + (len(handles) - 1) // _MOST_LEGEND_ROWS
+    place = {"loc": "upper left", "bbox_to_anchor": (beside, 1.0), "fontsize": SMALL, "frameon": False}
+    legend = ax.legend(ncols=columns, title=title, **place)  # pyright: ignore[reportArgumentType]
+    legend.get_title().set_fontsize(FONT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.base import Axis, Fit
+from isoflop.fitting.envelope import fit_envelope
 from isoflop.fitting.files import RUNS_FILE, read_frame
 from isoflop.fitting.frames import records
 from isoflop.fitting.isoflop import fit_isoflop
-from isoflop.fitting.result import IsoflopFit
-from isoflop.fitting.table import read_table
+from isoflop.fitting.joint import fit_joint
+from isoflop.fitting.parametric import fit_parametric
+from isoflop.fitting.table import RunsTable, read_table
 from isoflop.reporting.html import write_report
 
 GATHERED_FILE = "losses.parquet"
@@ -29,7 +33,7 @@ def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) 
     """Writes report.html and figures of a sweep's directory (`runs.parquet`, `fit.json`, `<run_id>/loss/*.parquet`).
 
     The fits are repeated with the options in fit.json: the same seed gives the same digits. Without fit.json the
-    defaults are taken; where a fit is refused, the page says why and shows the runs.
+    defaults are taken. The methods that it lacks are fitted beside; where one is refused, the page says why.
 
     Args:
         directory: of the sweep.
@@ -38,13 +42,14 @@ def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) 
     directory = Path(directory)
     runs = read_frame(directory)
     document = _fit_document(directory)
-    fits, refusal = _fits(directory, document)
+    fits, refused = _fits(directory, document)
     facts = {"name": directory.resolve().name, "recipe": document.get("recipe"), "versions": _versions()}
     if document and fits and fits[0].runs.hash != document.get("data", {}).get("hash"):
         facts["note"] = f"{RUNS_FILE} has changed since fit.json was written; this page fits the runs as they are now"
     curves = loss_curves(directory, runs)
-    first = fits[0] if fits else None
-    return write_report(directory, runs, first, curves, facts | (metadata or {}), refusal=refusal, more_fits=fits[1:])
+    first, refusal = (fits[0], "") if fits else (None, refused["isoflop"])
+    facts |= metadata or {}
+    return write_report(directory, runs, first, curves, facts, refusal=refusal, more_fits=fits[1:], refused=refused)
 
 
 def loss_curves(directory: str | Path, runs: pd.DataFrame) -> pd.DataFrame | None:
@@ -75,24 +80,60 @@ def _fit_document(directory: Path) -> dict[str, Any]:
     return document
 
 
-def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[IsoflopFit], str]:
-    """The fits of the document, repeated; or none, and why."""
+def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[Fit], dict[str, str]]:
+    """The fits of the document, repeated, and the methods that it lacks; what was refused, and why."""
     options = document.get("options", {})
+    entries = document.get("fits", [])
+    wanted = [(e.get("method"), e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total")) for e in entries]
+    wanted = [w for w in wanted if w[0] in _METHODS]
+    _, axis, loss, n = wanted[0] if wanted else ("", "params", "loss", options.get("n", "total"))
+    beside = [(m, axis, loss, n) for m in BESIDE if (m, loss, n) not in {(w[0], *w[2:]) for w in wanted}]
+    fits: list[Fit] = []
+    refused: dict[str, str] = {}
+    for method, of_axis, of_loss, of_n in sorted([*wanted, *beside], key=lambda w: w[0] != "isoflop"):
+        try:
+            table = _table(directory, options, of_loss, of_n)
+            fits.append(_METHODS[method](table, of_axis, options))
+        except FitError as error:
+            refused[method] = str(error)
+    return fits, refused
+
+
+def _table(directory: Path, options: dict[str, Any], loss: str, n: str) -> RunsTable:
     columns = {k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")}
+    named = {**columns, "loss": loss}
+    if n != options.get("n", n):
+        named.pop("params", None)
+    return read_table(directory, n=n, loss_unit=options.get("loss_unit", "nats"), **named)  # pyright: ignore
+
+
+def _isoflop(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
     shared = {k: options[k] for k in ("use", "bootstrap", "confidence", "seed") if k in options}
-    entries = [e for e in document.get("fits", []) if e.get("method") == "isoflop"]
-    wanted = [(e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total")) for e in entries]
-    fits = []
-    try:
-        for axis, loss, n in wanted or [("params", "loss", "total")]:
-            named = {**columns, "loss": loss}
-            if n != options.get("n", n):
-                named.pop("params", None)
-            table = read_table(directory, n=n, loss_unit=options.get("loss_unit", "nats"), **named)
-            fits.append(fit_isoflop(table, axis=axis, **shared))
-    except FitError as error:
-        return fits, "" if fits else str(error)
-    return fits, ""
+    return fit_isoflop(table, axis=axis, **shared)
+
+
+def _joint(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
+    return fit_joint(table, axis=axis, confidence=options.get("confidence", 0.95))
+
+
+def _parametric(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
+    """Without resamples: the page shows t intervals."""
+    asked = options.get("huber_delta", "adaptive")
+    return fit_parametric(table, huber_delta=asked, bootstrap=0, confidence=options.get("confidence", 0.95))
+
+
+def _envelope(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
+    return fit_envelope(table, confidence=options.get("confidence", 0.95))
+
+
+_METHODS: dict[str, Callable[[RunsTable, Any, dict[str, Any]], Fit]] = {
+    "isoflop": _isoflop,
+    "joint": _joint,
+    "parametric": _parametric,
+    "envelope": _envelope,
+}
+BESIDE = ("isoflop", "joint", "parametric")
+"""Methods that a report shows side by side, whatever fit.json holds."""
 
 
 def _versions() -> str:

@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from isoflop.errors import FitError
-from isoflop.fitting import fit_isoflop, simulate_isoflop
+from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
+from isoflop.fitting.summary import number
 from isoflop.reporting import html, plot_profiles, write_report
 from isoflop.reporting.figures import inline_svg
 
@@ -65,14 +66,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     curves = pd.concat(parts).assign(split="dev", kind="all")
     directory = tmp_path_factory.mktemp("sweep")
     metadata = {"name": f"soda {NASTY}", "wall_hours": 3.25, "recipe": NASTY, "empty": None}
-    path = write_report(directory, runs, fit_isoflop(runs, bootstrap=200), curves, metadata)
+    fits = [fit_isoflop(runs, bootstrap=200), fit_joint(runs), fit_parametric(runs, bootstrap=0)]
+    path = write_report(directory, runs, fits[0], curves, metadata, more_fits=fits[1:])
     return path, path.read_text()
 
 
 def test_files(written):
     path, _ = written
     names = {p.name for p in (path.parent / "figures").iterdir()}
-    stems = ("profiles", "law_params", "law_tokens", "overview", "loss_curves")
+    stems = {"profiles", "law_params", "law_tokens", "overview", "surface", "law_loss", "rollout", "residuals"}
+    stems.add("loss_curves")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert sorted(p.name for p in path.parent.iterdir()) == ["figures", "report.html"]
 
@@ -83,7 +86,7 @@ def test_page_needs_nothing_from_outside(written):
     assert not re.findall(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', 'href="#'))
     assert "url(http" not in page
     assert "@import" not in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 8
 
 
 def test_everything_from_outside_is_escaped(written):
@@ -127,8 +130,7 @@ def test_same_study_same_drawing():
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing, which takes seconds."""
-    monkeypatch.setattr(html, "write_figures", lambda *_: [])
-    monkeypatch.setattr(html, "inline_svg", lambda _: "<svg></svg>")
+    monkeypatch.setattr(html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>"))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -153,6 +155,56 @@ def test_more_fits_are_listed(tmp_path: Path):
     fits = [fit_isoflop(runs, loss=name, bootstrap=200) for name in ("loss", "loss_text")]
     page = write_report(tmp_path, runs, fits[0], more_fits=fits[1:]).read_text()
     assert ">loss_text<" in page
+
+
+def cells(page: str) -> list[list[str]]:
+    """The rows of all tables, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.S)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_methods_stand_side_by_side(tmp_path: Path):
+    fits = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), fit_parametric(RUNS, bootstrap=0)]
+    page = write_report(tmp_path, RUNS, fits[0], more_fits=fits[1:], refused={"envelope": "x < y"}).read_text()
+    names = ("IsoFLOP profiles", "IsoFLOP profiles, jointly", "L = E + A / N^alpha + B / D^beta")
+    for fit, name in zip(fits, names, strict=True):
+        a = fit.exponents.loc["a"]
+        (row,) = [r for r in cells(page) if r[:3] == [name, "loss", "total"]]
+        assert row[3] == f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
+        predicted = [r for r in cells(page) if len(r) == 6 and r[1] == name and r[2] == "D*"]
+        assert [r[0] for r in predicted] == ["1e21", "1e22"]
+        said = fit.predict(1e22).loc["tokens"]
+        assert predicted[1][4] == f"{number(said['statistical_low'])} to {number(said['statistical_high'])}"
+        assert predicted[1][5] == f"{number(said['low'])} to {number(said['high'])}"
+    assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + ["loss"]
+    assert "lies in every interval" in page
+    assert "Envelope: not fitted: x &lt; y" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_findings_have_their_codes_and_shared_ones_stand_once(tmp_path: Path):
+    fits = [fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)]
+    page = write_report(tmp_path, RUNS, fits[0], more_fits=fits[1:]).read_text()
+    assert page.count('<span class="badge">no replicates</span> No configuration') == 1
+    assert page.count('<span class="badge">rollout</span>') == 2
+    assert page.index("<h3>IsoFLOP profiles</h3>") < page.index("<h3>L = E + A")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_methods_that_disagree_are_said_to(tmp_path: Path):
+    steep = simulate_isoflop(SURFACES["chinchilla"], drift=1.0).assign(run_id="x")
+    other = fit_isoflop(steep.assign(params=steep["params"] ** 1.5), bootstrap=200)
+    page = write_report(tmp_path, RUNS, fit_isoflop(RUNS, bootstrap=200), more_fits=[other]).read_text()
+    assert "The methods do not agree" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_about_a_surface_alone(tmp_path: Path):
+    page = write_report(tmp_path, RUNS, fit_parametric(RUNS, bootstrap=0)).read_text()
+    assert page.count("<svg") == 4
+    assert "<h2>IsoFLOP profiles</h2>" not in page
+    assert "<h2>The loss as a surface</h2>" in page
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from drawn import axes_in_axes_out, legend, marked, xy
 
-from isoflop.fitting import IsoflopFit, fit_isoflop, simulate_isoflop
-from isoflop.reporting import plot_law, plot_loss_curves, plot_overview, plot_profiles
+from isoflop.fitting import IsoflopFit, fit_envelope, fit_isoflop, fit_joint, simulate_isoflop
+from isoflop.reporting import plot_loss_curves, plot_overview, plot_profiles
 from isoflop.reporting.style import budget_colours, count_label, flops_label
 
 RUNS = simulate_isoflop(points=7)
@@ -40,57 +37,20 @@ def curves() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def legend(ax: Axes) -> list[str]:
-    found = ax.get_legend()
-    assert found is not None
-    return [t.get_text() for t in found.get_texts()]
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        plot_profiles,
-        plot_law,
-        lambda fit, ax=None: plot_law(fit, "tokens", ax),
-        lambda fit, ax=None: plot_loss_curves(curves(), ax),
-    ],
-)
+@pytest.mark.parametrize("draw", [plot_profiles, lambda fit, ax=None: plot_loss_curves(curves(), ax)])
 def test_axes_in_axes_out(draw):
-    before = dict(matplotlib.rcParams)
-    given = Figure().add_subplot()
-    assert draw(FIT, ax=given) is given
-    own = draw(FIT)
-    assert isinstance(own, Axes)
-    assert own.get_xscale() == "log"
-    assert own.get_xlabel()
-    assert own.get_ylabel()
-    own.figure.canvas.draw()
-    texts = [t for t in (*own.get_xticklabels(), *own.get_yticklabels()) if t.get_text()]
-    assert min(float(t.get_fontsize()) for t in texts) >= 9
-    assert 2 <= sum(own.get_xlim()[0] <= t.get_position()[0] <= own.get_xlim()[1] for t in own.get_xticklabels()) <= 9
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert dict(matplotlib.rcParams) == before
+    axes_in_axes_out(lambda ax=None: draw(FIT, ax=ax))
 
 
 def test_profiles_draw_every_run_and_mark_what_is_left_out():
     ax = plot_profiles(EXCLUDED)
-    drawn = np.concatenate([np.asarray(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"])
+    drawn = np.concatenate([xy(line)[0] for line in marked(ax, "o")])
     assert sorted(drawn) == pytest.approx(sorted(RUNS["params"]))
     assert r"$10^{19}$ (concave, not used)" in legend(ax)
-    hollow = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() == "o"]
+    hollow = [line for line in marked(ax, "o") if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1
-    diamonds = next(line for line in ax.lines if line.get_marker() == "D")
-    assert list(np.asarray(diamonds.get_xdata())) == EXCLUDED.profiles.query("used")["params_opt"].tolist()
-
-
-def test_law_passes_through_its_prediction():
-    ax = plot_law(FIT, "tokens")
-    line = ax.lines[0]
-    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-    assert y[50] == pytest.approx(FIT.predict(float(x[50])).loc["tokens", "value"])
-    assert any(r"D^* \propto C^{0.4" in text for text in legend(ax))
-    assert "not used" not in legend(ax)
+    (diamonds,) = marked(ax, "D")
+    assert list(xy(diamonds)[0]) == EXCLUDED.profiles.query("used")["params_opt"].tolist()
 
 
 def test_unbounded_intervals_are_drawn():
@@ -119,8 +79,23 @@ def test_no_curves_no_failure():
     assert len(ax.lines) == 0
 
 
-def test_plot_method():
-    assert FIT.plot().get_ylabel() == "Loss (nats per token)"
+def test_an_optimum_beyond_the_sizes_is_in_view_or_left_out():
+    few = RUNS.query("budget < 1e21 or params < 1e9")
+    fit = fit_joint(few)
+    assert "edge" in set(fit.profiles["status"])
+    ax = fit.plot()
+    ax.figure.canvas.draw()
+    (diamonds,) = marked(ax, "D")
+    assert len(xy(diamonds)[0]) == 7
+    assert ax.get_xlim()[1] > few["params"].to_numpy().max()
+
+
+def test_the_frontier_is_below_all_runs():
+    fit = fit_envelope(RUNS)
+    runs, best = fit.plot().lines
+    x, y = xy(runs)
+    for flops, loss in zip(*xy(best), strict=True):
+        assert loss <= y[x <= flops * 1.01].min()
 
 
 def test_colours_are_ordered_and_distinct():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from isoflop.errors import FitError
-from isoflop.fitting import fit_isoflop, simulate_isoflop, write_fit
+from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
 from isoflop.reporting import html, report_sweep
 from isoflop.reporting.sweep import loss_curves
 
@@ -17,8 +17,7 @@ from isoflop.reporting.sweep import loss_curves
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing, which takes seconds (test_html.py draws)."""
-    monkeypatch.setattr(html, "write_figures", lambda *_: [])
-    monkeypatch.setattr(html, "inline_svg", lambda _: "<svg></svg>")
+    monkeypatch.setattr(html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>"))
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_report_repeats_the_fit_that_was_written(sweep: Path):
     row = fits[0].intervals().loc["a"]
     assert f"{row['low']:.4f} to {row['high']:.4f}" in page
     assert "90% interval" in page
-    assert "300, 5, 0.9" in page
+    assert "<td>300, 5</td>" in page.replace(' class="text"', "")
     assert ">soda<" in page
     assert ">loss<" in page
     assert "Loss while training" in page
@@ -65,12 +64,22 @@ def test_changed_runs_are_named(sweep: Path):
 
 
 def test_without_a_fit_the_defaults_are_taken_and_a_refusal_is_shown(sweep: Path):
-    assert "4000, 0, 0.95" in report_sweep(sweep, {"name": "mine"}).read_text()
+    assert "4000, 0<" in report_sweep(sweep, {"name": "mine"}).read_text()
     runs = pd.read_parquet(sweep / "runs.parquet")
     runs[runs["budget"] < 5e18].to_parquet(sweep / "runs.parquet")
     assert "2 of 2 budgets can be used, 3 are needed" in report_sweep(sweep).read_text()
     runs.assign(state="failed").to_parquet(sweep / "runs.parquet")
     assert "no run is done" in report_sweep(sweep).read_text()
+
+
+def test_methods_that_fit_json_lacks_are_fitted_beside(sweep: Path):
+    surface = fit_parametric(sweep, bootstrap=0, huber_delta=1e-3, confidence=0.9)
+    write_fit(sweep, [surface])
+    page = report_sweep(sweep).read_text()
+    a = surface.exponents.loc["a"]
+    assert f"<td>{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]</td>" in page
+    assert "IsoFLOP profiles, jointly</td>" in page
+    assert page.index("IsoFLOP profiles</td>") < page.index("L = E + A / N^alpha + B / D^beta</td>")
 
 
 def test_loss_curves_gather_all_parts(sweep: Path):

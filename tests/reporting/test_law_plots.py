@@ -1,0 +1,83 @@
+"""Laws and roll-outs as drawn: what predictions say, and where they go beyond the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from drawn import axes_in_axes_out, band, legend, marked, xy
+
+from isoflop.errors import FitError
+from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
+from isoflop.fitting.base import Fit
+
+RUNS = simulate_isoflop(points=7)
+FITS: dict[str, Fit] = {
+    "isoflop": fit_isoflop(RUNS, bootstrap=200),
+    "joint": fit_joint(RUNS),
+    "parametric": fit_parametric(RUNS, bootstrap=0),
+    "envelope": fit_envelope(RUNS),
+}
+LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] + [("parametric", "loss")]
+
+
+@pytest.mark.parametrize(("name", "quantity"), LAWS)
+def test_laws_and_their_bands_are_predictions(name, quantity):
+    fit = FITS[name]
+    axes_in_axes_out(lambda ax=None: fit.plot_law(quantity, ax))
+    ax = fit.plot_law(quantity)
+    x, y = xy(ax.lines[0])
+    said = fit.predict(x[[0, 60, -1]]).xs(quantity, level="quantity")
+    assert y[[0, 60, -1]] == pytest.approx(said["value"].to_numpy())
+    low, high = band(ax, "95% statistical")
+    assert low[[0, 60, -1]] == pytest.approx(said["statistical_low"].to_numpy())
+    assert high[[0, 60, -1]] == pytest.approx(said["statistical_high"].to_numpy())
+    if fit.rollout is None:
+        assert "95% with model error" not in legend(ax)
+    else:
+        low, high = band(ax, "95% with model error")
+        assert high[-1] == pytest.approx(said["high"].iloc[-1])
+        assert low[-1] < said["statistical_low"].iloc[-1]
+
+
+def test_the_line_is_solid_where_the_data_are_and_the_range_is_marked():
+    ax = FITS["isoflop"].plot_law()
+    whole, inside = ax.lines[:2]
+    assert (whole.get_linestyle(), inside.get_linestyle()) == ("--", "-")
+    x = xy(inside)[0]
+    assert RUNS["budget"].min() * 0.99 < x[0] < x[-1] < RUNS["budget"].max() * 1.01
+    assert xy(whole)[0][-1] == pytest.approx(10.0 * RUNS["budget"].max(), rel=0.01)
+    assert "range of the data" in legend(ax)
+
+
+def test_the_legend_has_the_exponent_and_names_what_is_not_used():
+    assert any(r"D^* \propto C^{0.4" in text for text in legend(FITS["isoflop"].plot_law("tokens")))
+    assert "not used" not in legend(FITS["isoflop"].plot_law())
+    cut = RUNS.query("budget != 1e20 or params < 1e9")
+    assert "not used" in legend(fit_isoflop(cut, bootstrap=0).plot_law())
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity"), [("isoflop", "params"), ("joint", "tokens"), ("parametric", "loss"), ("parametric", None)]
+)
+def test_rollouts_are_the_misses(name, quantity):
+    fit = FITS[name]
+    assert fit.rollout is not None
+    axes_in_axes_out(lambda ax=None: fit.plot_rollout(quantity, ax))
+    ax = fit.plot_rollout(quantity)
+    what = quantity or "loss"
+    drawn = sorted(float(xy(line)[1][0]) for line in marked(ax, "o"))
+    assert drawn == pytest.approx(sorted(100.0 * np.expm1(m.errors[what].item()) for m in fit.rollout.misses))
+    allowed = band(ax, "what predictions allow for")[1]
+    reach = float(np.exp(max(m.distance for m in fit.rollout.misses)))
+    x = np.exp(np.linspace(0.0, np.log(reach) * 1.08, 100))
+    told = fit.rollout.allowance(what, fit.rollout.reach[1] * float(x[-1]))
+    assert np.log1p(allowed[-1] / 100.0) == pytest.approx(told)
+
+
+def test_what_can_not_be_drawn_is_refused_in_words():
+    with pytest.raises(FitError, match="no law of the loss: fit_parametric has"):
+        FITS["joint"].plot_law("loss")
+    with pytest.raises(FitError, match="too few budgets to hide one"):
+        FITS["envelope"].plot_rollout()
+    with pytest.raises(FitError, match="rolls out params, tokens, not the loss"):
+        FITS["isoflop"].plot_rollout("loss")
