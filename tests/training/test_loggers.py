@@ -90,9 +90,19 @@ def wandb_records(file: Path) -> Iterator[Any]:
             message = b""
 
 
+def finished(file: Path) -> list[Any]:
+    """The records of an offline run that is over; its process writes the last of them after it has said so."""
+
+    def read() -> list[Any]:
+        records = list(wandb_records(file))
+        return records if records and records[-1].WhichOneof("record_type") == "exit" else []
+
+    return wait_for(read)
+
+
 def wandb(file: Path) -> Shown:
     shown: Shown = {}
-    for record in wandb_records(file):
+    for record in finished(file):
         items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
         for name, value in items.items():
             if "/loss" in name or name.startswith("train/"):
@@ -162,7 +172,7 @@ def test_they_know_what_the_run_is(logged: tuple[Plan, RunDirectory]) -> None:
     assert [metric.name.tag for metric in metrics] == ["heldout/loss"]
 
     (file,) = offline_runs(run)
-    records = list(wandb_records(file))
+    records = finished(file)
     (made,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (made.run_id, made.display_name, made.project) == (run.run_id, run.run_id, "tiny")
     config = {item.key: json.loads(item.value_json) for record in records for item in record.config.update}
