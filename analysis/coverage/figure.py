@@ -51,7 +51,7 @@ def _strips(ax, rows: list[tuple[str, pd.Series, str]], title: str) -> None:
     ax.set_yticks(range(len(rows)), [words for words, _, _ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("share of replicates whose 95 % interval holds the truth")
+    ax.set_xlabel("share of 95 % intervals that hold the truth")
     ax.set_title(title, loc="left", fontsize=10.5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)

@@ -1,4 +1,4 @@
-"""How often the intervals of fits hold the truth: writes true.csv and wrong.csv beside itself.
+"""How often the intervals of fits hold the truth: writes true.csv, uneven.csv and wrong.csv beside itself.
 
     python analysis/coverage/study.py [--replicates 2000]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
-from worlds import DESIGNS, GRIDS, LAWS, WRONG, World, noise, places
+from worlds import DESIGNS, GRIDS, LAWS, UNEVEN, WRONG, World, noise, places, relative_sd
 
 from isoflop.fitting import profiles as joint
 from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one
@@ -38,12 +38,15 @@ CHUNK = 500
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--replicates", type=int, default=2000)
-    options.add_argument("--only", choices=["true", "wrong"])
+    options.add_argument("--only", choices=["true", "uneven", "wrong"])
     given = options.parse_args()
-    if given.only != "wrong":
+    if given.only in (None, "true"):
         kinds = itertools.product(LAWS, DESIGNS, GRIDS, (0.003, 0.01), ("gauss", "t3"))
         _write("true.csv", [_true(*kind, given.replicates) for kind in _shown(list(kinds))])
-    if given.only != "true":
+    if given.only in (None, "uneven"):
+        kinds = itertools.product(LAWS, DESIGNS, GRIDS, (0.003,), ("gauss", "t3"), UNEVEN)
+        _write("uneven.csv", [_true(*kind[:5], given.replicates, kind[5]) for kind in _shown(list(kinds))])
+    if given.only in (None, "wrong"):
         cases = [(wrong, much) for wrong, sizes in WRONG.items() for much in sizes]
         kinds = itertools.product(LAWS, DESIGNS, ("centred", "drifting to 3"), cases)
         _write("wrong.csv", [_wrong(*kind, given.replicates) for kind in _shown(list(kinds))])
@@ -60,11 +63,12 @@ def _write(name: str, rows: list[dict]) -> None:
     pd.DataFrame(rows).to_csv(HERE / name, index=False, float_format="%.5g")
 
 
-def _true(law: str, design: str, grid: str, sd: float, kind: str, replicates: int) -> dict:
+def _true(law: str, design: str, grid: str, sd: float, kind: str, replicates: int, uneven: str = "") -> dict:
     """Coverage of a, of N* and of the loss at 10 times the largest budget, where the law is true."""
     world = World(LAWS[law], "true", 0.0, DESIGNS[design][0])
-    row = {"law": law, "design": design, "grid": grid, "noise": sd, "kind": kind, "replicates": replicates}
-    found = _in_chunks(world, design, grid, sd, kind, replicates, rolled=False)
+    row = {"law": law, "design": design, "grid": grid, "noise": sd, "kind": kind, "uneven": uneven}
+    row["replicates"] = replicates
+    found = _in_chunks(world, design, grid, sd, kind, replicates, rolled=False, uneven=uneven)
     for name, (value, half, truth, _) in found.items():
         row[f"{name}_bias"] = value.mean() - truth
         row[f"{name}_sd"] = value.std()
@@ -86,10 +90,12 @@ def _wrong(law: str, design: str, grid: str, case: tuple[str, float], replicates
     return row
 
 
-def _in_chunks(world: World, design: str, grid: str, sd: float, kind: str, replicates: int, rolled: bool) -> dict:
+def _in_chunks(
+    world: World, design: str, grid: str, sd: float, kind: str, replicates: int, rolled: bool, uneven: str = ""
+) -> dict:
     """Per quantity: estimates, half-widths, truth, allowance for model error, of all replicates."""
     parts = [
-        _estimates(world, design, grid, sd, kind, min(CHUNK, replicates - start), start, rolled)
+        _estimates(world, design, grid, sd, kind, min(CHUNK, replicates - start), start, rolled, uneven)
         for start in range(0, replicates, CHUNK)
     ]
     return {
@@ -99,10 +105,13 @@ def _in_chunks(world: World, design: str, grid: str, sd: float, kind: str, repli
     }  # fmt: skip
 
 
-def _estimates(world: World, design: str, grid: str, sd: float, kind: str, count: int, seed: int, rolled: bool) -> dict:
+def _estimates(
+    world: World, design: str, grid: str, sd: float, kind: str, count: int, seed: int, rolled: bool, uneven: str
+) -> dict:
     params, tokens, budget = places(world.law, design, grid)
     clean = world.loss(params, tokens)
-    losses = clean * np.exp(noise(kind, sd, (count, len(clean)), 1_000_003 * seed + 17))
+    spread = relative_sd(world.law, params, budget, uneven)
+    losses = clean * np.exp(noise(kind, sd, (count, len(clean)), 1_000_003 * seed + 17) * spread)
     far = BEYOND * float(budget.max())
     size, loss = world.optimum(far)
     truth = {"a": world.law.a, "size": size, "loss": loss}

@@ -20,6 +20,7 @@ DESIGNS = {  # budgets, sizes a budget
     "4 x 5": (np.geomspace(1e18, 10**19.5, 4), 5),
 }
 GRIDS = {"centred": {}, "off by 3": {"offset": 3.0}, "drifting to 3": {"drift": 3.0}}
+UNEVEN = ("ends of a profile", "smallest budget")  # where noise is three times that of the middle, or of the largest
 WRONG = {  # what is wrong with the law, by how much
     "true": [0.0],
     "beta falls by": [0.05, 0.1, -0.05],
@@ -90,3 +91,12 @@ def noise(kind: str, sd: float, shape: tuple[int, int], seed: int) -> Floats:
     rng = np.random.default_rng(seed)
     drawn = rng.normal(size=shape) if kind == "gauss" else rng.standard_t(3, size=shape) / np.sqrt(3.0)
     return sd * drawn
+
+
+def relative_sd(law: Surface, params: Floats, budget: Floats, uneven: str) -> Floats:
+    """Each run's standard deviation of noise over that of the quietest."""
+    if uneven == "ends of a profile":
+        return 3.0 ** (np.abs(np.log(params / law.optimum(budget)[0])) / np.log(6.0))
+    if uneven == "smallest budget":
+        return 3.0 ** (np.log(budget.max() / budget) / np.log(budget.max() / budget.min()))
+    return np.ones(len(params))
