@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.fitting.diagnostics import Diagnostic
     from isoflop.fitting.noise import Noise
     from isoflop.fitting.rollout import RollOut
-    from isoflop.fitting.table import RunsTable
+    from isoflop.fitting.table import ParamCount, RunsTable
 
 Floats = np.ndarray
 Axis = Literal["params", "tokens"]
@@ -29,37 +29,69 @@ NEAR = (0.001, 0.01)
 """Shares of the least loss that a size may cost and still be near-optimal."""
 
 
-class Fit:
-    """Laws N*(C) and D*(C) with intervals.
+class Core(Protocol):
+    """What is left of a fit without its runs."""
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the t intervals."""
+        ...
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """A row for each estimate, `a`, `b` and `ratio` among them; columns value, low, high."""
+        ...
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for fit.json; `loading` makes the core of them again."""
+        ...
+
+
+class Laws(ABC):
+    """Laws N*(C) and D*(C) with intervals: of a fit (`Fit`), or read back from its file (`loading.SavedFit`).
 
     Attributes:
         method: `isoflop`, `joint`, `parametric` or `envelope`.
-        runs: the table that was fitted.
         confidence: of the intervals, unless another is asked for.
-        noise: of the runs.
         rollout: the largest budgets hidden and predicted; None where too few budgets are left for it.
         diagnostics: findings, each with `code` and `message`, the gravest first.
     """
 
-    method: ClassVar[str]
-    runs: RunsTable
+    method: str
     confidence: float
-    noise: Noise
     rollout: RollOut | None
     diagnostics: list[Diagnostic]
 
+    @property
     @abstractmethod
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of all that is estimated, with rows a and b among them."""
-
-    @abstractmethod
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+    def n(self) -> ParamCount:
+        """Which parameter count the law is about."""
 
     @property
-    def n(self) -> str:
-        """Which parameter count the law is about."""
-        return self.runs.n
+    @abstractmethod
+    def loss_column(self) -> str:
+        """The source's column of the loss that was fitted."""
+
+    @property
+    @abstractmethod
+    def core(self) -> Core:
+        """The numbers of the laws: all that predictions need."""
+
+    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of all that is estimated, with rows a and b among them; see the method's core."""
+        return self.core.intervals(confidence or self.confidence, kind)
+
+    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+        return self.core.at(flops, confidence)
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the t intervals."""
+        return self.core.dof
 
     @property
     def exponents(self) -> pd.DataFrame:
@@ -113,6 +145,26 @@ class Fit:
         if value > 1.0:
             return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
         return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
+
+
+class Fit(Laws):
+    """Laws, and the runs that they were fitted to; see `Laws`.
+
+    Attributes:
+        runs: the table that was fitted.
+        noise: of the runs.
+    """
+
+    runs: RunsTable
+    noise: Noise
+
+    @property
+    def n(self) -> ParamCount:
+        return self.runs.n
+
+    @property
+    def loss_column(self) -> str:
+        return self.runs.columns["loss"]
 
     def summary(self) -> str:
         """The result as text for a terminal, no line wider than 92 characters."""
