@@ -13,6 +13,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.origin import Origin
 
 if TYPE_CHECKING:
     from isoflop.fitting.diagnostics import Diagnostic
@@ -74,6 +75,11 @@ class Laws(ABC):
     @abstractmethod
     def loss_column(self) -> str:
         """The source's column of the loss that was fitted."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> Origin:
+        """What it was fitted to."""
 
     @property
     @abstractmethod
@@ -165,6 +171,10 @@ class Fit(Laws):
     @property
     def loss_column(self) -> str:
         return self.runs.columns["loss"]
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.runs)
 
     def summary(self) -> str:
         """The result as text for a terminal, no line wider than 92 characters."""
