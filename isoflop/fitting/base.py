@@ -83,6 +83,11 @@ class Laws(ABC):
 
     @property
     @abstractmethod
+    def reach(self) -> tuple[float, float] | None:
+        """The least and the greatest budget of the runs, FLOPs; None for a law whose runs are not known."""
+
+    @property
+    @abstractmethod
     def core(self) -> Core:
         """The numbers of the laws: all that predictions need."""
 
@@ -142,7 +147,7 @@ class Laws(ABC):
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
-        value, open_question = ratio["value"], not (ratio["low"] > 1.0 or ratio["high"] < 1.0)
+        value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
         doubt = " (equal pace is not ruled out)" if open_question else ""
         if min(a["value"], b["value"]) <= 0.0:
             return f"Optimal {'data' if a['value'] > 0.0 else 'model size'} does not grow with compute: {laws}"
@@ -175,6 +180,11 @@ class Fit(Laws):
     @property
     def origin(self) -> Origin:
         return Origin.of(self.runs)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        budgets = self.runs.array("budget")
+        return float(budgets.min()), float(budgets.max())
 
     def summary(self) -> str:
         """The result as text for a terminal, no line wider than 92 characters."""
@@ -226,4 +236,6 @@ class ProfileFit(Fit):
 
 def _span(row: dict[Any, float]) -> str:
     value, low, high = (row[k] for k in ENDS)
+    if np.isnan(low):
+        return f"{value:.3f}"
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite(high - low) else f"{value:.3f} [unbounded]"

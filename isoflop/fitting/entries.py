@@ -31,7 +31,7 @@ def fit_entry(fit: Fit) -> dict[str, Any]:
         "noise": vars(fit.noise),
         **_OWN[fit.method](fit),
         "rollout": [] if fit.rollout is None else records(fit.rollout.table()),
-        "law": fit.core.to_dict() | {"rollout": rollout_entry(fit.rollout)},
+        "law": fit.core.to_dict() | {"budgets": list(fit.reach), "rollout": rollout_entry(fit.rollout)},
         "diagnostics": [dict(d) for d in fit.diagnostics],
     }
     return plain(entry)

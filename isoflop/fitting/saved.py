@@ -41,6 +41,7 @@ class SavedFit(Laws):
     entry: Mapping[str, Any]
     numbers: Core
     where: Origin
+    budgets: tuple[float, float] | None
     confidence: float
     rollout: RollOut | None
     diagnostics: list[Diagnostic]
@@ -56,6 +57,10 @@ class SavedFit(Laws):
     @property
     def loss_column(self) -> str:
         return str(self.entry.get("loss", "loss"))
+
+    @property
+    def reach(self) -> tuple[float, float] | None:
+        return self.budgets
 
     @property
     def core(self) -> Core:
@@ -81,14 +86,15 @@ def saved_fit(entry: Mapping[str, Any], draws: Draws, origin: Origin) -> SavedFi
     if not 0.0 < confidence < 1.0:
         raise DamagedError(f"confidence: {confidence:g} is no share between 0 and 1")
     if law is None:
-        return SavedFit(entry, _BARE[method](entry), origin, confidence, None, [])
+        return SavedFit(entry, _BARE[method](entry), origin, None, confidence, None, [])
     try:
         law = mapping_at(entry, "law")
         core, rollout = _CORES[method](law, draws), _rollout(law)
+        low, high = _array(law, "budgets", 2)
     except DamagedError as problem:
         raise DamagedError(f"law.{problem}" if "law" not in str(problem) else str(problem)) from None
     notes = [cast(Diagnostic, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)]
-    return SavedFit(entry, core, origin, confidence, rollout, notes)
+    return SavedFit(entry, core, origin, (float(low), float(high)), confidence, rollout, notes)
 
 
 # The cores of fits that isoflop wrote

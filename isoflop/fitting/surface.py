@@ -75,21 +75,20 @@ class SurfaceCore:
         turn = self._log_gradient()
         turn[0, 0] = 1.0
         logs = turn @ self.theta
-        rows = {
-            name: self._t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)
-        }
+        rows = {name: self.t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)}
         rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
         alpha, beta = self.theta[3:]
         slope = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
         share = float(beta / (alpha + beta))
         ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
         return rows | {
-            "a": self._t(share, slope, confidence),
-            "b": self._t(1.0 - share, slope, confidence),
-            "ratio": self._t(float(alpha / beta), ratio, confidence),
+            "a": self.t(share, slope, confidence),
+            "b": self.t(1.0 - share, slope, confidence),
+            "ratio": self.t(float(alpha / beta), ratio, confidence),
         }
 
-    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+    def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        """The t interval of a function of theta, from its value and its gradient, (5,)."""
         half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
         return Interval(value, value - half, value + half)
 
@@ -113,7 +112,7 @@ class SurfaceCore:
         """ln N*, ln D* and ln loss at C = 6ND."""
         values, gradients = optimum(self.points, self.theta, flops)
         names = ("params", "tokens", "loss")
-        return {k: self._t(float(v), g, confidence) for k, v, g in zip(names, values, gradients, strict=True)}
+        return {k: self.t(float(v), g, confidence) for k, v, g in zip(names, values, gradients, strict=True)}
 
     def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
         """Loss in nats per token at N parameters and D tokens."""
@@ -125,7 +124,7 @@ class SurfaceCore:
         points = Points.of(np.array([params]), np.array([tokens]), np.ones(1))
         moved = np.array([points.x_mean - self.points.x_mean, points.y_mean - self.points.y_mean])
         here = Points(moved[:1], moved[1:], np.ones(1), self.points.x_mean, self.points.y_mean)
-        return self._t(float(np.log(here.fitted(self.theta)[0])), here.jacobian(self.theta)[0], confidence)
+        return self.t(float(np.log(here.fitted(self.theta)[0])), here.jacobian(self.theta)[0], confidence)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -146,6 +145,7 @@ class ParametricFit(Fit):
         estimate: theta, its covariance and how it was reached, one of each.
         draws: resamples of theta, (R, 5).
         huber_delta: what was asked for; `estimate.delta` is what it came to.
+        drop_outliers: robust standard deviations off the law beyond which configurations were left out.
     """
 
     runs: RunsTable
@@ -159,6 +159,7 @@ class ParametricFit(Fit):
     bootstrap: int
     confidence: float
     seed: int
+    drop_outliers: float | None = None
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     method = "parametric"
