@@ -80,8 +80,8 @@ class Comparison:
     Attributes:
         flops: the budget of the predictions.
         confidence: of the intervals and the tests.
-        table: a row a law: `law, method, n, loss_column`, and for each of `a, b, params, tokens, loss` its value, `_low`
-            and `_high`, the last three at `flops`, with the laws' own error.
+        table: a row a law: `law, method, n, loss_column`, and for each of `a, b, params, tokens, loss` its value,
+            `_low` and `_high`, the last three at `flops`, with the laws' own error.
         pairs: each law against the first of its method, or else the first of all.
     """
 
