@@ -15,11 +15,14 @@ SURFACE = {
     "ModelShape": "isoflop.shapes",
     "Plan": "isoflop.planning.plan",
     "RunSpec": "isoflop.planning.runspec",
+    "compare": "isoflop.fitting.comparing",
     "fit_envelope": "isoflop.fitting.envelope",
     "fit_isoflop": "isoflop.fitting.isoflop",
     "fit_joint": "isoflop.fitting.joint",
     "fit_parametric": "isoflop.fitting.parametric",
+    "load_fit": "isoflop.fitting.loading",
     "plan": "isoflop.planning.plan",
+    "predict": "isoflop.fitting.predicting",
     "read_runs": "isoflop.runs",
 }
 """Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from isoflop.config.profile import Profile
@@ -26,6 +27,16 @@ def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
         ConfigError: a file, key or value that can't be used, in one line with the mend.
     """
     return _checked(find(source, "sweeps"), overrides)
+
+
+def sweep_in(directory: str | PathLike[str]) -> Sweep | None:
+    """The definition of a sweep's directory; None for other tables of runs.
+
+    Raises:
+        ConfigError: as `load_sweep`.
+    """
+    definition = Path(directory) / "sweep.yaml"
+    return load_sweep(definition) if definition.exists() else None
 
 
 def sweep_of(mapping: Mapping[str, Any], label: str) -> Sweep:

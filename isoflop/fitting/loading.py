@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from isoflop.config.loading import load_sweep, shipped_sweeps, sweep_of
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError, FitError
+from isoflop.fitting.base import Laws
 from isoflop.fitting.origin import Origin
 from isoflop.fitting.save import SCHEMA, draws_hash
 from isoflop.fitting.saved import DamagedError, SavedFit, mapping_at, saved_fit
@@ -157,3 +158,36 @@ def _draws(path: Path, document: dict[str, Any]) -> tuple[dict[str, Floats], lis
     if wanted is not None and draws_hash(draws) != wanted:
         raise DamagedError(f"{path.name} beside it belongs to another fit")
     return draws, []
+
+
+def laws_by_name(files: Sequence[FitFile]) -> dict[str, Laws]:
+    """The fits of several files, each by the name of its file or of its file's directory, and its own; see
+    `named_laws`.
+    """
+    if len(files) == 1:
+        return named_laws(files[0].fits)
+    labels = [_label(file.label) for file in files]
+    if len(set(labels)) < len(labels):
+        labels = [file.label for file in files]
+    names: dict[str, Laws] = {}
+    for label, file in zip(labels, files, strict=True):
+        names |= {f"{label} {name}": law for name, law in named_laws(file.fits).items()}
+    return names
+
+
+def named_laws(laws: Sequence[Laws]) -> dict[str, Laws]:
+    """Laws by method, and by what else tells them apart: the loss, the count of N."""
+    losses, counts = {law.loss_column for law in laws}, {law.n for law in laws}
+    names: dict[str, Laws] = {}
+    for law in laws:
+        parts = [law.method, *([law.loss_column] if len(losses) > 1 else []), *([law.n] if len(counts) > 1 else [])]
+        name, place = " ".join(parts), 2
+        while name in names:
+            name, place = f"{' '.join(parts)} {place}", place + 1
+        names[name] = law
+    return names
+
+
+def _label(file: str) -> str:
+    path = Path(file)
+    return path.resolve().parent.name if path.name == "fit.json" else path.stem

@@ -17,7 +17,7 @@ from isoflop.fitting.comparing import gap_text
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import cell, records
 from isoflop.fitting.intervals import Interval
-from isoflop.fitting.loading import FitFile, load_fit
+from isoflop.fitting.loading import FitFile, load_fit, named_laws
 from isoflop.fitting.optimum import Optimum, closed_form, over_shapes
 from isoflop.fitting.plain import plain
 from isoflop.fitting.realising import Family, find_sweep, one_run_yaml
@@ -27,7 +27,7 @@ from isoflop.planning.plan import Plan
 from isoflop.shapes import ModelShape
 
 ORDER = ("parametric", "joint", "isoflop", "envelope")
-"""Whose optimum is trained, unless a method is named: the law that knows costs and losses first."""
+"""Whose optimum is trained where no interval says which N* is surest: the law that knows costs and losses first."""
 FAR = 1.5
 """Decades beyond the runs above which a prediction says how far it reaches."""
 
@@ -154,7 +154,7 @@ def predict(
         flops: the budget in training FLOPs.
         recipe: a sweep file, the name of a shipped one, or a Sweep, whose models are chosen among; by default that of
             the runs, where the file says so.
-        method: whose optimum is trained; by default parametric, else joint, isoflop, envelope.
+        method: whose optimum is trained; by default the law whose N* has the narrowest interval with its own error.
         confidence: of the intervals; by default the fit's.
 
     Raises:
@@ -188,19 +188,6 @@ def predict(
     return Prediction(float(flops), level, methods, chosen, configuration, tuple(notes))
 
 
-def named_laws(laws: Sequence[Laws]) -> dict[str, Laws]:
-    """Laws by method, and by what else tells them apart: the loss, the count of N, the axis of the profiles."""
-    losses, counts = {law.loss_column for law in laws}, {law.n for law in laws}
-    names: dict[str, Laws] = {}
-    for law in laws:
-        parts = [law.method, *([law.loss_column] if len(losses) > 1 else []), *([law.n] if len(counts) > 1 else [])]
-        name, place = " ".join(parts), 2
-        while name in names:
-            name, place = f"{' '.join(parts)} {place}", place + 1
-        names[name] = law
-    return names
-
-
 def _by_law(name: str, law: Laws, flops: float, sweep: Sweep | None, confidence: float) -> MethodPrediction:
     family = None if sweep is None else Family.of(sweep, law.n)
     table = law.predict(flops, confidence)
@@ -226,12 +213,19 @@ def _table(inner: dict[str, Interval], law: Laws, flops: float) -> pd.DataFrame:
 
 
 def _choose(methods: Sequence[MethodPrediction], wanted: str | None) -> MethodPrediction:
-    for method in (wanted,) if wanted else ORDER:
-        found = next((m for m in methods if method in (m.law.method, m.name)), None)
-        if found is not None:
-            return found
-    has = ", ".join(m.name for m in methods)
-    raise FitError(f"there is no law by {wanted!r}; there is {has}")
+    if wanted is not None:
+        found = next((m for m in methods if wanted in (m.law.method, m.name)), None)
+        if found is None:
+            raise FitError(f"there is no law by {wanted!r}; there is {', '.join(m.name for m in methods)}")
+        return found
+
+    def doubt(method: MethodPrediction) -> tuple[bool, float, int]:
+        """How unsure N* is; a law that could not be rolled out does not know its own error."""
+        _, low, high = method.size()
+        width = math.log(high / low) if low > 0.0 and math.isfinite(high) else math.inf
+        return method.law.rollout is None, width, ORDER.index(method.law.method)
+
+    return min(methods, key=doubt)
 
 
 def _far(flops: float, laws: Sequence[Laws]) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 
 from isoflop.config.identity import budget_label
-from isoflop.config.loading import load_sweep, to_yaml
+from isoflop.config.loading import load_sweep, to_mapping
 from isoflop.config.schema import LARGEST_WIDTH, Sweep, WidthRule
 from isoflop.data.vocabulary import vocabulary_size
 from isoflop.errors import ConfigError, FitError
@@ -149,6 +150,42 @@ def find_sweep(given: str | Path | Sweep, known: Sweep | None) -> Sweep:
     return load_sweep(given)
 
 
-def one_run_yaml(plan: Plan, comments: list[str]) -> str:
-    """A sweep of one run as a file, with comments above."""
-    return "".join(f"# {line}\n" for line in comments) + to_yaml(plan.sweep)
+def one_run_yaml(plan: Plan, comments: Sequence[str]) -> str:
+    """A sweep of one run as a file, with comments above and without the keys that have their defaults."""
+    import yaml
+
+    values = _without_defaults(to_mapping(plan.sweep), Sweep)
+    values |= {"schema": plan.sweep.schema, "widths": [run.width for run in plan.runs]}
+    first = ("schema", "name", "recipe", "seq_len", "budgets", "widths")
+    ordered = {key: values.pop(key) for key in first} | values
+
+    class Dumper(yaml.SafeDumper):
+        """Large numbers as 5.0e+13."""
+
+    def number(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+        short = np.format_float_scientific(value, trim="0", exp_digits=1)
+        text = short if value >= 1e6 else repr(value)
+        return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+    Dumper.add_representer(float, number)
+    text = yaml.dump(ordered, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return "".join(f"# {line}\n" for line in comments) + text
+
+
+def _without_defaults(values: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """A mapping of a schema's keys without those that have their defaults."""
+    hints, kept = get_type_hints(schema), {}
+    for field in dataclasses.fields(schema):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if dataclasses.is_dataclass(hints[field.name]):
+            value = _without_defaults(value, hints[field.name])
+            if not value:
+                continue
+        elif field.default is not dataclasses.MISSING and value == (
+            list(field.default) if isinstance(field.default, tuple) else field.default
+        ):
+            continue
+        kept[field.name] = value
+    return kept

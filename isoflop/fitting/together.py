@@ -12,6 +12,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.base import Axis, Fit
 from isoflop.fitting.envelope import fit_envelope
+from isoflop.fitting.files import read_frame
 from isoflop.fitting.isoflop import Use, check_options, fit_isoflop, statuses_of
 from isoflop.fitting.joint import fit_joint
 from isoflop.fitting.outliers import same_rows
@@ -162,6 +163,22 @@ def recount(fitted: RunsTable, runs: Any, n: ParamCount, options: Options) -> Ru
         FitError: the source does not have that count.
     """
     return same_rows(table_of(runs, options, n), fitted)
+
+
+def loss_columns(runs: pd.DataFrame | str | Path, named: str | None) -> list[str | None]:
+    """Columns of losses to fit: `all` is `loss` and every `loss_...` that has one, others are named with commas.
+
+    Raises:
+        FitError: a source that can't be read, or has no such column.
+    """
+    if named != "all":
+        return [None] if named is None else [name.strip() for name in named.split(",")]
+    frame = runs if isinstance(runs, pd.DataFrame) else read_frame(runs)
+    found = [str(name) for name in frame.columns if name == "loss" or str(name).startswith("loss_")]
+    filled = [name for name in found if bool(frame[name].notna().any())]
+    if not filled:
+        raise FitError(f"{'the table' if runs is frame else runs}: has no column of losses; name them with --loss")
+    return list(filled)
 
 
 def _all_refused(table: RunsTable, refused: Mapping[str, str]) -> str:

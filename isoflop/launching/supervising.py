@@ -57,7 +57,7 @@ def supervise(directory: Path) -> bool:
     if over:
         from isoflop.launching.study import conclude_study
 
-        conclude_study(directory, plan.sweep.recipe)
+        conclude_study(directory)
     return over
 
 
