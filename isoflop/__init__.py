@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.errors import IsoflopError
-    from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric
+    from isoflop.fitting import compare, fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, predict
     from isoflop.planning.plan import Plan, plan
     from isoflop.planning.runspec import RunSpec
     from isoflop.runs import read_runs
@@ -29,12 +29,15 @@ _HOMES = {
     "ModelShape": "shapes",
     "Plan": "planning.plan",
     "RunSpec": "planning.runspec",
+    "compare": "fitting",
     "fit_envelope": "fitting",
     "fit_isoflop": "fitting",
     "fit_joint": "fitting",
     "fit_parametric": "fitting",
+    "load_fit": "fitting",
     "load_weights": "training.weights",
     "plan": "planning.plan",
+    "predict": "fitting",
     "read_runs": "runs",
 }
 
@@ -44,12 +47,15 @@ __all__ = [
     "Plan",
     "RunSpec",
     "__version__",
+    "compare",
     "fit_envelope",
     "fit_isoflop",
     "fit_joint",
     "fit_parametric",
+    "load_fit",
     "load_weights",
     "plan",
+    "predict",
     "read_runs",
 ]
 

@@ -15,12 +15,15 @@ SURFACE = {
     "ModelShape": "isoflop.shapes",
     "Plan": "isoflop.planning.plan",
     "RunSpec": "isoflop.planning.runspec",
+    "compare": "isoflop.fitting.comparing",
     "fit_envelope": "isoflop.fitting.envelope",
     "fit_isoflop": "isoflop.fitting.isoflop",
     "fit_joint": "isoflop.fitting.joint",
     "fit_parametric": "isoflop.fitting.parametric",
+    "load_fit": "isoflop.fitting.loading",
     "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
+    "predict": "isoflop.fitting.predicting",
     "read_runs": "isoflop.runs",
 }
 """Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""

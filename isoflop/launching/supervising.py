@@ -56,7 +56,7 @@ def supervise(directory: Path) -> bool:
     if over:  # before it is told, so that whoever is told finds the report
         from isoflop.launching.study import conclude_study
 
-        conclude_study(directory, plan.sweep.recipe)
+        conclude_study(directory)
     tell(profile, directory, intent.picture)
     return over
 

@@ -34,13 +34,21 @@ def print_intent(plan: Plan) -> None:
 
 
 def print_study(study: Study, seconds: float) -> None:
-    """What came of a study: the law on stdout; what did not end, the count and the report's place on stderr."""
+    """What came of a study: on stdout its laws, or the loss of its one run; on stderr what did not end, the count, and
+    the report's place.
+    """
     for row in study.unfinished.to_dict("records"):
         log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
         where = f" (log: {log})" if log.exists() else ""
         print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
-    if study.fit is not None:
-        print(study.fit.summary())
+    if study.fits is not None:
+        from isoflop.reporting.laws import print_fits  # loads numpy, which a plan does without
+
+        print_fits(study.fits)
+        for reason in study.fits.reasons():
+            warn(reason)
+    elif len(study.runs) == 1 and not len(study.unfinished):
+        print(f"loss {study.runs['loss'].iloc[0]:.4f}")
     done = len(study.runs) - len(study.unfinished)
     print(f"{done} of {len(study.runs)} runs done in {duration(seconds)}", file=sys.stderr)
     print(f"report: {study.report}", file=sys.stderr)
