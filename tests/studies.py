@@ -111,6 +111,39 @@ def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
     return root, study, run
 
 
+# Runs that are done
+
+LAW = ("budgets=[4e8, 1e9, 3e9, 1e10]", "widths=[8, 12, 16, 24, 32]")
+"""Four profiles of five widths."""
+
+
+def finish(run: RunDirectory, steps: int, loss: float) -> None:
+    """What a run that is done leaves."""
+    common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
+    kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
+    rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
+    run.append_log([common | {"split": split} | row for split in ("train", "heldout") for row in rows])
+    run.set_state("done", attempt=1, step=steps)
+    (run.path / "DONE").touch()
+
+
+def finish_alike(root: Path, plan: Plan) -> None:
+    """Ends every run with one and the same loss."""
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+
+
+def finish_all(plan: Plan, root: Path) -> Path:
+    """Ends every run with a loss of a law whose optimum is at width 16."""
+    directory = make_directory(plan, root)
+    best = np.log([next(s.params_total for s in plan.runs if s.budget == b and s.width == 16) for b in (4e8, 1e10)])
+    for number, spec in enumerate(plan.runs):
+        away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
+        finish(run_of(root, plan, number), spec.steps, float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2))
+    return directory
+
+
 # Processes that can be killed
 
 

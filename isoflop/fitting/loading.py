@@ -151,9 +151,10 @@ def _draws(path: Path, document: dict[str, Any]) -> tuple[dict[str, Floats], lis
         lines = any(entry.get("method") == "isoflop" and "law" in entry for entry in document["fits"])
         return {}, ["fit.npz is not beside it: intervals are the t intervals alone"] if lines else []
     try:
-        with np.load(path) as file:
-            draws = {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        with path.open("rb") as file:
+            arrays = np.load(file)
+            draws = {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
         raise DamagedError(f"{path.name} beside it is damaged") from None
     if wanted is not None and draws_hash(draws) != wanted:
         raise DamagedError(f"{path.name} beside it belongs to another fit")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from isoflop.fitting.table import RunsTable
 
+UNNAMED = "the table"
 _IDENTITY = re.compile(r".+-s\d+-[0-9a-f]{8}")
 """Names that isoflop gives: they end in a hash of what a run is. Other names may be those of other runs elsewhere."""
 
@@ -16,7 +17,7 @@ class Origin:
     """The runs of a law.
 
     Attributes:
-        source: where they were read; empty where that was no file.
+        source: where they were read; `the table` where that was no file.
         hash: of their sizes, tokens, losses, FLOPs and budgets; empty where there are no runs (a published law).
         run_ids: of the runs whose names hold their identity.
     """
@@ -29,11 +30,16 @@ class Origin:
     def of(cls, table: RunsTable) -> Origin:
         """The origin of what is fitted to a table."""
         names = table.frame["run_id"].astype(str) if "run_id" in table.frame else []
-        source = "" if table.source == "the table" else table.source
-        return cls(source, table.hash, frozenset(name for name in names if _IDENTITY.fullmatch(name)))
+        return cls(table.source, table.hash, frozenset(name for name in names if _IDENTITY.fullmatch(name)))
 
     def shares_runs(self, other: Origin) -> bool:
-        """Whether a run, or the whole source, is common to both: then the two laws are not independent."""
+        """Whether a run is common to both: then the two laws are not independent.
+
+        Runs without an identity are taken for the same where their source has the same name.
+        """
         if not (self.hash and other.hash):
             return False
-        return self.hash == other.hash or bool(self.run_ids & other.run_ids) or self.source == other.source != ""
+        if self.hash == other.hash or self.run_ids & other.run_ids:
+            return True
+        named = bool(self.run_ids and other.run_ids)
+        return not named and self.source == other.source != UNNAMED

@@ -33,7 +33,7 @@ def without(table: RunsTable, sample: Sample, estimate: Estimate, far: np.ndarra
         mine = records(rows(table.frame, config == sample.config[k]))
         first = mine[0]
         place = f"N = {first['params']:.4g}, D = {first['tokens']:.4g}, loss {first['loss']:.4g}"
-        what = ", ".join(str(row["run_id"]) for row in mine) if "run_id" in first else place
+        what = ", ".join(sorted(str(row["run_id"]) for row in mine)) if "run_id" in first else place
         gone.append(Dropped(what, f"{away[k]:+.1f} robust standard deviations off the law (limit {limit:g})"))
     kept = rows(table.frame, ~np.isin(config, sample.config[far])).reset_index(drop=True)
     return dataclasses.replace(table, frame=kept, dropped=(*table.dropped, *gone))

@@ -142,7 +142,7 @@ def find_sweep(given: str | Path | Sweep, known: Sweep | None) -> Sweep:
         find_recipe(str(given))
         if known is None:
             raise ConfigError(
-                f"recipe {given}: alone it has no window and no vocabulary; give a sweep file that uses it"
+                f"recipe {given}: has no window and vocabulary of its own; give a sweep file that uses it"
             )
         return dataclasses.replace(known, recipe=str(given))
     if known is not None and str(given) == known.recipe:

@@ -41,8 +41,9 @@ class StudyFits:
 
     @cached_property
     def comparison(self) -> Comparison:
-        """All of them side by side, at 10 x the largest budget."""
-        return compare(named_laws(self.fits))
+        """All of them side by side, at 10 x the largest budget; method by method where there are several losses."""
+        methods = dict.fromkeys(fit.method for fit in self.fits)
+        return compare(named_laws([fit for method in methods for fit in self.fits if fit.method == method]))
 
     def reasons(self) -> list[str]:
         """Why a method, or a loss, could not be fitted, a line each."""
