@@ -15,6 +15,7 @@ from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
     from isoflop.config.profile import Profile
+    from isoflop.following.expect import Expectation
     from isoflop.launching.study import Study
     from isoflop.launching.submission import Submission
     from isoflop.launching.submitting import Intent
@@ -43,7 +44,7 @@ def print_study(study: Study, seconds: float) -> None:
     print(f"report: {study.report}", file=sys.stderr)
 
 
-def print_plan_json(plan: Plan, dropped: bool) -> None:
+def print_plan_json(plan: Plan, dropped: bool, expected: Expectation | None = None) -> None:
     """The document of `--json`."""
     document = {"schema": 1, "sweep": plan.sweep.name, "runs": plan.rows(), "totals": plan.totals()}
     if dropped:
@@ -51,6 +52,8 @@ def print_plan_json(plan: Plan, dropped: bool) -> None:
             {"budget": item.budget, "width": item.width, "reason": str(item.reason), "detail": item.detail}
             for item in plan.dropped
         ]
+    if expected is not None:
+        document["expected"] = expected.to_dict()
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
