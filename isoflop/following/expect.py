@@ -158,9 +158,9 @@ def expect(
 
 
 def configurations(plan: Plan) -> list[list[RunSpec]]:
-    """The plan's runs by configuration: those of one differ by their seeds only."""
+    """The plan's runs by configuration: those of one differ by their seeds only. Checks of the recipe are left out."""
     groups: dict[tuple[Any, ...], list[RunSpec]] = {}
-    for run in plan.runs:
+    for run in (run for run in plan.runs if not run.check):
         groups.setdefault((run.budget, run.candidate), []).append(run)
     return list(groups.values())
 

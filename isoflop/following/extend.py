@@ -18,6 +18,7 @@ from isoflop.fitting import fit_joint, fit_parametric, read_table
 from isoflop.fitting.base import Fit
 from isoflop.fitting.design import Aim
 from isoflop.fitting.diagnostics import LACK, flops_text
+from isoflop.fitting.recipe_check import unchecked
 from isoflop.fitting.surface import ParametricFit
 from isoflop.fitting.table import ParamCount, RunsTable
 from isoflop.following.expect import FURTHER
@@ -159,7 +160,7 @@ def extend(
     """
     if missing := [name for name in ("budget", "width", "seed", "state") if name not in runs.columns]:
         raise ConfigError(f"the runs have no column {missing[0]!r}: only a sweep's own runs can be extended")
-    before = plan(sweep)
+    before, runs = plan(sweep), unchecked(runs)
     table = read_table(runs, n=n, loss=loss, grouped=False)
     fit = fit_parametric(table, bootstrap=0, confidence=confidence)
     study, spent = _study(before, runs, fit, n)
@@ -202,7 +203,7 @@ def _study(before: Plan, runs: pd.DataFrame, fit: ParametricFit, n: ParamCount) 
     names = ["budget", "width", "seed", "state"]
     states = {tuple(key): str(state) for *key, state in runs.loc[:, names].itertuples(index=False, name=None)}
     by_state: dict[str, list[RunSpec]] = {"done": [], "diverged": [], "coming": []}
-    for run in before.runs:
+    for run in (run for run in before.runs if not run.check):
         state = states.get((run.budget, run.width, run.seed), "pending")
         by_state[state if state in by_state else "coming"].append(run)
     done = Counter((run.budget, run.width) for run in by_state["done"])
@@ -210,7 +211,9 @@ def _study(before: Plan, runs: pd.DataFrame, fit: ParametricFit, n: ParamCount) 
     banned = {(run.budget, run.width) for run in by_state["diverged"]}
     places, first = places_of(before.sweep), len(before.sweep.seeds)
     spent = float(sum(run.train_flops for run in by_state["done"]))
-    return Study.of(fit.sample, fit.estimate, coming, done, places, first, n, banned), spent
+    sd, dof = fit.noise.replicate_sd, fit.noise.replicate_dof
+    seeds = (sd**2 * dof, dof) if dof else (0.0, 0)
+    return Study.of(fit.sample, fit.estimate, coming, done, places, first, n, seeds, banned), spent
 
 
 def _joint(table: RunsTable, confidence: float) -> Fit | None:
@@ -230,7 +233,7 @@ def _half_of(fit: ParametricFit, purpose: Purpose, target: float, confidence: fl
 def entries_of(before: Plan, picks: Sequence[Pick]) -> list[Entry]:
     """Picks as extra points of a sweep, and as replicates of places that it has, each with its last pick."""
     seeds: dict[tuple[float, int], list[int]] = {}
-    for run in before.runs:
+    for run in (run for run in before.runs if not run.check):
         seeds.setdefault((run.budget, run.width), []).append(run.seed)
     points: list[Entry] = []
     more: dict[tuple[float, int], tuple[tuple[int, ...], Pick]] = {}

@@ -23,11 +23,11 @@ WIDER = 2.0
 """The widest model that is considered, over the widest of the sweep."""
 
 MOST_WIDTHS = 64
-STEP = math.sqrt(10.0)
-STEPS_ABOVE = 2
-"""New budgets above the sweep's: moderate steps, since the law is extrapolated to judge them."""
+STEP = 10.0**0.25
+STEPS_ABOVE = 4
+"""New budgets above the largest, up to a decade: further out, the law is trusted too much to choose by it."""
 
-GAP = 2.0
+GAP = 1.5
 """Neighbouring budgets further apart than this may get one between them."""
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import fdtrc
 
 from isoflop.fitting.base import Fit
 from isoflop.fitting.design import Design
+from isoflop.fitting.diagnostics import LACK
 from isoflop.fitting.estimate import Estimate, Sample
 from isoflop.fitting.surface import optimum
 from isoflop.fitting.table import ParamCount
@@ -23,11 +25,12 @@ Key = tuple[float, int]
 SURE = 0.5
 """A joint fit places an optimum where half its interval of ln N* is less; else the surface does."""
 
-RISES = (0.05, 0.12)
-"""How far above the least loss at its compute a place may lie, as a share: as far as the runs that the law was fitted
-to, within these limits. Far from the optima a law is trusted less."""
+MOST_RISE = 0.12
+"""A place may cost this share more than the least loss at its compute, as far as SODA's own grid goes: further from the
+optima a law is trusted less."""
 
 LEAST_NOISE = 1e-5
+EFFICIENCY = 0.95  # of the adaptive Huber loss, see `estimate.EFFICIENT`
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,18 @@ class Study:
         places: Sequence[Place],
         first: int = 1,
         n: ParamCount = "total",
+        seeds: tuple[float, int] = (0.0, 0),
         banned: Collection[Key] = (),
     ) -> Study:
-        """A study by the first estimate of a sample; `banned` places, such as diverged ones, are no options."""
+        """A study by the first estimate of a sample.
+
+        Args:
+            seeds: sum of squares of ln loss about the means of configurations, and its degrees of freedom: they tell
+                of the noise too, unless the runs lie clearly further off the law than that.
+            banned: places that are no options, such as those where a run has diverged.
+        """
         e, a, b, alpha, beta = map(float, sample.points.natural(estimate.theta[0]))
-        noise = max(float(np.sqrt(estimate.variance[0])), LEAST_NOISE)
+        noise = max(float(np.sqrt(pooled(float(estimate.variance[0]), sample.dof, *seeds))), LEAST_NOISE)
         free = [place for place in places if place.key not in banned]
         return cls(sample, Surface(e, a, b, alpha, beta), noise, coming, done, free, first, n)
 
@@ -101,11 +111,9 @@ class Study:
         return {budget: _lowest(np.log(params[here]), losses[here]) for budget, here in masks.items()}
 
     def options(self) -> list[Option]:
-        """Places within the losses that the study has explored, and those that have runs."""
+        """Places that are not too far from the optima, and those that have runs."""
         params, tokens = self._counts(self.places)
-        points = self.sample.points
-        explored = float(self._rise(np.exp(points.x + points.x_mean), np.exp(points.y + points.y_mean)).max())
-        rows, near = self.design.rows_at(params, tokens), self._rise(params, tokens) <= np.clip(explored, *RISES)
+        rows, near = self.design.rows_at(params, tokens), self._rise(params, tokens) <= MOST_RISE
         known = dict(self.done)
         for place, runs in self.coming.items():
             known[place.key] = known.get(place.key, 0) + runs
@@ -141,6 +149,16 @@ class Study:
             if interval.width / 2.0 < SURE:
                 return interval.value
         return self.optima[budget]
+
+
+def pooled(variance: float, dof: int, squares: float, more: int) -> float:
+    """Variance of one run about the law, by residuals (`dof`) and by what seeds differ by (`more`) where they agree.
+
+    The estimate's variance has Huber's loss in it, which is `EFFICIENCY` as efficient as least squares.
+    """
+    if not more or squares <= 0.0 or fdtrc(dof, more, EFFICIENCY * variance / (squares / more)) < LACK:
+        return variance
+    return (dof * variance + squares / EFFICIENCY) / (dof + more)
 
 
 def _lowest(x: Floats, y: Floats) -> float:

@@ -31,7 +31,7 @@ HTML_ROWS = 100
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The runs of a study, in order of budget, width and seed.
+    """The runs of a study, in order of budget, width and seed; those that check the recipe come last.
 
     Attributes:
         sweep: the study's definition.
@@ -154,7 +154,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
             identity = run_identity(sweep, recipe, candidate, seed)
             runs.append(
                 RunSpec(
-                    run_id=run_id(point.budget, point.width, seed, identity),
+                    run_id=run_id(point.budget, point.width, seed, identity, point.check),
                     sweep=sweep.name,
                     budget=point.budget,
                     shape=candidate.shape,
@@ -163,6 +163,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
                     lr=candidate.lr,
                     beta2=candidate.beta2,
                     seed=seed,
+                    check=point.check,
                     epochs=max(epochs.values(), default=None),
                 )
             )

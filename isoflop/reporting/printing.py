@@ -60,7 +60,8 @@ def print_plan_json(plan: Plan, dropped: bool, expected: Expectation | None = No
 def print_plan(plan: Plan) -> None:
     """A line a run, and totals."""
     seeds = len({run.seed for run in plan.runs}) > 1
-    headers = ["budget", "width", *(["seed"] if seeds else [])]
+    checks = any(run.check for run in plan.runs)
+    headers = ["budget", "width", *(["seed"] if seeds else []), *(["check"] if checks else [])]
     headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
     headers += ["gpus", "hours", "gpu_hours"] if plan.bill else []
     rows = [
@@ -68,6 +69,7 @@ def print_plan(plan: Plan) -> None:
             budget_label(run.budget),
             str(run.width),
             *([str(run.seed)] if seeds else []),
+            *([run.check] if checks else []),
             str(run.layers),
             str(run.heads),
             f"{run.batch_size:,}",
@@ -81,7 +83,7 @@ def print_plan(plan: Plan) -> None:
         ]
         for run in plan.runs
     ]
-    print_table(headers, rows, text=["budget"])
+    print_table(headers, rows, text=["budget", "check"])
     params = [run.params_total for run in plan.runs]
     budgets = len({run.budget for run in plan.runs})
     print(

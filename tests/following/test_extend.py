@@ -126,7 +126,7 @@ def test_uneven_noise_is_allowed_for() -> None:
     assert extend(study.sweep, even, max_flops=1e20, max_runs=1).scale == 1.0
     chosen = extend(study.sweep, uneven, max_flops=1e20, max_runs=1)
     assert chosen.scale != 1.0
-    assert chosen.picks[-1].before * chosen.scale == pytest.approx(chosen.now, rel=1e-3)
+    assert chosen.picks[-1].before * chosen.scale == pytest.approx(chosen.now, rel=5e-3)
 
 
 def test_runs_that_cannot_be_extended() -> None:
