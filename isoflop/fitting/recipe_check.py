@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.base import Fit
-from isoflop.fitting.frames import column
+from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.isoflop import fit_isoflop
 from isoflop.fitting.joint import fit_joint
 from isoflop.fitting.parametric import fit_parametric
@@ -65,17 +65,17 @@ class RecipeCheck:
 
     def summary(self) -> str:
         """The result as text: the worst excess, and how the exponents move."""
-        worst = self.points.loc[self.points["excess"].idxmax()]
+        worst = max(records(self.points), key=lambda point: point["excess"])
         lines = [
             f"The recipe costs up to {100 * worst['excess']:.2f} % of the loss ({worst['setting']} at "
             f"{worst['params']:.3g} parameters, {worst['budget']:.3g} FLOPs: best at {worst['best']:.2g} times it)."
         ]
-        for name, row in self.exponents.iterrows():
+        for name, row in self.exponents.to_dict("index").items():
             lines.append(
                 f"{name}: {row['recipe']:.4f} +/- {row['half']:.4f} as run, {row['tuned']:.4f} if each size were tuned "
                 f"({row['difference']:+.4f})."
             )
-        open_ends = int((~self.points["bounded"]).sum())
+        open_ends = int(np.count_nonzero(~mask(self.points, "bounded")))
         if open_ends:
             lines.append(f"At {open_ends} of {len(self.points)} points the best lies beyond the factors run.")
         return "\n".join(lines)
@@ -83,11 +83,11 @@ class RecipeCheck:
 
 def unchecked(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that follow the recipe: those that enter fits."""
-    return runs.loc[_names(runs) == ""] if COLUMN in runs.columns else runs
+    return rows(runs, _names(runs) == "") if COLUMN in runs.columns else runs
 
 
-def _names(runs: pd.DataFrame) -> pd.Series:
-    return runs[COLUMN].fillna("").astype(str)
+def _names(runs: pd.DataFrame) -> np.ndarray:
+    return cast(pd.Series, runs[COLUMN]).fillna("").to_numpy(dtype=str)
 
 
 def check_recipe(
@@ -125,24 +125,26 @@ def check_recipe(
 
 def _points(runs: pd.DataFrame, counts: str, loss: str, noise: float) -> list[dict[str, object]]:
     """Rows of `RecipeCheck.points`."""
-    done = runs.loc[runs[loss].notna() & (runs["state"] == "done" if "state" in runs.columns else True)]
-    batch = column(done, "batch_size") if "batch_size" in done.columns else np.ones(len(done))
-    values = pd.DataFrame({"loss": np.log(column(done, loss)), "batch": np.log(batch)})
-    keys = [column(done, "budget"), column(done, counts), _names(done).to_numpy()]
-    table: dict[tuple[float, float, str], tuple[float, float, int]] = {
-        (float(budget), float(size), str(check)): (float(rows["loss"].mean()), float(rows["batch"].mean()), len(rows))
-        for (budget, size, check), rows in values.groupby(keys)  # pyright: ignore[reportGeneralTypeIssues]
-    }
-    found: list[dict[str, object]] = []
-    for budget, size in sorted({(budget, size) for budget, size, check in table if check}):
+    known = runs[loss].notna() & (runs["state"] == "done" if "state" in runs.columns else True)
+    done = rows(runs, known.to_numpy(dtype=bool))
+    batch = np.log(column(done, "batch_size")) if "batch_size" in done.columns else None
+    cells = zip(column(done, "budget"), column(done, counts), _names(done), strict=True)
+    places: dict[tuple[float, float, str], list[int]] = {}
+    for i, (budget, size, check) in enumerate(cells):
+        places.setdefault((float(budget), float(size), check), []).append(i)
+    ln_loss, found = np.log(column(done, loss)), []
+    for budget, size in sorted({(budget, size) for budget, size, check in places if check}):
         for setting in ("lr", "batch"):
-            three = [table.get((budget, size, check)) for check in (f"{setting} x 0.5", "", f"{setting} x 2")]
-            if None in three:
+            three = [places.get((budget, size, check), []) for check in (f"{setting} x 0.5", "", f"{setting} x 2")]
+            if not all(three):
                 continue
-            ln_loss, batches, seeds = np.transpose([one for one in three if one])
-            steps = batches - batches[1] if setting == "batch" and "batch_size" in done.columns else np.log([0.5, 1, 2])
+            steps = np.log([0.5, 1.0, 2.0])
+            if setting == "batch" and batch is not None:
+                steps = np.array([batch[several].mean() for several in three])
+                steps = steps - steps[1]
+            means = np.array([ln_loss[several].mean() for several in three])
             place = {"budget": budget, "params": size, "setting": setting}
-            found.append(place | _vertex(steps, ln_loss, noise / np.sqrt(seeds)))
+            found.append(place | _vertex(steps, means, noise / np.sqrt(list(map(len, three)))))
     return found
 
 

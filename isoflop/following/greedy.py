@@ -177,21 +177,17 @@ class Search:
 
     def _single(self) -> Move | None:
         """The best one place, a new size or a repeat, at a budget that has runs."""
-        open_ = {budget for budget, known in zip(self.budget, self.known, strict=True) if known}
         most = max(LEAST_OF_A_BUDGET, int(np.ceil(SHARE_OF_A_BUDGET * self.caps.runs)))
-        full = np.array([self.added[budget] for budget in self.budget.tolist()]) + self.seeds > most
-        fits = (self.spent + self.seeds * self.cost <= self.caps.flops) & (self.runs + self.seeds <= self.caps.runs)
-        free = fits & ~full & np.isin(self.budget, list(open_)) & (self.known + self.seeds <= MOST_OF_A_PLACE)
-        free |= fits & ~full & np.isin(self.budget, list(open_)) & (self.known == 0)
-        if not free.any():
+        added = np.array([self.added[budget] for budget in self.budget.tolist()], dtype=np.int64)
+        free = np.isin(self.budget, self.budget[self.known > 0]) & (self.known < MOST_OF_A_PLACE)
+        free &= (added + self.seeds <= most) & (self.runs + self.seeds <= self.caps.runs)
+        free &= self.spent + self.seeds * self.cost <= self.caps.flops
+        falls = self._falls(np.linalg.inv(self.information), self.seeds)
+        worths = np.where(free & (falls >= LEAST_WORTH), falls / self._price(self.seeds, self.cost), 0.0)
+        if not worths.any():
             return None
-        falls = np.where(free, self._falls(np.linalg.inv(self.information), self.seeds), 0.0)
-        if falls.max() < LEAST_WORTH:
-            return None
-        falls = np.where(falls >= LEAST_WORTH, falls, 0.0)
-        i = int(np.argmax(falls / self._price(self.seeds, self.cost)))
-        worth = float(falls[i] / self._price(self.seeds[i], self.cost[i]))
-        return Move(worth, (i,), "repeat" if self.known[i] else "size")
+        i = int(np.argmax(worths))
+        return Move(float(worths[i]), (i,), "repeat" if self.known[i] else "size")
 
     def _falls(self, covariance: Floats, seeds: Floats) -> Floats:
         """Fall of ln variance of the aim by the runs of each option."""
