@@ -36,8 +36,8 @@ format: setup ## Mend what ruff can, and format.
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-notebook: setup ## Execute analysis/isoflop.ipynb again, in place.
-	$(VENV)/bin/python -c "from nbclient.cli import main; main()" --inplace analysis/isoflop.ipynb
+notebook: setup ## Execute the notebooks of analysis/ again, in place.
+	$(VENV)/bin/python -c "from nbclient.cli import main; main()" --inplace analysis/*.ipynb
 
 slurm-install: ## Fetch SLURM from Debian or Ubuntu, for the test bed (needs root).
 	slurm/testbed/testbed.sh install

@@ -70,25 +70,20 @@ def report(folder: Path, options: argparse.Namespace) -> None:
     versions = "" if options.no_peers else peers(folder, options, rows)
     print(versions)
     table(
-        ["what", "tool", "s", "CPU s", "MiB", "times isoflop's s"],
-        [[what, tool, *shown(m), f"{m['seconds'] / own['seconds']:.3g}"] for what, tool, m, own in rows],
+        ["what", "tool", "s", "CPU s", "MiB", "x isoflop's s", "x its CPU s"],
+        [[what, tool, *shown(m), *(f"{m[k] / own[k]:.3g}" for k in ("seconds", "cpu"))] for what, tool, m, own in rows],
     )
     print("\nGrowth with rows (no resamples) and with resamples (240 runs):\n")
-    grown = []
+    grown: list[tuple[int, int, dict[str, Any]]] = []
     for count in ROWS:
         simulated(count).to_csv(folder / f"{count}.csv", index=False)
-        grown.append([f"{count:,}", "0", ours("rows", f"{count}.csv", 3 if count < 100_000 else 1)])
-    grown += [["240", f"{n:,}", ours(f"resamples-{n}", "surface.csv", 3 if n < 100_000 else 1)] for n in RESAMPLES]
-    grown.append(["100,000", "100", ours("both", "100000.csv", 1)])
-    scale = {"rows": 1e3, "resamples": 1e3}
+        grown.append((count, 0, ours("rows", f"{count}.csv", 3 if count < 100_000 else 1)))
+    grown += [(240, n, ours(f"resamples-{n}", "surface.csv", 3 if n < 100_000 else 1)) for n in RESAMPLES]
+    grown.append((100_000, 100, ours("both", "100000.csv", 1)))
     table(
-        ["rows", "resamples", "s", "CPU s", "MiB", "CPU ms a row and resample or start"],
-        [[r, n, *shown(m), f"{scale['rows'] * m['cpu'] / (number(r) * (number(n) or 1)):.3g}"] for r, n, m in grown],
+        ["rows", "resamples", "s", "CPU s", "MiB", "CPU µs a row, or a row and resample"],
+        [[f"{k:,}", f"{n:,}", *shown(m), f"{1e6 * m['cpu'] / (k * max(n, 1)):.3g}"] for k, n, m in grown],
     )
-
-
-def number(text: str) -> int:
-    return int(text.replace(",", ""))
 
 
 def table(headings: list[str], rows: list[list[str]]) -> None:
@@ -186,7 +181,7 @@ def peers(folder: Path, options: argparse.Namespace, rows: list[list[Any]]) -> s
         done = subprocess.run([python, "-m", "pip", "install", "-q", peer], capture_output=True, text=True, check=False)
         installed += [peer] if done.returncode == 0 else []
     script = str(Path(__file__).with_name("fit_peers.py"))
-    (surface, *_), (profiles, *_) = [(row[2],) for row in rows[:2]]
+    surface, profiles = (row[2] for row in rows[:2])
 
     def add(peer: str, what: str, case: str, data: str, own: dict[str, Any], repeats: int) -> None:
         if peer in installed:

@@ -1,7 +1,8 @@
-"""What tests of figures ask of Axes."""
+"""What tests of figures ask of Axes, and of the tables of a page."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -61,3 +62,9 @@ def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert dict(matplotlib.rcParams) == before
+
+
+def cells(page: str) -> list[list[str]]:
+    """The rows of all tables, as text."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, flags=re.S)
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]

@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -223,12 +222,9 @@ class Fit(Laws):
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def _repr_html_(self) -> str:
-        shown = self.intervals().to_html(float_format=lambda v: f"{v:.5g}")
-        notes = "".join(f"<li>{escape(d['message'])}</li>" for d in self.diagnostics)
-        return f"<p><b>{escape(self.headline())}</b></p>{shown}{self._more_html()}<ul>{notes}</ul>"
+        from isoflop.reporting.jupyter import fit_html
 
-    def _more_html(self) -> str:
-        return ""
+        return fit_html(self)
 
 
 class ProfileFit(Fit):
@@ -277,9 +273,6 @@ class ProfileFit(Fit):
         from isoflop.reporting.residual_plots import plot_residuals
 
         return plot_residuals(self, against, ax)
-
-    def _more_html(self) -> str:
-        return self.profiles.to_html(float_format=lambda v: f"{v:.5g}", index=False)
 
 
 def _span(row: dict[Any, float]) -> str:

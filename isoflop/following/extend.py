@@ -161,7 +161,7 @@ def extend(
     if missing := [name for name in ("budget", "width", "seed", "state") if name not in runs.columns]:
         raise ConfigError(f"the runs have no column {missing[0]!r}: only a sweep's own runs can be extended")
     before, runs = plan(sweep), unchecked(runs)
-    table = read_table(runs, n=n, loss=loss, grouped=False)
+    table = read_table(runs, n=n, loss=loss, need_budgets=False)
     fit = fit_parametric(table, bootstrap=0, confidence=confidence)
     study, spent = _study(before, runs, fit, n)
     target = target or FURTHER * max(run.budget for run in before.runs)

@@ -76,7 +76,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     grows as the square of ln(distance) and holds the worst roll-out.
 
     Args:
-        quantity: `params`, `tokens` or `loss`; default the loss where the law has it, else `params`.
+        quantity: `params`, `tokens` or `loss`; default the loss where the law has it, else what profiles are in.
 
     Raises:
         FitError: a fit with too few budgets to hide one; the loss of a fit that has no law of it.
@@ -84,7 +84,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     if fit.rollout is None:
         raise FitError(f"the {fit.method} fit was not rolled out: it has too few budgets to hide one")
     known = fit.rollout.misses[0].errors
-    chosen = quantity or ("loss" if "loss" in known else "params")
+    chosen = quantity or ("loss" if "loss" in known else getattr(fit, "axis", "params"))
     if chosen not in known:
         raise FitError(f"the {fit.method} fit rolls out {', '.join(known)}, not the {chosen}")
     ax = new_axes(ax, 5.6, 4.2)
@@ -98,7 +98,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     ax.axhline(0.0, color=INK, linewidth=1.0)
     colours = budget_colours([m.budget for m in misses])
     seen: set[float] = set()
-    tallest = 0.0
+    lowest = highest = 0.0
     for miss in sorted(misses, key=lambda m: m.budget):
         error, se = miss.errors[chosen].item(), miss.ses[chosen].item()
         at, low, high = 100.0 * np.expm1([error, error - se, error + se])
@@ -108,7 +108,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
         ax.errorbar(
             [x], [at], yerr=([at - low], [high - at]), color=colour, marker="o", ms=5, capsize=2.5, lw=1.2, label=label
         )
-        tallest = max(tallest, abs(low), abs(high))
+        lowest, highest = min(lowest, float(low)), max(highest, float(high))
         seen.add(miss.budget)
     names = {"params": "N*", "tokens": "D*", "loss": "loss"}
     dress(
@@ -118,7 +118,8 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
         f"Predicted over measured {names[chosen]} (%)",
     )
     ax.set_xlim(1.0, float(np.exp(farthest)))
-    ax.set_ylim(-1.15 * tallest, 1.15 * tallest)
+    room = 0.15 * (highest - lowest)
+    ax.set_ylim(lowest - room, highest + room)
     times_axis(ax)
     linear_axis(ax, "y")
     budget_legend(ax, "Hidden budget (FLOPs)")
@@ -176,8 +177,8 @@ def _law_label(fit: Fit, quantity: Quantity) -> str:
     if quantity == "loss":
         return "$L^*(C)$ at $C = 6ND$"
     row: dict[Any, Any] = fit.exponents.loc["a" if quantity == "params" else "b"].to_dict()
-    low, high, letter = row["low"], row["high"], WORDS[quantity][2]
-    return rf"${letter}^* \propto C^{{{row['value']:.3f}}}$  [{low:.3f}, {high:.3f}]"
+    span = f"{row['low']:.3f}, {row['high']:.3f}" if np.isfinite(row["high"] - row["low"]) else "unbounded"
+    return rf"${WORDS[quantity][2]}^* \propto C^{{{row['value']:.3f}}}$  [{span}]"
 
 
 def _y_label(fit: Fit, quantity: Quantity) -> str:

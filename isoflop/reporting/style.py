@@ -19,7 +19,7 @@ SMALL = 9
 INK = "#222222"
 MUTED = "#6b7280"
 GRID = "#e5e7eb"
-PANEL = "#f3f4f6"
+PANEL = "#eef0f3"
 BAND = "#3b82f6"
 _COUNTS: dict[ParamCount, str] = {
     "total": "all",

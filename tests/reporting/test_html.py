@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
+from drawn import cells
 from matplotlib.figure import Figure
 
 from isoflop.errors import FitError
@@ -155,12 +156,6 @@ def test_more_fits_are_listed(tmp_path: Path):
     fits = [fit_isoflop(runs, loss=name, bootstrap=200) for name in ("loss", "loss_text")]
     page = write_report(tmp_path, runs, fits[0], more_fits=fits[1:]).read_text()
     assert ">loss_text<" in page
-
-
-def cells(page: str) -> list[list[str]]:
-    """The rows of all tables, as text."""
-    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.S)
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -60,6 +60,7 @@ def test_unbounded_intervals_are_drawn():
     axes = plot_overview(unbounded)
     axes[0].figure.canvas.draw()
     assert "[unbounded]" in unbounded.headline()
+    assert any("[unbounded]" in text for text in legend(axes[1]))
 
 
 def test_loss_curves_take_the_held_out_loss_of_all_tokens():
