@@ -30,7 +30,6 @@ from isoflop.fitting.realising import Family
 from isoflop.fitting.solver import Points
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
-from isoflop.recipes import SODA
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
@@ -83,13 +82,20 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
 # The optimum
 
 
-def test_the_best_model_is_the_best_of_all_that_can_be_made() -> None:
-    (method,) = predict("soda", 9e19).methods
-    law = SURFACES["soda"]
-    shapes = [SODA.shape(width, 144_644, 4096) for width in range(128, 6000, 128)]
-    losses = [float(law.loss(s.params_total, 9e19 / s.train_flops_per_token)) for s in shapes]
-    assert method.shape == shapes[int(np.argmin(losses))]
-    assert cell(method.table, "loss", "value") == pytest.approx(min(losses), rel=1e-9)
+@pytest.mark.parametrize(
+    ("law", "recipe", "budget", "step"),
+    [("soda", "soda", 9e19, 128), ("soda", "soda", 1e23, 128), ("chinchilla", "pocket-64", 3e18, 4)],
+)
+def test_the_best_model_is_the_best_of_all_that_can_be_made(law: str, recipe: str, budget: float, step: int) -> None:
+    (method,) = predict(law, budget, recipe=recipe).methods
+    family = Family.of(load_sweep(recipe), "total")
+    assert family.step == step
+    shapes = [family.recipe.shape(k * step, family.vocab_size, family.sweep.seq_len) for k in range(1, 9000 // step)]
+    losses = [float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes]
+    best = int(np.argmin(losses))
+    assert 500 < shapes[best].width < 8000
+    assert method.shape == shapes[best]
+    assert cell(method.table, "loss", "value") == pytest.approx(losses[best], rel=1e-9)
 
 
 @pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
