@@ -84,7 +84,7 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
 
 @pytest.mark.parametrize(
     ("law", "recipe", "budget", "step"),
-    [("soda", "soda", 9e19, 128), ("soda", "soda", 1e23, 128), ("chinchilla", "pocket-64", 3e18, 4)],
+    [("soda", "soda", 9e19, 128), ("soda", "soda", 1e23, 128), ("chinchilla", "pocket-64", 4e18, 4)],
 )
 def test_the_best_model_is_the_best_of_all_that_can_be_made(law: str, recipe: str, budget: float, step: int) -> None:
     (method,) = predict(law, budget, recipe=recipe).methods
