@@ -103,10 +103,6 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
         (["OK", "--huber-delta", "wide"], "unknown Huber delta 'wide': a number above 0, adaptive or chinchilla"),
         (["OK", "--drop-outliers", "0"], "drop_outliers is a number of robust standard deviations above 0, not 0"),
         (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
-        (
-            ["."],
-            "has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory of",
-        ),
     ],
 )
 def test_a_table_that_can_not_be_fitted_is_one_line(

@@ -119,7 +119,7 @@ def predict(
         str | None, typer.Option(metavar="SWEEP", help="A sweep file or shipped sweep whose models are chosen among.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="M", help="Whose optimum is trained; default: parametric.")
+        str | None, typer.Option(metavar="M", help="Whose optimum is trained; default: the surest.")
     ] = None,
     confidence: Annotated[float | None, typer.Option(help="Of the intervals; default: the fit's.")] = None,
     yaml: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the run as a sweep file.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop
 from isoflop.fitting.comparing import gap_text
+from isoflop.fitting.frames import cell
 from isoflop.fitting.intervals import Interval
 from isoflop.fitting.origin import Origin
 
@@ -30,6 +32,15 @@ def test_two_laws_are_told_apart() -> None:
     assert pair.verdict.startswith("differ in a, b")
     by_name = {d.quantity: d for d in pair.differences}
     assert by_name["a"].value == pytest.approx(SURFACES["soda"].a - SURFACES["chinchilla"].a, abs=0.03)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_an_exact_law_at_the_end_of_an_interval_is_just_told_apart(confidence: float, tmp_path: Path) -> None:
+    end = cell(ONE.conf_int(confidence), "a", "high")
+    laws = {"N": {"value": 1.0, "exponent": end}, "D": {"value": 1.0, "exponent": 1.0 - end}}
+    (tmp_path / "fit.json").write_text(json.dumps({"schema": 1, "fits": [{"method": "isoflop", "coefficients": laws}]}))
+    (pair,) = compare({"one": ONE, "exact": load_fit(tmp_path)[0]}, confidence=confidence).pairs
+    assert pair.differences[0].p == pytest.approx(1.0 - confidence)
 
 
 def test_false_alarms_are_as_rare_as_they_should_be() -> None:

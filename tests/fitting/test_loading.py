@@ -81,7 +81,7 @@ def test_a_law_that_is_known_by_name(flops: float, size: float) -> None:
     (law,) = load_fit("soda")
     table = law.predict(flops)
     assert table.loc["params", "value"] == pytest.approx(size, rel=6e-3)
-    assert table[["low", "high"]].isna().all(axis=None)
+    assert np.isnan(table[["low", "high"]].to_numpy()).all()
     assert law.headline() == "Optimal data grows 1.6x faster than optimal model size: N* ~ C^0.391, D* ~ C^0.609"
 
 
@@ -96,7 +96,7 @@ def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
     table = loaded[0].predict(1.32e22)
     assert 5.4e9 < table.loc["params", "value"] < 6.6e9
     assert 260e9 < table.loc["tokens", "value"] < 340e9
-    assert table["low"].isna().all()
+    assert np.isnan(table["low"].to_numpy()).all()
     assert loaded.notes == ("fits[0] (isoflop): the file has no more than its values, so it has no intervals",)
 
 

@@ -24,17 +24,22 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
+from isoflop.fitting.frames import cell, column
 from isoflop.fitting.optimum import Optimum, closed_form
 from isoflop.fitting.realising import Family
 from isoflop.fitting.solver import Points
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
-from isoflop.recipes import SODA
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
 ALL = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), SURFACE, fit_envelope(RUNS)]
 SUITE = 1.32e22
+
+
+def values(table: pd.DataFrame) -> dict[str, float]:
+    """The values of a prediction by quantity."""
+    return dict(zip(table.index, column(table, "value"), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_sodas_published_law_at_the_budget_of_its_largest_model() -> None:
     prediction = predict("soda", SUITE)
     (method,) = prediction.methods
     assert method.closed_form is not None
-    closed, real = method.closed_form["value"], method.table["value"]
+    closed, real = values(method.closed_form), values(method.table)
     assert closed["params"] == pytest.approx(9.8e9, rel=5e-3)
     assert closed["tokens"] == pytest.approx(225e9, rel=2e-3)
     assert closed["loss"] == pytest.approx(3.250, abs=5e-4)
@@ -67,7 +72,7 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
     (method,) = predict("soda", 3e18).methods
     assert method.closed_form is not None
     assert method.shape is not None
-    real, closed = method.table["value"], method.closed_form["value"]
+    real, closed = values(method.table), values(method.closed_form)
     assert closed["params"] == pytest.approx(0.368e9, rel=5e-3)
     assert real["tokens"] == pytest.approx(3e18 / method.shape.train_flops_per_token)
     assert real["tokens"] * real["params"] * 6 > 1.1 * 3e18
@@ -77,13 +82,20 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
 # The optimum
 
 
-def test_the_best_model_is_the_best_of_all_that_can_be_made() -> None:
-    (method,) = predict("soda", 9e19).methods
-    law = SURFACES["soda"]
-    shapes = [SODA.shape(width, 144_644, 4096) for width in range(128, 6000, 128)]
-    losses = [float(law.loss(s.params_total, 9e19 / s.train_flops_per_token)) for s in shapes]
-    assert method.shape == shapes[int(np.argmin(losses))]
-    assert method.table["value"]["loss"] == pytest.approx(min(losses), rel=1e-9)
+@pytest.mark.parametrize(
+    ("law", "recipe", "budget", "step"),
+    [("soda", "soda", 9e19, 128), ("soda", "soda", 1e23, 128), ("chinchilla", "pocket-64", 4e18, 4)],
+)
+def test_the_best_model_is_the_best_of_all_that_can_be_made(law: str, recipe: str, budget: float, step: int) -> None:
+    (method,) = predict(law, budget, recipe=recipe).methods
+    family = Family.of(load_sweep(recipe), "total")
+    assert family.step == step
+    shapes = [family.recipe.shape(k * step, family.vocab_size, family.sweep.seq_len) for k in range(1, 9000 // step)]
+    losses = [float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes]
+    best = int(np.argmin(losses))
+    assert 500 < shapes[best].width < 8000
+    assert method.shape == shapes[best]
+    assert cell(method.table, "loss", "value") == pytest.approx(losses[best], rel=1e-9)
 
 
 @pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
@@ -174,13 +186,13 @@ def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend:
 
 
 def test_the_two_kinds_of_interval(saved: FitFile) -> None:
-    frame = predict(saved, 1e22).to_frame()
-    inner, outer = frame["statistical_high"] - frame["value"], frame["high"] - frame["value"]
-    rolled_out = [law for law in frame.index.get_level_values("law").unique() if law != "envelope"]
-    assert (outer[rolled_out] > inner[rolled_out]).all()
-    assert (outer["envelope"] == inner["envelope"]).all()
-    narrow = predict(saved, 1e22, confidence=0.5).to_frame()
-    assert (narrow["statistical_high"] < frame["statistical_high"]).all()
+    for method in predict(saved, 1e22).methods:
+        table = method.table
+        inner, outer = (column(table, high) - column(table, "value") for high in ("statistical_high", "high"))
+        assert np.all(outer == inner if method.law.rollout is None else outer > inner)
+        assert (method.law.rollout is None) == (method.name == "envelope")
+    narrow, wide = (predict(saved, 1e22, confidence=level).to_frame() for level in (0.5, 0.95))
+    assert np.all(column(narrow, "statistical_high") < column(wide, "statistical_high"))
 
 
 def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
@@ -208,7 +220,7 @@ def test_the_run_is_laid_out_from_its_yaml(saved: FitFile, method: str, tmp_path
     assert run.train_flops == pytest.approx(1e21, rel=0.01)
     assert laid_out.sweep.data == load_sweep("soda").data
     assert laid_out.sweep.train == load_sweep("soda").train
-    size = prediction.chosen.table["value"]["params"]
+    size = cell(prediction.chosen.table, "params", "value")
     assert abs(math.log(run.params_total / size)) < 0.08  # half a step in width
 
 
@@ -225,7 +237,7 @@ def test_n_is_counted_as_the_fit_did() -> None:
     law = fit_parametric(runs, n="non_embedding", bootstrap=0)
     (method,) = predict(law, 1e21, recipe="soda").methods
     assert method.shape is not None
-    assert method.table["value"]["params"] == pytest.approx(method.shape.params_non_embedding)
+    assert cell(method.table, "params", "value") == pytest.approx(method.shape.params_non_embedding)
 
 
 def test_a_recipe_of_ones_own_takes_the_window_of_the_runs(saved: FitFile) -> None:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
+from isoflop.fitting.frames import cell, column
 from isoflop.fitting.intervals import Line
 from isoflop.fitting.together import Options
 
@@ -22,12 +23,17 @@ def counted(vocabulary: float = 1.2e7) -> pd.DataFrame:
     return runs.assign(**counts)
 
 
+def by_choice(table: pd.DataFrame, name: str = "a") -> dict[tuple[str, str, str], float]:
+    """One column by method, N and C."""
+    return dict(zip(zip(table["method"], table["n"], table["c"], strict=True), column(table, name), strict=True))
+
+
 def test_the_gap_between_counts_is_told() -> None:
     runs = counted()
     table = fit_study(runs, ["isoflop", "joint", "parametric"], QUICK).sensitivity
-    a = table.set_index(["method", "n", "c"])["a"]
+    a = by_choice(table)
     for n in ("total", "one_embedding", "non_embedding"):
-        alone = fit_isoflop(runs, n=n, bootstrap=0).exponents.loc["a", "value"]
+        alone = cell(fit_isoflop(runs, n=n, bootstrap=0).exponents, "a", "value")
         assert a["isoflop", n, "train_flops"] == pytest.approx(alone, rel=1e-12)
     for method in ("isoflop", "joint"):
         body, one, both = (a[method, n, "train_flops"] for n in ("non_embedding", "one_embedding", "total"))
@@ -40,14 +46,14 @@ def test_the_gap_between_counts_is_told() -> None:
 
 def test_c_of_6nd_is_the_slope_over_6nd_of_the_optima() -> None:
     runs = counted()
-    table = fit_study(runs, ["isoflop"], QUICK).sensitivity.set_index(["n", "c"])
+    table = fit_study(runs, ["isoflop"], QUICK).sensitivity
     profiles = fit_isoflop(runs, n="non_embedding", bootstrap=0).profiles
-    size, data = (np.log(profiles[name].to_numpy()) for name in ("params_opt", "tokens_opt"))
-    line = Line.through(size + data, size)
-    assert table.loc[("non_embedding", "6ND"), "a"] == pytest.approx(line.slope, abs=2e-3)
-    both = table.loc[("non_embedding", "6ND")]
-    assert both["a"] + both["b"] == pytest.approx(1.0)
-    assert both["a_low"] + both["b_high"] == pytest.approx(1.0)
+    size, data = (np.log(column(profiles, name)) for name in ("params_opt", "tokens_opt"))
+    a, b, low, high = (
+        by_choice(table, name)["isoflop", "non_embedding", "6ND"] for name in ("a", "b", "a_low", "b_high")
+    )
+    assert a == pytest.approx(Line.through(size + data, size).slope, abs=2e-3)
+    assert (a + b, low + high) == pytest.approx((1.0, 1.0))
 
 
 def test_runs_that_leave_no_choice_have_one_row_a_method() -> None:
@@ -69,5 +75,5 @@ def test_outliers_are_left_out_whatever_n_counts() -> None:
 def test_another_column_of_parameters_is_the_total_only_where_it_is_named() -> None:
     runs = counted().assign(body=lambda t: t["params_non_embedding"])
     table = fit_study(runs, ["joint"], Options(bootstrap=0, columns={"params": "body"})).sensitivity
-    a = table.set_index(["n", "c"])["a"]
-    assert a["total", "train_flops"] == pytest.approx(a["non_embedding", "train_flops"], rel=1e-9)
+    a = by_choice(table)
+    assert a["joint", "total", "train_flops"] == pytest.approx(a["joint", "non_embedding", "train_flops"], rel=1e-9)
