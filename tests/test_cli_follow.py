@@ -101,7 +101,7 @@ def test_only_what_is_new_is_run(isoflop: Callable[..., Output], study: Path, ro
     assert 1 <= len(new) <= 8
     assert "repair" in out
     assert f"{len(new)} runs added to soda" in out
-    assert err.endswith("wrote soda-extended.yaml\n")
+    assert err.endswith("wrote soda-extended.yaml\ntrain what is new: isoflop run soda-extended.yaml\n")
     directory = make_directory(after, root)
     assert directory == study
     assert {run.run_id for run in LocalPool(directory, after, 1).left} == new
@@ -124,8 +124,17 @@ def test_a_kept_result_is_extended(isoflop: Callable[..., Output], study: Path) 
     code, out, err = isoflop("extend", str(kept), "--runs", "3")
     assert code == 0
     assert "3 runs added to pocket-64" in out
+    assert err.endswith("keeps a table and no runs: run from there, all of them would be trained anew\n")
     assert "isoflop: warning: the law that chooses: Runs lie further off what was fitted than seeds differ" in err
     assert len(plan("pocket-64-extended.yaml").runs) == len(plan("pocket-64").runs) + 3
+
+
+def test_the_hint_finds_a_study_elsewhere(isoflop: Callable[..., Output], study: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "renamed"
+    other.parent.mkdir()
+    study.rename(other)
+    _, _, err = isoflop("extend", str(other), "--runs", "4")
+    assert err.endswith(f"train what is new: ISOFLOP_ROOT={other.parent} isoflop run soda-extended.yaml name=renamed\n")
 
 
 def test_nothing_to_add(isoflop: Callable[..., Output], study: Path) -> None:
@@ -139,6 +148,10 @@ def test_extensions_that_are_refused(isoflop: Callable[..., Output], study: Path
     Path("soda-extended.yaml").write_text("mine")
     for arguments, says in (
         ([str(tmp_path)], f"{tmp_path}: has no sweep.yaml; only a study that was laid out here can be extended"),
+        (
+            [str(study), "--for", "exponents", "--target", "1e22"],
+            "--target: the exponents are the same at any compute; leave it out, or ask --for loss",
+        ),
         ([str(study)], "soda-extended.yaml: exists already; replace it with --force, or name another with --output"),
     ):
         code, out, err = isoflop("extend", *arguments)

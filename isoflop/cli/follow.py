@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,12 @@ def extend(
         float | None, typer.Option(metavar="F", help="Of all new runs; default: what the study's runs have cost.")
     ] = None,
     runs: Annotated[int, typer.Option(min=1, metavar="K", help="Most new runs.")] = 24,
-    purpose: Annotated[Purpose, typer.Option("--for", help="Whose interval is to become narrow.")] = "exponents",
+    purpose: Annotated[
+        Purpose | None,
+        typer.Option(
+            "--for", help="Whose interval is to become narrow; default: the exponents, with --target the loss."
+        ),
+    ] = None,
     target: Annotated[
         float | None,
         typer.Option(metavar="FLOPS", help="Where the loss is to be predicted; default: 10 times the largest budget."),
@@ -54,9 +60,11 @@ def extend(
     definition = directory / "sweep.yaml"
     if not definition.exists():
         raise ConfigError(f"{directory}: has no sweep.yaml; only a study that was laid out here can be extended")
+    if purpose == "exponents" and target is not None:
+        raise ConfigError("--target: the exponents are the same at any compute; leave it out, or ask --for loss")
     sweep = load_sweep(definition)
     extension = choose(
-        sweep, read_runs(directory), purpose="loss" if target is not None else purpose, target=target,
+        sweep, read_runs(directory), purpose=purpose or ("loss" if target is not None else "exponents"), target=target,
         max_flops=max_flops, max_runs=runs, enough=until, n=n, loss=loss,
     )  # fmt: skip
     file = None
@@ -65,4 +73,16 @@ def extend(
     if as_json:
         print(json.dumps(extension.to_dict() | {"file": file and str(file)}, indent=2, allow_nan=False))
     else:
-        print_extension(extension, file)
+        print_extension(extension, file, _next_step(directory, sweep.name, file) if file else "")
+
+
+def _next_step(directory: Path, name: str, file: Path) -> str:
+    """How to train what is new, in the directory that has the rest."""
+    from isoflop.launching.directory import runs_root
+
+    if not any(directory.glob("*/config.yaml")):
+        return f"{directory} keeps a table and no runs: run from there, all of them would be trained anew"
+    here = directory.resolve()
+    root = "" if here.parent == runs_root() else f"ISOFLOP_ROOT={shlex.quote(str(here.parent))} "
+    renamed = "" if here.name == name else f" {shlex.quote(f'name={here.name}')}"
+    return f"train what is new: {root}isoflop run {shlex.quote(str(file))}{renamed}"

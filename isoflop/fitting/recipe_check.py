@@ -26,6 +26,9 @@ from isoflop.fitting.table import ParamCount
 Floats = np.ndarray
 Method = Literal["joint", "isoflop", "parametric"]
 COLUMN = "check"
+CLEAR = 2.0
+"""Standard deviations by which a setting is off clearly."""
+
 FITS: dict[str, Callable[[pd.DataFrame, ParamCount], Fit]] = {
     "joint": lambda runs, n: fit_joint(runs, n=n),
     "isoflop": lambda runs, n: fit_isoflop(runs, n=n, bootstrap=0),
@@ -40,10 +43,11 @@ class RecipeCheck:
     Attributes:
         points: a row for each size, budget and setting (`lr` or `batch`) that was checked: `budget, params, setting,
             best` (factor on the recipe's setting with the least loss), `excess` (how far the recipe's loss lies above
-            that, in ln loss), `noise` (what the excess would be by noise alone), `bounded` (whether the best lies
-            within the factors run; else it is the better of them, and the excess a lower bound).
+            that, in ln loss), `noise` (what the excess would be by noise alone), `clear` (whether the recipe is off by
+            more than two standard deviations), `bounded` (whether the best lies within the factors run; else it is the
+            better of them, and the excess a lower bound).
         recipe: the fit of the losses as they are.
-        tuned: the fit of the losses less their excess.
+        tuned: the fit of the losses less their excess, where that is clear.
     """
 
     points: pd.DataFrame
@@ -66,9 +70,11 @@ class RecipeCheck:
     def summary(self) -> str:
         """The result as text: the worst excess, and how the exponents move."""
         worst = max(records(self.points), key=lambda point: point["excess"])
+        clear = int(np.count_nonzero(mask(self.points, "clear")))
         lines = [
+            f"At {clear} of {len(self.points)} points the recipe costs more than noise explains.",
             f"The recipe costs up to {100 * worst['excess']:.2f} % of the loss ({worst['setting']} at "
-            f"{worst['params']:.3g} parameters, {worst['budget']:.3g} FLOPs: best at {worst['best']:.2g} times it)."
+            f"{worst['params']:.3g} parameters, {worst['budget']:.3g} FLOPs: best at {worst['best']:.2g} times it).",
         ]
         for name, row in self.exponents.to_dict("index").items():
             lines.append(
@@ -98,7 +104,7 @@ def check_recipe(
     For each size, ln loss at half, one and double the setting is a parabola in ln of the factor (that of the batches
     as they were, where the runs have `batch_size`); its vertex is the tuned loss. The excess is linear in ln N between
     the sizes checked and in ln C between budgets, constant beyond them; those of learning rate and batch add up (the
-    recipe scales its learning rate with the batch).
+    recipe scales its learning rate with the batch). One that is not clear counts as none.
 
     Args:
         runs: a table as `read_runs` has it, with the column `check`; of a configuration's seeds the mean is taken.
@@ -158,10 +164,14 @@ def _vertex(x: Floats, y: Floats, noise: Floats) -> dict[str, object]:
     at = -slope / bend if bend > 0.0 else np.inf
     if x[0] <= at <= x[2]:
         by_noise = float(np.sum((to_slope * noise) ** 2)) / (2.0 * bend)
-        return {"best": float(np.exp(at)), "excess": slope**2 / (2.0 * bend), "noise": by_noise, "bounded": True}
+        excess = slope**2 / (2.0 * bend)
+        clear = excess > CLEAR**2 * by_noise
+        return {"best": float(np.exp(at)), "excess": excess, "noise": by_noise, "clear": clear, "bounded": True}
     best = int(np.argmin(y))
     by_noise = float(np.hypot(noise[best], noise[1])) if best != 1 else 0.0
-    return {"best": float(np.exp(x[best])), "excess": float(y[1] - y[best]), "noise": by_noise, "bounded": False}
+    excess = float(y[1] - y[best])
+    clear = excess > CLEAR * by_noise
+    return {"best": float(np.exp(x[best])), "excess": excess, "noise": by_noise, "clear": clear, "bounded": False}
 
 
 def _interpolated(points: pd.DataFrame, budget: Floats, params: Floats) -> Floats:
@@ -170,7 +180,8 @@ def _interpolated(points: pd.DataFrame, budget: Floats, params: Floats) -> Float
     curves = []
     for level in levels:
         here = points.loc[points["budget"] == level].sort_values("params")
-        curves.append(np.interp(np.log(params), np.log(column(here, "params")), column(here, "excess")))
+        certain = column(here, "excess") * mask(here, "clear")
+        curves.append(np.interp(np.log(params), np.log(column(here, "params")), certain))
     stack, at = np.array(curves), np.interp(np.log(budget), np.log(levels), np.arange(len(levels)))
     low = np.minimum(at.astype(np.int64), max(len(levels) - 2, 0))
     high, rows = np.minimum(low + 1, len(levels) - 1), np.arange(len(budget))

@@ -48,8 +48,8 @@ def print_expectation(expected: Expectation) -> None:
     print_table(header, rows, text=["a's interval"])
 
 
-def print_extension(extension: Extension, file: Path | None) -> None:
-    """The picks with reasons and what each should bring on stdout; the sum, and what to do next, on stderr."""
+def print_extension(extension: Extension, file: Path | None, next_step: str) -> None:
+    """The picks with reasons, what each should bring, and the sum on stdout; what to do next on stderr."""
     for finding in extension.fit.diagnostics:
         if finding["code"] in DOUBTS:
             warn(f"the law that chooses: {finding['message']}")
@@ -78,7 +78,7 @@ def print_extension(extension: Extension, file: Path | None) -> None:
     print(f"\n{extension.headline()}")
     if file is not None:
         sys.stdout.flush()
-        print(f"wrote {file}", file=sys.stderr)
+        print(f"wrote {file}\n{next_step}", file=sys.stderr)
 
 
 def _why_nothing(extension: Extension) -> str:

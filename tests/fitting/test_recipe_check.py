@@ -98,6 +98,15 @@ def test_a_best_beyond_the_factors_is_a_lower_bound() -> None:
     assert "At 6 of 12 points the best lies beyond the factors run." in check.summary()
 
 
+def test_a_recipe_that_is_right_is_left_alone() -> None:
+    """With noise, and settings that change nothing at all: what little is moved is less than the interval."""
+    runs = study(lambda n, c: np.zeros(len(n)), noise=0.003, seed=1)
+    check = check_recipe(runs, method="parametric")
+    assert np.count_nonzero(check.points["clear"]) <= 3
+    assert abs(check.exponents.loc["a", "difference"]) < check.exponents.loc["a", "half"]
+    assert "points the recipe costs more than noise explains" in check.summary()
+
+
 def test_noise_of_an_excess() -> None:
     """The mean excess of a recipe that is right is what is told to come from noise."""
     x, rng, noise = np.log([0.4, 1.0, 2.0]), np.random.default_rng(0), np.array([0.001, 0.0007, 0.001])
