@@ -161,6 +161,7 @@ def read_table(
     where = read.where
     names = canonical_names(raw, where, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n)
     raw, unfinished = _finished(raw, where)
+    raw, checks = _planned(raw, where)
     frame, broken = _numeric(raw, names, where)
     raw = cast(pd.DataFrame, raw.loc[frame.index])
     if loss_unit == "bits":
@@ -172,7 +173,7 @@ def read_table(
     refuse_falling_flops(frame, names, where)
     findings += [*grouping, *doubts(frame, names)]
     frame = frame.sort_values([*CANONICAL, *(c for c in ("seed",) if c in frame)], kind="stable", ignore_index=True)
-    left_out = tuple(dropped + unfinished + broken + twice)
+    left_out = tuple(dropped + unfinished + checks + broken + twice)
     return RunsTable(frame, where, n, names, loss_unit, left_out, tuple(findings), _reading(words, frame, names))
 
 
@@ -214,6 +215,18 @@ def _finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped
     left = list(dict.fromkeys(states[~keep]))
     dropped = [Dropped(name_rows(raw, (states == s).to_numpy(dtype=bool)), f"state is {s}, not done") for s in left]
     return rows(raw, keep), dropped
+
+
+def _planned(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
+    """The rows that follow the recipe: those that check it (column `check`) are no points of a profile."""
+    if not {"check", "run_id"} <= set(raw.columns):
+        return raw, []
+    keep = (texts(raw, "check").where(raw["check"].notna(), "").str.strip() == "").to_numpy(dtype=bool)
+    if keep.all():
+        return raw, []
+    if not keep.any():
+        raise FitError(f"{where}: all runs check the recipe (column check): none is a point of a profile")
+    return rows(raw, keep), [Dropped(name_rows(raw, ~keep), "checks the recipe at another rate or batch")]
 
 
 def _numeric(raw: pd.DataFrame, names: dict[str, str], where: str) -> tuple[pd.DataFrame, list[Dropped]]:

@@ -271,3 +271,15 @@ def test_any_text_as_csv_is_read_or_refused(tmp_path_factory, text):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(FitError):
         read_table(path)
+
+
+def test_runs_that_check_the_recipe_are_no_points_of_a_profile():
+    runs = simulate_isoflop(points=5, noise=0.0)
+    runs["check"] = ""
+    off = runs.iloc[[3]].assign(check="lr x 0.5", run_id="checked", loss=9.0)
+    table = read_table(pd.concat([runs, off]))
+    assert len(table) == len(runs)
+    assert table.hash == read_table(runs).hash
+    assert any("checks the recipe" in why for _, why in table.dropped)
+    with pytest.raises(FitError, match="all runs check the recipe"):
+        read_table(off)
