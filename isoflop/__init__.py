@@ -4,7 +4,8 @@
     runs = isoflop.read_runs("runs/soda")
     law = isoflop.fit_isoflop(runs)
 
-Names are loaded when they are first used: `import isoflop` is instant, and none of these imports torch.
+Names are loaded when they are first used: `import isoflop` is instant. `load_weights` alone imports torch, once it is
+called.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.errors import IsoflopError
-    from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric
+    from isoflop.fitting import compare, fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, predict
     from isoflop.planning.plan import Plan, plan
     from isoflop.planning.runspec import RunSpec
     from isoflop.runs import read_runs
     from isoflop.shapes import ModelShape
+    from isoflop.training.weights import load_weights
 
     __version__: str
 
@@ -27,11 +29,15 @@ _HOMES = {
     "ModelShape": "shapes",
     "Plan": "planning.plan",
     "RunSpec": "planning.runspec",
+    "compare": "fitting",
     "fit_envelope": "fitting",
     "fit_isoflop": "fitting",
     "fit_joint": "fitting",
     "fit_parametric": "fitting",
+    "load_fit": "fitting",
+    "load_weights": "training.weights",
     "plan": "planning.plan",
+    "predict": "fitting",
     "read_runs": "runs",
 }
 
@@ -41,11 +47,15 @@ __all__ = [
     "Plan",
     "RunSpec",
     "__version__",
+    "compare",
     "fit_envelope",
     "fit_isoflop",
     "fit_joint",
     "fit_parametric",
+    "load_fit",
+    "load_weights",
     "plan",
+    "predict",
     "read_runs",
 ]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+BLOCK = 1 << 24
 
 
 @contextmanager
@@ -27,6 +30,37 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_checked(path: Path) -> Iterator[Path]:
+    """As `replace_file`, and then writes the file's checksum, without which it does not count."""
+    with replace_file(path) as temporary:
+        yield temporary
+        digest = _sha256(temporary)
+    with replace_file(checksum_file(path)) as temporary:
+        temporary.write_text(digest + "\n")
+
+
+def checksum_file(path: Path) -> Path:
+    """Where the checksum of a file of `replace_checked` is."""
+    return path.with_suffix(".sha256")
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file of `replace_checked` was finished, and is what it was then."""
+    try:
+        return checksum_file(path).read_text().strip() == _sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

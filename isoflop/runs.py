@@ -1,6 +1,7 @@
 """Run directories: configuration, state, loss log, and the table of a sweep's runs.
 
-The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log.
+The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log. Once it is done,
+its final weights take the place of its checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from isoflop.errors import RunError
-from isoflop.files import remove_abandoned, replace_file
+from isoflop.files import checksum_file, remove_abandoned, replace_file, sync
 from isoflop.lease import Lease, is_leased, take_lease
 from isoflop.shapes import ModelShape
 
@@ -74,6 +75,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def weights(self) -> Path:
+        """The final weights, of a run that is done and whose trainer keeps them."""
+        return self.path / "weights.pt"
+
     def checkpointed_step(self) -> int:
         """The step of the newest finished checkpoint; 0 where there is none."""
         steps = (int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.sha256"))
@@ -83,6 +89,8 @@ class RunDirectory:
 
     def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
         """Makes the directory, whole or not at all, or checks that the one there is of the same configuration.
+
+        Of one that is there and not done, `loggers` alone is brought up to date, for its next start.
 
         It is not synced to the disk: a study has thousands of them, and whoever makes them syncs once.
 
@@ -97,12 +105,16 @@ class RunDirectory:
 
         file = self.path / "config.yaml"
         if file.exists():
-            before, now = _what(self.config()), _what(config)
+            found = self.config()
+            before, now = _what(found), _what(config)
             if edited := [key for key in WHAT if canonical_hash(before[key]) != canonical_hash(now[key])]:
                 raise RunError(
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
+            if not self.done and (loggers := config.get("loggers", [])) != found.get("loggers", []):
+                with replace_file(file) as temporary:
+                    temporary.write_text(_yaml({**found, "loggers": loggers}))
             for name, text in (files or {}).items():
                 if not (self.path / name).exists():
                     with replace_file(self.path / name) as temporary:
@@ -165,6 +177,16 @@ class RunDirectory:
         with replace_file(self.path / "state.json") as temporary:
             temporary.write_text(json.dumps(document) + "\n")
 
+    def mark_done(self) -> None:
+        """Sets the marker, which is on the disk when this returns."""
+        (self.path / "DONE").touch()
+        sync(self.path)
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of a run that is done and has its final weights; of others, none."""
+        if self.done and checksum_file(self.weights).exists():
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def lease(self, *, settle_s: float = 0.0) -> AbstractContextManager[Lease]:
         """The right to train the run, until the block ends; false where another process has it."""
         return take_lease(self.path / "lease", settle_s=settle_s)
@@ -177,6 +199,8 @@ class RunDirectory:
         """Removes half-written files of killed processes; for who holds the lease."""
         for folder in (self.checkpoints, self.path / "loss"):
             remove_abandoned(folder)
+        for stray in self.path.glob(f".{self.weights.stem}.*.tmp"):  # others write to the folder of the run itself
+            stray.unlink(missing_ok=True)
 
     # Loss log
 

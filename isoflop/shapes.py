@@ -131,7 +131,10 @@ class ModelShape:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint on disk, at 16 a parameter: weights and two moments in fp32, and a fourth in hand."""
+        """Bytes of a checkpoint on disk, at 16 a parameter: weights and two moments in fp32, and a fourth in hand.
+
+        The final weights take `weight_bytes()`.
+        """
         return self.params_total * 16
 
     def activation_items(

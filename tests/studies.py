@@ -96,12 +96,9 @@ def exact(run: RunDirectory) -> pd.DataFrame:
 
 def final_weights(run: RunDirectory) -> dict[str, Any]:
     """Weights of a run that is done, by name."""
-    from isoflop.training.checkpoint import load_checkpoint
+    from isoflop.training.weights import load_weights
 
-    state = load_checkpoint(run.checkpoints)
-    assert state is not None
-    assert state["step"] == run.config()["run"]["steps"]
-    return state["model"]
+    return load_weights(run.path).state_dict()
 
 
 def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
@@ -112,6 +109,39 @@ def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
     run = run_of(root, study)
     assert train(run, root) == "done"
     return root, study, run
+
+
+# Runs that are done
+
+LAW = ("budgets=[4e8, 1e9, 3e9, 1e10]", "widths=[8, 12, 16, 24, 32]")
+"""Four profiles of five widths."""
+
+
+def finish(run: RunDirectory, steps: int, loss: float) -> None:
+    """What a run that is done leaves."""
+    common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
+    kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
+    rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
+    run.append_log([common | {"split": split} | row for split in ("train", "heldout") for row in rows])
+    run.set_state("done", attempt=1, step=steps)
+    (run.path / "DONE").touch()
+
+
+def finish_alike(root: Path, plan: Plan) -> None:
+    """Ends every run with one and the same loss."""
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+
+
+def finish_all(plan: Plan, root: Path) -> Path:
+    """Ends every run with a loss of a law whose optimum is at width 16."""
+    directory = make_directory(plan, root)
+    best = np.log([next(s.params_total for s in plan.runs if s.budget == b and s.width == 16) for b in (4e8, 1e10)])
+    for number, spec in enumerate(plan.runs):
+        away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
+        finish(run_of(root, plan, number), spec.steps, float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2))
+    return directory
 
 
 # Processes that can be killed
@@ -162,6 +192,12 @@ def hold_lease(run: RunDirectory) -> None:
 
 def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> None:
     """Trains, and stays for ever in the middle of writing the checkpoint of a step."""
+    _save_half(lambda state: state["step"] >= step)
+    train_here(run, root)
+
+
+def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
+    """Lets torch write half of a chosen file, and stay there for ever."""
     import io
 
     import torch
@@ -169,16 +205,53 @@ def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> N
     save = torch.save
 
     def half(state: dict[str, Any], file: Any) -> None:
+        if not chosen(state):
+            save(state, file)
+            return
         whole = io.BytesIO()
         save(state, whole)
-        if state["step"] < step:
-            file.write(whole.getvalue())
-        else:
-            file.write(whole.getvalue()[: whole.tell() // 2])
-            file.flush()
-            time.sleep(600)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        time.sleep(600)
 
     torch.save = half
+
+
+ENDS = ("half the weights", "no checksum", "no marker", "no state", "checkpoints", "half the checkpoints")
+"""Moments in the end of a run, by what is missing or left over."""
+
+
+def train_until_the_end(run: RunDirectory, root: Path, moment: str) -> None:
+    """Trains, and stays for ever at one of the moments of `ENDS`."""
+    from isoflop import files
+    from isoflop.training import loop
+
+    def stay(*_: Any, **__: Any) -> None:
+        time.sleep(600)
+
+    def stay_without_checksum(path: Path) -> Path:
+        if path.name == "weights.pt":
+            stay()
+        return path.with_suffix(".sha256")
+
+    def stay_in_the_middle(self: RunDirectory) -> None:
+        next(self.checkpoints.iterdir()).unlink()
+        stay()
+
+    def stay_once_done(trainer: Any, state: str, *_: Any, **__: Any) -> None:
+        if state == "done":
+            stay()
+
+    if moment == "half the weights":
+        _save_half(lambda state: "step" not in state)
+    elif moment == "no checksum":
+        files.checksum_file = stay_without_checksum
+    elif moment == "no marker":
+        RunDirectory.mark_done = stay
+    elif moment == "no state":
+        loop.Trainer._tell = stay_once_done  # type: ignore[method-assign]
+    else:
+        RunDirectory.remove_checkpoints = stay if moment == "checkpoints" else stay_in_the_middle
     train_here(run, root)
 
 

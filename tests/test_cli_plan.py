@@ -14,7 +14,7 @@ import pytest
 
 from isoflop.cli import main, sweep_plan
 from isoflop.planning.plan import plan
-from isoflop.reporting.terminal import flops, print_table, short, table_lines
+from isoflop.reporting.terminal import duration, flops, print_table, short, table_lines
 
 Output = tuple[int, str, str]
 
@@ -234,6 +234,17 @@ def test_tables_on_a_terminal_are_styled_unless_they_are_long(
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"), (89, "89 s"), (90, "2 min"), (300, "5 min"), (5399, "90 min"), (5400, "1.5 h"), (40_680, "11.3 h"),
+        (172_800, "2.0 days"), (492_480, "5.7 days"),
+    ],
+)  # fmt: skip
+def test_time_spans(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_flops() -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from studies import run_of, tiny_plan, write_sweep
 
+from isoflop.launching import snapshot
 from isoflop.launching.attempt import attempt, log_file
 from isoflop.launching.directory import make_directory
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
+from isoflop.training import loggers
 
 Output = tuple[int, str, str]
 
@@ -75,6 +77,23 @@ def error(err: str) -> str:
 
 
 # Submitting
+
+
+@pytest.mark.parametrize(("profile", "refused"), [("cpu", True), ("elsewhere", False)])
+def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_have_it(
+    isoflop: Callable[..., Output], root: Path, monkeypatch: pytest.MonkeyPatch, profile: str, refused: bool
+) -> None:
+    Path("elsewhere.yaml").write_text(CPU.replace("ROOT", str(root)) + "python: apptainer exec image.sif python\n")
+    monkeypatch.setitem(loggers.OLDEST, "wandb", (999, 0))
+    code, out, err = isoflop(
+        "submit", "tiny.yaml", SIMULATED, "train.loggers=[wandb]", "--cluster", f"{profile}.yaml", "--dry-run"
+    )
+    if refused:
+        assert (code, out) == (2, "")
+        assert error(err).startswith("train.loggers: wandb is too old; leave it out, or: ")
+    else:
+        assert "train.loggers" not in err
+    assert not root.exists()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +184,36 @@ def test_what_is_done_is_not_queued_again_and_needs_no_slurm(
     assert (code, out) == (0, f"{directory}\n")
     assert "3 done" in err
     assert files(directory) == before
+
+
+def test_who_adds_runs_hears_that_the_study_s_code_is_another(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = made
+    (package := tmp_path / "package").mkdir()
+    (package / "code.py").write_text("a = 1\n")
+    monkeypatch.setattr(snapshot, "PACKAGE", package)
+    command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
+    snapshot.study_code(directory)
+    assert "study's code" not in isoflop(*command)[2]
+    (package / "code.py").write_text("a = 2\n")
+    lines = isoflop(*command)[2].splitlines()
+    assert [line for line in lines if line.startswith("isoflop: warning: new and queued runs use the study's code, ")]
+    assert "study's code" not in isoflop(*command, "--new-code")[2]
+
+
+def test_runs_that_are_added_or_left_are_said_first(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
+    directory, plan = made
+    attempt(RunDirectory(directory / plan.runs[0].run_id), lambda: False, None)
+    command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
+    code, _, err = isoflop(*command, "widths=[12, 16, 20]")
+    left = f"1 runs are not in the sweep any more, and are left as they are: {plan.runs[0].run_id} (done)"
+    assert code == 0
+    assert f"{directory}: 3 new" in err.splitlines()
+    assert f"isoflop: warning: {left}" in err.splitlines()
+    _, _, err = isoflop(*command, "widths=[8, 12, 16, 20]")
+    assert f"{directory}: 1 done, 3 new" in err.splitlines()
+    assert "any more" not in err
 
 
 def test_a_run_directory_that_was_half_made_is_no_run(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:

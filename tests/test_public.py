@@ -15,11 +15,15 @@ SURFACE = {
     "ModelShape": "isoflop.shapes",
     "Plan": "isoflop.planning.plan",
     "RunSpec": "isoflop.planning.runspec",
+    "compare": "isoflop.fitting.comparing",
     "fit_envelope": "isoflop.fitting.envelope",
     "fit_isoflop": "isoflop.fitting.isoflop",
     "fit_joint": "isoflop.fitting.joint",
     "fit_parametric": "isoflop.fitting.parametric",
+    "load_fit": "isoflop.fitting.loading",
+    "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
+    "predict": "isoflop.fitting.predicting",
     "read_runs": "isoflop.runs",
 }
 """Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""
@@ -64,6 +68,7 @@ def test_other_names_are_refused() -> None:
         ("import isoflop; dir(isoflop)", set[str]()),
         ("import isoflop; isoflop.__version__", set[str]()),
         ("import isoflop; isoflop.ModelShape, isoflop.RunSpec, isoflop.Plan, isoflop.IsoflopError", set[str]()),
+        ("import isoflop; isoflop.load_weights", set[str]()),
         ("import isoflop; isoflop.plan('soda')", {"omegaconf"}),
         ("import isoflop; isoflop.fit_isoflop, isoflop.read_runs", HEAVY - {"torch", "lightning", "matplotlib"}),
     ],

@@ -2,7 +2,8 @@
 
 Parsing only: what is printed is in `reporting`. Data goes to stdout, all else to stderr. Each command imports what it
 needs when it runs, so that help is instant. A new command is a function with `@app.command("name")` in the module of
-its kind (`layout`: plans and files to start from, `study`: on this machine, `cluster`), and a place in `IN_HELP`.
+its kind (`layout`: plans and files to start from, `study`: on this machine, `cluster`, `laws`), and a place in
+`IN_HELP`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import cluster, layout, study  # noqa: F401  the commands register themselves
+from isoflop.cli import cluster, laws, layout, study  # noqa: F401  the commands register themselves
 from isoflop.cli.shared import app, plan_app
 from isoflop.errors import IsoflopError
 
-IN_HELP = ["plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "fit", "report"]
+IN_HELP = (
+    "plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "calibrate", "fit",
+    "predict", "compare", "report",
+)  # fmt: skip
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, with_bill
+from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, calibration_of, with_bill
 from isoflop.errors import ClusterError, ConfigError
 
 WATCH_S = 5.0
@@ -39,23 +39,28 @@ def submit(
     Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.launching.snapshot import kept_code_differs
+    from isoflop.launching.steering import waits_in_vain
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
     from isoflop.reporting.progress import StudyProgress
+    from isoflop.reporting.terminal import warn
 
     profile = load_profile(cluster)
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
-    if profile.gpu is not None:
-        plan = with_bill(plan, cluster, order, 0.0, max_gpu_hours)
+    if profile.gpu is not None or calibration_of(plan, profile) is not None:
+        plan = with_bill(plan, cluster, order, None, max_gpu_hours)
     intent = intend(plan, profile, only)
     print_intent(plan)
     if plan.bill is not None:
         print_bill(plan.bill, sys.stderr)
     print_submission(intent)
+    if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
+        warn(differs)
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
@@ -69,6 +74,8 @@ def submit(
             queue(
                 plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted
             )
+        for reason, count in waits_in_vain(intent.directory).items():
+            warn(f"{count} runs wait for ever: {reason}; mend it, cancel them and submit again")
     if supervise:
         from isoflop.launching.supervising import add_supervisor
 
@@ -140,23 +147,25 @@ def retry(directory: Directory, runs: Runs = None) -> None:
 def logs(
     directory: Directory,
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it is written.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")
+    ] = False,
 ) -> None:
     """Example: isoflop logs runs/soda 3e20-w2304 --follow
 
     The log of a run's newest attempt; of its job, where the run has not begun.
     """
-    from isoflop.launching.steering import choose, newest_log
+    from isoflop.launching.steering import choose, follow_log
 
     (run_id,) = choose(directory, [run])
-    log = newest_log(directory, run_id)
-    print(log, file=sys.stderr)
-    with log.open(errors="replace") as file:
-        while True:
-            print(file.read(), end="", flush=True)
-            if not follow:
-                break
-            time.sleep(1.0)
+    shown = None
+    for log, text in follow_log(directory, run_id):
+        if log != shown:
+            print(log, file=sys.stderr)
+            shown = log
+        print(text, end="", flush=True)
+        if not follow:
+            break
 
 
 @app.command("doctor", short_help="Check a cluster and its profile.")
@@ -171,8 +180,8 @@ def doctor(
     mend what is wrong.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.launching.directory import root_of
     from isoflop.launching.doctor import examine
-    from isoflop.launching.submitting import root_of
 
     profile = load_profile(cluster)
     if profile.executor != "slurm":
@@ -185,3 +194,36 @@ def doctor(
             print(f"      mend: {check.mend}", flush=True)
     if wrong:
         raise typer.Exit(ClusterError.exit_code)
+
+
+@app.command("calibrate", short_help="Measure speed and memory on a cluster.")
+def calibrate(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    seconds: Annotated[float, typer.Option(min=0, metavar="S", help="How long each class is timed.")] = 20.0,
+    wait: Annotated[float, typer.Option(min=1, metavar="S", help="Seconds that a job may wait in the queue.")] = 1800.0,
+) -> None:
+    """Example: isoflop calibrate sweeps/soda.yaml --cluster slurm/h100.yaml
+
+    Trains the smallest, the middle and the largest models of each number of GPUs for some steps, in short jobs. From
+    then on plans and bills for this profile take the speed and memory that were measured.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.calibrating import calibrate as measure
+    from isoflop.launching.directory import root_of
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.printing import print_calibration
+
+    profile = load_profile(cluster)
+    plan = lay_out(sweep, overrides or ())
+    if profile.gpu is not None:
+        plan = with_bill(plan, cluster, "longest", None, None)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    calibration, file = measure(plan, profile, root_of(profile), seconds=seconds, wait_s=wait, tell=tell)
+    print_calibration(calibration)
+    print(f"wrote {file}", file=sys.stderr)

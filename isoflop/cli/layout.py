@@ -31,8 +31,8 @@ def plan(
     ] = None,
     order: Annotated[Order, typer.Option(help="Which runs start first on the cluster.")] = "longest",
     interruptions: Annotated[
-        float, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
-    ] = 0.0,
+        float | None, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
+    ] = None,
     max_gpu_hours: MaxGpuHours = None,
     submit_too: Annotated[bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --submit: queue without asking.")] = False,

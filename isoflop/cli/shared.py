@@ -10,6 +10,8 @@ import typer
 from isoflop.errors import ConfigError
 
 if TYPE_CHECKING:
+    from isoflop.config.profile import Profile
+    from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
 
 Order = Literal["longest", "budget"]
@@ -26,17 +28,27 @@ app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 
 
-def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float, max_gpu_hours: float | None) -> Plan:
-    """The plan with its bill on a cluster, within its cap."""
+def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float | None, max_gpu_hours: float | None) -> Plan:
+    """The plan with its bill on a cluster, within its cap, by what was measured there where something was."""
     from isoflop.config.profile import load_profile
     from isoflop.planning.bill import check_cap
     from isoflop.planning.bill import with_bill as price
 
     profile = load_profile(cluster, to_plan=True)
+    calibration = calibration_of(plan, profile)
     try:
-        billed = price(plan, profile, order=order, interruptions_per_day=interruptions)
+        billed = price(plan, profile, order=order, interruptions_per_day=interruptions, calibration=calibration)
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
     if billed.bill is not None:
         check_cap(billed.bill, max_gpu_hours)
     return billed
+
+
+def calibration_of(plan: Plan, profile: Profile) -> Calibration | None:
+    """What `isoflop calibrate` found for a plan on a cluster, if anything."""
+    from isoflop.config.profile import NOT_GIVEN
+    from isoflop.launching.directory import root_of
+    from isoflop.planning.calibration import read_calibration
+
+    return None if profile.root == NOT_GIVEN else read_calibration(root_of(profile), plan.sweep, profile)

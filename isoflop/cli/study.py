@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 
 from isoflop.cli.shared import Overrides, Sweep, app
 from isoflop.errors import FitError
-
-if TYPE_CHECKING:
-    from isoflop.fitting.parabola import Status
-
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
-Axis = Literal["params", "tokens"]
-LossUnit = Literal["nats", "bits"]
 
 
 @app.command("run", short_help="Plan, prepare, train, fit and report on this machine.")
@@ -52,13 +43,13 @@ def run(
     except KeyboardInterrupt:
         print("stopped; every run keeps its last checkpoint: the same command goes on from there", file=sys.stderr)
         raise
-    study = conclude_study(directory, plan.sweep.recipe)
+    study = conclude_study(directory)
     print_study(study, time.monotonic() - began)
     if len(study.unfinished):
         if study.refusal:
             print(study.refusal, file=sys.stderr)
         raise typer.Exit(1)
-    if study.refusal:
+    if study.refusal and len(study.runs) > 1:  # one run is no study, and asks for no law
         raise FitError(study.refusal)
 
 
@@ -87,48 +78,6 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     )
 
 
-@app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")
-def fit(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A sweep's directory, Parquet, CSV or JSONL.")],
-    params: Annotated[str | None, typer.Option(metavar="COL", help="Column of parameters.")] = None,
-    tokens: Annotated[str | None, typer.Option(metavar="COL", help="Column of training tokens.")] = None,
-    loss: Annotated[str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")] = None,
-    flops: Annotated[str | None, typer.Option(metavar="COL", help="Column of training FLOPs.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="COL", help="Column of planned budgets.")] = None,
-    n: Annotated[ParamCount, typer.Option(help="Which parameter count of our own tables.")] = "total",
-    axis: Annotated[Axis, typer.Option(help="What the parabolas are in.")] = "params",
-    use: Annotated[str, typer.Option(help="Profiles that enter the laws: statuses with commas, or all.")] = "interior",
-    bootstrap: Annotated[int, typer.Option(min=0, metavar="K", help="Resamples.")] = 4000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
-    loss_unit: Annotated[LossUnit, typer.Option(help="Unit of the loss column.")] = "nats",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a summary.")] = False,
-) -> None:
-    """Example: isoflop fit runs/pocket --loss loss_text
-
-    Optimal model size and data as power laws of compute, from the minimum of each budget's profile.
-    """
-    from isoflop.fitting import fit_document, fit_isoflop
-    from isoflop.runs import write_runs
-
-    if (Path(source) / "plan.parquet").exists():
-        try:
-            write_runs(Path(source))
-        except OSError as problem:
-            if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise  # somebody else's study is fitted as its owner left it
-    law = fit_isoflop(
-        Path(source), axis=axis, n=n, loss=loss, params=params, tokens=tokens, flops=flops, budget=budget,
-        loss_unit=loss_unit, use="all" if use == "all" else _statuses(use), bootstrap=bootstrap,
-        confidence=confidence, seed=seed,
-    )  # fmt: skip
-    print(
-        json.dumps(fit_document([law], recipe=_recipe_of(source)), indent=2, allow_nan=False)
-        if as_json
-        else law.summary()
-    )
-
-
 @app.command("report", short_help="Write the HTML report of a sweep's directory.")
 def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's directory.")]) -> None:
     """Example: isoflop report runs/pocket
@@ -137,7 +86,7 @@ def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="A sweep
     """
     from isoflop.launching.study import conclude_study
 
-    study = conclude_study(Path(directory), _recipe_of(directory))
+    study = conclude_study(Path(directory))
     print(study.report)
     if study.refusal:
         raise FitError(study.refusal)
@@ -155,16 +104,3 @@ def _all_stops_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _statuses(use: str) -> list[Status]:
-    """The statuses of profiles in `--use`; the fit checks them."""
-    return cast("list[Status]", [status.strip() for status in use.split(",")])
-
-
-def _recipe_of(source: str) -> str | None:
-    """The recipe of a sweep's directory; None for other tables."""
-    from isoflop.config import load_sweep
-
-    definition = Path(source) / "sweep.yaml"
-    return load_sweep(definition).recipe if definition.exists() else None

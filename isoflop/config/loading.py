@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from isoflop.config.profile import Profile
-from isoflop.config.reading import Overrides, find, read, shipped_files
+from isoflop.config.reading import Overrides, Source, find, read, shipped_files
 from isoflop.config.schema import Sweep
 from isoflop.config.typed import SchemaError, show
 
@@ -24,8 +26,31 @@ def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
     Raises:
         ConfigError: a file, key or value that can't be used, in one line with the mend.
     """
-    found = find(source, "sweeps")
+    return _checked(find(source, "sweeps"), overrides)
 
+
+def sweep_in(directory: str | PathLike[str]) -> Sweep | None:
+    """The definition of a sweep's directory; None for other tables of runs.
+
+    Raises:
+        ConfigError: as `load_sweep`.
+    """
+    definition = Path(directory) / "sweep.yaml"
+    return load_sweep(definition) if definition.exists() else None
+
+
+def sweep_of(mapping: Mapping[str, Any], label: str) -> Sweep:
+    """A sweep from what `to_mapping` made of it; `label` is where it was read, for errors.
+
+    Raises:
+        ConfigError: as `load_sweep`.
+    """
+    import yaml
+
+    return _checked(Source(label, "sweep", yaml.safe_dump(dict(mapping))), ())
+
+
+def _checked(found: Source, overrides: Overrides) -> Sweep:
     def prepare(values: dict[str, Any]) -> dict[str, Any]:
         kind = values.get("kind", KINDS[0])
         if kind not in KINDS:  # before the other keys, which another kind would have of its own
@@ -45,7 +70,12 @@ def to_yaml(definition: Sweep | Profile) -> str:
     """A sweep or a profile as YAML with every default written out; it is read back to an equal one."""
     import yaml
 
-    return yaml.safe_dump(_plain(dataclasses.asdict(definition)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_mapping(definition), sort_keys=False, allow_unicode=True)
+
+
+def to_mapping(definition: Sweep | Profile) -> dict[str, Any]:
+    """A sweep or a profile as the plain values of its YAML."""
+    return _plain(dataclasses.asdict(definition))
 
 
 def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from isoflop.config.typed import UNSET, join, require, require_name, show
 
 OURS = {"array", "job_name", "output", "error"}
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NOT_GIVEN = "(not given)"
 """The root of a profile that is only planned with and names none yet."""
 
@@ -21,17 +22,20 @@ class Gpu:
     """GPUs of a node: their type, such as `h100-sxm`, and how many there are.
 
     A type that isoflop doesn't know needs `peak_tflops` (dense bf16) and `memory_gb`, by which the known ones can be
-    corrected too.
+    corrected too. With `slurm_name`, such as `h100`, SLURM is asked for GPUs of that type: h100:4.
     """
 
     type: str
     per_node: int
+    slurm_name: str | None = None
     peak_tflops: float | None = None
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.type.strip()), "type", "empty; give the GPU's type, e.g. h100-sxm")
         require(1 <= self.per_node <= 1024, "per_node", f"expected 1 to 1024, got {self.per_node}")
+        named = self.slurm_name is None or bool(GPU_NAME.fullmatch(self.slurm_name))
+        require(named, "slurm_name", f"expected a type as sinfo shows it, e.g. h100, got {show(self.slurm_name)}")
         for key in ("peak_tflops", "memory_gb"):
             value = getattr(self, key)
             require(value is None or value > 0, key, f"expected a number above 0, got {value}")
@@ -59,12 +63,13 @@ class Profile:
         gpu: GPUs of a node; none for training on CPUs.
         node: cores and memory of a node.
         slurm: options that are sent to sbatch as written; nothing else is.
-        preemptible: whether the cluster may stop a job at any time to run another.
+        preemptible: whether the cluster may stop a job at any time to run another; its jobs ask to be requeued, and
+            bills reckon with interruptions.
         max_gpus: most GPUs that the study's jobs hold at once.
         max_jobs: most jobs of the study that run at once.
         retries: how often a run that failed is started again, unless it got further in between.
         price_per_gpu_hour: for the bill, in the currency of your choice.
-        disk_gb: most that the study's checkpoints may take, such as a quota.
+        disk_gb: most that the study's checkpoints and weights may take, such as a quota.
         notify: a command or URL that is told when the study is done, stuck, or a run has failed for good.
         supervisor: options of sbatch for the job of `submit --supervise`, instead of those in `slurm`.
         setup: shell lines that run before the worker.

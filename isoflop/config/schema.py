@@ -16,6 +16,7 @@ MOST_CANDIDATES = 1_000_000
 
 Composition = Literal["s", "s+a", "s+a+t", "text"]
 Kind = Literal["all", "text", "semantic", "acoustic"]
+Logger = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,7 @@ class Train:
         evals: how many times held-out loss is measured, evenly over the run, the last after the last step.
         log_points: rows of the loss log for each split.
         checkpoint_minutes: time between checkpoints; not part of a run's identity.
+        loggers: who shows the loss log too, beside its files; not part of a run's identity.
     """
 
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -183,6 +185,7 @@ class Train:
     evals: int = 4
     log_points: int = 200
     checkpoint_minutes: float = 10.0
+    loggers: tuple[Logger, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.z_loss >= 0, "z_loss", f"expected 0 or more, got {self.z_loss:g}")
@@ -198,6 +201,10 @@ class Train:
         require(self.log_points >= 1, "log_points", f"expected 1 or more, got {self.log_points}")
         minutes = self.checkpoint_minutes
         require(minutes > 0, "checkpoint_minutes", f"expected a number above 0, got {minutes:g}")
+        require(len(set(self.loggers)) == len(self.loggers), "loggers", "one is given twice; leave one out")
+        require(
+            not (self.loggers and kind == "command"), "loggers", "a program of your own logs by itself; leave it out"
+        )
 
     @property
     def program(self) -> tuple[str, str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.frames import column, mask, rows
 from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.origin import Origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from isoflop.fitting.diagnostics import Diagnostic
     from isoflop.fitting.noise import Noise
     from isoflop.fitting.rollout import RollOut
-    from isoflop.fitting.table import RunsTable
+    from isoflop.fitting.table import ParamCount, RunsTable
 
 Floats = np.ndarray
 Axis = Literal["params", "tokens"]
@@ -32,37 +33,79 @@ NEAR = (0.001, 0.01)
 """Shares of the least loss that a size may cost and still be near-optimal."""
 
 
-class Fit:
-    """Laws N*(C) and D*(C) with intervals.
+class Core(Protocol):
+    """What is left of a fit without its runs."""
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the t intervals."""
+        ...
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """A row for each estimate, `a`, `b` and `ratio` among them; columns value, low, high."""
+        ...
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, for fit.json; `loading` makes the core of them again."""
+        ...
+
+
+class Laws(ABC):
+    """Laws N*(C) and D*(C) with intervals: of a fit (`Fit`), or read back from its file (`loading.SavedFit`).
 
     Attributes:
         method: `isoflop`, `joint`, `parametric` or `envelope`.
-        runs: the table that was fitted.
         confidence: of the intervals, unless another is asked for.
-        noise: of the runs.
         rollout: the largest budgets hidden and predicted; None where too few budgets are left for it.
         diagnostics: findings, each with `code` and `message`, the gravest first.
     """
 
-    method: ClassVar[str]
-    runs: RunsTable
+    method: str
     confidence: float
-    noise: Noise
     rollout: RollOut | None
     diagnostics: list[Diagnostic]
 
+    @property
     @abstractmethod
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of all that is estimated, with rows a and b among them."""
-
-    @abstractmethod
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+    def n(self) -> ParamCount:
+        """Which parameter count the law is about."""
 
     @property
-    def n(self) -> str:
-        """Which parameter count the law is about."""
-        return self.runs.n
+    @abstractmethod
+    def loss_column(self) -> str:
+        """The source's column of the loss that was fitted."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> Origin:
+        """What it was fitted to."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> tuple[float, float] | None:
+        """The least and the greatest budget of the runs, FLOPs; None for a law whose runs are not known."""
+
+    @property
+    @abstractmethod
+    def core(self) -> Core:
+        """The numbers of the laws: all that predictions need."""
+
+    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of all that is estimated, with rows a and b among them; see the method's core."""
+        return self.core.intervals(confidence or self.confidence, kind)
+
+    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+        return self.core.at(flops, confidence)
+
+    @property
+    def dof(self) -> int:
+        """Degrees of freedom of the t intervals."""
+        return self.core.dof
 
     @property
     def exponents(self) -> pd.DataFrame:
@@ -107,7 +150,7 @@ class Fit:
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
-        value, open_question = ratio["value"], not (ratio["low"] > 1.0 or ratio["high"] < 1.0)
+        value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
         doubt = " (equal pace is not ruled out)" if open_question else ""
         if min(a["value"], b["value"]) <= 0.0:
             return f"Optimal {'data' if a['value'] > 0.0 else 'model size'} does not grow with compute: {laws}"
@@ -116,6 +159,35 @@ class Fit:
         if value > 1.0:
             return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
         return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
+
+
+class Fit(Laws):
+    """Laws, and the runs that they were fitted to; see `Laws`.
+
+    Attributes:
+        runs: the table that was fitted.
+        noise: of the runs.
+    """
+
+    runs: RunsTable
+    noise: Noise
+
+    @property
+    def n(self) -> ParamCount:
+        return self.runs.n
+
+    @property
+    def loss_column(self) -> str:
+        return self.runs.columns["loss"]
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.runs)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        budgets = self.runs.array("budget")
+        return float(budgets.min()), float(budgets.max())
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -205,4 +277,6 @@ class ProfileFit(Fit):
 
 def _span(row: dict[Any, float]) -> str:
     value, low, high = (row[k] for k in ENDS)
+    if np.isnan(low):
+        return f"{value:.3f}"
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if np.isfinite(high - low) else f"{value:.3f} [unbounded]"

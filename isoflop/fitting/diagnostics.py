@@ -172,7 +172,7 @@ def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:
 
 def of_table(table: RunsTable) -> list[tuple[str, str]]:
     """What the runs themselves call for."""
-    return [*_simulated(table), *_epochs(table)]
+    return [*_simulated(table), *_epochs(table), *table.findings]
 
 
 def of_rows(table: RunsTable) -> list[tuple[str, str]]:

@@ -1,165 +1,181 @@
-"""What a reader must know before trusting a fitted surface, a joint fit or an envelope; see `diagnostics`."""
+"""What can't be right about a table of runs: units, losses, runs listed twice. Said by row and column, not mended."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from itertools import product
 
 import numpy as np
+import pandas as pd
 
-from isoflop.fitting import profiles as joint
-from isoflop.fitting.diagnostics import (
-    LACK,
-    Diagnostic,
-    few_budgets,
-    findings,
-    flops_text,
-    of_noise,
-    of_rollout,
-    of_rows,
-    of_table,
-)
+from isoflop.errors import FitError
+from isoflop.fitting.columns import SETTINGS, SIX_ND
 from isoflop.fitting.frames import column, rows
-from isoflop.fitting.solver import EXPONENTS, LEAST_E
+from isoflop.fitting.notes import Finding, name_rows
 
-if TYPE_CHECKING:
-    from isoflop.fitting.envelope import EnvelopeFit
-    from isoflop.fitting.joint_fit import JointFit
-    from isoflop.fitting.surface import ParametricFit
+Floats = np.ndarray
 
-Found = list[tuple[str, str]]
-SLOPE = 1e-5
-CONDITION = 1e4
-AGREEING = 0.5
-OUTLIER = 4.0  # robust standard deviations
-NUDGE = 1.0  # standard errors of a that one configuration may move it
-FLOOR = 0.01  # E below this share of the least loss
-SMALL_DELTA = 0.5  # of a robust standard deviation
+NEAR = 0.75  # decades; real C / 6ND lies between 1 and 10 (embeddings, attention), units are 3 decades apart
+MAX_LOSS = 15.0  # nats: beyond the loss of a uniform guess among 3 million tokens
+HIGH = 2.0  # times what is usual
+FACTORS = {
+    "params": {0.0: "", 6.0: "millions", 9.0: "billions", 3.0: "thousands"},
+    "tokens": {0.0: "", 9.0: "billions", 6.0: "millions", 12.0: "trillions", 3.0: "thousands"},
+    "flops": {0.0: "", 18.0: "EFLOPs", 19.94: "PF-days", 15.0: "PFLOPs", 12.0: "TFLOPs", 9.0: "GFLOPs"},
+}
+"""Decades of the units that people use, the likeliest first."""
+_SIX = math.log10(6.0)
+_PLAUSIBLE = {"params": (3.0, 14.0), "tokens": (4.5, 16.0), "flops": (8.0, 29.0), "tokens per parameter": (-1.5, 5.5)}
+"""Decades."""
 
 
-def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
-    """Findings on a surface, the gravest first."""
-    return findings(
-        _search(fit),
-        of_table(fit.runs),
-        _bounds(fit),
-        _condition(fit),
-        few_budgets(len(np.unique(fit.sample.budget))),
-        _outliers(fit),
-        _influence(fit),
-        _uneven(float(fit.estimate.even[0])),
-        _delta(fit),
-        of_noise(fit.noise, "the law is not the whole shape"),
-        of_rollout(fit.rollout),
-        of_rows(fit.runs),
+def refuse_mixed_units(frame: pd.DataFrame, names: dict[str, str], where: str) -> None:
+    """Stops where some rows are in other units than the rest: C / 6ND of theirs is off by 1e3, 1e6, ...
+
+    Raises:
+        FitError: names the rows, the factor and the column that is off.
+    """
+    ratio = _ratio(frame)
+    off = np.round((ratio - np.median(ratio)) / 3.0)
+    mixed = (off != 0.0) & (np.abs(ratio - np.median(ratio) - 3.0 * off) < NEAR)
+    if not mixed.any():
+        return
+    which = off[mixed][0]
+    here = mixed & (off == which)
+    key = _apart(frame, here, float(which) * 3.0)
+    raise FitError(
+        f"{where}: column {names[key]!r} has mixed units: in {name_rows(frame, here)}, C / 6ND is about "
+        f"1e{3 * int(which):+d} times that of the other rows"
     )
 
 
-def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
-    """Findings on a joint fit of profiles."""
-    theta = fit.estimate.theta[0]
-    found: Found = []
-    if np.any((theta[1:3] <= joint.LOW[1:3]) | (theta[1:3] >= joint.HIGH[1:3])):
-        found.append(
-            (
-                "at_bound",
-                "The arms' exponents are at a bound: these profiles do not show how an arm bends. Wider ones do.",
-            )
-        )
-    beyond = rows(fit.profiles, fit.profiles["status"].to_numpy() == "edge")
-    if len(beyond):
-        budgets = ", ".join(flops_text(float(b)) for b in column(beyond, "budget"))
-        found.append(("edge", f"{budgets} FLOPs: the minimum lies beyond the sizes run; the other budgets place it."))
-    return findings(
-        of_table(fit.runs),
-        found,
-        few_budgets(fit.curves.budgets),
-        _uneven(float(fit.estimate.even[0])),
-        of_noise(fit.noise, "the shape is not the same in all budgets"),
-        of_rollout(fit.rollout),
-        of_rows(fit.runs),
-    )
+def refuse_falling_flops(frame: pd.DataFrame, names: dict[str, str], where: str) -> None:
+    """Stops where FLOPs don't rise with the budgets that label them.
+
+    Raises:
+        FitError: names both columns.
+    """
+    if names["flops"].startswith("(") or names["budget"].startswith("("):
+        return
+    budgets, flops = (np.unique(column(frame, key), return_inverse=True)[1] for key in ("budget", "flops"))  # ranks
+    if budgets.any() and not (budgets - budgets.mean()) @ flops > 0.0:
+        raise FitError(f"{where}: column {names['flops']!r} does not rise with column {names['budget']!r}")
 
 
-def diagnose_envelope(fit: EnvelopeFit) -> list[Diagnostic]:
-    """Findings on an envelope."""
-    words = (
-        f"The envelope takes its {len(fit.frontier)} optima from the sizes that were run: they are no nearer to the "
-        "best than the sizes lie apart."
-    )
-    return findings(of_table(fit.runs), [("nearest_run", words)], few_budgets(len(fit.frontier)), of_rows(fit.runs))
+def doubts(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """Findings about units, losses and rows.
+
+    Args:
+        frame: canonical columns, and `seed`, `run_id` and settings where there are any.
+        names: canonical name -> column of the source.
+    """
+    return [*_units(frame, names), *_inconsistent(frame), *_losses(frame, names), *_budgets(frame), *_twice(frame)]
 
 
-def _search(fit: ParametricFit) -> Found:
-    slope, agreeing = float(fit.estimate.slope[0]), fit.estimate.agreeing
+def _ratio(frame: pd.DataFrame) -> Floats:
+    """log10 of C / 6ND."""
+    logs = {key: np.log10(column(frame, key)) for key in ("params", "tokens", "flops")}
+    return logs["flops"] - logs["params"] - logs["tokens"] - _SIX
+
+
+def _apart(frame: pd.DataFrame, here: Floats, decades: float) -> str:
+    """The column whose values in some rows lie apart from the other rows' by about as many decades."""
+    shifts = {}
+    for key, sign in (("params", -1.0), ("tokens", -1.0), ("flops", 1.0)):
+        logs = np.log10(column(frame, key))
+        shifts[key] = abs(np.median(logs[here]) - np.median(logs[~here]) - sign * decades)
+    return min(shifts, key=lambda key: shifts[key])
+
+
+def _units(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """One unit for the whole column that isn't one: params in millions, tokens in billions, PF-days."""
+    middle = {key: float(np.median(np.log10(column(frame, key)))) for key in FACTORS}
+    derived = names["flops"] == SIX_ND
+    off = middle["flops"] - middle["params"] - middle["tokens"] - _SIX
+    if abs(off) < 3.0 - NEAR and _is_plausible(middle):
+        return []
+    source = names | ({"flops": names["budget"]} if names["flops"].startswith("(") else {})
+    words = [
+        " and ".join(f"column {source[k]!r} in {FACTORS[k][f]}" for k, f in guess.items() if f)
+        for guess in _guesses(middle, derived)
+    ]
+    if not words:
+        return []
+    ratio = "" if abs(off) < 3.0 - NEAR else f"C is about 1e{round(off):+d} times 6ND: "
+    text = f"{ratio}{', or '.join(words[:2])}? Exponents stay, coefficients and N*, D* don't. "
+    return [Finding("units", f"{text}A factor can be given with the column's name, as in COL*1e6.")]
+
+
+def _guesses(middle: dict[str, float], derived: bool) -> list[dict[str, float]]:
+    """Units that would make the table plausible: those that change the fewest columns, the likeliest first."""
+    found: list[tuple[int, float, dict[str, float]]] = []
+    for factors in product(*FACTORS.values()):
+        guess = dict(zip(FACTORS, factors, strict=True))
+        logs = {key: middle[key] + guess[key] for key in guess}
+        if derived:
+            logs["flops"] = logs["params"] + logs["tokens"] + _SIX
+        off = logs["flops"] - logs["params"] - logs["tokens"] - _SIX
+        if -NEAR <= off <= 1.0 + NEAR and not (derived and guess["flops"]) and _is_plausible(logs):
+            rank = sum(list(FACTORS[key]).index(factor) for key, factor in guess.items())
+            found.append((sum(bool(f) for f in factors), rank + abs(off), guess))
+    fewest = min((changed for changed, _, _ in found), default=0)
+    return [guess for changed, _, guess in sorted(found, key=lambda item: item[:2]) if 0 < changed == fewest]
+
+
+def _is_plausible(logs: dict[str, float]) -> bool:
+    """Whether decades of parameters, tokens and FLOPs are those of language models."""
+    logs = logs | {"tokens per parameter": logs["tokens"] - logs["params"]}
+    return all(low <= logs[key] <= high for key, (low, high) in _PLAUSIBLE.items())
+
+
+def _inconsistent(frame: pd.DataFrame) -> list[Finding]:
+    """Rows whose C / 6ND lies more than a decade from the other rows'."""
+    ratio = _ratio(frame)
+    far = np.abs(ratio - np.median(ratio)) > 1.0 + NEAR / 3.0
+    if not far.any():
+        return []
+    words = f"In {name_rows(frame, far)}, C / 6ND is more than 10 times off that of most rows."
+    return [Finding("flops_inconsistent", f"{words} Are parameters, tokens and FLOPs of the same run?")]
+
+
+def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """Losses that no training leaves behind: a perplexity, or a run far from the others of its budget."""
+    loss = column(frame, "loss")
+    if np.median(loss) > MAX_LOSS:
+        words = f"Column {names['loss']!r} is {np.median(loss):.4g} in the middle: no loss in nats. Is it a perplexity?"
+        return [Finding("loss_high", words)]
+    middle = frame["loss"].groupby(frame["budget"]).transform("median").to_numpy(dtype=np.float64)
     found = []
-    if not slope <= SLOPE:
-        words = f"The fit did not converge: residuals and Jacobian are {slope:.1e} from a right angle at the end."
-        found.append(("not_converged", words))
-    if agreeing < AGREEING:
-        found.append(
-            ("few_starts", f"{agreeing:.0%} of the 48 starts reached this optimum: there may be a better one.")
-        )
+    for code, far, words in (
+        ("diverged", loss / HIGH > middle, f"more than {HIGH:g} times the middle of its budget: did it diverge"),
+        ("loss_low", loss < middle / HIGH, f"less than 1/{HIGH:g} of the middle of its budget: is it of another kind"),
+    ):
+        if far.any():
+            found.append(Finding(code, f"The loss of {name_rows(frame, far)} is {words}? It is used all the same."))
     return found
 
 
-def _bounds(fit: ParametricFit) -> Found:
-    found: Found = []
-    params: dict[Any, float] = fit.params.to_dict()
-    least = float(fit.sample.points.loss.min())
-    if params["E"] < FLOOR * least:
-        near = fit.theta[0] - float(np.log(fit.sample.points.loss).mean()) <= -LEAST_E
-        where = "at its bound, nothing" if near else f"{params['E'] / least:.2%} of the least loss"
-        found.append(("e_near_zero", f"E is {where}: these runs do not show an irreducible loss."))
-    for name in ("alpha", "beta"):
-        if params[name] <= EXPONENTS[0] or params[name] >= EXPONENTS[1]:
-            found.append(("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it."))
+def _budgets(frame: pd.DataFrame) -> list[Finding]:
+    """Rows whose FLOPs are not those of the budget that labels them, though most rows' are."""
+    off = np.log(column(frame, "flops")) - np.log(column(frame, "budget"))
+    far = np.abs(off - np.median(off)) > math.log(HIGH)
+    if not far.any():
+        return []
+    words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
+    return [Finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")]
+
+
+def _twice(frame: pd.DataFrame) -> list[Finding]:
+    """Runs of one name, or of one configuration and seed, with different losses."""
+    found = []
+    if "run_id" in frame and (named := frame.duplicated("run_id", keep=False).to_numpy(dtype=bool)).any():
+        some = sorted(set(rows(frame, named)["run_id"]))
+        words = f"{', '.join(some[:5])}{f' and {len(some) - 5} more' if len(some) > 5 else ''}"
+        found.append(Finding("duplicates", f"More than one row, not alike, for the run {words}. All are used."))
+    if "seed" not in frame:
+        return found
+    same = frame.duplicated(["config", "seed"], keep=False).to_numpy(dtype=bool) & frame["seed"].notna().to_numpy()
+    if same.any() and not found:
+        words = f"{name_rows(frame, same)} are of one configuration and seed with different losses, and count as seeds"
+        found.append(Finding("duplicates", f"{words}. What tells them apart needs a column of: {', '.join(SETTINGS)}."))
     return found
-
-
-def _condition(fit: ParametricFit) -> Found:
-    if fit.condition < CONDITION:
-        return []
-    words = f"Condition number {fit.condition:.1e}: these runs hardly tell the parameters apart."
-    return [("ill_conditioned", words)]
-
-
-def _outliers(fit: ParametricFit) -> Found:
-    table = fit.influence
-    sds, configs = column(table, "sds"), table.index.to_numpy(dtype=np.int64)
-    far = np.flatnonzero(np.abs(sds) > OUTLIER)
-    if not len(far):
-        return []
-    worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:5]
-    names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
-    more = f" and {len(far) - 5} more" if len(far) > 5 else ""
-    one = len(far) == 1
-    words = f"{len(far)} run{' lies' if one else 's lie'} over {OUTLIER:g} robust sd off the law: {names}{more}."
-    return [("outliers", f"{words} Kept; drop_outliers={OUTLIER:g} leaves {'it' if one else 'them'} out.")]
-
-
-def _influence(fit: ParametricFit) -> Found:
-    shifts, configs = np.abs(column(fit.influence, "a_shift")), fit.influence.index.to_numpy(dtype=np.int64)
-    worst = int(np.argmax(shifts))
-    if not shifts[worst] > NUDGE:
-        return []
-    without = column(fit.influence, "a")[worst]
-    words = f"Without {fit.name_of(int(configs[worst]))} a would be {without:.4f}, {shifts[worst]:.1f} standard errors"
-    return [("influence", f"One run decides much: {words} away.")]
-
-
-def _uneven(even: float) -> Found:
-    if even >= LACK:
-        return []
-    words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
-    return [("uneven_noise", words)]
-
-
-def _delta(fit: ParametricFit) -> Found:
-    delta = float(fit.estimate.delta[0])
-    if not delta < SMALL_DELTA * fit.robust_sd:
-        return []
-    words = (
-        f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): nearly least absolute deviations, "
-        "which loses a part of what the runs tell; the t intervals are rough then, the percentile ones better."
-    )
-    return [("small_delta", words)]

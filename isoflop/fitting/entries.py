@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from isoflop.fitting.envelope import EnvelopeFit
     from isoflop.fitting.joint_fit import JointFit
     from isoflop.fitting.result import IsoflopFit
+    from isoflop.fitting.rollout import RollOut
     from isoflop.fitting.surface import ParametricFit
 
 
@@ -22,16 +23,35 @@ def fit_entry(fit: Fit) -> dict[str, Any]:
     entry = {
         "method": fit.method,
         "n": fit.n,
-        "loss": fit.runs.columns["loss"],
+        "loss": fit.loss_column,
+        "hash": fit.origin.hash,
         "confidence": fit.confidence,
         "exponents": {name: _interval(table.loc[name].to_dict()) for name in ("a", "b")},
         "ratio": _interval(table.loc["ratio"].to_dict()),
         "noise": vars(fit.noise),
         **_OWN[fit.method](fit),
         "rollout": [] if fit.rollout is None else records(fit.rollout.table()),
+        "law": fit.core.to_dict() | {"budgets": list(fit.reach), "rollout": rollout_entry(fit.rollout)},
         "diagnostics": [dict(d) for d in fit.diagnostics],
     }
     return plain(entry)
+
+
+def rollout_entry(rollout: RollOut | None) -> dict[str, Any] | None:
+    """All roll-outs, also those that are not shown: every one may widen a prediction."""
+    if rollout is None:
+        return None
+    misses = [
+        {
+            "hidden": miss.hidden,
+            "budget": miss.budget,
+            "distance": miss.distance,
+            "errors": {name: error.item() for name, error in miss.errors.items()},
+            "ses": {name: se.item() for name, se in miss.ses.items()},
+        }
+        for miss in rollout.misses
+    ]
+    return {"reach": list(rollout.reach), "misses": misses}
 
 
 def _interval(row: Mapping[Any, Any]) -> dict[str, Any]:

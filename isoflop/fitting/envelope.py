@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, Fit, Kind
+from isoflop.fitting.base import Fit
 from isoflop.fitting.frames import column
-from isoflop.fitting.intervals import Interval, Line, exponential, t_interval
+from isoflop.fitting.intervals import Line
 from isoflop.fitting.noise import Noise, noise_of
+from isoflop.fitting.result import LinesCore
 from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
 
@@ -51,28 +52,9 @@ class EnvelopeFit(Fit):
 
     method = "envelope"
 
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of a, b, ratio (b / a), k_params and k_tokens: t intervals of the lines."""
-        if kind == "percentile":
-            raise FitError("the envelope has t intervals only: it draws no resamples")
-        level = confidence or self.confidence
-        first, second = self.lines["params"], self.lines["tokens"]
-        rows = {
-            letter: t_interval(line.slope, line.slope_se, line.dof, level)
-            for letter, line in (("a", first), ("b", second))
-        }
-        ratio = second.slope / first.slope
-        variance = second.variance - 2.0 * ratio * self.covariance + ratio**2 * first.variance
-        rows["ratio"] = t_interval(
-            ratio, float(np.sqrt(max(variance, 0.0) / first.sxx)) / abs(first.slope), first.dof, level
-        )
-        for name, line in self.lines.items():
-            rows[f"k_{name}"] = exponential(t_interval(line.intercept, line.se_at(0.0), line.dof, level))
-        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
-
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        x = float(np.log(flops))
-        return {k: t_interval(line.at(x), line.se_at(x), line.dof, confidence) for k, line in self.lines.items()}
+    @property
+    def core(self) -> LinesCore:
+        return LinesCore(self.lines, self.covariance)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """All runs and the frontier."""
@@ -108,7 +90,7 @@ def fit_envelope(
         raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
-        grouped=False,
+        need_budgets=False,
     )  # fmt: skip
     frontier = frontier_of(table)
     if len(frontier) < MIN_POINTS:
@@ -129,7 +111,7 @@ def fit_envelope(
         noise=noise_of(table, float("nan"), 1),
         confidence=confidence,
     )
-    from isoflop.fitting.doubts import diagnose_envelope
+    from isoflop.fitting.verdicts import diagnose_envelope
 
     return dataclasses.replace(fit, diagnostics=diagnose_envelope(fit))
 

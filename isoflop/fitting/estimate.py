@@ -109,7 +109,7 @@ def estimate_one(sample: Sample, delta: float | None) -> Estimate:
         crude = minimise(sample, first[[len(first) // 2]], np.inf)
         sd = float(robust_sd(sample.residuals(crude.theta[0])))
     found = minimise(sample, first, delta, sd)
-    agreeing = float(np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + 1e-30))
+    agreeing = float(np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + solver.ROUNDING))
     best = solver.Solutions(*(part[[found.best]] for part in (found.theta, found.objective, found.slope)))
     return _estimate(sample, best, np.array([delta]), agreeing)
 
@@ -181,7 +181,7 @@ def _places(sample: Sample, theta: Floats) -> Floats:
 
 
 def m_covariance(
-    columns: Floats, residuals: Floats, delta: Floats, parameters: int, places: Floats
+    columns: Floats, residuals: Floats, delta: Floats, parameters: int, places: Floats, eliminated: Floats | float = 0.0
 ) -> tuple[Floats, Floats, Floats]:
     """Covariance of M M-estimates.
 
@@ -197,6 +197,7 @@ def m_covariance(
         delta: Huber's, (M,).
         parameters: how many were fitted to the K residuals.
         places: what the noise may depend on, (M, K, 3).
+        eliminated: leverage of the parameters that have no column, (K,).
 
     Returns:
         The covariance, (M, P, P); the variance of one run, (M,); the probability of residuals as uneven, (M,).
@@ -210,7 +211,7 @@ def m_covariance(
     across = np.swapaxes(columns, -1, -2)
     bread = np.linalg.pinv(across @ columns, hermitian=True)
     spread = variance[:, None, None] * bread
-    leverage = np.minimum(np.sum(columns @ bread * columns, axis=-1), MOST_LEVERAGE)
+    leverage = np.minimum(np.sum(columns @ bread * columns, axis=-1) + eliminated, MOST_LEVERAGE)
     even = _evenness(np.abs(residuals) / np.sqrt(1.0 - leverage), places)
     uneven = even < UNEVEN
     if uneven.any():

@@ -1,4 +1,4 @@
-"""From a path to a raw DataFrame: sweep directory, Parquet, CSV or JSONL. No column is interpreted here."""
+"""From a path to a raw DataFrame: sweep directory, Parquet, CSV, TSV or JSONL. No column is interpreted here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUNS_FILE = "runs.parquet"
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
-    """The rows of a sweep's directory (its runs.parquet) or of a .parquet, .csv, .jsonl or .ndjson file, as they are.
+    """The rows of a sweep's directory (its runs.parquet) or of a .parquet, .csv, .tsv, .jsonl or .ndjson file.
 
     Raises:
         FitError: missing, empty or unreadable file, an unknown kind of file, two columns of one name.
@@ -50,13 +50,19 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """CSV with a header; UTF-8, with or without a byte order mark. Cells stay text, so no digit is lost here."""
+    """CSV with a header; UTF-8, with or without a byte order mark. Cells stay text, so no digit is lost here.
+
+    Semicolons and tabs separate columns, too, where the header has more of them than commas.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    refuse_duplicates(header, str(path))
+        first = file.readline()
+        mark = max(",;\t", key=first.count)
+        file.seek(0)
+        header = next(csv.reader(file, delimiter=mark), [])
+    refuse_duplicates([name for name in header if name], str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header is cut otherwise
-        return pd.read_csv(path, encoding="utf-8-sig", dtype=str, index_col=False)
+        return pd.read_csv(path, encoding="utf-8-sig", dtype=str, index_col=False, sep=mark)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -96,6 +102,9 @@ def _one_line(error: Exception) -> str:
 _READERS = {
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
 }
+TABLES = tuple(_READERS)
+"""Endings of the files that can be read."""

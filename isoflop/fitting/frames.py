@@ -26,3 +26,8 @@ def rows(frame: pd.DataFrame, keep: np.ndarray) -> pd.DataFrame:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """A dict a row."""
     return cast(list[dict[str, Any]], frame.to_dict("records"))
+
+
+def cell(frame: pd.DataFrame, row: str, name: str) -> float:
+    """One number, by the name of its row."""
+    return float(cast(Any, frame.at[row, name]))

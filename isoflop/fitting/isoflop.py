@@ -64,8 +64,8 @@ def fit_isoflop(
     Raises:
         FitError: input that can't be used; fewer than 3 budgets whose profile may be used.
     """
-    _check(axis, bootstrap, confidence)
-    chosen = _statuses(use)
+    check_options(axis, bootstrap, confidence)
+    chosen = statuses_of(use)
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit
     )
@@ -93,7 +93,8 @@ def _profile(budget: Floats, size: Floats, loss: Floats, flops: Floats, seeds: F
     return para.Profile(float(budget[0]), mean_flops, np.log(size), loss, seeds, np.log(other))
 
 
-def _check(axis: str, bootstrap: int, confidence: float) -> None:
+def check_options(axis: str, bootstrap: int, confidence: float) -> None:
+    """Refuses options that no profile can be fitted with."""
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
     if bootstrap != 0 and bootstrap < 100:
@@ -102,7 +103,8 @@ def _check(axis: str, bootstrap: int, confidence: float) -> None:
         raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
 
 
-def _statuses(use: Use) -> tuple[para.Status, ...]:
+def statuses_of(use: Use) -> tuple[para.Status, ...]:
+    """The statuses that `use` stands for."""
     chosen = para.STATUSES if use == "all" else tuple(cast(Sequence[para.Status], use))
     if isinstance(use, str) and use != "all":
         chosen = (cast(para.Status, use),)
@@ -144,6 +146,8 @@ def _fit(
     _refuse_below_zero(table, pairs)
     noise = _noise(table, pairs)
     ln_flops = np.log([p.flops for p, _ in pairs])
+    if not np.ptp(ln_flops) > 0.0:
+        raise FitError(f"{table.source}: the budgets that can be used have equal FLOPs: no law goes through them")
     vertices, others, lowest = _optima(pairs, [q.coefficients[None] for _, q in pairs])
     names = (axis, "tokens" if axis == "params" else "params")
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}

@@ -48,7 +48,7 @@ def fit_joint(
 
     Raises:
         FitError: input that can't be used; fewer than 3 budgets, or too few runs for the parameters: one of each
-            budget, and 5; losses without a minimum.
+            budget, and 5; no budget whose minimum lies among its sizes.
     """
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
@@ -62,8 +62,6 @@ def fit_joint(
     _refuse_too_few(table, profiles, curves)
     delta = None if huber else np.inf
     estimate = best_of(curves, delta)
-    if estimate.theta[0, 0] <= joint.LOW[0]:
-        raise FitError(f"{table.source}: the profiles have no minimum: the loss does not rise on both sides")
     dof = len(curves.x) - curves.parameters
     fit = JointFit(
         axis=axis,
@@ -79,6 +77,10 @@ def fit_joint(
         huber=huber,
         confidence=confidence,
     )
+    if all(status == "edge" for status in fit.profiles["status"]):
+        raise FitError(
+            f"{table.source}: no profile has its minimum among its sizes: nothing shows where the best size is"
+        )
     return fit.judged()
 
 

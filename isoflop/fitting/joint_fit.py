@@ -44,6 +44,58 @@ class Law:
 
 
 @dataclass(frozen=True, eq=False)
+class JointCore:
+    """Straight lines of ln N* and ln D* on ln C, and the arms of the profiles.
+
+    Attributes:
+        laws: of `params` and `tokens`.
+        theta: see `profiles.JointEstimate`, (5,).
+        spread: its covariance, (5, 5).
+        dof: configurations less parameters.
+    """
+
+    laws: dict[str, Law]
+    theta: Floats
+    spread: Floats
+    dof: int
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the exponents of the arms: `left` of the
+        falling one (alpha of A/N^alpha), `right` of the rising one.
+        """
+        if kind == "percentile":
+            raise FitError("the joint fit has t intervals only: it draws no resamples")
+        a, b = self.laws["params"], self.laws["tokens"]
+        ratio = b.slope / a.slope
+        unit = np.eye(len(joint.SHAPE))
+        rows = {
+            "a": self._t(a.slope, a.by_slope, confidence),
+            "b": self._t(b.slope, b.by_slope, confidence),
+            "ratio": self._t(ratio, (b.by_slope - ratio * a.by_slope) / a.slope, confidence),
+            "k_params": exponential(self._t(*a.at(0.0), confidence)),
+            "k_tokens": exponential(self._t(*b.at(0.0), confidence)),
+            "left": self._t(float(self.theta[1]), unit[1], confidence),
+            "right": self._t(float(self.theta[2]), unit[2], confidence),
+        }
+        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        return {name: self._t(*self.laws[name].at(float(np.log(flops))), confidence) for name in LETTERS}
+
+    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        se = float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
+        return Interval(value, value - half, value + half)
+
+    def to_dict(self) -> dict[str, Any]:
+        laws = {
+            name: dataclasses.asdict(law) | {"by_middle": law.by_middle.tolist(), "by_slope": law.by_slope.tolist()}
+            for name, law in self.laws.items()
+        }
+        return {"lines": laws, "theta": self.theta.tolist(), "covariance": self.spread.tolist(), "dof": self.dof}
+
+
+@dataclass(frozen=True, eq=False)
 class JointFit(ProfileFit):
     """Power laws N*(C) = k_N C^a and D*(C) = k_D C^b through all profiles at once; see `Fit` and `ProfileFit`.
 
@@ -75,14 +127,14 @@ class JointFit(ProfileFit):
 
     def judged(self) -> JointFit:
         """With its findings."""
-        from isoflop.fitting.doubts import diagnose_joint
+        from isoflop.fitting.verdicts import diagnose_joint
 
         return dataclasses.replace(self, diagnostics=diagnose_joint(self))
 
     @property
-    def dof(self) -> int:
-        """Configurations less parameters."""
-        return len(self.curves.x) - self.curves.parameters
+    def core(self) -> JointCore:
+        dof = len(self.curves.x) - self.curves.parameters
+        return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof)
 
     @property
     def coefficients(self) -> pd.DataFrame:
@@ -93,35 +145,6 @@ class JointFit(ProfileFit):
             for letter, name in (("N", "params"), ("D", "tokens"))
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
-
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the exponents of the arms: `left` of the
-        falling one (alpha of A/N^alpha), `right` of the rising one.
-        """
-        if kind == "percentile":
-            raise FitError("the joint fit has t intervals only: it draws no resamples")
-        level = confidence or self.confidence
-        a, b = self.laws["params"], self.laws["tokens"]
-        ratio = b.slope / a.slope
-        unit = np.eye(len(joint.SHAPE))
-        rows = {
-            "a": self._t(a.slope, a.by_slope, level),
-            "b": self._t(b.slope, b.by_slope, level),
-            "ratio": self._t(ratio, (b.by_slope - ratio * a.by_slope) / a.slope, level),
-            "k_params": exponential(self._t(*a.at(0.0), level)),
-            "k_tokens": exponential(self._t(*b.at(0.0), level)),
-            "left": self._t(float(self.estimate.theta[0, 1]), unit[1], level),
-            "right": self._t(float(self.estimate.theta[0, 2]), unit[2], level),
-        }
-        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
-
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        return {name: self._t(*self.laws[name].at(float(np.log(flops))), confidence) for name in LETTERS}
-
-    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        se = float(np.sqrt(max(gradient @ self.estimate.spread[0] @ gradient, 0.0)))
-        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
-        return Interval(value, value - half, value + half)
 
     @cached_property
     def profiles(self) -> pd.DataFrame:  # pyright: ignore[reportIncompatibleVariableOverride]

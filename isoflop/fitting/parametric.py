@@ -11,14 +11,16 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import solver
-from isoflop.fitting.doubts import diagnose_surface
+from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian, minimise, robust_sd
 from isoflop.fitting.frames import column
 from isoflop.fitting.noise import noise_of
+from isoflop.fitting.outliers import outliers, without
 from isoflop.fitting.parabola import MOST_LEVERAGE, distinct
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
 from isoflop.fitting.surface import ParametricFit, optimum
-from isoflop.fitting.table import UNGROUPED, LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.verdicts import diagnose_surface
 
 Floats = np.ndarray
 Resampling = Literal["case", "wild"]
@@ -46,6 +48,7 @@ def fit_parametric(
     resampling: Resampling = "case",
     confidence: float = 0.95,
     seed: int = 0,
+    drop_outliers: float | None = None,
 ) -> ParametricFit:
     """Fits L(N, D) = E + A / N^alpha + B / D^beta to the means of configurations, each weighted by its seeds.
 
@@ -65,18 +68,25 @@ def fit_parametric(
             their residuals at random (scaled by 1/sqrt(1 - leverage)).
         confidence: of the intervals.
         seed: of the resampling; the same seed gives the same digits, whatever the order of the rows.
+        drop_outliers: leaves out, once, the configurations more than so many robust standard deviations off the law
+            that all of them give, and names them in `runs.dropped`; None keeps all.
 
     Raises:
         FitError: input that can't be used; fewer than 7 configurations, 3 sizes or 3 token counts.
     """
-    asked = _check(huber_delta, residual, bootstrap, resampling, confidence)
+    asked = check_options(huber_delta, residual, bootstrap, resampling, confidence, drop_outliers)
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
-        grouped=False,
+        need_budgets=False,
     )  # fmt: skip
     sample = sample_of(table, residual)
     _refuse_too_few(table, sample)
     estimate = estimate_one(sample, asked)
+    if drop_outliers is not None and np.any(far := outliers(sample, estimate, drop_outliers)):
+        table = without(table, sample, estimate, far, drop_outliers)
+        sample = sample_of(table, residual)
+        _refuse_too_few(table, sample)
+        estimate = estimate_one(sample, asked)
     fit = ParametricFit(
         runs=table,
         sample=sample,
@@ -89,6 +99,7 @@ def fit_parametric(
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
+        drop_outliers=drop_outliers,
     )
     return dataclasses.replace(fit, diagnostics=diagnose_surface(fit))
 
@@ -99,7 +110,7 @@ def sample_of(table: RunsTable, residual: solver.Scale = "log") -> Sample:
     order = np.lexsort([column(frame, name) for name in ("loss", "tokens", "params", "budget")])
     names = ("params", "tokens", "loss", "seeds", "flops", "budget")
     params, tokens, loss, seeds, flops, budget = (column(frame, name)[order] for name in names)
-    if table.columns.get("budget") == UNGROUPED:
+    if table.columns.get("budget") == OWN:
         budget = _bands(flops)
     numbers = frame["config"].to_numpy(dtype=np.int64)[order]
     return Sample(solver.Points.of(params, tokens, loss, residual), seeds, flops, budget, numbers)
@@ -111,8 +122,12 @@ def _bands(flops: Floats) -> Floats:
     return edges[np.minimum(np.searchsorted(edges, flops), len(edges) - 1)]
 
 
-def _check(huber_delta: Delta, residual: str, bootstrap: int, resampling: str, confidence: float) -> float | None:
-    """Huber's delta as a number; None is adaptive."""
+def check_options(
+    huber_delta: Delta, residual: str, bootstrap: int, resampling: str, confidence: float, drop_outliers: float | None
+) -> float | None:
+    """Huber's delta as a number; None is adaptive. Refuses options that no surface can be fitted with."""
+    if drop_outliers is not None and not drop_outliers > 0.0:
+        raise FitError(f"drop_outliers is a number of robust standard deviations above 0, not {drop_outliers:g}")
     for value, known in ((residual, get_args(solver.Scale)), (resampling, get_args(Resampling))):
         if value not in known:
             raise FitError(f"unknown {value!r}: {' or '.join(known)}")

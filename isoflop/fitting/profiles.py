@@ -10,6 +10,7 @@ compute, nor that C = 6ND, and what shifts all losses of a budget (a recipe tune
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ LOW = np.array([-25.0, 0.02, 0.02, -80.0, -4.0])
 HIGH = np.array([20.0, 5.0, 5.0, 80.0, 5.0])
 _ITERATIONS = 120
 _SMALL = 1e-13
+_GIVEN_UP = 1e9  # damping
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,10 @@ class Curves:
         """Some of the configurations, on the same means."""
         group = np.unique(self.group[keep], return_inverse=True)[1]
         return Curves(self.x[keep], self.c[keep], group, self.loss[..., keep], self.seeds[keep])
+
+    def sets(self, which: np.ndarray) -> Curves:
+        """Some of the sets of losses, where there are several."""
+        return self if self.loss.ndim == 1 else dataclasses.replace(self, loss=self.loss[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +119,8 @@ def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstim
     here = _least_squares(curves, theta, weight)
     off = curves.x - theta[:, [3]] - theta[:, [4]] * curves.c
     places = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)
-    spread, variance, even = m_covariance(here.columns, here.residuals, limit, curves.parameters, places)
+    of_floor = curves.seeds / np.bincount(curves.group, curves.seeds)[curves.group]
+    spread, variance, even = m_covariance(here.columns, here.residuals, limit, curves.parameters, places, of_floor)
     return JointEstimate(theta, here.floor, spread, variance, even, limit, here.objective, here.residuals)
 
 
@@ -149,44 +156,49 @@ def _least_squares(curves: Curves, theta: Floats, weight: Floats) -> _Step:
     mass = full @ member
     floor = ((full * (curves.loss - phi)) @ member) / mass
     residuals = (curves.loss - phi - floor[:, curves.group]) * root
-    mean = np.einsum("mk,mkp,kb->mbp", full, jacobian, member) / mass[:, :, None]
+    mean = member.T @ (full[:, :, None] * jacobian) / mass[:, :, None]
     columns = (jacobian - mean[:, curves.group]) * np.broadcast_to(root, phi.shape)[..., None]
     pulled = columns * weight[:, :, None]
-    gradient = np.einsum("mkp,mk->mp", pulled, residuals)
+    gradient = (residuals[:, None, :] @ pulled)[:, 0, :]
     objective = np.sum(weight * residuals**2, axis=-1)
     return _Step(objective, gradient, np.swapaxes(columns, -1, -2) @ pulled, residuals, columns, floor)
 
 
 def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floats]:
-    """Levenberg and Marquardt's steps, the weights of Huber's loss taken anew after each; returns theta and weights."""
+    """Levenberg and Marquardt's steps, the weights of Huber's loss taken anew after each; returns theta and weights.
+
+    Problems that are done leave the batch.
+    """
     robust, identity = bool(np.isfinite(limit).any()), np.eye(len(SHAPE))
-    damping = np.full(len(theta), 1e-3)
+    out, alive, theta = theta.copy(), np.arange(len(theta)), theta.copy()
     weight = np.ones((len(theta), len(curves.x)))
-    here = _least_squares(curves, theta, weight)
+    weights, damping, mine = weight.copy(), np.full(len(theta), 1e-3), curves
+    here = _least_squares(mine, theta, weight)
     for _ in range(_ITERATIONS):
         if robust:
-            weight = np.minimum(1.0, limit[:, None] / np.maximum(np.abs(here.residuals), 1e-300))
-            here = _least_squares(curves, theta, weight)
+            weight = np.minimum(1.0, limit[alive, None] / np.maximum(np.abs(here.residuals), 1e-300))
+            here = _least_squares(mine, theta, weight)
         stuck = ((theta <= LOW) & (here.gradient < 0)) | ((theta >= HIGH) & (here.gradient > 0))
         pull = np.where(stuck, 0.0, here.gradient)
         diagonal = np.maximum(np.einsum("mii->mi", here.curvature), 1e-12 * here.objective[:, None] + 1e-300)
         system = here.curvature + (damping[:, None] * diagonal)[:, :, None] * identity
         system = np.where(stuck[:, :, None] | stuck[:, None, :], identity * diagonal[:, :, None], system)
         step = np.linalg.solve(system, pull[:, :, None])[:, :, 0]
-        promise = np.sum(pull * step, axis=-1)
-        if np.all((promise <= _SMALL * here.objective) | (damping > 1e9)):
+        go = (np.sum(pull * step, axis=-1) > _SMALL * here.objective) & (damping < _GIVEN_UP)
+        out[alive], weights[alive] = theta, weight
+        if not go.any():
             break
-        there = _least_squares(curves, np.clip(theta + step, LOW, HIGH), weight)
+        if not go.all():
+            alive, theta, weight, damping, step = (part[go] for part in (alive, theta, weight, damping, step))
+            here, mine = _Step(*(part[go] for part in here)), curves.sets(alive)
+        trial = np.clip(theta + step, LOW, HIGH)
+        there = _least_squares(mine, trial, weight)
         better = there.objective <= here.objective
-        theta = np.where(better[:, None], np.clip(theta + step, LOW, HIGH), theta)
-        here = _Step(
-            *(
-                np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                for old, new in zip(here, there, strict=True)
-            )
-        )
+        theta = np.where(better[:, None], trial, theta)
+        pairs = zip(here, there, strict=True)
+        here = _Step(*(np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old) for old, new in pairs))
         damping = np.where(better, np.maximum(damping / 10.0, 1e-12), damping * 8.0)
-    return theta, weight
+    return out, weights
 
 
 def shift_of(curves: Curves, estimate: JointEstimate, there: np.ndarray) -> tuple[Floats, Floats]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Axis, Kind, ProfileFit
 from isoflop.fitting.frames import records
 from isoflop.fitting.intervals import (
@@ -28,6 +30,95 @@ if TYPE_CHECKING:
 
 Floats = np.ndarray
 _LETTERS = {"params": "a", "tokens": "b"}
+_ESTIMATES = ("a", "b", "ratio", "k_params", "k_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class LinesCore:
+    """Straight lines of ln N* and ln D* on ln C.
+
+    Attributes:
+        lines: `params` and `tokens`.
+        covariance: of their residuals.
+        draws: bootstrap draws `a, b, ln_k_params, ln_k_tokens`, (R,); none where the method draws none.
+        residual_dof: degrees of freedom of the residuals that were drawn.
+    """
+
+    lines: dict[str, Line]
+    covariance: float
+    draws: dict[str, Floats] = field(default_factory=dict)
+    residual_dof: int = 0
+
+    @property
+    def dof(self) -> int:
+        return self.lines["params"].dof
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """Intervals of a, b, ratio (b / a), k_params and k_tokens.
+
+        Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and `high` are the wider of
+        the residual bootstrap (stretched to t quantiles) and the t interval of the line; `kind` chooses the line's
+        (`t`), or plain percentiles of the resamples (`percentile`). Where nothing was drawn, value, low and high alone.
+        """
+        if not self.draws:
+            if kind == "percentile":
+                raise FitError("there are no resamples to take percentiles of, only t intervals")
+            rows = {name: list(self._both(name, confidence, False)[1]) for name in _ESTIMATES}
+            return pd.DataFrame.from_dict(rows, orient="index", columns=ENDS)
+        columns = [*ENDS, "bootstrap_low", "bootstrap_high", "line_low", "line_high"]
+        table = {}
+        for name in _ESTIMATES:
+            draws, line = self._both(name, confidence, percentile=kind == "percentile")
+            chosen = {"t": line, "percentile": draws}.get(kind or "", wider(draws, line))
+            table[name] = [*chosen, *draws[1:], *line[1:]]
+        return pd.DataFrame.from_dict(table, orient="index", columns=columns)
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        x = float(np.log(flops))
+        return {name: wider(*self._line_at(name, x, confidence)) for name in _LETTERS}
+
+    def _both(self, name: str, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
+        """The bootstrap's and the line's interval."""
+        if name == "ratio":
+            return self._ratio(confidence, percentile)
+        if name.startswith("k_"):
+            logs = self._line_at(name.removeprefix("k_"), 0.0, confidence, percentile)
+            return exponential(logs[0]), exponential(logs[1])
+        line = self.lines["params" if name == "a" else "tokens"]
+        return self._drawn(line.slope, self._resamples(name), confidence, percentile), t_interval(
+            line.slope, line.slope_se, line.dof, confidence
+        )
+
+    def _ratio(self, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
+        first, second = self.lines["params"], self.lines["tokens"]
+        value = second.slope / first.slope
+        variance = second.variance - 2.0 * value * self.covariance + value**2 * first.variance
+        se = float(np.sqrt(max(variance, 0.0) / first.sxx)) / abs(first.slope)  # delta method
+        draws = self._drawn(value, self._resamples("b") / self._resamples("a"), confidence, percentile)
+        return draws, t_interval(value, se, first.dof, confidence)
+
+    def _line_at(
+        self, quantity: str, x: float, confidence: float, percentile: bool = False
+    ) -> tuple[Interval, Interval]:
+        """ln of N* or D* at ln C = x."""
+        line = self.lines[quantity]
+        drawn = self._resamples(f"ln_k_{quantity}") + self._resamples(_LETTERS[quantity]) * x
+        return (
+            self._drawn(line.at(x), drawn, confidence, percentile),
+            t_interval(line.at(x), line.se_at(x), line.dof, confidence),
+        )
+
+    def _resamples(self, name: str) -> Floats:
+        return self.draws.get(name, np.empty(0))
+
+    def _drawn(self, value: float, draws: Floats, confidence: float, percentile: bool) -> Interval:
+        if percentile:
+            return percentile_interval(value, draws, confidence)
+        return draws_interval(value, draws, self.residual_dof, confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        lines = {name: dataclasses.asdict(self.lines[name]) for name in _LETTERS}
+        return {"lines": lines, "covariance": self.covariance, "residual_dof": self.residual_dof}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +152,10 @@ class IsoflopFit(ProfileFit):
     method = "isoflop"
 
     @property
+    def core(self) -> LinesCore:
+        return LinesCore(self.lines, self.covariance, self.draws, self.noise.residual_dof)
+
+    @property
     def coefficients(self) -> pd.DataFrame:
         """Rows N, D and loss of k * C^exponent: value, low, high of k, and the exponent.
 
@@ -75,62 +170,6 @@ class IsoflopFit(ProfileFit):
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
 
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Intervals of a, b, ratio (b / a), k_params and k_tokens.
-
-        Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and `high` are the wider of
-        the residual bootstrap (stretched to t quantiles) and the t interval of the line; `kind` chooses the line's
-        (`t`), or plain percentiles of the resamples (`percentile`).
-        """
-        level = confidence or self.confidence
-        columns = [*ENDS, "bootstrap_low", "bootstrap_high", "line_low", "line_high"]
-        table = {}
-        for name in ("a", "b", "ratio", "k_params", "k_tokens"):
-            draws, line = self._both(name, level, percentile=kind == "percentile")
-            chosen = {"t": line, "percentile": draws}.get(kind or "", wider(draws, line))
-            table[name] = [*chosen, *draws[1:], *line[1:]]
-        return pd.DataFrame.from_dict(table, orient="index", columns=columns)
-
     def curve(self, budget: float, size: Floats) -> Floats:
         row = next(row for row in records(self.profiles) if row["budget"] == budget)
         return row["loss_opt"] + 0.5 * row["curvature"] * np.log(size / row[f"{self.axis}_opt"]) ** 2
-
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        x = float(np.log(flops))
-        return {name: wider(*self._line_at(name, x, confidence)) for name in _LETTERS}
-
-    def _both(self, name: str, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
-        """The bootstrap's and the line's interval."""
-        if name == "ratio":
-            return self._ratio(confidence, percentile)
-        if name.startswith("k_"):
-            logs = self._line_at(name.removeprefix("k_"), 0.0, confidence, percentile)
-            return exponential(logs[0]), exponential(logs[1])
-        line = self.lines["params" if name == "a" else "tokens"]
-        return self._drawn(line.slope, self.draws[name], confidence, percentile), t_interval(
-            line.slope, line.slope_se, line.dof, confidence
-        )
-
-    def _ratio(self, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
-        first, second = self.lines["params"], self.lines["tokens"]
-        value = second.slope / first.slope
-        variance = second.variance - 2.0 * value * self.covariance + value**2 * first.variance
-        se = float(np.sqrt(max(variance, 0.0) / first.sxx)) / abs(first.slope)  # delta method
-        draws = self._drawn(value, self.draws["b"] / self.draws["a"], confidence, percentile)
-        return draws, t_interval(value, se, first.dof, confidence)
-
-    def _line_at(
-        self, quantity: str, x: float, confidence: float, percentile: bool = False
-    ) -> tuple[Interval, Interval]:
-        """ln of N* or D* at ln C = x."""
-        line = self.lines[quantity]
-        drawn = self.draws[f"ln_k_{quantity}"] + self.draws[_LETTERS[quantity]] * x
-        return (
-            self._drawn(line.at(x), drawn, confidence, percentile),
-            t_interval(line.at(x), line.se_at(x), line.dof, confidence),
-        )
-
-    def _drawn(self, value: float, draws: Floats, confidence: float, percentile: bool) -> Interval:
-        if percentile:
-            return percentile_interval(value, draws, confidence)
-        return draws_interval(value, draws, self.noise.residual_dof, confidence)

@@ -3,7 +3,8 @@
 A law that is not quite true fits well where it was fitted and fails beyond. How much shows where data that a fit has
 not seen lie beyond its own: the error m at a distance h (in ln C beyond the largest budget kept). An error of a smooth
 law grows as the square of the distance (the law has taken up value and slope), so an interval at distance H beyond all
-data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all roll-outs, with se what m could be by noise alone.
+data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all roll-outs that reach 2.5 times the compute or more,
+with se what m could be by noise alone.
 analysis/coverage/ has how often such intervals hold the truth under laws that are wrong.
 """
 
@@ -20,6 +21,7 @@ from isoflop.fitting.intervals import Interval
 Floats = np.ndarray
 KEPT = 3  # budgets that a fit needs
 DEEPEST = 6  # budgets hidden at once
+NEAREST = float(np.log(2.5))  # in ln C: of what lies nearer, the noise would be blown up by the square of the distance
 SHOWN = 2  # hidden budgets that are reported
 
 
@@ -61,10 +63,12 @@ class RollOut:
         """
         low, high = self.reach
         beyond = max(np.log(flops / high), np.log(low / flops), 0.0)
+        telling = [miss for miss in self.misses if quantity in miss.errors]
+        least = min(NEAREST, max((miss.distance for miss in telling), default=0.0))
         rates = [
             np.hypot(miss.errors[quantity], miss.ses[quantity]) / miss.distance**2
-            for miss in self.misses
-            if quantity in miss.errors
+            for miss in telling
+            if miss.distance >= least
         ]
         return np.max(rates, axis=0) * beyond**2 if rates else np.asarray(0.0)
 

@@ -29,6 +29,7 @@ _THREADS = 2
 _ITERATIONS = 300
 _GENTLE = 4  # first steps with the re-weighted curvature, which is never indefinite
 _DAMPING = (1e-12, 1e-3, 1e10)  # least, first, and that at which a problem is given up
+ROUNDING = 1e-22  # an objective of relative residuals near 1e-11: no noise
 _SMALL = 1e-15  # a step that promises to lower the objective by less than this share of it is the last
 
 
@@ -99,7 +100,7 @@ class Solutions:
         theta: (M, 5).
         objective: sum of w * huber(residual), (M,).
         slope: largest cosine between the residuals and a column of the Jacobian that is not at a bound, (M,): 0 at a
-            minimum, whatever the units.
+            minimum, whatever the units; and 0 where the residuals are rounding.
     """
 
     theta: Floats
@@ -258,7 +259,7 @@ def _step(
     size = np.maximum(np.abs(np.einsum("mii->mi", system)), 1e-12 * value[:, None] + 1e-300)
     np.einsum("mii->mi", system)[:] += np.where(free, damping[:, None] * size, 1.0)
     step = -np.linalg.solve(system, pull[:, :, None])[:, :, 0]
-    cosine = np.max(np.abs(pull) / np.sqrt(size * np.maximum(value, 1e-300)[:, None]), axis=1)
+    cosine = np.max(np.abs(pull) / np.sqrt(size * np.maximum(value, ROUNDING)[:, None]), axis=1)
     return step, np.abs(np.sum(pull * step, axis=1)), cosine
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,114 @@ LOGS = ("E", "ln_A", "ln_B", "alpha", "beta")
 
 
 @dataclass(frozen=True, eq=False)
+class SurfaceCore:
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token.
+
+    Attributes:
+        theta: ln E, ln A', ln B', alpha, beta, (5,), with A' and B' the terms at the mean ln N and ln D.
+        spread: its covariance, (5, 5).
+        dof: configurations less parameters.
+        points: has the means.
+        draws: resamples of theta, (R, 5).
+    """
+
+    theta: Floats
+    spread: Floats
+    dof: int
+    points: Points
+    draws: Floats
+
+    @property
+    def params(self) -> pd.Series:
+        """E, A, B (nats per token at N = D = 1), alpha, beta."""
+        return pd.Series(self.points.natural(self.theta), index=list(NAMES), name="value")
+
+    @property
+    def covariance(self) -> pd.DataFrame:
+        """Of E, ln A, ln B, alpha, beta."""
+        turn = self._log_gradient()
+        return pd.DataFrame(turn @ self.spread @ turn.T, index=list(LOGS), columns=list(LOGS))
+
+    def _log_gradient(self) -> Floats:
+        """d(E, ln A, ln B, alpha, beta) / d(theta)."""
+        points, turn = self.points, np.eye(5)
+        turn[0, 0] = float(np.exp(self.theta[0]))
+        turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
+        return turn
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
+
+        `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
+        """
+        rows = self._percentiles(confidence) if kind == "percentile" else self._t_intervals(confidence)
+        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
+
+    def _t_intervals(self, confidence: float) -> dict[str, Interval]:
+        turn = self._log_gradient()
+        turn[0, 0] = 1.0
+        logs = turn @ self.theta
+        rows = {name: self.t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)}
+        rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
+        alpha, beta = self.theta[3:]
+        slope = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+        share = float(beta / (alpha + beta))
+        ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
+        return rows | {
+            "a": self.t(share, slope, confidence),
+            "b": self.t(1.0 - share, slope, confidence),
+            "ratio": self.t(float(alpha / beta), ratio, confidence),
+        }
+
+    def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        """The t interval of a function of theta, from its value and its gradient, (5,)."""
+        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
+        return Interval(value, value - half, value + half)
+
+    def _error(self, gradient: Floats) -> float:
+        """Standard error of a function of theta."""
+        return float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+
+    def _percentiles(self, confidence: float) -> dict[str, Interval]:
+        if not len(self.draws):
+            raise FitError("there are no resamples to take percentiles of: fit with bootstrap=4000 or so")
+        points = self.points
+        values: dict[str, Floats] = dict(zip(NAMES, points.natural(self.theta), strict=True))
+        drawn: dict[str, Floats] = dict(zip(NAMES, points.natural(self.draws).T, strict=True))
+        for table in (values, drawn):
+            table["a"] = table["beta"] / (table["alpha"] + table["beta"])
+            table["b"] = 1.0 - table["a"]
+            table["ratio"] = table["alpha"] / table["beta"]
+        return {name: percentile_interval(float(values[name]), drawn[name], confidence) for name in values}
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """ln N*, ln D* and ln loss at C = 6ND."""
+        values, gradients = optimum(self.points, self.theta, flops)
+        names = ("params", "tokens", "loss")
+        return {k: self.t(float(v), g, confidence) for k, v, g in zip(names, values, gradients, strict=True)}
+
+    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
+        """Loss in nats per token at N parameters and D tokens."""
+        e, a, b, alpha, beta = self.points.natural(self.theta)
+        return e + a * np.power(params, -alpha) + b * np.power(tokens, -beta)
+
+    def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
+        """Of ln loss at N parameters and D tokens, if the law is true."""
+        points = Points.of(np.array([params]), np.array([tokens]), np.ones(1))
+        moved = np.array([points.x_mean - self.points.x_mean, points.y_mean - self.points.y_mean])
+        here = Points(moved[:1], moved[1:], np.ones(1), self.points.x_mean, self.points.y_mean)
+        return self.t(float(np.log(here.fitted(self.theta)[0])), here.jacobian(self.theta)[0], confidence)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "theta": self.theta.tolist(),
+            "covariance": self.spread.tolist(),
+            "dof": self.dof,
+            "centre": [float(self.points.x_mean), float(self.points.y_mean)],
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class ParametricFit(Fit):
     """L(N, D) = E + A / N^alpha + B / D^beta in nats per token; see `Fit`.
 
@@ -41,6 +149,7 @@ class ParametricFit(Fit):
         estimate: theta, its covariance and how it was reached, one of each.
         draws: resamples of theta, (R, 5).
         huber_delta: what was asked for; `estimate.delta` is what it came to.
+        drop_outliers: robust standard deviations off the law beyond which configurations were left out.
     """
 
     runs: RunsTable
@@ -54,6 +163,7 @@ class ParametricFit(Fit):
     bootstrap: int
     confidence: float
     seed: int
+    drop_outliers: float | None = None
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     method = "parametric"
@@ -69,9 +179,22 @@ class ParametricFit(Fit):
         return float(self.estimate.objective[0])
 
     @property
+    def core(self) -> SurfaceCore:
+        return SurfaceCore(self.theta, self.estimate.spread[0], self.sample.dof, self.sample.points, self.draws)
+
+    @property
     def params(self) -> pd.Series:
         """E, A, B (nats per token at N = D = 1), alpha, beta."""
-        return pd.Series(self.sample.points.natural(self.theta), index=list(NAMES), name="value")
+        return self.core.params
+
+    @property
+    def covariance(self) -> pd.DataFrame:
+        """Of E, ln A, ln B, alpha, beta."""
+        return self.core.covariance
+
+    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
+        """Loss in nats per token at N parameters and D tokens."""
+        return self.core.loss_at(params, tokens)
 
     @cached_property
     def leverage(self) -> Floats:
@@ -88,77 +211,6 @@ class ParametricFit(Fit):
         """Condition number of the Jacobian with columns of length 1."""
         lengths = np.linalg.norm(self._jacobian, axis=0)
         return float(np.linalg.cond(self._jacobian / np.maximum(lengths, 1e-300)))
-
-    @property
-    def covariance(self) -> pd.DataFrame:
-        """Of E, ln A, ln B, alpha, beta."""
-        turn = self._log_gradient()
-        return pd.DataFrame(turn @ self.estimate.spread[0] @ turn.T, index=list(LOGS), columns=list(LOGS))
-
-    def _log_gradient(self) -> Floats:
-        """d(E, ln A, ln B, alpha, beta) / d(theta)."""
-        points, turn = self.sample.points, np.eye(5)
-        turn[0, 0] = float(np.exp(self.theta[0]))
-        turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
-        return turn
-
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
-
-        `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
-        """
-        level = confidence or self.confidence
-        rows = self._percentiles(level) if kind == "percentile" else self._t_intervals(level)
-        return pd.DataFrame.from_dict({k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS)
-
-    def _t_intervals(self, confidence: float) -> dict[str, Interval]:
-        turn = self._log_gradient()
-        turn[0, 0] = 1.0
-        logs = turn @ self.theta
-        rows = {
-            name: self._t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)
-        }
-        rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
-        alpha, beta = self.theta[3:]
-        slope = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
-        share = float(beta / (alpha + beta))
-        ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
-        return rows | {
-            "a": self._t(share, slope, confidence),
-            "b": self._t(1.0 - share, slope, confidence),
-            "ratio": self._t(float(alpha / beta), ratio, confidence),
-        }
-
-    def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        half = float(stdtrit(self.sample.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
-        return Interval(value, value - half, value + half)
-
-    def _error(self, gradient: Floats) -> float:
-        """Standard error of a function of theta."""
-        return float(np.sqrt(max(gradient @ self.estimate.spread[0] @ gradient, 0.0)))
-
-    def _percentiles(self, confidence: float) -> dict[str, Interval]:
-        if not len(self.draws):
-            raise FitError("there are no resamples to take percentiles of: fit with bootstrap=4000 or so")
-        points = self.sample.points
-        values: dict[str, Floats] = dict(zip(NAMES, points.natural(self.theta), strict=True))
-        drawn: dict[str, Floats] = dict(zip(NAMES, points.natural(self.draws).T, strict=True))
-        for table in (values, drawn):
-            table["a"] = table["beta"] / (table["alpha"] + table["beta"])
-            table["b"] = 1.0 - table["a"]
-            table["ratio"] = table["alpha"] / table["beta"]
-        return {name: percentile_interval(float(values[name]), drawn[name], confidence) for name in values}
-
-    def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """ln N*, ln D* and ln loss at C = 6ND."""
-        values, gradients = optimum(self.sample.points, self.theta, flops)
-        names = ("params", "tokens", "loss")
-        return {k: self._t(float(v), g, confidence) for k, v, g in zip(names, values, gradients, strict=True)}
-
-    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
-        """Loss in nats per token at N parameters and D tokens."""
-        e, a, b, alpha, beta = self.sample.points.natural(self.theta)
-        return e + a * np.power(params, -alpha) + b * np.power(tokens, -beta)
 
     @cached_property
     def influence(self) -> pd.DataFrame:

@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.budgets import cluster, label_as_planned, label_by_flops
+from isoflop.fitting.columns import (
+    SETTINGS,
+    SIX_ND,
+    ParamCount,
+    canonical_names,
+    first_found,
+    not_numbers,
+    numbers,
+    split_factor,
+    to_number,
+)
+from isoflop.fitting.doubts import doubts, refuse_falling_flops, refuse_mixed_units
 from isoflop.fitting.files import read_frame, refuse_duplicates
+from isoflop.fitting.finalloss import RULES, FinalRule
 from isoflop.fitting.frames import column, rows
+from isoflop.fitting.losslogs import LogOptions, is_log, one_row_a_run
+from isoflop.fitting.nested import unnest
+from isoflop.fitting.notes import Dropped, Finding, name_rows, run_column, texts
+from isoflop.fitting.panels import unpivot
+from isoflop.fitting.sources import Source, read_source
 
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
+__all__ = [
+    "CANONICAL",
+    "SETTINGS",
+    "Dropped",
+    "Finding",
+    "LossUnit",
+    "ParamCount",
+    "RunsTable",
+    "cluster",
+    "read_table",
+]
+
 LossUnit = Literal["nats", "bits"]
 Floats = np.ndarray
 
-UNGROUPED = "(flops, in no groups)"
 CANONICAL = ("params", "tokens", "loss", "flops", "budget")
-# Two rows that differ in one of these are two configurations, not two seeds of one.
-SETTINGS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "seq_len", "batch_size", "lr", "beta2")
-BUDGET_GAP = 0.05  # runs of one budget differ by the rounding of their steps (1 %); 1.8e19 and 2e19 differ by 11 %
-BUDGET_SPREAD = 0.20
-_SAME_BUDGET = 1e-6  # planned budgets that differ less than this differ by how they were printed
-
-
-class Dropped(NamedTuple):
-    """Rows that were left out."""
-
-    what: str
-    why: str
+DONE = frozenset({"done", "finished", "completed", "complete", "succeeded", "success"})
+_MOST_BAD = 0.5  # of a column's cells: beyond it is the wrong column, not a few broken runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +67,8 @@ class RunsTable:
         columns: canonical name -> name in the source; a name in brackets says how a column was made.
         loss_unit: the unit of the losses in the source.
         dropped: rows left out, and why.
+        findings: doubts about the table, as code and message.
+        reading: what was read and how, in a line.
     """
 
     frame: pd.DataFrame
@@ -58,6 +77,8 @@ class RunsTable:
     columns: dict[str, str]
     loss_unit: LossUnit = "nats"
     dropped: tuple[Dropped, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    reading: str = ""
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,173 +109,147 @@ def read_table(
     budget: str | None = None,
     n: ParamCount = "total",
     loss_unit: LossUnit = "nats",
-    grouped: bool = True,
+    run: str | None = None,
+    step: str | None = None,
+    split: str | None = None,
+    beside: pd.DataFrame | str | Path | None = None,
+    final: FinalRule = "auto",
+    need_budgets: bool = True,
 ) -> RunsTable:
     """Reads runs and names their columns.
 
+    A column's name may have a factor, as in `params_m*1e6`. `config.params` or `train/loss` is found as `params` or
+    `loss`, too, where it is the only one. Columns of dictionaries or JSON are opened to dotted names. Rows with numbers
+    that are missing, infinite or not positive are left out, with the reason, unless most of a column is so.
+
+    A loss log (many rows a run, see `losslogs.is_log`) becomes a row a run: tokens and FLOPs at its end, and its final
+    loss by the rule `final`. Runs that diverged, stopped before their planned steps, or whose learning rate did not
+    decay are left out.
+
     Args:
-        source: DataFrame, a sweep's directory, or a Parquet, CSV or JSONL file.
+        source: DataFrame, a sweep's directory, a Parquet, CSV, TSV or JSONL file, a folder of such files, of
+            TensorBoard's event files (needs tensorboard) or of offline runs of W&B (needs wandb).
         params: column of parameter counts; default: the column that `n` names (`params` or `params_total`,
             `params_one_embedding`, `params_non_embedding`).
         tokens: column of training tokens; default `tokens`.
         loss: column of losses; default `loss`.
-        flops: column of training FLOPs; default `flops` or `train_flops`, else the budget.
+        flops: column of training FLOPs, or `6ND`; default `flops` or `train_flops`, else the budget.
         budget: column of planned budgets; default `budget`, else the FLOPs, clustered in log space, never rounded.
         n: which parameter count the law is about; recorded in the result.
         loss_unit: bits are converted to nats.
-        grouped: whether the runs must fall into budgets; else, where they don't, each row's budget is its FLOPs.
+        run: column of the runs' names in a loss log.
+        step: column of the steps in a loss log; naming it says that the table is one.
+        split: value of a log's column `split` whose loss counts; default: the one that isn't `train`.
+        beside: a table with a row a run, and its name in `run`, for the columns that a log lacks.
+        final: `line` (the end of a straight line through the log loss of the last tenth of the run), `mean` (of the log
+            loss over the last 5 %), `last`; `auto` is `last` for a held-out loss and for fewer than 8 rows in the last
+            tenth, else `line`.
+        need_budgets: refuse FLOPs that don't fall into budgets; else each run gets a budget of its own there.
 
     Raises:
         FitError: one line that names file, column and rows.
     """
     if isinstance(source, RunsTable):
         return source
-    raw, where = (source, "the table") if isinstance(source, pd.DataFrame) else (read_frame(source), str(source))
-    raw = raw.reset_index(drop=True)
-    refuse_duplicates(list(raw.columns), where)
     if loss_unit not in ("nats", "bits"):
         raise FitError(f"unknown loss unit {loss_unit!r}: nats or bits")
-    names = _names(raw, where, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n)
-    raw, dropped = _finished(raw, where)
-    frame = pd.DataFrame({key: _numbers(raw, name, where) for key, name in names.items()}, index=raw.index)
+    if final not in RULES:
+        raise FitError(f"unknown rule {final!r} for the final loss: {', '.join(RULES)}")
+    read = read_source(source)
+    options = LogOptions(loss, tokens, flops, params, budget, run, step, split, final)
+    raw, words, dropped, findings = _runs_of(read, options, beside)
+    where = read.where
+    names = canonical_names(raw, where, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n)
+    raw, unfinished = _finished(raw, where)
+    frame, broken = _numeric(raw, names, where)
+    raw = cast(pd.DataFrame, raw.loc[frame.index])
     if loss_unit == "bits":
         frame["loss"] *= math.log(2.0)
-    names |= _fill_flops_and_budget(frame, where, grouped)
+    made, grouping = _fill_flops_and_budget(frame, where, need_budgets)
+    names |= made
     frame, twice = _without_copies(_with_extras(frame, raw))
+    refuse_mixed_units(frame, names, where)
+    refuse_falling_flops(frame, names, where)
+    findings += [*grouping, *doubts(frame, names)]
     frame = frame.sort_values([*CANONICAL, *(c for c in ("seed",) if c in frame)], kind="stable", ignore_index=True)
-    return RunsTable(frame, where, n, names, loss_unit, tuple(dropped + twice))
+    left_out = tuple(dropped + unfinished + broken + twice)
+    return RunsTable(frame, where, n, names, loss_unit, left_out, tuple(findings), _reading(words, frame, names))
 
 
-def _names(raw: pd.DataFrame, where: str, *, n: ParamCount, **given: str | None) -> dict[str, str]:
-    """Canonical name -> column of the source, for what is given or found."""
-    counts = {"total": ("params", "params_total")}.get(n, (f"params_{n}",))
-    if n not in ("total", "one_embedding", "non_embedding"):
-        raise FitError(f"unknown parameter count {n!r}: total, one_embedding or non_embedding")
-    defaults = {"params": counts, "tokens": ("tokens",), "loss": ("loss",)}
-    optional = {"flops": ("flops", "train_flops"), "budget": ("budget",)}
-    names = {}
-    for key, candidates in (defaults | optional).items():
-        chosen = given[key] or next((c for c in candidates if c in raw.columns), None)
-        if chosen is None and key in defaults:
-            raise FitError(_missing(raw, where, candidates[-1], key))
-        if chosen is not None:
-            if chosen not in raw.columns:
-                raise FitError(_missing(raw, where, chosen, key))
-            names[key] = chosen
-    if not {"flops", "budget"} & set(names):
-        raise FitError(f"{where}: no column of FLOPs; name it with --flops or --budget. {_there(raw)}")
-    return names
-
-
-def _missing(raw: pd.DataFrame, where: str, name: str, option: str) -> str:
-    near = get_close_matches(name, map(str, raw.columns), n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"name it with --{option}."
-    return f"{where}: no column {name!r}; {hint} {_there(raw)}"
-
-
-def _there(raw: pd.DataFrame) -> str:
-    names = [str(c) for c in raw.columns]
-    return f"Columns: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" if names else "It has no columns"
+def _runs_of(
+    read: Source, options: LogOptions, beside: pd.DataFrame | str | Path | None
+) -> tuple[pd.DataFrame, str, list[Dropped], list[Finding]]:
+    """A row a run, whatever the source; with what it was, what was left out, and doubts."""
+    if read.frame.columns.nlevels > 1:
+        raise FitError(f"{read.where}: its columns have {read.frame.columns.nlevels} levels of names; one is needed")
+    raw = read.frame.reset_index(drop=True)
+    refuse_duplicates(list(raw.columns), read.where)
+    raw = unnest(unpivot(raw))
+    table = None
+    if beside is not None:
+        table = beside if isinstance(beside, pd.DataFrame) else read_frame(beside)
+        table = unnest(table.reset_index(drop=True))
+    if len(raw) and (read.log or beside is not None or is_log(raw, options)):
+        summary = one_row_a_run(raw, read.where, options, table)
+        if not len(summary.frame):
+            why = "; ".join(f"{what}: {reason}" for what, reason in summary.dropped)
+            raise FitError(f"{read.where}: no run can be used: {why}")
+        words = f"{read.words}: {summary.words}"
+        return summary.frame, words, [*read.dropped, *summary.dropped], summary.findings
+    return raw, f"{read.words} with {len(raw):,} rows", list(read.dropped), []
 
 
 def _finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
     """The rows that are done, where a `state` says so."""
     if len(raw) == 0:
         raise FitError(f"{where}: has no rows")
-    if "state" not in raw.columns:
+    name = next((c for c in ("state", "State") if c in raw.columns), None)
+    if name is None:
         return raw, []
-    states = raw["state"].astype("string").fillna("unknown")
-    keep = (states == "done").to_numpy(dtype=bool)
+    states = texts(raw, name).where(raw[name].notna(), "unknown")
+    keep = states.str.strip().str.lower().isin(DONE).to_numpy(dtype=bool)
     if not keep.any():
         counts = ", ".join(f"{count} {state}" for state, count in states.value_counts(sort=True).items())
         raise FitError(f"{where}: no run is done ({counts})")
     left = list(dict.fromkeys(states[~keep]))
-    dropped = [Dropped(_rows(raw, (states == s).to_numpy(dtype=bool)), f"state is {s}, not done") for s in left]
+    dropped = [Dropped(name_rows(raw, (states == s).to_numpy(dtype=bool)), f"state is {s}, not done") for s in left]
     return rows(raw, keep), dropped
 
 
-def _numbers(raw: pd.DataFrame, name: str, where: str) -> Floats:
-    """A column as positive, finite float64: products of integer columns can't overflow after this."""
-    cells = cast(pd.Series, raw[name])
-    kind = getattr(cells.dtype, "kind", "O")
-    if kind in "mMcb":
-        raise FitError(f"{where}: column {name!r} holds {cells.dtype}, not numbers")
-    values = cells.map(_number).to_numpy(dtype=np.float64) if kind not in "iuf" else column(raw, name)
-    bad = ~(np.isfinite(values) & (values > 0))
-    if bad.any():
-        shown = ", ".join(_short(v) for v in list(cells[bad])[:3])
-        raise FitError(
-            f"{where}: column {name!r} needs positive, finite numbers; not so in {_rows(raw, bad)} ({shown})"
-        )
-    return values
+def _numeric(raw: pd.DataFrame, names: dict[str, str], where: str) -> tuple[pd.DataFrame, list[Dropped]]:
+    """The named columns as positive, finite float64, without the rows where one isn't."""
+    named = {key: name for key, name in names.items() if name != SIX_ND}
+    frame = pd.DataFrame({key: numbers(raw, name, where) for key, name in named.items()}, index=raw.index)
+    if SIX_ND in names.values():
+        frame["flops"] = 6.0 * column(frame, "params") * column(frame, "tokens")
+    gone, dropped = np.zeros(len(frame), dtype=bool), list[Dropped]()
+    for key, name in names.items():
+        values = column(frame, key)
+        bad = ~(np.isfinite(values) & (values > 0.0))
+        if bad.mean() >= _MOST_BAD:
+            shown, _ = split_factor(raw, names["params"] if name == SIX_ND else name)
+            raise FitError(not_numbers(raw, shown, where, bad))
+        kinds = (("missing", np.isnan(values)), ("infinite", np.isinf(values)), ("zero or negative", values <= 0.0))
+        for word, here in kinds:
+            if (here & bad & ~gone).any():
+                dropped.append(Dropped(name_rows(raw, here & bad & ~gone), f"{name} is {word}"))
+                gone |= here
+    if gone.all():
+        raise FitError(f"{where}: no row has all its numbers: {'; '.join(f'{what}: {why}' for what, why in dropped)}")
+    return rows(frame, ~gone), dropped
 
 
-def _number(cell: object) -> float:
-    """A cell of a text or mixed column; NaN where it isn't a number."""
-    if isinstance(cell, bool) or cell is None:
-        return math.nan
-    try:
-        return float(cell)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def _short(cell: object) -> str:
-    text = " ".join(repr(cell).split()) if isinstance(cell, str) else " ".join(str(cell).split())
-    return text if len(text) <= 24 else text[:21] + "..."
-
-
-def _rows(raw: pd.DataFrame, mask: Floats, most: int = 5) -> str:
-    """Names rows: by run_id where there is one, else by number (1 is the first row below the header)."""
-    if "run_id" in raw.columns:
-        names, word = [str(v) for v in raw["run_id"][mask]], "run"
-    else:
-        names, word = [str(int(i) + 1) for i in raw.index[mask]], "row"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{word}{'s' if len(names) > 1 else ''} {', '.join(names[:most])}{more}"
-
-
-def _fill_flops_and_budget(frame: pd.DataFrame, where: str, grouped: bool) -> dict[str, str]:
+def _fill_flops_and_budget(frame: pd.DataFrame, where: str, needed: bool) -> tuple[dict[str, str], list[Finding]]:
     """Groups runs into budgets; adds the column that the source doesn't have. Returns how it was made."""
-    if "budget" in frame:
-        groups = cluster(column(frame, "budget"), _SAME_BUDGET)
-        made = {} if "flops" in frame else {"flops": "(budget)"}
-        frame["budget"] = _first_of_group(column(frame, "budget"), groups)
-        if made:
-            frame["flops"] = frame["budget"]
-        return made
-    flops = column(frame, "flops")
-    groups, logs = cluster(flops, BUDGET_GAP), np.log(flops)
-    low, high = max(((g.min(), g.max()) for g in _split(flops, groups)), key=lambda ends: ends[1] / ends[0])
-    if high / low > 1.0 + BUDGET_SPREAD:
-        if not grouped:
-            frame["budget"] = flops
-            return {"budget": UNGROUPED}
-        raise FitError(
-            f"{where}: the FLOPs don't fall into budgets ({low:.3g} to {high:.3g} without a gap of {BUDGET_GAP:.0%}); "
-            "name a column of budgets with --budget"
-        )
-    frame["budget"] = np.exp((np.bincount(groups, logs) / np.bincount(groups))[groups])
-    return {"budget": "(flops, clustered)"}
-
-
-def _split(values: Floats, groups: np.ndarray) -> list[Floats]:
-    order = np.argsort(groups, kind="stable")
-    return np.split(values[order], np.flatnonzero(np.diff(groups[order])) + 1)
-
-
-def _first_of_group(values: Floats, groups: np.ndarray) -> Floats:
-    """The smallest value of each one's group."""
-    return np.array([g.min() for g in _split(values, groups)])[groups]
-
-
-def cluster(values: Floats | Sequence[float], gap: float) -> np.ndarray:
-    """Numbers the groups of positive values that are separated by a gap in ln(value), from 0 upwards."""
-    logs = np.log(np.asarray(values, dtype=np.float64))
-    order = np.argsort(logs, kind="stable")
-    labels = np.empty(len(logs), dtype=np.int64)
-    labels[order] = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > gap)])
-    return labels
+    if "budget" not in frame:
+        labelled = label_by_flops(column(frame, "flops"), column(frame, "params"), where, needed)
+        frame["budget"] = labelled.budgets
+        return {"budget": labelled.how}, labelled.findings
+    frame["budget"] = label_as_planned(column(frame, "budget"))
+    if "flops" in frame:
+        return {}, []
+    frame["flops"] = frame["budget"]
+    return {"flops": "(budget)"}, []
 
 
 def _with_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
@@ -262,16 +257,19 @@ def _with_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
     key = frame[["budget", "params", "tokens"]].copy()
     for name in SETTINGS:
         if name in raw.columns:
-            key[name] = raw[name].astype(str)
+            key[name] = texts(raw, name)
     frame = frame.loc[:, list(CANONICAL)].copy()
     frame["config"] = key.groupby(list(key.columns), sort=True, dropna=False).ngroup()
     for name in ("seed", "epochs"):
-        if name in raw.columns:
-            frame[name] = cast(pd.Series, raw[name]).map(_number).astype(np.float64)
+        found = first_found(raw, (name,))
+        if found is not None:
+            values = [to_number(cell) for cell in cast(list[object], raw[found].tolist())]
+            frame[name] = [math.nan if value is None else value for value in values]
     if "simulated" in raw.columns:  # true or false, or what a text file makes of them
         frame["simulated"] = raw["simulated"].astype(str).str.lower().isin(("true", "1", "1.0")).astype(np.float64)
-    if "run_id" in raw.columns:
-        frame["run_id"] = raw["run_id"].astype(str)
+    name = run_column(raw)
+    if name is not None:
+        frame["run_id"] = texts(raw, name)
     return frame
 
 
@@ -280,7 +278,14 @@ def _without_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
     copies = frame.duplicated().to_numpy(dtype=bool)
     if not copies.any():
         return frame, []
-    return rows(frame, ~copies), [Dropped(_rows(frame, copies), "repeats another row in every column")]
+    return rows(frame, ~copies), [Dropped(name_rows(frame, copies), "repeats another row in every column")]
+
+
+def _reading(words: str, frame: pd.DataFrame, names: dict[str, str]) -> str:
+    """What was read, in a line."""
+    columns = ", ".join(key if key == name else f"{key} = {name}" for key, name in names.items())
+    budgets = len(set(column(frame, "budget")))
+    return f"{words}: {len(frame):,} runs at {budgets} budget{'s' if budgets != 1 else ''}; {columns}"
 
 
 def _hash(frame: pd.DataFrame) -> str:

@@ -118,13 +118,15 @@ def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
     options: dict[str, Any] = {name.replace("-", "_"): value for name, value in profile.slurm.items()}
     gpus = array.gpus // array.nodes
     if profile.gpu is not None and gpus and not ASKS_FOR_GPUS & options.keys():
-        options["gpus_per_node"] = gpus
+        options["gpus_per_node"] = f"{profile.gpu.slurm_name}:{gpus}" if profile.gpu.slurm_name else gpus
     if profile.gpu is not None and profile.node is not None and gpus:
         share = gpus / profile.gpu.per_node
         if not ASKS_FOR_CPUS & options.keys():
             options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node)
         if not ASKS_FOR_MEMORY & options.keys():
             options["mem"] = f"{max(1, int(profile.node.memory_gb * share * 1000))}M"
+    if profile.preemptible and "no_requeue" not in options:  # some clusters cancel what they preempt
+        options.setdefault("requeue", True)
     options.setdefault("nodes", array.nodes)
     options.setdefault("signal", f"USR2@{signal_lead_s(array, profile)}")
     return options

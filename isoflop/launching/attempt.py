@@ -110,12 +110,10 @@ def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | No
 
 
 def _train_here(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
-    import torch
-
+    from isoflop.training.devices import use_one_core
     from isoflop.training.loop import train
 
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
+    use_one_core()
     return train(run, run.path.parent.parent, should_stop, ranks)
 
 

@@ -16,12 +16,14 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from isoflop.errors import ConfigError, RunError
+from isoflop.launching import keeper
 from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 
@@ -53,11 +55,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     steps = run.config()["run"]["steps"]
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
     _cut_torn_line(losses_file(run))
-    with output.open("ab") as file:
-        try:
-            process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True)
-        except OSError as problem:
-            raise RunError(f"{words[0]}: can't be started ({problem.strerror}); see train.trainer") from None
+    with output.open("ab") as file, _start(words, file, environment) as process:
         stopped = _wait(process, run, steps, should_stop)
     rows = _rows(run)
     if any(not math.isfinite(row["loss"]) for row in rows):
@@ -77,7 +75,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
             f"step {steps}"
         )
     _keep(run, rows)
-    (run.path / "DONE").touch()
+    run.mark_done()
     run.set_state("done", steps=steps, **_progress(rows))
     return "done"
 
@@ -124,25 +122,48 @@ def losses_file(run: RunDirectory) -> Path:
     return table if table.exists() else run.path / "losses.jsonl"
 
 
-def _wait(process: subprocess.Popen[bytes], run: RunDirectory, steps: int, should_stop: Callable[[], bool]) -> bool:
-    """Waits for the program, and reports its progress; whether it was asked to stop."""
-    told = 0.0
+@contextlib.contextmanager
+def _start(words: list[str], output: IO[bytes], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The program's keeper, in a process group with all that it starts; the group is gone when the block ends, and
+    when this process does.
+
+    Raises:
+        RunError: a program that can't be started.
+    """
+    reads, writes = os.pipe()
+    command = [sys.executable, "-I", "-S", keeper.__file__, str(writes), *words]
     try:
-        while process.poll() is None:
-            if should_stop():
-                os.killpg(process.pid, signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE_S)
-                return True
-            if time.monotonic() - told > HEARTBEAT_S:
-                told = time.monotonic()
-                run.set_state("running", steps=steps, **_progress(_rows(run)))
-            time.sleep(POLL_S)
-        return False
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True,
+            pass_fds=(writes,),
+        )  # fmt: skip
+    finally:
+        os.close(writes)
+    try:
+        with open(reads, "rb") as report:
+            if problem := report.read().decode():
+                raise RunError(f"{words[0]}: can't be started ({problem}); see train.trainer")
+        yield process
     finally:
         with contextlib.suppress(ProcessLookupError):  # whatever it has started itself ends with it
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
+
+
+def _wait(process: subprocess.Popen[bytes], run: RunDirectory, steps: int, should_stop: Callable[[], bool]) -> bool:
+    """Waits for the program, and reports its progress; whether it was asked to stop."""
+    told = 0.0
+    while process.poll() is None:
+        if should_stop():
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            return True
+        if time.monotonic() - told > HEARTBEAT_S:
+            told = time.monotonic()
+            run.set_state("running", steps=steps, **_progress(_rows(run)))
+        time.sleep(POLL_S)
+    return False
 
 
 def _rows(run: RunDirectory) -> list[dict[str, Any]]:

@@ -14,9 +14,11 @@ from typing import Any
 from isoflop.config import Sweep, data_hash, load_sweep, run_identity
 from isoflop.config.identity import canonical_hash
 from isoflop.config.loading import to_yaml
+from isoflop.config.profile import Profile
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.launching.snapshot import git, versions
+from isoflop.planning.calibration import FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
 from isoflop.recipes import find_recipe
@@ -25,7 +27,7 @@ from isoflop.runs import RunDirectory
 GRID_KEYS = {"schema", "name", "budgets", "widths", "extra", "seeds", "replicates", "min_batch", "max_steps"}
 """Keys that add or remove runs; a directory may change them, and nothing else."""
 
-TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "data.max_epochs"}
+TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "train.loggers", "data.max_epochs"}
 
 
 def runs_root() -> Path:
@@ -33,14 +35,22 @@ def runs_root() -> Path:
     return Path(os.environ.get("ISOFLOP_ROOT") or "runs").resolve()
 
 
+def root_of(profile: Profile) -> Path:
+    """The folder of runs that a profile names, as all nodes see it; without one that of this machine."""
+    return Path(profile.root).expanduser().resolve() if profile.root else runs_root()
+
+
 def sweep_directory(sweep: Sweep, root: Path) -> Path:
     """Where a sweep's runs are.
 
     Raises:
-        ConfigError: a sweep with the name of the folder of all data.
+        ConfigError: a sweep with the name of a folder that all sweeps share.
     """
-    if sweep.name == "data":
-        raise ConfigError(f"name: {root / 'data'} holds the data of all sweeps; give the sweep another name (name=...)")
+    if sweep.name in ("data", FOLDER):
+        what = "the data" if sweep.name == "data" else "what was measured for the plans"
+        raise ConfigError(
+            f"name: {root / sweep.name} holds {what} of all sweeps; give the sweep another name (name=...)"
+        )
     return root / sweep.name
 
 
@@ -60,7 +70,9 @@ def make_directory(plan: Plan, root: Path) -> Path:
     for spec in plan.runs:
         state = {"state": "pending", "reason": "", "attempt": 0, "step": 0, "steps": spec.steps}
         files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
-        RunDirectory(directory / spec.run_id).create(run_config(plan.sweep, spec), files)
+        run = RunDirectory(directory / spec.run_id)
+        run.create(run_config(plan.sweep, spec), files)
+        run.remove_checkpoints()  # of a run that was killed between its end and this
     os.sync()
     return directory
 
@@ -103,6 +115,7 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
         "evals": train.evals,
         "log_points": train.log_points,
         "checkpoint_minutes": train.checkpoint_minutes,
+        "loggers": list(train.loggers),
     }
 
 
@@ -114,7 +127,7 @@ def check_same_study(plan: Plan, directory: Path) -> None:
     changed = {
         key: values
         for key, values in _differences(before, now).items()
-        if key.split(".")[0].split("[")[0] not in GRID_KEYS and key not in TIMING_KEYS
+        if (place := key.split("[")[0]).split(".")[0] not in GRID_KEYS and place not in TIMING_KEYS
     }
     if changed := changed or _changed_recipe(plan, directory):
         differences = "; ".join(f"{key} was {before}, is {now}" for key, (before, now) in changed.items())

@@ -68,6 +68,7 @@ class RunJob(Job):
         state = run.state()
         if state["state"] in SETTLED and state["state"] != "failed":
             _begin(ranks, False)
+            run.remove_checkpoints()
             return state["state"]
         step = run.checkpointed_step()
         in_vain = state.get("in_vain", 0) + 1 if state.get("start_step") == step else 0

@@ -24,7 +24,7 @@ def notify(profile: Profile, directory: Path, event: str, message: str) -> bool:
     """
     if not profile.notify:
         return False
-    file = submissions_folder(directory) / "notified.json"
+    file = submissions_folder(directory) / "supervisor" / "notified.json"  # not among the records of submissions
     try:
         told = json.loads(file.read_text())
     except (OSError, ValueError):

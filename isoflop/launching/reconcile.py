@@ -182,9 +182,7 @@ def _where(
         return _failed(where, stored, retries)
     if cancelled:
         return where("cancelled", "by isoflop cancel", again=True)
-    return _over(
-        where, run, stored, submission, _last_word(job, (known or {}).get(task or "")), retries, known is not None
-    )
+    return _over(where, run, stored, submission, _last_word(job, (known or {}).get(task or "")), retries)
 
 
 def _last_word(queued: Task | None, accounted: Task | None) -> Task | None:
@@ -201,17 +199,15 @@ def _over(
     submission: Submission,
     job: Task | None,
     retries: int,
-    accounted: bool,
 ) -> Where:
     """A run whose job is not in the queue any more, and that did not say how it ended."""
     task = submission.task(run.run_id)
     began = task is not None and stored.get("job_id") == task
     if task is None:  # another call is at work, or was killed; the next submission finds out
         return where("queued", "being submitted")
-    if job is None and not accounted and not began and time.time() - submission.submitted < LOST_S:
-        return where("queued", "not in the queue yet", job=task)
     if job is None or job.active:  # the controller forgot it, or never started it
-        if job is not None and time.time() - submission.submitted < LOST_S:
+        young = time.time() - submission.submitted < LOST_S  # accounting may lag behind the controller
+        if young and (job is not None or not began):
             return where("queued", "not in the queue yet", job=task)
         if not began:
             return where("pending", "its job was lost by SLURM", again=True)
@@ -244,7 +240,8 @@ def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission,
         return f"its job {task} was out of memory{at}{how}: raise slurm.mem or mem_per_cpu in the profile; see {log}"
     if began:
         return f"its job {task} died{at}{how}: killed; see {log}"
-    return f"its job {task} ended{at}{how} before the run began; see {log}"
+    silent = "" if log.exists() else " and left no log (do all nodes share the profile's root? see `isoflop doctor`)"
+    return f"its job {task} ended{at}{how} before the run began{silent}; see {log}"
 
 
 def _end_of(log: Path) -> str:

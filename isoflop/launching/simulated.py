@@ -37,7 +37,7 @@ def simulate(run: RunDirectory, law: str) -> State:
             rows.append(log_row(shape, plan["batch_size"], step, **known, lr=plan["lr"], wall_s=0.0))
     run.cut_log(0)
     run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
-    (run.path / "DONE").touch()
+    run.mark_done()
     run.set_state("done", step=plan["steps"], steps=plan["steps"], loss=rows[-1]["loss"], simulated=True)
     return "done"
 

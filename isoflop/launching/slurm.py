@@ -41,7 +41,7 @@ LAUNCH_FAILED = "launch failed requeued held"
 HOPELESS = {
     "PartitionTimeLimit": ("slurm.time", "is longer than the partition allows"),
     "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run asks for"),
-    "PartitionConfig": ("slurm.partition", "can't give what the run asks for"),
+    "PartitionConfig": ("slurm.partition", "can't give what the run asks for: time, nodes, cores or memory"),
     "PartitionDown": ("slurm.partition", "is down"),
     "PartitionInactive": ("slurm.partition", "is inactive"),
     "BadConstraints": ("slurm.constraint", "fits no node"),

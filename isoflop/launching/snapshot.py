@@ -23,9 +23,9 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
         renew: copy the code that runs now, for the runs that are not done yet.
     """
     folder, now = directory / "code", _digest()
-    made = sorted(folder.glob("[!.]*/made"), key=lambda path: path.stat().st_mtime)
-    if made and not renew:
-        return made[-1].parent, made[-1].parent.name != now
+    kept = _kept(folder)
+    if kept is not None and not renew:
+        return kept, kept.name != now
     copy = folder / now
     if not (copy / "made").exists():
         part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
@@ -39,6 +39,33 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
     else:
         os.utime(copy / "made")
     return copy, False
+
+
+def kept_code_differs(directory: Path) -> str | None:
+    """What a person should know before runs are added to a study whose code is not the code that runs now; else None.
+
+    Args:
+        directory: of the sweep.
+    """
+    kept = _kept(directory / "code")
+    if kept is None or kept.name == _digest():
+        return None
+    before, now = _described((kept / "changes.diff").read_text()), _described(_changes())
+    return f"new and queued runs use the study's code, {before}, not {now} that runs here; --new-code takes this"
+
+
+def _kept(folder: Path) -> Path | None:
+    """The newest copy of the code."""
+    made = sorted(folder.glob("[!.]*/made"), key=lambda path: path.stat().st_mtime)
+    return made[-1].parent if made else None
+
+
+def _described(changes: str) -> str:
+    """Which code a `changes.diff` belongs to: commit 0a1b2c3 with changes."""
+    commit, _, diff = changes.partition("\n")
+    if not commit:
+        return "an installed version"
+    return f"{commit[: len('commit ') + 7]}{' with changes' if diff.strip() else ''}"
 
 
 def _digest() -> str:

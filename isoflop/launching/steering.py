@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,14 +13,16 @@ from pathlib import Path
 from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.attempt import log_file
-from isoflop.launching.reconcile import Picture, reconcile
+from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.lease import take_lease
-from isoflop.runs import RunDirectory
+from isoflop.runs import SETTLED, RunDirectory
 
 ANY_RETRIES = 10**6
 GONE_S = 60.0
 POLL_S = 0.5
+REASONS_S = 5.0
+SETTLE_S = 3.0
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -60,6 +64,33 @@ def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
 def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
     """Where every run of a submitted sweep is."""
     return reconcile(directory, runs_of(directory), read_submissions(directory), retries)
+
+
+def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
+    """Why runs that are queued will never start, each reason with how many; soon after a submission.
+
+    Args:
+        directory: of the sweep.
+        wait_s: how long to wait for SLURM to have looked at each of their arrays.
+    """
+    limit, settled = time.monotonic() + wait_s, wait_s == 0
+    while True:
+        runs = [where for where in look(directory).runs.values() if where.task]
+        waiting = [where for where in runs if where.state in ("queued", "requeued")]
+        seen = {_array(where) for where in runs if where.state == "running" or where.reason}
+        if seen >= {_array(where) for where in waiting} or time.monotonic() > limit:
+            found = Counter(where.reason for where in waiting if is_hopeless(where.reason))
+            if settled or not found:
+                return dict(found)
+            settled = True  # what it says first may be vague: PartitionConfig for a time that is too long
+            time.sleep(SETTLE_S)
+            continue
+        time.sleep(POLL_S)
+
+
+def _array(where: Where) -> str:
+    """The array that a run's task is of; its tasks ask for the same, so what SLURM says of one holds for all."""
+    return (where.task or "").partition("_")[0]
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
@@ -139,6 +170,27 @@ def newest_log(directory: Path, run_id: str) -> Path:
             if errors.exists():
                 return errors
     raise RunError(f"{run_id}: has written nothing yet; see `isoflop status {directory}`")
+
+
+def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
+    """What a run writes, as it comes, each piece with the file that it is in: through its attempts, until it is over.
+
+    Raises:
+        RunError: nothing was written yet.
+    """
+    log, run = newest_log(directory, run_id), RunDirectory(directory / run_id)
+    while True:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with log.open("rb") as file:
+            newer = log
+            while newer == log:
+                over, newer = run.state()["state"] in SETTLED, newest_log(directory, run_id)
+                yield log, decoder.decode(file.read())  # all that was written before one of them became so
+                if over and newer == log:
+                    return
+                if newer == log:
+                    time.sleep(POLL_S)
+        log = newer
 
 
 @contextmanager

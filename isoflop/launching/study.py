@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.config import Sweep
+from isoflop.config.loading import sweep_in
 from isoflop.data.prepare import prepare
 from isoflop.data.shards import Windows
 from isoflop.errors import FitError, RunError
@@ -17,11 +18,12 @@ from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs import write_runs
+from isoflop.training.loggers import check_installed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from isoflop.fitting.result import IsoflopFit
+    from isoflop.fitting.study import StudyFits
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Study:
     Attributes:
         directory: of the sweep.
         runs: a row a run.
-        fit: None where it was refused.
+        fits: by every method that its runs can be fitted by; None where there is none.
         refusal: why, in one line.
         report: the HTML page.
     """
 
     directory: Path
     runs: pd.DataFrame
-    fit: IsoflopFit | None
+    fits: StudyFits | None
     refusal: str
     report: Path
 
@@ -65,6 +67,7 @@ def train_study(
     with take_lease(directory / "workers" / "lease") as mine:
         if not mine:
             raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
+        check_installed(plan.sweep.train.loggers)
         make_directory(plan, root)
         pool = LocalPool(directory, plan, workers or default_workers())
         if pool.left:
@@ -90,16 +93,17 @@ def prepare_data(sweep: Sweep, root: Path, on_data: Callable[[int, float], None]
                 Windows(folder, split, sweep.seq_len)
 
 
-def conclude_study(directory: Path, recipe: str | None) -> Study:
+def conclude_study(directory: Path) -> Study:
     """Gathers a sweep's runs, fits them and writes the report."""
-    from isoflop.fitting import fit_isoflop, write_fit
+    from isoflop.fitting import write_fit
+    from isoflop.fitting.study import fit_study
     from isoflop.reporting.sweep import report_sweep
 
     runs = write_runs(directory)
-    fit, refusal = None, ""
+    fits, refusal = None, ""
     try:
-        fit = fit_isoflop(directory)
-        write_fit(directory, [fit], recipe=recipe)
+        fits = fit_study(directory)
+        write_fit(directory, fits.fits, sweep=sweep_in(directory), more=fits.parts())
     except FitError as error:
         refusal = str(error)
-    return Study(directory, runs, fit, refusal, report_sweep(directory))
+    return Study(directory, runs, fits, refusal, report_sweep(directory))

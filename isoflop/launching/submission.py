@@ -154,15 +154,17 @@ def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -
     return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
-def queue_job(job: Job, profile: Profile, folder: Path, code: Path, name: str, gpus: int = 0) -> str:
-    """Queues one job of one process that is no run, and returns its id.
+def queue_job(
+    job: Job, profile: Profile, folder: Path, code: Path, name: str, *, gpus: int = 0, nodes: int = 1, tasks: int = 1
+) -> str:
+    """Queues one job that is no run, of `tasks` processes on each node, and returns its id.
 
     Raises:
         ConfigError, ClusterError: as for arrays.
     """
     slurm.check("sbatch", "srun")
-    parameters = _parameters(Array((), gpus, 1, 1), profile, code, name, None)
-    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": 1})
+    parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
+    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks})
 
 
 def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.arrays import Array, group, share
-from isoflop.launching.directory import check_same_study, check_trainer, make_directory, sweep_directory
+from isoflop.launching.directory import check_same_study, check_trainer, make_directory, root_of, sweep_directory
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import (
@@ -26,11 +26,13 @@ from isoflop.launching.submission import (
 )
 from isoflop.lease import take_lease
 from isoflop.planning.bill import with_bill
+from isoflop.planning.calibration import read_calibration
 from isoflop.planning.plan import Plan
 from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
+from isoflop.training.loggers import check_installed
 
 PROFILE_FILE = "cluster.yaml"
 BAD_NODE_RUNS = 3
@@ -73,11 +75,6 @@ class Intent:
         return [run for run in plan.runs if run.run_id in queued]
 
 
-def root_of(profile: Profile) -> Path:
-    """The folder of runs that the profile names, as all nodes see it."""
-    return Path(profile.root or "runs").expanduser().resolve()
-
-
 def keep_profile(profile: Profile, directory: Path) -> None:
     """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
     with replace_file(directory / PROFILE_FILE) as temporary:
@@ -96,7 +93,7 @@ def kept_profile(directory: Path) -> Profile:
 
 
 def kept_study(directory: Path) -> tuple[Plan, Profile]:
-    """A submitted sweep as its directory has it: its plan, with the bill where there are GPUs, and its profile.
+    """A submitted sweep as its directory has it: its plan, with the bill where there can be one, and its profile.
 
     Raises:
         RunError: a sweep that was never submitted.
@@ -104,10 +101,11 @@ def kept_study(directory: Path) -> tuple[Plan, Profile]:
     """
     profile = kept_profile(directory)
     plan = lay_out(directory / "sweep.yaml")
-    if profile.gpu is None:
+    calibration = read_calibration(root_of(profile), plan.sweep, profile)
+    if profile.gpu is None and calibration is None:
         return plan, profile
     try:
-        return with_bill(plan, profile), profile
+        return with_bill(plan, profile, calibration=calibration), profile
     except ConfigError as problem:
         raise ConfigError(f"{directory / PROFILE_FILE}: {problem}") from None
 
@@ -121,10 +119,12 @@ def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
         only: a pandas query on the plan's columns; other runs are left as they are.
 
     Raises:
-        ConfigError: a directory of another study, or a query that can't be used.
+        ConfigError: a directory of another study, a logger that is not installed, or a query that can't be used.
     """
     directory = sweep_directory(plan.sweep, root_of(profile))
     check_trainer(plan.sweep)
+    if profile.python is None:  # another interpreter may have what this one lacks; its worker says so if not
+        check_installed(plan.sweep.train.loggers)
     check_same_study(plan, directory)
     chosen = _chosen(plan, only)
     wanted = [run.run_id for run in plan.runs]
@@ -185,7 +185,6 @@ def submit(
         intent = intend(plan, profile, only)
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
-        make_directory(plan, directory.parent)
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
@@ -193,6 +192,7 @@ def submit(
         slurm.cancel(intent.picture.orphans)
         if not intent.queued:
             return intent
+        make_directory(plan, directory.parent)
         keep_profile(profile, directory)
         prepare_data(plan.sweep, directory.parent, on_data)
         code, _ = study_code(directory, renew=new_code)

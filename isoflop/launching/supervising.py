@@ -52,12 +52,12 @@ def supervise(directory: Path) -> bool:
         notify(profile, directory, "stuck", str(problem))
         print(problem, flush=True)
         return False
-    tell(profile, directory, intent.picture)
     over = not intent.queued and not intent.picture.ids("running", "queued", "requeued")
-    if over:
+    if over:  # before it is told, so that whoever is told finds the report
         from isoflop.launching.study import conclude_study
 
-        conclude_study(directory, plan.sweep.recipe)
+        conclude_study(directory)
+    tell(profile, directory, intent.picture)
     return over
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shutil
 from contextlib import suppress
@@ -13,15 +14,20 @@ from typing import TYPE_CHECKING
 
 from isoflop.config.profile import Profile
 from isoflop.errors import BudgetError, ConfigError
+from isoflop.planning.calibration import Calibration
 from isoflop.planning.queue import Job, Order, Schedule, simulate
-from isoflop.planning.sizing import Size, choose_sizes
+from isoflop.planning.sizing import Size, Sizer
 
 if TYPE_CHECKING:
     from isoflop.planning.plan import Plan
 
-CHECKPOINTS_KEPT = 2
+CHECKPOINTS = 3
+"""Of a run at work: the two that are kept, and the one that is being written."""
 RESTART_HOURS = 0.25
 """From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
+
+PREEMPTIONS_PER_DAY = 2.0
+"""Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class Bill:
         starts: how often each run is started, by the time limit of a job (`slurm.time`).
         schedule: when each run would start and end.
         others: finish time in hours on half and twice the GPUs.
-        disk_bytes: checkpoints of all runs, two of each.
-        source: where the speed comes from: `prior`, as long as nothing is measured.
+        disk_bytes: the most that checkpoints and final weights take at one moment of the schedule.
+        kept_bytes: of the final weights, which stay.
+        calibration: what the speed was measured to be; None as long as it is a prior.
+        interruptions_per_day: preemptions and failures of a job that the hours reckon with.
     """
 
     profile: Profile
@@ -47,7 +55,17 @@ class Bill:
     schedule: Schedule
     others: dict[int, float]
     disk_bytes: int
-    source: str = "prior"
+    kept_bytes: int
+    calibration: Calibration | None = None
+    interruptions_per_day: float = 0.0
+
+    @property
+    def source(self) -> str:
+        """Where the speed comes from, in words."""
+        if self.calibration is None:
+            return "prior"
+        beyond = sum(size.source == "extrapolated" for size in self.sizes)
+        return f"measured {self.calibration.day}" + (f", extrapolated for {beyond} runs" if beyond else "")
 
     @property
     def gpu_hours(self) -> float:
@@ -66,14 +84,22 @@ class Bill:
         """What the user should mend before submission, a line each."""
         found = []
         root, quota = Path(self.profile.root or "."), self.profile.disk_gb
+        need = f"checkpoints and weights will take up to {self.disk_bytes / 1e9:,.0f} GB at a time"
         if quota is not None and self.disk_bytes > quota * 1e9:
-            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, disk_gb allows {quota:,.0f}")
+            found.append(f"{need}, disk_gb allows {quota:,.0f}")
         if root.is_dir() and self.disk_bytes > (free := shutil.disk_usage(root).free):
-            found.append(f"checkpoints will take {self.disk_bytes / 1e9:,.0f} GB, {root} has {free / 1e9:,.0f} GB free")
+            found.append(f"{need}, {root} has {free / 1e9:,.0f} GB free")
         return tuple(found)
 
 
-def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interruptions_per_day: float = 0.0) -> Plan:
+def with_bill(
+    plan: Plan,
+    profile: Profile,
+    *,
+    order: Order = "longest",
+    interruptions_per_day: float | None = None,
+    calibration: Calibration | None = None,
+) -> Plan:
     """The plan with its bill, and the columns `gpus` to `est_source` filled in.
 
     Args:
@@ -81,15 +107,21 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
         profile: the cluster.
         order: `longest` runs first, best for the finish time, or by `budget`, so that a first fit comes early.
         interruptions_per_day: preemptions and failures of a running job to expect; each costs half the time between
-            checkpoints, and a restart.
+            checkpoints, and a restart. By default none, or `PREEMPTIONS_PER_DAY` where the profile is preemptible.
+        calibration: speeds that were measured there, in place of the prior.
 
     Raises:
-        ConfigError: a profile without GPUs, of an unknown type, or with GPUs too small for a model.
+        ConfigError: GPUs of an unknown type, or too small for a model, or CPUs of which nothing was measured.
     """
+    if interruptions_per_day is None:
+        interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
     slower = 1 + interruptions_per_day / 24 * lost
-    sizes, hours, schedule = _lay_out(plan, profile, order, slower)
+    sizer, places = Sizer(plan.runs, profile, calibration), places_of(profile)
+    sizes, hours, schedule = _lay_out(sizer, places, order, slower)
     limit = time_limit_hours(profile)
+    at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
+    kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
         profile=profile,
         order=order,
@@ -97,8 +129,11 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
         hours=hours,
         starts=tuple(max(1, math.ceil(time / limit)) for time in hours),
         schedule=schedule,
-        others=_on_other_gpus(plan, profile, order, slower),
-        disk_bytes=sum(CHECKPOINTS_KEPT * run.shape.checkpoint_bytes for run in plan.runs),
+        others=_on_other_gpus(sizer, order, slower),
+        disk_bytes=schedule.most_held(at_work, kept),
+        kept_bytes=sum(kept),
+        calibration=calibration,
+        interruptions_per_day=interruptions_per_day,
     )
     runs = [
         dataclasses.replace(
@@ -107,32 +142,39 @@ def with_bill(plan: Plan, profile: Profile, *, order: Order = "longest", interru
             nodes=size.nodes,
             est_hours=time,
             est_gpu_hours=size.gpus * time,
-            est_source=bill.source,
+            est_source=size.source,
         )
         for run, size, time in zip(plan.runs, sizes, hours, strict=True)
     ]
     return dataclasses.replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
 
 
+def places_of(profile: Profile) -> int | None:
+    """GPUs that the study may hold at once, on CPUs runs at once; None where nothing limits them."""
+    if profile.gpu is not None:
+        return profile.max_gpus or (profile.gpu.per_node if profile.executor == "local" else None)
+    return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
+
+
 def _lay_out(
-    plan: Plan, profile: Profile, order: Order, slower: float
+    sizer: Sizer, places: int | None, order: Order, slower: float
 ) -> tuple[tuple[Size, ...], tuple[float, ...], Schedule]:
     """Sizes, hours with interruptions, and the schedule."""
-    sizes = tuple(choose_sizes(plan.runs, profile))
+    sizes = tuple(sizer.choose(places))
     hours = tuple(size.hours * slower for size in sizes)
-    asked = zip(plan.runs, sizes, hours, strict=True)
-    jobs = [Job(run.run_id, size.gpus, time, run.budget) for run, size, time in asked]
-    return sizes, hours, simulate(jobs, profile.max_gpus, order)
+    asked = zip(sizer.runs, sizes, hours, strict=True)
+    jobs = [Job(run.run_id, max(1, size.gpus), time, run.budget) for (run, _, _), size, time in asked]
+    return sizes, hours, simulate(jobs, places, order)
 
 
-def _on_other_gpus(plan: Plan, profile: Profile, order: Order, slower: float) -> dict[int, float]:
+def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float]:
     """Finish time in hours on half and on twice the GPUs, the runs spread anew."""
-    if profile.max_gpus is None:
+    most, found = sizer.profile.max_gpus, {}
+    if most is None or sizer.profile.gpu is None:
         return {}
-    found = {}
-    for gpus in (profile.max_gpus // 2, 2 * profile.max_gpus):
+    for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
-            found[gpus] = _lay_out(plan, dataclasses.replace(profile, max_gpus=gpus), order, slower)[2].finish_hours
+            found[gpus] = _lay_out(sizer, gpus, order, slower)[2].finish_hours
     return found
 
 

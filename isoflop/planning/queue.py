@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ class Schedule:
     @property
     def finish_hours(self) -> float:
         return max(self.ends, default=0.0)
+
+    def most_held(self, at_work: Sequence[int], after: Sequence[int]) -> int:
+        """The most that all jobs hold at one moment of what each holds while it runs, and from its end on."""
+        started = [(start, 1, held) for start, held in zip(self.starts, at_work, strict=True)]
+        ended = [(end, 0, kept - held) for end, held, kept in zip(self.ends, at_work, after, strict=True)]
+        changes = [change for _, _, change in sorted(started + ended)]  # what ends makes room for what starts then
+        return max(itertools.accumulate(changes), default=0)
 
 
 def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") -> Schedule:

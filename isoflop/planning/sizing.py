@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
+from isoflop.planning.calibration import Calibration
 from isoflop.planning.gpus import GpuType, gpu_type, mfu_prior
 from isoflop.planning.runspec import RunSpec
 from isoflop.shapes import ModelShape
@@ -19,6 +22,9 @@ MEMORY_SHARE = 0.85
 LONG_ENOUGH_H = 6.0
 """A run that ends within these hours is not spread over more GPUs: each doubling costs efficiency."""
 
+Source = Literal["prior", "measured", "extrapolated"]
+"""Where a speed comes from; extrapolated: measured on other numbers of GPUs, or of smaller or larger models only."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -27,7 +33,7 @@ class Fit:
     Attributes:
         micro_batch: sequences at once.
         checkpointing: whether layers are computed again in the backward pass.
-        memory_bytes: estimated.
+        memory_bytes: estimated, or what measurements make of the estimate.
     """
 
     micro_batch: int
@@ -37,25 +43,45 @@ class Fit:
 
 @dataclass(frozen=True)
 class Size:
-    """The resources of one run: its GPUs on all nodes, hours from start to end without interruptions, and memory."""
+    """The resources of one run: its GPUs on all nodes (0: on CPUs), hours from start to end without interruptions, and
+    memory; and where its speed comes from."""
 
     gpus: int
     nodes: int
     hours: float
     fit: Fit
+    source: Source = "prior"
 
     @property
     def gpu_hours(self) -> float:
         return self.gpus * self.hours
 
 
+@dataclass(frozen=True)
+class Option:
+    """Resources that a run may take: how its batch fits, and the training FLOP/s (3 x forward) to expect."""
+
+    gpus: int
+    nodes: int
+    fit: Fit
+    flops_per_second: float
+    source: Source
+
+    def hours(self, train_flops: float) -> float:
+        return train_flops / self.flops_per_second / 3600
+
+
+def needed_bytes(shape: ModelShape, micro_batch: int, checkpointing: bool) -> int:
+    """Estimated memory of a GPU that trains a model on `micro_batch` sequences at once."""
+    return STATE_BYTES * shape.params_total + shape.activation_bytes(micro_batch, checkpointing=checkpointing)
+
+
 def fit_memory(shape: ModelShape, sequences: int, memory_bytes: float) -> Fit | None:
     """The largest micro-batch of `sequences` that fits, without checkpointing if one does; None where nothing fits."""
-    states = STATE_BYTES * shape.params_total
     for checkpointing in (False, True):
         micro = sequences
         while True:
-            needed = states + shape.activation_bytes(micro, checkpointing=checkpointing)
+            needed = needed_bytes(shape, micro, checkpointing)
             if needed <= memory_bytes * MEMORY_SHARE:
                 return Fit(micro, checkpointing, needed)
             if micro == 1:
@@ -64,54 +90,108 @@ def fit_memory(shape: ModelShape, sequences: int, memory_bytes: float) -> Fit | 
     return None
 
 
-def choose_sizes(runs: tuple[RunSpec, ...], profile: Profile) -> list[Size]:
+class Sizer:
+    """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch."""
+
+    def __init__(self, runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None) -> None:
+        """As `choose_sizes`."""
+        self.calibration, self.profile = calibration, profile
+        self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
+        self.options: dict[tuple[ModelShape, int], list[Option]] = {}
+        for run, _, key in self.runs:
+            if key not in self.options:
+                self.options[key] = self._options(run)
+
+    def choose(self, most: int | None) -> list[Size]:
+        """The resources of each run with a limit on the study's GPUs.
+
+        Raises:
+            ConfigError: a model too large for so many GPUs.
+        """
+        allowed = {
+            key: [option for option in options if most is None or option.gpus <= most]
+            for key, options in self.options.items()
+        }
+        rows = [(flops, allowed[key]) for _, flops, key in self.runs]
+        for (run, _, _), (_, options) in zip(self.runs, rows, strict=True):
+            if not options:
+                raise self._too_large(run)
+        longest = 24.0
+        if most is not None:
+            least = sum(options[0].gpus * options[0].hours(flops) for flops, options in rows)
+            longest = max(LONG_ENOUGH_H, least / most)
+        return [_first_within(longest, flops, options) for flops, options in rows]
+
+    def _options(self, run: RunSpec) -> list[Option]:
+        """Numbers of GPUs that share the batch evenly and fill a part of one node or whole nodes, with how it fits."""
+        gpu = self.profile.gpu
+        if gpu is None:
+            return [self._on_cpus(run)]
+        kind, found, gpus = gpu_type(gpu), [], 1
+        while gpus <= run.batch_size and (gpus == 1 or self.profile.executor == "slurm"):
+            whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
+            if run.batch_size % gpus == 0 and whole:
+                fit = fit_memory(run.shape, run.batch_size // gpus, kind.memory_gb * 1e9)
+                found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
+            gpus *= 2
+        return found
+
+    def _on_gpus(self, run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Option:
+        nodes = -(-gpus // gpu.per_node)
+        if self.calibration is None:
+            recomputed = 4 / 3 if fit.checkpointing else 1.0  # one more forward pass
+            speed = gpus * kind.peak_flops * mfu_prior(run.shape, gpus) / recomputed
+            return Option(gpus, nodes, fit, speed, "prior")
+        speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, gpus)
+        ratio, _ = self.calibration.at(
+            run.shape,
+            run.batch_size,
+            gpus,
+            lambda one: one.memory_bytes / needed_bytes(one.shape, one.micro_batch, one.checkpointing),
+        )
+        fit = replace(fit, memory_bytes=round(ratio * fit.memory_bytes))
+        return Option(gpus, nodes, fit, speed, "measured" if inside else "extrapolated")
+
+    def _on_cpus(self, run: RunSpec) -> Option:
+        """A run as the profile's options start it, which is how it was measured."""
+        if self.calibration is None:
+            raise ConfigError(
+                "gpu: missing; a bill needs the GPUs of the nodes, e.g. gpu: {type: h100-sxm, per_node: 8}, "
+                "or on CPUs what `isoflop calibrate` measures"
+            )
+        speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, 0)
+        memory, _ = self.calibration.at(run.shape, run.batch_size, 0, lambda one: one.memory_bytes)
+        fit = Fit(run.batch_size, False, round(memory))
+        return Option(0, 1, fit, speed, "measured" if inside else "extrapolated")
+
+    def _too_large(self, run: RunSpec) -> ConfigError:
+        assert self.profile.gpu is not None
+        gpu = gpu_type(self.profile.gpu)
+        needed = needed_bytes(run.shape, 1, True)
+        return ConfigError(
+            f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on each GPU, of which "
+            f"{gpu.device_name} has {gpu.memory_gb:.0f} GB; take larger GPUs, or leave out the widest models"
+        )
+
+
+def _first_within(longest: float, train_flops: float, options: Sequence[Option]) -> Size:
+    """The first of some resources with which a run takes up to `longest` hours, else the last."""
+    option = next((option for option in options if option.hours(train_flops) <= longest), options[-1])
+    return Size(option.gpus, option.nodes, option.hours(train_flops), option.fit, option.source)
+
+
+def choose_sizes(runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None) -> list[Size]:
     """The resources of each run: the fewest GPUs with which none holds up the study.
 
     A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
     on `max_gpus`, or than a day where the profile names no `max_gpus`.
 
+    Args:
+        runs: of a plan.
+        profile: the cluster.
+        calibration: what was measured there, in place of the prior.
+
     Raises:
-        ConfigError: a profile without GPUs or of an unknown type, or a model too large for its GPUs.
+        ConfigError: GPUs of an unknown type, a model too large for them, or CPUs of which nothing was measured.
     """
-    if profile.gpu is None:
-        raise ConfigError("gpu: missing; a bill needs the GPUs of the nodes, e.g. gpu: {type: h100-sxm, per_node: 8}")
-    gpu = gpu_type(profile.gpu)
-    options = {key: _options(key, profile.gpu, gpu, profile.max_gpus) for key in {_key(run) for run in runs}}
-    for run in runs:
-        if not options[_key(run)]:
-            raise _too_large(run, gpu)
-    sizes = [[_size(run, gpus, fit, profile.gpu, gpu) for gpus, fit in options[_key(run)]] for run in runs]
-    longest = 24.0
-    if profile.max_gpus is not None:
-        longest = max(LONG_ENOUGH_H, sum(size[0].gpu_hours for size in sizes) / profile.max_gpus)
-    return [next((size for size in row if size.hours <= longest), row[-1]) for row in sizes]
-
-
-def _key(run: RunSpec) -> tuple[ModelShape, int]:
-    return run.shape, run.batch_size
-
-
-def _options(key: tuple[ModelShape, int], gpu: Gpu, kind: GpuType, most: int | None) -> list[tuple[int, Fit]]:
-    """Numbers of GPUs that share the batch evenly and fill a part of one node or whole nodes, with how it fits."""
-    shape, batch_size = key
-    found, gpus = [], 1
-    while gpus <= batch_size and (most is None or gpus <= most):
-        whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
-        if batch_size % gpus == 0 and whole and (fit := fit_memory(shape, batch_size // gpus, kind.memory_gb * 1e9)):
-            found.append((gpus, fit))
-        gpus *= 2
-    return found
-
-
-def _size(run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Size:
-    speed = gpus * kind.peak_flops * mfu_prior(run.shape, gpus)
-    recomputed = 4 / 3 if fit.checkpointing else 1.0  # one more forward pass
-    return Size(gpus, -(-gpus // gpu.per_node), recomputed * run.train_flops / speed / 3600, fit)
-
-
-def _too_large(run: RunSpec, gpu: GpuType) -> ConfigError:
-    needed = STATE_BYTES * run.params_total + run.shape.activation_bytes(1, checkpointing=True)
-    return ConfigError(
-        f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on each GPU, of which "
-        f"{gpu.device_name} has {gpu.memory_gb:.0f} GB; take larger GPUs, or leave out the widest models"
-    )
+    return Sizer(runs, profile, calibration).choose(profile.max_gpus)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
 from isoflop.launching.attempt import log_file
+from isoflop.planning.bill import places_of
 from isoflop.planning.plan import drop_counts
-from isoflop.reporting.terminal import flops, print_table, short, warn
+from isoflop.reporting.terminal import duration, flops, print_table, short, warn
 from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from isoflop.launching.submission import Submission
     from isoflop.launching.submitting import Intent
     from isoflop.planning.bill import Bill
+    from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
     from isoflop.planning.queue import Order
 
@@ -31,15 +34,23 @@ def print_intent(plan: Plan) -> None:
 
 
 def print_study(study: Study, seconds: float) -> None:
-    """What came of a study: the law on stdout; what did not end, the count and the report's place on stderr."""
+    """What came of a study: on stdout its laws, or the loss of its one run; on stderr what did not end, the count, and
+    the report's place.
+    """
     for row in study.unfinished.to_dict("records"):
         log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
         where = f" (log: {log})" if log.exists() else ""
         print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
-    if study.fit is not None:
-        print(study.fit.summary())
+    if study.fits is not None:
+        from isoflop.reporting.laws import print_fits  # loads numpy, which a plan does without
+
+        print_fits(study.fits)
+        for reason in study.fits.reasons():
+            warn(reason)
+    elif len(study.runs) == 1 and not len(study.unfinished):
+        print(f"loss {study.runs['loss'].iloc[0]:.4f}")
     done = len(study.runs) - len(study.unfinished)
-    print(f"{done} of {len(study.runs)} runs done in {seconds / 60:.1f} min", file=sys.stderr)
+    print(f"{done} of {len(study.runs)} runs done in {duration(seconds)}", file=sys.stderr)
     print(f"report: {study.report}", file=sys.stderr)
 
 
@@ -59,7 +70,8 @@ def print_plan(plan: Plan) -> None:
     seeds = len({run.seed for run in plan.runs}) > 1
     headers = ["budget", "width", *(["seed"] if seeds else [])]
     headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
-    headers += ["gpus", "hours", "gpu_hours"] if plan.bill else []
+    on_gpus = plan.bill is not None and plan.bill.profile.gpu is not None
+    headers += ["gpus", "hours", "gpu_hours"] if on_gpus else ["hours"] if plan.bill else []
     rows = [
         [
             budget_label(run.budget),
@@ -74,7 +86,8 @@ def print_plan(plan: Plan) -> None:
             short(run.params_total),
             short(run.tokens),
             "" if run.epochs is None else f"{run.epochs:.2f}",
-            *([f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"] if plan.bill else []),
+            *([f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"] if on_gpus else []),
+            *([f"{run.est_hours:.3g}"] if plan.bill and not on_gpus else []),
         ]
         for run in plan.runs
     ]
@@ -92,22 +105,53 @@ def print_plan(plan: Plan) -> None:
 def print_bill(bill: Bill, file: TextIO | None = None) -> None:
     """The bill in a few lines: cost, finish time and what decides it, memory, disk."""
     say = partial(print, file=file)
-    price, gpus = bill.profile.price_per_gpu_hour, bill.profile.max_gpus
-    cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
-    say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
-    place = "with no limit on GPUs" if gpus is None else f"on {gpus} GPUs"
+    price, places = bill.profile.price_per_gpu_hour, places_of(bill.profile)
+    if bill.profile.gpu is None:
+        say(f"time: {duration(3600 * sum(bill.hours))} of runs on {bill.profile.name}, on CPUs (speed: {bill.source})")
+        place = "with no limit on runs at once" if places is None else f"with {places} runs at once"
+    else:
+        cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
+        say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
+        place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
-    others = "".join(f"; on {count}: {days(hours)}" for count, hours in bill.others.items())
-    say(f"finish: {days(bill.finish_hours)} after submission {place}, {first}{others}")
+    others = "".join(f"; on {count}: {duration(3600 * hours)}" for count, hours in bill.others.items())
+    say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
     say(f"critical: {', '.join(bill.schedule.critical)}")
+    if bill.interruptions_per_day:
+        rate = f"{bill.interruptions_per_day:g} preemptions or failures of a job in a day"
+        say(f"interruptions: reckoned with {rate}")
     again = [count for count in bill.starts if count > 1]
     if again:
         say(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")
     fits = [size.fit for size in bill.sizes]
     largest = max(fit.memory_bytes for fit in fits) / 1e9
     recomputing = sum(fit.checkpointing for fit in fits)
-    say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
-    say(f"disk: {bill.disk_bytes / 1e9:,.0f} GB of checkpoints")
+    if bill.profile.gpu is None:
+        say(f"memory: up to {largest:.1f} GB a process")
+    else:
+        say(f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing")
+    say(f"disk: up to {bill.disk_bytes / 1e9:,.0f} GB at a time, {bill.kept_bytes / 1e9:,.0f} GB of final weights stay")
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """A line for each class that was measured, on stdout."""
+    headers = ["gpus", "width", "layers", "params", "batch", "tokens/s", "mfu", "memory GB", "measured", "device"]
+    rows = [
+        [
+            str(one.gpus or "CPU"),
+            str(one.shape.width),
+            str(one.shape.layers),
+            short(one.shape.params_total),
+            f"{one.batch_size:,}",
+            short(one.tokens_per_second),
+            "" if one.mfu is None else f"{one.mfu:.1%}",
+            f"{one.memory_bytes / 1e9:.1f}",
+            time.strftime("%Y-%m-%d", time.gmtime(one.measured)),
+            one.device,
+        ]
+        for one in calibration.measurements
+    ]
+    print_table(headers, rows, text=["measured", "device"])
 
 
 def print_submission(intent: Intent) -> None:
@@ -145,11 +189,6 @@ def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) ->
     for array in group(intent.chosen(plan), profile, max_array_size(), order):
         print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
-
-
-def days(hours: float) -> str:
-    """5.7 days, or 11.3 hours where it is less than two days."""
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def print_dropped(plan: Plan) -> None:

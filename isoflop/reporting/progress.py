@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from isoflop.reporting.terminal import short
+from isoflop.reporting.terminal import duration, short
 
 if TYPE_CHECKING:
     from isoflop.launching.local import Progress
@@ -108,6 +108,4 @@ def _bars() -> Any:
 
 
 def _eta(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f", {seconds / 60:.0f} min left" if seconds > 90 else f", {seconds:.0f} s left"
+    return "" if seconds is None else f", {duration(seconds)} left"

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from isoflop.fitting.base import ProfileFit
+from isoflop.fitting.budgets import OWN, cluster
 from isoflop.fitting.frames import column
 from isoflop.fitting.surface import ParametricFit
-from isoflop.fitting.table import UNGROUPED, cluster
 from isoflop.reporting.style import (
     BAND,
     INK,
@@ -63,7 +63,7 @@ def plot_residuals(fit: ProfileFit | ParametricFit, against: Against = "params",
     ax.set_xlim(*margins(x, 1.15))
     log_axis(ax, "x", "flops" if against == "flops" else "count")
     linear_axis(ax, "y")
-    budget_legend(ax, "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == UNGROUPED else "Budget (FLOPs)")
+    budget_legend(ax, "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == OWN else "Budget (FLOPs)")
     return ax
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from isoflop.launching.reconcile import Picture, Where
 from isoflop.launching.steering import look
-from isoflop.reporting.terminal import print_table, short, warn
+from isoflop.reporting.terminal import clock, duration, print_table, short, warn
 
 ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
 
@@ -133,7 +133,8 @@ def print_status(status: Status) -> None:
     if totals["gpu_hours"] or planned:
         print(f"{totals['gpu_hours']:,.1f} GPU-hours used" + (f" of {planned:,.1f} planned" if planned else ""))
     left = totals["seconds_left"]
-    print(f"{totals['progress']:.0%} of the work" + (f", {duration(left)} left at this speed" if left else ""))
+    until = f", {duration(left)} left at this speed, until {clock(left)}" if left else ""
+    print(f"{totals['progress']:.0%} of the work{until}")
     if again := sum(row.where.again for row in status.rows):
         print(f"{again} runs are not queued and can go on: `isoflop submit` queues them again")
 
@@ -152,14 +153,6 @@ def _cells(row: Row) -> list[str]:
         "" if row.seconds_left is None else duration(row.seconds_left),
         row.where.reason,
     ]
-
-
-def duration(seconds: float) -> str:
-    """40 s, 12 min, 3.4 h or 5.1 days."""
-    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
-    return f"{seconds / 86400:.1f} days"
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from scipy.special import fdtri
 
+from isoflop.fitting.budgets import OWN
 from isoflop.fitting.surface import ParametricFit, optimum
-from isoflop.fitting.table import UNGROUPED
 from isoflop.reporting.style import (
     BAND,
     INK,
@@ -63,7 +63,7 @@ def plot_surface(fit: ParametricFit, ax: Axes | None = None) -> Axes:
     _iso_flops(ax, mesh)
     dress(ax, "Loss over size and data", f"Model size N ({size_unit(fit.n, 'parameters')})", "Training data D (tokens)")
     ax.grid(False)
-    title = "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == UNGROUPED else "Budget (FLOPs)"
+    title = "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == OWN else "Budget (FLOPs)"
     budget_legend(ax, title, beside=1.09)
     return ax
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 STYLED_ROWS = 1000
@@ -60,6 +61,20 @@ def flops(value: float) -> str:
     """FLOPs in three digits: 5.15e21."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 3.4 h or 5.1 days."""
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def clock(seconds: float) -> str:
+    """The local time after so many seconds: Thu 14:05, with the date where it is more than six days away."""
+    then = time.localtime(time.time() + seconds)
+    return time.strftime("%a %H:%M" if seconds < 6 * 86400 else "%Y-%m-%d %H:%M", then)
 
 
 def warn(message: str) -> None:

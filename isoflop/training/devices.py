@@ -29,6 +29,12 @@ def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
     )
 
 
+def use_one_core() -> None:
+    """One thread a process where there is no GPU: several runs share a machine, and sums repeat bit for bit."""
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+
+
 def peak_flops(device: torch.device) -> float:
     """Dense bf16 FLOP/s of a GPU that is known; NaN for others, so that their `mfu` is empty."""
     if device.type == "cuda":

@@ -20,12 +20,14 @@ from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.devices import make_fabric, micro_batch, peak_flops
+from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, parameter_groups
 from isoflop.training.ranks import ALONE, Ranks
 from isoflop.training.schedule import wsd
 from isoflop.training.tally import Tally
+from isoflop.training.weights import save_weights
 
 log = logging.getLogger("isoflop")
 HEARTBEAT_S = 1.0
@@ -49,6 +51,9 @@ def train(
         DataError: shards that are missing, damaged, too small, or not those that the run began with.
         RunError: checkpoints that can't be used.
     """
+    if run.done:
+        run.remove_checkpoints()
+        return "done"
     return Trainer(run, root, ranks or ALONE).train(should_stop)
 
 
@@ -142,6 +147,10 @@ class Trainer:
     # Training
 
     def train(self, should_stop: Callable[[], bool]) -> State:
+        with Loggers(self.run, self.config, self.ranks.first) as self.loggers:
+            return self._train(should_stop)
+
+    def _train(self, should_stop: Callable[[], bool]) -> State:
         self.began = self.row_began = time.monotonic()
         self.row_step = self.step
         saved_at = heartbeat = self.began
@@ -157,20 +166,15 @@ class Trainer:
                 self._report()
             due = self.ranks.first and now - saved_at > 60 * self.config["checkpoint_minutes"]
             stop, due = self.ranks.any(should_stop(), due)
-            stop = stop and self.step < self.plan["steps"]
-            if stop or due:
-                if not self._save():
-                    return self._end_diverged()
-                saved_at = time.monotonic()
+            if self.step == self.plan["steps"] or not (stop or due):
+                continue
+            if not self._save():
+                return self._end_diverged()
+            saved_at = time.monotonic()
             if stop:
                 self._tell("pending", "stopped; resumes where it was", step=self.step, **self._pace())
                 return "pending"
-        if not self._save():
-            return self._end_diverged()
-        if self.ranks.first:
-            (self.run.path / "DONE").touch()
-        self._tell("done", step=self.step, loss=self.loss, **self._pace())
-        return "done"
+        return self._end_done() if self._save() else self._end_diverged()
 
     def _update(self) -> float | Tensor:
         """One optimizer step; the gradient's norm before clipping."""
@@ -264,7 +268,9 @@ class Trainer:
             mfu=tokens_per_second * self.shape.train_flops_per_token / self.peak,
             wall_s=self._wall_s(),
         )
-        self.rows += [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
+        rows = [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
+        self.rows += rows
+        self.loggers.log(rows)
 
     def _wall_s(self) -> float:
         return self.earlier_s + time.monotonic() - self.began
@@ -282,23 +288,23 @@ class Trainer:
         return {"tokens_per_second": self.speed, "wall_s": self._wall_s()}
 
     def _save(self) -> bool:
-        """Writes the log, then a checkpoint; False, and no checkpoint, where a loss is not finite."""
+        """Writes the log, then a checkpoint, or the final weights; False, and neither, where a loss is not finite."""
         self._write_log()
         sums, counts = self.ranks.gather(self.tally.sums), self.ranks.gather(self.tally.counts)
         if not all(bool(torch.isfinite(values).all()) for values in (sums, *self.flat_weights)):
             return False
-        if not self.ranks.first:
-            self.ranks.wait()
-            return True
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "sums": sums.cpu(),
-            "counts": counts.cpu(),
-            "wall_s": self._wall_s(),
-        }
-        save_checkpoint(self.run.checkpoints, self.step, state)
+        if self.ranks.first and self.step == self.plan["steps"]:
+            save_weights(self.run, self.model)
+        elif self.ranks.first:
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "sums": sums.cpu(),
+                "counts": counts.cpu(),
+                "wall_s": self._wall_s(),
+            }
+            save_checkpoint(self.run.checkpoints, self.step, state)
         self.ranks.wait()
         return True
 
@@ -306,6 +312,14 @@ class Trainer:
         if self.ranks.first:
             self.run.append_log(self.rows)
         self.rows = []
+
+    def _end_done(self) -> State:
+        if self.ranks.first:
+            self.run.mark_done()
+        self._tell("done", step=self.step, loss=self.loss, **self._pace())
+        if self.ranks.first:
+            self.run.remove_checkpoints()
+        return "done"
 
     def _end_diverged(self) -> State:
         self._write_log()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 
 from isoflop.errors import FitError
-from isoflop.fitting import SURFACES, IsoflopFit, Surface, fit_isoflop, read_table, simulate_isoflop
+from isoflop.fitting import SURFACES, IsoflopFit, Surface, fit_isoflop, simulate_isoflop
 from isoflop.fitting.frames import column, mask, rows
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -127,7 +126,7 @@ REFUSED = {
             {
                 "budget": np.repeat([1e17, 1e18, 1e19], 4),
                 "params": np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
-                "tokens": 1e9,
+                "tokens": np.repeat([1e17, 1e18, 1e19], 4) / 6 / np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
                 "loss": np.tile([3.0, 2.0, 1.5, 9.0], 3),
             }
         ),
@@ -189,17 +188,6 @@ def test_optimum_intervals_cover():
         truth = SYMMETRIC.optimum(fit.profiles["budget"].to_numpy())[0]
         found += ((fit.profiles["low"] <= truth) & (truth <= fit.profiles["high"])).tolist()
     assert np.mean(found) == pytest.approx(0.95, abs=0.035)
-
-
-def test_four_thousand_resamples_take_a_tenth_of_a_second():
-    table = read_table(simulate_isoflop(points=9))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        fit = fit_isoflop(table, bootstrap=4000)
-        fit.intervals()
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1
 
 
 def test_many_rows():

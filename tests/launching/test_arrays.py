@@ -166,6 +166,10 @@ def test_an_array_that_has_to_wait_keeps_to_the_limits_too(
         (4, 1, profile(), {"nodes": 1}),
         (4, 1, profile(gpu=H100), {"nodes": 1, "gpus_per_node": 4}),
         (16, 2, profile(gpu=H100), {"nodes": 2, "gpus_per_node": 8}),
+        (16, 2, profile(gpu=dataclasses.replace(H100, slurm_name="h100")), {"nodes": 2, "gpus_per_node": "h100:8"}),
+        (4, 1, profile(preemptible=True), {"requeue": True}),
+        (4, 1, profile({"no_requeue": True}, preemptible=True), {"requeue": None, "no_requeue": True}),
+        (4, 1, profile(), {"requeue": None}),
         (4, 1, profile(gpu=H100, node=NODE), {"gpus_per_node": 4, "mem": "950000M"}),
         (1, 1, profile(gpu=H100, node=Node(cpus=7, memory_gb=7)), {"gpus_per_node": 1, "mem": "875M"}),
         (8, 1, profile({"gres": "gpu:h100:8"}, gpu=H100), {"gres": "gpu:h100:8", "gpus_per_node": None}),
@@ -184,10 +188,10 @@ def test_the_profile_is_sent_as_written_and_a_nodes_share_is_added(
     options = sbatch_options(Array((run,), gpus, nodes, 1), given)
     assert {name: options.get(name) for name in expected} == expected
     asked = {name.replace("-", "_") for name in given.slurm}
-    added = {"nodes", "signal", "gpus_per_node", "cpus_per_task", "mem"}
+    added = {"nodes", "signal", "gpus_per_node", "cpus_per_task", "mem", *({"requeue"} if given.preemptible else ())}
     assert asked <= options.keys() <= asked | added
     if not given.gpu:
-        assert options.keys() - asked <= {"nodes", "signal"}
+        assert options.keys() - asked <= {"nodes", "signal", "requeue"}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from studies import SWEEP, tiny_plan, wait_for
+from studies import SWEEP, kill, start, tiny_plan, wait_for
 
 from isoflop.config import load_sweep
 from isoflop.config.loading import to_yaml
@@ -355,6 +357,69 @@ def test_where_another_process_has_taken_the_run_the_program_is_killed_at_once(p
     wait_for(lambda: not alive(study.run), 5)
     assert time.monotonic() - began < command.GRACE_S / 2
     assert study.run.state()["state"] == "running"  # as the other process says
+
+
+WRITES_ON = """
+import os, sys, time
+child = os.fork()
+if child:
+    open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {child} {os.getppid()}")
+while True:
+    with open(sys.argv[2], "a") as losses:
+        losses.write('{"step": 1, "loss": 6.0}\\n')
+    time.sleep(0.01)
+"""
+"""Two processes that write losses for ever."""
+
+
+def attempt_here(run: RunDirectory) -> None:
+    with run.lease() as mine:
+        assert mine
+        attempt(run, lambda: False, None)
+
+
+def test_nothing_of_a_program_outlives_a_killed_worker(program: Program) -> None:
+    study = program(WRITES_ON)
+    losses = study.run.path / "losses.jsonl"
+    worker = start(attempt_here, study.run)
+    wait_for(lambda: losses.exists() and len(alive(study.run)) == 3)
+    kill(worker)
+    wait_for(lambda: not alive(study.run), 10)
+    written = losses.read_bytes()
+    assert not study.run.is_leased()
+    time.sleep(0.1)
+    assert losses.read_bytes() == written
+
+
+def test_a_program_ends_with_its_keeper_too_and_the_run_has_failed(program: Program) -> None:
+    study = program(WRITES_ON)
+    processes = study.run.path / "processes"
+    worker = start(attempt_here, study.run)
+    wait_for(lambda: processes.exists() and len(processes.read_text().split()) == 3)
+    first, _, keeper = processes.read_text().split()
+    os.kill(worker.pid or 0, signal.SIGSTOP)
+    try:
+        os.kill(int(keeper), signal.SIGKILL)
+        wait_for(lambda: f"/proc/{first}/stat" not in alive(study.run), 10)  # by the kernel: the worker can't now
+    finally:
+        os.kill(worker.pid or 0, signal.SIGCONT)
+    wait_for(lambda: not alive(study.run), 10)
+    worker.join()
+    state = study.run.state()
+    assert (state["state"], worker.exitcode) == ("failed", 0)
+    assert " failed with -9: " in state["reason"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGINT, signal.SIGUSR1])
+def test_a_program_s_signal_is_told(program: Program, number: signal.Signals) -> None:
+    study = program(f"import os, signal\nsignal.signal({int(number)}, 0)\nos.kill(os.getpid(), {int(number)})")
+    assert study.attempt() == "failed"
+    assert f" failed with -{int(number)}: it wrote nothing" in study.run.state()["reason"]
+
+
+def test_a_program_has_no_input_to_wait_for(program: Program) -> None:
+    study = program("import sys\nassert sys.stdin.read() == ''\n" + writes(HELDOUT))
+    assert study.attempt() == "done", study.run.state()["reason"]
 
 
 def test_a_program_goes_on_after_a_line_that_was_torn_when_it_was_killed(program: Program) -> None:

@@ -72,6 +72,7 @@ def test_files_that_an_interruption_kept_from_being_written_are_written(study: t
         ["seeds=[0, 1]"],
         ["min_batch=1", "max_steps=60"],
         ["train.evals=7", "train.log_points=5", "train.checkpoint_minutes=3", "data.max_epochs=1"],
+        ["train.loggers=[wandb, tensorboard]"],
     ],
 )
 def test_runs_may_be_added_and_removed(study: tuple[Path, Plan], tmp_path: Path, overrides: list[str]) -> None:
@@ -80,6 +81,17 @@ def test_runs_may_be_added_and_removed(study: tuple[Path, Plan], tmp_path: Path,
     make_directory(other, root)
     assert read_runs(root / "tiny")["run_id"].tolist() == [spec.run_id for spec in other.runs]
     assert all(run_of(root, plan, number).config() for number in range(3))
+
+
+def test_loggers_hold_for_the_next_start_of_what_is_not_done(study: tuple[Path, Plan], tmp_path: Path) -> None:
+    root, plan = study
+    run_of(root, plan, 1).mark_done()
+    before = [run_of(root, plan, number).config() for number in range(3)]
+    for loggers in (["tensorboard"], ["wandb", "tensorboard"], []):
+        make_directory(tiny_plan(tmp_path, f"train.loggers={loggers}"), root)
+        for number, config in enumerate(before):
+            now = run_of(root, plan, number).config()
+            assert now == {**config, "loggers": [] if number == 1 else loggers}
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         ({"state": "failed", **NEW, "attempt": 1}, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
         # Not there yet, or never
         (NEW, "", None, 1, "queued", False, "not in the queue yet"),
+        (NEW, "", "", 1, "queued", False, "not in the queue yet"),
+        (BEFORE, "", "", 1, "queued", False, "not in the queue yet"),
         (NEW, "", "100_0|PENDING|None assigned|0:0", 1, "queued", False, "not in the queue yet"),
         (NEW, "", None, 600, "pending", True, "lost by SLURM"),
         (NEW, "", "", 600, "pending", True, "lost by SLURM"),
@@ -123,6 +125,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (BEGAN, "100_0|FAILED|n2|NonZeroExitCode", None, 600, "failed", True, "its job 100_0 died on n2"),
         (BEGAN, "", None, 600, "failed", True, "its job 100_0 died on n1: killed"),
         (NEW, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "ended on n2 (failed, exit code 1:0) before the run be"),
+        (NEW, "", "100_0|FAILED|n2|0:53", 600, "failed", True, "began and left no log (do all nodes share the profi"),
     ],
 )
 def test_where_a_run_is(

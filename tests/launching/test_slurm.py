@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import PROFILE, Bed, Submitted, open_bed, submitted
+from clusters import LONG, PROFILE, Bed, Submitted, open_bed, submitted
 from studies import LONG_CHECKPOINTS, train_here, wait_for
 
+from isoflop.cli import main
+from isoflop.config.loading import to_yaml
 from isoflop.config.profile import load_profile
-from isoflop.errors import ConfigError
+from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
+from isoflop.launching.calibrating import calibrate
 from isoflop.launching.directory import make_directory
 from isoflop.launching.doctor import examine
 from isoflop.launching.steering import cancel, retry
 from isoflop.launching.supervising import add_supervisor
+from isoflop.planning.bill import with_bill
+from isoflop.planning.calibration import read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -169,16 +174,53 @@ def test_a_doctor_finds_what_is_wrong(bed: Bed, tmp_path: Path, option: str, nam
 
 
 @WITHOUT
-def test_what_can_never_run_is_said_with_the_key_to_mend(bed: Bed, tmp_path: Path) -> None:
+def test_what_can_never_run_is_said_with_the_key_to_mend(
+    bed: Bed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = submitted(bed, tmp_path, options=("slurm.partition=nope",))
     with pytest.raises(ConfigError, match=r"slurm.partition: sbatch refuses it: .*[Ii]nvalid partition"):
         study.submit()
     assert not list(study.directory.glob("submissions/*.json"))
     late = submitted(bed, tmp_path, options=("slurm.time='99:00:00'",))
-    late.submit()
+    (tmp_path / "late.yaml").write_text(to_yaml(late.profile))
+    with pytest.raises(SystemExit) as stop:
+        main(["submit", str(tmp_path / "tiny.yaml"), *LONG, "--cluster", str(tmp_path / "late.yaml"), "--yes"])
+    assert stop.value.code in (0, None)
+    says = "isoflop: warning: 2 runs wait for ever: PartitionTimeLimit: slurm.time is longer than the partition allows"
+    assert any(line.startswith(says) for line in capsys.readouterr().err.splitlines())
     picture = late.wait(lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values()))
     assert all("slurm.time is longer than the partition allows" in where.reason for where in picture.runs.values())
     cancel(late.directory, [])
+
+
+# Measured
+
+
+@pytest.mark.parametrize("options", [(), ("slurm.ntasks_per_node=2",)], ids=["alone", "two processes"])
+def test_a_cluster_is_measured_and_plans_take_it(bed: Bed, tmp_path: Path, options: tuple[str, ...]) -> None:
+    study = submitted(bed, tmp_path, "train.batch_scale=2", options=options)
+    root, lines = study.directory.parent, list[str]()
+    calibration, file = calibrate(study.plan, study.profile, root, seconds=0.5, tell=lines.append)
+    assert [one.shape.width for one in calibration.measurements] == [8, 12]
+    assert [line.partition(" ")[0] for line in lines] == ["measuring", "queued", "measured"]
+    assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.stem}.lease"}
+    billed = with_bill(study.plan, study.profile, calibration=read_calibration(root, study.plan.sweep, study.profile))
+    assert {run.est_source for run in billed.runs} == {"measured"}
+
+
+@WITHOUT
+def test_what_can_not_be_measured_is_one_line(bed: Bed, tmp_path: Path) -> None:
+    gpus = ("gpu={type: h100-sxm, per_node: 4}", "node={cpus: 16, memory_gb: 8}")
+    study = submitted(bed, tmp_path, options=gpus)  # they are names only
+    with pytest.raises(ClusterError, match=r"^width 8, batch \d+ on 1 GPU failed: .*asks for 1 GPUs, .* see 0; see"):
+        calibrate(with_bill(study.plan, study.profile), study.profile, tmp_path / "runs", seconds=0.5)
+    late = submitted(bed, tmp_path, options=("slurm.partition=short", "slurm.nodes=40"))
+    with pytest.raises(ClusterError, match=r"waits for ever: PartitionConfig: slurm\.partition can't give what"):
+        calibrate(late.plan, late.profile, tmp_path / "runs", seconds=0.5)
+    busy = submitted(bed, tmp_path, options=("slurm.begin=now+1hour",))
+    with pytest.raises(ClusterError, match=r"still waits after 3 s \(BeginTime\); wait longer with --wait S"):
+        calibrate(busy.plan, busy.profile, tmp_path / "runs", seconds=0.5, wait_s=3.0)
+    assert not any(job.active for job in slurm.queue().values())
 
 
 # Several processes

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.launching import snapshot
-from isoflop.launching.snapshot import study_code
+from isoflop.launching.snapshot import kept_code_differs, study_code
 
 AT_ONCE = """
 import sys
@@ -84,6 +84,40 @@ def test_any_change_of_the_code_is_seen(package: Path, tmp_path: Path, name: str
     (package / name).parent.mkdir(exist_ok=True)
     (package / name).write_text("print(3)\n")
     assert study_code(tmp_path) == (code, True)
+
+
+def checkout(package: Path, message: str) -> str:
+    """Commits the package in a checkout of its own; the beginning of the commit's name."""
+    tree = ["git", "-C", str(package.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", message]):
+        subprocess.run([*tree, *words], check=True)
+    found = subprocess.run([*tree, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    return found.stdout[:7]
+
+
+def test_other_code_than_the_study_s_is_said_with_both_commits(package: Path, tmp_path: Path) -> None:
+    assert kept_code_differs(tmp_path) is None
+    first = checkout(package, "first")
+    study_code(tmp_path)
+    assert kept_code_differs(tmp_path) is None
+    (package / "answer.py").write_text("print(2)\n")
+    says = "new and queued runs use the study's code, commit {}, not commit {} that runs here; --new-code takes this"
+    assert kept_code_differs(tmp_path) == says.format(first, f"{first} with changes")
+    second = checkout(package, "second")
+    assert kept_code_differs(tmp_path) == says.format(first, second)
+    assert first != second
+    study_code(tmp_path, renew=True)
+    assert kept_code_differs(tmp_path) is None
+    (package / "answer.py").write_text("print(3)\n")
+    study_code(tmp_path, renew=True)
+    (package / "answer.py").write_text("print(4)\n")
+    assert kept_code_differs(tmp_path) == says.format(f"{second} with changes", f"{second} with changes")
+
+
+def test_outside_of_a_checkout_code_has_no_commit(package: Path, tmp_path: Path) -> None:
+    study_code(tmp_path)
+    (package / "answer.py").write_text("print(2)\n")
+    assert "code, an installed version, not an installed version that" in (kept_code_differs(tmp_path) or "")
 
 
 def test_what_is_not_code_changes_nothing(package: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 from fake_study import BUSY, Study, make_study
 
 from isoflop.errors import ClusterError, RunError
+from isoflop.launching import steering
 from isoflop.launching.attempt import record_failure
-from isoflop.launching.steering import cancel, choose, look, newest_log, retry
+from isoflop.launching.steering import cancel, choose, follow_log, look, newest_log, retry, waits_in_vain
 from isoflop.launching.submission import read_submissions, submissions_folder
 
 
@@ -143,3 +144,57 @@ def test_the_newest_log_of_a_run(study: Study) -> None:
     log.parent.mkdir(parents=True)
     log.touch()
     assert newest_log(study.directory, study.ids[0]) == log
+
+
+def test_a_log_is_followed_through_attempts_to_the_end(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.queued()
+    run = study.run(0)
+
+    def writes(attempt: int, data: bytes) -> None:
+        log = run.path / "attempts" / str(attempt) / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(data)
+
+    def begins(attempt: int) -> None:
+        run.set_state("running", attempt=attempt)
+        writes(attempt, b"")
+
+    begins(1)
+    events = [
+        lambda: writes(1, "one \u00fc".encode()[:-1]),
+        lambda: writes(1, "\u00fc\n".encode()[1:]),
+        lambda: (writes(1, b"last\n"), begins(2)),
+        lambda: writes(2, b"two\n"),
+        lambda: (writes(2, b"end\n"), run.set_state("done")),
+    ]
+    monkeypatch.setattr(steering, "POLL_S", 0.0)
+    monkeypatch.setattr(steering.time, "sleep", lambda _: events.pop(0)())
+    pieces = list(follow_log(study.directory, study.ids[0]))
+    assert events == []
+    written = {attempt: "".join(text for log, text in pieces if log.parent.name == attempt) for attempt in "12"}
+    assert written == {"1": "one \u00fc\nlast\n", "2": "two\nend\n"}
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["Priority", "Resources", "Dependency"], {}),
+        (["PartitionTimeLimit"] * 3, {"PartitionTimeLimit: slurm.time is longer than the partition allows": 3}),
+        (["Priority", "JobHeldUser", "None"], {"JobHeldUser: held by its user; release it with `scontrol release`": 1}),
+    ],
+)
+def test_what_was_queued_and_can_never_run_is_known_at_once(
+    study: Study, reasons: list[str], expected: dict[str, int]
+) -> None:
+    study.queued()
+    study.slurm.change(queue={f"100_{index}": ["PENDING", "", reason] for index, reason in enumerate(reasons)})
+    assert waits_in_vain(study.directory, 0.0) == expected
+
+
+def test_slurm_is_given_a_moment_to_look_at_what_was_queued(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.queued()
+    study.slurm.change(queue={f"100_{index}": ["PENDING", "", "None"] for index in range(3)})
+    later = {f"100_{index}": ["PENDING", "", "PartitionConfig"] for index in range(3)}
+    monkeypatch.setattr(steering.time, "sleep", lambda _: study.slurm.change(queue=later))
+    assert list(waits_in_vain(study.directory, 60.0).values()) == [3]

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ from typing import Any
 
 import pytest
 from fake_study import BUSY, SIMULATED, TIMED_OUT, Study, make_study
-from studies import tiny_plan
+from studies import small_disk, tiny_plan
 
+from isoflop.cli import main
+from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, look, retry
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.launching.submitting import bad_nodes, intend, keep_profile, kept_profile, with_excluded
+from isoflop.runs import RunDirectory
 
 
 @pytest.fixture
@@ -54,6 +58,17 @@ def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
     assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
 
 
+def test_where_nothing_is_queued_no_run_is_made_or_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.queued()
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("thousands of them would be read at every look")
+
+    monkeypatch.setattr(RunDirectory, "create", refuse)
+    monkeypatch.setattr(RunDirectory, "config", refuse)
+    assert study.submit().queued == ()
+
+
 def test_a_new_run_alone_is_queued(study: Study) -> None:
     whole, study.plan = study.plan, tiny_plan(study.folder, SIMULATED, "widths=[8, 12]")
     study.submit()
@@ -73,6 +88,32 @@ def test_a_run_that_the_plan_has_no_more_is_left(study: Study) -> None:
     done = study.submit()
     assert done.queued == ()
     assert [where.run_id for where in done.left] == [gone]
+
+
+def test_a_run_that_was_edited_by_hand_is_one_line_and_nothing_is_queued(study: Study) -> None:
+    study.prepare()
+    config = study.run(1).path / "config.yaml"
+    config.write_text(config.read_text().replace("  lr: ", "  lr: 1"))
+    with pytest.raises(RunError, match=rf"^{config}: its run and identity is not the plan's; it was edited"):
+        study.submit()
+    assert study.slurm.calls("sbatch") == []
+    assert study.records() == []
+
+
+def test_a_folder_that_can_only_be_read_is_one_line(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{study.slurm.folder}:/usr/bin:/bin:/usr/sbin:/sbin")
+    with small_disk(study.folder, "1m") as disk:
+        subprocess.run(["/bin/mount", "-o", "remount,ro", str(disk)], check=True)
+        (study.folder / "ro.yaml").write_text(to_yaml(dataclasses.replace(study.profile, root=str(disk))))
+        with pytest.raises(SystemExit) as stop:
+            main(["submit", str(study.folder / "tiny.yaml"), SIMULATED, "--cluster", str(study.folder / "ro.yaml"),
+                  "--yes"])  # fmt: skip
+    assert stop.value.code == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"isoflop: error: {disk}/\S+: Read-only file system", last)
+    assert study.slurm.calls("sbatch") == []
 
 
 def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:

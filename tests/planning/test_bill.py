@@ -41,9 +41,23 @@ def test_a_plan_with_its_bill(soda: Plan, h100: Profile) -> None:
     assert billed.totals()["cost"] == pytest.approx(2.5 * bill.gpu_hours)
     assert billed.totals()["finish_hours"] == bill.schedule.finish_hours == max(bill.schedule.ends)
     assert bill.gpu_hours / 64 <= bill.finish_hours <= 2 * bill.gpu_hours / 64
-    assert bill.disk_bytes == sum(2 * 16 * run.params_total for run in soda.runs)
     assert [run.run_id for run in billed.runs] == [run.run_id for run in soda.runs]
     assert (soda.bill, soda.totals()["gpu_hours"], soda.runs[0].gpus) == (None, None, None)
+
+
+def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(soda: Plan, h100: Profile) -> None:
+    bill = bill_of(with_bill(soda, h100))
+    assert bill.kept_bytes == sum(4 * run.params_total for run in soda.runs)
+    spans = list(zip(soda.runs, bill.schedule.starts, bill.schedule.ends, strict=True))
+    held = [
+        sum(3 * 16 * run.params_total for run, start, end in spans if start <= moment < end)
+        + sum(4 * run.params_total for run, _, end in spans if end <= moment)
+        for moment in bill.schedule.starts
+    ]
+    assert bill.disk_bytes == max(held)
+    assert bill.kept_bytes < bill.disk_bytes < 3 * 16 * sum(run.params_total for run in soda.runs)
+    at_once = bill_of(with_bill(soda, dataclasses.replace(h100, max_gpus=None)))
+    assert at_once.disk_bytes == 3 * 16 * sum(run.params_total for run in soda.runs)
 
 
 def test_more_gpus_end_sooner_and_fewer_later(soda: Plan, h100: Profile) -> None:
@@ -69,6 +83,13 @@ def test_interruptions_cost_what_was_not_saved_and_a_restart(soda: Plan, h100: P
     assert busy.finish_hours > plain.finish_hours
 
 
+def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(soda: Plan, h100: Profile) -> None:
+    preemptible = dataclasses.replace(h100, preemptible=True)
+    bills = [bill_of(with_bill(soda, preemptible, interruptions_per_day=rate)) for rate in (None, 2.0, 0.0)]
+    assert [bill.interruptions_per_day for bill in bills] == [2.0, 2.0, 0.0]
+    assert bills[0].gpu_hours == bills[1].gpu_hours > bills[2].gpu_hours == bill_of(with_bill(soda, h100)).gpu_hours
+
+
 def test_runs_longer_than_a_job_are_started_again(soda: Plan, h100: Profile) -> None:
     bill = bill_of(with_bill(soda, h100))
     assert bill.starts == tuple(math.ceil(hours / 48) for hours in bill.hours)
@@ -89,10 +110,11 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
 def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Path) -> None:
     assert with_bill(soda, h100).warnings == ()
     (quota,) = with_bill(soda, dataclasses.replace(h100, disk_gb=1000.0)).warnings
-    assert quota == "checkpoints will take 1,605 GB, disk_gb allows 1,000"
+    assert quota == "checkpoints and weights will take up to 1,709 GB at a time, disk_gb allows 1,000"
     huge = plan("soda", [f"seeds=[{', '.join(map(str, range(50)))}]"])
     (free,) = with_bill(huge, dataclasses.replace(h100, root=str(tmp_path))).warnings
-    assert free.startswith(f"checkpoints will take 80,232 GB, {tmp_path} has ")
+    assert free.startswith("checkpoints and weights will take up to ")
+    assert f" GB at a time, {tmp_path} has " in free
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,23 @@ def test_a_job_that_is_wider_than_the_cluster_is_refused() -> None:
         simulate(jobs((8, 1.0)), 4)
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpus", "at_work", "after", "most"),
+    [
+        ([], 1, [], [], 0),
+        ([(1, 2.0)], 1, [48], [4], 48),
+        ([(1, 2.0), (1, 1.0)], 2, [48, 12], [4, 1], 60),
+        ([(1, 2.0), (1, 1.0)], 1, [48, 12], [4, 1], 48),  # the first is over when the second starts
+        ([(1, 2.0), (1, 1.0)], 1, [12, 48], [4, 1], 52),
+        ([(1, 2.0), (1, 1.0)], 1, [3, 3], [4, 4], 8),  # what stays is the most
+    ],
+)
+def test_what_jobs_hold(
+    asked: list[tuple[int, float]], gpus: int, at_work: list[int], after: list[int], most: int
+) -> None:
+    assert simulate(jobs(*asked), gpus).most_held(at_work, after) == most
+
+
 asked_of = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.floats(0.01, 100)), max_size=8)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
-from studies import EXACT, final_weights, trained
+from studies import EXACT, run_of, tiny_study, trained
 
 from isoflop.data.order import Order
 from isoflop.data.prepare import data_folder
@@ -22,7 +22,7 @@ from isoflop.runs import LOG_COLUMNS, RunDirectory
 from isoflop.training import devices
 from isoflop.training.loop import Trainer
 from isoflop.training.loss import KINDS, by_kind
-from isoflop.training.model import Decoder
+from isoflop.training.weights import load_weights
 
 STEPS = 71
 
@@ -76,8 +76,7 @@ def test_targets_are_counted_by_kind(whole: tuple[Path, Plan, RunDirectory]) -> 
 
 def test_the_heldout_loss_is_that_of_the_final_weights(whole: tuple[Path, Plan, RunDirectory]) -> None:
     root, plan, run = whole
-    model = Decoder(plan.runs[0].shape)
-    model.load_state_dict(final_weights(run))
+    model = load_weights(run.path)
     windows = Windows(data_folder(root, plan.sweep.data), "heldout", 32)
     chosen = torch.from_numpy(windows[np.arange(16) * len(windows) // 16])
     with torch.no_grad():
@@ -118,10 +117,12 @@ def test_parts_of_a_batch_give_the_same_loss(tmp_path: Path, monkeypatch: pytest
     runs = []
     for tokens, micro in ((4096, 4), (96, 2), (32, 1)):  # even parts: 96 tokens hold 3 sequences, of which 2 are taken
         monkeypatch.setattr(devices, "CPU_MICRO_TOKENS", tokens)
-        root, plan, run = trained(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
+        root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
         assert plan.runs[0].batch_size == 4
-        assert Trainer(run, root).micro == micro
-        runs.append(run.log())
+        trainer = Trainer(run_of(root, plan), root)
+        assert trainer.micro == micro
+        assert trainer.train(lambda: False) == "done"
+        runs.append(trainer.run.log())
     for log in runs[1:]:
         assert_frame_equal(log[["step", "split", "kind", "targets"]], runs[0][["step", "split", "kind", "targets"]])
         np.testing.assert_allclose(log["loss"][:8], runs[0]["loss"][:8], rtol=1e-5)
@@ -133,10 +134,8 @@ def test_z_loss_holds_the_partition_function(whole: tuple[Path, Plan, RunDirecto
     chosen = torch.from_numpy(Windows(data_folder(root, plan.sweep.data), "heldout", 32)[np.arange(8)])[:, :-1]
     sizes = []
     for run in (whole[2], with_z):
-        model = Decoder(plan.runs[0].shape)
-        model.load_state_dict(final_weights(run))
         with torch.no_grad():
-            sizes.append(float(model(chosen).logsumexp(-1).square().mean()))
+            sizes.append(float(load_weights(run.path)(chosen).logsumexp(-1).square().mean()))
     assert sizes[1] < 0.5 * sizes[0]
     assert plan.runs[0].run_id != whole[1].runs[0].run_id
 

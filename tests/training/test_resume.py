@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
 from studies import (
+    ENDS,
     EVERY_STEP,
     exact,
     final_weights,
@@ -22,6 +23,7 @@ from studies import (
     tiny_study,
     train_here,
     train_until_half_a_checkpoint,
+    train_until_the_end,
     wait_for,
     write_corpus,
 )
@@ -34,6 +36,7 @@ from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.loop import Trainer, train
+from isoflop.training.weights import load_weights
 
 STEPS = 71
 
@@ -100,6 +103,39 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     assert train(run, root) == "done"
     assert_same_result(run, whole[2])
     assert not list(strays(".*.tmp"))
+
+
+def reached_the_end(run: RunDirectory, moment: str) -> bool:
+    weights = run.weights.exists()
+    return {
+        "half the weights": any(path.stat().st_size for path in run.path.glob(".weights.pt.*.tmp")),
+        "no checksum": weights,
+        "no marker": weights and run.weights.with_suffix(".sha256").exists(),
+        "no state": run.done,
+        "checkpoints": run.done and '"done"' in (run.path / "state.json").read_text(),
+        "half the checkpoints": run.done and len(list(run.checkpoints.iterdir())) == 3,
+    }[moment]
+
+
+@pytest.mark.parametrize("moment", ENDS)
+def test_a_run_that_is_killed_at_its_end_has_it_at_the_next_start(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], moment: str
+) -> None:
+    root, plan = tiny_study(tmp_path, EVERY_STEP)
+    run = run_of(root, plan)
+    process = start(train_until_the_end, run, root, moment)
+    wait_for(lambda: reached_the_end(run, moment))
+    kill(process)
+    assert any(run.checkpoints.glob("*.pt"))
+    if run.done:
+        make_directory(plan, root)
+    else:
+        with pytest.raises(RunError, match="no run that is done, so it has no final weights"):
+            load_weights(run.path)
+        assert train(run, root) == "done"
+    assert_same_result(run, whole[2])
+    assert not run.checkpoints.exists()
+    assert not list(run.path.rglob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["newest", "checksum"])

@@ -1,0 +1,190 @@
+"""fit.json and fit.npz read back: the same predictions to the last digit, and one line for what can't be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.config import load_sweep
+from isoflop.errors import FitError
+from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, simulate_isoflop, write_fit
+from isoflop.fitting.loading import laws_by_name
+
+RUNS = simulate_isoflop(points=7)
+FITS = {
+    "isoflop": fit_isoflop(RUNS, bootstrap=200, seed=3),
+    "joint": fit_joint(RUNS),
+    "parametric": fit_parametric(RUNS, bootstrap=200, seed=3),
+    "envelope": fit_envelope(RUNS),
+}
+BUDGETS = [1e15, 1e20, 1e22, 3e25]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_fit(tmp_path, list(FITS.values()), sweep=load_sweep("soda"))
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_a_saved_fit_says_digit_for_digit_what_the_fit_did(file: Path, method: str) -> None:
+    fit, saved = FITS[method], load_fit(file)[method]
+    for confidence in (0.5, 0.95):
+        pd.testing.assert_frame_equal(saved.predict(BUDGETS, confidence), fit.predict(BUDGETS, confidence), rtol=0)
+        pd.testing.assert_frame_equal(saved.intervals(confidence), fit.intervals(confidence), rtol=0)
+    assert saved.headline() == fit.headline()
+    assert (saved.method, saved.n, saved.loss_column, saved.dof) == (fit.method, fit.n, fit.loss_column, fit.dof)
+    assert (saved.reach, saved.origin, saved.diagnostics) == (fit.reach, fit.origin, fit.diagnostics)
+
+
+def test_more_roll_outs_than_are_shown_widen_a_prediction(file: Path) -> None:
+    document = json.loads(file.read_text())
+    entry = next(e for e in document["fits"] if e["method"] == "parametric")
+    assert len(entry["law"]["rollout"]["misses"]) > len(entry["rollout"])
+
+
+@pytest.mark.parametrize("method", ["isoflop", "parametric"])
+def test_resamples_are_read_back(file: Path, method: str) -> None:
+    saved = load_fit(file)[method]
+    pd.testing.assert_frame_equal(saved.intervals(kind="percentile"), FITS[method].intervals(kind="percentile"), rtol=0)
+
+
+def test_a_directory_stands_for_its_fit_and_the_sweep_comes_with_it(file: Path) -> None:
+    loaded = load_fit(file.parent)
+    assert [fit.method for fit in loaded] == list(FITS)
+    assert (loaded.recipe, loaded.sweep, loaded.notes, len(loaded)) == ("soda", load_sweep("soda"), (), 4)
+    with pytest.raises(FitError, match="has no fit by 'ridge'; it has isoflop, joint, parametric, envelope"):
+        _ = loaded["ridge"]
+
+
+def test_without_the_draws_the_line_is_left(file: Path) -> None:
+    (file.parent / "fit.npz").unlink()
+    loaded = load_fit(file)
+    assert loaded.notes == ("fit.npz is not beside it: intervals are the t intervals alone",)
+    pd.testing.assert_frame_equal(
+        loaded["isoflop"].intervals(), FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]]
+    )
+    with pytest.raises(FitError, match="no resamples"):
+        loaded["isoflop"].intervals(kind="percentile")
+
+
+# Laws that others published
+
+
+@pytest.mark.parametrize(("flops", "size"), [(3e18, 0.368e9), (9e19, 1.39e9), (1.32e22, 9.8e9)])
+def test_a_law_that_is_known_by_name(flops: float, size: float) -> None:
+    (law,) = load_fit("soda")
+    table = law.predict(flops)
+    assert table.loc["params", "value"] == pytest.approx(size, rel=6e-3)
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert law.headline() == "Optimal data grows 1.6x faster than optimal model size: N* ~ C^0.391, D* ~ C^0.609"
+
+
+def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
+    """SODA's IsoFLOP law: exponents as published, through an optimum of 0.27B parameters and 2.4B tokens at 3e18."""
+    laws = {"N": (0.27e9, 0.367), "D": (2.4e9, 0.579)}
+    coefficients = {k: {"value": y / 3e18**b, "exponent": b} for k, (y, b) in laws.items()}
+    (tmp_path / "fit.json").write_text(
+        json.dumps({"schema": 1, "fits": [{"method": "isoflop", "coefficients": coefficients}]})
+    )
+    loaded = load_fit(tmp_path)
+    table = loaded[0].predict(1.32e22)
+    assert 5.4e9 < table.loc["params", "value"] < 6.6e9
+    assert 260e9 < table.loc["tokens", "value"] < 340e9
+    assert table["low"].isna().all()
+    assert loaded.notes == ("fits[0] (isoflop): the file has no more than its values, so it has no intervals",)
+
+
+def test_a_covariance_alone_gives_the_intervals(tmp_path: Path) -> None:
+    entry = {k: v for k, v in FITS["parametric"].to_dict().items() if k != "law"}
+    (tmp_path / "fit.json").write_text(json.dumps({"schema": 1, "fits": [entry]}))
+    (law,) = load_fit(tmp_path)
+    np.testing.assert_allclose(law.intervals(), FITS["parametric"].intervals(), rtol=1e-6)
+    inner = ["value", "statistical_low", "statistical_high"]
+    np.testing.assert_allclose(law.predict(1e22)[inner], FITS["parametric"].predict(1e22)[inner], rtol=1e-6)
+
+
+# Files that can't be read
+
+
+def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[str, Any]], None]:
+    """Puts a value into a document, or removes a key."""
+
+    def change(document: Any) -> None:
+        *parents, last = path
+        for key in parents:
+            document = document[key]
+        if drop:
+            del document[last]
+        else:
+            document[last] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (changed("schema", to=2), "has schema 2, and this isoflop reads 1; write it anew with: isoflop fit"),
+        (changed("fits", drop=True), "no fit of isoflop: it has no `schema` and `fits`"),
+        (changed("fits", to=[]), "fits: expected a list of fits"),
+        (changed("fits", 1, to=7), "fits[1]: expected a mapping"),
+        (changed("fits", 0, "method", to="ridge"), "fits[0].method: 'ridge' is none of parametric"),
+        (changed("fits", 0, "n", to="some"), "fits[0].n: 'some' is none of total"),
+        (changed("fits", 0, "confidence", to=2), "fits[0].confidence: 2 is no share between 0 and 1"),
+        (changed("fits", 0, "law", "lines", "params", drop=True), "fits[0].law.params: missing"),
+        (changed("fits", 0, "law", "lines", "params", "slope", to="x"), "fits[0].law.slope: expected a number"),
+        (changed("fits", 1, "law", "covariance", to=[1, 2]), "fits[1].law.covariance: expected 5 x 5 numbers"),
+        (changed("fits", 2, "law", "theta", to=["a"] * 5), "fits[2].law.theta: expected numbers"),
+        (changed("fits", 2, "law", "dof", to=-1), "fits[2].law.dof: expected a whole number"),
+        (changed("fits", 2, "law", "rollout", "reach", drop=True), "fits[2].law.reach: missing"),
+        (changed("sweep", "budgets", to=[]), "sweep: budgets: an empty list"),
+        (changed("draws", to="0123"), "fit.npz beside it belongs to another fit"),
+    ],
+)
+def test_a_damaged_file_is_one_line(file: Path, change: Callable[[dict[str, Any]], None], says: str) -> None:
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    with pytest.raises(FitError) as refused:
+        load_fit(file)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("fit.json", b"{", "not JSON"),
+        ("fit.json", b"\xff\xfe", "not JSON"),
+        ("fit.json", b"[1]", "no fit of isoflop"),
+        ("fit.npz", b"PK\x03\x04", "fit.npz beside it is damaged; write it anew with: isoflop fit SOURCE"),
+    ],
+)
+def test_no_file_of_ours_is_one_line(file: Path, name: str, text: bytes, says: str) -> None:
+    (file.parent / name).write_bytes(text)
+    with pytest.raises(FitError, match=says):
+        load_fit(file)
+
+
+def test_what_is_not_there_names_the_known_laws(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match=r"no such file; write one with: isoflop fit SOURCE --output DIR.*soda"):
+        load_fit(tmp_path / "absent.json")
+
+
+# Names
+
+
+def test_names_tell_the_laws_apart(tmp_path: Path) -> None:
+    runs = RUNS.assign(loss_text=RUNS["loss"] * 0.8)
+    fits = [FITS["joint"], fit_joint(runs, loss="loss_text"), fit_joint(RUNS, axis="tokens")]
+    one, two = (load_fit(write_fit(tmp_path / name, fits)) for name in ("one", "two"))
+    assert list(laws_by_name([one])) == ["joint loss", "joint loss_text", "joint loss 2"]
+    assert list(laws_by_name([one, two]))[3:] == ["two joint loss", "two joint loss_text", "two joint loss 2"]
+    assert len(laws_by_name([one, load_fit(write_fit(tmp_path / "more" / "one", fits))])) == 6

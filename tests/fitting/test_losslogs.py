@@ -1,0 +1,262 @@
+"""Loss logs become a row a run: the rule of the final loss, what is left out, what a table beside adds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.errors import FitError
+from isoflop.fitting import fit_isoflop, read_table, simulate_isoflop
+from isoflop.fitting.finalloss import FinalRule, final_loss, is_held_out, rule_for
+from isoflop.runs import read_runs
+
+STUDY = Path(__file__).parents[2] / "analysis" / "pocket-64"
+
+
+def curve(rows: int, shape: float = 1.0, drop: float = 0.06) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of the run, loss without noise and learning rate of a warm-up-stable-decay schedule (decay of 20 %).
+
+    The loss falls by `drop` over the decay, as 1 - lr^shape.
+    """
+    share = np.arange(1, rows + 1) / rows
+    rate = np.minimum(share / 0.01, 1.0) * (1.0 - np.clip((share - 0.8) / 0.2, 0.0, 1.0))
+    stable = 2.0 + 0.3 * (share + 0.002) ** -0.3
+    return share, stable * np.where(share > 0.8, 1.0 - drop * (1.0 - rate**shape), 1.0), rate
+
+
+def log(run: str = "r", rows: int = 200, level: float = 1.0, noise: float = 0.0, **columns: Any) -> pd.DataFrame:
+    share, loss, rate = curve(rows)
+    error = np.random.default_rng(len(run)).normal(0.0, noise, rows)
+    table = {"run": run, "step": np.arange(1, rows + 1) * 10, "tokens": share * 1e9, "lr": rate * 3e-4}
+    return pd.DataFrame(
+        {**table, "loss": level * loss * np.exp(error), "params": 1e7, "flops": share * 6e16, **columns}
+    )
+
+
+@pytest.mark.parametrize("shape", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("rows", [200, 2000])
+def test_a_line_is_less_biased_than_a_mean_on_a_decaying_schedule(rows: int, shape: float):
+    share, loss, _ = curve(rows, shape)
+    bias = {rule: final_loss(share, loss, rule) / loss[-1] - 1.0 for rule in ("line", "mean")}
+    assert abs(bias["line"]) < 0.003
+    assert bias["mean"] > 0.002
+    assert abs(bias["line"]) < 1.2 * bias["mean"]
+    noisy = np.random.default_rng(0).normal(0.0, 0.02, (300, rows))
+    drawn = {r: np.std([final_loss(share, loss * np.exp(e), r) for e in noisy]) for r in ("line", "mean", "last")}
+    assert drawn["line"] < 1.7 * drawn["mean"]
+    assert drawn["line"] < 0.5 * drawn["last"]
+
+
+def test_training_logs_of_the_committed_study_end_where_its_held_out_losses_do():
+    runs = read_runs(STUDY).set_index("run_id")
+    ends = {}
+    rules: tuple[FinalRule, ...] = ("line", "mean")
+    for rule in rules:
+        table = read_table(STUDY / "losses.parquet", split="train", beside=STUDY / "runs.parquet", final=rule)
+        ends[rule] = np.log(table.frame.set_index("run_id")["loss"] / runs["loss"])
+    assert len(ends["line"]) == 80
+    assert abs(ends["line"].mean()) < 0.003
+    assert ends["mean"].mean() > 0.005
+
+
+def test_held_out_logs_of_the_committed_study_give_its_law():
+    logs = read_table(STUDY / "losses.parquet", beside=STUDY / "runs.parquet")
+    assert logs.hash == read_table(STUDY).hash
+    assert "69,996 rows of 80 loss logs; final 'loss' of heldout: the last value (80)" in logs.reading
+
+
+@pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("val_loss", True),
+        ("eval/loss", True),
+        ("heldout", True),
+        ("train/loss", False),
+        ("loss", False),
+        ("value", False),
+    ],
+)
+def test_what_is_held_out(name: str, held_out: bool):
+    assert is_held_out(name) is held_out
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule", "held_out", "taken"),
+    [
+        (200, "auto", False, "line"),
+        (200, "auto", True, "last"),
+        (20, "auto", False, "last"),
+        (20, "mean", True, "mean"),
+    ],
+)
+def test_which_rule_is_taken(rows: int, rule: FinalRule, held_out: bool, taken: str):
+    assert rule_for(np.arange(1.0, rows + 1), rule, held_out) == taken
+
+
+def test_a_log_becomes_a_row_a_run():
+    runs = pd.concat([log("a", noise=0.01), log("b", level=1.1, noise=0.01)]).sample(frac=1.0, random_state=0)
+    table = read_table(runs, final="last")
+    assert table.frame["run_id"].tolist() == ["a", "b"]
+    assert table.array("tokens").tolist() == [1e9, 1e9]
+    assert table.array("flops").tolist() == [6e16, 6e16]
+    last = runs[runs["step"] == 2000].set_index("run")["loss"]
+    np.testing.assert_allclose(table.array("loss"), last[["a", "b"]])
+    line = read_table(runs).array("loss")
+    np.testing.assert_allclose(line / curve(200)[1][-1], [1.0, 1.1], rtol=0.015)
+    assert "400 rows of 2 loss logs; final 'loss': the end of a straight line through the log loss of the last 10%" in (
+        read_table(runs).reading
+    )
+
+
+def test_a_later_row_replaces_an_earlier_one_of_its_step():
+    first = log("a").iloc[:150].assign(loss=9.0)
+    table = read_table(pd.concat([first, log("a")]))
+    assert table.array("loss")[0] == pytest.approx(read_table(log("a")).array("loss")[0])
+    assert ("log_repeats", "150 rows of the logs repeat a step of their run") in [
+        (f.code, f.message.partition(",")[0]) for f in table.findings
+    ]
+
+
+CUT = log("cut").iloc[:160]
+GONE = {
+    "diverged": (log("bad", loss=np.linspace(3.0, 6.0, 200)), "diverged: the loss ends more than 20% above"),
+    "nan": (log("bad", loss=[3.0] * 150 + [np.nan] * 50), "no finite loss in the last 5 % of the log"),
+    "inf": (log("bad", loss=[3.0] * 150 + [np.inf] * 50), "no finite loss in the last 5 % of the log"),
+    "no loss": (log("bad", loss=np.nan), "no loss in the log"),
+    "stopped": (log("bad", steps=2000).iloc[:190], "stopped before its planned steps (column 'steps')"),
+    "undecayed": (log("bad", lr=3e-4), "its learning rate did not decay (it ends above 50% of its peak)"),
+    "cut": (log("bad").iloc[:170], "its learning rate did not decay"),
+    "failed": (log("bad", state="failed"), "state is failed, not done"),
+}
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_runs_whose_end_is_no_end_are_left_out(case: str):
+    bad, why = GONE[case]
+    good = [log(name, steps=2000, state="finished") for name in ("a", "b")]
+    table = read_table(pd.concat([*good, bad]))
+    assert table.frame["run_id"].tolist() == ["a", "b"]
+    ((what, reason),) = table.dropped
+    assert what == "run bad"
+    assert why in reason
+    with pytest.raises(FitError, match="no run"):
+        read_table(bad if case not in ("stopped", "undecayed", "cut") else bad.assign(loss=np.nan))
+
+
+def test_a_study_without_decay_is_read_with_a_finding():
+    table = read_table(pd.concat([log("a", lr=1e-3), log("b", lr=1e-3)]))
+    assert len(table) == 2
+    assert [f.code for f in table.findings] == ["undecayed"]
+
+
+def test_a_table_beside_adds_what_the_log_lacks(tmp_path: Path):
+    runs = pd.concat([log("a"), log("b"), log("c")]).drop(columns=["params", "flops"])
+    beside = tmp_path / "shapes.csv"
+    beside.write_text("run,params,budget\na,1e7,6e16\nb,2e7,6e16\nz,3e7,6e16\n")
+    table = read_table(runs, beside=beside)
+    assert table.array("params").tolist() == [1e7, 2e7]
+    assert table.dropped == (("run c", "not in the table beside"),)
+    with pytest.raises(FitError, match="no column 'run'"):
+        read_table(runs, beside=pd.DataFrame({"params": [1e7]}))
+    with pytest.raises(FitError, match="run a twice in 'run'"):
+        read_table(runs, beside=pd.DataFrame({"run": ["a", "a"], "params": 1e7}))
+    with pytest.raises(FitError, match="has none of the log's runs"):
+        read_table(runs, beside=pd.DataFrame({"run": ["x"], "params": 1e7}))
+
+
+def test_seeds_with_one_name_are_runs_of_their_own():
+    table = read_table(pd.concat([log("a", seed=0), log("a", seed=1, level=1.1), log("b", seed=0, params=2e7)]))
+    assert table.frame["run_id"].tolist() == ["a seed 0", "a seed 1", "b seed 0"]
+    assert table.configurations["seeds"].tolist() == [2, 1]
+    assert not table.findings
+
+
+def test_a_table_without_steps_takes_columns_from_the_one_beside():
+    study = simulate_isoflop(points=5)
+    beside = study.drop(columns=["loss", "train_flops"])
+    losses = study.drop(columns=["params", "tokens", "budget", "train_flops"])
+    table = read_table(losses.sample(frac=1.0, random_state=0), beside=beside)
+    assert table.hash == read_table(study.drop(columns="train_flops")).hash
+
+
+def test_splits_are_chosen():
+    both = pd.concat([log(split="train"), log(split="val", level=1.1).iloc[::50].assign(step=1, tokens=1e8)])
+    both = pd.concat([both, log(split="val", level=1.2).iloc[[-1]]])
+    assert read_table(both).array("loss")[0] == pytest.approx(1.2 * curve(200)[1][-1])
+    assert read_table(both, split="train").array("loss")[0] == pytest.approx(curve(200)[1][-1], rel=0.01)
+    three = pd.concat([both, log(split="test")])
+    with pytest.raises(FitError, match="column 'split' has test, train, val; choose one with --split"):
+        read_table(three)
+    with pytest.raises(FitError, match="has no 'dev'; it has test, train, val"):
+        read_table(three, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "words"),
+    [
+        (log().assign(params=np.arange(200) + 1e7), {}, "column 'params' changes within run r"),
+        (log(), {"step": "stp"}, "no column 'stp'; did you mean 'step'?"),
+        (log(), {"run": "name"}, "no column 'name'"),
+        (log(), {"split": "val"}, "no column 'split'"),
+        (log().assign(loss="high"), {}, "column 'loss' needs positive, finite numbers"),
+        (log().drop(columns="params"), {}, "no column 'params_total'"),
+    ],
+)
+def test_logs_that_can_not_be_read(runs: pd.DataFrame, options: dict[str, Any], words: str):
+    with pytest.raises(FitError) as caught:
+        read_table(runs, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_with_one_row_each_are_no_log():
+    runs = simulate_isoflop(points=5, seeds=2).rename(columns={"run_id": "run"}).assign(step=1000)
+    assert "with 70 rows" in read_table(runs).reading
+    shared = runs.assign(run=[f"w{i % 5}" for i in range(70)])  # a name of the size, not of the run
+    assert "with 70 rows" in read_table(shared).reading
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("layout", ["runs/{run}", "{run}/metrics"])
+def test_a_folder_with_a_file_a_run(tmp_path: Path, kind: str, layout: str):
+    for run in ("a", "b"):
+        file = tmp_path / "logs" / f"{layout.format(run=run)}.{kind}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = log(run, params=1e7 if run == "a" else 2e7).drop(columns="run")
+        if kind == "csv":
+            rows.to_csv(file)
+        elif kind == "parquet":
+            rows.to_parquet(file)
+        else:
+            file.write_text("\n".join(map(json.dumps, rows.to_dict("records"))))
+    table = read_table(tmp_path / "logs")
+    assert [name.removeprefix("runs/") for name in table.frame["run_id"]] == ["a", "b"]
+    assert table.array("params").tolist() == [1e7, 2e7]
+
+
+def test_one_broken_file_of_a_folder_is_left_out_with_its_reason(tmp_path: Path):
+    log("a").to_csv(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("")
+    table = read_table(tmp_path)
+    assert table.dropped == (("b.csv", "the file is empty"),)
+
+
+def test_a_law_from_training_logs_is_the_true_one():
+    study = simulate_isoflop(noise=0.0, points=7, budgets=(1e18, 1e19, 1e20, 1e21))
+    share, shape, rate = curve(100)
+    logs = []
+    rng = np.random.default_rng(0)
+    for row in study.to_dict("records"):
+        loss = row["loss"] * shape / shape[-1] * np.exp(rng.normal(0.0, 0.004, 100))
+        steps = {"step": np.arange(100), "tokens": share * row["tokens"], "train_flops": share * row["budget"]}
+        logs.append(pd.DataFrame({"run": row["run_id"], "params": row["params"], "lr": rate, "loss": loss, **steps}))
+    law = fit_isoflop(pd.concat(logs))
+    assert len(law.profiles) == 4
+    a = law.exponents.loc["a"]
+    assert a["low"] < 0.5139 < a["high"]
+    assert a["high"] - a["low"] < 0.1

@@ -1,0 +1,297 @@
+"""What to train with a budget: optima over models that can be made, intervals, and a run that can be laid out."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.config import Sweep, load_sweep
+from isoflop.errors import ConfigError, FitError
+from isoflop.fitting import (
+    FitFile,
+    fit_envelope,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    load_fit,
+    predict,
+    simulate_isoflop,
+    write_fit,
+)
+from isoflop.fitting.optimum import Optimum, closed_form
+from isoflop.fitting.realising import Family
+from isoflop.fitting.solver import Points
+from isoflop.laws import SURFACES
+from isoflop.planning.plan import plan
+from isoflop.recipes import SODA
+
+RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
+SURFACE = fit_parametric(RUNS, bootstrap=200)
+ALL = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), SURFACE, fit_envelope(RUNS)]
+SUITE = 1.32e22
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> FitFile:
+    return load_fit(write_fit(tmp_path_factory.mktemp("fit"), ALL, sweep=load_sweep("soda")))
+
+
+# Published figures
+
+
+def test_sodas_published_law_at_the_budget_of_its_largest_model() -> None:
+    """9.8B parameters, 225B tokens and a loss of 3.250 with C = 6ND; nearly the same over SODA's own models."""
+    prediction = predict("soda", SUITE)
+    (method,) = prediction.methods
+    assert method.closed_form is not None
+    closed, real = method.closed_form["value"], method.table["value"]
+    assert closed["params"] == pytest.approx(9.8e9, rel=5e-3)
+    assert closed["tokens"] == pytest.approx(225e9, rel=2e-3)
+    assert closed["loss"] == pytest.approx(3.250, abs=5e-4)
+    assert real["params"] == pytest.approx(closed["params"], rel=0.05)
+    assert prediction.configuration is not None
+    (run,) = prediction.configuration.runs
+    assert run.width % 128 == 0
+    assert run.tokens == pytest.approx(SUITE / run.shape.train_flops_per_token, rel=0.01)
+    assert prediction.notes == ("soda: published without an uncertainty, so it has no intervals",)
+
+
+def test_over_real_models_small_optima_move_away_from_6nd() -> None:
+    """The head takes 20 % of the FLOPs at SODA's smallest optimum, which 6ND counts twice (embedding and head)."""
+    (method,) = predict("soda", 3e18).methods
+    assert method.closed_form is not None
+    assert method.shape is not None
+    real, closed = method.table["value"], method.closed_form["value"]
+    assert closed["params"] == pytest.approx(0.368e9, rel=5e-3)
+    assert real["tokens"] == pytest.approx(3e18 / method.shape.train_flops_per_token)
+    assert real["tokens"] * real["params"] * 6 > 1.1 * 3e18
+    assert real["loss"] < closed["loss"]
+
+
+# The optimum
+
+
+def test_the_best_model_is_the_best_of_all_that_can_be_made() -> None:
+    (method,) = predict("soda", 9e19).methods
+    law = SURFACES["soda"]
+    shapes = [SODA.shape(width, 144_644, 4096) for width in range(128, 6000, 128)]
+    losses = [float(law.loss(s.params_total, 9e19 / s.train_flops_per_token)) for s in shapes]
+    assert method.shape == shapes[int(np.argmin(losses))]
+    assert method.table["value"]["loss"] == pytest.approx(min(losses), rel=1e-9)
+
+
+@pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
+def test_near_optimal_sizes_cost_what_they_may(budget: float) -> None:
+    best = closed_form(SURFACE.core, budget)
+    for near in best.near:
+        for end in (near.low, near.high):
+            assert end is not None
+            loss = float(SURFACE.loss_at(end, budget / (6.0 * end)))
+            assert loss == pytest.approx(best.loss * (1.0 + near.share), rel=1e-9)
+    (first, second) = best.near
+    assert second.low is not None
+    assert first.low is not None
+    assert second.low < first.low < best.params
+
+
+def test_near_optimal_models_are_inside_and_the_next_are_not(saved: FitFile) -> None:
+    best = next(m for m in predict(saved, 1e21).methods if m.optimum is not None).optimum
+    assert best is not None
+    family = Family.of(load_sweep("soda"), "total")
+    for near in best.near:
+        assert near.low is not None
+        assert near.high is not None
+        shapes = family.shapes(near.low, near.high)
+        losses = [float(SURFACE.loss_at(s.params_total, 1e21 / s.train_flops_per_token)) for s in shapes]
+        inside = np.array(losses) <= best.loss * (1.0 + near.share)
+        assert inside[1:-1].all()
+        assert not inside[-1]
+
+
+@pytest.mark.parametrize("recipe", [None, "soda"])
+def test_other_sizes_reach_the_same_loss(recipe: str | None) -> None:
+    law = fit_parametric(simulate_isoflop(), bootstrap=0)
+    best = predict(law, 1e21, recipe=recipe).methods[0].optimum
+    assert best is not None
+    assert [other.factor for other in best.equal_loss] == [0.25, 0.5, 2.0]
+    for other in best.equal_loss:
+        assert other.params == pytest.approx(other.factor * best.params, rel=0.1)
+        assert float(law.loss_at(other.params, other.tokens)) == pytest.approx(best.loss, rel=1e-9)
+        assert other.ratio == pytest.approx(other.flops / 1e21)
+        assert other.ratio > 1.0
+        if recipe is None:
+            assert other.flops == pytest.approx(6.0 * other.params * other.tokens)
+        else:
+            assert other.flops > 5.0 * other.params * other.tokens
+
+
+def test_a_model_too_small_never_gets_there() -> None:
+    best = closed_form(SURFACE.core, 1e26)
+    assert math.isnan(best.equal_loss[0].tokens)
+
+
+# Intervals
+
+
+def test_with_6nd_the_intervals_are_those_of_the_closed_form() -> None:
+    best, flops = closed_form(SURFACE.core, 1e22), 1e22
+    mine, closed = best.intervals(SURFACE.core, flops, 0.9), SURFACE.law_at(flops, 0.9)
+    for name in ("params", "tokens", "loss"):
+        np.testing.assert_allclose(mine[name], closed[name], rtol=1e-7)
+
+
+@pytest.mark.parametrize(("slope", "bend"), [(1.0, 0.0), (1.15, 0.0), (0.9, 0.04)])
+def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend: float) -> None:
+    """Against a search for the least loss where a token costs f(N) with ln f = c + slope u + bend u^2 / 2."""
+    core, middle, flops = SURFACE.core, math.log(3e9), 1e22
+
+    def least(theta: np.ndarray) -> np.ndarray:
+        u = middle + np.linspace(-3.0, 3.0, 2_000_001)
+        cost = math.log(6.0) + middle + slope * (u - middle) + 0.5 * bend * (u - middle) ** 2
+        moved = Points(u - core.points.x_mean, math.log(flops) - cost - core.points.y_mean, u, 0.0, 0.0)
+        place = int(np.argmin(moved.fitted(theta)))
+        left, here, right = (float(v) for v in moved.fitted(theta)[place - 1 : place + 2])
+        step = u[1] - u[0]
+        u_best = u[place] + 0.5 * step * (left - right) / (left - 2.0 * here + right)
+        return np.array([u_best, math.log(flops) - np.interp(u_best, u, cost)])
+
+    at = least(core.theta)
+    best = Optimum(math.exp(at[0]), math.exp(at[1]), 1.0, (), (), (slope + bend * (at[0] - middle), bend))
+    for k in range(1, 5):
+        nudge = np.zeros(5)
+        nudge[k] = 1e-4
+        moved = (least(core.theta + nudge) - least(core.theta - nudge)) / 2e-4
+        alone = replace(core, spread=np.outer(nudge, nudge) / 1e-8, dof=10**9)
+        got = best.intervals(alone, flops, 0.6826894921370859)  # one standard error
+        for interval, derivative in zip((got["params"], got["tokens"]), moved, strict=True):
+            assert interval.high - interval.value == pytest.approx(abs(derivative), rel=2e-3, abs=1e-4)
+
+
+def test_the_two_kinds_of_interval(saved: FitFile) -> None:
+    frame = predict(saved, 1e22).to_frame()
+    inner, outer = frame["statistical_high"] - frame["value"], frame["high"] - frame["value"]
+    rolled_out = [law for law in frame.index.get_level_values("law").unique() if law != "envelope"]
+    assert (outer[rolled_out] > inner[rolled_out]).all()
+    assert (outer["envelope"] == inner["envelope"]).all()
+    narrow = predict(saved, 1e22, confidence=0.5).to_frame()
+    assert (narrow["statistical_high"] < frame["statistical_high"]).all()
+
+
+def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
+    prediction = predict(saved, 1e22)
+    for fit, method in zip(ALL, prediction.methods, strict=True):
+        alone = fit.predict(1e22)
+        pd.testing.assert_frame_equal(alone, method.table if method.closed_form is None else method.closed_form, rtol=0)
+        assert method.shape is not None
+    assert "to" in prediction.gap
+
+
+# One run
+
+
+@pytest.mark.parametrize("method", ["isoflop", "joint", "parametric", "envelope"])
+def test_the_run_is_laid_out_from_its_yaml(saved: FitFile, method: str, tmp_path: Path) -> None:
+    prediction = predict(saved, 1e21, method=method)
+    assert prediction.chosen.law.method == method
+    (tmp_path / "best.yaml").write_text(prediction.yaml())
+    laid_out = plan(tmp_path / "best.yaml")
+    (run,) = laid_out.runs
+    assert prediction.configuration is not None
+    assert laid_out.runs == prediction.configuration.runs
+    assert run.shape == prediction.chosen.shape
+    assert run.train_flops == pytest.approx(1e21, rel=0.01)
+    assert laid_out.sweep.data == load_sweep("soda").data
+    assert laid_out.sweep.train == load_sweep("soda").train
+    size = prediction.chosen.table["value"]["params"]
+    assert abs(math.log(run.params_total / size)) < 0.08  # half a step in width
+
+
+def test_the_surest_law_is_trained_and_another_one_is_asked_for(saved: FitFile) -> None:
+    prediction = predict(saved, 1e22)
+    widths = {m.name: m.size().high / m.size().low for m in prediction.methods if m.law.rollout is not None}
+    assert prediction.chosen.name == min(widths, key=lambda name: widths[name])
+    with pytest.raises(FitError, match="there is no law by 'ridge'; there is isoflop, joint, parametric, envelope"):
+        predict(saved, 1e22, method="ridge")
+
+
+def test_n_is_counted_as_the_fit_did() -> None:
+    runs = RUNS.assign(params_non_embedding=RUNS["params"])
+    law = fit_parametric(runs, n="non_embedding", bootstrap=0)
+    (method,) = predict(law, 1e21, recipe="soda").methods
+    assert method.shape is not None
+    assert method.table["value"]["params"] == pytest.approx(method.shape.params_non_embedding)
+
+
+def test_a_recipe_of_ones_own_takes_the_window_of_the_runs(saved: FitFile) -> None:
+    prediction = predict(saved, 1e21, recipe="isoflop.recipes:SODA")
+    assert prediction.configuration is not None
+    assert prediction.configuration.sweep.recipe == "isoflop.recipes:SODA"
+    assert prediction.configuration.runs[0].shape == predict(saved, 1e21).chosen.shape
+    with pytest.raises(ConfigError, match="has no window and vocabulary of its own; give a sweep file that uses it"):
+        predict(SURFACE, 1e21, recipe="isoflop.recipes:SODA")
+
+
+def test_a_sweep_is_a_recipe_too(saved: FitFile) -> None:
+    half: Sweep = replace(load_sweep("soda"), seq_len=2048)
+    prediction = predict(saved, 1e21, recipe=half)
+    assert prediction.configuration is not None
+    assert prediction.configuration.runs[0].seq_len == 2048
+
+
+def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
+    """At 1e15 FLOPs SODA's batch of one takes few steps, and only some widths come within 1 %."""
+    law = fit_parametric(simulate_isoflop(budgets=(1e13, 1e14, 1e15, 1e16), points=7), bootstrap=0)
+    with pytest.raises(FitError, match="whole steps miss the budget; predict for a larger one"):
+        predict(law, 1e12, recipe="soda")
+    prediction = predict(law, 3e15, recipe="soda")
+    assert prediction.configuration is not None
+    assert prediction.configuration.runs[0].train_flops == pytest.approx(3e15, rel=0.01)
+
+
+# Words and refusals
+
+
+def test_without_a_recipe_there_is_no_run() -> None:
+    prediction = predict(ALL, 1e21)
+    assert prediction.configuration is None
+    assert any("no recipe is known" in note for note in prediction.notes)
+    with pytest.raises(FitError, match="a training configuration needs a recipe"):
+        prediction.yaml()
+    document = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
+    assert (document["configuration"], document["yaml"]) == (None, None)
+
+
+@pytest.mark.parametrize(("flops", "told"), [(1e21, False), (3e22, True)])
+def test_how_far_beyond_the_runs_it_is(flops: float, told: bool) -> None:
+    notes = predict(ALL, flops).notes
+    assert any("decades beyond the largest budget of the runs (3e20)" in note for note in notes) is told
+
+
+@pytest.mark.parametrize("flops", [0.0, -1.0, math.nan, math.inf])
+def test_no_budget(flops: float) -> None:
+    with pytest.raises(FitError, match="a budget is a number of FLOPs above 0"):
+        predict(SURFACE, flops)
+
+
+@pytest.mark.parametrize("confidence", [1.0, -0.5, 95.0])
+def test_no_confidence(confidence: float) -> None:
+    with pytest.raises(FitError, match="confidence is a share between 0 and 1"):
+        predict(SURFACE, 1e21, confidence=confidence)
+
+
+def test_json_has_both_intervals_of_each_quantity(saved: FitFile) -> None:
+    document = json.loads(json.dumps(predict(saved, 1e21).to_dict(), allow_nan=False))
+    assert [law["method"] for law in document["laws"]] == ["isoflop", "joint", "parametric", "envelope"]
+    surface = document["laws"][2]
+    for quantity in ("params", "tokens", "loss"):
+        (low, high), (least, most) = surface[quantity]["statistical"], surface[quantity]["with_model_error"]
+        assert least <= low <= surface[quantity]["value"] <= high <= most
+    assert surface["over"] == "shapes"
+    assert surface["closed_form"]["params"]["value"] != surface["params"]["value"]
+    assert document["configuration"]["train_flops"] == pytest.approx(1e21, rel=0.01)

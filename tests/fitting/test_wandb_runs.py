@@ -1,0 +1,96 @@
+"""Offline runs that the wandb library wrote."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop.errors import FitError
+from isoflop.fitting import read_table
+from isoflop.fitting.sources import read_source
+
+pytest.importorskip("wandb")
+
+PROGRAM = """
+import wandb
+
+for number, end in enumerate(["finish", "fail", "finish", "none"]):
+    config = {"model": {"params": 1e7 * (number + 1)}, "budget": 6e16, "lr": 3e-4, "bad": float("nan")}
+    with_name = {"id": f"run{number}", "name": "same name"}
+    run = wandb.init(mode="offline", dir=".", project="study", config=config, settings={"silent": True}, **with_name)
+    for step in range(100):
+        run.log({"train": {"loss": 4.0 - 0.01 * step + number}, "tokens": (step + 1) * 1e7})
+    run.log({"eval/loss": 3.0 + 0.1 * number})
+    run.summary["best"] = 2.5
+    if end != "none":
+        run.finish(exit_code=int(end == "fail"))
+    else:
+        run.finish()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("offline")
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (killed,) = path.glob("wandb/offline-run-*-run3/run-run3.wandb")
+    killed.write_bytes(killed.read_bytes()[:-100])
+    return path
+
+
+def test_rows_of_the_history_with_configuration_and_state(folder: Path):
+    frame = read_source(folder / "wandb").frame
+    assert len(frame) == 404
+    states = frame.groupby("run")["state"].first().to_dict()
+    assert states == {"run0": "finished", "run1": "failed", "run2": "finished", "run3": "crashed"}
+    first = frame.groupby("run").get_group("run0")
+    assert set(first["config.model.params"]) == {1e7}
+    assert set(first["summary.best"]) == {2.5}
+    np.testing.assert_allclose([v for v in first["train.loss"] if v == v], 4.0 - 0.01 * np.arange(100))
+    assert first["_step"].tolist() == list(range(101))
+
+
+def test_offline_runs_are_read(folder: Path):
+    table = read_table(folder, loss="eval/loss")
+    assert table.frame["run_id"].tolist() == ["run0", "run2"]
+    np.testing.assert_allclose(table.array("loss"), [3.0, 3.2])
+    assert table.array("params").tolist() == [1e7, 3e7]
+    assert table.array("tokens").tolist() == [1e9, 1e9]
+    assert {why for _, why in table.dropped} == {"state is failed, not done", "state is crashed, not done"}
+    (one,) = folder.glob("wandb/*-run2/*.wandb")
+    assert read_table(one, loss="train.loss").array("loss")[0] == pytest.approx(5.01, rel=1e-4)
+
+
+def test_a_run_of_many_blocks_survives_and_a_damaged_one_ends_early(folder: Path, tmp_path: Path):
+    program = PROGRAM.replace('["finish", "fail", "finish", "none"]', '["finish"]').replace("range(100)", "range(1500)")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True)
+    (file,) = tmp_path.glob("wandb/*-run0/*.wandb")
+    assert file.stat().st_size > 5 * 32768
+    assert len(read_source(file).frame) == 1501
+    data = bytearray(file.read_bytes())
+    data[100_000] ^= 0xFF
+    file.write_bytes(bytes(data))
+    frame = read_source(file).frame
+    assert 10 < len(frame) < 1501
+    assert set(frame["state"]) == {"crashed"}
+
+
+def test_what_is_no_run(folder: Path, tmp_path: Path):
+    (tmp_path / "run-x.wandb").write_bytes(b"not a run")
+    with pytest.raises(FitError, match="is no file of a W&B run"):
+        read_table(tmp_path)
+    (whole,) = folder.glob("wandb/*-run0/*.wandb")
+    (tmp_path / "run-x.wandb").write_bytes(whole.read_bytes()[:7])
+    with pytest.raises(FitError, match="none of the 1 W&B runs has a history"):
+        read_table(tmp_path)
+
+
+def test_without_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "wandb.proto.wandb_internal_pb2", None)
+    with pytest.raises(FitError, match=r"reading W&B runs needs wandb .*: pip install 'isoflop\[wandb\]'"):
+        read_table(folder)

@@ -1,0 +1,115 @@
+"""The final weights: what is kept of a run that is done, and what can't be loaded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from studies import final_weights, run_of, tiny_study
+
+from isoflop.errors import RunError
+from isoflop.planning.plan import Plan
+from isoflop.runs import RunDirectory
+from isoflop.training.loop import train
+from isoflop.training.weights import load_weights
+
+
+@pytest.fixture
+def copy(whole: tuple[Path, Plan, RunDirectory], tmp_path: Path) -> RunDirectory:
+    """A run that is done, to damage."""
+    return RunDirectory(shutil.copytree(whole[2].path, tmp_path / whole[2].run_id))
+
+
+def test_they_are_all_that_is_kept_of_the_model(whole: tuple[Path, Plan, RunDirectory]) -> None:
+    _, plan, run = whole
+    assert not run.checkpoints.exists()
+    size = plan.runs[0].shape.weight_bytes()
+    assert size < run.weights.stat().st_size < size + 30_000
+
+
+def test_they_are_whole_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -> None:
+    _, plan, run = whole
+    model = load_weights(str(run.path))
+    assert model.shape == plan.runs[0].shape
+    assert sum(weight.numel() for weight in model.parameters()) == plan.runs[0].params_total
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert not model.training
+
+
+def test_loading_draws_no_random_number_of_others(whole: tuple[Path, Plan, RunDirectory]) -> None:
+    before = torch.get_rng_state()
+    load_weights(whole[2].path)
+    assert torch.get_rng_state().equal(before)
+
+
+def cut(run: RunDirectory) -> None:
+    run.weights.write_bytes(run.weights.read_bytes()[:-1])
+
+
+def lose_checksum(run: RunDirectory) -> None:
+    run.weights.with_suffix(".sha256").unlink()
+
+
+def lose(run: RunDirectory) -> None:
+    run.weights.unlink()
+
+
+def lose_marker(run: RunDirectory) -> None:
+    (run.path / "DONE").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut, r"weights\.pt: damaged; delete .* to train the run again"),
+        (lose_checksum, r"weights\.pt: damaged; delete .* to train the run again"),
+        (lose, r"weights\.pt: not there; only the builtin trainer keeps the weights of its runs"),
+        (lose_marker, "no run that is done, so it has no final weights"),
+    ],
+)
+def test_what_can_not_be_loaded(copy: RunDirectory, damage: Callable[[RunDirectory], None], says: str) -> None:
+    damage(copy)
+    with pytest.raises(RunError, match=says):
+        load_weights(copy.path)
+
+
+def test_a_run_that_is_done_is_not_trained_again(copy: RunDirectory, tmp_path: Path) -> None:
+    copy.checkpoints.mkdir()
+    before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
+    assert train(copy, tmp_path / "no data here") == "done"
+    assert {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()} == before
+    assert not copy.checkpoints.exists()
+
+
+@pytest.mark.parametrize("damage", [lose_checksum, lose_marker])
+def test_checkpoints_stay_as_long_as_there_is_nothing_in_their_place(
+    copy: RunDirectory, damage: Callable[[RunDirectory], None]
+) -> None:
+    copy.checkpoints.mkdir()
+    damage(copy)
+    copy.remove_checkpoints()
+    assert copy.checkpoints.exists()
+
+
+def test_a_disk_that_is_full_at_the_end_costs_no_bit(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root, plan = tiny_study(tmp_path)
+    run = run_of(root, plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space left") as problem:
+            train(run, root)
+    assert problem.value.filename == str(run.weights)
+    assert not run.done
+    assert train(run, root) == "done"
+    ours, theirs = final_weights(run), final_weights(whole[2])
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
