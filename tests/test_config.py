@@ -411,6 +411,13 @@ def test_budget_labels_are_names_of_files(budget: float) -> None:
     assert math.isclose(float(label), budget, rel_tol=1e-6)
 
 
+def test_the_run_id_of_a_check_says_how_it_differs() -> None:
+    plain, check = (run_id(9e18, 768, 0, {"lr": 0.001}, text) for text in ("", "lr x 0.5"))
+    assert plain == run_id(9e18, 768, 0, {"lr": 0.001})
+    assert check.startswith("9e18-w768-lr0.5-s0-")
+    assert check.rpartition("-")[2] == plain.rpartition("-")[2]
+
+
 @pytest.mark.parametrize(
     ("budget", "label"), [(9e18, "9e18"), (1.8e19, "1.8e19"), (1e11, "1e11"), (123456, "1.23456e5")]
 )

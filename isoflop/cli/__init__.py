@@ -2,8 +2,8 @@
 
 Parsing only: what is printed is in `reporting`. Data goes to stdout, all else to stderr. Each command imports what it
 needs when it runs, so that help is instant. A new command is a function with `@app.command("name")` in the module of
-its kind (`layout`: plans and files to start from, `study`: on this machine, `cluster`, `laws`), and a place in
-`IN_HELP`.
+its kind (`layout`: plans and files to start from, `study`: on this machine, `cluster`, `laws`, `follow`: what comes
+next), and a place in `IN_HELP`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import cluster, laws, layout, study  # noqa: F401  the commands register themselves
+from isoflop.cli import cluster, follow, laws, layout, study  # noqa: F401  the commands register themselves
 from isoflop.cli.shared import app, plan_app
 from isoflop.errors import IsoflopError
 
 IN_HELP = (
     "plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "calibrate", "fit",
-    "predict", "compare", "report",
+    "predict", "compare", "extend", "report",
 )  # fmt: skip
 INTERRUPTED = 130
 PIPE_CLOSED = 1

@@ -34,6 +34,17 @@ def plan(
         float | None, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
     ] = None,
     max_gpu_hours: MaxGpuHours = None,
+    law: Annotated[
+        str | None,
+        typer.Option("--expect", metavar="LAW", help="Add the intervals to expect: soda, chinchilla or a fit.json."),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="With --expect: sd between seeds; default: the fit.json's, else .003."),
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(metavar="FLOPS", help="With --expect: predict the loss there too.")
+    ] = None,
     submit_too: Annotated[bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --submit: queue without asking.")] = False,
 ) -> None:
@@ -52,16 +63,28 @@ def plan(
         raise ConfigError("--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE")
     elif submit_too:
         raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
+    expected = None
+    if law is not None:
+        from isoflop.following.expect import expect
+        from isoflop.following.laws import expected_law
+
+        expected = expect(laid_out, expected_law(law), noise=noise, targets=[] if target is None else [target])
+    elif noise is not None or target is not None:
+        raise ConfigError(f"{'--noise' if noise is not None else '--target'}: goes with a law; add --expect LAW")
     if csv is not None:
         laid_out.write_csv(csv)
     if parquet is not None:
         laid_out.write_parquet(parquet)
     if as_json:
-        print_plan_json(laid_out, dropped)
+        print_plan_json(laid_out, dropped, expected)
     else:
         print_plan(laid_out)
         if dropped:
             print_dropped(laid_out)
+        if expected is not None:
+            from isoflop.reporting.following import print_expectation
+
+            print_expectation(expected)
     sys.stdout.flush()
     for message in laid_out.warnings:
         warn(message)

@@ -69,9 +69,13 @@ def _shape_identity(shape: ModelShape) -> dict[str, Any]:
     return values
 
 
-def run_id(budget: float, width: int, seed: int, identity: Mapping[str, Any]) -> str:
-    """E.g. `9e18-w768-s0-1a2b3c4d`: budget, width and seed to read, and the hash of `run_identity`."""
-    return f"{budget_label(budget)}-w{width}-s{seed}-{canonical_hash(identity)[:RUN_HASH_DIGITS]}"
+def run_id(budget: float, width: int, seed: int, identity: Mapping[str, Any], check: str = "") -> str:
+    """E.g. `9e18-w768-s0-1a2b3c4d`: budget, width and seed to read, and the hash of `run_identity`.
+
+    A run that checks the recipe says how it differs: `9e18-w768-lr0.5-s0-5e6f7a8b` for `lr x 0.5`.
+    """
+    mark = f"-{check.replace(' x ', '')}" if check else ""
+    return f"{budget_label(budget)}-w{width}{mark}-s{seed}-{canonical_hash(identity)[:RUN_HASH_DIGITS]}"
 
 
 def budget_label(budget: float) -> str:

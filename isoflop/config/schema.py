@@ -242,6 +242,7 @@ class Sweep:
         extra: points outside the rules, exempt from `min_batch` and `max_steps`.
         seeds: every point is run with each of them.
         replicates: more seeds at chosen points.
+        recipe_check: more runs, at half and double learning rate and batch, at three sizes of one or two budgets.
     """
 
     name: str
@@ -257,6 +258,7 @@ class Sweep:
     extra: tuple[Point, ...] = ()
     seeds: tuple[int, ...] = (0,)
     replicates: tuple[Replicate, ...] = ()
+    recipe_check: bool = False
     train: Train = field(default_factory=Train)
     metric: Metric = field(default_factory=Metric)
 

@@ -29,7 +29,7 @@ _THREADS = 2
 _ITERATIONS = 300
 _GENTLE = 4  # first steps with the re-weighted curvature, which is never indefinite
 _DAMPING = (1e-12, 1e-3, 1e10)  # least, first, and that at which a problem is given up
-ROUNDING = 1e-22  # an objective of relative residuals near 1e-11: no noise
+ROUNDING = 1e-15  # an objective of relative residuals near 1e-8: no noise
 _SMALL = 1e-15  # a step that promises to lower the objective by less than this share of it is the last
 
 

@@ -24,7 +24,18 @@ from isoflop.planning.runspec import RunSpec
 from isoflop.recipes import find_recipe
 from isoflop.runs import RunDirectory
 
-GRID_KEYS = {"schema", "name", "budgets", "widths", "extra", "seeds", "replicates", "min_batch", "max_steps"}
+GRID_KEYS = {
+    "schema",
+    "name",
+    "budgets",
+    "widths",
+    "extra",
+    "seeds",
+    "replicates",
+    "recipe_check",
+    "min_batch",
+    "max_steps",
+}
 """Keys that add or remove runs; a directory may change them, and nothing else."""
 
 TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "train.loggers", "data.max_epochs"}

@@ -12,15 +12,23 @@ from isoflop.recipes import Candidate, Dropped, Limits, RecipeLike
 from isoflop.shapes import ModelShape
 
 MOST_TOKENS = 2**63 - 1
+CHECKS = {"lr x 0.5": (0.5, 1.0), "lr x 2": (2.0, 1.0), "batch x 0.5": (1.0, 0.5), "batch x 2": (1.0, 2.0)}
+"""Factors on learning rate and batch of the runs that check a recipe."""
+
+CHECK_UP_TO = 10.0 * (1.0 + 1e-9)
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One place of the grid that is run: a training configuration at a budget, once for each seed."""
+    """One place of the grid that is run: a training configuration at a budget, once for each seed.
+
+    `check` says how it differs from the recipe, such as `lr x 0.5`; it is empty but for the points of `recipe_check`.
+    """
 
     budget: float
     candidate: Candidate
     seeds: tuple[int, ...]
+    check: str = ""
 
     @property
     def width(self) -> int:
@@ -84,7 +92,42 @@ def lay_out(sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> Grid:
 
     seeds = _seeds(sweep, set(kept))
     points = tuple(GridPoint(place[0], kept[place], seeds[place]) for place in sorted(kept))
+    if sweep.recipe_check:
+        points += _checks(sweep, recipe, kept)
     return Grid(points, tuple(dropped[place] for place in sorted(dropped)))
+
+
+def _checks(sweep: Sweep, recipe: RecipeLike, kept: dict[tuple[float, int], Candidate]) -> tuple[GridPoint, ...]:
+    """Each of some points at half and double learning rate, and batch; exempt from the limits, as extra points are.
+
+    A batch that can't be halved is left out: one side shows less, but no less truly.
+    """
+    train, points = sweep.train, []
+    for budget, width in _checked(set(kept)):
+        for check, (by_lr, by_batch) in CHECKS.items():
+            scales = {"lr_scale": train.lr_scale * by_lr, "batch_scale": train.batch_scale * by_batch}
+            solution = recipe.solve(budget, kept[budget, width].shape, Limits(), **scales)
+            if isinstance(solution, Candidate):
+                points.append(GridPoint(budget, solution, sweep.seeds[:1], check))
+    return tuple(points)
+
+
+def _checked(places: set[tuple[float, int]]) -> list[tuple[float, int]]:
+    """A small, a middle and a large size of the least budget, and of the largest up to 10 times that.
+
+    The ends of the middle two thirds of a budget's sizes lie near its optimum in a grid that brackets it. Small
+    budgets, since a recipe that is off by the size shows it there too, at a small share of the study's cost.
+    """
+    by_budget: dict[float, list[int]] = {}
+    for budget, width in sorted(places):
+        by_budget.setdefault(budget, []).append(width)
+    fit = [budget for budget, widths in by_budget.items() if len(widths) >= 3]
+    chosen = sorted({min(fit), max(budget for budget in fit if budget <= CHECK_UP_TO * min(fit))}) if fit else []
+    return [
+        (budget, by_budget[budget][i])
+        for budget in chosen
+        for i in sorted({round(share * (len(by_budget[budget]) - 1)) for share in (1 / 6, 1 / 2, 5 / 6)})
+    ]
 
 
 def _seeds(sweep: Sweep, places: set[tuple[float, int]]) -> dict[tuple[float, int], tuple[int, ...]]:

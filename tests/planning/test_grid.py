@@ -15,7 +15,7 @@ from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.plan import drop_counts, plan
-from isoflop.recipes import SODA
+from isoflop.recipes import SODA, find_recipe
 
 GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
 
@@ -129,4 +129,53 @@ def test_any_point_is_planned_or_refused(budget: float, width: int, seq_len: int
         assert run.lr > 0
         assert 0 <= run.beta2 < 1
     assert repr(laid_out)
-    assert laid_out.to_frame().shape == (1, 27)
+    assert laid_out.to_frame().shape == (1, 28)
+
+
+# Checks of the recipe
+
+
+def test_a_recipe_is_checked_at_three_sizes_of_two_budgets() -> None:
+    grid = soda(recipe_check=True)
+    checks = [point for point in grid.points if point.check]
+    assert [point for point in grid.points if not point.check] == list(soda().points)
+    assert Counter(point.check for point in checks) == dict.fromkeys(
+        ("lr x 0.5", "lr x 2", "batch x 0.5", "batch x 2"), 6
+    )
+    assert {(point.budget, point.width) for point in checks} == {
+        (3e18, 384), (3e18, 640), (3e18, 896), (3e19, 640), (3e19, 1152), (3e19, 1664)
+    }  # fmt: skip
+    base = {(point.budget, point.width): point.candidate for point in grid.points if not point.check}
+    for point in checks:
+        mine, own = point.candidate, base[point.budget, point.width]
+        setting, factor = point.check.split(" x ")
+        if setting == "lr":
+            assert (mine.batch_size, mine.steps) == (own.batch_size, own.steps)
+            assert mine.lr == pytest.approx(float(factor) * own.lr)
+        else:
+            assert mine.batch_size == float(factor) * own.batch_size
+            assert mine.lr == pytest.approx(float(factor) ** 0.5 * own.lr)
+        assert mine.train_flops == pytest.approx(own.train_flops, rel=1e-3)
+        assert point.seeds == (0,)
+
+
+def test_checks_keep_to_what_the_sweep_scales() -> None:
+    grid = soda(recipe_check=True, budgets=[3e18], extra=[], **{"train.lr_scale": 3.0})
+    (own,) = (p for p in grid.points if p.width == 640 and not p.check)
+    (half,) = (p for p in grid.points if p.width == 640 and p.check == "lr x 0.5")
+    assert half.candidate.lr == pytest.approx(0.5 * own.candidate.lr)
+    assert {point.budget for point in grid.points if point.check} == {3e18}
+
+
+def test_a_batch_of_one_is_not_halved() -> None:
+    grid = lay_out(load_sweep("pocket", {"recipe_check": True}), find_recipe("pocket"), 300)
+    checks = Counter(point.check for point in grid.points if point.check)
+    smallest = [p for p in grid.points if p.check.startswith("batch") and p.candidate.batch_size < 1]
+    assert not smallest
+    assert checks["batch x 0.5"] < checks["batch x 2"] == checks["lr x 2"] == 6
+
+
+def test_budgets_with_few_sizes_are_not_checked() -> None:
+    assert not [
+        point for point in soda(recipe_check=True, budgets=[3e18], widths=[512, 768], extra=[]).points if point.check
+    ]

@@ -21,7 +21,7 @@ from isoflop.planning.runspec import COLUMNS
 # what readers of plan.parquet rely on
 PLAN_COLUMNS = """
     run_id sweep budget width layers heads kv_heads head_dim mlp_width vocab_size seq_len batch_size steps lr beta2
-    seed tokens train_flops params_total params_one_embedding params_non_embedding epochs gpus nodes est_hours
+    seed check tokens train_flops params_total params_one_embedding params_non_embedding epochs gpus nodes est_hours
     est_gpu_hours est_source
 """
 UNKNOWN_WITHOUT_A_CLUSTER = ["gpus", "nodes", "est_hours", "est_gpu_hours", "est_source"]
@@ -48,6 +48,17 @@ def test_runs_are_in_order_of_budget_width_and_seed() -> None:
     laid_out = plan("soda", ["budgets=[9e18, 3e18]", "extra=[]", "seeds=[2, 0]"])
     places = [(run.budget, run.width, run.seed) for run in laid_out.runs]
     assert places == sorted(places)
+
+
+def test_checks_of_the_recipe_leave_the_other_runs_their_names(soda: Plan) -> None:
+    checked = plan("soda", ["recipe_check=true"])
+    assert checked.runs[:64] == soda.runs
+    checks = checked.runs[64:]
+    assert len(checks) == 24
+    assert len({run.run_id for run in checked.runs}) == 88
+    (run,) = (run for run in checks if (run.budget, run.width, run.check) == (3e18, 640, "lr x 0.5"))
+    assert run.run_id.startswith("3e18-w640-lr0.5-s0-")
+    assert list(checked.to_frame()["check"])[60:] == [""] * 4 + [run.check for run in checks]
 
 
 def test_totals(soda: Plan) -> None:
