@@ -101,10 +101,12 @@ def _options(document: dict[str, Any], method: str, axis: Axis, loss: str, n: Pa
     columns = {k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")} | {"loss": loss}
     if n != options.get("n", n):
         columns.pop("params", None)
-    kept = {k: options[k] for k in _KEPT if options.get(k) is not None}
+    kept: dict[str, Any] = {k: options[k] for k in _KEPT if options.get(k) is not None}
     if "huber_delta" in kept and kept["huber_delta"] not in PRESETS:
         kept["huber_delta"] = float(kept["huber_delta"])
-    return Options(axis=axis, n=n, columns=columns, **kept | ({"bootstrap": 0} if method == "parametric" else {}))
+    if method == "parametric":
+        kept["bootstrap"] = 0
+    return Options(axis=axis, n=n, columns=columns, **kept)
 
 
 def _versions() -> str:
