@@ -105,7 +105,7 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
         (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
         (
             ["."],
-            "has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory of a sweep that was run?",
+            "has no runs.parquet, tables, event files of TensorBoard or runs of W&B; is it the directory of",
         ),
     ],
 )

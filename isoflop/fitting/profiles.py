@@ -146,6 +146,17 @@ class _Step(NamedTuple):
     columns: Floats  # (M, K, 5), times the root of the seeds
     floor: Floats  # (M, B)
 
+    def some(self, which: np.ndarray) -> _Step:
+        """Some of the problems."""
+        return _Step(*(part[which] for part in self))
+
+    def replaced(self, better: np.ndarray, other: _Step) -> _Step:
+        """Those of another where it is better."""
+        parts: list[Floats] = []
+        for mine, theirs in zip(self, other, strict=True):
+            parts.append(np.where(better.reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine))
+        return _Step(*parts)
+
 
 def _least_squares(curves: Curves, theta: Floats, weight: Floats) -> _Step:
     """`weight` (M, K) is Huber's, at most 1."""
@@ -170,10 +181,13 @@ def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floa
     Problems that are done leave the batch.
     """
     robust, identity = bool(np.isfinite(limit).any()), np.eye(len(SHAPE))
-    out, alive, theta = theta.copy(), np.arange(len(theta)), theta.copy()
-    weight = np.ones((len(theta), len(curves.x)))
-    weights, damping, mine = weight.copy(), np.full(len(theta), 1e-3), curves
-    here = _least_squares(mine, theta, weight)
+    out: Floats = theta.copy()
+    weights: Floats = np.ones((len(theta), len(curves.x)))
+    alive: np.ndarray = np.arange(len(theta))
+    weight: Floats = weights.copy()
+    damping: Floats = np.full(len(theta), 1e-3)
+    mine: Curves = curves
+    here: _Step = _least_squares(mine, theta, weight)
     for _ in range(_ITERATIONS):
         if robust:
             weight = np.minimum(1.0, limit[alive, None] / np.maximum(np.abs(here.residuals), 1e-300))
@@ -189,14 +203,13 @@ def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floa
         if not go.any():
             break
         if not go.all():
-            alive, theta, weight, damping, step = (part[go] for part in (alive, theta, weight, damping, step))
-            here, mine = _Step(*(part[go] for part in here)), curves.sets(alive)
+            alive, theta, weight, damping, step = alive[go], theta[go], weight[go], damping[go], step[go]
+            here, mine = here.some(go), curves.sets(alive)
         trial = np.clip(theta + step, LOW, HIGH)
         there = _least_squares(mine, trial, weight)
         better = there.objective <= here.objective
         theta = np.where(better[:, None], trial, theta)
-        pairs = zip(here, there, strict=True)
-        here = _Step(*(np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old) for old, new in pairs))
+        here = here.replaced(better, there)
         damping = np.where(better, np.maximum(damping / 10.0, 1e-12), damping * 8.0)
     return out, weights
 
