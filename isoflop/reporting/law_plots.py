@@ -73,7 +73,8 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     """Hidden budgets as the smaller ones predict them: the error against how far the budget lies beyond those kept.
 
     Bars are what an error could be by noise alone (a standard error). The band is what predictions are widened by: it
-    grows as the square of ln(distance) and holds the worst roll-out.
+    grows as the square of ln(distance) and holds the worst roll-out of those that reach far enough to tell
+    (`RollOut.allowance`).
 
     Args:
         quantity: `params`, `tokens` or `loss`; default the loss where the law has it, else what profiles are in.
@@ -92,7 +93,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     distances = np.array([m.distance for m in misses])
     farthest = float(distances.max()) * 1.08
     grid = np.linspace(0.0, farthest, 100)
-    rate = max(float(np.hypot(m.errors[chosen], m.ses[chosen]).item()) / m.distance**2 for m in misses)
+    rate = fit.rollout.allowance(chosen, fit.rollout.reach[1] * np.e).item()
     band = 100.0 * np.expm1(rate * grid**2), 100.0 * np.expm1(-rate * grid**2)
     ax.fill_between(np.exp(grid), *band, color=BAND, alpha=0.14, linewidth=0, label="what predictions allow for")
     ax.axhline(0.0, color=INK, linewidth=1.0)

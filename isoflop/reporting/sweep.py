@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,18 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.base import Axis, Fit
-from isoflop.fitting.envelope import fit_envelope
 from isoflop.fitting.files import RUNS_FILE, read_frame
 from isoflop.fitting.frames import records
-from isoflop.fitting.isoflop import fit_isoflop
-from isoflop.fitting.joint import fit_joint
-from isoflop.fitting.parametric import fit_parametric
-from isoflop.fitting.table import RunsTable, read_table
+from isoflop.fitting.parametric import PRESETS
+from isoflop.fitting.table import ParamCount
+from isoflop.fitting.together import METHODS, USUAL, Options, fit_laws
 from isoflop.reporting.html import write_report
 
 GATHERED_FILE = "losses.parquet"
 """All loss logs of a sweep in one table, with `run_id` and `budget`: a kept result has it, and no run directories."""
 
 CURVE_COLUMNS = ["step", "tokens", "train_flops", "split", "kind", "loss"]
+_KEPT = ("loss_unit", "use", "huber_delta", "bootstrap", "seed", "confidence", "drop_outliers")
 _PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
 
 
@@ -81,59 +79,34 @@ def _fit_document(directory: Path) -> dict[str, Any]:
 
 
 def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[Fit], dict[str, str]]:
-    """The fits of the document, repeated, and the methods that it lacks; what was refused, and why."""
-    options = document.get("options", {})
-    entries = document.get("fits", [])
-    wanted = [(e.get("method"), e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total")) for e in entries]
-    wanted = [w for w in wanted if w[0] in _METHODS]
-    _, axis, loss, n = wanted[0] if wanted else ("", "params", "loss", options.get("n", "total"))
-    beside = [(m, axis, loss, n) for m in BESIDE if (m, loss, n) not in {(w[0], *w[2:]) for w in wanted}]
+    """The fits of the document, repeated, and the usual methods that it lacks; what was refused, and why."""
+    entries = [e for e in document.get("fits", []) if e.get("method") in METHODS]
+    wanted = [(e["method"], e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total")) for e in entries]
+    _, axis, loss, n = wanted[0] if wanted else ("", "params", "loss", document.get("options", {}).get("n", "total"))
+    there = {(method, of_loss, of_n) for method, _, of_loss, of_n in wanted}
+    wanted += [(method, axis, loss, n) for method in USUAL if (method, loss, n) not in there]
     fits: list[Fit] = []
     refused: dict[str, str] = {}
-    for method, of_axis, of_loss, of_n in sorted([*wanted, *beside], key=lambda w: w[0] != "isoflop"):
+    for method, *what in sorted(wanted, key=lambda w: w[0] != "isoflop"):
         try:
-            table = _table(directory, options, of_loss, of_n)
-            fits.append(_METHODS[method](table, of_axis, options))
+            fits += fit_laws(directory, [method], _options(document, method, *what)).fits
         except FitError as error:
             refused[method] = str(error)
     return fits, refused
 
 
-def _table(directory: Path, options: dict[str, Any], loss: str, n: str) -> RunsTable:
-    columns = {k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")}
-    named = {**columns, "loss": loss}
+def _options(document: dict[str, Any], method: str, axis: Axis, loss: str, n: ParamCount) -> Options:
+    """As in fit.json; of the surface no resamples, since the page shows its t intervals."""
+    options = document.get("options", {})
+    columns = {k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")} | {"loss": loss}
     if n != options.get("n", n):
-        named.pop("params", None)
-    return read_table(directory, n=n, loss_unit=options.get("loss_unit", "nats"), **named)  # pyright: ignore
-
-
-def _isoflop(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
-    shared = {k: options[k] for k in ("use", "bootstrap", "confidence", "seed") if k in options}
-    return fit_isoflop(table, axis=axis, **shared)
-
-
-def _joint(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
-    return fit_joint(table, axis=axis, confidence=options.get("confidence", 0.95))
-
-
-def _parametric(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
-    """Without resamples: the page shows t intervals."""
-    asked = options.get("huber_delta", "adaptive")
-    return fit_parametric(table, huber_delta=asked, bootstrap=0, confidence=options.get("confidence", 0.95))
-
-
-def _envelope(table: RunsTable, axis: Axis, options: dict[str, Any]) -> Fit:
-    return fit_envelope(table, confidence=options.get("confidence", 0.95))
-
-
-_METHODS: dict[str, Callable[[RunsTable, Any, dict[str, Any]], Fit]] = {
-    "isoflop": _isoflop,
-    "joint": _joint,
-    "parametric": _parametric,
-    "envelope": _envelope,
-}
-BESIDE = ("isoflop", "joint", "parametric")
-"""Methods that a report shows side by side, whatever fit.json holds."""
+        columns.pop("params", None)
+    kept: dict[str, Any] = {k: options[k] for k in _KEPT if options.get(k) is not None}
+    if "huber_delta" in kept and kept["huber_delta"] not in PRESETS:
+        kept["huber_delta"] = float(kept["huber_delta"])
+    if method == "parametric":
+        kept["bootstrap"] = 0
+    return Options(axis=axis, n=n, columns=columns, **kept)
 
 
 def _versions() -> str:
