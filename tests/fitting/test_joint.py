@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from isoflop.errors import FitError
@@ -129,7 +128,7 @@ def test_roll_out_is_the_error_of_the_hidden_budgets() -> None:
 
 
 SMALL = simulate_isoflop(SODA, budgets=[1e18, 1e19, 1e20], points=5, noise=0.001)
-REFUSALS: dict[str, tuple[pd.DataFrame, dict[str, Any], str]] = {
+REFUSALS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "two budgets": (SMALL[SMALL["budget"] < 5e19], {}, "2 budgets have two sizes or more"),
     "too few runs": (SMALL.groupby("budget").head(3), {}, "9 configurations in 3 budgets"),
     "no minimum": (SMALL.assign(loss=5.0 - 0.1 * np.log(SMALL["params"])), {}, "among its sizes"),

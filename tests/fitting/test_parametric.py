@@ -122,7 +122,8 @@ def test_resamples_are_at_their_optimum() -> None:
 @pytest.mark.parametrize("points", [63, 5000])
 def test_digits_do_not_depend_on_what_else_is_in_the_batch(points: int) -> None:
     table = simulate_isoflop(points=points // 7, noise=0.005)
-    p = Points.of(*(table[name].to_numpy() for name in ("params", "tokens", "loss")))
+    params, tokens, loss = (table[name].to_numpy() for name in ("params", "tokens", "loss"))
+    p = Points.of(params, tokens, loss)
     crude = starts(p)
     together = solve(p, crude, 3e-3)
     for k in (0, 17, 47):
@@ -133,7 +134,7 @@ def test_digits_do_not_depend_on_what_else_is_in_the_batch(points: int) -> None:
 def test_the_same_seed_gives_the_same_digits_whatever_the_order() -> None:
     runs = simulate_isoflop(noise=0.005, seeds=2)
     first = fit_parametric(runs, bootstrap=200, seed=4)
-    second = fit_parametric(runs.sample(frac=1.0, random_state=3), bootstrap=200, seed=4)
+    second = fit_parametric(pd.DataFrame(runs.sample(frac=1.0, random_state=3)), bootstrap=200, seed=4)
     assert first.to_json() == second.to_json()
     assert np.array_equal(first.draws, second.draws)
     other = fit_parametric(runs, bootstrap=200, seed=5)
@@ -175,7 +176,7 @@ def test_influence_is_that_of_leaving_a_run_out() -> None:
     fit = fit_parametric(runs, huber_delta=0.004, bootstrap=0)
     for k in (0, 12, 34):
         config = fit.runs.frame.loc[k, "config"]
-        left = fit.runs.frame.drop(index=k)[["params", "tokens", "loss", "flops", "budget"]]
+        left = pd.DataFrame(fit.runs.frame.drop(index=k)[["params", "tokens", "loss", "flops", "budget"]])
         again = fit_parametric(left, huber_delta=0.004, bootstrap=0)
         assert fit.influence.loc[config, "a"] == pytest.approx(again.exponents.loc["a", "value"], abs=1e-6)
 
@@ -199,7 +200,7 @@ def test_integers_do_not_overflow() -> None:
 
 
 SMALL = simulate_isoflop(budgets=[1e18, 1e19, 1e20], points=5, noise=0.002)
-REFUSALS: dict[str, tuple[pd.DataFrame, dict, str]] = {
+REFUSALS: dict[str, tuple[Any, dict, str]] = {
     "too few": (SMALL.iloc[:6], {}, "6 configurations"),
     "one size": (SMALL.assign(params=1e8), {}, "1 different model sizes"),
     "two sizes": (SMALL.assign(params=np.where(SMALL.index % 2, 1e8, 2e8)), {}, "2 different model sizes"),
