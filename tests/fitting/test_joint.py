@@ -1,4 +1,5 @@
 """All profiles at once: known truth, what parabolas get wrong, partial profiles, drifts, refusals."""
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
