@@ -101,9 +101,9 @@ class Faults:
         task = self.random.choice(tasks)
         try:
             self.study.bed.run("scontrol", *(word.format(task) for word in words))
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError as problem:
             if task in self._running():
-                raise
+                raise AssertionError(f"{problem}: {problem.stderr} {slurm.queue().get(task)}") from problem
             return False
         return True
 

@@ -75,7 +75,7 @@ def set_cells(frame: pd.DataFrame, column: str, where: list[int], cell: Any) -> 
 
 
 def scale(frame: pd.DataFrame, column: str, where: list[int], factor: float) -> pd.DataFrame:
-    if column not in frame or getattr(frame[column].dtype, "kind", "O") != "f":
+    if list(frame.columns).count(column) != 1 or frame[column].dtype.kind != "f":
         return frame
     values = frame[column].to_numpy(dtype=np.float64).copy()
     with np.errstate(over="ignore"):
