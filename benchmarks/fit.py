@@ -18,18 +18,16 @@ import argparse
 import json
 import os
 import platform
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from timed import measure
 
 REPOSITORY = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("ISOFLOP_REFERENCE_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -147,29 +145,6 @@ CASES = {
     "both": _surface(100),
     **{f"resamples-{n}": _surface(n) for n in RESAMPLES},
 }
-
-
-def measure(work: Callable[[], object], repeats: int) -> None:
-    """Prints the medians of wall and CPU time, and the peak of memory beyond that before."""
-    before = peak_kib()
-    times = []
-    if repeats > 1:
-        work()
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        work()
-        times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    peak = peak_kib() - before
-    seconds, cpu = (statistics.median(column) for column in zip(*times, strict=True))
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "mib": peak / 1024.0}))
-
-
-def peak_kib() -> int:
-    """The most memory so far; Linux counts it anew for a program, `getrusage` goes on from the parent's."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def child(python: str, script: str, case: str, data: Path, repeats: int) -> dict[str, Any]:

@@ -7,16 +7,13 @@ python benchmarks/fit_peers.py --case resamples --data surface.csv --repeats 3
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timed import measure
 
 
 def _evaluations(data: Path) -> object:
@@ -72,34 +69,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    work = CASES[options.case](options.data)
-    before = peak_kib()
-    times = []
-    if options.repeats > 1:
-        work()
-    for _ in range(options.repeats):
-        wall, cpu = time.perf_counter(), _cpu()
-        work()
-        times.append((time.perf_counter() - wall, _cpu() - cpu))
-    peak = peak_kib() - before
-    seconds, cpu = (statistics.median(column) for column in zip(*times, strict=True))
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "mib": peak / 1024.0}))
-
-
-def peak_kib() -> int:
-    """The most memory so far; Linux counts it anew for a program, `getrusage` goes on from the parent's."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def _cpu() -> float:
-    """Of this process and of the ones it started."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    measure(CASES[options.case](options.data), options.repeats)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ class Faults:
         """What was injected, a line each."""
         return "\n".join(f"{self.counts[name]:4d}  {name}" for name in self.kinds)
 
+    def end(self) -> None:
+        """Takes back jobs of its own that still wait, such as for a node that SLURM has drained since."""
+        self.study.bed.run("scancel", "--name", "fault")
+
     # Of jobs
 
     def preempt(self) -> bool:
@@ -202,15 +206,14 @@ class Faults:
         if not nodes:
             return False
         node = self.random.choice(nodes)
-        self.study.bed.run(
-            "sbatch", "-p", "main", "-w", node, "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 1"
-        )
+        words = f"--no-requeue -J fault -p main -w {node} --exclusive -t 1 -o /dev/null --wrap".split()
+        self.study.bed.run("sbatch", *words, "sleep 1")
         return True
 
     def _running(self) -> list[str]:
-        return sorted(
-            where.task for where in self.study.look().runs.values() if where.state == "running" and where.task
-        )
+        """Tasks that SLURM runs now; the look at them may have heard of a requeue that came in between."""
+        looked = {where.task for where in self.study.look().runs.values() if where.state == "running"}
+        return sorted(task for task, job in slurm.queue().items() if task in looked and job.state == "RUNNING")
 
     def _workers(self) -> list[int]:
         """Processes that train, as this machine numbers them."""

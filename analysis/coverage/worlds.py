@@ -18,6 +18,7 @@ DESIGNS = {  # budgets, sizes a budget
     "7 x 9": (np.geomspace(1e18, 1e21, 7), 9),
     "5 x 6": (np.geomspace(1e18, 1e20, 5), 6),
     "4 x 5": (np.geomspace(1e18, 10**19.5, 4), 5),
+    "SODA's budgets x 9": (np.array([3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20]), 9),
 }
 GRIDS = {"centred": {}, "off by 3": {"offset": 3.0}, "drifting to 3": {"drift": 3.0}}
 UNEVEN = ("ends of a profile", "smallest budget")  # where noise is three times that of the middle, or of the largest

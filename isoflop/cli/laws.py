@@ -177,6 +177,7 @@ def compare(
     runs are tested for a difference; those of the same runs are not independent, and are not.
     """
     from isoflop.fitting.comparing import compare as put_side_by_side
+    from isoflop.fitting.intervals import check_confidence
     from isoflop.fitting.loading import laws_by_name, load_fit
     from isoflop.fitting.together import methods_of
     from isoflop.reporting.laws import print_comparison, print_pairs
@@ -189,8 +190,8 @@ def compare(
         laws = {name: law for name, law in laws.items() if law.method in wanted}
     if not laws:
         raise FitError(f"--method: no fit is by {method}")
-    if confidence is not None and not 0.0 < confidence < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    if confidence is not None:
+        check_confidence(confidence)
     comparison = put_side_by_side(laws, None if flops is None else _flops(flops), confidence)
     if as_json:
         print(json.dumps({"schema": 1, **comparison.to_dict()}, indent=2, allow_nan=False))

@@ -13,7 +13,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.base import Fit
 from isoflop.fitting.frames import column
-from isoflop.fitting.intervals import Line
+from isoflop.fitting.intervals import Line, check_confidence
 from isoflop.fitting.noise import Noise, noise_of
 from isoflop.fitting.result import LinesCore
 from isoflop.fitting.rollout import RollOut
@@ -86,8 +86,7 @@ def fit_envelope(
     Raises:
         FitError: input that can't be used; fewer than 3 runs on the frontier.
     """
-    if not 0.0 < confidence < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    check_confidence(confidence)
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
         need_budgets=False,

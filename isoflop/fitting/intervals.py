@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from isoflop.errors import FitError
+
 Floats = np.ndarray
 
 
@@ -65,6 +67,18 @@ class Line:
     def variance_factor(self, x: float) -> float:
         """Variance of the line at x over that of a residual."""
         return 1.0 / (self.dof + 2) + (x - self.x_mean) ** 2 / self.sxx
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuses a confidence that no interval has."""
+    if not 0.0 < confidence < 1.0:
+        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+
+
+def check_resamples(count: int) -> None:
+    """Refuses a number of resamples that gives no interval."""
+    if count != 0 and count < 100:
+        raise FitError(f"{count} resamples are too few for an interval: 100 or more, or 0 for none")
 
 
 def lines_through(x: Floats, draws: Floats) -> tuple[Floats, Floats]:

@@ -14,7 +14,14 @@ from isoflop.fitting import parabola as para
 from isoflop.fitting.base import NEAR, Axis
 from isoflop.fitting.diagnostics import diagnose, explain_status, flops_text
 from isoflop.fitting.frames import column
-from isoflop.fitting.intervals import Line, draws_interval, exponential, lines_through
+from isoflop.fitting.intervals import (
+    Line,
+    check_confidence,
+    check_resamples,
+    draws_interval,
+    exponential,
+    lines_through,
+)
 from isoflop.fitting.noise import Noise, noise_of
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
@@ -97,10 +104,8 @@ def check_options(axis: str, bootstrap: int, confidence: float) -> None:
     """Refuses options that no profile can be fitted with."""
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
-    if bootstrap != 0 and bootstrap < 100:
-        raise FitError(f"{bootstrap} resamples are too few for an interval: 100 or more, or 0 for none")
-    if not 0.0 < confidence < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    check_resamples(bootstrap)
+    check_confidence(confidence)
 
 
 def statuses_of(use: Use) -> tuple[para.Status, ...]:

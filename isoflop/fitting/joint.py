@@ -11,6 +11,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
 from isoflop.fitting.base import Axis
+from isoflop.fitting.intervals import check_confidence
 from isoflop.fitting.isoflop import MIN_BUDGETS, other_at, profiles_of
 from isoflop.fitting.joint_fit import JointFit, Law
 from isoflop.fitting.noise import noise_of
@@ -52,8 +53,7 @@ def fit_joint(
     """
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
-    if not 0.0 < confidence < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    check_confidence(confidence)
     table = read_table(
         runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit
     )

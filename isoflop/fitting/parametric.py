@@ -14,6 +14,7 @@ from isoflop.fitting import solver
 from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one, jacobian, minimise, robust_sd
 from isoflop.fitting.frames import column
+from isoflop.fitting.intervals import check_confidence, check_resamples
 from isoflop.fitting.noise import noise_of
 from isoflop.fitting.outliers import outliers, without
 from isoflop.fitting.parabola import MOST_LEVERAGE, distinct
@@ -131,10 +132,8 @@ def check_options(
     for value, known in ((residual, get_args(solver.Scale)), (resampling, get_args(Resampling))):
         if value not in known:
             raise FitError(f"unknown {value!r}: {' or '.join(known)}")
-    if bootstrap != 0 and bootstrap < 100:
-        raise FitError(f"{bootstrap} resamples are too few for an interval: 100 or more, or 0 for none")
-    if not 0.0 < confidence < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {confidence:g}")
+    check_resamples(bootstrap)
+    check_confidence(confidence)
     if isinstance(huber_delta, str):
         if huber_delta not in PRESETS:
             raise FitError(f"unknown Huber delta {huber_delta!r}: a number above 0, {' or '.join(PRESETS)}")

@@ -163,12 +163,14 @@ def _where(
         return where(stored["state"], stored.get("reason", ""))
     cancelled = submission is not None and run.run_id in submission.cancelled
     gone = queue is not None and not _active(queue, task)
-    # From another machine a killed worker's lease looks held for a while; of what was cancelled SLURM knows better.
-    if stored["state"] == "running" and not (cancelled and gone) and run.is_leased():
+    job = queue.get(task or "") if queue is not None else None
+    # From another machine a killed worker's lease looks held for a while; of these two SLURM knows better.
+    waits_again = job is not None and job.waits and stored.get("job_id") == task
+    over = (cancelled and gone) or waits_again
+    if stored["state"] == "running" and not over and run.is_leased():
         return where("running", job=task or stored.get("job_id"))
     if submission is None:
         return _not_submitted(where, stored, retries)
-    job = queue.get(task or "") if queue is not None else None
     if job is not None and job.active:
         if not job.waits:
             return where("running", "" if job.state == "RUNNING" else job.state.lower(), job=task, at=job.node or node)

@@ -102,8 +102,10 @@ def test_sixty_four_runs_come_through(
                     story.append(f"{time.monotonic() - began:.0f} s: {name}")
                 injected = time.monotonic()
             settled = (where.state in SETTLED and not where.again for where in picture.runs.values())
-            if all(settled) and not any(job.active for job in slurm.queue().values()):
-                break
+            if all(settled):
+                faults.end()
+                if not any(job.active for job in slurm.queue().values()):
+                    break
             time.sleep(1.0)
 
         picture = study.look()

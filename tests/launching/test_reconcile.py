@@ -314,6 +314,15 @@ def test_a_job_that_slurm_holds_after_a_failed_launch_is_known(cluster: Cluster)
     assert not picture.runs["r0"].again
 
 
+@pytest.mark.parametrize(("stored", "state"), [(BEGAN, "requeued"), (BEFORE, "running")])
+def test_a_run_whose_own_job_waits_again_is_requeued_though_its_killed_worker_seems_to_hold_it(
+    cluster: Cluster, stored: dict[str, Any], state: str
+) -> None:
+    (cluster.run.path / "lease").write_text("another 1 token\n")
+    where = cluster.where(stored, f"{TASK}|PENDING||JobArrayTaskLimit")
+    assert (where.state, where.task, where.again) == (state, TASK, False)
+
+
 def test_a_cancelled_run_is_so_once_its_job_is_gone_though_its_killed_worker_seems_to_hold_it(cluster: Cluster) -> None:
     (cluster.run.path / "lease").write_text("another 1 token\n")
     mine = {"cancelled": ("r0",)}
