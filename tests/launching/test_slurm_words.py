@@ -203,6 +203,10 @@ def test_what_may_pass(refusal: str) -> None:
             "printf 'slurm_load_jobs error:\\n  Unable to contact\\n' >&2; exit 1",
             "squeue: slurm_load_jobs error: Unable to contact",
         ),
+        (
+            "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1",
+            "squeue: finds no cluster; is this a login node? SLURM_CONF names a cluster's slurm.conf",
+        ),
     ],
 )
 def test_a_program_that_fails_is_one_line(cluster: FakeSlurm, script: str, says: str) -> None:
