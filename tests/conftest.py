@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from studies import tiny_study
+from studies import tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan
@@ -17,8 +17,20 @@ def study(tmp_path: Path) -> tuple[Path, Plan]:
 
 
 @pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs, in a working folder with a tiny sweep; reports are made without their figures."""
+    monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
+    monkeypatch.setattr(  # test_html.py draws
+        "isoflop.reporting.html.write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
+    )
+    write_sweep(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
 def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process, beside the `root` of the test's module: exit code, stdout and stderr."""
+    """The command line in this process, beside `root`: exit code, stdout and stderr."""
 
     def isoflop(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""What tests of figures ask of Axes, and of the tables of a page."""
+"""Fits that tests draw, and what they ask of Axes and of the tables of a page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path
+
+from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
+from isoflop.fitting.base import Fit
+
+RUNS = simulate_isoflop(points=7)
+FITS: dict[str, Fit] = {
+    "isoflop": fit_isoflop(RUNS, bootstrap=200),
+    "joint": fit_joint(RUNS),
+    "parametric": fit_parametric(RUNS, bootstrap=0),
+    "envelope": fit_envelope(RUNS),
+}
+"""One study by every method."""
 
 
 def xy(line: Line2D) -> tuple[np.ndarray, np.ndarray]:

@@ -8,23 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies import LAW, finish_all, run_of, tiny_plan, write_corpus, write_sweep
+from studies import LAW, finish_all, run_of, tiny_plan, write_corpus
 
 from isoflop.fitting import fit_isoflop, load_fit, simulate_isoflop
 
 Output = tuple[int, str, str]
 OWN = ("--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--loss-unit", "bits")
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
-    monkeypatch.setattr(  # test_html.py draws
-        "isoflop.reporting.html.write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
-    )
-    write_sweep(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "runs"
 
 
 # isoflop fit

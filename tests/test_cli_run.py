@@ -26,17 +26,6 @@ from isoflop.runs import read_runs
 Output = tuple[int, str, str]
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
-    monkeypatch.setattr(  # test_html.py draws
-        "isoflop.reporting.html.write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
-    )
-    write_sweep(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "runs"
-
-
 # isoflop run
 
 

@@ -6,18 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn import cells
+from drawn import FITS, RUNS, cells
 
-from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.base import Fit
-
-RUNS = simulate_isoflop(points=7)
-FITS: dict[str, Fit] = {
-    "isoflop": fit_isoflop(RUNS, bootstrap=200),
-    "joint": fit_joint(RUNS),
-    "parametric": fit_parametric(RUNS, bootstrap=0),
-    "envelope": fit_envelope(RUNS),
-}
+from isoflop.fitting import fit_isoflop
 
 
 @pytest.mark.parametrize("name", FITS)

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn import axes_in_axes_out, band, legend, marked, xy
+from drawn import FITS, RUNS, axes_in_axes_out, band, legend, marked, xy
 
 from isoflop.errors import FitError
-from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.base import Fit
+from isoflop.fitting import fit_isoflop
 
-RUNS = simulate_isoflop(points=7)
-FITS: dict[str, Fit] = {
-    "isoflop": fit_isoflop(RUNS, bootstrap=200),
-    "joint": fit_joint(RUNS),
-    "parametric": fit_parametric(RUNS, bootstrap=0),
-    "envelope": fit_envelope(RUNS),
-}
 LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] + [("parametric", "loss")]
 
 
