@@ -188,7 +188,7 @@ def m_covariance(
     Where the size of the residuals does not depend on where they are: Huber 1981, eq. 7.6.9, with his correction for
     few points. Where it does, at the generous level of a fifth: a sandwich with residuals divided by 1 - leverage (HC3,
     MacKinnon and White 1985). The sandwich alone is too wide for few points, and the other too narrow for uneven noise;
-    chosen so, intervals cover 94 to 96 % if noise is even, and 91 to 97 % if it varies threefold (analysis/coverage).
+    chosen so, 95 % intervals cover 93 to 96 % if noise is even, 91 to 99 % if it varies threefold (analysis/coverage).
     A parameter that the data do not move (E at its bound) has no variance here; the diagnostics name it.
 
     Args:
