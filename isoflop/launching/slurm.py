@@ -186,9 +186,7 @@ def call(program: str, *arguments: str) -> str:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{program}: no answer in {TIMEOUT_S:.0f} s; the same command may work later") from None
     if "configuration source" in done.stderr:
-        raise ClusterError(
-            f"{program}: finds no cluster; is this a login node? SLURM_CONF names a cluster's slurm.conf"
-        )
+        raise ClusterError(f"{program}: finds no cluster; is this a login node? SLURM_CONF names its slurm.conf")
     if done.returncode:
         raise ClusterError(f"{program}: {' '.join(done.stderr.split()) or f'failed with {done.returncode}'}")
     return done.stdout

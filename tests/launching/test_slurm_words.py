@@ -205,7 +205,7 @@ def test_what_may_pass(refusal: str) -> None:
         ),
         (
             "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1",
-            "squeue: finds no cluster; is this a login node? SLURM_CONF names a cluster's slurm.conf",
+            "squeue: finds no cluster; is this a login node? SLURM_CONF names its slurm.conf",
         ),
     ],
 )
