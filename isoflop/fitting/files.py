@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -90,7 +91,7 @@ def _unique(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
 
 def refuse_duplicates(names: list[str], where: str) -> None:
     """Stops where two columns have one name: which of them is meant can't be known."""
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    twice = sorted(str(name) for name, count in Counter(names).items() if count > 1)
     if twice:
         raise FitError(f"{where}: column {', '.join(map(repr, twice))} is there more than once; rename one of them")
 

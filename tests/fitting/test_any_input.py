@@ -62,6 +62,7 @@ NAMES = [
     7,
 ]
 
+MOST_ROWS = 5_000
 columns = st.sampled_from(NUMBERS)
 rows = st.lists(st.integers(0, len(STUDY) - 1), min_size=1, max_size=12)
 
@@ -98,6 +99,7 @@ def rename(frame: pd.DataFrame, column: str, name: Any) -> pd.DataFrame:
 def many_rows(frame: pd.DataFrame, count: int, step: str) -> pd.DataFrame:
     if len(frame) == 0 or "loss" not in frame or frame.columns.has_duplicates or "loss" not in NUMBERS:
         return frame
+    count = min(count, max(1, MOST_ROWS // len(frame)))
     parts = [frame.assign(**{step: number * 10, "part": number}) for number in range(count)]
     return pd.concat(parts, ignore_index=True)
 
@@ -229,7 +231,7 @@ def test_any_table_is_fitted_or_refused(tmp_path: Path, changes: Any, kind: str,
 
 
 @pytest.mark.slow
-@search(1500)
+@search(10_000)
 @given(st.lists(edits, max_size=6), kinds, options)
 def test_very_many_tables_are_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: dict[str, Any]):
     run_one(changes, kind, chosen, tmp_path)
