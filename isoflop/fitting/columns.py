@@ -34,7 +34,7 @@ OTHER_NAMES = {
     "flops": ("c", "compute", "training_flops", "training flop", "total_flops", "flop"),
     "budget": ("flops_budget", "compute_budget", "isoflop"),
 }
-_LARGEST = 1e100
+_LARGEST = 1e50
 _TIMES = re.compile(r"^(?P<name>.*\S)\s*\*\s*(?P<factor>[0-9.]+(?:[eE][+-]?[0-9]+)?)$")
 _IN_LETTERS = re.compile(r"^\s*[0-9.]+\s*[kKmMbBgGtT]\s*$")
 
@@ -129,7 +129,7 @@ def numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
     """A column, times its factor, as float64: products of integer columns can't overflow after this.
 
     Returns:
-        One value a row; NaN where a cell is empty, infinite beyond 1e100 and 0 within 1e-100: no run has such numbers.
+        One value a row; NaN where a cell is empty, infinite beyond 1e50 and 0 within 1e-50: no run has such numbers.
 
     Raises:
         FitError: a column of something else, or text that is no number, with the rows.

@@ -15,6 +15,7 @@ from isoflop.fitting.base import NEAR, Axis
 from isoflop.fitting.diagnostics import diagnose, explain_status, flops_text
 from isoflop.fitting.frames import column
 from isoflop.fitting.intervals import (
+    Interval,
     Line,
     check_confidence,
     check_resamples,
@@ -307,11 +308,9 @@ def _profile_frame(
             row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
             row["interpolation_error"] = other_at(profile, vertex)[2]
             for share in NEAR:
-                half = np.sqrt(2.0 * share * lowest / parabola.curvature)
-                row[f"near_{100 * share:g}_low"], row[f"near_{100 * share:g}_high"] = (
-                    np.exp(vertex - half),
-                    np.exp(vertex + half),
-                )
+                half = float(np.sqrt(2.0 * share * max(lowest, 0.0) / parabola.curvature))
+                near = exponential(Interval(vertex, vertex - half, vertex + half))
+                row |= {f"near_{100 * share:g}_low": near.low, f"near_{100 * share:g}_high": near.high}
         row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
         rows.append(row | {"status": states[k], "used": bool(used[k])})
     return pd.DataFrame(rows)

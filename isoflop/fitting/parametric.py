@@ -84,6 +84,11 @@ def fit_parametric(
     _refuse_too_few(table, sample)
     estimate = estimate_one(sample, asked)
     if drop_outliers is not None and np.any(far := outliers(sample, estimate, drop_outliers)):
+        if len(sample) - far.sum() < MIN_CONFIGURATIONS:
+            raise FitError(
+                f"{table.source}: {far.sum()} of {len(sample)} configurations lie more than {drop_outliers:g} robust "
+                f"standard deviations off the law, and {MIN_CONFIGURATIONS} must be left: raise drop_outliers"
+            )
         table = without(table, sample, estimate, far, drop_outliers)
         sample = sample_of(table, residual)
         _refuse_too_few(table, sample)
@@ -219,10 +224,12 @@ def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
             loss = np.average(np.log(fitted / there.points.loss), axis=-1, weights=there.seeds)
             values, gradients = optimum(part.points, found.theta, level)
             ses = np.sqrt(np.maximum(np.einsum("mqi,mij,mqj->mq", gradients, found.spread, gradients), 0.0))
+            loss_se = np.hypot(ses[:, 2], np.sqrt(found.variance / there.seeds.sum()))
+            if distinct(there.points.x) < 2:  # one size says nothing of where the optimum is
+                return {"loss": loss}, {"loss": loss_se}
             shift, shift_se = _shift(there, sample.moved(estimate.theta, there.points), found.variance)
             size = values[:, 0] - optimum(sample.points, estimate.theta, level)[0][:, 0] - shift
             size_se = np.hypot(ses[:, 0], shift_se)
-            loss_se = np.hypot(ses[:, 2], np.sqrt(found.variance / there.seeds.sum()))
             return (
                 {"params": size, "tokens": -size, "loss": loss},
                 {"params": size_se, "tokens": size_se, "loss": loss_se},
@@ -245,4 +252,5 @@ def _shift(there: Sample, theta: Floats, variance: Floats) -> tuple[Floats, Floa
     slope = slope - np.sum(weight * slope, axis=-1, keepdims=True)
     residual = np.log(there.points.loss / fitted)
     square = np.maximum(np.sum(there.seeds * slope**2, axis=-1), 1e-300)
-    return -np.sum(there.seeds * slope * residual, axis=-1) / square, np.sqrt(variance / square)
+    with np.errstate(over="ignore"):  # a flat profile asks for any shift
+        return -np.sum(there.seeds * slope * residual, axis=-1) / square, np.sqrt(variance / square)

@@ -110,12 +110,13 @@ def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstim
         delta: in relative residuals.
     """
     limit = np.full(len(first), np.inf if delta is None else delta)
-    theta, weight = _descend(curves, np.clip(first, LOW, HIGH), limit)
-    if delta is None:
-        for _ in range(2):
-            spread = robust_sd(_least_squares(curves, theta, weight).residuals, curves.parameters)
-            limit = np.where(spread > 1e-12, EFFICIENT * spread, np.inf)
-            theta, weight = _descend(curves, theta, limit)
+    with np.errstate(over="ignore", invalid="ignore"):  # where a step goes so far, it is not taken
+        theta, weight = _descend(curves, np.clip(first, LOW, HIGH), limit)
+        if delta is None:
+            for _ in range(2):
+                spread = robust_sd(_least_squares(curves, theta, weight).residuals, curves.parameters)
+                limit = np.where(spread > 1e-12, EFFICIENT * spread, np.inf)
+                theta, weight = _descend(curves, theta, limit)
     here = _least_squares(curves, theta, weight)
     off = curves.x - theta[:, [3]] - theta[:, [4]] * curves.c
     places = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)

@@ -63,6 +63,8 @@ class RollOut:
         """
         low, high = self.reach
         beyond = max(np.log(flops / high), np.log(low / flops), 0.0)
+        if beyond == 0.0:
+            return np.asarray(0.0)
         telling = [miss for miss in self.misses if quantity in miss.errors]
         least = min(NEAREST, max((miss.distance for miss in telling), default=0.0))
         rates = [
@@ -86,7 +88,8 @@ class RollOut:
             if miss.hidden <= SHOWN:
                 row = {"hidden": miss.hidden, "budget": miss.budget, "decades": miss.distance / np.log(10.0)}
                 for quantity, error in miss.errors.items():
-                    row |= {quantity: np.expm1(error).item(), f"{quantity}_se": miss.ses[quantity].item()}
+                    with np.errstate(over="ignore"):
+                        row |= {quantity: np.expm1(error).item(), f"{quantity}_se": miss.ses[quantity].item()}
                 rows.append(row)
         return pd.DataFrame(rows)
 

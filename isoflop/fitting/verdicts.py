@@ -20,6 +20,7 @@ from isoflop.fitting.diagnostics import (
 )
 from isoflop.fitting.frames import column, rows
 from isoflop.fitting.solver import EXPONENTS, LEAST_E
+from isoflop.fitting.surface import optimum
 
 if TYPE_CHECKING:
     from isoflop.fitting.envelope import EnvelopeFit
@@ -43,6 +44,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
         of_table(fit.runs),
         _bounds(fit),
         _condition(fit),
+        _edge(fit),
         few_budgets(len(np.unique(fit.sample.budget))),
         _outliers(fit),
         _influence(fit),
@@ -121,6 +123,21 @@ def _condition(fit: ParametricFit) -> Found:
         return []
     words = f"Condition number {fit.condition:.1e}: these runs hardly tell the parameters apart."
     return [("ill_conditioned", words)]
+
+
+def _edge(fit: ParametricFit) -> Found:
+    """Budgets whose runs all lie on one side of the optimum; which N is best for a run's own 6ND decides its side."""
+    sample, points = fit.sample, fit.sample.points
+    size, data = points.x + points.x_mean, points.y + points.y_mean
+    above = size - optimum(points, fit.theta, 6.0 * np.exp(size + data))[0][:, 0]
+    budgets = np.unique(sample.budget)
+    beyond = [b for b in budgets if not above[sample.budget == b].min() <= 0.0 <= above[sample.budget == b].max()]
+    if not beyond:
+        return []
+    if len(beyond) == len(budgets):
+        return [("edge", "At no budget do the sizes that were run bracket the law's optimum: N* is an extrapolation.")]
+    names = ", ".join(flops_text(float(b)) for b in beyond[:8]) + (", ..." if len(beyond) > 8 else "")
+    return [("edge", f"{names} FLOPs: the law's optimum lies beyond the sizes run; the other budgets place it.")]
 
 
 def _outliers(fit: ParametricFit) -> Found:

@@ -211,6 +211,7 @@ REFUSALS: dict[str, tuple[Any, dict, str]] = {
     "few resamples": (SMALL, {"bootstrap": 5}, "too few for an interval"),
     "confidence": (SMALL, {"confidence": 95.0}, "between 0 and 1"),
     "residual": (SMALL, {"residual": "bits"}, "log or loss"),
+    "all are outliers": (SMALL, {"drop_outliers": 1e-3}, "7 must be left: raise drop_outliers"),
 }
 
 
@@ -224,6 +225,31 @@ def test_refusals_have_a_reason(case: str) -> None:
 def test_no_resamples_no_percentiles() -> None:
     with pytest.raises(FitError, match="bootstrap=4000"):
         fit_parametric(SMALL, bootstrap=0).conf_int(kind="percentile")
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ({}, None),
+        ({"drift": 10.0}, "3e20, 1e21 FLOPs: the law's optimum lies beyond the sizes run"),
+        ({"offset": 40.0}, "At no budget"),
+        ({"offset": 1 / 40}, "At no budget"),
+    ],
+)
+def test_an_optimum_beyond_the_sizes_is_named(grid: dict[str, float], words: str | None) -> None:
+    fit = fit_parametric(simulate_isoflop(points=5, noise=1e-4, **grid), bootstrap=0)
+    assert [d["message"].startswith(words or "") for d in fit.diagnostics if d["code"] == "edge"] == [True] * bool(
+        words
+    )
+
+
+def test_a_hidden_budget_of_one_size_tells_of_the_loss_alone() -> None:
+    runs = simulate_isoflop(noise=1e-3)
+    top = runs["budget"] == runs["budget"].max()
+    fit = fit_parametric(runs[~top | (runs["params"] == runs.loc[top, "params"].median())], bootstrap=0)
+    assert fit.rollout is not None
+    assert [miss.errors.keys() for miss in fit.rollout.misses if miss.hidden == 1] == [{"loss"}]
+    assert fit.rollout.table()["params"].notna().tolist() == [False, True, False]
 
 
 def test_a_loss_without_a_floor_is_named() -> None:

@@ -1,0 +1,87 @@
+"""What any table has to be answered with: fits whose every number is one, or a refusal in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import strategies as st
+
+from isoflop.errors import FitError
+from isoflop.fitting import RunsTable, read_table
+from isoflop.fitting.base import Fit
+from isoflop.fitting.table import CANONICAL
+from isoflop.fitting.together import METHODS, Options, fit_laws
+
+WAYS = st.fixed_dictionaries(
+    {"bootstrap": st.sampled_from([0, 0, 100])},
+    optional={
+        "axis": st.sampled_from(["params", "tokens"]),
+        "use": st.sampled_from(["all", ("interior",), ("interior", "edge", "one_sided")]),
+        "huber_delta": st.sampled_from(["adaptive", "chinchilla", np.inf, 1e-9, 1e9]),
+        "confidence": st.sampled_from([0.5, 0.95, 0.999]),
+        "drop_outliers": st.sampled_from([1e-3, 1.0, 5.0]),
+    },
+)
+"""Options of a fit."""
+
+
+def read(source: pd.DataFrame | Path, chosen: dict[str, Any]) -> tuple[RunsTable | None, str]:
+    """The table, or the words of its refusal."""
+    try:
+        return read_table(source, **chosen), ""
+    except FitError as refusal:
+        return None, str(refusal)
+
+
+def answer(source: pd.DataFrame | Path, chosen: dict[str, Any], how: dict[str, Any]) -> str:
+    """Reads, and fits by every method; what came of it. Warnings are errors in these tests."""
+    table, refusal = read(source, chosen)
+    if table is not None:
+        in_order(table)
+        try:
+            fits = fit_laws(table, METHODS, Options(**how))
+        except FitError as problem:
+            refusal = str(problem)
+        else:
+            for fit in fits.fits:
+                sound(fit)
+            for reason in fits.refused.values():
+                assert reason.strip()
+                assert "\n" not in reason
+            return "fitted"
+    assert refusal.strip()
+    assert "\n" not in refusal
+    return "refused"
+
+
+def sound(fit: Fit) -> None:
+    """Numbers where numbers belong, in every view of a fit."""
+    assert np.isfinite(fit.exponents["value"]).all()
+    assert (fit.exponents["low"] <= fit.exponents["value"]).all()
+    assert (fit.exponents["value"] <= fit.exponents["high"]).all()
+    predicted = fit.predict(10.0 * float(fit.runs.array("flops").max()))
+    assert predicted["value"].notna().all()
+    assert (predicted["statistical_low"] <= predicted["value"]).all()
+    assert (predicted["high"] >= predicted["statistical_high"]).all()
+    if not np.isfinite(predicted["value"]).all():
+        assert {"at_bound", "edge"} & {finding["code"] for finding in fit.diagnostics}
+    assert fit.summary()
+    assert fit._repr_html_()
+    json.loads(fit.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def in_order(table: RunsTable) -> None:
+    values = table.frame[list(CANONICAL)].to_numpy()
+    assert values.dtype == np.float64
+    assert np.isfinite(values).all()
+    assert (values > 0).all()
+    assert table.reading.count("\n") == 0
+    for what, why in [*table.dropped, *table.findings]:
+        assert what
+        assert why
+        assert "\n" not in what + why

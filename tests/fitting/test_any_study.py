@@ -1,0 +1,108 @@
+"""Studies of odd shapes and sizes, by the thousand: each is fitted by every method, or refused in one line.
+
+All cells are numbers; what is odd is how many budgets and sizes there are, how far they reach, how the loss lies over
+them, how it scatters, and one run that is far off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from answers import WAYS, answer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class Odd:
+    """What a study is drawn from; `seed` decides the noise and the run that is off."""
+
+    smallest: float
+    steps: list[float]  # from budget to budget, in decades of compute
+    sizes: int
+    span: float  # the largest size is 1 + span times that of the middle
+    growth: float  # exponent of the middle size
+    off: float  # of the middle size, as a factor
+    lie: str
+    noise: float
+    repeats: int
+    wrong: tuple[str, float] | None
+    scales: tuple[float, float]  # of loss and of parameters
+    seed: int
+
+    def runs(self) -> pd.DataFrame:
+        rng = np.random.default_rng(self.seed)
+        budgets = self.smallest * 10.0 ** np.cumsum([0.0, *self.steps])
+        factors = np.geomspace(1.0 / (1.0 + self.span), 1.0 + self.span, self.sizes)
+        budget, factor = (grid.ravel() for grid in np.meshgrid(budgets, factors, indexing="ij"))
+        budget, factor = np.tile(budget, self.repeats), np.tile(factor, self.repeats)
+        params = (budget / 6.0) ** self.growth * self.off * factor
+        tokens = budget / 6.0 / params
+        loss = self._loss(params, tokens, budget, factor, rng) * np.exp(self.noise * rng.standard_normal(len(budget)))
+        runs = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss, "budget": budget})
+        if self.wrong:
+            runs.loc[rng.integers(len(runs)), self.wrong[0]] *= self.wrong[1]
+        return runs.assign(loss=runs["loss"] * self.scales[0], params=runs["params"] * self.scales[1])
+
+    def _loss(self, params: Floats, tokens: Floats, budget: Floats, factor: Floats, rng: np.random.Generator) -> Floats:
+        match self.lie:
+            case "by a law":
+                return 1.8 + 478.0 * params**-0.35 + 2143.0 * tokens**-0.36
+            case "by a law without a floor":
+                return 478.0 * params**-0.35 + 2143.0 * tokens**-0.36
+            case "by a steep law":
+                return 1.8 + params**-2.0 + tokens**-2.0
+            case "flat":
+                return np.full(len(budget), 3.0)
+            case "falling with size":
+                return 1.0 + 1.0 / (1.0 + np.log1p(params))
+            case "in bowls":
+                return 2.0 + 0.1 * np.log(factor) ** 2 + (budget / 1e18) ** -0.05
+            case _:
+                return rng.uniform(0.5, 5.0, len(budget))
+
+
+LIES = ["by a law", "by a law without a floor", "by a steep law", "flat", "falling with size", "in bowls", "anywhere"]
+ODD = st.builds(
+    Odd,
+    smallest=st.sampled_from([1e8, 1e13, 1e18, 1e21]),
+    steps=st.lists(st.sampled_from([1e-9, 1e-3, 0.05, 0.3, 0.5, 1.0, 2.0]), max_size=7),
+    sizes=st.integers(1, 9),
+    span=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 5.0, 100.0]),
+    growth=st.sampled_from([0.3, 0.5, 0.7]),
+    off=st.sampled_from([0.1, 1.0, 3.0, 1e3]),
+    lie=st.sampled_from(LIES),
+    noise=st.sampled_from([0.0, 1e-15, 1e-9, 1e-3, 0.01, 0.3]),
+    repeats=st.integers(1, 3),
+    wrong=st.none() | st.tuples(st.sampled_from(["loss", "params", "tokens"]), st.sampled_from([0.5, 2.0, 1e-3, 1e9])),
+    scales=st.tuples(st.sampled_from([1.0, 1e-6, 1e3, 1e40]), st.sampled_from([1.0, 1e-6, 1e6, 1e40])),
+    seed=st.integers(0, 2**16),
+)
+
+
+def search(examples: int) -> settings:
+    return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@search(60)
+@given(ODD, WAYS)
+def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
+    answer(odd.runs(), {}, how)
+
+
+@pytest.mark.slow
+@search(1_000)
+@given(ODD, WAYS)
+def test_very_many_studies_are_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
+    answer(odd.runs(), {}, how)
+
+
+def test_a_plain_study_is_fitted() -> None:
+    plain = Odd(1e18, [0.5] * 4, 7, 5.0, 0.5, 1.0, "by a law", 1e-3, 2, None, (1.0, 1.0), 0)
+    assert answer(plain.runs(), {}, {"bootstrap": 100}) == "fitted"
