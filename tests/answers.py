@@ -1,16 +1,23 @@
-"""What any table has to be answered with: fits whose every number is one, or a refusal in one line."""
+"""What any table has to be answered with: fits whose every number is one, or a refusal in one line.
+
+And what the command line then answers, and what can be drawn.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import strategies as st
 
+from isoflop.cli import main
 from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
 from isoflop.fitting.base import Fit
@@ -72,7 +79,7 @@ def sound(fit: Fit) -> None:
         assert {"at_bound", "edge"} & {finding["code"] for finding in fit.diagnostics}
     assert fit.summary()
     assert fit._repr_html_()
-    json.loads(fit.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    strict(fit.to_json())
 
 
 def in_order(table: RunsTable) -> None:
@@ -85,3 +92,31 @@ def in_order(table: RunsTable) -> None:
         assert what
         assert why
         assert "\n" not in what + why
+
+
+def strict(document: str) -> Any:
+    """What a document of JSON says, which has no infinity."""
+    return json.loads(document, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def ask(*words: str) -> tuple[int, str]:
+    """The command line in this process: exit code and stdout. It ends well or with one error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main(words)
+    code = int(stop.value.code or 0)
+    errors = [line for line in err.getvalue().splitlines() if "error: " in line]
+    assert (code, len(errors)) in ((0, 0), (2, 1)), err.getvalue()
+    return code, out.getvalue()
+
+
+def draw(fit: Fit) -> None:
+    """Every picture of a fit, as far as it has one."""
+    for name in ("plot", "plot_residuals", "plot_influence", "plot_exponents"):
+        if hasattr(fit, name):
+            getattr(fit, name)().figure.canvas.draw()
+    for quantity in ("params", "tokens", "loss"):
+        for name in ("plot_law", "plot_rollout"):
+            with contextlib.suppress(FitError):  # the fit has no law of it, or was not rolled out
+                getattr(fit, name)(quantity).figure.canvas.draw()
+    plt.close("all")

@@ -160,6 +160,7 @@ def shared_budget(laws: Mapping[str, Laws]) -> float:
 
 def gap_text(sizes: Mapping[str, Interval], flops: float) -> str:
     """How far apart several laws place N* at a budget."""
+    sizes = {name: size for name, size in sizes.items() if 0.0 < size.value < math.inf}
     if len(sizes) < 2:
         return ""
     ordered = sorted(sizes, key=lambda name: sizes[name].value)
@@ -206,9 +207,9 @@ def _pair(
         if quantity in ("params", "a", "b") and one.n != two.n:
             continue  # they count N otherwise
         left, right = rows[first][quantity], rows[second][quantity]
-        if math.isnan(left) or math.isnan(right):
-            continue
         logs = quantity in ("params", "tokens", "loss")
+        if not all(math.isfinite(value) and (value > 0.0 or not logs) for value in (left, right)):
+            continue  # not known, or not fixed by its runs
         value = right / left if logs else right - left
         tests = [math.nan, math.nan]
         if not untested:

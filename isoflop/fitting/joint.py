@@ -11,6 +11,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
 from isoflop.fitting.base import Axis
+from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.intervals import check_confidence
 from isoflop.fitting.isoflop import MIN_BUDGETS, other_at, profiles_of
 from isoflop.fitting.joint_fit import JointFit, Law
@@ -49,7 +50,7 @@ def fit_joint(
 
     Raises:
         FitError: input that can't be used; fewer than 3 budgets, or too few runs for the parameters: one of each
-            budget, and 5; no budget whose minimum lies among its sizes.
+            budget, and 5; no budget whose minimum lies among its sizes; a profile that dips below zero.
     """
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
@@ -62,6 +63,10 @@ def fit_joint(
     _refuse_too_few(table, profiles, curves)
     delta = None if huber else np.inf
     estimate = best_of(curves, delta)
+    if below := [p.budget for p, floor in zip(profiles, estimate.floor[0], strict=True) if floor <= 0.0]:
+        raise FitError(
+            f"{table.source}: the profile of {flops_text(below[0])} FLOPs dips below zero: these losses are no profile"
+        )
     dof = len(curves.x) - curves.parameters
     fit = JointFit(
         axis=axis,

@@ -102,9 +102,10 @@ def closed_form(core: SurfaceCore, flops: float) -> Optimum:
     size, data, ln_loss = (float(v) for v in optimum(core.points, core.theta, flops)[0])
     loss = float(np.exp(ln_loss))
     near = []
-    for share in NEAR:
-        ends = [_end(core, flops, size, sign, loss * (1.0 + share)) for sign in (-1.0, 1.0)]
-        near.append(Near(share, *ends))
+    with np.errstate(over="ignore", divide="ignore"):  # far from the optimum a steep law is infinite
+        for share in NEAR:
+            ends = [_end(core, flops, size, sign, loss * (1.0 + share)) for sign in (-1.0, 1.0)]
+            near.append(Near(share, *ends))
     equal = []
     for factor in FACTORS:
         params = factor * float(np.exp(size))
@@ -138,7 +139,8 @@ def tokens_for(core: SurfaceCore, params: float, loss: float) -> float:
     """Tokens with which a model of N parameters reaches a loss; NaN where no number of them is enough."""
     e, a, b, alpha, beta = core.points.natural(core.theta)
     left = loss - e - a * params**-alpha
-    return float((b / left) ** (1.0 / beta)) if left > 0.0 else float("nan")
+    with np.errstate(over="ignore"):
+        return float((b / left) ** (1.0 / beta)) if left > 0.0 else float("nan")
 
 
 def _end(core: SurfaceCore, flops: float, size: float, sign: float, limit: float) -> float | None:

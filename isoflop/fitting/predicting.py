@@ -16,7 +16,7 @@ from isoflop.fitting.base import ENDS, STATISTICAL, Laws
 from isoflop.fitting.comparing import gap_text
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import cell, records
-from isoflop.fitting.intervals import Interval
+from isoflop.fitting.intervals import Interval, exponential
 from isoflop.fitting.loading import FitFile, load_fit, named_laws
 from isoflop.fitting.optimum import Optimum, closed_form, over_shapes
 from isoflop.fitting.plain import plain
@@ -174,7 +174,13 @@ def predict(
     level = confidence or next(iter(laws.values())).confidence
     if not 0.0 < level < 1.0:
         raise FitError(f"confidence is a share between 0 and 1, not {level:g}")
-    methods = tuple(_by_law(name, law, flops, sweep, level) for name, law in laws.items())
+    lost = [name for name, law in laws.items() if not _places(law, flops, level)]
+    notes += [
+        f"{name}: left out, since N* at {flops_text(flops)} FLOPs is no number: its runs don't fix it" for name in lost
+    ]
+    methods = tuple(_by_law(name, law, flops, sweep, level) for name, law in laws.items() if name not in lost)
+    if not methods:
+        raise FitError(f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it")
     chosen = _choose(methods, method)
     notes += _far(flops, list(laws.values()))
     configuration = None
@@ -186,6 +192,12 @@ def predict(
         if configuration.runs[0].shape != chosen.shape:
             notes.append("the recipe can't train the best model at this budget; the configuration is the next best")
     return Prediction(float(flops), level, methods, chosen, configuration, tuple(notes))
+
+
+def _places(law: Laws, flops: float, confidence: float) -> bool:
+    """Whether N* and D* are numbers: a law that the runs don't fix may place them beyond all."""
+    there = law.predict(flops, confidence)
+    return all(0.0 < cell(there, name, "value") < math.inf for name in ("params", "tokens"))
 
 
 def _by_law(name: str, law: Laws, flops: float, sweep: Sweep | None, confidence: float) -> MethodPrediction:
@@ -206,7 +218,7 @@ def _table(inner: dict[str, Interval], law: Laws, flops: float) -> pd.DataFrame:
     rows = {}
     for name, interval in inner.items():
         outer = law.rollout.widen(interval, name, flops) if law.rollout else interval
-        rows[name] = [math.exp(value) for value in (*outer, *interval[1:])]
+        rows[name] = [*exponential(outer), *exponential(interval)[1:]]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, *STATISTICAL])
     frame.index.name = "quantity"
     return frame

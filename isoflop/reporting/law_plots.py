@@ -36,6 +36,7 @@ WORDS = {"params": ("Model size", "parameters", "N"), "tokens": ("Training data"
 _TITLES = {"params": "Optimal model size", "tokens": "Optimal data", "loss": "Loss at the optimum"}
 _BEYOND = 10.0  # how far a law is drawn beyond its data, times their compute
 _BEFORE = 3.0
+_AWAY = 1e4
 _POINTS = 160
 
 
@@ -94,7 +95,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     farthest = float(distances.max()) * 1.08
     grid = np.linspace(0.0, farthest, 100)
     rate = fit.rollout.allowance(chosen, fit.rollout.reach[1] * np.e).item()
-    band = 100.0 * np.expm1(rate * grid**2), 100.0 * np.expm1(-rate * grid**2)
+    band = _percent(rate * grid**2), _percent(-rate * grid**2)
     ax.fill_between(np.exp(grid), *band, color=BAND, alpha=0.14, linewidth=0, label="what predictions allow for")
     ax.axhline(0.0, color=INK, linewidth=1.0)
     colours = budget_colours([m.budget for m in misses])
@@ -102,7 +103,7 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     lowest = highest = 0.0
     for miss in sorted(misses, key=lambda m: m.budget):
         error, se = miss.errors[chosen].item(), miss.ses[chosen].item()
-        at, low, high = 100.0 * np.expm1([error, error - se, error + se])
+        at, low, high = _percent(np.array([error, error - se, error + se]))
         label = None if miss.budget in seen else flops_label(miss.budget)
         colour = colours[miss.budget]
         x = float(np.exp(miss.distance))
@@ -119,12 +120,17 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
         f"Predicted over measured {names[chosen]} (%)",
     )
     ax.set_xlim(1.0, float(np.exp(farthest)))
-    room = 0.15 * (highest - lowest)
+    room = max(0.15 * (highest - lowest), 0.01)
     ax.set_ylim(lowest - room, highest + room)
     times_axis(ax)
     linear_axis(ax, "y")
     budget_legend(ax, "Hidden budget (FLOPs)")
     return ax
+
+
+def _percent(ln_ratio: np.ndarray) -> np.ndarray:
+    """Of a ratio's excess over 1; what no figure can show is cut."""
+    return 100.0 * np.expm1(np.clip(ln_ratio, -50.0, 50.0))
 
 
 def compute_of(fit: Fit) -> np.ndarray:
@@ -190,6 +196,9 @@ def _y_label(fit: Fit, quantity: Quantity) -> str:
 
 
 def _y_axis(ax: Axes, quantity: Quantity, value: np.ndarray, points: np.ndarray) -> None:
+    # A law that its runs don't fix may lead anywhere: it leaves the frame, and the points stay readable.
+    least, most = ends(points)
+    value = np.clip(value, least / _AWAY, most * _AWAY)
     if quantity != "loss":
         ax.set_ylim(*margins(np.concatenate([value, points]), 1.6))
         log_axis(ax, "y", "count")

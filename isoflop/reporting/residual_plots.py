@@ -93,7 +93,8 @@ def plot_influence(fit: ParametricFit, ax: Axes | None = None, *, runs: int = 12
     ax.set_yticks(places, [fit.name_of(int(config)) for config in table.index])
     ax.grid(False, axis="y")
     low, high = ends(np.append(without, [interval["low"], interval["high"]]))
-    ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    room = max(0.05 * (high - low), 1e-6)
+    ax.set_xlim(low - room, high + room)
     linear_axis(ax, "x")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=SMALL, frameon=False)
     return ax

@@ -29,6 +29,7 @@ from isoflop.reporting.style import (
 
 _MESH = 160
 _LEVELS = 11
+_AWAY = float(np.log(1e3))
 _BEYOND = 10.0  # the path is drawn so far beyond the data, times their compute
 _SHOWN_DRAWS = 4000
 CONTOUR, CONTOUR_INK = "#94a3b8", "#64748b"
@@ -45,6 +46,8 @@ def plot_surface(fit: ParametricFit, ax: Axes | None = None) -> Axes:
     low, high = ends(np.log(fit.sample.flops))
     ln_c = np.linspace(low, high + np.log(_BEYOND), 120)
     path, _ = optimum(points, fit.theta, np.exp(ln_c))
+    for k, runs in enumerate((ln_n, ln_d)):  # an optimum far from all runs is cut off, and they stay readable
+        path[:, k] = np.clip(path[:, k], runs.min() - _AWAY, runs.max() + _AWAY)
     limits = [ends(np.concatenate([runs, path[:, k]])) for k, runs in enumerate((ln_n, ln_d))]
     mesh = [np.linspace(least - 0.3, most + 0.3, _MESH) for least, most in limits]
     loss = fit.loss_at(np.exp(mesh[0])[None, :], np.exp(mesh[1])[:, None])
@@ -111,8 +114,9 @@ def _name_levels(ax: Axes, fit: ParametricFit, levels: list[float]) -> None:
     style = {"fontsize": SMALL - 1, "color": CONTOUR_INK, "textcoords": "offset points", "annotation_clip": False}
     for level in levels:
         of_data, of_size = level - e - a * right**-alpha, level - e - b * top**-beta
-        data = (of_data / b) ** (-1.0 / beta) if of_data > 0.0 else np.inf
-        size = (of_size / a) ** (-1.0 / alpha) if of_size > 0.0 else np.inf
+        with np.errstate(over="ignore"):
+            data = (of_data / b) ** (-1.0 / beta) if of_data > 0.0 else np.inf
+            size = (of_size / a) ** (-1.0 / alpha) if of_size > 0.0 else np.inf
         if bottom < data < top:
             ax.annotate(f"{level:g}", (right, data), xytext=(3, 0), ha="left", va="center", **style)
         elif left < size < right and size**2 > left * right:  # the title stands over the left half
@@ -153,7 +157,7 @@ def _limits(ax: Axes, draws: np.ndarray, rows: dict[str, dict[str, float]]) -> N
         if len(draws):
             inner, outer = np.quantile(draws[:, k], [0.005, 0.995])
             low, high = min(low, max(inner, low - reach)), max(high, min(outer, high + reach))
-        pad = 0.12 * (high - low)
+        pad = max(0.12 * (high - low), 0.01 * high)
         setter(max(low - pad, 0.0), high + pad)
 
 

@@ -6,15 +6,19 @@ them, how it scatters, and one run that is far off.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from answers import WAYS, answer
+from answers import WAYS, answer, ask, draw, strict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from isoflop.fitting.together import METHODS, Options, fit_laws
 
 Floats = np.ndarray
 
@@ -54,7 +58,7 @@ class Odd:
         match self.lie:
             case "by a law":
                 return 1.8 + 478.0 * params**-0.35 + 2143.0 * tokens**-0.36
-            case "by a law without a floor":
+            case "by a law with no floor":
                 return 478.0 * params**-0.35 + 2143.0 * tokens**-0.36
             case "by a steep law":
                 return 1.8 + params**-2.0 + tokens**-2.0
@@ -68,7 +72,7 @@ class Odd:
                 return rng.uniform(0.5, 5.0, len(budget))
 
 
-LIES = ["by a law", "by a law without a floor", "by a steep law", "flat", "falling with size", "in bowls", "anywhere"]
+LIES = ["by a law", "by a law with no floor", "by a steep law", "flat", "falling with size", "in bowls", "anywhere"]
 ODD = st.builds(
     Odd,
     smallest=st.sampled_from([1e8, 1e13, 1e18, 1e21]),
@@ -106,3 +110,48 @@ def test_very_many_studies_are_fitted_or_refused(odd: Odd, how: dict[str, Any]) 
 def test_a_plain_study_is_fitted() -> None:
     plain = Odd(1e18, [0.5] * 4, 7, 5.0, 0.5, 1.0, "by a law", 1e-3, 2, None, (1.0, 1.0), 0)
     assert answer(plain.runs(), {}, {"bootstrap": 100}) == "fitted"
+
+
+FOUND = [  # a traceback each, before it was mended
+    Odd(1e21, [2.0, 0.5, 0.05], 5, 0.1, 0.5, 1.0, "anywhere", 0.3, 1, ("tokens", 2.0), (1e-6, 1.0), 38541),
+    Odd(
+        1e18, [1.0, 2.0, 0.5, 2.0, 1.0, 0.05], 4, 1.0, 0.7, 1.0, "by a steep law", 0.3, 2, ("loss", 0.5), (1.0, 1.0), 7
+    ),
+    Odd(1e18, [2.0, 1.0, 0.05], 5, 5.0, 0.7, 1.0, "by a steep law", 0.001, 2, ("loss", 0.5), (1.0, 1.0), 866149),
+    Odd(1e8, [0.3, 2.0, 1.0, 1.0, 1.0], 7, 0.1, 0.7, 1.0, "by a law with no floor", 1e-9, 2, None, (1.0, 1e6), 497212),
+    Odd(1e13, [2.0, 1.0, 2.0, 0.3, 0.5, 0.3], 6, 1.0, 0.3, 0.1, "anywhere", 0.01, 1, None, (1000.0, 1.0), 656077),
+    Odd(1e13, [0.05, 1.0, 1.0], 3, 0.1, 0.3, 1.0, "flat", 0.0, 1, ("loss", 0.5), (1000.0, 1.0), 998682),
+    Odd(1e18, [1.0, 2.0, 0.3, 2.0, 0.3], 4, 1.0, 0.7, 0.1, "by a steep law", 0.3, 1, None, (1.0, 1e6), 821478),
+    Odd(1e21, [1.0, 2.0, 0.5, 1.0, 2.0], 4, 0.1, 0.3, 1.0, "anywhere", 0.3, 1, ("loss", 0.5), (1000.0, 1.0), 797069),
+    Odd(1e13, [0.3, 0.05], 4, 0.1, 0.5, 3.0, "by a steep law", 1e-9, 2, ("tokens", 2.0), (1000.0, 1.0), 122506),
+]
+
+
+@pytest.mark.parametrize("odd", FOUND)
+def test_found_ones_are_answered(odd: Odd) -> None:
+    use(odd, "soda", 100.0)
+
+
+@pytest.mark.slow
+@search(150)
+@given(ODD, st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4]))
+def test_what_is_fitted_is_predicted_compared_and_drawn(odd: Odd, recipe: str | None, beyond: float) -> None:
+    use(odd, recipe, beyond)
+
+
+def use(odd: Odd, recipe: str | None, beyond: float) -> None:
+    runs = odd.runs()
+    flops = str(float(runs["budget"].max()) * beyond)
+    with tempfile.TemporaryDirectory() as folder:
+        table, law = str(Path(folder) / "runs.csv"), str(Path(folder) / "law")
+        runs.to_csv(table, index=False)
+        if ask("fit", table, "--output", law, "--bootstrap", "100", "--method", ",".join(METHODS))[0]:
+            return
+        asked = ["predict", law, "--flops", flops, *(["--recipe", recipe] if recipe else [])]
+        for words in (asked, ["compare", law], ["compare", law, "soda", "--flops", flops]):
+            ask(*words)
+            code, out = ask(*words, "--json")
+            if code == 0:
+                strict(out)
+    for fit in fit_laws(runs, METHODS, Options(bootstrap=100)).fits:
+        draw(fit)
