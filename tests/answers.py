@@ -21,6 +21,7 @@ from isoflop.cli import main
 from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
 from isoflop.fitting.base import Fit
+from isoflop.fitting.frames import column
 from isoflop.fitting.table import CANONICAL
 from isoflop.fitting.together import METHODS, Options, fit_laws
 
@@ -68,14 +69,16 @@ def answer(source: pd.DataFrame | Path, chosen: dict[str, Any], how: dict[str, A
 
 def sound(fit: Fit) -> None:
     """Numbers where numbers belong, in every view of a fit."""
-    assert np.isfinite(fit.exponents["value"]).all()
-    assert (fit.exponents["low"] <= fit.exponents["value"]).all()
-    assert (fit.exponents["value"] <= fit.exponents["high"]).all()
+    value, low, high = (column(fit.exponents, name) for name in ("value", "low", "high"))
+    assert np.isfinite(value).all()
+    assert (low <= value).all()
+    assert (value <= high).all()
     predicted = fit.predict(10.0 * float(fit.runs.array("flops").max()))
-    assert predicted["value"].notna().all()
-    assert (predicted["statistical_low"] <= predicted["value"]).all()
-    assert (predicted["high"] >= predicted["statistical_high"]).all()
-    if not np.isfinite(predicted["value"]).all():
+    value, high = column(predicted, "value"), column(predicted, "high")
+    assert not np.isnan(value).any()
+    assert (column(predicted, "statistical_low") <= value).all()
+    assert (high >= column(predicted, "statistical_high")).all()
+    if not np.isfinite(value).all():
         assert {"at_bound", "edge"} & {finding["code"] for finding in fit.diagnostics}
     assert fit.summary()
     assert fit._repr_html_()

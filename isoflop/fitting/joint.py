@@ -63,10 +63,6 @@ def fit_joint(
     _refuse_too_few(table, profiles, curves)
     delta = None if huber else np.inf
     estimate = best_of(curves, delta)
-    if below := [p.budget for p, floor in zip(profiles, estimate.floor[0], strict=True) if floor <= 0.0]:
-        raise FitError(
-            f"{table.source}: the profile of {flops_text(below[0])} FLOPs dips below zero: these losses are no profile"
-        )
     dof = len(curves.x) - curves.parameters
     fit = JointFit(
         axis=axis,
@@ -85,6 +81,10 @@ def fit_joint(
     if all(status == "edge" for status in fit.profiles["status"]):
         raise FitError(
             f"{table.source}: no profile has its minimum among its sizes: nothing shows where the best size is"
+        )
+    if below := [p.budget for p, floor in zip(profiles, estimate.floor[0], strict=True) if floor <= 0.0]:
+        raise FitError(
+            f"{table.source}: the profile of {flops_text(below[0])} FLOPs dips below zero: these losses are no profile"
         )
     return fit.judged()
 

@@ -109,7 +109,7 @@ def closed_form(core: SurfaceCore, flops: float) -> Optimum:
     equal = []
     for factor in FACTORS:
         params = factor * float(np.exp(size))
-        tokens = tokens_for(core, params, loss)
+        tokens = core.tokens_for(params, loss)
         equal.append(EqualLoss(factor, params, tokens, 6.0 * params * tokens, 6.0 * params * tokens / flops, None))
     return Optimum(float(np.exp(size)), float(np.exp(data)), loss, tuple(near), tuple(equal))
 
@@ -133,14 +133,6 @@ def over_shapes(core: SurfaceCore, flops: float, family: Family) -> Optimum:
     equal = tuple(_equal(core, factor, best, least, flops, family) for factor in FACTORS)
     size = float(family.size(best))
     return Optimum(size, tokens, least, near, equal, _growth(coarse, size, family), best)
-
-
-def tokens_for(core: SurfaceCore, params: float, loss: float) -> float:
-    """Tokens with which a model of N parameters reaches a loss; NaN where no number of them is enough."""
-    e, a, b, alpha, beta = core.points.natural(core.theta)
-    left = loss - e - a * params**-alpha
-    with np.errstate(over="ignore"):
-        return float((b / left) ** (1.0 / beta)) if left > 0.0 else float("nan")
 
 
 def _end(core: SurfaceCore, flops: float, size: float, sign: float, limit: float) -> float | None:
@@ -175,7 +167,7 @@ def _near(share: float, least: float, shapes: list[ModelShape], losses: Floats, 
 def _equal(core: SurfaceCore, factor: float, best: ModelShape, loss: float, flops: float, family: Family) -> EqualLoss:
     shape = family.nearest(factor * family.size(best))
     params = float(family.size(shape))
-    tokens = tokens_for(core, params, loss)
+    tokens = core.tokens_for(params, loss)
     spent = tokens * shape.train_flops_per_token
     return EqualLoss(factor, params, tokens, spent, spent / flops, shape.width)
 

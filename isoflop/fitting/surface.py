@@ -120,8 +120,33 @@ class SurfaceCore:
 
     def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
         """Loss in nats per token at N parameters and D tokens."""
-        e, a, b, alpha, beta = self.points.natural(self.theta)
-        return e + a * np.power(params, -alpha) + b * np.power(tokens, -beta)
+        return np.exp(self.theta[0]) + self._of_size(params) + self._of_data(tokens)
+
+    def tokens_for(self, params: float, loss: float) -> float:
+        """Tokens with which N parameters reach a loss; NaN where no number of them is enough."""
+        left = loss - float(np.exp(self.theta[0]) + self._of_size(params))
+        return self._reached(left, self.theta[2], self.theta[4], self.points.y_mean)
+
+    def params_for(self, tokens: float, loss: float) -> float:
+        """Parameters with which D tokens reach a loss; NaN where no number of them is enough."""
+        left = loss - float(np.exp(self.theta[0]) + self._of_data(tokens))
+        return self._reached(left, self.theta[1], self.theta[3], self.points.x_mean)
+
+    # With N and D about their means, since A and B alone may be too large for a number.
+
+    def _of_size(self, params: Floats | float) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.exp(self.theta[1] - self.theta[3] * (np.log(params) - self.points.x_mean))
+
+    def _of_data(self, tokens: Floats | float) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.exp(self.theta[2] - self.theta[4] * (np.log(tokens) - self.points.y_mean))
+
+    def _reached(self, left: float, scale: float, exponent: float, mean: float) -> float:
+        if not left > 0.0:
+            return float("nan")
+        with np.errstate(over="ignore"):
+            return float(np.exp(mean + (scale - np.log(left)) / exponent))
 
     def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
         """Of ln loss at N parameters and D tokens, if the law is true."""

@@ -85,12 +85,12 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     """
     if fit.rollout is None:
         raise FitError(f"the {fit.method} fit was not rolled out: it has too few budgets to hide one")
-    known = fit.rollout.misses[0].errors
+    known = dict.fromkeys(name for miss in fit.rollout.misses for name in miss.errors)
     chosen = quantity or ("loss" if "loss" in known else getattr(fit, "axis", "params"))
     if chosen not in known:
         raise FitError(f"the {fit.method} fit rolls out {', '.join(known)}, not the {chosen}")
     ax = new_axes(ax, 5.6, 4.2)
-    misses = fit.rollout.misses
+    misses = [miss for miss in fit.rollout.misses if chosen in miss.errors]
     distances = np.array([m.distance for m in misses])
     farthest = float(distances.max()) * 1.08
     grid = np.linspace(0.0, farthest, 100)
@@ -145,7 +145,7 @@ def _bands(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: Fit) -> None:
 
     def band(prefix: str, alpha: float, label: str) -> None:
         low = np.clip(column(law, f"{prefix}low"), value * 1e-6, None)
-        high = np.clip(column(law, f"{prefix}high"), None, value * 1e6)
+        high = np.clip(column(law, f"{prefix}high"), None, np.minimum(value, 1e300) * 1e6)
         ax.fill_between(grid, low, high, color=BAND, alpha=alpha, linewidth=0, label=label)
 
     if fit.rollout is not None:

@@ -126,7 +126,7 @@ def _print_optimum(method: MethodPrediction) -> None:
     rows = []
     for other in optimum.equal_loss:
         size = [FACTORS[other.factor], *([] if other.width is None else [str(other.width)]), number(other.params)]
-        if math.isnan(other.tokens):
+        if not math.isfinite(other.tokens):
             rows.append([*size, "never", "-", "-"])
         else:
             rows.append([*size, number(other.tokens), flops_text(float(f"{other.flops:.3g}")), f"x{other.ratio:.2f}"])

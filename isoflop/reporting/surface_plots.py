@@ -110,13 +110,9 @@ def _levels(ln_loss: np.ndarray) -> list[float]:
 def _name_levels(ax: Axes, fit: ParametricFit, levels: list[float]) -> None:
     """Each contour's loss where it leaves the frame: to the right, else on top."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    e, a, b, alpha, beta = map(float, fit.params)
     style = {"fontsize": SMALL - 1, "color": CONTOUR_INK, "textcoords": "offset points", "annotation_clip": False}
     for level in levels:
-        of_data, of_size = level - e - a * right**-alpha, level - e - b * top**-beta
-        with np.errstate(over="ignore"):
-            data = (of_data / b) ** (-1.0 / beta) if of_data > 0.0 else np.inf
-            size = (of_size / a) ** (-1.0 / alpha) if of_size > 0.0 else np.inf
+        data, size = fit.core.tokens_for(right, level), fit.core.params_for(top, level)
         if bottom < data < top:
             ax.annotate(f"{level:g}", (right, data), xytext=(3, 0), ha="left", va="center", **style)
         elif left < size < right and size**2 > left * right:  # the title stands over the left half
