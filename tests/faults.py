@@ -69,14 +69,15 @@ class Faults:
         self.left: list[str] = []
 
     def inject(self) -> str | None:
-        """One fault, every kind in turn in a random order; its name if it could be done."""
+        """One fault, every kind in turn in a random order; its name. What can't be done now is tried again first."""
         if not self.left:
             self.left = self.random.sample(list(self.kinds), len(self.kinds))
-        name = self.left.pop()
-        if not self.kinds[name]():
-            return None
-        self.counts[name] += 1
-        return name
+        for name in reversed(self.left):
+            if self.kinds[name]():
+                self.left.remove(name)
+                self.counts[name] += 1
+                return name
+        return None
 
     def table(self) -> str:
         """What was injected, a line each."""
@@ -118,7 +119,7 @@ class Faults:
         return bool(workers)
 
     def kill_while_saving(self) -> bool:
-        limit = time.monotonic() + 5
+        limit = time.monotonic() + 2
         while time.monotonic() < limit:
             for run in self.study.runs:
                 for part in run.checkpoints.glob(".step-*.tmp"):
