@@ -77,6 +77,8 @@ class Faults:
                 self.left.remove(name)
                 self.counts[name] += 1
                 return name
+        others = [name for name in self.kinds if name not in self.left]
+        self.left = [*self.random.sample(others, len(others)), *self.left]
         return None
 
     def table(self) -> str:
