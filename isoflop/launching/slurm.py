@@ -185,7 +185,7 @@ def call(program: str, *arguments: str) -> str:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{program}: no answer in {TIMEOUT_S:.0f} s; the same command may work later") from None
-    if "configuration source" in done.stderr:
+    if done.returncode and "configuration source" in done.stderr:
         raise ClusterError(f"{program}: finds no cluster; is this a login node? SLURM_CONF names its slurm.conf")
     if done.returncode:
         raise ClusterError(f"{program}: {' '.join(done.stderr.split()) or f'failed with {done.returncode}'}")
