@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from isoflop.cli import main
@@ -36,6 +37,12 @@ WAYS = st.fixed_dictionaries(
     },
 )
 """Options of a fit."""
+
+
+def search(examples: int) -> settings:
+    """So many examples, the same ones each time."""
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks)
 
 
 def read(source: pd.DataFrame | Path, chosen: dict[str, Any]) -> tuple[RunsTable | None, str]:

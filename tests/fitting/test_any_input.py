@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from answers import WAYS, answer, read
-from hypothesis import HealthCheck, given, settings
+from answers import WAYS, answer, read, search
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.fitting import simulate_isoflop
@@ -160,11 +160,6 @@ def written(frame: pd.DataFrame, kind: str, folder: Path) -> pd.DataFrame | Path
         except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError):
             return frame
     return path
-
-
-def search(examples: int) -> Callable[[Any], Any]:
-    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks)
 
 
 kinds = st.sampled_from(["frame", "csv", "tsv", "jsonl", "parquet"])
