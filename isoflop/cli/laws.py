@@ -177,7 +177,6 @@ def compare(
     runs are tested for a difference; those of the same runs are not independent, and are not.
     """
     from isoflop.fitting.comparing import compare as put_side_by_side
-    from isoflop.fitting.intervals import check_confidence
     from isoflop.fitting.loading import laws_by_name, load_fit
     from isoflop.fitting.together import methods_of
     from isoflop.reporting.laws import print_comparison, print_pairs
@@ -190,8 +189,6 @@ def compare(
         laws = {name: law for name, law in laws.items() if law.method in wanted}
     if not laws:
         raise FitError(f"--method: no fit is by {method}")
-    if confidence is not None:
-        check_confidence(confidence)
     comparison = put_side_by_side(laws, None if flops is None else _flops(flops), confidence)
     if as_json:
         print(json.dumps({"schema": 1, **comparison.to_dict()}, indent=2, allow_nan=False))

@@ -14,7 +14,7 @@ from isoflop.errors import FitError
 from isoflop.fitting.base import Laws
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import column
-from isoflop.fitting.intervals import Interval
+from isoflop.fitting.intervals import Interval, check_confidence
 from isoflop.fitting.plain import plain
 from isoflop.fitting.summary import number
 
@@ -135,11 +135,12 @@ def compare(laws: Mapping[str, Laws], flops: float | None = None, confidence: fl
         confidence: of the intervals, and of the tests; by default the first law's.
 
     Raises:
-        FitError: no law, or no budget where no law knows its runs.
+        FitError: no law, a confidence that is none, or no budget where no law knows its runs.
     """
     if not laws:
         raise FitError("there is no law to compare")
-    level = confidence or next(iter(laws.values())).confidence
+    level = next(iter(laws.values())).confidence if confidence is None else confidence
+    check_confidence(level)
     budget = flops or shared_budget(laws)
     rows = {name: _row(name, law, budget, level) for name, law in laws.items()}
     pairs = tuple(_pair(first, second, laws, rows, budget, level) for first, second in _pairs(laws))

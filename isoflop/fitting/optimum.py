@@ -102,10 +102,9 @@ def closed_form(core: SurfaceCore, flops: float) -> Optimum:
     size, data, ln_loss = (float(v) for v in optimum(core.points, core.theta, flops)[0])
     loss = float(np.exp(ln_loss))
     near = []
-    with np.errstate(over="ignore", divide="ignore"):  # far from the optimum a steep law is infinite
-        for share in NEAR:
-            ends = [_end(core, flops, size, sign, loss * (1.0 + share)) for sign in (-1.0, 1.0)]
-            near.append(Near(share, *ends))
+    for share in NEAR:
+        ends = [_end(core, flops, size, sign, loss * (1.0 + share)) for sign in (-1.0, 1.0)]
+        near.append(Near(share, *ends))
     equal = []
     for factor in FACTORS:
         params = factor * float(np.exp(size))
@@ -139,8 +138,9 @@ def _end(core: SurfaceCore, flops: float, size: float, sign: float, limit: float
     """The N on one side of ln N* = `size` at which the loss at C = 6ND is a limit; None if it stays below."""
 
     def loss(off: float) -> float:
-        params = np.exp(size + sign * off)
-        return float(core.loss_at(params, flops / (6.0 * params)))
+        with np.errstate(over="ignore", divide="ignore"):  # so far out that N or D is no number, the loss is infinite
+            params = np.exp(size + sign * off)
+            return float(core.loss_at(params, flops / (6.0 * params)))
 
     inner, outer = 0.0, 0.1
     while loss(outer) < limit:

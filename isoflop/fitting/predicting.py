@@ -16,7 +16,7 @@ from isoflop.fitting.base import ENDS, STATISTICAL, Laws
 from isoflop.fitting.comparing import gap_text
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import cell, records
-from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.loading import FitFile, load_fit, named_laws
 from isoflop.fitting.optimum import Optimum, closed_form, over_shapes
 from isoflop.fitting.plain import plain
@@ -171,14 +171,16 @@ def predict(
     if not laws:
         raise FitError("there is no law to predict by")
     sweep = known if recipe is None else find_sweep(recipe, known)
-    level = confidence or next(iter(laws.values())).confidence
-    if not 0.0 < level < 1.0:
-        raise FitError(f"confidence is a share between 0 and 1, not {level:g}")
-    lost = [name for name, law in laws.items() if not _places(law, flops, level)]
+    level = next(iter(laws.values())).confidence if confidence is None else confidence
+    check_confidence(level)
+    tables = {name: law.predict(flops, level) for name, law in laws.items()}
+    lost = [name for name, table in tables.items() if not _has_optimum(table)]
     notes += [
         f"{name}: left out, since N* at {flops_text(flops)} FLOPs is no number: its runs don't fix it" for name in lost
     ]
-    methods = tuple(_by_law(name, law, flops, sweep, level) for name, law in laws.items() if name not in lost)
+    methods = tuple(
+        _by_law(name, law, tables[name], flops, sweep, level) for name, law in laws.items() if name not in lost
+    )
     if not methods:
         raise FitError(f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it")
     chosen = _choose(methods, method)
@@ -194,15 +196,16 @@ def predict(
     return Prediction(float(flops), level, methods, chosen, configuration, tuple(notes))
 
 
-def _places(law: Laws, flops: float, confidence: float) -> bool:
+def _has_optimum(table: pd.DataFrame) -> bool:
     """Whether N* and D* are numbers: a law that the runs don't fix may place them beyond all."""
-    there = law.predict(flops, confidence)
-    return all(0.0 < cell(there, name, "value") < math.inf for name in ("params", "tokens"))
+    return all(0.0 < cell(table, name, "value") < math.inf for name in ("params", "tokens"))
 
 
-def _by_law(name: str, law: Laws, flops: float, sweep: Sweep | None, confidence: float) -> MethodPrediction:
+def _by_law(
+    name: str, law: Laws, table: pd.DataFrame, flops: float, sweep: Sweep | None, confidence: float
+) -> MethodPrediction:
+    """What a law says, whose `Laws.predict` at the budget is `table`."""
     family = None if sweep is None else Family.of(sweep, law.n)
-    table = law.predict(flops, confidence)
     if not isinstance(law.core, SurfaceCore):
         shape = None if family is None else family.nearest(cell(table, "params", "value"))
         return MethodPrediction(name, law, table, None, None, shape)

@@ -120,33 +120,29 @@ class SurfaceCore:
 
     def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
         """Loss in nats per token at N parameters and D tokens."""
-        return np.exp(self.theta[0]) + self._of_size(params) + self._of_data(tokens)
+        return np.exp(self.theta[0]) + self._term(1, params) + self._term(2, tokens)
 
     def tokens_for(self, params: float, loss: float) -> float:
         """Tokens with which N parameters reach a loss; NaN where no number of them is enough."""
-        left = loss - float(np.exp(self.theta[0]) + self._of_size(params))
-        return self._reached(left, self.theta[2], self.theta[4], self.points.y_mean)
+        return self._of_term(2, loss - float(np.exp(self.theta[0]) + self._term(1, params)))
 
     def params_for(self, tokens: float, loss: float) -> float:
         """Parameters with which D tokens reach a loss; NaN where no number of them is enough."""
-        left = loss - float(np.exp(self.theta[0]) + self._of_data(tokens))
-        return self._reached(left, self.theta[1], self.theta[3], self.points.x_mean)
+        return self._of_term(1, loss - float(np.exp(self.theta[0]) + self._term(2, tokens)))
 
-    # With N and D about their means, since A and B alone may be too large for a number.
-
-    def _of_size(self, params: Floats | float) -> Floats:
+    def _term(self, which: int, values: Floats | float) -> Floats:
+        """A/N^alpha (1) or B/D^beta (2), from N and D about their means: A and B alone may be too large for numbers."""
+        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
         with np.errstate(over="ignore"):
-            return np.exp(self.theta[1] - self.theta[3] * (np.log(params) - self.points.x_mean))
+            return np.exp(self.theta[which] - self.theta[which + 2] * (np.log(values) - mean))
 
-    def _of_data(self, tokens: Floats | float) -> Floats:
-        with np.errstate(over="ignore"):
-            return np.exp(self.theta[2] - self.theta[4] * (np.log(tokens) - self.points.y_mean))
-
-    def _reached(self, left: float, scale: float, exponent: float, mean: float) -> float:
-        if not left > 0.0:
+    def _of_term(self, which: int, term: float) -> float:
+        """The N or D that makes such a term; NaN where it is not above 0."""
+        if not term > 0.0:
             return float("nan")
+        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
         with np.errstate(over="ignore"):
-            return float(np.exp(mean + (scale - np.log(left)) / exponent))
+            return float(np.exp(mean + (self.theta[which] - np.log(term)) / self.theta[which + 2]))
 
     def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
         """Of ln loss at N parameters and D tokens, if the law is true."""
