@@ -7,6 +7,7 @@ its final weights take the place of its checkpoints.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -156,6 +157,14 @@ class RunDirectory:
         if not isinstance(loaded, dict) or not set(WHAT) <= loaded.keys():
             raise RunError(f"{file}: damaged; delete the run's directory to start it again")
         return loaded
+
+    @property
+    def trainer(self) -> str:
+        """Who trains it: `builtin`, `command` or `simulated`; `builtin` too where its configuration can't be read."""
+        try:
+            return self.config()["identity"].get("trainer", ("builtin",))[0]
+        except RunError:
+            return "builtin"
 
     # State
 
@@ -329,7 +338,8 @@ def _result(run: RunDirectory) -> dict[str, Any]:
     for kind, loss in final.items():
         result["loss" if kind == "all" else f"loss_{kind}"] = loss
     result["loss"] = final[metric["kind"]]
-    result["wall_s"] = float(log["wall_s"].iloc[-1])
+    wall_s = float(log["wall_s"].iloc[-1])
+    result["wall_s"] = state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s  # of a program that doesn't say
     result["mfu"] = float(log.loc[log["split"] == "train", "mfu"].median())
     result["gpu_hours"] = state.get("gpus", 0) * result["wall_s"] / 3600
     return result

@@ -212,6 +212,11 @@ class Train:
         kind, _, argument = self.trainer.partition(":")
         return kind, argument.strip()
 
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the trainer is one process a node, which starts what it needs itself, and not one for each GPU."""
+        return self.program[0] != "builtin"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:

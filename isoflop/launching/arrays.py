@@ -31,15 +31,29 @@ class Array:
         gpus: of a run, on all its nodes; 0 for CPUs.
         nodes: of a run.
         at_once: how many of its runs may run at the same time; 0 if it waits for all arrays before it to end.
+        starts_processes: whether one process has all GPUs of a node, and starts others itself; else each has one.
     """
 
     runs: tuple[RunSpec, ...]
     gpus: int
     nodes: int
     at_once: int
+    starts_processes: bool = False
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes that SLURM starts on each node of a run."""
+        return 1 if self.starts_processes else max(1, self.gpus // self.nodes)
 
 
-def group(runs: Sequence[RunSpec], profile: Profile, most_tasks: int, order: Order = "longest") -> list[Array]:
+def group(
+    runs: Sequence[RunSpec],
+    profile: Profile,
+    most_tasks: int,
+    order: Order = "longest",
+    *,
+    starts_processes: bool = False,
+) -> list[Array]:
     """The arrays in which runs are submitted; together they keep to `max_gpus` and `max_jobs`."""
     shapes: dict[tuple[int, int], list[RunSpec]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: _priority(run, order)):
@@ -49,7 +63,8 @@ def group(runs: Sequence[RunSpec], profile: Profile, most_tasks: int, order: Ord
         for shape, found in sorted(shapes.items(), key=lambda item: _priority(item[1][0], order))
         for first in range(0, len(found), most_tasks)
     ]
-    return share([Array(tuple(found), gpus, nodes, 0) for (gpus, nodes), found in parts], profile)
+    arrays = [Array(tuple(found), gpus, nodes, 0, starts_processes) for (gpus, nodes), found in parts]
+    return share(arrays, profile)
 
 
 def share(arrays: Sequence[Array], profile: Profile, active: Sequence[Array] = ()) -> list[Array]:
@@ -122,7 +137,7 @@ def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
     if profile.gpu is not None and profile.node is not None and gpus:
         share = gpus / profile.gpu.per_node
         if not ASKS_FOR_CPUS & options.keys():
-            options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node)
+            options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node) * gpus // array.tasks_per_node
         if not ASKS_FOR_MEMORY & options.keys():
             options["mem"] = f"{max(1, int(profile.node.memory_gb * share * 1000))}M"
     if profile.preemptible and "no_requeue" not in options:  # some clusters cancel what they preempt

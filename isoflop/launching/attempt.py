@@ -57,7 +57,7 @@ def attempt(
 def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) -> State:
     """The part of a process that is not the first of its run."""
     try:
-        return _train_here(run, should_stop, ranks)
+        return _train(run, should_stop, ranks)
     except Exception:
         traceback.print_exc()
         return "failed"
@@ -102,7 +102,7 @@ def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | No
     elif kind == "command":
         from isoflop.launching.command import run_command
 
-        state = run_command(run, argument, should_stop)
+        state = run_command(run, argument, should_stop, ranks)
     else:
         state = _train_here(run, should_stop, ranks)
     log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)

@@ -1,36 +1,46 @@
 """`trainer: command`: a study trained by any program; the plan fills in its command line, its losses are read back.
 
-The command is split as a shell would, then `{name}` is replaced in each word by a column of the plan or by one of
-`run_dir`, `data_dir` and `losses` (the file to write), so that no value ever reaches a shell. The program writes a
-line (JSONL) or row (CSV) for each loss that it wants kept: `step` and `loss`, and where they are not those of training
-`split` (default `train`) and `kind` (default `all`). It resumes by itself: it is started again with the same command.
+The command is split as a shell would, then `{name}` is replaced in each word by a column of the plan, a path, or what
+the job has (see `PATHS` and `PLACES`), so that no value ever reaches a shell. The program writes a line (JSONL) or row
+(CSV) for each loss that it wants kept: `step` and `loss`, and where they are not those of training `split` (default
+`train`) and `kind` (default `all`). It resumes by itself: it is started again with the same command.
+
+It is started once on each node of a run, or as often as `slurm.ntasks_per_node` says, with all GPUs that SLURM gives
+that process; the first writes the losses. All are stopped together, and killed where one of them fails.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import math
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching import keeper
-from isoflop.runs import RunDirectory, State, log_row
+from isoflop.launching.program_losses import cut_torn_line, keep_rows, losses_file, read_rows
+from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 
-NAMES = (
+if TYPE_CHECKING:
+    from isoflop.training.ranks import Ranks
+
+COLUMNS = (
     "run_id", "sweep", "budget", "batch_size", "steps", "lr", "beta2", "seed", "width", "layers", "heads", "kv_heads",
-    "head_dim", "mlp_width", "vocab_size", "seq_len", "tokens", "params_total", "run_dir", "data_dir", "losses",
+    "head_dim", "mlp_width", "vocab_size", "seq_len", "tokens", "params_total",
 )  # fmt: skip
+PATHS = ("run_dir", "data_dir", "losses")
+PLACES = ("nodes", "node_rank", "gpus_per_node", "main_address", "main_port")
+"""Of the job: how often the program is started, and which of them this is; its GPUs; where the first can be met."""
+NAMES = (*COLUMNS, *PATHS, *PLACES)
 """What can stand in braces."""
 
 POLL_S = 0.5
@@ -39,34 +49,53 @@ HEARTBEAT_S = 5.0
 LAST_WORDS = 300
 
 
-def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool]) -> State:
+def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool], ranks: Ranks | None = None) -> State:
     """Runs the program of a study for one run, to its end or until `should_stop()`, then as SIGTERM leaves it.
 
+    Args:
+        run: the run.
+        template: the command.
+        should_stop: asked twice a second.
+        ranks: the processes of the job, where there are several; each starts the program.
+
     Returns:
-        `done`, `diverged` (a loss that is not finite) or `pending` (stopped, to be started again).
+        `done`, `diverged` (a loss that is not finite) or `pending` (stopped, to be started again); of a process that
+        is not the first, no more than whether it was stopped.
 
     Raises:
         RunError: the program failed, or ended without a final held-out loss.
         ConfigError: a name in braces that is not known.
     """
-    words = fill(template, values_of(run))
-    output = run.path / "attempts" / str(run.state().get("attempt", 1)) / "output.txt"
+    first = ranks is None or ranks.first
+    values = values_of(run, ranks)
+    words = fill(template, values)
+    if first:
+        cut_torn_line(losses_file(run))
+    if ranks:
+        ranks.wait()  # from here on the attempt that the first has begun is known, and its losses are whole
+    outputs = [_output(run, rank) for rank in range(ranks.size if ranks else 1)]
+    output = outputs[ranks.rank if ranks else 0]
     output.parent.mkdir(parents=True, exist_ok=True)
-    steps = run.config()["run"]["steps"]
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
-    _cut_torn_line(losses_file(run))
+    if ranks:
+        environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
+    gpus = int(os.environ.get("SLURM_NNODES") or 1) * values["gpus_per_node"]
+    pace = _Pace(run, gpus) if first else None
     with output.open("ab") as file, _start(words, file, environment) as process:
-        stopped = _wait(process, run, steps, should_stop)
-    rows = _rows(run)
+        stopped, failed = _wait(process, pace, should_stop, ranks)
+    if pace is None:
+        return "pending" if stopped else "done"
+    rows, steps = read_rows(run), run.config()["run"]["steps"]
     if any(not math.isfinite(row["loss"]) for row in rows):
-        _keep(run, rows)
+        keep_rows(run, rows)
         run.set_state("diverged", f"a loss in {losses_file(run).name} is not finite")
         return "diverged"
     if stopped:
-        run.set_state("pending", "stopped; its program resumes by itself", **_progress(rows))
+        run.set_state("pending", "stopped; its program resumes by itself", **pace.progress(rows))
         return "pending"
-    if process.returncode:
-        raise RunError(f"{words[0]} failed with {process.returncode}: {_last_words(output)}; see {output}")
+    for rank in failed:
+        code = f" with {process.returncode}" if outputs[rank] == output else f" in process {rank} of {len(outputs)}"
+        raise RunError(f"{words[0]} failed{code}: {_last_words(outputs[rank])}; see {outputs[rank]}")
     metric = run.config()["metric"]
     final = [row for row in rows if (row["split"], row["kind"]) == (metric["set"], metric["kind"])]
     if not final or final[-1]["step"] != steps:
@@ -74,14 +103,14 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
             f"{losses_file(run)}: the program ended without a loss of split {metric['set']}, kind {metric['kind']}, "
             f"step {steps}"
         )
-    _keep(run, rows)
+    keep_rows(run, rows)
     run.mark_done()
-    run.set_state("done", steps=steps, **_progress(rows))
+    run.set_state("done", **pace.progress(rows))
     return "done"
 
 
-def values_of(run: RunDirectory) -> dict[str, Any]:
-    """What can stand in braces: the run's plan and shape, and its paths."""
+def values_of(run: RunDirectory, ranks: Ranks | None = None) -> dict[str, Any]:
+    """What can stand in braces: the run's plan and shape, its paths, and what its job has."""
     config = run.config()
     shape = ModelShape(**config["identity"]["shape"])
     sizes = {name: getattr(shape, name) for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width")}
@@ -96,6 +125,26 @@ def values_of(run: RunDirectory) -> dict[str, Any]:
         "run_dir": run.path,
         "data_dir": run.path.parent.parent / "data" / config["data"],
         "losses": losses_file(run),
+        **_places(ranks),
+    }
+
+
+def _places(ranks: Ranks | None) -> dict[str, Any]:
+    from isoflop.launching.local import visible_gpus
+
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    if ranks:  # the first's; that which the processes themselves have met at is taken
+        import torch
+
+        port = int(ranks.gather(torch.tensor(port))[0])
+    return {
+        "nodes": ranks.size if ranks else 1,
+        "node_rank": ranks.rank if ranks else 0,
+        "gpus_per_node": int(os.environ.get("SLURM_GPUS_ON_NODE") or len(visible_gpus())),
+        "main_address": os.environ["MASTER_ADDR"] if ranks else "localhost",
+        "main_port": port,
     }
 
 
@@ -114,12 +163,6 @@ def fill(template: str, values: dict[str, Any]) -> list[str]:
         ) from None
     except (TypeError, ValueError) as problem:
         raise ConfigError(f"train.trainer: can't be read as a command ({problem})") from None
-
-
-def losses_file(run: RunDirectory) -> Path:
-    """Where the program writes its losses: `losses.csv` where it has made that, else `losses.jsonl`."""
-    table = run.path / "losses.csv"
-    return table if table.exists() else run.path / "losses.jsonl"
 
 
 @contextlib.contextmanager
@@ -150,72 +193,70 @@ def _start(words: list[str], output: IO[bytes], environment: Mapping[str, str]) 
         process.communicate()
 
 
-def _wait(process: subprocess.Popen[bytes], run: RunDirectory, steps: int, should_stop: Callable[[], bool]) -> bool:
-    """Waits for the program, and reports its progress; whether it was asked to stop."""
-    told = 0.0
-    while process.poll() is None:
-        if should_stop():
-            os.killpg(process.pid, signal.SIGTERM)
+def _wait(
+    process: subprocess.Popen[bytes], pace: _Pace | None, should_stop: Callable[[], bool], ranks: Ranks | None
+) -> tuple[bool, list[int]]:
+    """Waits for the program in all processes of the job; whether it was asked to stop, and in which of them it failed.
+
+    Where it has failed in one, the others are not waited for.
+    """
+    size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
+    while True:
+        running, stop = process.poll() is None, should_stop()
+        flags = [running, stop, *(bool(process.returncode) and rank == mine for rank in range(size))]
+        running, stop, *failed = ranks.any(*flags) if ranks else flags
+        if stop and running:
+            with contextlib.suppress(ProcessLookupError):  # where it has ended in this one
+                os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
-            return True
-        if time.monotonic() - told > HEARTBEAT_S:
-            told = time.monotonic()
-            run.set_state("running", steps=steps, **_progress(_rows(run)))
+            return True, []
+        if not running or any(failed):
+            return False, [rank for rank, one in enumerate(failed) if one]
+        if pace:
+            pace.tell()
         time.sleep(POLL_S)
-    return False
 
 
-def _rows(run: RunDirectory) -> list[dict[str, Any]]:
-    """The losses written so far, in order of steps, the last of each; a torn last line does not count."""
-    file = losses_file(run)
-    if not file.exists():
-        return []
-    found: dict[tuple[int, str, str], dict[str, Any]] = {}
-    for record in _records(file):
-        try:
-            row = {
-                "split": "train",
-                "kind": "all",
-                **{key: value for key, value in record.items() if value not in ("", None)},
-            }
-            row |= {"step": int(row["step"]), "loss": float(row["loss"])}
-        except (KeyError, TypeError, ValueError):
-            raise RunError(f"{file}: a line without step and loss: {str(record)[:100]}") from None
-        found[row["step"], row["split"], row["kind"]] = row
-    return [found[key] for key in sorted(found)]
+class _Pace:
+    """How far a program is and how fast, told from its losses now and then, and the time that it has had so far."""
+
+    def __init__(self, run: RunDirectory, gpus: int) -> None:
+        plan, shape = run.config()["run"], run.config()["identity"]["shape"]
+        self.run = run
+        self.known = {"steps": plan["steps"], "gpus": gpus}
+        self.tokens_per_step = plan["batch_size"] * shape["seq_len"]
+        self.earlier_s = run.state().get("wall_s") or 0.0
+        self.began = time.monotonic()
+        self.first: tuple[int, float] | None = None
+        self.due = self.began
+
+    def tell(self) -> None:
+        """Writes the run's state, unless it was written just now; long losses less often."""
+        began = time.monotonic()
+        if began >= self.due:
+            self.run.set_state("running", **self.progress(read_rows(self.run)))
+            took = time.monotonic() - began
+            self.due = began + max(HEARTBEAT_S, 20 * took)
+
+    def progress(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the state is to say."""
+        now = time.monotonic()
+        told = {**self.known, "wall_s": self.earlier_s + now - self.began}
+        train = [row for row in rows if row["split"] == "train"] or rows
+        if not train:
+            return told
+        step, loss = train[-1]["step"], train[-1]["loss"]
+        first_step, first_seen = self.first = self.first or (step, now)
+        if step > first_step:
+            told["tokens_per_second"] = (step - first_step) * self.tokens_per_step / (now - first_seen)
+        return {**told, "step": step, "loss": loss}
 
 
-def _records(file: Path) -> Iterable[dict[str, Any]]:
-    whole, _, _ = file.read_text(errors="replace").rpartition("\n")
-    if file.suffix == ".csv":
-        yield from csv.DictReader(whole.splitlines())
-        return
-    for line in filter(None, map(str.strip, whole.splitlines())):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise RunError(f"{file}: not JSON: {line[:100]}") from None
-        yield record if isinstance(record, dict) else {"step": record}
-
-
-def _cut_torn_line(file: Path) -> None:
-    """Ends the losses of a program that was killed while it wrote a line with the line before, to be written on."""
-    if file.exists():
-        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-
-
-def _keep(run: RunDirectory, rows: list[dict[str, Any]]) -> None:
-    """Writes the program's losses as the run's loss log."""
-    config = run.config()
-    plan, shape = config["run"], ModelShape(**config["identity"]["shape"])
-    run.cut_log(0)
-    run.append_log([log_row(shape, plan["batch_size"], **row) for row in rows])
-
-
-def _progress(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    train = [row for row in rows if row["split"] == "train"] or rows
-    return {"step": train[-1]["step"], "loss": train[-1]["loss"]} if train else {}
+def _output(run: RunDirectory, rank: int) -> Path:
+    """What the program writes of its own, in each process of the job."""
+    folder = run.path / "attempts" / str(run.state().get("attempt", 1))
+    return folder / (f"output-{rank}.txt" if rank else "output.txt")
 
 
 def _last_words(output: Path) -> str:

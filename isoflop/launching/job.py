@@ -30,7 +30,7 @@ class RunJob(Job):
     def __call__(self) -> str:
         """Trains the run; returns the state it ends in, or leaves by SystemExit where the job must go on or failed."""
         self.listen()
-        ranks = _ranks()
+        ranks = _ranks(RunDirectory(Path(self.directory)).trainer)
         if ranks is not None and not ranks.first:
             self._follow(ranks)
         state = self._lead(ranks)
@@ -90,13 +90,17 @@ class RunJob(Job):
         return attempt(run, should_stop, job_id(), ranks, in_vain=in_vain, start_step=step)
 
 
-def _ranks() -> Ranks | None:
-    """The processes of this job, where there are several."""
+def _ranks(trainer: str) -> Ranks | None:
+    """The processes of this job that train together, where there are several."""
     if int(os.environ.get("SLURM_NTASKS", 1)) == 1:
+        return None
+    if trainer == "simulated":
+        if int(os.environ["SLURM_PROCID"]):
+            os._exit(0)  # the first draws the losses alone
         return None
     from isoflop.training.ranks import join
 
-    return join()
+    return join(on_gpus=trainer == "builtin")
 
 
 def _begin(ranks: Ranks | None, go: bool) -> bool:

@@ -111,7 +111,7 @@ class LocalPool:
         """Starts up to `wanted` workers in the places that are free."""
         import submitit
 
-        gpus = _gpus()
+        gpus = visible_gpus()
         free = [place for place in range(self.workers) if place not in self._jobs]
         executor = submitit.LocalExecutor(self._submitit)
         for place in free[:wanted]:
@@ -181,10 +181,10 @@ class LocalPool:
 
 def default_workers() -> int:
     """A worker for each GPU, else for each core this process may use."""
-    return len(_gpus()) or len(os.sched_getaffinity(0))
+    return len(visible_gpus()) or len(os.sched_getaffinity(0))
 
 
-def _gpus() -> list[int]:
+def visible_gpus() -> list[int]:
     """Numbers of the NVIDIA GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:

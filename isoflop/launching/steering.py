@@ -16,6 +16,7 @@ from isoflop.launching.attempt import log_file
 from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
 from isoflop.lease import take_lease
+from isoflop.planning.plan import plan_rows
 from isoflop.runs import SETTLED, RunDirectory
 
 ANY_RETRIES = 10**6
@@ -29,14 +30,9 @@ def runs_of(directory: Path) -> list[str]:
     """The runs of a sweep's directory, in the order of its plan.
 
     Raises:
-        RunError: no sweep's directory.
+        RunError: no sweep's directory, or a damaged plan.
     """
-    import pyarrow.parquet as pq
-
-    file = directory / "plan.parquet"
-    if not file.exists():
-        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed")
-    return pq.read_table(file, columns=["run_id"])["run_id"].to_pylist()
+    return [row["run_id"] for row in plan_rows(directory, ["run_id"])]
 
 
 def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:

@@ -176,7 +176,7 @@ def _parameters(array: Array, profile: Profile, code: Path, name: str, after: st
     return {
         "job_name": name,
         "time": DEFAULT_TIME_MIN if hours == float("inf") else max(1, int(60 * hours)),
-        "ntasks_per_node": max(1, array.gpus // array.nodes),
+        "ntasks_per_node": array.tasks_per_node,
         "wckey": None,  # submitit's own would be refused by some clusters
         "array_parallelism": most_at_once(array, profile),
         "setup": setup_lines(profile, code),

@@ -199,9 +199,14 @@ def submit(
         for run_id in intent.queued:
             _clear(RunDirectory(directory / run_id))
         active = _active(plan, intent.picture, submissions)
-        shared = share(
-            group(intent.chosen(plan), profile, slurm.max_array_size(), order), profile, list(active.values())
+        arrays = group(
+            intent.chosen(plan),
+            profile,
+            slurm.max_array_size(),
+            order,
+            starts_processes=plan.sweep.train.starts_processes,
         )
+        shared = share(arrays, profile, list(active.values()))
         for job_id, array in zip(active, shared, strict=False):
             if len(array.runs) == 1:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
@@ -15,7 +15,7 @@ from isoflop.config.identity import budget_label, run_id, run_identity
 from isoflop.config.loading import load_sweep
 from isoflop.config.reading import Overrides
 from isoflop.config.schema import Data, Sweep
-from isoflop.errors import ConfigError, IsoflopError
+from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.files import replace_file
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.runspec import COLUMNS, RunSpec
@@ -118,6 +118,24 @@ class Plan:
         rest = f"<p>and {more} more; plan.to_frame() has them all</p>" if more > 0 else ""
         caption = html.escape(repr(self)[1:-1])
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
+
+
+def plan_rows(directory: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns of a sweep's `plan.parquet`, a row a run; without pandas, which takes longer to import than this to read.
+
+    Raises:
+        RunError: no plan in the directory, or a damaged one.
+    """
+    import pyarrow.parquet as pq
+
+    file = directory / "plan.parquet"
+    if not file.exists():
+        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed")
+    try:
+        with pq.ParquetFile(file) as table:
+            return table.read(columns=list(columns)).select(list(columns)).to_pylist()
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{file}: damaged ({error}); delete it, and `isoflop submit` writes it anew") from None
 
 
 def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan:

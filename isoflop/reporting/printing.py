@@ -191,7 +191,8 @@ def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) ->
     from isoflop.launching.submitting import with_excluded
 
     excluded = with_excluded(profile, intent.bad_nodes)
-    for array in group(intent.chosen(plan), profile, max_array_size(), order):
+    starts_processes = plan.sweep.train.starts_processes
+    for array in group(intent.chosen(plan), profile, max_array_size(), order, starts_processes=starts_processes):
         print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from isoflop.launching.reconcile import Picture, Where
 from isoflop.launching.steering import look
+from isoflop.planning.plan import plan_rows
 from isoflop.reporting.terminal import clock, duration, print_table, short, warn
 
 ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
@@ -97,11 +98,8 @@ class Status:
 
 def read_status(directory: Path, retries: int) -> Status:
     """Looks at a submitted sweep: one call of squeue, at most one of sacct."""
-    import pyarrow.parquet as pq
-
     picture = look(directory, retries)
-    columns = ["run_id", "tokens", "train_flops", "est_gpu_hours"]
-    plan = pq.read_table(directory / "plan.parquet", columns=columns).to_pylist()
+    plan = plan_rows(directory, ["run_id", "tokens", "train_flops", "est_gpu_hours"])
     rows = tuple(
         Row(picture.runs[row["run_id"]], row["tokens"], row["train_flops"], row["est_gpu_hours"]) for row in plan
     )

@@ -66,14 +66,19 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join() -> Ranks:
-    """Meets the other processes of this job as SLURM and submitit name them; alone where there are no others."""
+def join(on_gpus: bool = True) -> Ranks:
+    """Meets the other processes of this job as SLURM and submitit name them; alone where there are no others.
+
+    Args:
+        on_gpus: take a GPU each, where there are any; else leave them to the programs that the processes start.
+    """
     if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
         return Ranks()
     import submitit
 
     found = submitit.helpers.TorchDistributedEnvironment().export()
-    if torch.cuda.is_available():
+    on_gpus = on_gpus and torch.cuda.is_available()
+    if on_gpus:
         torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
     return Ranks(found.rank, found.world_size, found.local_rank)

@@ -24,7 +24,7 @@ from isoflop.config.loading import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching import command
 from isoflop.launching.attempt import attempt
-from isoflop.launching.command import NAMES, fill, run_command, values_of
+from isoflop.launching.command import COLUMNS, NAMES, fill, run_command, values_of
 from isoflop.launching.directory import make_directory
 from isoflop.lease import LeaseLostError
 from isoflop.planning.plan import Plan
@@ -274,11 +274,44 @@ def test_the_names_are_those_that_have_values(program: Program) -> None:
     assert set(NAMES) == values.keys()
     assert len(set(NAMES)) == len(NAMES)
     row = study.plan.rows()[0]
-    assert {name: values[name] for name in values.keys() & row.keys()} == {
-        name: row[name] for name in values.keys() & row.keys()
+    assert {name: values[name] for name in COLUMNS if name in row} == {
+        name: row[name] for name in COLUMNS if name in row
     }
     assert (values["losses"], values["run_dir"]) == (study.run.path / "losses.jsonl", study.run.path)
     assert (values["tokens"], values["steps"]) == (spec.tokens, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 4),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "3"}, 2),
+    ],
+)
+def test_a_program_is_told_what_it_has(
+    program: Program, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], gpus: int
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    says = WHOLE + "json.dump(sys.argv[3:], open(file.replace('losses.jsonl', 'said'), 'w'))\n"
+    study = program(says, "{steps} {losses} {nodes} {node_rank} {gpus_per_node}")
+    assert study.attempt() == "done", study.run.state()["reason"]
+    assert json.loads((study.run.path / "said").read_text()) == ["1", "0", str(gpus)]
+    state = study.run.state()
+    assert state["gpus"] == gpus * int(environment.get("SLURM_NNODES", 1))
+    (row,) = read_runs(study.directory).query("state == 'done'").to_dict("records")
+    assert row["wall_s"] == state["wall_s"] > 0
+    assert row["gpu_hours"] == state["gpus"] * state["wall_s"] / 3600
+
+
+def test_the_place_to_meet_is_free(program: Program) -> None:
+    says = "import socket, sys\nsocket.create_server((sys.argv[3], int(sys.argv[4])))\n" + WHOLE
+    study = program(says, "{steps} {losses} {main_address} {main_port}")
+    assert study.attempt() == "done", study.run.state()["reason"]
 
 
 @pytest.mark.parametrize(

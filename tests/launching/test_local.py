@@ -20,7 +20,7 @@ from studies import exact, hold_lease, kill, run_of, start, tiny_plan, tiny_stud
 
 from isoflop.errors import RunError
 from isoflop.launching import local
-from isoflop.launching.local import LocalPool, Progress, _gpus, default_workers
+from isoflop.launching.local import LocalPool, Progress, default_workers, visible_gpus
 from isoflop.launching.study import train_study
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
@@ -41,7 +41,7 @@ def test_gpus_are_those_that_the_environment_leaves(
     monkeypatch: pytest.MonkeyPatch, visible: str, gpus: list[int]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert _gpus() == gpus
+    assert visible_gpus() == gpus
     assert default_workers() == (len(gpus) or len(os.sched_getaffinity(0)))
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from isoflop.config import load_sweep
-from isoflop.errors import ConfigError, IsoflopError
-from isoflop.planning.plan import Plan, plan
+from isoflop.errors import ConfigError, IsoflopError, RunError
+from isoflop.planning.plan import Plan, plan, plan_rows
 from isoflop.planning.runspec import COLUMNS
 
 # what readers of plan.parquet rely on
@@ -171,3 +171,34 @@ def test_planning_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_columns_of_a_plan_are_read_without_pandas(soda: Plan, tmp_path: Path) -> None:
+    soda.write_parquet(tmp_path / "plan.parquet")
+    assert plan_rows(tmp_path, ["tokens", "run_id"]) == [
+        {"tokens": run.tokens, "run_id": run.run_id} for run in soda.runs
+    ]
+    code = (
+        "import sys; from pathlib import Path; from isoflop.planning.plan import plan_rows; "
+        "plan_rows(Path(sys.argv[1]), ['run_id']); print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PAR1", b"PAR1 and then not PAR1", None], ids=["empty", "cut", "other", "folder"]
+)
+def test_a_damaged_plan_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "plan.parquet"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(RunError, match="delete it, and `isoflop submit` writes it anew") as problem:
+        plan_rows(tmp_path, ["run_id"])
+    assert str(problem.value).startswith(f"{file}: damaged (")
+    assert "\n" not in str(problem.value)
+
+
+def test_a_plan_without_a_column_is_one_line(tmp_path: Path, soda: Plan) -> None:
+    soda.to_frame().drop(columns="tokens").to_parquet(tmp_path / "plan.parquet")
+    with pytest.raises(RunError, match="damaged"):
+        plan_rows(tmp_path, ["run_id", "tokens"])
