@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from isoflop.config.loading import to_yaml
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
+from isoflop.launching.attempt import attempt
 from isoflop.launching.calibrating import calibrate
 from isoflop.launching.directory import make_directory
 from isoflop.launching.doctor import examine
@@ -272,3 +275,70 @@ def worker_of(study: Submitted, number: int = 0, rank: int = 0) -> int:
         if f"{array.decode()}_{task.decode()}" == wanted and environment.get(b"SLURM_PROCID") == b"%d" % rank:
             return int(folder.name)
     raise AssertionError(f"no process trains {wanted}")
+
+
+TOGETHER = """
+import json, os, pathlib, signal, socket, sys, time
+run, width, steps, losses, nodes, rank, address, port = sys.argv[1:]
+stopped = []
+signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+if rank == "0":
+    with socket.create_server((address, int(port))) as server:
+        server.accept()
+else:
+    for _ in range(200):
+        try:
+            socket.create_connection((address, int(port))).close()
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        sys.exit("nobody there")
+said = pathlib.Path(run, "said")
+with said.open("a") as file:
+    print(rank, "of", nodes, file=file)
+first = said.read_text().count(f"{rank} of") == 1
+if width == "12" and rank == "1":
+    sys.exit("no room on this node")
+while (first or width == "12") and not stopped:
+    time.sleep(0.05)
+if stopped:
+    with said.open("a") as file:
+        print(rank, "stopped", file=file)
+elif rank == "0":
+    with open(losses, "a") as file:
+        print(json.dumps({"step": int(steps), "loss": 5.25, "split": "heldout"}), file=file)
+"""
+"""Meets itself on the other node, and waits to be stopped; started again it ends. In the second run it fails on one."""
+
+
+@WITHOUT
+def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(TOGETHER)
+    names = ("run_dir", "width", "steps", "losses", "nodes", "node_rank", "main_address", "main_port")
+    words = f"{sys.executable} {tmp_path / 'program.py'} {' '.join(f'{{{name}}}' for name in names)}"
+    study = submitted(bed, tmp_path, f"train.trainer=command: {words}", options=TWO_NODES, retries=0)
+    study.submit()
+    good, bad = study.runs
+    wait_for(lambda: (good.path / "said").exists() and (good.path / "said").read_text().count("of 2") == 2, 60)
+    os.kill(worker_of(study, rank=1), signal.SIGUSR2)
+    picture = study.wait(lambda picture: len(picture.ids("done", "failed")) == 2)
+    assert picture.ids("done") == [good.run_id]
+    said = (good.path / "said").read_text().splitlines()
+    parts = [sorted(said[first : first + 2]) for first in range(0, len(said), 2)]
+    assert parts == [["0 of 2", "1 of 2"], ["0 stopped", "1 stopped"], ["0 of 2", "1 of 2"]]
+    assert good.state()["attempt"] == 2
+    assert re.search(
+        r"failed in process 1 of 2: no room on this node; see \S+/attempts/1/output-1\.txt", bad.state()["reason"]
+    )
+
+
+@WITHOUT
+def test_simulated_runs_on_two_nodes_are_drawn_once(bed: Bed, tmp_path: Path) -> None:
+    calm = submitted(bed, tmp_path / "calm", "train.trainer=simulated: soda")
+    make_directory(calm.plan, calm.directory.parent)
+    assert [attempt(run, lambda: False, None) for run in calm.runs] == ["done", "done"]
+    study = submitted(bed, tmp_path / "queued", "train.trainer=simulated: soda", options=TWO_NODES)
+    study.submit()
+    study.finish()
+    study.equals(calm.directory)
