@@ -2,9 +2,10 @@
 
 A block marked `console` is run: each line that starts with `$ ` is a command, the lines under it are what it prints
 (stdout and stderr), and a line `...` stands for any lines. Nothing under a command means that its output is free. A
-block marked `python` is run as a program. Blocks share one folder that holds copies of `sweeps`, `slurm` and
-`analysis/pocket-64`. One that takes minutes is marked `console slow` or `python slow`, one that needs a cluster
-`console slurm`. Of `make` only that the target exists is checked. Other blocks, such as `sh` and `text`, are not run.
+block marked `python` is run as a program. One that is marked with a name, such as `yaml own.yaml`, is that file. Blocks
+share one folder that holds copies of `sweeps`, `slurm` and `analysis/pocket-64`. One that takes minutes is marked
+`console slow` or `python slow`, one that needs a cluster `console slurm`. Of `make` only that the target exists is
+checked. Other blocks, such as `sh` and `text`, are not run.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from typing import Any, get_type_hints
 import pytest
 import yaml
 from clusters import open_bed
+from studies import exact, wait_for
 
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile
 from isoflop.planning.runspec import COLUMNS
-from isoflop.runs import LOG_COLUMNS
+from isoflop.runs import LOG_COLUMNS, RunDirectory
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(
     r"^```(?P<kind>console|python)(?P<when> slow| slurm)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+_FILE = re.compile(r"^```\w+ (?P<name>\w+\.\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ def blocks(readme: str) -> list[Block]:
         Block(found["kind"], (found["when"] or "").strip(), readme.count("\n", 0, found.start()) + 1, found["text"])
         for found in _BLOCK.finditer(readme)
     ]
+
+
+def files(readme: str) -> dict[str, str]:
+    return {found["name"]: found["text"] for found in _FILE.finditer(readme)}
 
 
 def commands(text: str) -> list[tuple[str, str]]:
@@ -92,6 +99,8 @@ def check(block: Block, folder: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     for name in ("sweeps", "slurm", "analysis/pocket-64"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    for name, text in files(README).items():
+        (tmp_path / name).write_text(text)
     return tmp_path
 
 
@@ -117,6 +126,28 @@ def test_the_blocks_for_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pyt
             if block.when == "slurm":
                 check(block, folder)
         execute("isoflop cancel runs/pocket", folder)
+
+
+@pytest.mark.slow
+def test_the_trainer_of_one_s_own_on_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped and goes on, and its losses are those of runs that nothing stopped."""
+    small = "name=own 'budgets=[3.0e10]' 'widths=[8, 16]' data.tokens.pocket=1.0e5 data.max_epochs=99"
+    here = execute(f"isoflop run own.yaml {small.replace('name=own', 'name=here')}", folder)
+    assert "2 of 2 runs done" in here.stdout, here.stdout
+    with open_bed(tmp_path / "bed", 17600, accounting=False) as bed:
+        monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
+        submitted = execute(f"isoflop submit own.yaml {small} --cluster slurm/testbed.yaml --yes", folder)
+        assert submitted.returncode == 0, submitted.stdout
+        runs = [RunDirectory(path.parent) for path in (folder / "runs" / "own").glob("*/config.yaml")]
+        for run in runs:
+            losses = run.path / "losses.jsonl"
+            wait_for(lambda losses=losses: losses.exists() and losses.read_text().count("\n") > 5, 90)
+            bed.run("scontrol", "requeue", run.state()["job_id"])
+        wait_for(lambda: all(run.done for run in runs), 180)
+    for run in runs:
+        (other,) = (folder / "runs" / "here").glob(f"{run.run_id.rpartition('-')[0]}-*")
+        assert exact(run).equals(exact(RunDirectory(other)))
+        assert run.state()["attempt"] == 2
 
 
 # Tables
@@ -193,8 +224,11 @@ def test_what_counts_as_printed(expected: str, output: str, same: bool) -> None:
 
 
 def test_blocks_and_commands_are_found() -> None:
-    text = "x\n```console\n$ a b\nout\n\nmore\n$ c\n```\n```sh\n$ d\n```\n```python slow\ne\n```\n"
+    text = (
+        "x\n```console\n$ a b\nout\n\nmore\n$ c\n```\n```sh\n$ d\n```\n```python slow\ne\n```\n```yaml f.yaml\ng\n```\n"
+    )
     console, python = blocks(text)
     assert (console.kind, console.when, console.line) == ("console", "", 2)
     assert commands(console.text) == [("a b", "out\n\nmore\n"), ("c", "")]
     assert (python.kind, python.when, python.text) == ("python", "slow", "e\n")
+    assert files(text) == {"f.yaml": "g\n"}

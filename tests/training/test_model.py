@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.shapes import ModelShape
-from isoflop.training.model import Decoder, rope_tables, rotate
+from isoflop.training.model import NORM_EPS, Decoder, rope_tables, rotate
 
 PLAIN = ModelShape(width=16, layers=2, heads=4, kv_heads=4, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24)
 GROUPED = dataclasses.replace(PLAIN, heads=6, kv_heads=2, head_dim=8)  # heads * head_dim is not the width
@@ -257,3 +257,61 @@ def test_scores_depend_on_the_distance_only() -> None:
         diagonal = scores_SS.diagonal(-distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(q_SE.norm(dim=-1), q_E.norm().expand(64))
+
+
+# Against another implementation
+
+QWEN3 = {
+    "embedding": "model.embed_tokens",
+    "norm": "model.norm",
+    "head": "lm_head",
+    "blocks": "model.layers",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention": "self_attn",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "query_norm": "q_norm",
+    "key_norm": "k_norm",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+}
+"""Names of parts here, and in Hugging Face's transformers."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_qwen3(shape: ModelShape) -> None:
+    """The logits of transformers' Qwen3 with the same weights, and Llama 3's scaling of RoPE."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    other = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.width,
+            intermediate_size=shape.mlp_width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            tie_word_embeddings=shape.tied,
+            rms_norm_eps=NORM_EPS,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": shape.rope_theta,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        )
+    ).eval()
+    ours = decoder(shape)
+    weights = {".".join(QWEN3.get(part, part) for part in name.split(".")): w for name, w in ours.state_dict().items()}
+    other.load_state_dict(weights)
+    assert other.num_parameters() == shape.params_total
+    ids = ids_of(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), other(ids).logits, rtol=1e-4, atol=1e-5)
