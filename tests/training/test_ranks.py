@@ -1,0 +1,55 @@
+"""Several processes train one run as one would: the same batches, schedule and counts, and losses up to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from clusters import LONG
+from studies import start, tiny_plan, write_corpus
+
+from isoflop.launching.directory import make_directory
+from isoflop.runs import RunDirectory
+
+FIRST = 30
+"""Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
+
+
+def train_along(run: RunDirectory, root: Path, rank: int, size: int, meeting: Path) -> None:
+    """The part of one process."""
+    import torch
+    import torch.distributed as dist
+
+    from isoflop.training.loop import train
+    from isoflop.training.ranks import Ranks
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    train(run, root, ranks=Ranks(rank, size, rank))
+    dist.destroy_process_group()
+
+
+def trained(folder: Path, size: int) -> pd.DataFrame:
+    """The loss log of a run of some 350 steps that so many processes have trained, with a row each step."""
+    folder.mkdir()
+    plan = tiny_plan(folder, *LONG, "widths=[8]", "train.batch_scale=4", "train.log_points=1000")
+    root = folder / "runs"
+    write_corpus(root, plan)
+    run = RunDirectory(make_directory(plan, root) / plan.runs[0].run_id)
+    for process in [start(train_along, run, root, rank, size, folder / "meeting") for rank in range(size)]:
+        process.join()
+        assert process.exitcode == 0
+    return run.log()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    one, two = trained(tmp_path / "one", 1), trained(tmp_path / "two", 2)
+    same = ["step", "split", "kind", "tokens", "train_flops", "targets", "lr"]
+    assert one[same].equals(two[same])
+    first = one.eval(f"step <= {FIRST} and split == 'train'")
+    assert first.sum() >= FIRST
+    for column in ("loss", "grad_norm"):
+        np.testing.assert_allclose(two[column][first], one[column][first], rtol=1e-5)
+    last = one.eval("step == step.max() and split == 'heldout' and kind == 'all'")
+    np.testing.assert_allclose(two["loss"][last], one["loss"][last], rtol=0.01)
