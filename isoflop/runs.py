@@ -86,6 +86,10 @@ class RunDirectory:
         steps = (int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.sha256"))
         return max(steps, default=0)
 
+    def reached(self) -> int:
+        """The step that a new start goes on from; of a program that resumes by itself that of its last loss."""
+        return self.state()["step"] if self.trainer == "command" else self.checkpointed_step()
+
     # Configuration
 
     def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:

@@ -64,8 +64,8 @@ def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) ->
 
 
 def record_failure(run: RunDirectory, reason: str, node: str) -> None:
-    """Marks a run as failed; failures count as long as no new checkpoint lies between them."""
-    state, step = run.state(), run.checkpointed_step()
+    """Marks a run as failed; failures count as long as no progress lies between them."""
+    state, step = run.state(), run.reached()
     failures = state.get("failures", 0) + 1 if state.get("failed_at") == step else 1
     failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
     run.set_state("failed", reason, failures=failures, failed_at=step, failed_on=failed_on)

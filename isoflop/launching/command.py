@@ -86,12 +86,13 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     if pace is None:
         return "pending" if stopped else "done"
     rows, steps = read_rows(run), run.config()["run"]["steps"]
+    run.set_state("running", **pace.progress(rows))
     if any(not math.isfinite(row["loss"]) for row in rows):
         keep_rows(run, rows)
         run.set_state("diverged", f"a loss in {losses_file(run).name} is not finite")
         return "diverged"
     if stopped:
-        run.set_state("pending", "stopped; its program resumes by itself", **pace.progress(rows))
+        run.set_state("pending", "stopped; its program resumes by itself")
         return "pending"
     for rank in failed:
         code = f" with {process.returncode}" if outputs[rank] == output else f" in process {rank} of {len(outputs)}"
@@ -105,7 +106,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         )
     keep_rows(run, rows)
     run.mark_done()
-    run.set_state("done", **pace.progress(rows))
+    run.set_state("done")
     return "done"
 
 

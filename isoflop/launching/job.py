@@ -70,14 +70,14 @@ class RunJob(Job):
             _begin(ranks, False)
             run.remove_checkpoints()
             return state["state"]
-        step = run.checkpointed_step()
+        step = run.reached()
         in_vain = state.get("in_vain", 0) + 1 if state.get("start_step") == step else 0
         if in_vain >= MOST_STARTS_IN_VAIN:
             _begin(ranks, False)
             record_failure(
                 run,
                 f"started {in_vain} times without getting past step {step}: give a job more time (slurm.time), "
-                "or lower train.checkpoint_minutes; then retry",
+                "or save more often (train.checkpoint_minutes); then retry",
                 "",
             )
             return "failed"

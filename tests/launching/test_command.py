@@ -237,6 +237,28 @@ def test_a_program_that_failed_is_a_run_that_failed(program: Program, text: str,
         run_command(study.run, study.plan.sweep.train.program[1], lambda: False)
 
 
+FAILS = """
+import sys
+file, most = sys.argv[2], int(sys.argv[3])
+with open(file, "a+") as losses:
+    losses.seek(0)
+    written = len(losses.readlines())
+    for step in range(written + 1, min(written + 10, most) + 1):
+        losses.write('{"step": %d, "loss": 6.0}\\n' % step)
+sys.exit("no room")
+"""
+"""Gets ten steps further, up to a limit, and fails."""
+
+
+def test_failures_count_where_a_program_gets_no_further(program: Program) -> None:
+    study = program(FAILS, "{steps} {losses} 20")
+    counts = []
+    for _ in range(4):
+        assert study.attempt() == "failed"
+        counts.append((study.run.reached(), study.run.state()["failures"]))
+    assert counts == [(10, 1), (20, 1), (20, 2), (20, 3)]
+
+
 def test_a_program_that_is_not_there(program: Program, tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, "train.trainer={command: no-such-program --steps 3}")
     study = Trained(plan, make_directory(plan, tmp_path / "runs"))
@@ -357,6 +379,7 @@ def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program
     assert study.attempt(at_step_20) == "pending"
     state = study.run.state()
     assert (state["state"], state["step"], state["attempt"]) == ("pending", 20, 1)
+    assert study.run.reached() == 20
     assert (study.run.path / "attempts" / "1" / "output.txt").read_text() == "saved\n"
     assert len(study.run.log()) == 0
     assert study.attempt() == "done"
