@@ -27,6 +27,7 @@ from studies import exact, wait_for
 
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile
+from isoflop.launching.command import NAMES
 from isoflop.planning.runspec import COLUMNS
 from isoflop.runs import LOG_COLUMNS, RunDirectory
 
@@ -202,6 +203,10 @@ def test_every_key_of_a_profile_with_its_default() -> None:
 @pytest.mark.parametrize(("heading", "columns"), [("### plan.parquet", COLUMNS), ("### loss/*.parquet", LOG_COLUMNS)])
 def test_every_column(heading: str, columns: dict[str, Any]) -> None:
     assert [name for row in table(heading) for name in names(row[0])] == list(columns)
+
+
+def test_every_name_of_a_command() -> None:
+    assert {name for row in table("### Another trainer, or none") for name in names(row[0])} == set(NAMES)
 
 
 # The convention itself

@@ -333,6 +333,31 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
     )
 
 
+SUMS = """
+import json, os, sys
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+ranks = torch.ones(())
+dist.all_reduce(ranks)
+if dist.get_rank() == 0:
+    with open(sys.argv[2], "a") as file:
+        print(json.dumps({"step": int(sys.argv[1]), "loss": ranks.item(), "split": "heldout"}), file=file)
+"""
+
+
+@WITHOUT
+def test_torchrun_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SUMS)
+    words = (
+        f"{sys.executable} -m torch.distributed.run --nnodes {{nodes}} --nproc-per-node 2 --node-rank {{node_rank}} "
+        f"--master-addr {{main_address}} --master-port {{main_port}} {tmp_path / 'program.py'} {{steps}} {{losses}}"
+    )
+    study = submitted(bed, tmp_path, f"train.trainer=command: {words}", options=TWO_NODES)
+    study.submit()
+    study.finish()
+    assert [run.log()["loss"].tolist() for run in study.runs] == [[4.0], [4.0]]
+
+
 @WITHOUT
 def test_simulated_runs_on_two_nodes_are_drawn_once(bed: Bed, tmp_path: Path) -> None:
     calm = submitted(bed, tmp_path / "calm", "train.trainer=simulated: soda")
