@@ -87,9 +87,9 @@ def _write_provenance(path: Path, job_id: str | None) -> None:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def log_file(run: RunDirectory, attempt: int) -> Path:
-    """Where an attempt at a run writes what it does."""
-    return run.path / "attempts" / str(attempt) / "log.txt"
+def log_file(run: RunDirectory, attempt: int, rank: int = 0) -> Path:
+    """Where an attempt at a run writes what it does, and a program of one's own what it prints in each process."""
+    return run.path / "attempts" / str(attempt) / (f"log-{rank}.txt" if rank else "log.txt")
 
 
 def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching import keeper
+from isoflop.launching.attempt import log_file
 from isoflop.launching.program_losses import cut_torn_line, keep_rows, losses_file, read_rows
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
@@ -73,15 +74,15 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         cut_torn_line(losses_file(run))
     if ranks:
         ranks.wait()  # from here on the attempt that the first has begun is known, and its losses are whole
-    outputs = [_output(run, rank) for rank in range(ranks.size if ranks else 1)]
-    output = outputs[ranks.rank if ranks else 0]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
+    outputs = [log_file(run, run.state().get("attempt", 0), rank) for rank in range(size)]
+    outputs[mine].parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
     if ranks:
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
     gpus = int(os.environ.get("SLURM_NNODES") or 1) * values["gpus_per_node"]
     pace = _Pace(run, gpus) if first else None
-    with output.open("ab") as file, _start(words, file, environment) as process:
+    with outputs[mine].open("ab") as file, _start(words, file, environment) as process:
         stopped, failed = _wait(process, pace, should_stop, ranks)
     if pace is None:
         return "pending" if stopped else "done"
@@ -95,7 +96,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         run.set_state("pending", "stopped; its program resumes by itself")
         return "pending"
     for rank in failed:
-        code = f" with {process.returncode}" if outputs[rank] == output else f" in process {rank} of {len(outputs)}"
+        code = f" in process {rank} of {size}" if rank else f" with {process.returncode}"
         raise RunError(f"{words[0]} failed{code}: {_last_words(outputs[rank])}; see {outputs[rank]}")
     metric = run.config()["metric"]
     final = [row for row in rows if (row["split"], row["kind"]) == (metric["set"], metric["kind"])]
@@ -252,12 +253,6 @@ class _Pace:
         if step > first_step:
             told["tokens_per_second"] = (step - first_step) * self.tokens_per_step / (now - first_seen)
         return {**told, "step": step, "loss": loss}
-
-
-def _output(run: RunDirectory, rank: int) -> Path:
-    """What the program writes of its own, in each process of the job."""
-    folder = run.path / "attempts" / str(run.state().get("attempt", 1))
-    return folder / (f"output-{rank}.txt" if rank else "output.txt")
 
 
 def _last_words(output: Path) -> str:

@@ -26,6 +26,7 @@ from isoflop.launching import command
 from isoflop.launching.attempt import attempt
 from isoflop.launching.command import COLUMNS, NAMES, fill, run_command, values_of
 from isoflop.launching.directory import make_directory
+from isoflop.launching.steering import newest_log
 from isoflop.lease import LeaseLostError
 from isoflop.planning.plan import Plan
 from isoflop.runs import LOG_COLUMNS, RunDirectory, State, read_runs
@@ -211,7 +212,7 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged(program: Program, valu
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("print('no room')\nraise SystemExit(3)", r"failed with 3: no room; see \S+/attempts/1/output\.txt"),
+        ("print('no room')\nraise SystemExit(3)", r"failed with 3: no room; see \S+/attempts/1/log\.txt"),
         (writes(HELDOUT) + "sys.exit(3)", "failed with 3: it wrote nothing"),
         ("import nothing_like_it", "failed with 1: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("import os\nos.kill(os.getpid(), 9)", "failed with -9: "),
@@ -380,7 +381,7 @@ def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program
     state = study.run.state()
     assert (state["state"], state["step"], state["attempt"]) == ("pending", 20, 1)
     assert study.run.reached() == 20
-    assert (study.run.path / "attempts" / "1" / "output.txt").read_text() == "saved\n"
+    assert newest_log(study.directory, study.run.run_id).read_text().startswith("saved\n")  # as `isoflop logs` has it
     assert len(study.run.log()) == 0
     assert study.attempt() == "done"
     log = study.run.log().query("split == 'train'")

@@ -329,7 +329,7 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
     assert parts == [["0 of 2", "1 of 2"], ["0 stopped", "1 stopped"], ["0 of 2", "1 of 2"]]
     assert good.state()["attempt"] == 2
     assert re.search(
-        r"failed in process 1 of 2: no room on this node; see \S+/attempts/1/output-1\.txt", bad.state()["reason"]
+        r"failed in process 1 of 2: no room on this node; see \S+/attempts/1/log-1\.txt", bad.state()["reason"]
     )
 
 
