@@ -86,7 +86,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         stopped, failed = _wait(process, pace, should_stop, ranks)
     if pace is None:
         return "pending" if stopped else "done"
-    rows, steps = read_rows(run), run.config()["run"]["steps"]
+    rows = read_rows(run)
     run.set_state("running", **pace.progress(rows))
     if any(not math.isfinite(row["loss"]) for row in rows):
         keep_rows(run, rows)
@@ -98,7 +98,12 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     for rank in failed:
         code = f" in process {rank} of {size}" if rank else f" with {process.returncode}"
         raise RunError(f"{words[0]} failed{code}: {_last_words(outputs[rank])}; see {outputs[rank]}")
-    metric = run.config()["metric"]
+    return _end(run, rows)
+
+
+def _end(run: RunDirectory, rows: list[dict[str, Any]]) -> State:
+    """Keeps the losses of a program that has ended, if they have the one that counts."""
+    metric, steps = run.config()["metric"], run.config()["run"]["steps"]
     final = [row for row in rows if (row["split"], row["kind"]) == (metric["set"], metric["kind"])]
     if not final or final[-1]["step"] != steps:
         raise RunError(
@@ -205,9 +210,12 @@ def _wait(
     size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
     while True:
         running, stop = process.poll() is None, should_stop()
+        if process.returncode == -signal.SIGTERM and not stop:
+            time.sleep(POLL_S)  # what SLURM sends to all processes reaches some before others
+            stop = should_stop()
         flags = [running, stop, *(bool(process.returncode) and rank == mine for rank in range(size))]
         running, stop, *failed = ranks.any(*flags) if ranks else flags
-        if stop and running:
+        if stop and (running or any(failed)):  # one that doesn't listen to SIGTERM dies of it, and has not failed
             with contextlib.suppress(ProcessLookupError):  # where it has ended in this one
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -390,6 +390,27 @@ def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program
     assert study.run.state()["attempt"] == 2
 
 
+DIES = """
+import os, signal
+open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(str(os.getpid()))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1], ids=["told at once", "told later"])
+def test_a_program_that_dies_of_what_stops_it_has_not_failed(program: Program, late: int) -> None:
+    study = program(DIES)
+    looks = []
+
+    def stopped() -> bool:
+        if (study.run.path / "processes").exists() and not alive(study.run):
+            looks.append(True)
+        return len(looks) > late
+
+    assert study.attempt(stopped) == "pending"
+    assert "failures" not in study.run.state()
+
+
 @pytest.mark.parametrize("who", ["both", "child"])
 def test_what_does_not_stop_is_killed(program: Program, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.setattr(command, "GRACE_S", 0.1)
