@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,16 +171,18 @@ class Faults:
     # Of files and of isoflop
 
     def damage(self) -> bool:
-        found = [sorted(run.checkpoints.glob("step-*.pt")) for run in self.study.runs if not run.done]
-        found = [checkpoints for checkpoints in found if len(checkpoints) > 1]
-        if not found:
-            return False
-        newest = self.random.choice(found)[-1]
-        try:
-            os.truncate(newest, newest.stat().st_size // 2)
-        except FileNotFoundError:  # the run has removed it in between
-            return False
-        return True
+        """Cuts the newer of a run's two checkpoints, as soon as one has two: some are done soon after."""
+        limit = time.monotonic() + 5
+        while time.monotonic() < limit:
+            found = [sorted(run.checkpoints.glob("step-*.pt")) for run in self.study.runs if not run.done]
+            found = [checkpoints for checkpoints in found if len(checkpoints) > 1]
+            if found:
+                newest = self.random.choice(found)[-1]
+                with suppress(FileNotFoundError):  # the run has removed it in between
+                    os.truncate(newest, newest.stat().st_size // 2)
+                    return True
+            time.sleep(0.05)
+        return False
 
     def kill_isoflop(self, command: str) -> bool:
         directory = str(self.study.directory)
