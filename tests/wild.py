@@ -13,7 +13,7 @@ LIMITS = Limits()
 class Wild(Recipe):
     def solve(self, budget: float, shape: ModelShape, limits: Limits = LIMITS, **scales: float) -> Candidate | Dropped:
         found = super().solve(budget, shape, limits, **scales)
-        if isinstance(found, Candidate) and budget == 2e8 and shape.width == 16:
+        if isinstance(found, Candidate) and budget == 5e8 and shape.width == 16:
             return dataclasses.replace(found, lr=1e30)
         return found
 

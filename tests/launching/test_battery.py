@@ -25,7 +25,7 @@ from isoflop.runs import SETTLED, RunDirectory
 pytestmark = pytest.mark.slow
 
 GRID = (
-    "recipe=wild:RECIPE", "budgets=[2.0e8, 3.0e8, 4.0e8, 5.0e8]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
+    "recipe=wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
     "data.tokens.pocket=8.0e4", "data.max_epochs=1000", LONG_CHECKPOINTS,
 )  # fmt: skip
 EVERY_S = 6.0
@@ -62,7 +62,7 @@ def test_sixty_four_runs_come_through(
 
     wild = {run.run_id for run in plan.runs if run.lr > 1}
     assert len(wild) == 4
-    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 3e8)
+    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 8e8)
     for run in plan.runs:
         if run.run_id not in {*wild, crashing}:
             train_here(RunDirectory(calm / plan.sweep.name / run.run_id), calm)
@@ -78,7 +78,7 @@ def test_sixty_four_runs_come_through(
         (study.directory / crashing / "checkpoints").touch()
         (study.directory / full / "checkpoints").symlink_to(small_disk)
         scavenging = dataclasses.replace(study.profile, slurm={**study.profile.slurm, "partition": "scavenge"})
-        Submitted(bed, study.directory, plan, scavenging).submit(only="budget >= 4e8")
+        Submitted(bed, study.directory, plan, scavenging).submit(only="budget >= 1e9")
         study.submit()
 
         faults, began, injected = Faults(study, flag, seed=1), time.monotonic(), time.monotonic()
