@@ -162,11 +162,20 @@ class RunDirectory:
             raise RunError(f"{file}: damaged; delete the run's directory to start it again")
         return loaded
 
+    def program(self) -> tuple[str, str]:
+        """Which trainer it has, and what that is given, as `Train.program` of its sweep.
+
+        Raises:
+            RunError: its configuration can't be read.
+        """
+        kind, argument = self.config()["identity"].get("trainer", ("builtin", ""))
+        return kind, argument
+
     @property
     def trainer(self) -> str:
         """Who trains it: `builtin`, `command` or `simulated`; `builtin` too where its configuration can't be read."""
         try:
-            return self.config()["identity"].get("trainer", ("builtin",))[0]
+            return self.program()[0]
         except RunError:
             return "builtin"
 

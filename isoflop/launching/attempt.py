@@ -93,7 +93,7 @@ def log_file(run: RunDirectory, attempt: int, rank: int = 0) -> Path:
 
 
 def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
-    kind, argument = run.config()["identity"].get("trainer", ("builtin", ""))
+    kind, argument = run.program()
     began = time.monotonic()
     if kind == "simulated":
         from isoflop.launching.simulated import simulate

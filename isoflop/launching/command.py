@@ -81,7 +81,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     if ranks:
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
     gpus = int(os.environ.get("SLURM_NNODES") or 1) * values["gpus_per_node"]
-    pace = _Pace(run, gpus) if first else None
+    pace = _Pace(run, values, gpus) if first else None
     with outputs[mine].open("ab") as file, _start(words, file, environment) as process:
         stopped, failed = _wait(process, pace, should_stop, ranks)
     if pace is None:
@@ -231,11 +231,10 @@ def _wait(
 class _Pace:
     """How far a program is and how fast, told from its losses now and then, and the time that it has had so far."""
 
-    def __init__(self, run: RunDirectory, gpus: int) -> None:
-        plan, shape = run.config()["run"], run.config()["identity"]["shape"]
+    def __init__(self, run: RunDirectory, values: Mapping[str, Any], gpus: int) -> None:
         self.run = run
-        self.known = {"steps": plan["steps"], "gpus": gpus}
-        self.tokens_per_step = plan["batch_size"] * shape["seq_len"]
+        self.known = {"steps": values["steps"], "gpus": gpus}
+        self.tokens_per_step = values["batch_size"] * values["seq_len"]
         self.earlier_s = run.state().get("wall_s") or 0.0
         self.began = time.monotonic()
         self.first: tuple[int, float] | None = None

@@ -74,6 +74,11 @@ class Intent:
         queued = set(self.queued)
         return [run for run in plan.runs if run.run_id in queued]
 
+    def arrays(self, plan: Plan, profile: Profile, order: Order) -> list[Array]:
+        """The arrays in which they would be queued."""
+        starts_processes = plan.sweep.train.starts_processes
+        return group(self.chosen(plan), profile, slurm.max_array_size(), order, starts_processes=starts_processes)
+
 
 def keep_profile(profile: Profile, directory: Path) -> None:
     """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
@@ -199,14 +204,7 @@ def submit(
         for run_id in intent.queued:
             _clear(RunDirectory(directory / run_id))
         active = _active(plan, intent.picture, submissions)
-        arrays = group(
-            intent.chosen(plan),
-            profile,
-            slurm.max_array_size(),
-            order,
-            starts_processes=plan.sweep.train.starts_processes,
-        )
-        shared = share(arrays, profile, list(active.values()))
+        shared = share(intent.arrays(plan, profile, order), profile, list(active.values()))
         for job_id, array in zip(active, shared, strict=False):
             if len(array.runs) == 1:
                 continue

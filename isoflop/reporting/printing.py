@@ -185,14 +185,11 @@ def print_submitted(submission: Submission) -> None:
 
 def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) -> None:
     """The scripts that sbatch would get, on stdout."""
-    from isoflop.launching.arrays import group
-    from isoflop.launching.slurm import max_array_size
     from isoflop.launching.submission import sbatch_script
     from isoflop.launching.submitting import with_excluded
 
     excluded = with_excluded(profile, intent.bad_nodes)
-    starts_processes = plan.sweep.train.starts_processes
-    for array in group(intent.chosen(plan), profile, max_array_size(), order, starts_processes=starts_processes):
+    for array in intent.arrays(plan, profile, order):
         print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
 
