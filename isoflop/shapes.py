@@ -138,15 +138,15 @@ class ModelShape:
         return self.params_total * 16
 
     def activation_items(
-        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False
+        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False, compiled: bool = True
     ) -> dict[str, int]:
         """Estimated bytes kept for the backward pass of `micro_batch` sequences, by part.
 
         Values per token: in a layer, 4d for the residual stream and its normed copies at both sub-blocks; 3he + 3ke
         for queries and keys before and after QK-norm and RoPE, values, and attention's output; 4m for gate, up,
         activated gate and product. Scores are not kept: attention is computed in blocks. The head keeps its logits
-        at `bytes_per_value`, and 8 bytes a logit more for the loss's fp32 copy and its gradient. Measured memory
-        (`isoflop calibrate`) takes this estimate's place where there is one.
+        and their gradient; where it is not `compiled`, the loss takes 16 bytes a logit more for copies in fp32.
+        Measured memory (`isoflop calibrate`) takes this estimate's place where there is one.
 
         With `checkpointing` only the input of each layer is kept, and the rest of one layer at a time.
         """
@@ -158,9 +158,12 @@ class ModelShape:
             "residual": values * layers * 4 * self.width,
             "attention": values * layers * 3 * self.head_dim * (self.heads + self.kv_heads),
             "mlp": values * layers * 4 * self.mlp_width,
-            "logits": tokens * self.vocab_size * (bytes_per_value + 8),
+            "logits": tokens * self.vocab_size * (2 * bytes_per_value + (0 if compiled else 16)),
         }
 
-    def activation_bytes(self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False) -> int:
+    def activation_bytes(
+        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False, compiled: bool = True
+    ) -> int:
         """Estimated bytes of activations for `micro_batch` sequences: the sum of `activation_items`."""
-        return sum(self.activation_items(micro_batch, bytes_per_value, checkpointing=checkpointing).values())
+        items = self.activation_items(micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled)
+        return sum(items.values())

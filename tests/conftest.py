@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,12 @@ from studies import tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests see no GPU but those that are for one: the others' figures are those of fp32 on a CPU."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def _remove(work: Path) -> None:
 def _prepare(plan: Plan, work: Path, seconds: float) -> list[Group]:
     """The classes as runs that a trainer can open, on one corpus of random tokens."""
     classes = choose_classes(plan.runs)
-    _write_tokens(plan.sweep, work, max(run.batch_size for run in classes))
+    write_tokens(plan.sweep, work, max(run.batch_size for run in classes))
     folders: dict[Path, list[RunSpec]] = {}
     for run in classes:
         folders.setdefault(work / f"{run.gpus or 0}x{run.nodes or 1}", []).append(run)
@@ -140,7 +140,7 @@ def _prepare(plan: Plan, work: Path, seconds: float) -> list[Group]:
     return [Group(folder, tuple(runs)) for folder, runs in folders.items()]
 
 
-def _write_tokens(sweep: Sweep, work: Path, windows: int) -> None:
+def write_tokens(sweep: Sweep, work: Path, windows: int) -> None:
     """A corpus of some windows of random ids of the sweep's vocabulary."""
     import numpy as np
 

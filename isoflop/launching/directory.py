@@ -38,7 +38,10 @@ GRID_KEYS = {
 }
 """Keys that add or remove runs; a directory may change them, and nothing else."""
 
-TIMING_KEYS = {"train.checkpoint_minutes", "train.evals", "train.log_points", "train.loggers", "data.max_epochs"}
+TIMING_KEYS = {
+    *(f"train.{key}" for key in ("checkpoint_minutes", "deterministic", "evals", "log_points", "loggers")),
+    "data.max_epochs",
+}
 
 
 def runs_root() -> Path:
@@ -123,6 +126,7 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
         "data": data_hash(sweep.data),
         "metric": dataclasses.asdict(sweep.metric),
         "precision": train.precision,
+        "deterministic": train.deterministic,
         "evals": train.evals,
         "log_points": train.log_points,
         "checkpoint_minutes": train.checkpoint_minutes,

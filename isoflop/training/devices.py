@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 
 import torch
 from lightning.fabric import Fabric
@@ -13,11 +15,17 @@ from isoflop.planning.gpus import find_gpu
 from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
 
+log = logging.getLogger("isoflop")
+
 CPU_MICRO_TOKENS = 4096
+
+COMPILED_FROM_FLOPS = 1e16
+"""Training FLOPs of a run from which compiling pays: it takes some 10 seconds of each start, and gives back a third."""
 
 
 def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
     """Fabric for one device: a GPU with bf16 where there is one, else the CPU with fp32; `precision` may pin it."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells of the precision at every start
     cuda = torch.cuda.is_available()
     chosen = ("bf16" if cuda else "fp32") if precision == "auto" else precision
     plugin = {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen]
@@ -27,6 +35,14 @@ def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
         precision=plugin,  # type: ignore[arg-type]
         plugins=LightningEnvironment(),  # else Fabric takes what SLURM set for the job this runs in, or warns of srun
     )
+
+
+def repeat_sums(deterministic: bool) -> None:
+    """Whether a GPU takes only kernels whose sums repeat bit for bit; those of a CPU always do."""
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it; read when CUDA starts
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def use_one_core() -> None:
@@ -43,7 +59,32 @@ def peak_flops(device: torch.device) -> float:
     return float("nan")
 
 
-def micro_batch(shape: ModelShape, batch_size: int, device: torch.device) -> tuple[int, bool]:
+def may_compile(device: torch.device, train_flops: float) -> bool:
+    """Whether a run's model is compiled: a long run on a GPU of a machine where torch.compile works, and may.
+
+    `TORCH_COMPILE_DISABLE=1` in the environment, which is PyTorch's own switch, forbids it.
+    """
+    if device.type != "cuda" or train_flops < COMPILED_FROM_FLOPS:
+        return False
+    import torch._dynamo
+    import torch._inductor.config
+
+    if torch._dynamo.config.disable:
+        return False
+    torch._dynamo.reset()  # a worker's runs before this one don't count towards its limit on versions of a function
+    torch._inductor.config.deterministic = True  # else timings choose among kernels, and a resumed run has others
+    try:
+        torch.compile(torch.neg)(torch.zeros(8, device=device))
+    except Exception as problem:
+        log.warning(
+            "torch.compile does not work here, so training is slower: %s; it needs a C compiler (gcc) on the nodes",
+            str(problem).partition("\n")[0],
+        )
+        return False
+    return True
+
+
+def micro_batch(shape: ModelShape, batch_size: int, device: torch.device, compiled: bool) -> tuple[int, bool]:
     """Sequences of a batch that go through at once, and whether with activation checkpointing.
 
     On a CPU a number that keeps the logits in cache, and that depends on nothing but the shape, so that sums repeat bit
@@ -56,7 +97,7 @@ def micro_batch(shape: ModelShape, batch_size: int, device: torch.device) -> tup
         parts = math.ceil(batch_size / max(1, CPU_MICRO_TOKENS // shape.seq_len))
         return math.ceil(batch_size / parts), False
     memory = torch.cuda.get_device_properties(device).total_memory
-    fit = fit_memory(shape, batch_size, memory)
+    fit = fit_memory(shape, batch_size, memory, compiled)
     if fit is None:
         raise RunError(
             f"{shape.params_total:,} parameters don't fit into this GPU's {memory / 1e9:.0f} GB; "

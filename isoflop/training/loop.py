@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.data.order import Order
@@ -19,7 +18,7 @@ from isoflop.errors import DataError, RunError
 from isoflop.runs import RunDirectory, State, log_row
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
-from isoflop.training.devices import make_fabric, micro_batch, peak_flops
+from isoflop.training.devices import make_fabric, may_compile, micro_batch, peak_flops, repeat_sums
 from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
@@ -65,6 +64,7 @@ class Trainer:
         self.config = run.config()
         self.plan: dict[str, Any] = self.config["run"]
         self.shape = ModelShape(**self.config["identity"]["shape"])
+        repeat_sums(self.config.get("deterministic", False))
         self.fabric = make_fabric(self.config["precision"], ranks.local)
         self._open_data(root / "data" / self.config["data"])
         self._build()
@@ -100,9 +100,12 @@ class Trainer:
 
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
-        part = self.plan["batch_size"] // self.ranks.size
-        self.micro, checkpointing = micro_batch(self.shape, max(1, part), self.fabric.device)
-        self.model = self.fabric.setup_module(Decoder(self.shape, checkpointing))
+        self.compiled = may_compile(self.fabric.device, self.plan["budget"])
+        self.micro, checkpointing = self._micro_batch(max(1, self.plan["batch_size"] // self.ranks.size))
+        decoder = Decoder(self.shape, checkpointing)
+        if self.compiled:
+            decoder.compile_parts()
+        self.model = self.fabric.setup_module(decoder)
         settings = self.config["identity"]["optimizer"]
         groups = parameter_groups(self.model, settings["weight_decay"])  # on the device: they hold the weights
         self.flat_weights = [weight for group in groups for weight in group["params"]]
@@ -111,9 +114,13 @@ class Trainer:
             max_lr=self.plan["lr"],
             betas=(settings["beta1"], self.plan["beta2"]),
             eps=settings["eps"],
+            compiled=self.compiled,
         )
         self.optimizer: Any = self.fabric.setup_optimizers(optimizer)
         self.peak = peak_flops(self.fabric.device) * self.ranks.size
+
+    def _micro_batch(self, sequences: int) -> tuple[int, bool]:
+        return micro_batch(self.shape, sequences, self.fabric.device, self.compiled)
 
     def _restore(self) -> None:
         if not self.ranks.first:
@@ -186,13 +193,9 @@ class Trainer:
             group["lr"] = self.lr
         windows = torch.from_numpy(self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)])
         for part_BS in windows.split(self.micro):
-            logits_TV, targets_T = self._logits(part_BS)
-            losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
-            total = losses_T.sum()
-            if train["z_loss"]:
-                total = total + train["z_loss"] * logits_TV.logsumexp(-1).square().sum()
-            self.fabric.backward(total / (self.order.batch_size * self.shape.seq_len))
-            self.tally.add(*by_kind(losses_T, self.kinds[targets_T]))
+            losses_T, objective_T, kinds_T = self._losses(part_BS, train["z_loss"])
+            self.fabric.backward(objective_T.sum() / (self.order.batch_size * self.shape.seq_len))
+            self.tally.add(*by_kind(losses_T, kinds_T))
         self.ranks.sum(*(weight.grad for weight in self.flat_weights))
         norm = torch.nn.utils.clip_grad_norm_(self.flat_weights, train["optimizer"]["grad_clip"])
         self.optimizer.step()
@@ -200,10 +203,13 @@ class Trainer:
         self.step += 1
         return norm
 
-    def _logits(self, windows_BS: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (T, V), float32, and targets (T,) of all positions of some windows."""
+    def _losses(self, windows_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses (T,), what training minimises (T,), and the kinds of the targets (T,) of some windows."""
         windows_BS = windows_BS.to(self.fabric.device, non_blocking=True)
-        return self.model(windows_BS[:, :-1]).flatten(0, 1).float(), windows_BS[:, 1:].flatten()
+        targets_BS = windows_BS[:, 1:]
+        with self.fabric.autocast():
+            losses_T, objective_T = self.model.losses(windows_BS[:, :-1], targets_BS, z_loss)
+        return losses_T, objective_T, self.kinds[targets_BS.flatten()]
 
     @torch.no_grad()
     def _evaluate(self) -> Tally:
@@ -215,11 +221,10 @@ class Trainer:
         chosen = chosen[self.ranks.rank :: self.ranks.size]
         tally = Tally.empty(self.fabric.device)
         self.model.eval()
-        size, _ = micro_batch(self.shape, wanted, self.fabric.device)
+        size, _ = self._micro_batch(wanted)
         for begin in range(0, len(chosen), size):
-            logits_TV, targets_T = self._logits(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
-            losses_T = F.cross_entropy(logits_TV, targets_T, reduction="none")
-            tally.add(*by_kind(losses_T, self.kinds[targets_T]))
+            losses_T, _, kinds_T = self._losses(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
+            tally.add(*by_kind(losses_T, kinds_T))
         self.model.train()
         self.ranks.sum(tally.sums, tally.counts)
         return tally

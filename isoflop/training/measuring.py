@@ -13,7 +13,6 @@ import torch
 from isoflop.errors import RunError
 from isoflop.planning.calibration import Measurement
 from isoflop.runs import RunDirectory
-from isoflop.training.devices import micro_batch
 from isoflop.training.loop import Trainer
 from isoflop.training.ranks import ALONE, Ranks
 
@@ -48,7 +47,7 @@ def measure(run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks:
     step_s = bench.step_seconds(seconds)
     speed = bench.order.batch_size * bench.shape.seq_len / step_s
     gpu = bench.fabric.device.type == "cuda"
-    micro, checkpointing = micro_batch(bench.shape, bench.order.batch_size // ranks.size, bench.fabric.device)
+    micro, checkpointing = bench.micro, bench.model.checkpointing
     mfu = speed * bench.shape.train_flops_per_token / bench.peak
     return Measurement(
         shape=bench.shape,

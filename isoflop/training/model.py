@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from isoflop.shapes import ModelShape
+from isoflop.training.loss import token_losses
 
 NORM_EPS = 1e-6
 EMBEDDING_STD = 0.02
@@ -20,7 +21,7 @@ ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_ORIGINAL = 8.0, 1.0, 4.0, 8192
 
 
 class Decoder(nn.Module):
-    """A causal language model of a planned shape; `forward` maps ids (B, S) to logits (B, S, V).
+    """A causal language model of a planned shape; `forward` maps ids (B, S) to logits (B, S, V), `losses` to losses.
 
     Weights are drawn on construction from the default generator: normal, standard deviation 1 / sqrt(fan in), the
     projections back into the residual stream smaller by sqrt(2 layers), the embedding 0.02; the head starts at zero, so
@@ -45,8 +46,25 @@ class Decoder(nn.Module):
         cos_SE, sin_SE = rope_tables(shape.seq_len, shape.head_dim, shape.rope_theta)
         self.register_buffer("cos_SE", cos_SE, persistent=False)
         self.register_buffer("sin_SE", sin_SE, persistent=False)
+        self._token_losses = token_losses
 
     def forward(self, ids_BS: Tensor) -> Tensor:
+        return self.head(self._hidden(ids_BS))
+
+    def losses(self, ids_BS: Tensor, targets_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Cross-entropy (B x S,) of the targets, and the same with the z-loss: `loss.token_losses`."""
+        return self._token_losses(self._hidden(ids_BS).flatten(0, 1), self.head.weight, targets_BS.flatten(), z_loss)
+
+    def compile_parts(self) -> None:
+        """Compiles a block, once for all of them, and the head with its loss.
+
+        Each size of batch has code of its own, so that what a run computes does not depend on the sizes it has seen.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self._token_losses = torch.compile(token_losses, dynamic=False)
+
+    def _hidden(self, ids_BS: Tensor) -> Tensor:
         length = ids_BS.shape[1]
         rope = (self.cos_SE[:length], self.sin_SE[:length])
         x_BSD = self.embedding(ids_BS)
@@ -55,7 +73,7 @@ class Decoder(nn.Module):
                 x_BSD = checkpoint(block, x_BSD, rope, use_reentrant=False)
             else:
                 x_BSD = block(x_BSD, rope)
-        return self.head(self.norm(x_BSD))
+        return self.norm(x_BSD)
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():

@@ -29,9 +29,11 @@ class CautiousAdamC(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float = 1e-15,
         weight_decay: float = 0.1,
+        compiled: bool = False,
     ) -> None:
         super().__init__(params, {"lr": max_lr, "weight_decay": weight_decay})
         self.max_lr, self.betas, self.eps = max_lr, betas, eps
+        self._masked_update = torch.compile(masked_update, dynamic=True) if compiled else masked_update
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -61,20 +63,26 @@ class CautiousAdamC(torch.optim.Optimizer):
     def _update(self, part: list[Tensor], sizes: list[int], step: int, lr: float, weight_decay: float) -> None:
         """Updates weights that are neighbours; `part` is weight, mean, square and gradient, (sum of sizes,) each."""
         weight, mean, square, gradient = part
-        beta1, beta2 = self.betas
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-
-        scale = square.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
-        update = mean.div(scale).div_(1 - beta1**step)
-        mask = (update * gradient > 0).to(update.dtype)
+        root, unbias = (1 - self.betas[1] ** step) ** 0.5, 1 - self.betas[0] ** step
+        update, mask = self._masked_update(mean, square, gradient, root, unbias, *self.betas, self.eps)
         agreeing = torch.stack(torch._foreach_norm(mask.split(sizes), 1))
         share = agreeing / torch.tensor(sizes, dtype=agreeing.dtype, device=agreeing.device)
-        update.mul_(mask)
         torch._foreach_div_(update.split(sizes), list((share + self.eps).unbind()))
         if weight_decay:
             update.add_(weight, alpha=weight_decay * lr / self.max_lr)
         weight.add_(update, alpha=-lr)
+
+
+def masked_update(
+    mean: Tensor, square: Tensor, gradient: Tensor, root: float, unbias: float, beta1: float, beta2: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Moves the moments on; the update where it agrees with the gradient, and a mask of where."""
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    scale = square.sqrt().div_(root).add_(eps)
+    update = mean.div(scale).div_(unbias)
+    mask = (update * gradient > 0).to(update.dtype)
+    return update.mul_(mask), mask
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

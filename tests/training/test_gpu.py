@@ -1,0 +1,143 @@
+"""What holds on a GPU, at SODA's vocabulary: run by `make test-gpu` where there is one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+from studies import exact, final_weights, start
+
+from isoflop.data.prepare import data_folder
+from isoflop.data.shards import Manifest, write_shard
+from isoflop.data.vocabulary import vocabulary
+from isoflop.launching.directory import run_config
+from isoflop.planning.plan import plan
+from isoflop.planning.sizing import MEMORY_SHARE, needed_bytes
+from isoflop.runs import RunDirectory
+from isoflop.training import devices
+from isoflop.training.loop import Trainer
+from isoflop.training.measuring import measure
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"),
+]
+
+SWEEP = """\
+schema: 1
+name: gpu
+recipe: soda
+seq_len: 2048
+budgets: [1.0e16]
+widths: [256]
+data: {codec: mimi, text_tokenizer: stanford-crfm/marin-tokenizer, mixture: {speech: 1.0}}
+train: {evals: 2, log_points: 1000}
+metric: {set: heldout, kind: all, tokens: 8192}
+"""
+STEPS, BATCH, WORDS = 60, 8, 500
+
+
+def study(folder: Path, *overrides: str) -> tuple[RunDirectory, Path]:
+    """A short run of SODA's smallest model on a few random words, which are learnt, and the folder of runs."""
+    folder.mkdir(exist_ok=True)
+    (folder / "gpu.yaml").write_text(SWEEP)
+    found, root = plan(folder / "gpu.yaml", overrides), folder / "runs"
+    ids, generator = vocabulary(found.sweep.data.codec, found.sweep.data.text_tokenizer), np.random.default_rng(0)
+    words = generator.integers(0, ids.size, WORDS)
+    shards = tuple(
+        write_shard(data_folder(root, found.sweep.data), split, split, [generator.choice(words, tokens)], 0.0, ids)
+        for split, tokens in (("train", 1 << 18), ("heldout", 1 << 14))
+    )
+    Manifest(ids, shards, {}, {}).write(data_folder(root, found.sweep.data))
+    config = run_config(found.sweep, found.runs[0])
+    config["run"].update(steps=STEPS, batch_size=BATCH)
+    run = RunDirectory(root / found.sweep.name / found.runs[0].run_id)
+    run.create(config)
+    return run, root
+
+
+def train_in(run: RunDirectory, root: Path, compiled: bool, *, kill_at: int | None = None) -> None:
+    """Trains in a process of its own; one to be killed at a step is stopped before, at a third of it."""
+    process = start(_train, run, root, compiled, kill_at)
+    process.join()
+    assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
+
+
+def _train(run: RunDirectory, root: Path, compiled: bool, kill_at: int | None) -> None:
+    devices.COMPILED_FROM_FLOPS = 0.0 if compiled else float("inf")
+    if kill_at is not None:
+        trainer = Trainer(run, root)
+        assert trainer.train(lambda: trainer.step == kill_at // 3) == "pending"
+        again = Trainer(run, root)
+        again.train(lambda: again.step == kill_at and os.kill(os.getpid(), signal.SIGKILL) is None)
+    assert Trainer(run, root).train(lambda: False) == "done"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(tmp_path: Path, compiled: bool) -> None:
+    repeatable = "train.deterministic=true"
+    (whole, root), (killed, other_root) = (study(tmp_path / name, repeatable) for name in ("whole", "killed"))
+    train_in(whole, root, compiled)
+    train_in(killed, other_root, compiled, kill_at=35)
+    assert killed.checkpointed_step() == 11
+    train_in(killed, other_root, compiled)
+    assert_frame_equal(exact(whole), exact(killed), check_exact=True)
+    ours, theirs = final_weights(whole), final_weights(killed)
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_compiled_or_not_in_bf16_or_not_a_run_has_about_the_same_losses(tmp_path: Path) -> None:
+    losses = []
+    for name, compiled, precision in (("fast", True, "bf16"), ("eager", False, "bf16"), ("exact", False, "fp32")):
+        run, root = study(tmp_path / name, f"train.precision={precision}")
+        train_in(run, root, compiled)
+        log = run.log()
+        losses.append(log.loc[(log["split"] == "train") & (log["kind"] == "all"), "loss"].to_numpy())
+    fast, eager, exactly = losses
+    assert len(exactly) == STEPS
+    assert exactly[-1] < exactly[0] - 1
+    np.testing.assert_allclose(fast, exactly, rtol=0.003)
+    np.testing.assert_allclose(eager, exactly, rtol=0.003)
+
+
+@pytest.mark.parametrize("width", [256, 768])
+def test_a_model_takes_about_the_memory_that_the_plan_says(tmp_path: Path, width: int) -> None:
+    run, root = study(tmp_path, "seq_len=4096", f"widths=[{width}]", "budgets=[9e18]")
+    one = measure(run, root, 0.5, gpus=1)
+    assert one.gpus == 1
+    assert one.mfu is not None
+    assert 0.02 < one.mfu < 0.7
+    estimate = needed_bytes(one.shape, one.micro_batch, one.checkpointing)
+    assert 0.7 * estimate < one.memory_bytes < estimate / MEMORY_SHARE
+
+
+def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Path) -> None:
+    """No C compiler on the path: one line says so."""
+    run, root = study(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from studies import train_here; from isoflop.runs import RunDirectory; "
+        "train_here(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]))"
+    )
+    caches = {name: str(tmp_path / name) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+    environment = {**os.environ, **caches, "PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("CC", None)
+    command = [sys.executable, "-c", code, str(run.path), str(root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert run.done
+    assert done.stderr.count("torch.compile does not work here") == 1
+
+
+def test_pytorchs_own_switch_forbids_to_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    run, root = study(tmp_path)
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    assert not Trainer(run, root).compiled
