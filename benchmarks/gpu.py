@@ -1,9 +1,10 @@
 """Speed and memory of a sweep's models on one GPU: of each width the run of the smallest budget, on random tokens.
 
-    python benchmarks/gpu.py [--widths 256,768] [--seconds 2] [--most-sequences 16] [--json FILE]
+    python benchmarks/gpu.py [--widths 256,768] [--deterministic 768] [--most-sequences 16] [--json FILE]
 
-Beside the memory that was measured stands the planner's estimate, and beside the models' share of the GPU's peak
-that of one large bf16 product, the most that this GPU gave on the day.
+The widths of `--deterministic` are measured once more with `train.deterministic=true`. Beside the memory that was
+measured stands the planner's estimate, and beside the models' share of the GPU's peak that of one large bf16 product,
+the most that this GPU gave on the day.
 """
 
 from __future__ import annotations
@@ -46,20 +47,27 @@ def product_share() -> float:
     return times * 2 * SIDE**3 / (time.perf_counter() - began) / (gpu.peak_flops if gpu else float("nan"))
 
 
-def measured(study: Plan, spec: RunSpec, root: Path, sequences: int, seconds: float) -> Measurement:
+def measured(
+    study: Plan, spec: RunSpec, root: Path, sequences: int, seconds: float, deterministic: bool
+) -> Measurement:
     """One class, its weights drawn on the GPU, which is quicker than on the CPU."""
-    config = run_config(study.sweep, spec)
+    config = run_config(study.sweep, spec) | {"deterministic": deterministic}
     config["run"].update(steps=MANY_STEPS, batch_size=min(spec.batch_size, sequences))
-    run = RunDirectory(root / study.sweep.name / spec.run_id)
+    run = RunDirectory(root / f"{deterministic}" / spec.run_id)
     run.create(config)
     with torch.device("cuda"):
         return measure(run, root, seconds)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", default="soda")
     parser.add_argument("--widths", help="default: all of the sweep")
+    parser.add_argument("--deterministic", default="", help="widths to measure so too")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each class is timed, about")
     parser.add_argument("--most-sequences", type=int, default=16, help="in a step, of larger batches")
     parser.add_argument("--json", type=Path, help="the measurements as a file")
@@ -67,17 +75,18 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("no GPU here")
     study = plan(options.sweep)
-    wanted = {int(width) for width in options.widths.split(",")} if options.widths else {r.width for r in study.runs}
-    runs = {run.width: run for run in reversed(study.runs) if run.width in wanted}
+    runs = {run.width: run for run in reversed(study.runs)}
+    widths = numbers(options.widths) if options.widths else sorted(runs)
+    wanted = [(width, False) for width in widths] + [(width, True) for width in numbers(options.deterministic)]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a large bf16 product: {product_share():.2f}")
     heads = ("width", "params", "batch", "at once", "tokens/s", "MFU", "GB", "estimate", "s")
     print("".join(f"{head:>10}" for head in heads))
     found: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder:
         write_tokens(study.sweep, Path(folder), options.most_sequences)
-        for width, spec in sorted(runs.items()):
-            began = time.perf_counter()
-            one = measured(study, spec, Path(folder), options.most_sequences, options.seconds)
+        for width, deterministic in wanted:
+            began, spec = time.perf_counter(), runs[width]
+            one = measured(study, spec, Path(folder), options.most_sequences, options.seconds, deterministic)
             found.append(one)
             cells = (
                 width,
@@ -90,7 +99,7 @@ def main() -> None:
                 f"{needed_bytes(one.shape, one.micro_batch, one.checkpointing) / 1e9:.1f}",
                 f"{time.perf_counter() - began:.1f}",
             )
-            print("".join(f"{cell:>10}" for cell in cells), flush=True)
+            print("".join(f"{cell:>10}" for cell in cells), "deterministic" if deterministic else "", flush=True)
             gc.collect()
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import warnings
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_utilities.core import rank_zero
 
 from isoflop.errors import RunError
 from isoflop.planning.gpus import find_gpu
@@ -25,8 +27,9 @@ COMPILED_FROM_FLOPS = 1e16
 
 def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
     """Fabric for one device: a GPU with bf16 where there is one, else the CPU with fp32; `precision` may pin it."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells of the precision at every start
     cuda = torch.cuda.is_available()
+    if cuda:
+        rank_zero.log.setLevel(logging.WARNING)  # Lightning's: it tells of the precision at every start
     chosen = ("bf16" if cuda else "fp32") if precision == "auto" else precision
     plugin = {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen]
     return Fabric(
@@ -73,8 +76,9 @@ def may_compile(device: torch.device, train_flops: float) -> bool:
         return False
     torch._dynamo.reset()  # a worker's runs before this one don't count towards its limit on versions of a function
     torch._inductor.config.deterministic = True  # else timings choose among kernels, and a resumed run has others
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # what is in float32 is meant to be
     try:
-        torch.compile(torch.neg)(torch.zeros(8, device=device))
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as problem:
         log.warning(
             "torch.compile does not work here, so training is slower: %s; it needs a C compiler (gcc) on the nodes",
