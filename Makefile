@@ -6,7 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all check format notebook slurm-install slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-all test-gpu check format notebook slurm-install slurm-up slurm-down clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-slow: setup ## Run the tests that take minutes.
 
 test-all: setup ## Run every test.
 	$(RUN) pytest
+
+test-gpu: setup ## Run the tests that need an NVIDIA GPU.
+	$(RUN) pytest -m gpu
 
 check: setup ## Lint, check the format and the types.
 	$(RUN) ruff check

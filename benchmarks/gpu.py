@@ -51,7 +51,8 @@ def measured(
     study: Plan, spec: RunSpec, root: Path, sequences: int, seconds: float, deterministic: bool
 ) -> Measurement:
     """One class, its weights drawn on the GPU, which is quicker than on the CPU."""
-    config = run_config(study.sweep, spec) | {"deterministic": deterministic}
+    config = run_config(study.sweep, spec)
+    config["deterministic"] = deterministic
     config["run"].update(steps=MANY_STEPS, batch_size=min(spec.batch_size, sequences))
     run = RunDirectory(root / f"{deterministic}" / spec.run_id)
     run.create(config)

@@ -74,9 +74,9 @@ def main() -> None:
             train(run, Path(folder))
             log = run.log().assign(width=width)
             rows.append(log)
-            whole = log[log["kind"] == "all"].set_index(["split", "step"])["loss"]
+            last = log[(log["kind"] == "all") & (log["step"] == options.steps)].set_index("split")["loss"].to_dict()
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-            losses = f"train {whole['train'].iloc[-1]:.4f}, held-out {whole['heldout'].iloc[-1]:.4f}"
+            losses = f"train {last['train']:.4f}, held-out {last['heldout']:.4f}"
             print(f"width {width} on {device}, {options.steps} steps: {losses}", flush=True)
     if options.csv:
         pd.concat(rows).to_csv(options.csv, index=False)

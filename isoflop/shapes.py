@@ -145,8 +145,9 @@ class ModelShape:
         Values per token: in a layer, 4d for the residual stream and its normed copies at both sub-blocks; 3he + 3ke
         for queries and keys before and after QK-norm and RoPE, values, and attention's output; 4m for gate, up,
         activated gate and product. Scores are not kept: attention is computed in blocks. The head keeps its logits
-        and their gradient; where it is not `compiled`, the loss takes 16 bytes a logit more for copies in fp32.
-        Measured memory (`isoflop calibrate`) takes this estimate's place where there is one.
+        and their gradient (one of the two on an H200, where the gradient took the logits' place); where it is not
+        `compiled`, the loss takes 16 bytes a logit more for copies in fp32. Measured memory (`isoflop calibrate`)
+        takes this estimate's place where there is one.
 
         With `checkpointing` only the input of each layer is kept, and the rest of one layer at a time.
         """

@@ -123,7 +123,7 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--cluster", "h100", "--max-gpu-hours", "10"], 3, "isoflop: error: the study needs about 7,"),
+        (["--cluster", "h100", "--max-gpu-hours", "10"], 3, "isoflop: error: the study needs about 3,"),
         (["--max-gpu-hours", "10"], 2, "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only"),
         (["--cluster", "local"], 2, "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes"),
         (["--cluster", "h1000"], 2, "isoflop: error: h1000: no such file; did you mean h100"),

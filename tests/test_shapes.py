@@ -114,8 +114,10 @@ def test_activations_grow_with_the_micro_batch_and_their_items_add_up() -> None:
         "residual": tokens * 2 * 2 * 4 * 12,
         "attention": tokens * 2 * 2 * 3 * 6 * (4 + 2),
         "mlp": tokens * 2 * 2 * 4 * 20,
-        "logits": tokens * 50 * 10,
+        "logits": tokens * 50 * 4,
     }
+    assert TINY.activation_items(3, compiled=False)["logits"] == tokens * 50 * 20
+    assert TINY.activation_items(3, 4, compiled=False)["logits"] == tokens * 50 * 24
     assert TINY.activation_bytes(3) == sum(TINY.activation_items(3).values()) == 3 * TINY.activation_bytes(1)
 
 

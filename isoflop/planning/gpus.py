@@ -58,15 +58,15 @@ def find_gpu(device_name: str) -> GpuType | None:
     return max(fitting, key=lambda gpu: len(gpu.device_name), default=None)
 
 
-MFU_LIMIT, MFU_WIDTH = 0.4, 1024
+MFU_LIMIT, MFU_WIDTH = 0.65, 600
 PARALLEL_EFFICIENCY = 0.95
 
 
 def mfu_prior(shape: ModelShape, gpus: int) -> float:
-    """Share of the peak to expect of a model on `gpus` GPUs, as long as nothing is measured: 0.4 d / (d + 1024), and
+    """Share of the peak to expect of a model on `gpus` GPUs, as long as nothing is measured: 0.65 d / (d + 600), and
     5 % less for each doubling of the GPUs.
 
-    A guess between published ends: 6 % at width 768 with a vocabulary of 144,644 in the follow-up of SODA, and about
-    40 % of large dense models (38 to 43 %: Llama 3, arXiv 2407.21783).
+    The first is a little under what SODA's shapes reached on one H200, 0.20 at width 256 and 0.54 at 2304
+    (benchmarks/gpu.md); the second is a guess. Other GPUs were not measured.
     """
     return MFU_LIMIT * shape.width / (shape.width + MFU_WIDTH) * PARALLEL_EFFICIENCY ** (gpus.bit_length() - 1)

@@ -71,18 +71,22 @@ class Option:
         return train_flops / self.flops_per_second / 3600
 
 
-def needed_bytes(shape: ModelShape, micro_batch: int, checkpointing: bool, compiled: bool = True) -> int:
+def needed_bytes(
+    shape: ModelShape, micro_batch: int, checkpointing: bool, compiled: bool = True, bytes_per_value: int = 2
+) -> int:
     """Estimated memory of a GPU that trains a model on `micro_batch` sequences at once."""
-    activations = shape.activation_bytes(micro_batch, checkpointing=checkpointing, compiled=compiled)
+    activations = shape.activation_bytes(micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled)
     return STATE_BYTES * shape.params_total + activations
 
 
-def fit_memory(shape: ModelShape, sequences: int, memory_bytes: float, compiled: bool = True) -> Fit | None:
+def fit_memory(
+    shape: ModelShape, sequences: int, memory_bytes: float, compiled: bool = True, bytes_per_value: int = 2
+) -> Fit | None:
     """The largest micro-batch of `sequences` that fits, without checkpointing if one does; None where nothing fits."""
     for checkpointing in (False, True):
         micro = sequences
         while True:
-            needed = needed_bytes(shape, micro, checkpointing, compiled)
+            needed = needed_bytes(shape, micro, checkpointing, compiled, bytes_per_value)
             if needed <= memory_bytes * MEMORY_SHARE:
                 return Fit(micro, checkpointing, needed)
             if micro == 1:

