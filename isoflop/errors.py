@@ -35,6 +35,10 @@ class RunError(IsoflopError):
     """A run directory or checkpoint that can't be used."""
 
 
+class BusyError(RunError):
+    """Another process is at the same work, and will be through."""
+
+
 class ClusterError(IsoflopError):
     """A cluster that does not answer, or refuses what a profile asks for."""
 

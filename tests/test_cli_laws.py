@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,6 +225,26 @@ def test_a_budget_is_answered_by_each_law(isoflop: Callable[..., Output], root: 
     assert document.keys() == {"schema", "source", "predictions"}
     assert [prediction["flops"] for prediction in document["predictions"]] == [1e11, 3e11, 1e12]
     assert {"statistical", "with_model_error", "value"} == set(document["predictions"][0]["laws"][0]["params"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["fit", "runs/tiny", "--bootstrap", "0"], "--output kept"),
+        (["predict", "soda", "--flops", "1e20"], "--yaml kept"),
+    ],
+)
+def test_a_reader_that_goes_away_costs_no_file(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, arguments: list[str], written: str
+) -> None:
+    finish_all(tiny_plan(tmp_path, *LAW), root)
+    options = [*written.split(), *(["--recipe", "soda"] if arguments[0] == "predict" else [])]
+    code = "import sys; from isoflop.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments, *options], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait()
+    assert Path("kept").exists()
 
 
 def test_the_run_that_is_predicted_trains(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def fit(
     )  # fmt: skip
     study = fit_study(source, _names(method), options, loss)
     parts: dict[str, Any] = {"sweep": sweep_in(source), "more": study.parts()}
+    written = None if output is None else write_fit(output, study.fits, **parts)  # a closed pipe ends what is printed
     if as_json:
         print(json.dumps(fit_document(study.fits, **parts), indent=2, allow_nan=False))
     else:
@@ -103,8 +104,8 @@ def fit(
     print(f"read {study.fits[0].runs.reading}", file=sys.stderr)
     for reason in study.reasons():
         warn(reason)
-    if output is not None:
-        print(f"wrote {write_fit(output, study.fits, **parts)}", file=sys.stderr)
+    if written is not None:
+        print(f"wrote {written}", file=sys.stderr)
 
 
 @app.command("predict", short_help="Model size, data and loss for a budget, and one run to train.")
@@ -142,6 +143,10 @@ def predict(
         raise FitError(f"--yaml: one run has one budget; give --flops one of {', '.join(f'{b:g}' for b in budgets)}")
     law = load_fit(fit)
     predictions = [ask(law, budget, recipe=recipe, method=method, confidence=confidence) for budget in budgets]
+    if yaml is not None:  # a closed pipe ends what is printed
+        text = predictions[0].yaml()
+        with replace_file(yaml) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     if as_json:
         document = {"schema": 1, "source": law.label, "predictions": [p.to_dict() for p in predictions]}
         print(json.dumps(document, indent=2, allow_nan=False))
@@ -153,9 +158,6 @@ def predict(
     for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
         warn(note)
     if yaml is not None:
-        text = predictions[0].yaml()
-        with replace_file(yaml) as temporary:
-            temporary.write_text(text, encoding="utf-8")
         print(f"wrote {yaml}\nlay it out: sweep-plan {yaml}", file=sys.stderr)
 
 

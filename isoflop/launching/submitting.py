@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Profile, load_profile
-from isoflop.errors import ClusterError, ConfigError, RunError
+from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.arrays import Array, group, share
@@ -184,7 +184,7 @@ def submit(
     directory = sweep_directory(plan.sweep, root_of(profile))
     with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
         if not lease:
-            raise RunError(f"{directory}: another `isoflop submit` is at work here; wait for it")
+            raise BusyError(f"{directory}: another `isoflop submit` is at work here; wait for it")
         if not (submissions := heal(directory)):
             slurm.queue()  # a cluster that does not answer is found before anything is made
         intent = intend(plan, profile, only)

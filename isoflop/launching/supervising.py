@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from isoflop.config.profile import Profile
-from isoflop.errors import ClusterError, IsoflopError
+from isoflop.errors import BusyError, ClusterError, IsoflopError
 from isoflop.launching import slurm
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture, is_hopeless
@@ -18,9 +18,15 @@ from isoflop.launching.submission import queue_job, submissions_folder
 from isoflop.launching.submitting import kept_study, submit
 
 LOOK_S = 60.0
+AGAIN_S = 5.0
+"""Until the look after one that came to nothing; twice as long after each further one, up to `LOOK_S`."""
+
 SOON_S = 0.5
 ASKS_FOR_MORE = ("gpu", "gres", "tres", "cpus", "mem", "nodes", "ntasks", "exclusive", "array")
 """Options of the runs, by their beginnings, that a supervisor has no use for."""
+
+
+Look = Literal["over", "goes on", "in vain"]
 
 
 @dataclass
@@ -31,8 +37,10 @@ class Supervisor(Job):
         """Looks until nothing is left to do."""
         self.listen()
         directory = Path(self.directory)
-        while not supervise(directory):
-            until = time.monotonic() + LOOK_S
+        in_vain = 0
+        while (look := supervise(directory)) != "over":
+            in_vain = in_vain + 1 if look == "in vain" else 0
+            until = time.monotonic() + pause_s(in_vain)
             while time.monotonic() < until:
                 if self.must_stop():
                     self.stop()
@@ -40,25 +48,30 @@ class Supervisor(Job):
         return "over"
 
 
-def supervise(directory: Path) -> bool:
-    """Looks once: queues what can go on, tells about what happened. Whether the study is over."""
+def pause_s(in_vain: int) -> float:
+    """Until the next look, after so many in a row that came to nothing."""
+    return min(LOOK_S, AGAIN_S * 2 ** (in_vain - 1)) if in_vain else LOOK_S
+
+
+def supervise(directory: Path) -> Look:
+    """Looks once: queues what can go on, tells about what happened."""
     plan, profile = kept_study(directory)
     try:
         intent = submit(plan, profile, cancelled=False)
-    except ClusterError as problem:  # the next look may find the cluster again
+    except (BusyError, ClusterError) as problem:  # the next look may find the cluster again, or nobody at work
         print(problem, flush=True)
-        return False
+        return "in vain"
     except IsoflopError as problem:
         notify(profile, directory, "stuck", str(problem))
         print(problem, flush=True)
-        return False
+        return "goes on"
     over = not intent.queued and not intent.picture.ids("running", "queued", "requeued")
     if over:  # before it is told, so that whoever is told finds the report
         from isoflop.launching.study import conclude_study
 
         conclude_study(directory)
     tell(profile, directory, intent.picture)
-    return over
+    return "over" if over else "goes on"
 
 
 def tell(profile: Profile, directory: Path, picture: Picture) -> None:

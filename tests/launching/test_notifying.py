@@ -17,7 +17,9 @@ from isoflop.config.profile import Profile
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture
 from isoflop.launching.steering import look
-from isoflop.launching.supervising import supervise, tell
+from isoflop.launching.submission import submissions_folder
+from isoflop.launching.supervising import pause_s, supervise, tell
+from isoflop.lease import take_lease
 
 
 @pytest.fixture
@@ -136,7 +138,24 @@ def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Pa
     study.slurm.change(queue={})
     study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
     study.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main", 20)
-    assert supervise(study.directory) is False
+    assert supervise(study.directory) == "goes on"
     ((event, message),) = events(told)
     assert event == "stuck"
     assert message.startswith("slurm.partition: sbatch refuses it: ")
+
+
+def test_a_look_that_comes_to_nothing_is_not_told_of(study: Study, hooked: Profile, told: Path) -> None:
+    from isoflop.launching.submitting import keep_profile
+
+    study.queued()
+    keep_profile(hooked, study.directory)
+    with take_lease(submissions_folder(study.directory) / "lease") as mine:
+        assert mine
+        assert supervise(study.directory) == "in vain"
+    study.slurm.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 20)
+    assert supervise(study.directory) == "in vain"
+    assert events(told) == []
+
+
+def test_after_looks_in_vain_the_next_comes_soon() -> None:
+    assert [pause_s(in_vain) for in_vain in range(7)] == [60.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
