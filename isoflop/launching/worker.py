@@ -34,6 +34,7 @@ class Worker:
         directory = Path(self.sweep)
         ended = 0
         for run_id in (directory / ORDER_FILE).read_text().split():
+            self._looked_at = 0.0  # a run that another worker has just let go, as its parent is gone, is not taken
             if self.should_stop():
                 break
             run = RunDirectory(directory / run_id)

@@ -16,9 +16,11 @@ from pandas.testing import assert_frame_equal
 from studies import EVERY_STEP, exact, hold_a_worker, hold_lease, kill, run_of, start, tiny_study, wait_for, work_here
 
 from isoflop.errors import RunError
+from isoflop.launching import worker
 from isoflop.launching.attempt import _reason
 from isoflop.launching.worker import Worker, write_order
 from isoflop.planning.plan import Plan
+from isoflop.runs import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint
 
 LONG = ("budgets=[1e10]", "widths=[8]", EVERY_STEP)
@@ -103,6 +105,25 @@ def test_it_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     state, saved = run.state(), load_checkpoint(run.checkpoints)
     assert saved is not None
     assert (state["state"], state["step"]) == ("pending", saved["step"])
+
+
+def test_it_takes_no_run_once_its_parent_is_gone(study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    root, plan = study
+    taken = []
+
+    def take(run: RunDirectory, *_: object) -> str:
+        taken.append(run.run_id)
+        monkeypatch.setattr(worker, "_began", lambda _: None)
+        return "done"
+
+    monkeypatch.setattr(worker, "attempt", take)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        assert Worker(str(order(root, plan)), os.getpid())() == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert taken == [plan.runs[0].run_id]
 
 
 def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
