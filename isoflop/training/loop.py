@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,7 @@ class Trainer:
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
         self.compiled = may_compile(self.fabric.device, self.plan["budget"])
+        self.most = sys.maxsize  # sequences at once, as long as memory is not found to be short
         self.micro, checkpointing = self._micro_batch(max(1, self.plan["batch_size"] // self.ranks.size))
         decoder = Decoder(self.shape, checkpointing)
         if self.compiled:
@@ -193,16 +195,43 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         windows = torch.from_numpy(self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)])
-        for part_BS in windows.split(self.micro):
-            losses_T, objective_T, kinds_T = self._losses(part_BS, train["z_loss"])
-            self.fabric.backward(objective_T.sum() / (self.order.batch_size * self.shape.seq_len))
-            self.tally.add(*by_kind(losses_T, kinds_T))
+        while (found := self._gradients(windows, train["z_loss"])) is None:
+            self._take_less_at_once()
+        self.tally.add(found.sums, found.counts)
         self.ranks.sum(*(weight.grad for weight in self.flat_weights))
         norm = torch.nn.utils.clip_grad_norm_(self.flat_weights, train["optimizer"]["grad_clip"])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         return norm
+
+    def _gradients(self, windows_BS: Tensor, z_loss: float) -> Tally | None:
+        """Adds a step's gradients; its losses, or None where the GPU had too little memory."""
+        tally = Tally.empty(self.fabric.device)
+        try:
+            for part_BS in windows_BS.split(self.micro):
+                losses_T, objective_T, kinds_T = self._losses(part_BS, z_loss)
+                self.fabric.backward(objective_T.sum() / (self.order.batch_size * self.shape.seq_len))
+                tally.add(*by_kind(losses_T, kinds_T))
+        except torch.OutOfMemoryError:
+            return None
+        return tally
+
+    def _take_less_at_once(self) -> None:
+        """Halves the sequences that go through at once: what a model needs is an estimate, and others may use the GPU.
+
+        Raises:
+            RunError: there is one already.
+        """
+        if self.micro == 1:
+            raise RunError(
+                f"out of memory with one sequence of {self.shape.seq_len} tokens at a time; train this model on a "
+                "larger GPU, or see (nvidia-smi) what else uses this one"
+            )
+        self.micro = self.most = (self.micro + 1) // 2
+        log.warning("out of memory: from step %d on %d sequences go through at once", self.step, self.micro)
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
 
     def _losses(self, windows_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,), what training minimises (T,), and the kinds of the targets (T,) of some windows."""
@@ -222,7 +251,7 @@ class Trainer:
         chosen = chosen[self.ranks.rank :: self.ranks.size]
         tally = Tally.empty(self.fabric.device)
         self.model.eval()
-        size, _ = self._micro_batch(wanted)
+        size = min(self._micro_batch(wanted)[0], self.most)
         for begin in range(0, len(chosen), size):
             losses_T, _, kinds_T = self._losses(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
             tally.add(*by_kind(losses_T, kinds_T))

@@ -17,6 +17,7 @@ from isoflop.data.order import Order
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, Windows
 from isoflop.data.vocabulary import Kind
+from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
 from isoflop.runs import LOG_COLUMNS, RunDirectory
 from isoflop.training import devices
@@ -165,3 +166,45 @@ def test_losses_by_kind_are_plain_cross_entropy() -> None:
 
 def test_columns_that_repeat_are_all_but_the_times() -> None:
     assert set(LOG_COLUMNS) - set(EXACT) == {"tokens_per_second", "mfu", "wall_s"}
+
+
+# Out of memory
+
+
+def with_memory_for(trainer: Trainer, sequences: int) -> None:
+    """Fails as CUDA does where more sequences than that go through at once, once the first ones have gone."""
+    losses, seen = trainer._losses, []
+
+    def short(windows_BS: torch.Tensor, *rest: float) -> tuple[torch.Tensor, ...]:
+        seen.append(len(windows_BS))
+        if len(windows_BS) > sequences and len(seen) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 35.31 GiB.")
+        return losses(windows_BS, *rest)
+
+    trainer._losses = short  # type: ignore[method-assign]
+
+
+def test_where_memory_is_short_less_goes_through_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = []
+    for name, micro in (("short", 4), ("small", 2)):
+        root, plan = tiny_study(tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
+        trainer = Trainer(run_of(root, plan), root)
+        assert trainer.order.batch_size == 8
+        trainer.micro = micro
+        trainer.most = 2 if name == "small" else trainer.most
+        if name == "short":
+            with_memory_for(trainer, 2)
+        assert trainer.train(lambda: False) == "done"
+        assert trainer.micro == 2
+        runs.append(trainer.run)
+    assert_frame_equal(runs[0].log()[EXACT], runs[1].log()[EXACT], check_exact=True)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["out of memory: from step 0 on 2 sequences go through at once"]
+
+
+def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    root, plan = tiny_study(tmp_path, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
+    trainer = Trainer(run_of(root, plan), root)
+    with_memory_for(trainer, 0)
+    with pytest.raises(RunError, match=r"^out of memory with one sequence of 32 tokens at a time; .*larger GPU"):
+        trainer.train(lambda: False)

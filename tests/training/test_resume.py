@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import time
@@ -47,6 +48,13 @@ def train_to(run: RunDirectory, root: Path, step: int) -> None:
     assert trainer.train(lambda: trainer.step == step) == "pending"
     state = run.state()
     assert (state["state"], state["step"]) == ("pending", step)
+
+
+def has_bytes(path: Path) -> bool:
+    """Whether something is written in a file, which may be renamed while one looks."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size > 0
+    return False
 
 
 def assert_same_result(run: RunDirectory, other: RunDirectory) -> None:
@@ -97,7 +105,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
         assert not run.done
     newest = max(int(path.stem.split("-")[1]) for path in run.checkpoints.glob("step-*.pt"))
     process = start(train_until_half_a_checkpoint, run, root, newest + 4)
-    wait_for(lambda: any(path.name > f".step-{newest + 4:09d}" and path.stat().st_size for path in strays(".*.tmp")))
+    wait_for(lambda: any(path.name > f".step-{newest + 4:09d}" and has_bytes(path) for path in strays(".*.tmp")))
     kill(process)
     assert list(strays(".*.tmp"))
     assert train(run, root) == "done"
@@ -108,7 +116,7 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
 def reached_the_end(run: RunDirectory, moment: str) -> bool:
     weights = run.weights.exists()
     return {
-        "half the weights": any(path.stat().st_size for path in run.path.glob(".weights.pt.*.tmp")),
+        "half the weights": any(map(has_bytes, run.path.glob(".weights.pt.*.tmp"))),
         "no checksum": weights,
         "no marker": weights and run.weights.with_suffix(".sha256").exists(),
         "no state": run.done,
