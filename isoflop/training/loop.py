@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import Tensor
 from isoflop.data.order import Order
 from isoflop.data.shards import Manifest, Windows
 from isoflop.errors import DataError, RunError
-from isoflop.runs import RunDirectory, State, log_row
+from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.devices import make_fabric, may_compile, micro_batch, peak_flops, repeat_sums
@@ -25,6 +24,7 @@ from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, parameter_groups
 from isoflop.training.ranks import ALONE, Ranks
+from isoflop.training.record import Record, is_eval, is_row
 from isoflop.training.schedule import wsd
 from isoflop.training.tally import Tally
 from isoflop.training.weights import save_weights
@@ -71,9 +71,6 @@ class Trainer:
         self._build()
         self.step = 0
         self.tally = Tally.empty(self.fabric.device)
-        self.rows: list[dict[str, Any]] = []
-        self.loss: float | None = None
-        self.speed: float | None = None
         self.earlier_s = 0.0
         self._restore()
 
@@ -145,9 +142,9 @@ class Trainer:
     def _check_log(self) -> None:
         """The log up to here must be whole: a part that somebody removed can't be written again."""
         logged = self.run.log()
-        for split, wanted in (("train", self._is_row), (self.config["metric"]["set"], self._is_eval)):
+        for split, wanted in (("train", is_row), (self.config["metric"]["set"], is_eval)):
             rows = set(logged.loc[(logged["split"] == split) & (logged["kind"] == "all"), "step"])
-            missing = [step for step in range(1, self.step + 1) if wanted(step) and step not in rows]
+            missing = [step for step in range(1, self.step + 1) if wanted(self.config, step) and step not in rows]
             if missing:
                 raise RunError(
                     f"{self.run.path / 'loss'}: no {split} rows for step {missing[0]}, which the run has passed; "
@@ -157,18 +154,18 @@ class Trainer:
     # Training
 
     def train(self, should_stop: Callable[[], bool]) -> State:
-        with Loggers(self.run, self.config, self.ranks.first) as self.loggers:
+        first = self.ranks.first
+        with Loggers(self.run, self.config, first) as loggers:
+            self.record = Record(self.run, self.shape, self.peak, loggers, first, self.step, self.earlier_s)
             return self._train(should_stop)
 
     def _train(self, should_stop: Callable[[], bool]) -> State:
-        self.began = self.row_began = time.monotonic()
-        self.row_step = self.step
-        saved_at = heartbeat = self.began
+        saved_at = heartbeat = time.monotonic()
         while self.step < self.plan["steps"]:
             grad_norm = self._update()
-            if self._is_row(self.step) and not self._log_train(grad_norm):
+            if is_row(self.config, self.step) and not self._log_train(float(grad_norm)):
                 return self._end_diverged()
-            if self._is_eval(self.step) and not self._log_heldout():
+            if is_eval(self.config, self.step) and not self._log_heldout():
                 return self._end_diverged()
             now = time.monotonic()
             if now - heartbeat > HEARTBEAT_S:
@@ -182,7 +179,7 @@ class Trainer:
                 return self._end_diverged()
             saved_at = time.monotonic()
             if stop:
-                self._tell("pending", "stopped; resumes where it was", step=self.step, **self._pace())
+                self._tell("pending", "stopped; resumes where it was", step=self.step, **self.record.pace())
                 return "pending"
         return self._end_done() if self._save() else self._end_diverged()
 
@@ -261,70 +258,26 @@ class Trainer:
 
     # Records
 
-    def _is_row(self, step: int) -> bool:
-        return step % max(1, self.plan["steps"] // self.config["log_points"]) == 0 or step == self.plan["steps"]
-
-    def _is_eval(self, step: int) -> bool:
-        steps, evals = self.plan["steps"], self.config["evals"]
-        return any(step == math.ceil(steps * k / evals) for k in range(1, evals + 1))
-
-    def _log_train(self, grad_norm: float | Tensor) -> bool:
-        """Adds rows for the steps since the last ones; whether their loss was finite."""
-        now = time.monotonic()
-        speed = (
-            (self.step - self.row_step) * self.order.batch_size * self.shape.seq_len / max(now - self.row_began, 1e-9)
-        )
+    def _log_train(self, grad_norm: float) -> bool:
         whole, self.tally = self.tally, Tally.empty(self.fabric.device)
         self.ranks.sum(whole.sums, whole.counts)
-        means = whole.means()
-        self._add_rows("train", means, grad_norm=float(grad_norm), tokens_per_second=speed)
-        self.row_began, self.row_step, self.loss, self.speed = now, self.step, means["all"][1], speed
-        return math.isfinite(self.loss) and math.isfinite(float(grad_norm))
+        return self.record.train(self.step, self.lr, whole.means(), grad_norm)
 
     def _log_heldout(self) -> bool:
-        """Adds rows of held-out loss; whether it was finite."""
-        before = time.monotonic()
-        nan, means = float("nan"), self._evaluate().means()
-        self._add_rows(self.config["metric"]["set"], means, grad_norm=nan, tokens_per_second=nan)
-        self.row_began += time.monotonic() - before  # the training rows' speed is that of training
-        return math.isfinite(means["all"][1])
-
-    def _add_rows(
-        self, split: str, means: dict[str, tuple[int, float]], *, grad_norm: float, tokens_per_second: float
-    ) -> None:
-        common = log_row(
-            self.shape,
-            self.order.batch_size,
-            self.step,
-            split=split,
-            lr=self.lr,
-            grad_norm=grad_norm,
-            tokens_per_second=tokens_per_second,
-            mfu=tokens_per_second * self.shape.train_flops_per_token / self.peak,
-            wall_s=self._wall_s(),
-        )
-        rows = [{**common, "kind": kind, "targets": n, "loss": loss} for kind, (n, loss) in means.items()]
-        self.rows += rows
-        self.loggers.log(rows)
-
-    def _wall_s(self) -> float:
-        return self.earlier_s + time.monotonic() - self.began
+        began = time.monotonic()
+        return self.record.heldout(self.step, self.lr, self._evaluate().means(), began)
 
     def _report(self) -> None:
-        self._tell("running", step=self.step, loss=self.loss, **self._pace())
+        self._tell("running", step=self.step, loss=self.record.loss, **self.record.pace())
 
     def _tell(self, state: State, reason: str = "", **more: Any) -> None:
         """Writes the run's state, once for all its processes."""
         if self.ranks.first:
             self.run.set_state(state, reason, **more)
 
-    def _pace(self) -> dict[str, Any]:
-        """Speed of the last rows of the log, and time spent so far, for who looks from outside."""
-        return {"tokens_per_second": self.speed, "wall_s": self._wall_s()}
-
     def _save(self) -> bool:
         """Writes the log, then a checkpoint, or the final weights; False, and neither, where a loss is not finite."""
-        self._write_log()
+        self.record.write()
         sums, counts = self.ranks.gather(self.tally.sums), self.ranks.gather(self.tally.counts)
         if not all(bool(torch.isfinite(values).all()) for values in (sums, *self.flat_weights)):
             return False
@@ -337,27 +290,22 @@ class Trainer:
                 "step": self.step,
                 "sums": sums.cpu(),
                 "counts": counts.cpu(),
-                "wall_s": self._wall_s(),
+                "wall_s": self.record.wall_s(),
             }
             save_checkpoint(self.run.checkpoints, self.step, state)
         self.ranks.wait()
         return True
 
-    def _write_log(self) -> None:
-        if self.ranks.first:
-            self.run.append_log(self.rows)
-        self.rows = []
-
     def _end_done(self) -> State:
         if self.ranks.first:
             self.run.mark_done()
-        self._tell("done", step=self.step, loss=self.loss, **self._pace())
+        self._tell("done", step=self.step, loss=self.record.loss, **self.record.pace())
         if self.ranks.first:
             self.run.remove_checkpoints()
         return "done"
 
     def _end_diverged(self) -> State:
-        self._write_log()
+        self.record.write()
         reason = f"the loss was not finite by step {self.step}; lower train.lr_scale or look at the data"
         self._tell("diverged", reason, step=self.step)
         return "diverged"

@@ -34,7 +34,7 @@ def trained(folder: Path, *overrides: str, stop: int | None = None) -> RunDirect
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; on Debian and Ubuntu: apt install g++")
-@pytest.mark.filterwarnings("default")  # PyTorch's compiler warns of itself, and as errors that ends a compilation
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself, and as errors that ends a compilation
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

@@ -29,7 +29,7 @@ from isoflop.training.ranks import Ranks
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("default"),  # as in test_compiled.py
+    pytest.mark.filterwarnings("ignore"),  # as in test_compiled.py
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"),
 ]
 
