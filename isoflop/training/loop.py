@@ -22,7 +22,7 @@ from isoflop.training.devices import make_fabric, may_compile, micro_batch, peak
 from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
-from isoflop.training.optimizer import CautiousAdamC, parameter_groups
+from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
 from isoflop.training.ranks import ALONE, Ranks
 from isoflop.training.record import Record, is_eval, is_row
 from isoflop.training.schedule import wsd
@@ -196,7 +196,7 @@ class Trainer:
             self._take_less_at_once()
         self.tally.add(found.sums, found.counts)
         self.ranks.sum(*(weight.grad for weight in self.flat_weights))
-        norm = torch.nn.utils.clip_grad_norm_(self.flat_weights, train["optimizer"]["grad_clip"])
+        norm = clip_gradients(self.flat_weights, train["optimizer"]["grad_clip"])
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 AT_ONCE = 1 << 24
-"""Numbers that an update goes through at once: few operations for small weights, little memory for large ones."""
+"""Numbers that an update goes through at once: few operations for small weights, little memory for large ones. Up to
+here a sum of ones in float32 is exact in any order."""
+
+NORM_PART = 1 << 20
+"""Numbers whose norm is taken at once: on a CPU a norm of very many comes out too small."""
 
 
 class CautiousAdamC(torch.optim.Optimizer):
@@ -65,7 +69,7 @@ class CautiousAdamC(torch.optim.Optimizer):
         weight, mean, square, gradient = part
         root, unbias = (1 - self.betas[1] ** step) ** 0.5, 1 - self.betas[0] ** step
         update, mask = self._masked_update(mean, square, gradient, root, unbias, *self.betas, self.eps)
-        agreeing = torch.stack(torch._foreach_norm(mask.split(sizes), 1))
+        agreeing = torch.stack(torch._foreach_norm(mask.split(sizes), 1)) if len(sizes) > 1 else mask.sum()[None]
         share = agreeing / torch.tensor(sizes, dtype=agreeing.dtype, device=agreeing.device)
         torch._foreach_div_(update.split(sizes), list((share + self.eps).unbind()))
         if weight_decay:
@@ -83,6 +87,14 @@ def masked_update(
     update = mean.div(scale).div_(unbias)
     mask = (update * gradient > 0).to(update.dtype)
     return update.mul_(mask), mask
+
+
+def clip_gradients(weights: list[nn.Parameter], most: float) -> Tensor:
+    """Scales gradients down to a norm of `most` where theirs, which is returned, is larger."""
+    parts = [part for weight in weights if weight.grad is not None for part in weight.grad.split(NORM_PART)]
+    norm = torch.nn.utils.get_total_norm(parts)
+    torch.nn.utils.clip_grads_with_norm_(weights, most, norm)
+    return norm
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

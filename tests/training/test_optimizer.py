@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isoflop.shapes import ModelShape
 from isoflop.training.model import Decoder
-from isoflop.training.optimizer import CautiousAdamC, parameter_groups
+from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
 
 SHAPE = ModelShape(width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24)
 MAX_LR = 0.02
@@ -105,6 +105,25 @@ def test_the_first_step_moves_every_number_by_the_rate() -> None:
     optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
     take_step(optimizer, [weight], [torch.tensor([3.0, -1e-3, 20.0, -7.0], dtype=torch.float64)], 0.1)
     assert weight.tolist() == pytest.approx([-0.1, 0.1, -0.1, 0.1])
+
+
+def test_a_weight_of_very_many_numbers_moves_as_others_do() -> None:
+    """In float32 a count that is added up one by one stops at 2^24, 45 % of the numbers of SODA's smallest head."""
+    weight = torch.nn.Parameter(torch.zeros(3 << 23))
+    weight.grad = torch.full_like(weight, 1e-3)
+    CautiousAdamC([weight], max_lr=MAX_LR, betas=(0.95, 0.98), weight_decay=0.0).step()
+    torch.testing.assert_close(weight.detach()[::1000], torch.full_like(weight.detach()[::1000], -MAX_LR))
+
+
+def test_gradients_of_very_many_numbers_are_clipped_by_their_norm() -> None:
+    small, large = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(3 << 23))
+    small.grad, large.grad = torch.ones(1), torch.randn(3 << 23, generator=torch.Generator().manual_seed(0))
+    exact = float((1 + large.grad.double().square().sum()).sqrt())
+    before = large.grad[:1000].clone()
+    assert float(clip_gradients([small, large], 2.0)) == pytest.approx(exact, rel=1e-4)
+    torch.testing.assert_close(large.grad[:1000], before * 2 / exact, rtol=1e-4, atol=0.0)
+    assert float(clip_gradients([small, large], 5.0)) == pytest.approx(2.0, rel=1e-4)
+    torch.testing.assert_close(large.grad[:1000], before * 2 / exact, rtol=1e-4, atol=0.0)
 
 
 def test_an_update_against_the_gradient_is_held_back_and_the_rest_scaled_up() -> None:
