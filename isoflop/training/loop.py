@@ -156,7 +156,9 @@ class Trainer:
     def train(self, should_stop: Callable[[], bool]) -> State:
         first = self.ranks.first
         with Loggers(self.run, self.config, first) as loggers:
-            self.record = Record(self.run, self.shape, self.peak, loggers, first, self.step, self.earlier_s)
+            self.record = Record(
+                self.run, self.config, self.shape, self.peak, loggers, first, self.step, self.earlier_s
+            )
             return self._train(should_stop)
 
     def _train(self, should_stop: Callable[[], bool]) -> State:
@@ -183,7 +185,7 @@ class Trainer:
                 return "pending"
         return self._end_done() if self._save() else self._end_diverged()
 
-    def _update(self) -> float | Tensor:
+    def _update(self) -> Tensor:
         """One optimizer step; the gradient's norm before clipping."""
         train = self.config["identity"]
         schedule = train["schedule"]

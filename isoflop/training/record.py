@@ -36,6 +36,7 @@ class Record:
     def __init__(
         self,
         run: RunDirectory,
+        config: dict[str, Any],
         shape: ModelShape,
         peak: float,
         loggers: Loggers,
@@ -47,6 +48,7 @@ class Record:
 
         Args:
             run: whose log it is.
+            config: its configuration.
             shape: of its model.
             peak: FLOP/s of all its GPUs.
             loggers: who shows the rows too.
@@ -55,8 +57,8 @@ class Record:
             wall_s: spent on it before.
         """
         self.run, self.shape, self.peak, self.loggers, self.writes = run, shape, peak, loggers, writes
-        self.config = run.config()
-        self.batch_size: int = self.config["run"]["batch_size"]
+        self.config = config
+        self.batch_size: int = config["run"]["batch_size"]
         self.rows: list[dict[str, Any]] = []
         self.loss: float | None = None
         self.speed: float | None = None
