@@ -168,7 +168,7 @@ class Train:
         z_loss: weight of the squared log-partition term of the loss.
         trainer: `builtin`; `command: PROGRAM ...` for a program of your own; `simulated: LAW` for losses of a law.
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
-        deterministic: repeat sums bit for bit on a GPU too, at a cost in speed; not part of a run's identity.
+        deterministic: take only kernels whose sums repeat bit for bit on a GPU; not part of a run's identity.
         lr_scale, batch_scale: factors on the recipe's learning rate and batch (a power of two), to check a recipe.
         evals: how many times held-out loss is measured, evenly over the run, the last after the last step.
         log_points: rows of the loss log for each split.
