@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 from fake_study import Study, make_study
 
-from isoflop.config.profile import Profile
+from isoflop.config.profile import Node, Profile
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture
 from isoflop.launching.steering import look
 from isoflop.launching.submission import submissions_folder
-from isoflop.launching.supervising import pause_s, supervise, tell
+from isoflop.launching.submitting import keep_profile
+from isoflop.launching.supervising import light, pause_s, supervise, tell
 from isoflop.lease import take_lease
 
 
@@ -131,8 +133,6 @@ def test_the_end_is_told_once_all_are_done(study: Study, hooked: Profile, told: 
 
 
 def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Path) -> None:
-    from isoflop.launching.submitting import keep_profile
-
     study.queued()
     keep_profile(hooked, study.directory)
     study.slurm.change(queue={})
@@ -145,8 +145,6 @@ def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Pa
 
 
 def test_a_look_that_comes_to_nothing_is_not_told_of(study: Study, hooked: Profile, told: Path) -> None:
-    from isoflop.launching.submitting import keep_profile
-
     study.queued()
     keep_profile(hooked, study.directory)
     with take_lease(submissions_folder(study.directory) / "lease") as mine:
@@ -159,3 +157,47 @@ def test_a_look_that_comes_to_nothing_is_not_told_of(study: Study, hooked: Profi
 
 def test_after_looks_in_vain_the_next_comes_soon() -> None:
     assert [pause_s(in_vain) for in_vain in range(7)] == [60.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_report_that_fails_does_not_end_the_supervisor(
+    study: Study, hooked: Profile, told: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.queued()
+    keep_profile(hooked, study.directory)
+    study.slurm.change(queue={})
+    for number in range(3):
+        (study.run(number).path / "DONE").touch()
+    if killed:
+        python = told.with_name("python")
+        python.write_text("#!/bin/sh\necho so far so good >&2\nkill -9 $$\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(python))
+    else:
+        (study.directory / "plan.parquet").write_bytes(b"damaged")
+    assert supervise(study.directory) == "over"
+    (stuck, message), done = events(told)
+    assert stuck == "stuck"
+    assert message.startswith("no report: ended with -9: so far so good; " if killed else "no report: ended with 1: ")
+    assert killed or "plan.parquet" in message
+    assert done == ("done", "all 3 runs are done")
+
+
+# What it asks for
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, {}),
+        ({"slurm": {"mem-per-gpu": "80G", "gres": "gpu:8", "partition": "gpu"}}, {"partition": "gpu", "mem": "1G"}),
+        ({"slurm": {"exclusive": True}}, {}),
+        ({"node": Node(cpus=96, memory_gb=1000)}, {"mem": "1G"}),
+        ({"node": Node(cpus=96, memory_gb=1000), "supervisor": {"mem-per-cpu": "2G"}}, {"mem-per-cpu": "2G"}),
+        ({"supervisor": {"partition": "cpu", "cpus_per_task": 2}}, {"partition": "cpu", "cpus_per_task": 2}),
+    ],
+)
+def test_a_supervisor_asks_for_little(changes: dict[str, Any], wanted: dict[str, Any]) -> None:
+    asks = light(Profile(**{"name": "ours", "executor": "slurm", "root": "runs", **changes}))
+    assert asks.gpu is None
+    assert asks.slurm == {"cpus_per_task": 1, **wanted}
