@@ -57,6 +57,9 @@ def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dic
 WHAT = ("run", "identity", "data", "metric", "precision")
 """Parts of `config.yaml` that say what a run is; the others may differ from the plan's (how often it is logged)."""
 
+HOW = ("checkpoint_minutes", "deterministic", "loggers")
+"""Parts that a run which is not done takes from the newest plan, at its next start."""
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -95,7 +98,7 @@ class RunDirectory:
     def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
         """Makes the directory, whole or not at all, or checks that the one there is of the same configuration.
 
-        Of one that is there and not done, `loggers` alone is brought up to date, for its next start.
+        Of one that is there and not done, the parts named in `HOW` are brought up to date.
 
         It is not synced to the disk: a study has thousands of them, and whoever makes them syncs once.
 
@@ -117,9 +120,10 @@ class RunDirectory:
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
-            if not self.done and (loggers := config.get("loggers", [])) != found.get("loggers", []):
+            newest = {**found, **{key: config[key] for key in HOW if key in config}}
+            if newest != found and not self.done:
                 with replace_file(file) as temporary:
-                    temporary.write_text(_yaml({**found, "loggers": loggers}))
+                    temporary.write_text(_yaml(newest))
             for name, text in (files or {}).items():
                 if not (self.path / name).exists():
                     with replace_file(self.path / name) as temporary:

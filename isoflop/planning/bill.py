@@ -45,6 +45,7 @@ class Bill:
         kept_bytes: of the final weights, which stay.
         calibration: what the speed was measured to be; None as long as it is a prior.
         interruptions_per_day: preemptions and failures of a job that the hours reckon with.
+        precision: `train.precision` of the study.
     """
 
     profile: Profile
@@ -58,6 +59,7 @@ class Bill:
     kept_bytes: int
     calibration: Calibration | None = None
     interruptions_per_day: float = 0.0
+    precision: str = "auto"
 
     @property
     def source(self) -> str:
@@ -89,6 +91,10 @@ class Bill:
             found.append(f"{need}, disk_gb allows {quota:,.0f}")
         if root.is_dir() and self.disk_bytes > (free := shutil.disk_usage(root).free):
             found.append(f"{need}, {root} has {free / 1e9:,.0f} GB free")
+        if self.precision == "fp32" and self.profile.gpu is not None and self.calibration is None:
+            found.append(
+                "the hours are those of bf16, and train.precision is fp32: measure it with `isoflop calibrate`"
+            )
         return tuple(found)
 
 
@@ -117,7 +123,8 @@ def with_bill(
         interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
     slower = 1 + interruptions_per_day / 24 * lost
-    sizer, places = Sizer(plan.runs, profile, calibration), places_of(profile)
+    precision, places = plan.sweep.train.precision, places_of(profile)
+    sizer = Sizer(plan.runs, profile, calibration, precision)
     sizes, hours, schedule = _lay_out(sizer, places, order, slower)
     limit = time_limit_hours(profile)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
@@ -134,6 +141,7 @@ def with_bill(
         kept_bytes=sum(kept),
         calibration=calibration,
         interruptions_per_day=interruptions_per_day,
+        precision=precision,
     )
     runs = [
         dataclasses.replace(

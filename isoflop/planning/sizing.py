@@ -71,6 +71,11 @@ class Option:
         return train_flops / self.flops_per_second / 3600
 
 
+def value_bytes(precision: str) -> int:
+    """Bytes of an activation on a GPU, by `train.precision`."""
+    return 4 if precision == "fp32" else 2
+
+
 def needed_bytes(
     shape: ModelShape, micro_batch: int, checkpointing: bool, compiled: bool = True, bytes_per_value: int = 2
 ) -> int:
@@ -98,9 +103,15 @@ def fit_memory(
 class Sizer:
     """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch."""
 
-    def __init__(self, runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None) -> None:
+    def __init__(
+        self,
+        runs: Sequence[RunSpec],
+        profile: Profile,
+        calibration: Calibration | None = None,
+        precision: str = "auto",
+    ) -> None:
         """As `choose_sizes`."""
-        self.calibration, self.profile = calibration, profile
+        self.calibration, self.profile, self.value_bytes = calibration, profile, value_bytes(precision)
         self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
         self.options: dict[tuple[ModelShape, int], list[Option]] = {}
         for run, _, key in self.runs:
@@ -136,7 +147,8 @@ class Sizer:
         while gpus <= run.batch_size and (gpus == 1 or self.profile.executor == "slurm"):
             whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
             if run.batch_size % gpus == 0 and whole:
-                fit = fit_memory(run.shape, run.batch_size // gpus, kind.memory_gb * 1e9)
+                memory = kind.memory_gb * 1e9
+                fit = fit_memory(run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes)
                 found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
             gpus *= 2
         return found
@@ -152,10 +164,13 @@ class Sizer:
             run.shape,
             run.batch_size,
             gpus,
-            lambda one: one.memory_bytes / needed_bytes(one.shape, one.micro_batch, one.checkpointing),
+            lambda one: one.memory_bytes / self._needed(one.shape, one.micro_batch, one.checkpointing),
         )
         fit = replace(fit, memory_bytes=round(ratio * fit.memory_bytes))
         return Option(gpus, nodes, fit, speed, "measured" if inside else "extrapolated")
+
+    def _needed(self, shape: ModelShape, micro_batch: int, checkpointing: bool) -> int:
+        return needed_bytes(shape, micro_batch, checkpointing, bytes_per_value=self.value_bytes)
 
     def _on_cpus(self, run: RunSpec) -> Option:
         """A run as the profile's options start it, which is how it was measured."""
@@ -172,7 +187,7 @@ class Sizer:
     def _too_large(self, run: RunSpec) -> ConfigError:
         assert self.profile.gpu is not None
         gpu = gpu_type(self.profile.gpu)
-        needed = needed_bytes(run.shape, 1, True)
+        needed = self._needed(run.shape, 1, True)
         return ConfigError(
             f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on each GPU, of which "
             f"{gpu.device_name} has {gpu.memory_gb:.0f} GB; take larger GPUs, or leave out the widest models"
@@ -185,7 +200,9 @@ def _first_within(longest: float, train_flops: float, options: Sequence[Option])
     return Size(option.gpus, option.nodes, option.hours(train_flops), option.fit, option.source)
 
 
-def choose_sizes(runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None) -> list[Size]:
+def choose_sizes(
+    runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None, precision: str = "auto"
+) -> list[Size]:
     """The resources of each run: the fewest GPUs with which none holds up the study.
 
     A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
@@ -195,8 +212,9 @@ def choose_sizes(runs: Sequence[RunSpec], profile: Profile, calibration: Calibra
         runs: of a plan.
         profile: the cluster.
         calibration: what was measured there, in place of the prior.
+        precision: `train.precision` of the study; fp32 takes more memory.
 
     Raises:
         ConfigError: GPUs of an unknown type, a model too large for them, or CPUs of which nothing was measured.
     """
-    return Sizer(runs, profile, calibration).choose(profile.max_gpus)
+    return Sizer(runs, profile, calibration, precision).choose(profile.max_gpus)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from isoflop.data.order import Order
 from isoflop.data.shards import Manifest, Windows
 from isoflop.errors import DataError, RunError
+from isoflop.planning.sizing import value_bytes
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
@@ -24,7 +26,7 @@ from isoflop.training.loss import by_kind
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
 from isoflop.training.ranks import ALONE, Ranks
-from isoflop.training.record import Record, is_eval, is_row
+from isoflop.training.record import Record, check_log, is_eval, is_row
 from isoflop.training.schedule import wsd
 from isoflop.training.tally import Tally
 from isoflop.training.weights import save_weights
@@ -119,8 +121,8 @@ class Trainer:
         self.peak = peak_flops(self.fabric.device) * self.ranks.size
 
     def _micro_batch(self, sequences: int) -> tuple[int, bool]:
-        bytes_per_value = 4 if self.config["precision"] == "fp32" else 2
-        return micro_batch(self.shape, sequences, self.fabric.device, self.compiled, bytes_per_value)
+        values = value_bytes(self.config["precision"])
+        return micro_batch(self.shape, sequences, self.fabric.device, self.compiled, values)
 
     def _restore(self) -> None:
         if not self.ranks.first:
@@ -137,19 +139,7 @@ class Trainer:
             self.tally = Tally.saved(saved["sums"], saved["counts"], self.ranks, self.fabric.device)
             log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
         self.ranks.wait()
-        self._check_log()
-
-    def _check_log(self) -> None:
-        """The log up to here must be whole: a part that somebody removed can't be written again."""
-        logged = self.run.log()
-        for split, wanted in (("train", is_row), (self.config["metric"]["set"], is_eval)):
-            rows = set(logged.loc[(logged["split"] == split) & (logged["kind"] == "all"), "step"])
-            missing = [step for step in range(1, self.step + 1) if wanted(self.config, step) and step not in rows]
-            if missing:
-                raise RunError(
-                    f"{self.run.path / 'loss'}: no {split} rows for step {missing[0]}, which the run has passed; "
-                    f"restore them, or delete {self.run.path} to start the run again"
-                )
+        check_log(self.run, self.config, self.step)
 
     # Training
 
@@ -195,7 +185,8 @@ class Trainer:
             group["lr"] = self.lr
         windows = torch.from_numpy(self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)])
         while (found := self._gradients(windows, train["z_loss"])) is None:
-            self._take_less_at_once()
+            self.micro = self._less_than(self.micro)
+            self.optimizer.zero_grad()
         self.tally.add(found.sums, found.counts)
         self.ranks.sum(*(weight.grad for weight in self.flat_weights))
         norm = clip_gradients(self.flat_weights, train["optimizer"]["grad_clip"])
@@ -216,21 +207,22 @@ class Trainer:
             return None
         return tally
 
-    def _take_less_at_once(self) -> None:
-        """Halves the sequences that go through at once: what a model needs is an estimate, and others may use the GPU.
+    def _less_than(self, sequences: int) -> int:
+        """Half of the sequences that the GPU could not take at once: what they need is an estimate, and others may be
+        at work there.
 
         Raises:
-            RunError: there is one already.
+            RunError: it was one.
         """
-        if self.micro == 1:
+        if sequences == 1:
             raise RunError(
                 f"out of memory with one sequence of {self.shape.seq_len} tokens at a time; train this model on a "
                 "larger GPU, or see (nvidia-smi) what else uses this one"
             )
-        self.micro = self.most = (self.micro + 1) // 2
-        log.warning("out of memory: from step %d on %d sequences go through at once", self.step, self.micro)
-        self.optimizer.zero_grad()
+        self.most = (sequences + 1) // 2
+        log.warning("out of memory: from step %d on %d sequences go through at once", self.step, self.most)
         torch.cuda.empty_cache()
+        return self.most
 
     def _losses(self, windows_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,), what training minimises (T,), and the kinds of the targets (T,) of some windows."""
@@ -240,22 +232,29 @@ class Trainer:
             losses_T, objective_T = self.model.losses(windows_BS[:, :-1], targets_BS, z_loss)
         return losses_T, objective_T, self.kinds[targets_BS.flatten()]
 
-    @torch.no_grad()
     def _evaluate(self) -> Tally:
         """Losses on held-out windows, evenly spaced over the split and the same for every run of a sweep."""
-        import numpy as np
-
         wanted = max(1, min(len(self.heldout), self.config["metric"]["tokens"] // self.shape.seq_len))
         chosen = np.arange(wanted) * len(self.heldout) // wanted
         chosen = chosen[self.ranks.rank :: self.ranks.size]
-        tally = Tally.empty(self.fabric.device)
-        self.model.eval()
         size = min(self._micro_batch(wanted)[0], self.most)
-        for begin in range(0, len(chosen), size):
-            losses_T, _, kinds_T = self._losses(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
-            tally.add(*by_kind(losses_T, kinds_T))
+        self.model.eval()
+        while (tally := self._measured(chosen, size)) is None:
+            size = self._less_than(size)
         self.model.train()
         self.ranks.sum(tally.sums, tally.counts)
+        return tally
+
+    @torch.no_grad()
+    def _measured(self, chosen: np.ndarray, size: int) -> Tally | None:
+        """Losses of some held-out windows, `size` at once; None where the GPU had too little memory."""
+        tally = Tally.empty(self.fabric.device)
+        try:
+            for begin in range(0, len(chosen), size):
+                losses_T, _, kinds_T = self._losses(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
+                tally.add(*by_kind(losses_T, kinds_T))
+        except torch.OutOfMemoryError:
+            return None
         return tally
 
     # Records

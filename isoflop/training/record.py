@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from isoflop.errors import RunError
 from isoflop.runs import RunDirectory, log_row
 from isoflop.shapes import ModelShape
 from isoflop.training.loggers import Loggers
@@ -24,6 +25,23 @@ def is_eval(config: dict[str, Any], step: int) -> bool:
     """Whether held-out loss is measured after a step."""
     steps, evals = config["run"]["steps"], config["evals"]
     return any(step == math.ceil(steps * k / evals) for k in range(1, evals + 1))
+
+
+def check_log(run: RunDirectory, config: dict[str, Any], step: int) -> None:
+    """The log up to a step that a run resumes from must be whole: a part that somebody removed can't be written again.
+
+    Raises:
+        RunError: rows that are missing.
+    """
+    logged = run.log()
+    for split, wanted in (("train", is_row), (config["metric"]["set"], is_eval)):
+        rows = set(logged.loc[(logged["split"] == split) & (logged["kind"] == "all"), "step"])
+        missing = [earlier for earlier in range(1, step + 1) if wanted(config, earlier) and earlier not in rows]
+        if missing:
+            raise RunError(
+                f"{run.path / 'loss'}: no {split} rows for step {missing[0]}, which the run has passed; "
+                f"restore them, or delete {run.path} to start the run again"
+            )
 
 
 class Record:

@@ -83,15 +83,17 @@ def test_runs_may_be_added_and_removed(study: tuple[Path, Plan], tmp_path: Path,
     assert all(run_of(root, plan, number).config() for number in range(3))
 
 
-def test_loggers_hold_for_the_next_start_of_what_is_not_done(study: tuple[Path, Plan], tmp_path: Path) -> None:
+def test_how_a_run_is_made_holds_for_the_next_start_of_what_is_not_done(
+    study: tuple[Path, Plan], tmp_path: Path
+) -> None:
     root, plan = study
     run_of(root, plan, 1).mark_done()
     before = [run_of(root, plan, number).config() for number in range(3)]
-    for loggers in (["tensorboard"], ["wandb", "tensorboard"], []):
-        make_directory(tiny_plan(tmp_path, f"train.loggers={loggers}"), root)
+    for loggers, minutes, deterministic in ((["tensorboard"], 3.0, False), (["wandb"], 2.0, True), ([], 20.0, False)):
+        how = {"loggers": loggers, "checkpoint_minutes": minutes, "deterministic": deterministic}
+        make_directory(tiny_plan(tmp_path, *(f"train.{key}={value}" for key, value in how.items())), root)
         for number, config in enumerate(before):
-            now = run_of(root, plan, number).config()
-            assert now == {**config, "loggers": [] if number == 1 else loggers}
+            assert run_of(root, plan, number).config() == {**config, **(how if number != 1 else {})}
 
 
 @pytest.mark.parametrize(

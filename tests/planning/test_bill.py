@@ -107,6 +107,12 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
     assert problem.value.exit_code == 3
 
 
+def test_hours_of_bf16_for_fp32_are_warned_about(h100: Profile) -> None:
+    (warning,) = with_bill(plan("soda", ["train.precision=fp32"]), h100).warnings
+    assert warning == "the hours are those of bf16, and train.precision is fp32: measure it with `isoflop calibrate`"
+    assert with_bill(plan("soda", ["train.precision=bf16"]), h100).warnings == ()
+
+
 def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Path) -> None:
     assert with_bill(soda, h100).warnings == ()
     (quota,) = with_bill(soda, dataclasses.replace(h100, disk_gb=1000.0)).warnings

@@ -11,7 +11,7 @@ from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
 from isoflop.planning.gpus import GPUS, find_gpu, gpu_type, mfu_prior
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.sizing import LONG_ENOUGH_H, MEMORY_SHARE, STATE_BYTES, choose_sizes, fit_memory
+from isoflop.planning.sizing import LONG_ENOUGH_H, MEMORY_SHARE, STATE_BYTES, choose_sizes, fit_memory, needed_bytes
 from isoflop.shapes import ModelShape
 
 
@@ -86,6 +86,15 @@ def test_the_largest_part_of_a_batch_that_fits(memory: float, micro: int | None,
     assert fit.checkpointing is checkpointing
     assert micro is None or fit.micro_batch == micro
     assert fit.memory_bytes <= memory * MEMORY_SHARE
+
+
+@pytest.mark.parametrize(("precision", "value_bytes"), [("auto", 2), ("bf16", 2), ("fp32", 4)])
+def test_memory_is_that_of_the_precision(soda: Plan, precision: str, value_bytes: int) -> None:
+    sizes = choose_sizes(soda.runs, cluster(), precision=precision)
+    for run, size in zip(soda.runs, sizes, strict=True):
+        fit = size.fit
+        assert fit.memory_bytes == needed_bytes(run.shape, fit.micro_batch, fit.checkpointing, True, value_bytes)
+        assert fit.memory_bytes <= MEMORY_SHARE * 80e9
 
 
 def test_what_does_not_fit_at_all() -> None:

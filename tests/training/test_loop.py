@@ -171,13 +171,16 @@ def test_columns_that_repeat_are_all_but_the_times() -> None:
 # Out of memory
 
 
-def with_memory_for(trainer: Trainer, sequences: int) -> None:
-    """Fails as CUDA does where more sequences than that go through at once, once the first ones have gone."""
+def with_memory_for(trainer: Trainer, sequences: int, *, backward: bool = True) -> None:
+    """Fails as CUDA does where more sequences than that go through at once, once the first ones have gone.
+
+    Without `backward` that many suffice only for measuring, and any number for training.
+    """
     losses, seen = trainer._losses, []
 
     def short(windows_BS: torch.Tensor, *rest: float) -> tuple[torch.Tensor, ...]:
         seen.append(len(windows_BS))
-        if len(windows_BS) > sequences and len(seen) > 1:
+        if len(windows_BS) > sequences and len(seen) > 1 and torch.is_grad_enabled() is backward:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 35.31 GiB.")
         return losses(windows_BS, *rest)
 
@@ -200,6 +203,24 @@ def test_where_memory_is_short_less_goes_through_at_once(tmp_path: Path, caplog:
     assert_frame_equal(runs[0].log()[EXACT], runs[1].log()[EXACT], check_exact=True)
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == ["out of memory: from step 0 on 2 sequences go through at once"]
+
+
+def test_where_memory_is_short_less_is_measured_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = []
+    for name in ("short", "whole"):
+        root, plan = tiny_study(tmp_path / name, "budgets=[1e9]", "widths=[8]")
+        trainer = Trainer(run_of(root, plan), root)
+        micro = trainer.micro
+        if name == "short":
+            with_memory_for(trainer, 3, backward=False)
+        assert trainer.train(lambda: False) == "done"
+        assert trainer.micro == micro
+        runs.append(trainer.run.log()[EXACT])
+    short, whole = (log.set_index(["step", "split", "kind"]) for log in runs)
+    pd.testing.assert_frame_equal(short, whole, rtol=1e-6)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert all("sequences go through at once" in line for line in said)
+    assert said[-1].endswith(" on 2 sequences go through at once")
 
 
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
