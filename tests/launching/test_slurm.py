@@ -145,7 +145,7 @@ def test_a_supervisor_brings_a_study_to_its_end(bed: Bed, tmp_path: Path, undist
     assert add_supervisor(study.profile, study.directory) is None
     study.wait(lambda picture: len(picture.ids("done")) == 2, 180)
     study.equals(undisturbed)
-    study.wait(lambda _: told.exists(), 90)
+    study.wait(lambda _: told.exists(), 180)
     assert told.read_text() == "done: all 2 runs are done\n"
     wait_for(lambda: not any(job.active for job in slurm.queue().values()), 30)
     assert (study.directory / "report.html").exists()
