@@ -1,6 +1,6 @@
 """Losses of SODA's smallest models on this machine's GPU, or else its CPU, for some hundred steps on real tokens.
 
-    python benchmarks/losses.py [--widths 256,384,512] [--steps 300] [--data FOLDER] [--csv FILE]
+    python benchmarks/losses.py [--widths 256,384,512] [--seeds 0] [--steps 300] [--data FOLDER] [--csv FILE]
 
 The tokens are those of the pocket corpus (`isoflop prepare sweeps/pocket.yaml`), its bytes and codes at their places in
 SODA's vocabulary of 144,644. Steps are short (2 windows of 256 tokens), so that a CPU ends some day. Run it on both
@@ -10,6 +10,7 @@ kinds of machine: weights, batches and schedule are the same.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def write_corpus(study: Plan, source: Path, root: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", default="256,384,512")
+    parser.add_argument("--seeds", default="0", help="of weights and batches")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on a GPU")
     parser.add_argument("--data", type=Path, help="default: what the pocket sweep has in the folder of runs")
@@ -63,21 +65,22 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(study, source, Path(folder))
-        for width in map(int, options.widths.split(",")):
+        cases = itertools.product(map(int, options.widths.split(",")), map(int, options.seeds.split(",")))
+        for width, seed in cases:
             spec = next(run for run in study.runs if run.width == width)
             config = run_config(study.sweep, spec)
-            config["run"].update(steps=options.steps, batch_size=SEQUENCES, lr=LEARNING_RATE)
+            config["run"].update(steps=options.steps, batch_size=SEQUENCES, lr=LEARNING_RATE, seed=seed)
             config["identity"]["shape"]["seq_len"] = SEQ_LEN
             config["metric"]["set"] = "heldout"
-            run = RunDirectory(Path(folder) / study.sweep.name / spec.run_id)
+            run = RunDirectory(Path(folder) / study.sweep.name / f"{spec.run_id}-{seed}")
             run.create(config)
             train(run, Path(folder))
-            log = run.log().assign(width=width)
+            log = run.log().assign(width=width, seed=seed)
             rows.append(log)
             last = log[(log["kind"] == "all") & (log["step"] == options.steps)].set_index("split")["loss"].to_dict()
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
             losses = f"train {last['train']:.4f}, held-out {last['heldout']:.4f}"
-            print(f"width {width} on {device}, {options.steps} steps: {losses}", flush=True)
+            print(f"width {width}, seed {seed} on {device}, {options.steps} steps: {losses}", flush=True)
     if options.csv:
         pd.concat(rows).to_csv(options.csv, index=False)
 
