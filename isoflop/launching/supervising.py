@@ -126,7 +126,8 @@ def light(profile: Profile) -> Profile:
         name: value for name, value in profile.slurm.items() if not name.replace("-", "_").startswith(ASKS_FOR_MORE)
     }
     own = {"cpus_per_task": 1, **profile.supervisor}
-    runs_ask = profile.node is not None or _names(profile.slurm) & (ASKS_FOR_MEMORY - {"exclusive"})
+    by_share = profile.gpu is not None and profile.node is not None
+    runs_ask = by_share or _names(profile.slurm) & (ASKS_FOR_MEMORY - {"exclusive"})
     if runs_ask and not _names(profile.supervisor) & ASKS_FOR_MEMORY:
         own["mem"] = MEMORY
     return replace(profile, gpu=None, slurm={**options, **own})

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fake_study import Study, make_study
 
-from isoflop.config.profile import Node, Profile
+from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture
 from isoflop.launching.steering import look
@@ -22,6 +22,8 @@ from isoflop.launching.submission import submissions_folder
 from isoflop.launching.submitting import keep_profile
 from isoflop.launching.supervising import light, pause_s, supervise, tell
 from isoflop.lease import take_lease
+
+H100, NODE = Gpu(type="h100-sxm", per_node=8), Node(cpus=96, memory_gb=1000)
 
 
 @pytest.fixture
@@ -192,8 +194,9 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
         ({}, {}),
         ({"slurm": {"mem-per-gpu": "80G", "gres": "gpu:8", "partition": "gpu"}}, {"partition": "gpu", "mem": "1G"}),
         ({"slurm": {"exclusive": True}}, {}),
-        ({"node": Node(cpus=96, memory_gb=1000)}, {"mem": "1G"}),
-        ({"node": Node(cpus=96, memory_gb=1000), "supervisor": {"mem-per-cpu": "2G"}}, {"mem-per-cpu": "2G"}),
+        ({"node": NODE}, {}),
+        ({"gpu": H100, "node": NODE}, {"mem": "1G"}),
+        ({"gpu": H100, "node": NODE, "supervisor": {"mem-per-cpu": "2G"}}, {"mem-per-cpu": "2G"}),
         ({"supervisor": {"partition": "cpu", "cpus_per_task": 2}}, {"partition": "cpu", "cpus_per_task": 2}),
     ],
 )
