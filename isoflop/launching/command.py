@@ -263,5 +263,7 @@ class _Pace:
 
 
 def _last_words(output: Path) -> str:
+    """The last line that says something; torchrun ends with a rule."""
     lines = output.read_bytes()[-4 * LAST_WORDS :].decode(errors="replace").strip().splitlines()
-    return lines[-1][-LAST_WORDS:] if lines else "it wrote nothing"
+    said = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
+    return said[-1][-LAST_WORDS:] if said else "it wrote nothing"

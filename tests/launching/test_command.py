@@ -213,6 +213,7 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged(program: Program, valu
     ("text", "reason"),
     [
         ("print('no room')\nraise SystemExit(3)", r"failed with 3: no room; see \S+/attempts/1/log\.txt"),
+        ("print('no room\\n', '=' * 60)\nraise SystemExit(3)", "failed with 3: no room; see"),
         (writes(HELDOUT) + "sys.exit(3)", "failed with 3: it wrote nothing"),
         ("import nothing_like_it", "failed with 1: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("import os\nos.kill(os.getpid(), 9)", "failed with -9: "),
