@@ -6,6 +6,7 @@ of one that was not; buckets that are built anew after each start would not.
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from dataclasses import dataclass
@@ -81,4 +82,6 @@ def join(on_gpus: bool = True) -> Ranks:
     if on_gpus:
         torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
     dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+    if not on_gpus:  # threads that gloo leaves behind may end the process with SIGABRT; NCCL's end waits for the others
+        atexit.register(dist.destroy_process_group)
     return Ranks(found.rank, found.world_size, found.local_rank)

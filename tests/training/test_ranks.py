@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +57,30 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(two[column][first], one[column][first], rtol=1e-5)
     last = one.eval("step == step.max() and split == 'heldout' and kind == 'all'")
     np.testing.assert_allclose(two["loss"][last], one["loss"][last], rtol=0.01)
+
+
+MEETS = """
+import atexit, os, sys, types
+import submitit, torch.distributed as dist
+from isoflop.training.ranks import join
+
+atexit.register(lambda: print("left", not dist.is_initialized()))
+found = types.SimpleNamespace(rank=int(os.environ["RANK"]), world_size=2, local_rank=0)
+submitit.helpers.TorchDistributedEnvironment = lambda: types.SimpleNamespace(export=lambda: found)
+print(join(on_gpus=False).any(found.rank == 1))
+"""
+
+
+def test_a_process_leaves_the_others_before_it_ends() -> None:
+    """Threads of gloo that are still there when Python ends may end it with SIGABRT, and its job has failed then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    job = {**os.environ, **meeting, "SLURM_NTASKS": "2", "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", MEETS]
+    processes = [
+        subprocess.Popen(command, env={**job, "SLURM_PROCID": rank, "RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    assert [process.communicate()[0].split("\n")[:2] for process in processes] == [["[True]", "left True"]] * 2
+    assert [process.returncode for process in processes] == [0, 0]
