@@ -12,7 +12,7 @@ from typing import Any, Literal
 from isoflop.config.profile import Profile
 from isoflop.errors import BusyError, ClusterError, IsoflopError
 from isoflop.launching import slurm
-from isoflop.launching.arrays import ASKS_FOR_MEMORY
+from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
 from isoflop.launching.notifying import notify
 from isoflop.launching.reconcile import Picture, is_hopeless
 from isoflop.launching.signals import Job
@@ -126,12 +126,8 @@ def light(profile: Profile) -> Profile:
         name: value for name, value in profile.slurm.items() if not name.replace("-", "_").startswith(ASKS_FOR_MORE)
     }
     own = {"cpus_per_task": 1, **profile.supervisor}
-    by_share = profile.gpu is not None and profile.node is not None
-    runs_ask = by_share or _names(profile.slurm) & (ASKS_FOR_MEMORY - {"exclusive"})
-    if runs_ask and not _names(profile.supervisor) & ASKS_FOR_MEMORY:
+    run = Array((), gpus=1 if profile.gpu else 0, nodes=1, at_once=1)
+    runs_ask = sbatch_options(run, profile).keys() & (ASKS_FOR_MEMORY - {"exclusive"})
+    if runs_ask and not {name.replace("-", "_") for name in profile.supervisor} & ASKS_FOR_MEMORY:
         own["mem"] = MEMORY
     return replace(profile, gpu=None, slurm={**options, **own})
-
-
-def _names(options: dict[str, Any]) -> set[str]:
-    return {name.replace("-", "_") for name in options}
