@@ -25,7 +25,15 @@ EMPTY: dict[str, Any] = {
     "answers": {},
     "calls": [],
     "config": "",
+    "limit": None,
+    "born": ["PENDING", "", "Priority"],
 }
+
+LIMIT = (
+    "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS "
+    "policy (job submit limit, user's size and/or time limits)"
+)
+"""What SLURM 22.05 says where a user may have no more jobs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class FakeSlurm:
     """A cluster whose programs lie in a folder that is to be the whole PATH.
 
     Its file holds `jobs` (by id, with their options), `queue` (task: state, node, reason), `accounting` (task: state,
-    node, exit code; null where there is none), and the answers that programs will give before they work.
+    node, exit code; null where there is none), the answers that programs will give before they work, how many tasks
+    may be queued (`limit`) and what a task is once it is `born`.
     """
 
     folder: Path
@@ -68,7 +77,7 @@ class FakeSlurm:
 
     def answer(self, program: str, words: str, times: int = 1, *, queues: str = "", code: int = 1) -> None:
         """The next calls of a program fail with these words; `queues`: sbatch does its work all `now`, or `later`,
-        once it has been looked for in vain."""
+        once it has been looked for in vain, or leaves the record that SLURM keeps of a job which it has `refused`."""
         answers = self.read()["answers"]
         more = [{"words": words, "queues": queues, "code": code}] * times
         self.change(answers={**answers, program: [*answers.get(program, []), *more]})
@@ -110,7 +119,9 @@ def main(file: Path, program: str, arguments: list[str]) -> int:
     answer = waiting.pop(0) if waiting else {"words": "", "queues": "now", "code": 0}
     output = ""
     if program == "sbatch":
-        output = sbatch(cluster, Path(arguments[0]).read_text(), answer["queues"])
+        output, refused = sbatch(cluster, Path(arguments[0]).read_text(), answer["queues"])
+        if refused:
+            answer = {"words": LIMIT, "code": 1}
     elif not answer["code"]:
         output, code = {"squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}[program](
             cluster, arguments
@@ -125,32 +136,37 @@ def main(file: Path, program: str, arguments: list[str]) -> int:
     return answer["code"]
 
 
-def sbatch(cluster: dict[str, Any], script: str, queues: str) -> str:
+def sbatch(cluster: dict[str, Any], script: str, queues: str) -> tuple[str, bool]:
+    """What it prints, and whether there would be too many jobs."""
     options: dict[str, str] = {}
     for line in script.splitlines():
         if line.startswith("#SBATCH "):
             name, _, value = shlex.split(line.removeprefix("#SBATCH --"))[0].partition("=")
             options[name] = value
     if not queues:
-        return ""
-    job, cluster["next"] = str(cluster["next"]), cluster["next"] + 1
+        return "", False
     last = int(options["array"].partition("%")[0].partition("-")[2]) if "array" in options else None
+    there = sum(line[0] in ("PENDING", "RUNNING") for line in cluster["queue"].values())
+    if cluster["limit"] is not None and there + (last or 0) + 1 > cluster["limit"]:
+        return "", True
+    job, cluster["next"] = str(cluster["next"]), cluster["next"] + 1
     cluster["jobs"][job] = {"name": options["job-name"], "hidden": queues == "later", "options": options}
     for task in [job] if last is None else [f"{job}_{index}" for index in range(last + 1)]:
-        cluster["queue"][task] = ["PENDING", "", "Priority"]
-    return f"Submitted batch job {job}\n"
+        cluster["queue"][task] = ["FAILED", "", "BadConstraints"] if queues == "refused" else cluster["born"]
+    return f"Submitted batch job {job}\n", False
 
 
 def squeue(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:
     if "-n" in arguments:
         name = arguments[arguments.index("-n") + 1]
-        found = [task.partition("_")[0] for task in cluster["queue"]]
-        found = [job for job in found if cluster["jobs"].get(job, {}).get("name") == name]
-        seen = [job for job in found if not cluster["jobs"][job]["hidden"]]
-        for job in found:
-            cluster["jobs"][job]["hidden"] = False
-        return "".join(f"{job}\n" for job in seen), 0
-    return "".join(f"{task}|{'|'.join(line)}\n" for task, line in cluster["queue"].items()), 0
+        jobs = {job: known for job, known in cluster["jobs"].items() if known["name"] == name}
+        hidden = {job for job, known in jobs.items() if known["hidden"]}
+        for known in jobs.values():
+            known["hidden"] = False
+        tasks = [task for task in cluster["queue"] if task.partition("_")[0] in jobs.keys() - hidden]
+    else:
+        tasks = list(cluster["queue"])
+    return "".join(f"{task}|{'|'.join(cluster['queue'][task])}\n" for task in tasks), 0
 
 
 def sacct(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:
@@ -159,9 +175,9 @@ def sacct(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:
         return "sacct: error: Slurm accounting storage is disabled", 1
     if "--name" in arguments:
         name = arguments[arguments.index("--name") + 1]
-        found = [task for task in known if cluster["jobs"].get(task.partition("_")[0], {}).get("name") == name]
-        return "".join(f"{task}\n" for task in found), 0
-    jobs = arguments[arguments.index("-j") + 1].split(",")
+        jobs = [job for job, made in cluster["jobs"].items() if made["name"] == name]
+    else:
+        jobs = arguments[arguments.index("-j") + 1].split(",")
     found = [[task, *known[task]] for task in known if task.partition("_")[0] in jobs]
     return "".join("|".join(line) + "\n" for line in found), 0
 

@@ -125,7 +125,7 @@ def test_a_study_above_its_cap_is_refused_before_anything_is_written(
 ) -> None:
     code, out, err = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--yes", "--max-gpu-hours", "10")
     assert (code, out, err.count("\n")) == (3, "", 1)
-    assert re.match(r"the study needs about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ", error(err))
+    assert re.match(r"what would be queued needs about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ", error(err))
     assert not root.exists()
     code, out, _ = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--dry-run", "--max-gpu-hours", "1e5")
     assert (code, out[:2]) == (0, "# ")

@@ -40,9 +40,11 @@ def submit(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.snapshot import kept_code_differs
-    from isoflop.launching.steering import waits_in_vain
+    from isoflop.launching.steering import REASONS_S, waits_in_vain
+    from isoflop.launching.submission import SubmitLimitError, submissions_folder
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
+    from isoflop.planning.bill import check_cap
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
     from isoflop.reporting.progress import StudyProgress
@@ -52,30 +54,36 @@ def submit(
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
-    if profile.gpu is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, None, max_gpu_hours)
+    if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
+        plan = with_bill(plan, cluster, order, None, None)
     intent = intend(plan, profile, only)
+    check_cap(sum(run.est_gpu_hours or 0.0 for run in intent.chosen(plan)), max_gpu_hours, "what would be queued needs")
     print_intent(plan)
     if plan.bill is not None:
         print_bill(plan.bill, sys.stderr)
-    print_submission(intent)
+    print_submission(intent, plan)
     if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
         warn(differs)
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
-    if intent.queued or not intent.picture.certain:
-        if not yes:
-            if not sys.stdin.isatty():
-                raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
-            if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
-                raise typer.Exit(0)
-        with StudyProgress({}) as shown:
-            queue(
-                plan, profile, order=order, only=only, new_code=new_code, on_data=shown.data, on_queued=print_submitted
-            )
-        for reason, count in waits_in_vain(intent.directory).items():
-            warn(f"{count} runs wait for ever: {reason}; mend it, cancel them and submit again")
+    if (intent.queued or not intent.picture.certain) and not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
+        if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
+            raise typer.Exit(0)
+    if intent.queued or not intent.picture.certain or submissions_folder(intent.directory).exists():
+        # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
+        options = {"order": order, "only": only, "new_code": new_code}
+        try:
+            with StudyProgress({}) as shown:
+                queue(plan, profile, **options, on_data=shown.data, on_queued=print_submitted)
+        except SubmitLimitError as problem:
+            if not supervise:
+                raise
+            warn(str(problem))
+    for reason, count in waits_in_vain(intent.directory, REASONS_S if intent.queued else 0.0).items():
+        warn(f"{count} runs wait for ever: {reason}; mend it, cancel them and submit again")
     if supervise:
         from isoflop.launching.supervising import add_supervisor
 
@@ -120,7 +128,7 @@ def cancel(directory: Directory, runs: Runs = None) -> None:
     from isoflop.launching.steering import cancel as stop
 
     stopped = stop(directory.resolve(), runs or ())
-    print(f"cancelled {len(stopped)} jobs; every run keeps its last checkpoint", file=sys.stderr)
+    print(f"cancelled {len(stopped)} runs; each keeps its last checkpoint", file=sys.stderr)
 
 
 @app.command("retry", short_help="Queue failed or cancelled runs again.")

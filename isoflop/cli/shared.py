@@ -41,7 +41,7 @@ def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float | Non
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
     if billed.bill is not None:
-        check_cap(billed.bill, max_gpu_hours)
+        check_cap(billed.bill.gpu_hours, max_gpu_hours)
     return billed
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
 from isoflop.files import replace_file
-from isoflop.launching.snapshot import PACKAGE, versions
+from isoflop.launching.snapshot import PACKAGE, commit_of, versions
 from isoflop.lease import LeaseLostError
 from isoflop.runs import RunDirectory, State
 
@@ -81,6 +81,7 @@ def _write_provenance(path: Path, job_id: str | None) -> None:
         "began": time.time(),
         "python": platform.python_version(),
         "code": str(PACKAGE.parent),
+        "commit": commit_of(),
         "versions": versions("submitit"),
     }
     with replace_file(path) as temporary:

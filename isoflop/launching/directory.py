@@ -17,7 +17,7 @@ from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Profile
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
-from isoflop.launching.snapshot import git, versions
+from isoflop.launching.snapshot import commit_of, versions
 from isoflop.planning.calibration import FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
@@ -68,19 +68,23 @@ def sweep_directory(sweep: Sweep, root: Path) -> Path:
     return root / sweep.name
 
 
-def make_directory(plan: Plan, root: Path) -> Path:
+def make_directory(plan: Plan, root: Path, code: Path | None = None) -> Path:
     """The sweep's directory with its definition, its plan and a directory for each run.
+
+    Args:
+        plan: the sweep.
+        root: the folder of all sweeps.
+        code: the copy of the code that jobs will run, for the provenance of new runs; without one it is this code.
 
     Raises:
         ConfigError: a directory that was made with another recipe, data or metric, with the differences.
     """
     directory = sweep_directory(plan.sweep, root)
-    check_trainer(plan.sweep)
-    check_same_study(plan, directory)
+    check_study(plan, directory)
     with replace_file(directory / "sweep.yaml") as temporary:
         temporary.write_text(to_yaml(plan.sweep))
     plan.write_parquet(directory / "plan.parquet")
-    provenance = json.dumps(_provenance(), indent=1) + "\n"
+    provenance = json.dumps(_provenance(code), indent=1) + "\n"
     for spec in plan.runs:
         state = {"state": "pending", "reason": "", "attempt": 0, "step": 0, "steps": spec.steps}
         files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
@@ -89,6 +93,16 @@ def make_directory(plan: Plan, root: Path) -> Path:
         run.remove_checkpoints()  # of a run that was killed between its end and this
     os.sync()
     return directory
+
+
+def check_study(plan: Plan, directory: Path) -> None:
+    """Finds what would keep a plan from being run in a directory, before anything is made.
+
+    Raises:
+        ConfigError: a trainer that no run could use, or a directory of another study.
+    """
+    check_trainer(plan.sweep)
+    check_same_study(plan, directory)
 
 
 def check_trainer(sweep: Sweep) -> None:
@@ -183,13 +197,12 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _provenance() -> dict[str, Any]:
-    commit = git("describe", "--always", "--dirty", "--abbrev=40")
+def _provenance(code: Path | None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
         "command": sys.argv,
         "versions": versions(),
-        "commit": commit and commit.strip(),
+        "commit": commit_of(code),
     }

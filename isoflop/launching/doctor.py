@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -19,13 +18,15 @@ from pathlib import Path
 from isoflop.config.profile import Profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
-from isoflop.launching.reconcile import explain
+from isoflop.launching.reconcile import explain, is_hopeless
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import PACKAGE
 from isoflop.planning.bill import hours_of
 
 WAIT_S = 120.0
 POLL_S = 0.5
+SETTLE_S = 2.0
+LAST_WORDS = 500
 CLOCK_S = 30.0
 PROGRAMS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 
@@ -99,29 +100,38 @@ def _accounting() -> Check:
 
 
 def _partition(profile: Profile) -> Iterator[Check]:
-    """Whether the partition can take the profile's jobs; returns that too."""
-    name = profile.slurm.get("partition")
+    """Whether one of the profile's partitions can take its jobs; returns that too."""
     try:
-        text = slurm.call("scontrol", "-o", "show", "partition", *([str(name)] if name else []))
-    except ClusterError:
-        known = ", ".join(re.findall(r"PartitionName=(\S+)", slurm.call("scontrol", "-o", "show", "partition")))
-        yield Check("partition", False, f"{name!r} does not exist", f"slurm.partition: take one of {known}")
+        lines = slurm.call("scontrol", "-a", "-o", "show", "partition").splitlines()
+    except ClusterError as problem:
+        yield Check("partition", False, str(problem), "try again later, or ask the cluster's administrators")
         return False
-    line = next((line for line in text.splitlines() if name or "Default=YES" in line), "")
-    if not line:
+    known = {fields["PartitionName"]: fields for line in lines if (fields := dict(re.findall(r"(\w+)=(\S+)", line)))}
+    names = [name for name in re.split(r"[,\s]+", str(profile.slurm.get("partition") or "")) if name]
+    if missing := [name for name in names if name not in known]:
+        mend = f"slurm.partition: take one of {', '.join(known)}"
+        yield Check("partition", False, f"{missing[0]!r} does not exist", mend)
+        return False
+    names = names or [name for name, fields in known.items() if fields.get("Default") == "YES"]
+    if not names:
         yield Check("partition", False, "none is the default", "slurm.partition: name one")
         return False
-    fields = dict(re.findall(r"(\w+)=(\S+)", line))
-    name, state, most = (fields.get(key, "?") for key in ("PartitionName", "State", "MaxTime"))
-    if state != "UP":
-        yield Check("partition", False, f"{name} is {state}", "slurm.partition: another one")
+    checks = [_takes(name, known[name], profile.slurm.get("time")) for name in names]
+    if not any(check.fine for check in checks):  # sbatch takes several; a job starts where it can
+        yield checks[0]
         return False
-    asked = profile.slurm.get("time")
-    if asked is not None and hours_of(asked) > hours_of(most) and not math.isinf(hours_of(asked)):
-        yield Check("partition", False, f"{name} allows {most}, slurm.time asks for {asked}", f'slurm.time: "{most}"')
-        return False
-    yield Check("partition", True, f"{name}, {fields.get('TotalNodes')} nodes, up to {most} a job")
+    yield Check("partition", True, "; ".join(check.found for check in checks))
     return True
+
+
+def _takes(name: str, fields: dict[str, str], asked: str | None) -> Check:
+    """Whether a partition takes jobs of such a time."""
+    state, most = fields.get("State", "?"), fields.get("MaxTime", "UNLIMITED")
+    if state != "UP":
+        return Check("partition", False, f"{name} is {state}", "slurm.partition: another one")
+    if asked is not None and hours_of(asked) > hours_of(most):
+        return Check("partition", False, f"{name} allows {most}, slurm.time asks for {asked}", f'slurm.time: "{most}"')
+    return Check("partition", True, f"{name}, {fields.get('TotalNodes')} nodes, up to {most} a job")
 
 
 def _root(root: Path) -> Iterator[Check]:
@@ -151,11 +161,13 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
         while not answer.exists() and time.monotonic() - began < wait_s:
             task = slurm.queue().get(job_id)
             if task is not None and not task.active:
-                time.sleep(2.0)  # for a shared file system to show what the node has written
+                time.sleep(SETTLE_S)  # for a shared file system to show what the node has written
+                break
+            if task is not None and task.waits and is_hopeless(task.reason):
                 break
             time.sleep(POLL_S)
         if not answer.exists():
-            yield _no_answer(task, folder, wait_s)
+            yield _no_answer(task, folder, time.monotonic() - began)
             return
         seen, answered = json.loads(answer.read_text()), time.time()
     except (ConfigError, ClusterError) as problem:
@@ -182,10 +194,20 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     yield Check("clock", off < CLOCK_S, f"{off:.0f} s off this machine's", "the cluster's clocks (NTP)")
 
 
-def _no_answer(task: slurm.Task | None, folder: Path, wait_s: float) -> Check:
+def _no_answer(task: slurm.Task | None, folder: Path, waited_s: float) -> Check:
+    if task is not None and task.waits and is_hopeless(task.reason):
+        return Check("job", False, f"waits for ever: {task.reason}", explain(task.reason).partition(": ")[2])
     if task is not None and task.waits:
-        return Check("job", False, f"still waits after {wait_s:.0f} s ({explain(task.reason) or 'no reason given'})",
+        return Check("job", False, f"still waits after {waited_s:.0f} s ({explain(task.reason) or 'no reason given'})",
                      "wait longer (--wait SECONDS) where it is the queue, else the key that is named")  # fmt: skip
-    words = "".join(path.read_text()[-300:] for path in folder.glob("*_log.err"))
-    return Check("job", False, f"ended without an answer in {folder}: {' '.join(words.split()) or 'it wrote nothing'}",
+    if task is not None and task.active:
+        return Check("job", False, f"still runs on {task.node} after {waited_s:.0f} s", "wait longer (--wait SECONDS)")
+    words = _words(folder, "err") or _words(folder, "out") or "it wrote nothing"
+    return Check("job", False, f"ended without an answer: {words}",
                  "root: a folder that all nodes share; python: an interpreter that all nodes have")  # fmt: skip
+
+
+def _words(folder: Path, kind: str) -> str:
+    """The end of what the job wrote; its folder goes."""
+    text = "".join(path.read_text(errors="replace") for path in folder.glob(f"*_log.{kind}"))
+    return " ".join(text[-LAST_WORDS:].split())

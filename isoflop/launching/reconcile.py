@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import ClusterError
-from isoflop.launching import slurm
 from isoflop.launching.attempt import record_failure
+from isoflop.launching.seen import Seen, read_queue, see
 from isoflop.launching.signals import KILLED
 from isoflop.launching.slurm import HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
 from isoflop.launching.submission import Submission, submissions_folder
-from isoflop.runs import RunDirectory, State
+from isoflop.runs import SETTLED, RunDirectory, State
 
 LOST_S = 20.0
 """How long after its submission a job that the controller does not know may still be on its way."""
@@ -61,13 +61,16 @@ class Picture:
         runs: by run id.
         notes: what the user should know, such as a queue that does not answer, a line each.
         certain: whether SLURM answered: without that nothing may be queued.
-        orphans: waiting jobs of runs that are over, or that have a newer job.
+        orphans: jobs that nobody needs: of a cancellation that broke off, and waiting ones of runs that are over or
+            that have a newer job.
+        active: jobs in the queue that are not over, by run, the oldest first; of runs that the sweep has no more too.
     """
 
     runs: dict[str, Where]
     notes: tuple[str, ...]
     certain: bool
     orphans: tuple[str, ...] = ()
+    active: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def held(self) -> list[str]:
@@ -91,70 +94,49 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
     notes: list[str] = []
     queue: dict[str, Task] | None = None
     try:
-        queue = slurm.queue() if submissions else {}
+        queue = read_queue() if submissions else {}
     except ClusterError as problem:
         notes.append(f"{problem}; what follows is what the runs themselves say")
     runs = {run_id: RunDirectory(directory / run_id) for run_id in run_ids}
     stored = {run_id: run.state() for run_id, run in runs.items()}
-    ended = _ended(latest, stored, queue)
-    known: dict[str, Task] | None = None
-    if ended:
-        try:
-            known = slurm.accounting(sorted({submission.job_id for submission in ended.values() if submission.job_id}))
-        except ClusterError:
-            known = None  # no accounting, or not now: the runs' directories have to do
-    found = {
-        run_id: _where(run, stored[run_id], latest.get(run_id), queue, known, retries) for run_id, run in runs.items()
-    }
-    return Picture(found, tuple(notes), queue is not None, _orphans(submissions, latest, found, queue or {}))
+    unsettled = [run_id for run_id in latest if run_id in runs and stored[run_id]["state"] not in SETTLED]
+    seen = see(submissions, queue, [latest[run_id].task(run_id) for run_id in unsettled])
+    found = {run_id: _where(run, stored[run_id], latest.get(run_id), seen, retries) for run_id, run in runs.items()}
+    return Picture(found, tuple(notes), queue is not None, _orphans(submissions, latest, found, seen), seen.active)
 
 
 def _orphans(
     submissions: Sequence[Submission],
     latest: Mapping[str, Submission],
     runs: Mapping[str, Where],
-    queue: Mapping[str, Task],
+    seen: Seen,
 ) -> tuple[str, ...]:
-    tasks = (
-        (run_id, submission, submission.task(run_id) or "") for submission in submissions for run_id in submission.runs
-    )
-    return tuple(
-        task
-        for run_id, submission, task in tasks
-        if task in queue
-        and queue[task].waits
-        and (latest[run_id] is not submission or (run_id in runs and runs[run_id].state in ("done", "diverged")))
-    )
-
-
-def _ended(
-    latest: Mapping[str, Submission], stored: Mapping[str, Mapping[str, Any]], queue: Mapping[str, Task] | None
-) -> dict[str, Submission]:
-    """Runs that have not settled though the queue has nothing more for them, with their submission."""
-    if queue is None:
-        return {}
-    unsettled = {run_id for run_id, state in stored.items() if state["state"] not in ("done", "diverged", "failed")}
-    return {
-        run_id: submission
-        for run_id, submission in latest.items()
-        if run_id in unsettled and not _active(queue, submission.task(run_id))
-    }
-
-
-def _active(queue: Mapping[str, Task], task: str | None) -> bool:
-    return task is not None and task in queue and queue[task].active
+    found = []
+    for submission in submissions:
+        cancelled = set(submission.cancelled)
+        for run_id in submission.runs:
+            if (job := seen.job(submission.task(run_id))) is None:
+                continue
+            # An older job that runs is left: it may be the one that trains, and the newer one waits for its lease.
+            over = latest[run_id] is not submission or (run_id in runs and runs[run_id].state in ("done", "diverged"))
+            broke_off = run_id in cancelled and job.active and job.state != "COMPLETING"
+            if broke_off or (over and job.waits):
+                found.append(job.id)
+    return tuple(found)
 
 
 def _where(
     run: RunDirectory,
     stored: dict[str, Any],
     submission: Submission | None,
-    queue: Mapping[str, Task] | None,
-    known: Mapping[str, Task] | None,
+    seen: Seen,
     retries: int,
 ) -> Where:
     node = stored.get("node") or ""
     task = submission.task(run.run_id) if submission else None
+    active = seen.active.get(run.run_id, ())
+    if seen.queue is not None and task not in active:  # an older job may run still
+        task = next((older for older in active if not seen.queue[older].waits), task)
 
     def where(state: State, reason: str = "", *, job: str | None = None, at: str = node, again: bool = False) -> Where:
         return Where(run.run_id, state, reason, job, at, stored, again)
@@ -162,36 +144,32 @@ def _where(
     if stored["state"] in ("done", "diverged"):
         return where(stored["state"], stored.get("reason", ""))
     cancelled = submission is not None and run.run_id in submission.cancelled
-    gone = queue is not None and not _active(queue, task)
-    job = queue.get(task or "") if queue is not None else None
+    job = seen.job(task)
     # From another machine a killed worker's lease looks held for a while; of these two SLURM knows better.
     waits_again = job is not None and job.waits and stored.get("job_id") == task
-    over = (cancelled and gone) or waits_again
+    over = (cancelled and seen.queue is not None and not active) or waits_again
+    ending = "being cancelled; if that lasts, `isoflop cancel` again" if cancelled else ""
     if stored["state"] == "running" and not over and run.is_leased():
-        return where("running", job=task or stored.get("job_id"))
+        return where("running", ending, job=task)
     if submission is None:
         return _not_submitted(where, stored, retries)
     if job is not None and job.active:
         if not job.waits:
-            return where("running", "" if job.state == "RUNNING" else job.state.lower(), job=task, at=job.node or node)
+            says = "" if job.state == "RUNNING" else job.state.lower()
+            return where("running", ending or says, job=task, at=job.node or node)
         began = stored.get("attempt", 0) > 0
-        return where("requeued" if began else "queued", explain(job.reason), job=task)
-    if queue is None and stored["state"] == "failed":
+        return where("requeued" if began else "queued", ending or explain(job.reason), job=task)
+    if seen.queue is None and stored["state"] == "failed":
         return where("failed", stored.get("reason", ""))
-    if queue is None:
+    if seen.queue is None:
         return where("running" if stored["state"] == "running" else "queued", "SLURM does not answer", job=task)
     if stored["state"] == "failed":
-        return _failed(where, stored, retries)
+        failed = _failed(where, stored, retries)
+        said = f"by isoflop cancel; it had failed: {failed.reason}"
+        return where("cancelled", said, again=True) if cancelled and failed.again else failed
     if cancelled:
         return where("cancelled", "by isoflop cancel", again=True)
-    return _over(where, run, stored, submission, _last_word(job, (known or {}).get(task or "")), retries)
-
-
-def _last_word(queued: Task | None, accounted: Task | None) -> Task | None:
-    """What is known of an ended job: its state from the queue, which is never late, the rest from accounting."""
-    if queued is None or accounted is None:
-        return queued or accounted
-    return replace(accounted, state=queued.state)
+    return _over(where, run, stored, submission, seen, retries)
 
 
 def _over(
@@ -199,14 +177,17 @@ def _over(
     run: RunDirectory,
     stored: dict[str, Any],
     submission: Submission,
-    job: Task | None,
+    seen: Seen,
     retries: int,
 ) -> Where:
     """A run whose job is not in the queue any more, and that did not say how it ended."""
     task = submission.task(run.run_id)
+    job = seen.words.get(task or "")
     began = task is not None and stored.get("job_id") == task
     if task is None:  # another call is at work, or was killed; the next submission finds out
         return where("queued", "being submitted")
+    if task in seen.unsaid:  # until accounting has it, or the controller forgets it: in minutes
+        return where("running" if began else "queued", "its job has ended, SLURM does not say yet how")
     if job is None or job.active:  # the controller forgot it, or never started it
         young = time.time() - submission.submitted < LOST_S  # accounting may lag behind the controller
         if young and (job is not None or not began):

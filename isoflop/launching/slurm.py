@@ -5,11 +5,12 @@ A call that fails raises `ClusterError` and proves nothing about any job.
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from isoflop.errors import ClusterError
@@ -38,6 +39,9 @@ INTERRUPTED = frozenset(("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEAD
 LAUNCH_FAILED = "launch failed requeued held"
 """Why SLURM holds a job of which a node could not start anything, such as one that still ran its last start."""
 
+DEFAULTS_FROM = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
+"""Beginnings of variables that change what programs do: sbatch puts its own before what a script says."""
+
 HOPELESS = {
     "PartitionTimeLimit": ("slurm.time", "is longer than the partition allows"),
     "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run asks for"),
@@ -53,10 +57,13 @@ HOPELESS = {
     "JobHeldUser": ("", "held by its user; release it with `scontrol release`"),
     "JobHeldAdmin": ("", "held by an administrator of the cluster"),
     LAUNCH_FAILED: ("", "a node could not start it, and SLURM holds it; the next submission releases it"),
+    "job requeued in held state": ("", "stopped and held (scontrol requeuehold); release it with `scontrol release`"),
 }
 """Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
 
 REFUSALS = (
+    ("maxwall", "slurm.time"),
+    ("accounting/qos policy", "slurm.qos, slurm.account or what a run asks for"),
     ("invalid partition", "slurm.partition"),
     ("invalid account", "slurm.account"),
     ("invalid qos", "slurm.qos"),
@@ -67,6 +74,8 @@ REFUSALS = (
     ("time limit", "slurm.time"),
     ("node configuration is not available", "gpu.per_node, node or slurm.constraint"),
     ("generic resource", "gpu"),
+    ("reservation", "slurm.reservation"),
+    ("license", "slurm.licenses"),
     ("unrecognized option", "slurm"),
     ("invalid option", "slurm"),
     ("node count", "slurm.nodes"),
@@ -83,9 +92,11 @@ PASSING = (
     "temporarily unable",
     "try again",
     "timed out",
-    "job violates accounting/qos policy (job submit limit",
+    "backup controller in standby",
 )
 """What sbatch says, in lower case, where the same command may succeed later."""
+
+SUBMIT_LIMIT = "job submit limit"
 
 
 @dataclass(frozen=True)
@@ -106,27 +117,40 @@ class Task:
     def waits(self) -> bool:
         return self.state == "PENDING"
 
+    @property
+    def refused(self) -> bool:
+        """Whether it is what SLURM keeps of a job that it refused: one that failed, and never had a node to run on."""
+        return self.state == "FAILED" and not self.node and self.reason != "NonZeroExitCode"
+
 
 def queue() -> dict[str, Task]:
     """Every job of this user that the controller knows, ended ones too for some minutes, by id. One call of squeue."""
-    fields = "%i|%T|%N|%r"
-    output = call("squeue", "-h", "-r", "-t", "all", "-u", getpass.getuser(), "-o", fields)
-    return {task.id: task for task in map(_queued, output.splitlines())}
+    return {task.id: task for task in _in_queue("-r")}
 
 
-def named(name: str) -> str | None:
+def named(name: str, *, active: bool = False) -> str | None:
     """The id of the job or array of this name, as the controller or, where it is kept, accounting knows it.
+
+    What SLURM keeps of jobs that it refused does not count.
+
+    Args:
+        name: of the job.
+        active: whether one that has ended does not count either.
 
     Raises:
         ClusterError: the controller does not answer.
     """
-    found = call("squeue", "-h", "-t", "all", "-u", getpass.getuser(), "-n", name, "-o", "%F").split()
-    if not found:
-        try:
-            found = call("sacct", "-n", "-X", "-P", "--name", name, "-S", "now-30days", "-o", "JobID").split()
-        except ClusterError:
-            return None
-    return found[0].split("_")[0] if found else None
+    found = [task for task in _in_queue("-n", name) if task.active or not (active or task.refused)]
+    if not found and not active:
+        with suppress(ClusterError):
+            found = [task for task in _in_accounting("--name", name, "-S", "now-30days") if not task.refused]
+    return found[0].id.partition("_")[0] if found else None
+
+
+def _in_queue(*chosen: str) -> list[Task]:
+    """Jobs of this user, by the number that the controller knows too; those in hidden partitions are among them."""
+    output = call("squeue", "-h", "-a", "-t", "all", "-u", str(os.geteuid()), *chosen, "-o", "%i|%T|%N|%r")
+    return [_queued(line) for line in output.splitlines() if line.count("|") >= 3]
 
 
 def accounting(job_ids: Iterable[str]) -> dict[str, Task]:
@@ -138,9 +162,12 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Task]:
     ids = ",".join(job_ids)
     if not ids:
         return {}
-    output = call("sacct", "-n", "-X", "-P", "-j", ids, "-o", "JobID,State,NodeList,ExitCode")
-    tasks = (_accounted(*line.split("|")) for line in output.splitlines() if line.count("|") == 3)
-    return {task.id: task for several in tasks for task in several}
+    return {task.id: task for task in _in_accounting("-j", ids)}
+
+
+def _in_accounting(*chosen: str) -> list[Task]:
+    output = call("sacct", "-n", "-X", "-P", *chosen, "-o", "JobID,State,NodeList,ExitCode")
+    return [task for line in output.splitlines() if line.count("|") == 3 for task in _accounted(*line.split("|"))]
 
 
 def max_array_size() -> int:
@@ -154,7 +181,7 @@ def max_array_size() -> int:
 
 def state_of(job_id: str) -> str:
     """The state of one job as the controller knows it; empty where it is gone."""
-    return call("squeue", "-h", "-j", job_id, "-o", "%T").strip()
+    return call("squeue", "-h", "-a", "-j", job_id, "-o", "%T").strip()
 
 
 def release(ids: Iterable[str]) -> None:
@@ -175,14 +202,15 @@ def cancel(ids: Iterable[str]) -> None:
 
 
 def call(program: str, *arguments: str) -> str:
-    """What a program of SLURM prints.
+    """What a program of SLURM prints, without what the user's environment would change of that.
 
     Raises:
         ClusterError: it is not there, does not answer in time, or fails.
     """
     check(program)
+    command, plain = [program, *arguments], plain_environment()
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{program}: no answer in {TIMEOUT_S:.0f} s; the same command may work later") from None
     if done.returncode and "configuration source" in done.stderr:
@@ -190,6 +218,11 @@ def call(program: str, *arguments: str) -> str:
     if done.returncode:
         raise ClusterError(f"{program}: {' '.join(done.stderr.split()) or f'failed with {done.returncode}'}")
     return done.stdout
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's variables without those that would change what programs of SLURM do."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(DEFAULTS_FROM)}
 
 
 def check(*programs: str) -> None:
@@ -211,6 +244,12 @@ def may_pass(refusal: str) -> bool:
     """Whether sbatch's failure is one of the moment."""
     text = refusal.lower()
     return any(words in text for words in PASSING)
+
+
+def is_submit_limit(refusal: str) -> bool:
+    """Whether sbatch would take fewer jobs, or these once others have ended: SLURM has the same words for any limit."""
+    limit = re.search(r"\b(?:Assoc|QOS)[A-Z]\w+", refusal)
+    return SUBMIT_LIMIT in refusal and (limit is None or "Submit" in limit[0])
 
 
 def _queued(line: str) -> Task:

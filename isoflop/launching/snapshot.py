@@ -50,8 +50,18 @@ def kept_code_differs(directory: Path) -> str | None:
     kept = _kept(directory / "code")
     if kept is None or kept.name == _digest():
         return None
-    before, now = _described((kept / "changes.diff").read_text()), _described(_changes())
+    before, now = _described((kept / "changes.diff").read_text(), kept.name), _described(_changes(), _digest())
     return f"new and queued runs use the study's code, {before}, not {now} that runs here; --new-code takes this"
+
+
+def commit_of(code: Path | None = None) -> str | None:
+    """The commit of a study's code, or of the code that runs now: with `-dirty` where it was changed since.
+
+    Args:
+        code: a folder that `study_code` gave.
+    """
+    commit, changed = _parts(_changes() if code is None else (code / "changes.diff").read_text())
+    return f"{commit}-dirty" if commit and changed else commit or None
 
 
 def _kept(folder: Path) -> Path | None:
@@ -60,12 +70,18 @@ def _kept(folder: Path) -> Path | None:
     return made[-1].parent if made else None
 
 
-def _described(changes: str) -> str:
-    """Which code a `changes.diff` belongs to: commit 0a1b2c3 with changes."""
-    commit, _, diff = changes.partition("\n")
+def _described(changes: str, digest: str) -> str:
+    """Which code it is, by its `changes.diff` and its hash: commit 0a1b2c3 with changes (1a2b3c4)."""
+    commit, changed = _parts(changes)
     if not commit:
-        return "an installed version"
-    return f"{commit[: len('commit ') + 7]}{' with changes' if diff.strip() else ''}"
+        return f"an installed version ({digest[:7]})"
+    return f"commit {commit[:7]}{f' with changes ({digest[:7]})' if changed else ''}"
+
+
+def _parts(changes: str) -> tuple[str, bool]:
+    """The commit that a `changes.diff` begins with, and whether there are changes."""
+    commit, _, diff = changes.partition("\n")
+    return commit.removeprefix("commit "), bool(diff.strip())
 
 
 def _digest() -> str:
@@ -78,9 +94,18 @@ def _digest() -> str:
 
 
 def _changes() -> str:
-    """The commit that the package is of, and what was changed since; empty where it is in no checkout."""
+    """The commit that the package is of, and what was changed since; empty where it is in no checkout.
+
+    In a job the package is a study's copy, which brought this along.
+    """
+    if (PACKAGE.parent / "made").exists():
+        return (PACKAGE.parent / "changes.diff").read_text()
     commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", str(PACKAGE))
-    return "" if commit is None or diff is None else f"commit {commit}{diff}"
+    if commit is None or diff is None:
+        return ""
+    new = git("ls-files", "-z", "--others", "--", str(PACKAGE)) or ""  # ignored ones too: all are copied
+    modules = [f"not in git: {path}\n" for path in new.split("\0") if path.endswith(".py")]
+    return f"commit {commit}{diff}{''.join(modules)}"
 
 
 def git(*words: str) -> str | None:

@@ -12,16 +12,18 @@ from pathlib import Path
 
 from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
+from isoflop.launching.approved import approved, withdraw
 from isoflop.launching.attempt import log_file
 from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
 from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
-from isoflop.lease import take_lease
+from isoflop.lease import is_leased, take_lease
 from isoflop.planning.plan import plan_rows
 from isoflop.runs import SETTLED, RunDirectory
 
 ANY_RETRIES = 10**6
 GONE_S = 60.0
 POLL_S = 0.5
+LOOK_S = 5.0
 REASONS_S = 5.0
 SETTLE_S = 3.0
 
@@ -35,16 +37,27 @@ def runs_of(directory: Path) -> list[str]:
     return [row["run_id"] for row in plan_rows(directory, ["run_id"])]
 
 
+def all_runs(directory: Path) -> list[str]:
+    """The runs of a sweep's plan, then those that submissions or run directories have and the plan has no more.
+
+    Raises:
+        RunError, ConfigError: no sweep's directory, a damaged plan, or a damaged record.
+    """
+    runs = runs_of(directory)
+    submitted = {run_id for submission in read_submissions(directory) for run_id in submission.runs}
+    made = {path.parent.name for path in directory.glob("[!.]*/config.yaml")}
+    return [*runs, *sorted((submitted | made) - set(runs))]
+
+
 def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
-    """The runs whose names begin as given, all where nothing is given.
+    """The runs whose names begin as given, those that the plan has no more too; all of the plan where nothing is given.
 
     Raises:
         RunError: a beginning that fits no run, or more than one.
     """
-    runs = runs_of(directory)
     if not prefixes:
-        return runs
-    chosen = []
+        return runs_of(directory)
+    runs, chosen = all_runs(directory), []
     for prefix in prefixes:
         found = [run_id for run_id in runs if run_id == prefix] or [
             run_id for run_id in runs if run_id.startswith(prefix) or run_id.rpartition("-")[2].startswith(prefix)
@@ -59,7 +72,14 @@ def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
 
 def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
     """Where every run of a submitted sweep is."""
-    return reconcile(directory, runs_of(directory), read_submissions(directory), retries)
+    runs = runs_of(directory)
+    picture = reconcile(directory, runs, read_submissions(directory), retries)
+    if dropped := sorted(picture.active.keys() - set(runs)):
+        some = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+        are = "runs that the sweep has no more are" if len(dropped) > 1 else "run that the sweep has no more is"
+        note = f"{len(dropped)} {are} under way: {some}; `isoflop cancel {directory} NAME` ends one"
+        picture = dataclasses.replace(picture, notes=(*picture.notes, note))
+    return picture
 
 
 def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
@@ -90,28 +110,52 @@ def _array(where: Where) -> str:
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
-    """Cancels the jobs of runs; each keeps its last checkpoint. Returns the runs that had one.
+    """Cancels runs: every job of theirs, and what a supervisor would queue again; each keeps its last checkpoint.
+
+    Where nothing is named, all that were submitted, those that the sweep has no more too.
+
+    Returns:
+        The runs that had a job, or that were not cancelled before.
 
     Raises:
-        RunError: a run that is not known.
+        RunError: a run that is not known, or was never submitted.
         ClusterError: SLURM does not answer; nothing was cancelled, or not all, and the same command goes on.
     """
-    chosen = set(choose(directory, prefixes))
+    chosen = choose(directory, prefixes) if prefixes else all_runs(directory)
+    if not (agreed := approved(directory)):
+        raise RunError(f"{directory}: was never submitted; stop `isoflop run` with Ctrl-C")
+    if prefixes and (others := [run_id for run_id in chosen if run_id not in agreed]):
+        raise RunError(f"{others[0]}: was never submitted, so there is nothing to cancel")
     with _steering(directory) as submissions:
-        picture = reconcile(directory, runs_of(directory), submissions, ANY_RETRIES)
+        picture = reconcile(directory, (), submissions, ANY_RETRIES)
         if not picture.certain:
             raise ClusterError(picture.notes[0])
-        tasks = {run_id: where.task for run_id, where in picture.runs.items() if run_id in chosen and where.task}
+        latest = {run_id: submission for submission in submissions for run_id in submission.runs}
+        jobs = {run_id: picture.active.get(run_id, ()) for run_id in chosen}
+        over = {
+            run_id for run_id in chosen if RunDirectory(directory / run_id).state()["state"] in ("done", "diverged")
+        }
+        may_go_on = set(runs_of(directory)) - over
+        new = withdraw(directory, chosen)
         for submission in submissions:  # first the record: a cancelled run must never be taken for one that died
-            if mine := [run_id for run_id in submission.runs if submission.task(run_id) == tasks.get(run_id)]:
-                cancelled = tuple(dict.fromkeys([*submission.cancelled, *mine]))
+            before = set(submission.cancelled)
+            mine = [
+                run_id
+                for run_id in submission.runs
+                if run_id in jobs and run_id not in before
+                if submission.task(run_id) in jobs[run_id] or (latest[run_id] is submission and run_id in may_go_on)
+            ]
+            if mine:
+                cancelled = (*submission.cancelled, *mine)
                 dataclasses.replace(submission, cancelled=cancelled).write(submissions_folder(directory))
-        slurm.cancel(task for task in tasks.values() if task)
-        _wait_for_end(set(tasks.values()))
-    return list(tasks)
+                new.update(mine)
+        tasks = [task for several in jobs.values() for task in several]
+        slurm.cancel(tasks)
+        _wait_for_end(set(tasks))
+    return [run_id for run_id in chosen if run_id not in over and (jobs[run_id] or run_id in new)]
 
 
-def _wait_for_end(tasks: Set[str | None]) -> None:
+def _wait_for_end(tasks: Set[str]) -> None:
     """Until cancelled jobs have saved and are gone, so that what is called next, such as retry, finds them so."""
     limit = time.monotonic() + GONE_S
     with suppress(ClusterError):
@@ -125,9 +169,11 @@ def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
     Raises:
         RunError: a run that is not known, or that is under way; a diverged one would only diverge again.
     """
-    chosen = choose(directory, prefixes)
+    chosen, runs = choose(directory, prefixes), runs_of(directory)
+    if dropped := sorted(set(chosen) - set(runs)):
+        raise RunError(f"{dropped[0]}: the sweep has it no more, so there is nothing to retry")
     with _steering(directory) as submissions:
-        picture = reconcile(directory, runs_of(directory), submissions, ANY_RETRIES)
+        picture = reconcile(directory, runs, submissions, ANY_RETRIES)
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
         ready = [run_id for run_id in chosen if picture.runs[run_id].state in ("failed", "cancelled")]
         if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
@@ -171,22 +217,39 @@ def newest_log(directory: Path, run_id: str) -> Path:
 def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
     """What a run writes, as it comes, each piece with the file that it is in: through its attempts, until it is over.
 
+    It is over too once nobody trains it, and no job of it is in the queue.
+
     Raises:
         RunError: nothing was written yet.
     """
     log, run = newest_log(directory, run_id), RunDirectory(directory / run_id)
+    looked = time.monotonic()
     while True:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with log.open("rb") as file:
             newer = log
             while newer == log:
-                over, newer = run.state()["state"] in SETTLED, newest_log(directory, run_id)
+                over = run.state()["state"] in SETTLED
+                if not over and time.monotonic() - looked > LOOK_S:
+                    over, looked = not _is_under_way(directory, run), time.monotonic()
+                newer = newest_log(directory, run_id)
                 yield log, decoder.decode(file.read())  # all that was written before one of them became so
                 if over and newer == log:
                     return
                 if newer == log:
                     time.sleep(POLL_S)
         log = newer
+
+
+def _is_under_way(directory: Path, run: RunDirectory) -> bool:
+    """Whether somebody trains a run, or may still; where SLURM does not answer too. One call of squeue at most."""
+    if run.is_leased() or is_leased(directory / "workers" / "lease"):
+        return True
+    tasks = {submission.task(run.run_id) for submission in read_submissions(directory) if run.run_id in submission.runs}
+    try:
+        return bool(tasks) and any(job.active for task, job in slurm.queue().items() if task in tasks)
+    except ClusterError:
+        return True
 
 
 @contextmanager

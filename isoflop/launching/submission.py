@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from isoflop.config.profile import Profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
-from isoflop.launching.arrays import Array, most_at_once, python_command, sbatch_options, setup_lines
+from isoflop.launching.arrays import ASKS_FOR_GPUS, Array, python_command, sbatch_options, setup_lines
 from isoflop.launching.job import RunJob
 from isoflop.launching.signals import Job
 from isoflop.planning.bill import time_limit_hours
@@ -33,6 +34,11 @@ from isoflop.planning.bill import time_limit_hours
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 NO_LIMIT = 10**9
 DEFAULT_TIME_MIN = 24 * 60
+"""What submitit takes for the limit of a job whose profile has none."""
+
+
+class SubmitLimitError(ClusterError):
+    """The cluster takes no more jobs of this user until some have ended."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,20 @@ def read_submissions(directory: Path) -> list[Submission]:
     found = []
     for path in submissions_folder(directory).glob("*.json"):
         try:
-            values = json.loads(path.read_text())
-            found.append(
-                Submission(**{**values, "runs": tuple(values["runs"]), "cancelled": tuple(values["cancelled"])})
-            )
+            found.append(_record(json.loads(path.read_text())))
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{path}: damaged; cancel its jobs (squeue -n {path.stem}) and delete it") from None
     return sorted(found, key=lambda submission: submission.submitted)
+
+
+def _record(values: dict[str, Any]) -> Submission:
+    """A submission as its record has it; raises what a record of other keys or types happens to raise."""
+    lists = {key: tuple(values[key]) for key in ("runs", "cancelled") if isinstance(values[key], list)}
+    made = Submission(**{**values, **lists})
+    words = (made.name, *made.runs, *made.cancelled, *([] if made.job_id is None else [made.job_id]))
+    if len(lists) < 2 or not all(isinstance(word, str) for word in words) or type(made.gpus) is not int:
+        raise TypeError
+    return dataclasses.replace(made, submitted=0.0 + made.submitted)
 
 
 def heal(directory: Path) -> list[Submission]:
@@ -115,6 +128,8 @@ def heal(directory: Path) -> list[Submission]:
 def submit_array(array: Array, profile: Profile, directory: Path, code: Path, after: str | None = None) -> Submission:
     """Queues an array through submitit; tries again where sbatch fails for the moment.
 
+    Where the cluster does not take so many jobs, only the first of the runs are queued: see the result's.
+
     Args:
         array: its runs.
         profile: the cluster.
@@ -124,9 +139,20 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
 
     Raises:
         ConfigError: the cluster refuses what the profile asks for.
+        SubmitLimitError: it does not take one run more.
         ClusterError: sbatch kept failing.
     """
     slurm.check("sbatch", "srun")
+    while True:
+        try:
+            return _submit(array, profile, directory, code, after)
+        except SubmitLimitError:
+            if len(array.runs) == 1:
+                raise
+            array = dataclasses.replace(array, runs=array.runs[: len(array.runs) // 2])
+
+
+def _submit(array: Array, profile: Profile, directory: Path, code: Path, after: str | None) -> Submission:
     runs = tuple(run.run_id for run in array.runs)
     name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
     submission = Submission(name, runs, array.gpus, time.time())
@@ -135,7 +161,7 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
     jobs = [RunJob(str(directory / run_id)) for run_id in runs]
     try:
         job_id = _queue(jobs, folder / name, profile, _parameters(array, profile, code, name, after))
-    except ConfigError:
+    except (ConfigError, SubmitLimitError):
         (folder / f"{name}.json").unlink()
         shutil.rmtree(folder / name, ignore_errors=True)
         raise
@@ -164,7 +190,7 @@ def queue_job(
     """
     slurm.check("sbatch", "srun")
     parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
-    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks})
+    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
 
 
 def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
@@ -175,44 +201,76 @@ def _parameters(array: Array, profile: Profile, code: Path, name: str, after: st
         options["dependency"] = f"afterany:{after}"
     return {
         "job_name": name,
-        "time": DEFAULT_TIME_MIN if hours == float("inf") else max(1, int(60 * hours)),
+        "time": None if hours == float("inf") else max(1, int(60 * hours)),
         "ntasks_per_node": array.tasks_per_node,
         "wckey": None,  # submitit's own would be refused by some clusters
-        "array_parallelism": most_at_once(array, profile),
+        "array_parallelism": array.at_once,
         "setup": setup_lines(profile, code),
         "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
         "additional_parameters": options,
     }
 
 
-def _queue(jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict[str, Any]) -> str:
-    """The id of a job or an array, once sbatch has taken it."""
+class _Parameters(dict[str, Any]):
+    """What an executor keeps; submitit looks up `time` for its pickles, which need one even if the script has none."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        found = super().get(key, default)
+        return DEFAULT_TIME_MIN if key == "time" and found is None else found
+
+
+def _queue(
+    jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict[str, Any], *, unique: bool = True
+) -> str:
+    """The id of a job or an array, once sbatch has taken it; `unique`: no other ever had its name."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = submitit.SlurmExecutor(folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable))
+    executor.parameters = _Parameters(executor.parameters)
     executor.update_parameters(**parameters)
-    unsure, refusal = False, ""
+    unsure, refusal, passes, may_be_queued = False, "", False, False
     for pause in (*PAUSES_S, 0.0):
         if not unsure:
             try:
-                with _without_job(), executor.batch():
+                with _plain_environment(), executor.batch():
                     submitted = [executor.submit(job) for job in jobs]
                 return submitted[0].job_id.split("_")[0]
             except (FailedJobError, FailedSubmissionError) as problem:
-                refusal = " ".join(str(problem).split())
+                refusal = _words(problem)
+                passes = slurm.may_pass(refusal)
+                may_be_queued |= passes or isinstance(problem, FailedSubmissionError)
         for wait in (0.0, pause):  # sbatch may give up on an answer and its array be queued, even some time later
             time.sleep(wait)
             try:
                 unsure = False
-                if job_id := slurm.named(parameters["job_name"]):
+                if job_id := slurm.named(parameters["job_name"], active=not (unique and may_be_queued)):
                     return job_id
             except ClusterError:
                 unsure = True
-            if not slurm.may_pass(refusal):
-                key = slurm.key_to_mend(refusal)
-                raise ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
+            if not passes and not (unsure and may_be_queued):
+                raise _refused(refusal, profile)
     raise ClusterError(f"sbatch: {_last_words(refusal)}; submit again later: what was queued after all is found then")
+
+
+def _words(problem: Exception) -> str:
+    """What sbatch said, in one line."""
+    cause = problem.__cause__
+    said = str(problem) or (cause.stdout if isinstance(cause, CalledProcessError) else "")
+    code = f" (exit code {cause.returncode})" if isinstance(cause, CalledProcessError) else ""
+    return " ".join(said.split()) or f"it said nothing{code}"
+
+
+def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
+    """Why sbatch takes a job neither now nor later as it is."""
+    if slurm.is_submit_limit(refusal):
+        mend = "submit again when some have ended, or use --supervise"
+        return SubmitLimitError(f"the cluster's submit limit lets no more in: {mend} ({_last_words(refusal)})")
+    key = slurm.key_to_mend(refusal) or ""
+    asked = sorted(ASKS_FOR_GPUS & {name.replace("-", "_") for name in profile.slurm})
+    if key.startswith("gpu") and asked:  # then the profile's section on GPUs is not what sbatch was given
+        key = ", ".join([*(f"slurm.{name}" for name in asked), *key.split(", ")[1:]])
+    return ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
 
 
 def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
@@ -232,12 +290,10 @@ def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
 
 
 @contextmanager
-def _without_job() -> Iterator[None]:
-    """The environment without what SLURM set for the job that this process may run in: sbatch would pass it on."""
-    if "SLURM_JOB_ID" not in os.environ:
-        yield
-        return
-    ours = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+def _plain_environment() -> Iterator[None]:
+    """The environment without what sbatch would put before the script, or pass on of a job that this process is in."""
+    begin = ("SBATCH_", "SLURM_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
+    ours = {name: value for name, value in os.environ.items() if name.startswith(begin)}
     ours.pop("SLURM_CONF", None)
     for name in ours:
         del os.environ[name]
@@ -249,4 +305,4 @@ def _without_job() -> Iterator[None]:
 
 def _last_words(refusal: str) -> str:
     """What sbatch said, without submitit's words around it."""
-    return refusal.rpartition("sbatch: error: ")[2] if "sbatch: error: " in refusal else refusal[-300:]
+    return "; ".join(refusal.split("sbatch: error: ")[1:]).replace(" ; ", "; ") or refusal[-300:]

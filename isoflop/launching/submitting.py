@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -13,12 +14,14 @@ from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
-from isoflop.launching.arrays import Array, group, share
-from isoflop.launching.directory import check_same_study, check_trainer, make_directory, root_of, sweep_directory
+from isoflop.launching.approved import approve
+from isoflop.launching.arrays import Active, Array, group, job_of, shares_beside
+from isoflop.launching.directory import check_study, make_directory, root_of, sweep_directory
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import (
     Submission,
+    SubmitLimitError,
     heal,
     read_submissions,
     submissions_folder,
@@ -27,9 +30,10 @@ from isoflop.launching.submission import (
 from isoflop.lease import take_lease
 from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import read_calibration
-from isoflop.planning.plan import Plan
+from isoflop.planning.lanes import Share
+from isoflop.planning.plan import Plan, plan_rows
 from isoflop.planning.plan import plan as lay_out
-from isoflop.planning.queue import Order
+from isoflop.planning.queue import Job, Order
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
 from isoflop.training.loggers import check_installed
@@ -74,10 +78,11 @@ class Intent:
         queued = set(self.queued)
         return [run for run in plan.runs if run.run_id in queued]
 
-    def arrays(self, plan: Plan, profile: Profile, order: Order) -> list[Array]:
-        """The arrays in which they would be queued."""
-        starts_processes = plan.sweep.train.starts_processes
-        return group(self.chosen(plan), profile, slurm.max_array_size(), order, starts_processes=starts_processes)
+    def arrays(self, plan: Plan, profile: Profile, order: Order, active: Sequence[Active] = ()) -> list[Array]:
+        """The arrays in which they would be queued, beside those that are."""
+        starts = plan.sweep.train.starts_processes
+        most = slurm.max_array_size()
+        return group(self.chosen(plan), profile, most, order, starts_processes=starts, active=active)
 
 
 def keep_profile(profile: Profile, directory: Path) -> None:
@@ -127,10 +132,9 @@ def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
         ConfigError: a directory of another study, a logger that is not installed, or a query that can't be used.
     """
     directory = sweep_directory(plan.sweep, root_of(profile))
-    check_trainer(plan.sweep)
+    check_study(plan, directory)
     if profile.python is None:  # another interpreter may have what this one lacks; its worker says so if not
         check_installed(plan.sweep.train.loggers)
-    check_same_study(plan, directory)
     chosen = _chosen(plan, only)
     wanted = [run.run_id for run in plan.runs]
     submissions = read_submissions(directory)
@@ -167,7 +171,7 @@ def submit(
         order: which runs start first.
         only: a pandas query on the plan's columns.
         runs: names of runs; others are left as they are.
-        cancelled: queue cancelled runs again too, as a person means who submits again.
+        cancelled: a person submits, who means cancelled runs too; a supervisor may then queue again what this queues.
         new_code: give the runs that are not done the code of today, not that of the first submission.
         on_data: told about the data's progress.
         on_queued: told of each array, once it is queued.
@@ -178,6 +182,7 @@ def submit(
     Raises:
         ConfigError, DataError, RunError, ClusterError: with what is wrong; arrays queued before are known to the next
             call.
+        SubmitLimitError: the cluster takes no more jobs for now.
     """
     from isoflop.launching.study import prepare_data
 
@@ -185,51 +190,78 @@ def submit(
     with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
         if not lease:
             raise BusyError(f"{directory}: another `isoflop submit` is at work here; wait for it")
-        if not (submissions := heal(directory)):
-            slurm.queue()  # a cluster that does not answer is found before anything is made
-        intent = intend(plan, profile, only)
+        submissions, intent = heal(directory), intend(plan, profile, only)
         if not intent.picture.certain:
             raise ClusterError(intent.picture.notes[0])
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
+        if intent.queued and not submissions:
+            slurm.queue()  # a cluster that does not answer is found before anything is made
         slurm.release(intent.picture.held)
         slurm.cancel(intent.picture.orphans)
+        active = active_arrays(plan, intent, submissions)
+        if intent.queued:
+            prepare_data(plan.sweep, directory.parent, on_data)
+        elif _is_laid_out(plan, directory):
+            _throttle(active, shares_beside(active, [], profile))
+            return intent
+        code, _ = study_code(directory, renew=new_code and bool(intent.queued))
+        make_directory(plan, directory.parent, code)
         if not intent.queued:
             return intent
-        make_directory(plan, directory.parent)
         keep_profile(profile, directory)
-        prepare_data(plan.sweep, directory.parent, on_data)
-        code, _ = study_code(directory, renew=new_code)
         for run_id in intent.queued:
             _clear(RunDirectory(directory / run_id))
-        active = _active(plan, intent.picture, submissions)
-        shared = share(intent.arrays(plan, profile, order), profile, list(active.values()))
-        for job_id, array in zip(active, shared, strict=False):
-            if len(array.runs) == 1:
-                continue
-            with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
-                slurm.throttle(job_id, max(1, array.at_once))
-        before, profile = list(active), with_excluded(profile, intent.bad_nodes)
-        for array in shared[len(active) :]:
+        if cancelled:
+            approve(directory, intent.queued)
+        arrays = intent.arrays(plan, profile, order, active)
+        _throttle(active, shares_beside(active, [[job_of(run) for run in array.runs] for array in arrays], profile))
+        ids, profile = [array.job_id for array in active], with_excluded(profile, intent.bad_nodes)
+        for array in arrays:
             lease.check()
-            after = ":".join(before) if before and not array.at_once else None
+            after = ":".join(ids[number] for number in array.after) or None
             done = submit_array(array, profile, directory, code, after)
-            before.append(done.job_id or "")
+            ids.append(done.job_id or "")
             if on_queued:
                 on_queued(done)
+            if len(done.runs) < len(array.runs):
+                raise SubmitLimitError(
+                    f"the cluster's submit limit lets {len(done.runs)} of these {len(array.runs)} runs in: "
+                    "submit again when some have ended, or use --supervise"
+                )
     return intent
 
 
-def _active(plan: Plan, picture: Picture, submissions: Sequence[Submission]) -> dict[str, Array]:
-    """Arrays that are queued or run already, by id, each with its runs that are not over."""
-    specs = {run.run_id: run for run in plan.runs}
-    found = {}
+def _is_laid_out(plan: Plan, directory: Path) -> bool:
+    """Whether the directory has the plan's runs, and no others."""
+    try:
+        return [row["run_id"] for row in plan_rows(directory, ["run_id"])] == [run.run_id for run in plan.runs]
+    except RunError:
+        return False
+
+
+def active_arrays(plan: Plan, intent: Intent, submissions: Sequence[Submission]) -> list[Active]:
+    """Arrays that are queued or run already, those of runs that the plan has no more among them."""
+    jobs = {run.run_id: job_of(run) for run in plan.runs}
+    places = {**intent.picture.runs, **{where.run_id: where for where in intent.left}}
+    usual = statistics.median(job.hours for job in jobs.values())
+    found = []
     for item in submissions:
-        runs = [run_id for run_id in item.runs if run_id in specs and picture.runs[run_id].task == item.task(run_id)]
-        if item.job_id and runs:
-            found[item.job_id] = Array(tuple(specs[run_id] for run_id in runs), item.gpus, 1, 0)
+        mine = [run_id for run_id in item.runs if run_id in places and places[run_id].task == item.task(run_id)]
+        if item.job_id and mine:
+            known = tuple(jobs.get(run_id) or Job(run_id, item.gpus, usual, 0.0) for run_id in mine)
+            waits = all(places[run_id].reason.startswith("Dependency") for run_id in mine)
+            found.append(Active(item.job_id, known, waits))
     return found
+
+
+def _throttle(active: Sequence[Active], shares: Sequence[Share]) -> None:
+    """Lets as many runs of the queued arrays run at once as their share is now."""
+    for array, held in zip(active, shares, strict=False):
+        if len(array.jobs) > 1 and held.places:
+            with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
+                slurm.throttle(array.job_id, held.places)
 
 
 def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:

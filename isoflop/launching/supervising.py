@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+import traceback
+import uuid
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from isoflop.config.profile import Profile
-from isoflop.errors import BusyError, ClusterError, IsoflopError
+from isoflop.errors import BusyError, ClusterError, ConfigError, IsoflopError
+from isoflop.files import replace_file
 from isoflop.launching import slurm
+from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
-from isoflop.launching.notifying import notify
+from isoflop.launching.notifying import Teller
 from isoflop.launching.reconcile import Picture, is_hopeless
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import study_code
-from isoflop.launching.submission import queue_job, submissions_folder
-from isoflop.launching.submitting import kept_study, submit
+from isoflop.launching.steering import look
+from isoflop.launching.submission import SubmitLimitError, queue_job, submissions_folder
+from isoflop.launching.submitting import kept_profile, kept_study, submit
+from isoflop.lease import take_lease
 
 LOOK_S = 60.0
 AGAIN_S = 5.0
 """Until the look after one that came to nothing; twice as long after each further one, up to `LOOK_S`."""
 
 SOON_S = 0.5
+LAST_S = 600.0
+"""How long a supervisor that is through goes on trying to tell what it could not."""
+
 ASKS_FOR_MORE = ("gpu", "gres", "tres", "cpus", "mem", "nodes", "ntasks", "exclusive", "array")
 """Options of the runs, by their beginnings, that a supervisor has no use for."""
 
@@ -43,15 +55,23 @@ class Supervisor(Job):
         """Looks until nothing is left to do."""
         self.listen()
         directory = Path(self.directory)
+        teller = Teller(directory, self.must_stop)
         in_vain = 0
-        while (look := supervise(directory)) != "over":
-            in_vain = in_vain + 1 if look == "in vain" else 0
-            until = time.monotonic() + pause_s(in_vain)
-            while time.monotonic() < until:
-                if self.must_stop():
-                    self.stop()
-                time.sleep(SOON_S)
+        while (found := supervise(directory, teller)) != "over":
+            in_vain = in_vain + 1 if found == "in vain" else 0
+            self._pause(pause_s(in_vain))
+        limit = time.monotonic() + LAST_S
+        while teller.untold and time.monotonic() < limit:
+            self._pause(AGAIN_S)
+            teller.again()
         return "over"
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.must_stop():
+                self.stop()
+            time.sleep(SOON_S)
 
 
 def pause_s(in_vain: int) -> float:
@@ -59,26 +79,68 @@ def pause_s(in_vain: int) -> float:
     return min(LOOK_S, AGAIN_S * 2 ** (in_vain - 1)) if in_vain else LOOK_S
 
 
-def supervise(directory: Path) -> Look:
-    """Looks once: queues what can go on, tells about what happened."""
-    plan, profile = kept_study(directory)
+def supervise(directory: Path, teller: Teller | None = None) -> Look:
+    """Looks once: queues what can go on, tells about what happened. What fails may be mended at the next look."""
+    teller = teller or Teller(directory)
+    teller.begin()
     try:
-        intent = submit(plan, profile, cancelled=False)
+        return _look(directory, teller)
     except (BusyError, ClusterError) as problem:  # the next look may find the cluster again, or nobody at work
-        print(problem, flush=True)
+        _say(str(problem))
         return "in vain"
     except IsoflopError as problem:
-        notify(profile, directory, "stuck", str(problem))
-        print(problem, flush=True)
+        _say(str(problem))
+        _tell_stuck(directory, teller, str(problem))
         return "goes on"
-    over = not intent.queued and not intent.picture.ids("running", "queued", "requeued")
-    if over:  # before it is told, so that whoever is told finds the report
-        conclude(profile, directory)
-    tell(profile, directory, intent.picture)
-    return "over" if over else "goes on"
+    except Exception as problem:
+        _say(traceback.format_exc())
+        _tell_stuck(directory, teller, f"a look failed, others follow: {type(problem).__name__}: {problem}")
+        return "in vain"
 
 
-def conclude(profile: Profile, directory: Path) -> None:
+def _look(directory: Path, teller: Teller) -> Look:
+    plan, profile = kept_study(directory)
+    agreed = approved(directory)
+    try:
+        intent = submit(plan, profile, runs=agreed, cancelled=False)
+    except SubmitLimitError as problem:  # until some have ended; what did end is told
+        _say(str(problem))
+        tell(teller, profile, look(directory, profile.retries))
+        return "goes on"
+    agreed &= intent.picture.runs.keys()
+    under_way = agreed & set(intent.picture.ids("running", "queued", "requeued"))
+    if intent.queued or under_way:
+        tell(teller, profile, intent.picture)
+        return "goes on"
+    conclude(teller, profile, directory)  # before it is told, so that whoever is told finds the report
+    tell(teller, profile, intent.picture)
+    if (done := len(agreed & set(intent.picture.ids("done")))) < len(intent.picture.runs):
+        teller.tell(profile, "done", _over(intent.picture, agreed, done))
+    return "over"
+
+
+def _over(picture: Picture, agreed: set[str], done: int) -> str:
+    """What a study came to whose runs aren't all done."""
+    others = Counter(picture.runs[run_id].state for run_id in agreed if picture.runs[run_id].state != "done")
+    words = [
+        f"{done} of {len(agreed)} submitted runs are done",
+        *(f"{count} {state}" for state, count in others.items()),
+    ]
+    never = len(picture.runs) - len(agreed)
+    return ", ".join(words) + (f"; {never} more of the sweep were never submitted" if never else "")
+
+
+def _tell_stuck(directory: Path, teller: Teller, message: str) -> None:
+    with suppress(Exception):  # it may be the profile that can't be read
+        teller.tell(kept_profile(directory), "stuck", " ".join(message.split()))
+
+
+def _say(words: str) -> None:
+    with suppress(OSError):  # the log may be on the disk that is full
+        print(words, file=sys.stderr, flush=True)
+
+
+def conclude(teller: Teller, profile: Profile, directory: Path) -> None:
     """Fits and reports in a process of its own, so that the supervisor survives what ends it, such as short memory."""
     code = "import sys; from pathlib import Path; from isoflop.launching.study import conclude_study; "
     command = [sys.executable, "-c", code + "conclude_study(Path(sys.argv[1]))", str(directory)]
@@ -86,38 +148,71 @@ def conclude(profile: Profile, directory: Path) -> None:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
         mend = "make it with `isoflop report`; if memory was short, see the profile's key `supervisor`"
-        print(done.stderr, file=sys.stderr)
-        notify(profile, directory, "stuck", f"no report: ended with {done.returncode}: {why}; {mend}")
+        _say(done.stderr)
+        teller.tell(profile, "stuck", f"no report: ended with {done.returncode}: {why}; {mend}")
 
 
-def tell(profile: Profile, directory: Path, picture: Picture) -> None:
+def tell(teller: Teller, profile: Profile, picture: Picture) -> None:
     """Tells of what a person should know, each thing once."""
     for run_id in picture.ids("failed", "diverged"):
         where = picture.runs[run_id]
         if not where.again:
-            notify(profile, directory, "failed", f"{run_id} {where.state}: {where.reason}")
+            teller.tell(profile, "failed", f"{run_id} {where.state}: {where.reason}")
     for run_id in picture.ids("queued", "requeued"):
         if is_hopeless(picture.runs[run_id].reason):
-            notify(profile, directory, "stuck", f"{run_id} waits for ever: {picture.runs[run_id].reason}")
+            teller.tell(profile, "stuck", f"{run_id} waits for ever: {picture.runs[run_id].reason}")
     if len(done := picture.ids("done")) == len(picture.runs):
-        notify(profile, directory, "done", f"all {len(done)} runs are done")
+        teller.tell(profile, "done", f"all {len(done)} runs are done")
 
 
 def add_supervisor(profile: Profile, directory: Path) -> str | None:
     """Queues the job that looks after a sweep, if none is; its id, or None where there was one.
 
+    Its name, used once, is written down before sbatch is called, as with arrays: a call that was killed in between has
+    queued it, or has not.
+
     Raises:
+        BusyError: another process is at work on the submissions.
         ConfigError, ClusterError: as for runs.
     """
-    name = f"{directory.name}-supervisor"
     folder = submissions_folder(directory) / "supervisor"
-    file = folder / "job_id"
-    if file.exists() and (job := slurm.queue().get(file.read_text().strip())) is not None and job.active:
-        return None
-    code, _ = study_code(directory)
-    job_id = queue_job(Supervisor(str(directory)), light(profile), folder, code, name)
-    file.write_text(job_id + "\n")
+    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
+        if not lease:
+            raise BusyError(f"{directory}: another isoflop command is at work here; wait for it")
+        if (before := _supervisor(folder)) and (job := slurm.queue().get(before)) is not None and job.active:
+            return None
+        code, _ = study_code(directory)
+        name, file = f"{directory.name}-supervisor-{uuid.uuid4().hex[:8]}", folder / "job.json"
+        _write(file, name, None)
+        try:
+            job_id = queue_job(Supervisor(str(directory)), light(profile), folder, code, name)
+        except (ConfigError, SubmitLimitError):
+            file.unlink()
+            raise
+        _write(file, name, job_id)
     return job_id
+
+
+def _write(file: Path, name: str, job_id: str | None) -> None:
+    with replace_file(file) as temporary:
+        temporary.write_text(json.dumps({"name": name, "job_id": job_id}) + "\n")
+
+
+def _supervisor(folder: Path) -> str | None:
+    """The id of the last supervisor, where one was queued.
+
+    Raises:
+        ClusterError: one may have been, and the controller does not answer.
+    """
+    try:
+        kept = json.loads((folder / "job.json").read_text())
+        job_id, name = kept["job_id"], kept["name"]
+    except FileNotFoundError:
+        file = folder / "job_id"  # of an earlier version
+        return file.read_text().strip() if file.exists() else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return job_id or slurm.named(name)
 
 
 def light(profile: Profile) -> Profile:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.config.profile import Profile
+from isoflop.config.profile import NOT_GIVEN, Profile
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.planning.calibration import Calibration
+from isoflop.planning.lanes import line_up, run_in_lanes, share
 from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
 
@@ -25,6 +25,9 @@ CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
 RESTART_HOURS = 0.25
 """From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
+
+SAVE_BYTES_PER_S = 0.5e9
+"""At least what a shared file system takes of a checkpoint; a prior."""
 
 PREEMPTIONS_PER_DAY = 2.0
 """Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
@@ -85,11 +88,11 @@ class Bill:
     def warnings(self) -> tuple[str, ...]:
         """What the user should mend before submission, a line each."""
         found = []
-        root, quota = Path(self.profile.root or "."), self.profile.disk_gb
+        root, quota = _existing(self.profile.root), self.profile.disk_gb
         need = f"checkpoints and weights will take up to {self.disk_bytes / 1e9:,.0f} GB at a time"
         if quota is not None and self.disk_bytes > quota * 1e9:
             found.append(f"{need}, disk_gb allows {quota:,.0f}")
-        if root.is_dir() and self.disk_bytes > (free := shutil.disk_usage(root).free):
+        if root and self.disk_bytes > (free := shutil.disk_usage(root).free):
             found.append(f"{need}, {root} has {free / 1e9:,.0f} GB free")
         if self.precision == "fp32" and self.profile.gpu is not None and self.calibration is None:
             found.append(
@@ -123,18 +126,17 @@ def with_bill(
         interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
     slower = 1 + interruptions_per_day / 24 * lost
-    precision, places = plan.sweep.train.precision, places_of(profile)
+    precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
-    sizes, hours, schedule = _lay_out(sizer, places, order, slower)
-    limit = time_limit_hours(profile)
+    sizes, times, schedule = _lay_out(sizer, places_of(profile), order, slower)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
     kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
         profile=profile,
         order=order,
         sizes=sizes,
-        hours=hours,
-        starts=tuple(max(1, math.ceil(time / limit)) for time in hours),
+        hours=tuple(time.hours for time in times),
+        starts=tuple(time.starts for time in times),
         schedule=schedule,
         others=_on_other_gpus(sizer, order, slower),
         disk_bytes=schedule.most_held(at_work, kept),
@@ -144,17 +146,17 @@ def with_bill(
         precision=precision,
     )
     runs = [
-        dataclasses.replace(
+        replace(
             run,
             gpus=size.gpus,
             nodes=size.nodes,
-            est_hours=time,
-            est_gpu_hours=size.gpus * time,
+            est_hours=time.hours,
+            est_gpu_hours=size.gpus * time.hours,
             est_source=size.source,
         )
-        for run, size, time in zip(plan.runs, sizes, hours, strict=True)
+        for run, size, time in zip(plan.runs, sizes, times, strict=True)
     ]
-    return dataclasses.replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
+    return replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
 
 
 def places_of(profile: Profile) -> int | None:
@@ -164,15 +166,42 @@ def places_of(profile: Profile) -> int | None:
     return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
 
 
+@dataclass(frozen=True)
+class _Time:
+    """Hours of a run from its first start to its end, and how often it is started."""
+
+    hours: float
+    starts: int
+
+
+def _time(hours: float, checkpoint_bytes: int, limit: float) -> _Time:
+    """A run's time in jobs of so many hours, each of which ends with a checkpoint; each further start costs too."""
+    if math.isinf(limit):
+        return _Time(hours, 1)
+    starts = max(1, math.ceil(hours / (limit - save_lead_s(checkpoint_bytes, limit) / 3600)))
+    return _Time(hours + (starts - 1) * RESTART_HOURS, starts)
+
+
 def _lay_out(
     sizer: Sizer, places: int | None, order: Order, slower: float
-) -> tuple[tuple[Size, ...], tuple[float, ...], Schedule]:
-    """Sizes, hours with interruptions, and the schedule."""
-    sizes = tuple(sizer.choose(places))
-    hours = tuple(size.hours * slower for size in sizes)
-    asked = zip(sizer.runs, sizes, hours, strict=True)
-    jobs = [Job(run.run_id, max(1, size.gpus), time, run.budget) for (run, _, _), size, time in asked]
-    return sizes, hours, simulate(jobs, places, order)
+) -> tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]:
+    """Sizes, times with interruptions, and the schedule: on a cluster that of the arrays which would be submitted."""
+    profile, sizes = sizer.profile, tuple(sizer.choose(places))
+    limit = time_limit_hours(profile)
+    asked = list(zip(sizer.runs, sizes, strict=True))
+    times = tuple(_time(size.hours * slower, run.shape.checkpoint_bytes, limit) for (run, _, _), size in asked)
+    jobs = [
+        Job(run.run_id, size.gpus, time.hours, run.budget, size.nodes)
+        for ((run, _, _), size), time in zip(asked, times, strict=True)
+    ]
+    if profile.executor == "local":  # whoever is free takes the next
+        at_once = [replace(job, gpus=max(1, job.gpus)) for job in jobs]
+        return sizes, times, simulate(at_once, places, order)
+    limited = places is not None or profile.max_jobs is not None
+    lines = line_up(jobs, order, limited=limited)
+    max_gpus = places if profile.gpu is not None else None
+    shares = share([[jobs[number] for number in line] for line in lines], max_gpus, profile.max_jobs, order)
+    return sizes, times, run_in_lanes(jobs, lines, shares)
 
 
 def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float]:
@@ -186,15 +215,25 @@ def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float
     return found
 
 
-def check_cap(bill: Bill, most_gpu_hours: float | None) -> None:
-    """Refuses a study above a cap on GPU-hours.
+def _existing(root: str | None) -> Path | None:
+    """The folder whose disk a root will take; None where this machine does not have it, such as one off the cluster."""
+    if root == NOT_GIVEN:
+        return None
+    folder = Path(root or ".").expanduser().absolute()
+    if not folder.is_dir() and folder.parent != Path(folder.anchor):
+        folder = folder.parent  # the first submission makes it
+    return folder if folder.is_dir() else None
+
+
+def check_cap(gpu_hours: float, most_gpu_hours: float | None, what: str = "the study needs") -> None:
+    """Refuses what is above a cap on GPU-hours.
 
     Raises:
         BudgetError: with what would be needed.
     """
-    if most_gpu_hours is not None and bill.gpu_hours > most_gpu_hours:
+    if most_gpu_hours is not None and gpu_hours > most_gpu_hours:
         raise BudgetError(
-            f"the study needs about {bill.gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
+            f"{what} about {gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
             "leave out the largest budgets, or raise the cap"
         )
 
@@ -224,6 +263,10 @@ def hours_of(limit: str) -> float:
     # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
     units = (1, 1 / 60, 1 / 3600) if found["days"] or len(parts) == 3 else (1 / 60, 1 / 3600)
     hours = 24 * int(found["days"] or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
-    if not hours:
-        raise ConfigError(f"slurm.time: {limit!r} leaves a job no time")
-    return hours
+    return hours or math.inf  # as sbatch reads 0
+
+
+def save_lead_s(checkpoint_bytes: int, limit_hours: float = math.inf) -> float:
+    """How long before its time limit a job is told to save: long enough to write its checkpoint."""
+    lead = max(90.0, 60 + checkpoint_bytes / SAVE_BYTES_PER_S)
+    return lead if math.isinf(limit_hours) else max(10.0, min(lead, 360 * limit_hours))

@@ -14,12 +14,13 @@ Order = Literal["longest", "budget"]
 
 @dataclass(frozen=True)
 class Job:
-    """What a run asks of the queue: GPUs, hours, and the budget it belongs to."""
+    """What a run asks of the queue: GPUs on so many nodes, hours, and the budget it belongs to."""
 
     name: str
     gpus: int
     hours: float
     budget: float
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") ->
     if any(job.gpus > free for job in jobs):
         raise ValueError(f"a job asks for more than {free} GPUs")
     waiting: dict[int, deque[tuple[int, int]]] = defaultdict(deque)  # by GPUs: places in the order, and jobs
-    for place, number in enumerate(sorted(range(len(jobs)), key=lambda number: _priority(jobs[number], order))):
+    for place, number in enumerate(sorted(range(len(jobs)), key=lambda number: by_order(jobs[number], order))):
         waiting[jobs[number].gpus].append((place, number))
     starts, ends = [0.0] * len(jobs), [0.0] * len(jobs)
     let_start: list[int | None] = [None] * len(jobs)  # the job whose end made room
@@ -77,14 +78,16 @@ def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") ->
             heapq.heappush(running, (ends[number], number))
         now, ended = heapq.heappop(running)
         free += jobs[ended].gpus
-    return Schedule(tuple(starts), tuple(ends), _chain(jobs, ends, let_start))
+    return Schedule(tuple(starts), tuple(ends), chain(jobs, ends, let_start))
 
 
-def _priority(job: Job, order: Order) -> tuple[float, float]:
+def by_order(job: Job, order: Order) -> tuple[float, float]:
+    """What to sort jobs by: the longest first, or the smallest budgets."""
     return (-job.hours, job.budget) if order == "longest" else (job.budget, -job.hours)
 
 
-def _chain(jobs: Sequence[Job], ends: Sequence[float], let_start: Sequence[int | None]) -> tuple[str, ...]:
+def chain(jobs: Sequence[Job], ends: Sequence[float], let_start: Sequence[int | None]) -> tuple[str, ...]:
+    """Names of the jobs that let one another start, up to the last one to end."""
     if not jobs:
         return ()
     chain: list[str] = []

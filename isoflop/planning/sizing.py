@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
@@ -21,6 +22,12 @@ MEMORY_SHARE = 0.85
 
 LONG_ENOUGH_H = 6.0
 """A run that ends within these hours is not spread over more GPUs: each doubling costs efficiency."""
+
+_COUNTS = {
+    **dict.fromkeys(("gpus", "gpus_per_node"), re.compile(r"^(?:[^:,]+:)?(\d+)$")),
+    "gres": re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,(]*|:\d[^:,(]*[A-Za-z][^:,(]*)?(?::(\d+))?(?:\(|,|$)"),
+}
+"""Where options of sbatch say how many GPUs they ask for; gres without a number means one."""
 
 Source = Literal["prior", "measured", "extrapolated"]
 """Where a speed comes from; extrapolated: measured on other numbers of GPUs, or of smaller or larger models only."""
@@ -100,6 +107,25 @@ def fit_memory(
     return None
 
 
+@dataclass(frozen=True)
+class FixedGpus:
+    """How many GPUs an option of sbatch gives a job, in all or on each node."""
+
+    option: str
+    gpus: int
+    on_each_node: bool
+
+
+def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
+    """What a profile's own options say of the GPUs of a job, where they give a number."""
+    for option, value in options.items():
+        name = option.replace("-", "_")
+        counts = _COUNTS.get(name)
+        if counts and (found := counts.search(str(value))):
+            return FixedGpus(option, int(found[1] or 1), name != "gpus")
+    return None
+
+
 class Sizer:
     """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch."""
 
@@ -113,6 +139,7 @@ class Sizer:
         """As `choose_sizes`."""
         self.calibration, self.profile, self.value_bytes = calibration, profile, value_bytes(precision)
         self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
+        self.fixed = fixed_gpus(profile.slurm)
         self.options: dict[tuple[ModelShape, int], list[Option]] = {}
         for run, _, key in self.runs:
             if key not in self.options:
@@ -146,12 +173,16 @@ class Sizer:
         kind, found, gpus = gpu_type(gpu), [], 1
         while gpus <= run.batch_size and (gpus == 1 or self.profile.executor == "slurm"):
             whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
-            if run.batch_size % gpus == 0 and whole:
+            if run.batch_size % gpus == 0 and whole and self._is_asked_for(gpus, -(-gpus // gpu.per_node)):
                 memory = kind.memory_gb * 1e9
                 fit = fit_memory(run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes)
                 found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
             gpus *= 2
         return found
+
+    def _is_asked_for(self, gpus: int, nodes: int) -> bool:
+        """Whether sbatch would give so many, where the profile's own options say how many a job gets."""
+        return self.fixed is None or gpus == (self.fixed.gpus * (nodes if self.fixed.on_each_node else 1))
 
     def _on_gpus(self, run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Option:
         nodes = -(-gpus // gpu.per_node)
@@ -186,11 +217,18 @@ class Sizer:
 
     def _too_large(self, run: RunSpec) -> ConfigError:
         assert self.profile.gpu is not None
+        if self.fixed is not None:
+            return ConfigError(
+                f"slurm.{self.fixed.option}: asks for {self.fixed.gpus} GPUs, with which {run.run_id} (batch "
+                f"{run.batch_size}) can't be trained; leave it out: a run asks for its own number, of the type "
+                "gpu.slurm_name"
+            )
         gpu = gpu_type(self.profile.gpu)
         needed = self._needed(run.shape, 1, True)
         return ConfigError(
             f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on each GPU, of which "
-            f"{gpu.device_name} has {gpu.memory_gb:.0f} GB; take larger GPUs, or leave out the widest models"
+            f"{gpu.device_name} has {gpu.memory_gb:.0f} GB, {MEMORY_SHARE:.0%} of it for this; take larger GPUs, or "
+            "leave out the widest models"
         )
 
 

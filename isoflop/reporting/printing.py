@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
 from isoflop.launching.attempt import log_file
-from isoflop.planning.bill import places_of
+from isoflop.planning.bill import RESTART_HOURS, places_of
 from isoflop.planning.plan import drop_counts
 from isoflop.reporting.terminal import duration, flops, print_table, short, warn
 from isoflop.runs import RunDirectory
@@ -118,16 +118,20 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
         cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
         say(f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})")
         place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
+        place += f", {bill.profile.max_jobs} runs at once" if bill.profile.max_jobs else ""
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
     others = "".join(f"; on {count}: {duration(3600 * hours)}" for count, hours in bill.others.items())
     say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
-    say(f"critical: {', '.join(bill.schedule.critical)}")
+    chain = bill.schedule.critical
+    between = [f"{len(chain) - 4} more"] if len(chain) > 5 else list(chain[2:-2])
+    say(f"critical: {', '.join([*chain[:2], *between, *chain[2:][-2:]])}")
     if bill.interruptions_per_day:
         rate = f"{bill.interruptions_per_day:g} preemptions or failures of a job in a day"
         say(f"interruptions: reckoned with {rate}")
     again = [count for count in bill.starts if count > 1]
     if again:
-        say(f"restarts: {len(again)} runs outlast the time limit of a job, and are started up to {max(again)} times")
+        cost = f"{RESTART_HOURS:g} h each"
+        say(f"restarts: {len(again)} runs outlast the time limit of a job: up to {max(again)} starts, {cost}")
     fits = [size.fit for size in bill.sizes]
     largest = max(fit.memory_bytes for fit in fits) / 1e9
     recomputing = sum(fit.checkpointing for fit in fits)
@@ -159,12 +163,16 @@ def print_calibration(calibration: Calibration) -> None:
     print_table(headers, rows, text=["measured", "device"])
 
 
-def print_submission(intent: Intent) -> None:
+def print_submission(intent: Intent, plan: Plan) -> None:
     """What a submission would do, on stderr."""
     for note in intent.picture.notes:
         warn(note)
     counts = ", ".join(f"{count} {word}" for word, count in intent.counts().items())
     print(f"{intent.directory}: {counts}", file=sys.stderr)
+    chosen = intent.chosen(plan)
+    if plan.bill is not None and plan.bill.profile.gpu is not None and 0 < len(chosen) < len(plan.runs):
+        hours = sum(run.est_gpu_hours or 0.0 for run in chosen)
+        print(f"of the bill's GPU-hours {hours:,.0f} are for what is to be queued", file=sys.stderr)
     for where in intent.picture.runs.values():
         if where.state in ("failed", "diverged"):
             what = "tried again" if where.run_id in intent.queued else "not tried again; see `isoflop retry`"

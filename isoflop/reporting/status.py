@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ from isoflop.launching.reconcile import Picture, Where
 from isoflop.launching.steering import look
 from isoflop.planning.plan import plan_rows
 from isoflop.reporting.terminal import clock, duration, print_table, short, warn
+
+MOST = 1e10
+"""Of what is in a run's state, where somebody may have written any number, or none; in seconds 300 years."""
 
 ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
 
@@ -27,26 +28,36 @@ class Row:
     train_flops: float
     est_gpu_hours: float | None
 
+    def number(self, key: str) -> float | None:
+        """What `state.json` keeps by a key, if it is a number that can be reckoned with."""
+        return _finite(self.where.stored.get(key))
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second, while it runs."""
+        speed = self.number("tokens_per_second")
+        return speed if self.where.state == "running" and speed and speed > 0 else None
+
+    @property
+    def restarts(self) -> int:
+        return max(0, int(self.number("attempt") or 0) - 1)
+
     @property
     def share(self) -> float:
         """Of its steps, what is done."""
-        stored = self.where.stored
+        step, steps = self.number("step"), self.number("steps")
         if self.where.state == "done":
             return 1.0
-        return min(1.0, stored.get("step", 0) / stored["steps"]) if stored.get("steps") else 0.0
+        return min(1.0, max(0.0, step / steps)) if step and steps else 0.0
 
     @property
     def seconds_left(self) -> float | None:
         """At its last speed, while it runs."""
-        speed = self.where.stored.get("tokens_per_second")
-        if self.where.state != "running" or not speed:
-            return None
-        return (1 - self.share) * self.tokens / speed
+        return (1 - self.share) * self.tokens / self.speed if self.speed else None
 
     @property
     def flops_per_second(self) -> float:
-        speed = self.where.stored.get("tokens_per_second") or 0.0
-        return speed * self.train_flops / self.tokens if self.where.state == "running" else 0.0
+        return self.speed * self.train_flops / self.tokens if self.speed else 0.0
 
     def document(self) -> dict[str, Any]:
         """The run in `isoflop status --json`."""
@@ -56,11 +67,11 @@ class Row:
             "state": where.state,
             "reason": where.reason,
             "progress": self.share,
-            "step": stored.get("step", 0),
-            "steps": stored.get("steps"),
-            "loss": _finite(stored.get("loss")),
-            "tokens_per_second": _finite(stored.get("tokens_per_second")),
-            "restarts": max(0, stored.get("attempt", 0) - 1),
+            "step": self.number("step") or 0,
+            "steps": self.number("steps"),
+            "loss": self.number("loss"),
+            "tokens_per_second": self.number("tokens_per_second"),
+            "restarts": self.restarts,
             "job_id": where.task or stored.get("job_id"),
             "node": where.node or None,
             "seconds_left": _finite(self.seconds_left),
@@ -82,7 +93,7 @@ class Status:
 
     def totals(self) -> dict[str, Any]:
         """Sums over the runs; GPU-hours count every attempt's time up to its last checkpoint."""
-        stored = [row.where.stored for row in self.rows]
+        hours = [(row.number("gpus") or 0) * (row.number("wall_s") or 0.0) / 3600 for row in self.rows]
         planned = [row.est_gpu_hours for row in self.rows]
         left = sum((1 - row.share) * row.train_flops for row in self.rows if row.where.state != "diverged")
         speed = sum(row.flops_per_second for row in self.rows)
@@ -90,14 +101,14 @@ class Status:
             "runs": len(self.rows),
             "states": self.counts,
             "progress": 1 - left / sum(row.train_flops for row in self.rows),
-            "gpu_hours": sum(state.get("gpus", 0) * (state.get("wall_s") or 0.0) / 3600 for state in stored),
+            "gpu_hours": sum(hours),
             "planned_gpu_hours": None if any(hours is None for hours in planned) else sum(filter(None, planned)),
             "seconds_left": _finite(left / speed) if speed else None,
         }
 
 
 def read_status(directory: Path, retries: int) -> Status:
-    """Looks at a submitted sweep: one call of squeue, at most one of sacct."""
+    """Looks at a submitted sweep, as `reconcile` does."""
     picture = look(directory, retries)
     plan = plan_rows(directory, ["run_id", "tokens", "train_flops", "est_gpu_hours"])
     rows = tuple(
@@ -138,20 +149,19 @@ def print_status(status: Status) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    stored: Mapping[str, Any] = row.where.stored
-    loss, speed = stored.get("loss"), stored.get("tokens_per_second")
+    loss = row.number("loss")
     return [
         row.where.run_id,
         row.where.state,
         f"{row.share:.0%}",
         "" if loss is None else f"{loss:.3f}",
-        "" if speed is None or row.where.state != "running" else short(speed),
-        str(max(0, stored.get("attempt", 0) - 1) or ""),
+        "" if row.speed is None else short(row.speed),
+        str(row.restarts or ""),
         row.where.node,
         "" if row.seconds_left is None else duration(row.seconds_left),
         row.where.reason,
     ]
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _finite(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and -MOST < value < MOST else None

@@ -19,7 +19,16 @@ from studies import tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile, load_profile
 from isoflop.errors import ConfigError
-from isoflop.launching.arrays import Array, group, sbatch_options, setup_lines, share, signal_lead_s
+from isoflop.launching.arrays import (
+    Active,
+    Array,
+    group,
+    job_of,
+    sbatch_options,
+    setup_lines,
+    shares_beside,
+    signal_lead_s,
+)
 from isoflop.launching.submission import sbatch_script
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
@@ -72,6 +81,14 @@ def test_one_array_a_size_in_order(run: RunSpec, order: Order, expected: list[li
     assert all(array.at_once == len(array.runs) for array in arrays)
 
 
+def test_small_budgets_of_one_size_do_not_wait_for_large_ones_of_another(run: RunSpec) -> None:
+    runs = runs_like(run, (1, 2.0), (8, 9.0), (1, 1.0), (1, 3.0), (8, 4.0))
+    arrays = group(runs, profile(gpu=H100, max_gpus=10), 1001, "budget")
+    assert ids(arrays) == [["r0"], ["r1"], ["r2"], ["r3"], ["r4"]]
+    assert [array.after for array in arrays] == [(), (), (), (2,), (0, 1, 3)]
+    assert ids(group(runs, profile(gpu=H100, max_gpus=10), 1001)) == [["r1", "r4"], ["r3", "r0", "r2"]]
+
+
 def test_the_same_number_of_gpus_on_other_nodes_is_another_array(run: RunSpec) -> None:
     apart = [*runs_like(run, (8, 1.0)), *runs_like(run, (8, 1.0), nodes=2)]
     assert sorted((array.gpus, array.nodes) for array in group(apart, profile(gpu=H100), 1001)) == [(8, 1), (8, 2)]
@@ -95,27 +112,24 @@ def test_an_array_is_cut_at_the_clusters_limit(run: RunSpec, most: int, lengths:
 def test_the_larger_share_goes_to_the_array_with_more_work(run: RunSpec) -> None:
     runs = runs_like(run, *[(1, 10.0)] * 30, *[(2, 1.0)] * 30)
     large, small = group(runs, profile(gpu=H100, max_jobs=8), 1001)
-    assert large.at_once > small.at_once >= 1
-    assert large.at_once + small.at_once == 8
+    assert (large.at_once, small.at_once) == (7, 1)
+    assert (large.after, small.after) == ((), ())
 
 
 sizes = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.1, 100)), min_size=1, max_size=12)
 
 
 @given(sizes, st.integers(1, 5), st.none() | st.integers(16, 64), st.none() | st.integers(1, 12))
-def test_limits_are_kept_and_every_run_has_its_place(
+def test_every_run_has_its_place(
     run: RunSpec, sizes: list[tuple[int, float]], most: int, max_gpus: int | None, max_jobs: int | None
 ) -> None:
     runs, limited = runs_like(run, *sizes), profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
     arrays = group(runs, limited, most)
     assert Counter(itertools.chain(*ids(arrays))) == Counter(run.run_id for run in runs)
-    assert all(len(array.runs) <= most and 0 <= array.at_once <= len(array.runs) for array in arrays)
-    at_once = [array.at_once for array in arrays]
-    assert sum(at_once) <= (max_jobs or 10**6)
-    assert sum(n * array.gpus for n, array in zip(at_once, arrays, strict=True)) <= (max_gpus or 10**6)
-    assert max(at_once) > 0
+    assert all(len(array.runs) <= most and 1 <= array.at_once <= len(array.runs) for array in arrays)
+    assert all(place < number for number, array in enumerate(arrays) for place in array.after)
     if max_gpus is None and max_jobs is None:
-        assert at_once == [len(array.runs) for array in arrays]
+        assert [array.at_once for array in arrays] == [len(array.runs) for array in arrays]
 
 
 @given(sizes, sizes, st.none() | st.integers(16, 64), st.none() | st.integers(1, 12))
@@ -127,32 +141,20 @@ def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
     max_jobs: int | None,
 ) -> None:
     limited = profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
-    active, new = (group(runs_like(run, *sizes), limited, 5) for sizes in (before, now))
-    shared = share(new, limited, active)
-    assert ids(shared[: len(active)]) == ids(active)
-    assert Counter(map(str, ids(shared[len(active) :]))) == Counter(map(str, ids(new)))
-    assert sum(array.at_once for array in shared) <= (max_jobs or 10**6)
-    assert sum(array.at_once * array.gpus for array in shared) <= (max_gpus or 10**6)
-    waiting = [array.at_once == 0 for array in shared[len(active) :]]
-    assert waiting == sorted(waiting)
-
-
-@pytest.mark.parametrize(
-    ("limits", "counts"),
-    [({"max_jobs": 2}, [12]), ({"max_gpus": 16}, [12]), ({"max_jobs": 1}, [3, 3]), ({"max_gpus": 8}, [9, 2])],
-)
-def test_an_array_that_has_to_wait_keeps_to_the_limits_too(
-    run: RunSpec, tmp_path: Path, limits: dict[str, int], counts: list[int]
-) -> None:
-    runs = runs_like(run, *[(gpus, 1.0) for gpus, count in zip((8, 4), counts, strict=False) for _ in range(count)])
-    limited = dataclasses.replace(profile(gpu=H100), **limits)
-    arrays = group(runs, limited, 4)
-    assert 0 in [array.at_once for array in arrays]
-    for array in arrays:
-        found = header(sbatch_script(array, limited, tmp_path / "tiny", tmp_path)).get("array")
-        at_once = int(found.partition("%")[2]) if found else 1
-        assert at_once <= limits.get("max_jobs", 99)
-        assert at_once * array.gpus <= limits.get("max_gpus", 999)
+    old = group(runs_like(run, *before), limited, 5)
+    active = [Active(str(n), tuple(map(job_of, array.runs)), waits=bool(array.after)) for n, array in enumerate(old)]
+    new = group(runs_like(run, *now), limited, 5, active=active)
+    shares = shares_beside(active, [list(map(job_of, array.runs)) for array in new], limited)
+    assert [(array.at_once, array.after) for array in new] == [(one.places, one.after) for one in shares[len(active) :]]
+    if any(array.waits for array in active):  # what they wait for hands on what it holds, and nothing else may take it
+        assert {one.places for one in shares[: len(active)]} == {0}
+        assert all(set(range(len(active))) <= set(array.after) for array in new)
+        return
+    at_start = [one for one in shares if not one.after]
+    weights = [array.jobs[0].gpus for array in active] + [array.gpus for array in new]
+    held = sum(one.places * gpus for one, gpus in zip(shares, weights, strict=True) if not one.after)
+    assert sum(one.places for one in at_start) <= (max_jobs or 10**6)
+    assert held <= (max_gpus or 10**6)
 
 
 # Options

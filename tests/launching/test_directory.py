@@ -15,6 +15,7 @@ from isoflop.config import load_sweep
 from isoflop.config.identity import RUN_HASH_DIGITS, canonical_hash, data_hash
 from isoflop.errors import ConfigError
 from isoflop.launching.directory import make_directory, runs_root
+from isoflop.launching.snapshot import commit_of
 from isoflop.planning.plan import Plan
 from isoflop.recipes import POCKET, RECIPES
 from isoflop.runs import read_runs
@@ -32,6 +33,16 @@ def test_what_is_in_it(study: tuple[Path, Plan]) -> None:
         provenance = json.loads((run.path / "provenance.json").read_text())
         assert provenance.keys() == {"python", "platform", "host", "command", "versions", "commit"}
         assert provenance["versions"].keys() == {"isoflop", "torch", "lightning", "numpy"}
+
+
+def test_provenance_names_the_commit_of_the_code_that_jobs_run(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "changes.diff").write_text("commit 0a1b\n")
+    plan = tiny_plan(tmp_path)
+    for code, commit in ((tmp_path / "code", "0a1b"), (None, commit_of())):
+        directory = make_directory(plan, tmp_path / str(commit), code)
+        files = sorted(directory.glob("*/provenance.json"))
+        assert [json.loads(file.read_text())["commit"] for file in files] == [commit] * len(plan.runs)
 
 
 def test_a_configuration_says_all_that_its_name_is_a_hash_of(study: tuple[Path, Plan]) -> None:

@@ -266,6 +266,90 @@ def test_many_runs_take_one_call_of_each_program(cluster: Cluster) -> None:
     assert "-j 100,200 " in call
 
 
+# How a job has ended, where accounting does not say, or not yet
+
+TOLD = "JobId=101 ArrayJobId=100 ArrayTaskId=0 JobName=tiny-1 JobState=FAILED Reason=x ExitCode={} RunTime=00:00:03"
+OTHER = "JobId=102 ArrayJobId=100 ArrayTaskId=1 JobName=tiny-1 JobState=RUNNING Reason=None ExitCode=0:0"
+FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+ENDED = "100_0|FAILED|n1|NonZeroExitCode"
+
+
+@pytest.mark.parametrize("known", [None, "", "100_0|RUNNING|n1|0:0"], ids=["no accounting", "no row", "not ended"])
+@pytest.mark.parametrize(
+    ("code", "state", "reason"),
+    [
+        ("0:12", "pending", "interrupted (failed)"),
+        ("143:0", "pending", "interrupted (failed)"),
+        ("1:0", "failed", "(failed, exit code 1:0)"),
+    ],
+)
+@pytest.mark.parametrize("stored", [NEW, BEGAN])
+def test_the_controller_knows_how_a_job_ended_before_accounting_does(
+    cluster: Cluster, stored: dict[str, Any], known: str | None, code: str, state: str, reason: str
+) -> None:
+    cluster.slurm.program("scontrol", f"printf '%s\\n' '{OTHER}' '{TOLD.format(code)}'")
+    where = cluster.where(stored, ENDED, known, retries=0)
+    assert where.state == state
+    assert reason in where.reason
+    assert where.again == (state == "pending")
+
+
+@pytest.mark.parametrize(("stored", "state"), [(NEW, "queued"), (BEGAN, "running")])
+@pytest.mark.parametrize("known", ["", "100_0|RUNNING|n1|0:0"])
+def test_how_a_job_ended_is_waited_for_while_accounting_lags(
+    cluster: Cluster, stored: dict[str, Any], state: str, known: str
+) -> None:
+    cluster.slurm.program("scontrol", FORGOTTEN)
+    where = cluster.where(stored, ENDED, known)
+    assert (where.state, where.again) == (state, False)
+    assert where.reason == "its job has ended, SLURM does not say yet how"
+    assert "failures" not in cluster.run.state()
+    assert cluster.where(stored, ENDED, "100_0|FAILED|n1|0:12").reason == "interrupted (failed)"
+
+
+def test_a_death_of_which_nobody_knows_more_counts_without_accounting(cluster: Cluster) -> None:
+    cluster.slurm.program("scontrol", FORGOTTEN)
+    assert cluster.where(BEGAN, ENDED, None).state == "failed"
+
+
+# Held, and cancelled by halves
+
+
+@pytest.mark.parametrize("state", ["SPECIAL_EXIT", "REQUEUE_HOLD"])
+@pytest.mark.parametrize(
+    ("reason", "says"), [("None", "JobHeldUser: "), ("job requeued in held state", "job requeued in held state")]
+)
+def test_a_job_that_was_requeued_to_be_held_waits(cluster: Cluster, state: str, reason: str, says: str) -> None:
+    picture = cluster.look(SAVED, f"{TASK}|{state}||{reason}")
+    where = picture.runs["r0"]
+    assert (where.state, where.task, where.again) == ("requeued", TASK, False)
+    assert where.reason.startswith(says)
+    assert is_hopeless(where.reason)
+    assert picture.held == []
+
+
+@pytest.mark.parametrize(("state", "orphan"), [("RUNNING", True), ("PENDING", True), ("COMPLETING", False)])
+def test_a_job_whose_cancellation_broke_off_is_an_orphan_and_not_gone(
+    cluster: Cluster, state: str, orphan: bool
+) -> None:
+    picture = cluster.look(BEGAN, f"{TASK}|{state}|n1|None", submission={"cancelled": ("r0",)})
+    where = picture.runs["r0"]
+    assert where.state == ("requeued" if state == "PENDING" else "running")
+    assert where.reason == "being cancelled; if that lasts, `isoflop cancel` again"
+    assert picture.orphans == (TASK,) * orphan
+
+
+def test_a_cancelled_run_whose_older_job_runs_is_not_gone(cluster: Cluster) -> None:
+    cluster.run.set_state(**BEFORE)
+    cluster.slurm.program("squeue", "printf '99|RUNNING|n1|None\\n100|CANCELLED||None\\n'")
+    old = Submission("tiny-1", ("r0",), 0, time.time() - 99, "99")
+    new = Submission("tiny-2", ("r0",), 0, time.time() - 9, "100", ("r0",))
+    picture = reconcile(cluster.run.path.parent, ["r0"], [old, new], 2)
+    assert (picture.runs["r0"].state, picture.runs["r0"].task) == ("running", "99")
+    assert picture.active == {"r0": ["99"]}
+    assert picture.orphans == ()
+
+
 # Reasons
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from getpass import getuser
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from isoflop.config.loading import to_yaml
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
+from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import attempt
 from isoflop.launching.calibrating import calibrate
 from isoflop.launching.directory import make_directory
 from isoflop.launching.doctor import examine
 from isoflop.launching.steering import cancel, retry
+from isoflop.launching.submission import Submission, SubmitLimitError, submit_array
 from isoflop.launching.supervising import add_supervisor
 from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import read_calibration
@@ -194,6 +197,50 @@ def test_what_can_never_run_is_said_with_the_key_to_mend(
     picture = late.wait(lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values()))
     assert all("slurm.time is longer than the partition allows" in where.reason for where in picture.runs.values())
     cancel(late.directory, [])
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("slurm.mem=9000G", "slurm.mem or node.memory_gb"),
+        ("slurm.gres='gpu:a100:1'", "slurm.gres, node or slurm.constraint"),
+        ("slurm.gpus_per_node=64", "slurm.gpus_per_node, node or slurm.constraint"),
+    ],
+)
+def test_a_run_that_no_node_can_take_is_refused(bed: Bed, tmp_path: Path, option: str, key: str) -> None:
+    """SLURM keeps a record of a job that failed, of the same name."""
+    study = submitted(bed, tmp_path, options=(option,))
+    with pytest.raises(ConfigError, match=f"^{key}: sbatch refuses it: .*node configuration is not available"):
+        study.submit()
+    assert not list(study.directory.glob("submissions/*.json"))
+    assert any(job.refused and job.reason == "BadConstraints" for job in slurm.queue().values())
+
+
+@WITH
+def test_a_limit_on_a_user_s_jobs_lets_the_first_in_and_the_rest_later(bed: Bed, tmp_path: Path) -> None:
+    conf = bed.folder / "etc" / "slurm.conf"
+    before = conf.read_text()
+    conf.write_text(before + "AccountingStorageEnforce=limits\n")
+    try:
+        for more in (("add", "account", "ours"), ("add", "user", getuser(), "account=ours", "MaxSubmitJobs=1")):
+            bed.run("sacctmgr", "-i", *more)
+        bed("ctld-kill")
+        bed("ctld-start")
+        study = submitted(bed, tmp_path, options=("slurm.account=ours", "slurm.begin=now+1hour"))
+        assert len(submit_first(study).runs) == 1
+        with pytest.raises(SubmitLimitError, match="submit limit lets no more in: submit again when some have ended"):
+            submit_first(study)
+        cancel(study.directory, [])
+    finally:
+        conf.write_text(before)
+        bed("ctld-kill")
+        bed("ctld-start")
+
+
+def submit_first(study: Submitted) -> Submission:
+    """Queues all runs, or as many as may be."""
+    make_directory(study.plan, study.directory.parent)
+    return submit_array(Array(study.plan.runs, 0, 1, 2), study.profile, study.directory, study.directory)
 
 
 # Measured

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm
+from fake_slurm import LIMIT, FakeSlurm
 from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import ClusterError
 from isoflop.launching import slurm
-from isoflop.launching.slurm import Task, _accounted, _queued, expand, key_to_mend, may_pass
+from isoflop.launching.reconcile import explain, is_hopeless
+from isoflop.launching.slurm import Task, _accounted, _queued, expand, is_submit_limit, key_to_mend, may_pass
 
 indices = st.sets(st.integers(0, 10**6), min_size=1, max_size=20).map(sorted)
 words = st.text(st.characters(exclude_characters="|\n\r", exclude_categories=["C", "Z"]), max_size=20)
@@ -152,6 +154,8 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
             "slurm.time",
         ),
         ('"a" is not a valid node count', "slurm.nodes"),
+        ("Batch job submission failed: Requested reservation is invalid", "slurm.reservation"),
+        ("Batch job submission failed: Invalid license specification", "slurm.licenses"),
         ("unrecognized option '--foo=1' Try \"sbatch --help\" for more information", "slurm"),
         ("Batch job submission failed: Access/permission denied", None),
     ],
@@ -184,12 +188,30 @@ def test_a_refused_option_is_named_as_the_profile_names_it(refusal: str, key: st
         "Batch job submission failed: Zero Bytes were transmitted or received",
         "Batch job submission failed: Slurm temporarily unable to accept job, sleeping and retrying",
         "Batch job submission failed: Connection refused",
-        "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time "
-        "limits)",
+        "Batch job submission failed: Slurm backup controller in standby mode",
     ],
 )
 def test_what_may_pass(refusal: str) -> None:
     assert may_pass(f"sbatch: error: {refusal}")
+    assert not is_submit_limit(refusal)
+
+
+@pytest.mark.parametrize(
+    ("first", "fewer_may", "key"),
+    [
+        ("", True, None),
+        ("AssocMaxSubmitJobLimit", True, None),
+        ("QOSMaxSubmitJobPerUserLimit", True, None),
+        ("QOSMaxWallDurationPerJobLimit", False, "slurm.time"),
+        ("QOSMaxGRESPerJob", False, None),
+        ("QOSMaxCpuPerUserLimit", False, "slurm.qos, slurm.account or what a run asks for"),
+        ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or what a run asks for"),
+    ],
+)
+def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(first: str, fewer_may: bool, key: str | None) -> None:
+    refusal = f"sbatch: error: {first} {LIMIT.rpartition(chr(10))[2]}" if first else LIMIT.rpartition("\n")[2]
+    assert (is_submit_limit(refusal), may_pass(refusal)) == (fewer_may, False)
+    assert key is None or key_to_mend(refusal) == key
 
 
 # Calls
@@ -214,6 +236,29 @@ def test_a_program_that_fails_is_one_line(cluster: FakeSlurm, script: str, says:
     with pytest.raises(ClusterError) as problem:
         slurm.queue()
     assert str(problem.value) == says
+
+
+def test_what_the_user_has_set_changes_no_answer(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ("SQUEUE_PARTITION", "SQUEUE_USERS", "SACCT_FORMAT", "SCANCEL_STATE", "SCONTROL_ALL", "SBATCH_ACCOUNT")
+    for name in (*theirs, "SLURM_CONF", "LOGNAME", "USER"):
+        monkeypatch.setenv(name, "nobody")
+    for program in ("squeue", "sacct", "scancel", "scontrol"):
+        cluster.program(program, 'echo "$0 $*" >&2; /usr/bin/env >&2; exit 1')
+    calls = (slurm.queue, lambda: slurm.accounting(["1"]), lambda: slurm.cancel(["1"]), lambda: slurm.release(["1"]))
+    said = ""
+    for call in calls:
+        with pytest.raises(ClusterError) as problem:
+            call()
+        said += str(problem.value)
+    assert said.count("SLURM_CONF=nobody") == 4
+    assert not [name for name in theirs if name in said]
+    assert f" -a -t all -u {os.geteuid()} " in said
+
+
+@pytest.mark.parametrize("reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED])
+def test_what_waits_for_ever_comes_with_its_mend(reason: str) -> None:
+    assert is_hopeless(reason)
+    assert explain(reason).startswith(f"{reason}: ")
 
 
 def test_a_program_that_is_missing(cluster: FakeSlurm) -> None:
@@ -256,6 +301,10 @@ def test_the_largest_array_where_nobody_says(cluster: FakeSlurm) -> None:
         ({"100_0": ["RUNNING", "n1", ""], "100_1": ["PENDING", "", ""]}, {}, "100"),
         ({"100": ["CANCELLED", "", ""]}, {}, "100"),
         ({}, {"100_0": ["FAILED", "n1", "1:0"]}, "100"),
+        ({"100_0": ["FAILED", "n1", "NonZeroExitCode"]}, {}, "100"),
+        ({"100_0": ["FAILED", "", "BadConstraints"]}, {}, None),
+        ({}, {"100_0": ["FAILED", "None assigned", "1:0"]}, None),
+        ({}, {"100_0": ["CANCELLED by 0", "None assigned", "0:0"]}, "100"),
         ({}, {"100_[0-4]": ["PENDING", "", "0:0"]}, "100"),
         ({"101": ["RUNNING", "n1", ""]}, {}, None),
         ({}, {}, None),
@@ -268,6 +317,17 @@ def test_a_job_is_found_by_name(
     jobs = {"100": {"name": "tiny-1", "hidden": False}, "101": {"name": "tiny-10", "hidden": False}}
     cluster.change(jobs=jobs, queue=queue, accounting=accounting)
     assert slurm.named("tiny-1") == found
+
+
+@pytest.mark.parametrize(
+    ("state", "found"), [("PENDING", "100"), ("COMPLETING", "100"), ("COMPLETED", None), ("FAILED", None)]
+)
+def test_a_job_that_has_ended_is_not_found_among_the_active(cluster: FakeSlurm, state: str, found: str | None) -> None:
+    known = {"100": ["RUNNING", "n1", "0:0"]}  # which accounting may say for ever
+    cluster.change(jobs={"100": {"name": "a", "hidden": False}}, queue={"100": [state, "n1", ""]}, accounting=known)
+    assert slurm.named("a", active=True) == found
+    cluster.change(queue={})
+    assert slurm.named("a", active=True) is None
 
 
 def test_a_queue_that_does_not_answer_says_nothing_about_a_name(cluster: FakeSlurm) -> None:

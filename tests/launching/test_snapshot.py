@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.launching import snapshot
-from isoflop.launching.snapshot import kept_code_differs, study_code
+from isoflop.launching.snapshot import commit_of, kept_code_differs, study_code
 
 AT_ONCE = """
 import sys
@@ -102,7 +103,7 @@ def test_other_code_than_the_study_s_is_said_with_both_commits(package: Path, tm
     assert kept_code_differs(tmp_path) is None
     (package / "answer.py").write_text("print(2)\n")
     says = "new and queued runs use the study's code, commit {}, not commit {} that runs here; --new-code takes this"
-    assert kept_code_differs(tmp_path) == says.format(first, f"{first} with changes")
+    assert kept_code_differs(tmp_path) == says.format(first, f"{first} with changes ({digest()})")
     second = checkout(package, "second")
     assert kept_code_differs(tmp_path) == says.format(first, second)
     assert first != second
@@ -110,14 +111,52 @@ def test_other_code_than_the_study_s_is_said_with_both_commits(package: Path, tm
     assert kept_code_differs(tmp_path) is None
     (package / "answer.py").write_text("print(3)\n")
     study_code(tmp_path, renew=True)
+    third = digest()
     (package / "answer.py").write_text("print(4)\n")
-    assert kept_code_differs(tmp_path) == says.format(f"{second} with changes", f"{second} with changes")
+    assert kept_code_differs(tmp_path) == says.format(
+        f"{second} with changes ({third})", f"{second} with changes ({digest()})"
+    )
+    assert third != digest()
+
+
+def digest() -> str:
+    return snapshot._digest()[:7]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_module_that_is_not_in_git_is_a_change_too(package: Path, tmp_path: Path, ignored: bool) -> None:
+    (package / ".gitignore").write_text("mine.py\n" if ignored else "")
+    commit = checkout(package, "first")
+    study_code(tmp_path)
+    assert (commit_of() or "")[:7] == commit
+    (package / "notes.txt").touch()
+    assert "-dirty" not in (commit_of() or "")
+    (package / "mine.py").touch()
+    assert re.fullmatch(rf"{commit}[0-9a-f]{{33}}-dirty", commit_of() or "")
+    assert f"commit {commit}, not commit {commit} with changes ({digest()}) that" in (kept_code_differs(tmp_path) or "")
+    code, _ = study_code(tmp_path, renew=True)
+    assert (code / "changes.diff").read_text().splitlines()[1:] == ["not in git: isoflop/mine.py"]
+
+
+def test_the_commit_of_a_study_s_code_is_known_wherever_it_is(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert commit_of() is None
+    checkout(package, "first")
+    clean = commit_of()
+    code, _ = study_code(tmp_path)
+    (package / "answer.py").write_text("print(2)\n")
+    assert (commit_of(), commit_of(code)) == (f"{clean}-dirty", clean)
+    monkeypatch.setattr(snapshot, "PACKAGE", code / "isoflop")  # as in a job
+    assert commit_of() == clean
+    assert kept_code_differs(tmp_path) is None
 
 
 def test_outside_of_a_checkout_code_has_no_commit(package: Path, tmp_path: Path) -> None:
     study_code(tmp_path)
     (package / "answer.py").write_text("print(2)\n")
-    assert "code, an installed version, not an installed version that" in (kept_code_differs(tmp_path) or "")
+    says = r".* code, an installed version \((\w{7})\), not an installed version \((?!\1)\w{7}\) that runs here; .*"
+    assert re.fullmatch(says, kept_code_differs(tmp_path) or "")
 
 
 def test_what_is_not_code_changes_nothing(package: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_study import BUSY, Study, make_study
@@ -12,7 +14,7 @@ from isoflop.errors import ClusterError, RunError
 from isoflop.launching import steering
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, choose, follow_log, look, newest_log, retry, waits_in_vain
-from isoflop.launching.submission import read_submissions, submissions_folder
+from isoflop.launching.submission import Submission, read_submissions, submissions_folder
 
 
 @pytest.fixture
@@ -77,6 +79,131 @@ def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
     assert retry(study.directory, []) == study.ids
     assert set(study.submit().queued) == set(study.ids)
     assert look(study.directory).ids("queued") == study.ids
+
+
+def older(study: Study, task: str, state: str = "RUNNING") -> Submission:
+    """An earlier submission of the first run alone, whose job is in the queue still."""
+    made = Submission("tiny-0", (study.ids[0],), 0, time.time() - 999, task)
+    made.write(submissions_folder(study.directory))
+    study.slurm.change(queue={**study.slurm.read()["queue"], task: [state, "n1", "None"]})
+    return made
+
+
+def cancelled(study: Study) -> list[str]:
+    """The jobs that were cancelled, in order."""
+    return [task for call in study.slurm.calls("scancel") for task in call["arguments"][1:]]
+
+
+def test_every_job_of_a_cancelled_run_is_cancelled(study: Study) -> None:
+    study.queued()
+    older(study, "90")
+    assert cancel(study.directory, [study.ids[0]]) == [study.ids[0]]
+    assert cancelled(study) == ["90", "100_0"]
+    assert all(study.ids[0] in made.cancelled for made in read_submissions(study.directory))
+
+
+def test_a_run_whose_older_job_runs_on_is_running(study: Study) -> None:
+    study.queued()
+    older(study, "90")
+    study.slurm.end(["100_0"], "CANCELLED")
+    where = look(study.directory).runs[study.ids[0]]
+    assert (where.state, where.task, where.again) == ("running", "90", False)
+
+
+def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
+    """One that failed and would be tried again, one that was interrupted, one that is done."""
+    study.queued()
+    study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
+    study.run(0).set_state("failed", "no luck", failures=1)
+    (study.run(2).path / "DONE").touch()
+    assert cancel(study.directory, []) == study.ids[:2]
+    assert cancelled(study) == []
+    picture = look(study.directory, 2)
+    assert picture.ids("cancelled") == study.ids[:2]
+    assert picture.runs[study.ids[0]].reason == "by isoflop cancel; it had failed: no luck"
+    assert look(study.directory, 0).runs[study.ids[0]].state == "failed"
+    assert read_submissions(study.directory)[0].cancelled == tuple(study.ids[:2])
+
+
+def test_a_study_that_runs_on_this_machine_has_no_job_to_cancel(study: Study) -> None:
+    """The id that a worker of this machine has is that of its process, which may be a stranger's job's too."""
+    study.prepare()
+    study.run(0).set_state("running", attempt=1, job_id="4711")
+    with study.run(0).lease() as mine:
+        assert mine
+        for names in ([], [study.ids[0]]):
+            with pytest.raises(RunError, match="tiny: was never submitted; stop `isoflop run` with Ctrl-C"):
+                cancel(study.directory, names)
+        assert look(study.directory).runs[study.ids[0]].task is None
+        Submission("tiny-0", (study.ids[1],), 0, time.time(), "90").write(submissions_folder(study.directory))
+        study.slurm.change(queue={"90": ["RUNNING", "n1", "None"], "4711": ["RUNNING", "n1", "None"]})
+        with pytest.raises(RunError, match=f"{study.ids[0]}: was never submitted, so there is nothing to cancel"):
+            cancel(study.directory, [study.ids[0]])
+        assert cancel(study.directory, []) == [study.ids[1]]
+    assert cancelled(study) == ["90"]
+
+
+def test_a_cancellation_that_broke_off_goes_on_at_the_next_submission(study: Study) -> None:
+    study.queued()
+    first, second, _ = study.ids
+    study.slurm.change(queue={**study.slurm.read()["queue"], "100_0": ["RUNNING", "n1", "None"]})
+    study.slurm.answer("scancel", "scancel: error: Kill job error: Unable to contact slurm controller")
+    with pytest.raises(ClusterError):
+        cancel(study.directory, [first, second])
+    picture = look(study.directory)
+    assert [(picture.runs[run_id].state, picture.runs[run_id].reason) for run_id in (first, second)] == [
+        ("running", "being cancelled; if that lasts, `isoflop cancel` again"),
+        ("queued", "being cancelled; if that lasts, `isoflop cancel` again"),
+    ]
+    assert picture.orphans == ("100_0", "100_1")
+    study.submit(runs=(), cancelled=False)
+    assert cancelled(study)[2:] == ["100_0", "100_1"]
+    picture = look(study.directory)
+    assert picture.ids("cancelled") == [first, second]
+    assert picture.orphans == ()
+
+
+def dropped(study: Study) -> str:
+    """A run that is queued and that the sweep has no more."""
+    study.queued()
+    gone = Submission("tiny-0", ("1e8-w99-s0-0123abcd",), 0, time.time() - 999, "90")
+    gone.write(submissions_folder(study.directory))
+    study.slurm.change(queue={**study.slurm.read()["queue"], "90": ["RUNNING", "n1", "None"]})
+    return gone.runs[0]
+
+
+def test_a_run_that_the_sweep_has_no_more_is_seen_and_can_be_cancelled(study: Study) -> None:
+    run_id = dropped(study)
+    picture = look(study.directory)
+    assert list(picture.runs) == study.ids
+    note = f"1 run that the sweep has no more is under way: {run_id}; `isoflop cancel {study.directory} NAME` ends one"
+    assert picture.notes == (note,)
+    assert choose(study.directory, ["1e8-w99"]) == choose(study.directory, ["0123"]) == [run_id]
+    assert choose(study.directory, []) == study.ids
+    with pytest.raises(RunError, match=f"{run_id}: the sweep has it no more, so there is nothing to retry"):
+        retry(study.directory, [run_id])
+    assert cancel(study.directory, ["1e8-w99"]) == [run_id]
+    assert cancelled(study) == ["90"]
+    assert look(study.directory).notes == ()
+    assert not (study.directory / run_id).exists()
+
+
+def test_all_that_is_under_way_is_cancelled_where_nothing_is_named(study: Study) -> None:
+    run_id = dropped(study)
+    assert cancel(study.directory, []) == [*study.ids, run_id]
+    assert sorted(cancelled(study)) == ["100_0", "100_1", "100_2", "90"]
+    assert cancel(study.directory, []) == []
+
+
+def test_the_log_of_a_run_that_the_sweep_has_no_more(study: Study) -> None:
+    study.prepare()
+    other = study.directory / "1e8-w99-s0-0123abcd"
+    (other / "attempts" / "1").mkdir(parents=True)
+    (other / "config.yaml").touch()
+    (other / "state.json").write_text('{"state": "done", "attempt": 1}')
+    (other / "attempts" / "1" / "log.txt").write_text("one\n")
+    (run_id,) = choose(study.directory, ["1e8-w99"])
+    assert list(follow_log(study.directory, run_id)) == [(other / "attempts" / "1" / "log.txt", "one\n")]
 
 
 def test_nothing_is_cancelled_while_the_queue_does_not_answer(study: Study) -> None:
@@ -174,6 +301,39 @@ def test_a_log_is_followed_through_attempts_to_the_end(study: Study, monkeypatch
     assert events == []
     written = {attempt: "".join(text for log, text in pieces if log.parent.name == attempt) for attempt in "12"}
     assert written == {"1": "one \u00fc\nlast\n", "2": "two\nend\n"}
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "released"])
+def test_a_log_is_followed_no_longer_than_somebody_may_write_it(
+    study: Study, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.queued()
+    run = study.run(0)
+    run.set_state("running", attempt=1)
+    (log := run.path / "attempts" / "1" / "log.txt").parent.mkdir(parents=True)
+    log.touch()
+    clock, ended = 0.0, False
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock, ended
+        clock += seconds
+        if not ended and clock > 20:
+            ended = True
+            with log.open("a") as file:
+                file.write("last\n")
+            if ends == "cancelled":
+                study.slurm.end(["100_0"], "CANCELLED")
+            else:
+                holder.__exit__(None, None, None)
+
+    monkeypatch.setattr(steering, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock))
+    if ends == "released":  # a worker of this machine
+        study.slurm.change(queue={})
+        holder = run.lease()
+        holder.__enter__()
+    assert "".join(text for _, text in follow_log(study.directory, run.run_id)) == "last\n"
+    assert 20 < clock < 27
+    assert len(study.slurm.calls("squeue")) <= 6
 
 
 @pytest.mark.parametrize(

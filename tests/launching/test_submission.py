@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -22,11 +23,22 @@ from isoflop.cli import main
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
+from isoflop.launching import submission
+from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, look, retry
-from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
+from isoflop.launching.submission import (
+    Submission,
+    SubmitLimitError,
+    heal,
+    read_submissions,
+    sbatch_script,
+    submissions_folder,
+)
 from isoflop.launching.submitting import bad_nodes, intend, keep_profile, kept_profile, with_excluded
 from isoflop.runs import RunDirectory
+
+NO_NODE = "Batch job submission failed: Requested node configuration is not available"
 
 
 @pytest.fixture
@@ -293,6 +305,84 @@ def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(study: Study, ref
     assert list(submissions_folder(study.directory).iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "refusal", "says"),
+    [
+        ({"mem": "9000G"}, f"Memory specification can not be satisfied\nsbatch: error: {NO_NODE}", "slurm.mem or node"),
+        ({"gres": "gpu:a100:1"}, NO_NODE, "slurm.gres, node or slurm.constraint: sbatch refuses it: Batch job"),
+        ({"gpus-per-node": 64}, NO_NODE, "slurm.gpus_per_node, node or slurm.constraint: "),
+        ({}, NO_NODE, "gpu.per_node, node or slurm.constraint: "),
+    ],
+)
+def test_the_record_that_slurm_keeps_of_a_refused_job_is_no_job(
+    study: Study, options: dict[str, Any], refusal: str, says: str
+) -> None:
+    study.profile = dataclasses.replace(study.profile, slurm=options)
+    study.slurm.answer("sbatch", f"sbatch: error: {refusal}", queues="refused")
+    with pytest.raises(ConfigError) as problem:
+        study.submit_runs()
+    assert str(problem.value).startswith(says)
+    assert study.slurm.read()["queue"]["100_0"] == ["FAILED", "", "BadConstraints"]
+    assert list(submissions_folder(study.directory).iterdir()) == []
+
+
+def test_a_refusal_after_an_answer_that_was_lost_finds_what_was_queued(study: Study) -> None:
+    study.slurm.answer("sbatch", TIMED_OUT, queues="later")
+    study.slurm.answer("sbatch", "sbatch: error: Batch job submission failed: Access/permission denied")
+    study.slurm.answer("squeue", BUSY)
+    study.slurm.change(born=["COMPLETED", "n1", ""])
+    assert study.submit_runs().job_id == "100"
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "says"), [(3, "", r"it said nothing \(exit code 3\)"), (1, "no quota", "no quota")]
+)
+def test_an_sbatch_that_fails_without_words(study: Study, code: int, out: str, says: str) -> None:
+    study.slurm.program("sbatch", f"echo '{out}'; exit {code}")
+    with pytest.raises(ConfigError, match=f"^sbatch refuses it: {says}$"):
+        study.submit_runs()
+
+
+@pytest.mark.parametrize(("limit", "queued", "calls"), [(5, 3, 1), (2, 1, 2), (1, 1, 2)])
+def test_of_more_runs_than_may_be_submitted_the_first_are(study: Study, limit: int, queued: int, calls: int) -> None:
+    study.slurm.change(limit=limit)
+    made = study.submit_runs()
+    assert made.runs == tuple(study.ids[:queued])
+    assert len(study.slurm.read()["queue"]) == queued
+    assert len(study.slurm.calls("sbatch")) == calls
+    assert read_submissions(study.directory) == [made]
+    assert len(list(submissions_folder(study.directory).iterdir())) == 2
+    assert study.has_pickles()
+
+
+def test_where_not_one_more_run_may_be_submitted_it_is_said_at_once(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "PAUSES_S", (60.0,))
+    study.slurm.change(limit=0)
+    with pytest.raises(
+        SubmitLimitError, match="limit lets no more in: submit again when some have ended, or use --sup"
+    ):
+        study.submit_runs()
+    assert len(study.slurm.calls("sbatch")) == 2
+    assert list(submissions_folder(study.directory).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "time"), [({}, None), ({"time": "2:00:00"}, "2:00:00"), ({"time": "UNLIMITED"}, "UNLIMITED")]
+)
+def test_a_time_is_sent_where_the_profile_has_one(study: Study, options: dict[str, Any], time: str | None) -> None:
+    study.profile = dataclasses.replace(study.profile, slurm=options)
+    made = study.submit_runs()
+    sent = study.slurm.read()["jobs"]["100"]["options"]
+    assert sent.get("time") == time
+    script = sbatch_script(Array(study.plan.runs, 0, 1, 3), study.profile, study.directory, study.folder / "code")
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert {line.partition("=")[0] for line in lines} == sent.keys()
+    for file in (submissions_folder(study.directory) / made.name).glob("*_submitted.pkl"):
+        assert pickle.loads(file.read_bytes())._timeout_min == (120 if ":" in str(time) else 1440)
+
+
 def test_an_unknown_option_is_named(study: Study) -> None:
     study.slurm.answer("sbatch", "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information")
     with pytest.raises(ConfigError, match=r"^slurm.*: sbatch refuses it: .*unrecognized option '--foo=1'"):
@@ -314,6 +404,16 @@ def test_a_queue_that_does_not_answer_is_found_before_anything_is_made(study: St
         study.submit()
     assert not list(study.directory.glob("*/config.yaml"))
     assert study.slurm.calls("sbatch") == []
+
+
+def test_sbatch_hears_nothing_but_the_script(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {"SBATCH_ACCOUNT": "theirs", "SBATCH_TIMELIMIT": "1", "SLURM_CONF": "/etc/s.conf", "SLURM_CLUSTERS": "a"}
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    study.submit_runs()
+    (call,) = study.slurm.calls("sbatch")
+    assert call["environment"] == {"SLURM_CONF": "/etc/s.conf", "SLURM_CLUSTERS": "a"}
+    assert theirs.items() <= os.environ.items()
 
 
 def test_sbatch_does_not_hear_of_the_job_that_submits(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,6 +451,14 @@ def test_an_array_that_ended_before_its_id_was_written_down_is_known_to_accounti
     assert [made.job_id for made in heal(study.directory)] == ["100"]
 
 
+def test_a_half_made_submission_that_slurm_refused_is_dropped(study: Study) -> None:
+    study.prepare()
+    half = study.half_made()
+    refused = {f"100_{index}": ["FAILED", "", "BadConstraints"] for index in range(3)}
+    study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, queue=refused, next=101)
+    assert heal(study.directory) == []
+
+
 def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> None:
     half = study.half_made()
     study.slurm.answer("squeue", BUSY)
@@ -359,7 +467,20 @@ def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> No
     assert read_submissions(study.directory) == [half]
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[]", "3", '{"name": "x"}', '{"runs": 3, "cancelled": []}', "\xff"])
+WHOLE = {"name": "x", "runs": ["a"], "gpus": 0, "submitted": 1.0, "job_id": "1", "cancelled": []}
+OF_WRONG_TYPES = [
+    json.dumps({**WHOLE, key: value})
+    for key, value in (
+        ("submitted", "x"), ("submitted", None), ("name", 3), ("runs", "abc"), ("runs", [1]), ("runs", {}),
+        ("gpus", "8"), ("gpus", None), ("job_id", 7), ("cancelled", None), ("cancelled", [None]), ("more", 1),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "null", "[]", "3", '{"name": "x"}', '{"runs": 3, "cancelled": []}', "\xff", *OF_WRONG_TYPES],
+)
 def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
     Submission("tiny-1", ("a", "b"), 0, 5.0, "100").write(submissions_folder(tmp_path))
     (submissions_folder(tmp_path) / "tiny-bad.json").write_bytes(text.encode("latin-1"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import BudgetError, ConfigError
+from isoflop.launching.arrays import group
 from isoflop.planning.bill import Bill, check_cap, time_limit_hours, with_bill
 from isoflop.planning.plan import Plan, plan
 
@@ -56,7 +57,7 @@ def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(sod
     ]
     assert bill.disk_bytes == max(held)
     assert bill.kept_bytes < bill.disk_bytes < 3 * 16 * sum(run.params_total for run in soda.runs)
-    at_once = bill_of(with_bill(soda, dataclasses.replace(h100, max_gpus=None)))
+    at_once = bill_of(with_bill(soda, replace(h100, max_gpus=None)))
     assert at_once.disk_bytes == 3 * 16 * sum(run.params_total for run in soda.runs)
 
 
@@ -64,7 +65,7 @@ def test_more_gpus_end_sooner_and_fewer_later(soda: Plan, h100: Profile) -> None
     bill = bill_of(with_bill(soda, h100))
     assert list(bill.others) == [32, 128]
     assert bill.others[128] < bill.finish_hours < bill.others[32]
-    assert bill_of(with_bill(soda, dataclasses.replace(h100, max_gpus=None))).others == {}
+    assert bill_of(with_bill(soda, replace(h100, max_gpus=None))).others == {}
 
 
 def test_small_budgets_first_give_early_results_and_a_later_end(soda: Plan, h100: Profile) -> None:
@@ -77,33 +78,41 @@ def test_small_budgets_first_give_early_results_and_a_later_end(soda: Plan, h100
 
 
 def test_interruptions_cost_what_was_not_saved_and_a_restart(soda: Plan, h100: Profile) -> None:
-    plain, busy = (bill_of(with_bill(soda, h100, interruptions_per_day=rate)) for rate in (0, 24))
+    unlimited = replace(h100, slurm={})
+    plain, busy = (bill_of(with_bill(soda, unlimited, interruptions_per_day=rate)) for rate in (0, 24))
     lost = 10 / 60 / 2 + 0.25  # half of ten minutes between checkpoints, a quarter of an hour to start again
     assert busy.gpu_hours == pytest.approx(plain.gpu_hours * (1 + lost))
     assert busy.finish_hours > plain.finish_hours
 
 
 def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(soda: Plan, h100: Profile) -> None:
-    preemptible = dataclasses.replace(h100, preemptible=True)
+    preemptible = replace(h100, preemptible=True)
     bills = [bill_of(with_bill(soda, preemptible, interruptions_per_day=rate)) for rate in (None, 2.0, 0.0)]
     assert [bill.interruptions_per_day for bill in bills] == [2.0, 2.0, 0.0]
     assert bills[0].gpu_hours == bills[1].gpu_hours > bills[2].gpu_hours == bill_of(with_bill(soda, h100)).gpu_hours
 
 
-def test_runs_longer_than_a_job_are_started_again(soda: Plan, h100: Profile) -> None:
-    bill = bill_of(with_bill(soda, h100))
-    assert bill.starts == tuple(math.ceil(hours / 48) for hours in bill.hours)
-    assert max(bill.starts) > 1
-    unlimited = bill_of(with_bill(soda, dataclasses.replace(h100, slurm={})))
+def test_runs_longer_than_a_job_are_started_again_and_each_start_costs(soda: Plan, h100: Profile) -> None:
+    unlimited = bill_of(with_bill(soda, replace(h100, slurm={})))
     assert set(unlimited.starts) == {1}
+    for limit, hours in (("48:00:00", 48), ("4:00:00", 4), ("1:00:00", 1)):
+        bill = bill_of(with_bill(soda, replace(h100, slurm={"time": limit})))
+        # Less what a job takes to save before its end: a minute, and the checkpoint at half a GB a second.
+        leads = [min(max(90, 60 + 16 * run.params_total / 0.5e9), 360 * hours) / 3600 for run in soda.runs]
+        starts = [math.ceil(whole / (hours - lead)) for whole, lead in zip(unlimited.hours, leads, strict=True)]
+        assert list(bill.starts) == starts
+        again = [0.25 * (count - 1) for count in starts]
+        assert bill.hours == pytest.approx([whole + more for whole, more in zip(unlimited.hours, again, strict=True)])
+        assert max(bill.starts) > 1
+        assert bill.gpu_hours > unlimited.gpu_hours
 
 
 def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
     bill = bill_of(with_bill(soda, h100))
-    check_cap(bill, None)
-    check_cap(bill, bill.gpu_hours)
+    check_cap(bill.gpu_hours, None)
+    check_cap(bill.gpu_hours, bill.gpu_hours)
     with pytest.raises(BudgetError, match=r"needs about [\d,]+ GPU-hours, --max-gpu-hours allows 100;") as problem:
-        check_cap(bill, 100)
+        check_cap(bill.gpu_hours, 100)
     assert problem.value.exit_code == 3
 
 
@@ -115,12 +124,76 @@ def test_hours_of_bf16_for_fp32_are_warned_about(h100: Profile) -> None:
 
 def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Path) -> None:
     assert with_bill(soda, h100).warnings == ()
-    (quota,) = with_bill(soda, dataclasses.replace(h100, disk_gb=1000.0)).warnings
-    assert quota == "checkpoints and weights will take up to 1,709 GB at a time, disk_gb allows 1,000"
+    billed = with_bill(soda, replace(h100, disk_gb=1000.0))
+    need = f"checkpoints and weights will take up to {bill_of(billed).disk_bytes / 1e9:,.0f} GB at a time"
+    assert billed.warnings == (f"{need}, disk_gb allows 1,000",)
+
+
+def test_free_disk_is_that_of_the_root_or_where_it_will_be(
+    h100: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     huge = plan("soda", [f"seeds=[{', '.join(map(str, range(50)))}]"])
-    (free,) = with_bill(huge, dataclasses.replace(h100, root=str(tmp_path))).warnings
-    assert free.startswith("checkpoints and weights will take up to ")
-    assert f" GB at a time, {tmp_path} has " in free
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in (str(tmp_path), str(tmp_path / "runs"), "~", "~/runs"):
+        (free,) = with_bill(huge, replace(h100, root=root)).warnings
+        assert free.startswith("checkpoints and weights will take up to ")
+        assert f" GB at a time, {tmp_path} has " in free
+    for elsewhere in ("/no/such/place", "/scratch-of-a-cluster"):
+        assert with_bill(huge, replace(h100, root=elsewhere)).warnings == ()
+
+
+@pytest.mark.parametrize("order", ["longest", "budget"])
+@pytest.mark.parametrize("limits", [{"max_gpus": 64}, {"max_gpus": 24, "max_jobs": 9}, {"max_gpus": None}])
+def test_the_finish_is_that_of_the_arrays_which_are_submitted(
+    soda: Plan, h100: Profile, order: Any, limits: dict[str, int | None]
+) -> None:
+    profile = replace(h100, **limits)
+    billed = with_bill(soda, profile, order=order)
+    ends: list[float] = []
+    for array in group(billed.runs, profile, 1001, order):  # each place takes the next run as it is free
+        free = [max((ends[number] for number in array.after), default=0.0)] * array.at_once
+        for run in array.runs:
+            assert run.est_hours is not None
+            free.append(free.pop(free.index(min(free))) + run.est_hours)
+        ends.append(max(free))
+    assert bill_of(billed).finish_hours == pytest.approx(max(ends))
+
+
+def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
+    few = bill_of(with_bill(soda, replace(h100, max_jobs=4)))
+    assert few.finish_hours >= sum(few.hours) / 4
+    spans = list(zip(few.schedule.starts, few.schedule.ends, strict=True))
+    assert max(sum(start <= moment < end for start, end in spans) for moment in few.schedule.starts) <= 4
+    assert few.finish_hours > 3 * bill_of(with_bill(soda, h100)).finish_hours
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [
+        ({"gpus_per_node": 8}, {8}),
+        ({"gpus-per-node": "h100:4"}, {4}),
+        ({"gres": "gpu:h100:2"}, {2}),
+        ({"gres": "gpu"}, {1}),
+        ({"gres": "gpu:1g.10gb:1"}, {1}),
+        ({"gres": "nvme:1,gpu:a100:2(S:0-1)"}, {2}),
+        ({"gpus": "h100:4"}, {4}),
+        ({"gres": "nvme:1"}, {1, 2, 4, 8}),
+    ],
+)
+def test_what_the_profile_says_of_the_gpus_is_what_runs_get(
+    soda: Plan, h100: Profile, options: dict[str, Any], gpus: set[int]
+) -> None:
+    small = replace(soda, runs=tuple(run for run in soda.runs if run.params_total < 5e8 or run.budget < 1e20))
+    billed = with_bill(small if gpus <= {1, 2} else soda, replace(h100, slurm=options))
+    assert {(run.gpus or 0) // (run.nodes or 1) for run in billed.runs} <= gpus
+    assert max(run.gpus or 0 for run in billed.runs) == max(gpus) or len(gpus) == 1
+
+
+def test_gpus_that_a_batch_can_not_be_shared_among_are_refused(soda: Plan, h100: Profile) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^slurm.gres: asks for 3 GPUs, with which .* can't be trained; leave it out"
+    ):
+        with_bill(soda, replace(h100, slurm={"gres": "gpu:h100:3"}))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +201,14 @@ def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Pa
     [
         ("48:00:00", 48), ("90", 1.5), ("90:30", 1.5 + 30 / 3600), ("0:30:00", 0.5), ("2-00", 48), ("1-12:30", 36.5),
         ("1-00:00:36", 24.01), ("UNLIMITED", math.inf), ("infinite", math.inf), (None, math.inf),
+        ("0", math.inf), ("00:00:00", math.inf),
     ],
 )  # fmt: skip
 def test_times_as_sbatch_reads_them(h100: Profile, text: str | None, hours: float) -> None:
-    assert time_limit_hours(dataclasses.replace(h100, slurm={"time": text} if text else {})) == pytest.approx(hours)
+    assert time_limit_hours(replace(h100, slurm={"time": text} if text else {})) == pytest.approx(hours)
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "0", "00:00:00", "1-"])
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-"])
 def test_what_is_no_time(h100: Profile, text: str) -> None:
     with pytest.raises(ConfigError, match=r"^slurm.time: "):
-        time_limit_hours(dataclasses.replace(h100, slurm={"time": text}))
+        time_limit_hours(replace(h100, slurm={"time": text}))

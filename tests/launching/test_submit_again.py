@@ -1,0 +1,148 @@
+"""`isoflop submit` as a person calls it, again and again, on a made-up SLURM."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_study import SIMULATED, TIMED_OUT, Study, make_study
+
+from isoflop.config.loading import to_yaml
+from isoflop.config.profile import Gpu
+from isoflop.launching.arrays import group
+from isoflop.launching.submission import read_submissions
+from isoflop.planning.plan import plan_rows
+
+Output = tuple[int, str, str]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    made = make_study(tmp_path, monkeypatch)
+    (tmp_path / "cpu.yaml").write_text(to_yaml(made.profile))
+    gpu = dataclasses.replace(made.profile, gpu=Gpu(type="h100-sxm", per_node=8), max_gpus=4)
+    (tmp_path / "gpu.yaml").write_text(to_yaml(gpu))
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.fixture
+def submit(study: Study, isoflop: Callable[..., Output]) -> Callable[..., Output]:
+    def submit(*arguments: str, cluster: str = "cpu.yaml") -> Output:
+        return isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", cluster, "--yes", *arguments)
+
+    return submit
+
+
+def scontrol(study: Study) -> Callable[[], list[str]]:
+    """What scontrol is told from now on."""
+    told = study.folder / "told"
+    told.touch()
+    study.slurm.program("scontrol", f'echo "$@" >>{told}; exec /bin/cat {study.slurm.folder / "config"}')
+    return lambda: told.read_text().splitlines()
+
+
+def test_what_a_killed_call_left_half_made_is_queued_by_the_next(study: Study, submit: Callable[..., Output]) -> None:
+    study.prepare()
+    study.half_made()
+    code, _, err = submit()
+    assert (code, "queued 100: 3 runs" in err) == (0, True)
+    assert [made.job_id for made in read_submissions(study.directory)] == ["100"]
+    assert len(study.slurm.read()["queue"]) == 3
+
+
+def test_after_an_sbatch_that_kept_failing_submitting_again_queues(study: Study, submit: Callable[..., Output]) -> None:
+    study.slurm.answer("sbatch", TIMED_OUT, times=99)
+    code, _, err = submit()
+    assert (code, "submit again later" in err) == (4, True)
+    study.slurm.change(answers={})
+    assert submit()[0] == 0
+    assert len(study.slurm.read()["queue"]) == 3
+
+
+def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
+    study.queued()
+    (study.directory / "plan.parquet").write_bytes(b"damaged")
+    assert submit()[0] == 0
+    assert [row["run_id"] for row in plan_rows(study.directory, ["run_id"])] == study.ids
+    assert len(study.slurm.read()["queue"]) == 3
+
+
+def test_runs_that_leave_the_sweep_leave_its_plan_though_nothing_is_queued(
+    study: Study, submit: Callable[..., Output]
+) -> None:
+    study.queued()
+    code, _, err = submit("widths=[8, 12]")
+    assert code == 0
+    assert "1 runs are not in the sweep any more, and are left as they are: " in err
+    assert [row["run_id"] for row in plan_rows(study.directory, ["run_id"])] == study.ids[:2]
+
+
+def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(study: Study, submit: Callable[..., Output]) -> None:
+    study.queued()
+    queue = study.slurm.read()["queue"]
+    study.slurm.change(queue={**queue, "100_1": ["PENDING", "", "launch failed requeued held"]})
+    told = scontrol(study)
+    assert submit()[0] == 0
+    assert "release 100_1" in told()
+
+
+def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., Output]) -> None:
+    small = ("budgets=[1.0e8, 1.0e18]", "widths=[8, 12]", "data.tokens={}", "max_steps=100000000000000")
+    code, _, err = submit(*small, "--max-gpu-hours", "0.1", cluster="gpu.yaml")
+    assert code == 3
+    assert "what would be queued needs about " in err
+    code, _, err = submit(*small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml")
+    assert code == 0
+    assert "of the bill's GPU-hours 0 are for what is to be queued" in err
+
+
+def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Output]) -> None:
+    code, _, err = submit("--max-gpu-hours", "10")
+    assert code == 2
+    assert "gpu: missing; a bill needs the GPUs of the nodes" in err
+    assert not study.slurm.read()["jobs"]
+
+
+def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> None:
+    """What an array that has ended held goes to the others, at every look."""
+    gpu = Gpu(type="h100-sxm", per_node=8)
+    study.profile = dataclasses.replace(study.profile, gpu=gpu, max_gpus=4, max_jobs=None)
+    sizes = (2, 1, 1)
+    study.plan = dataclasses.replace(
+        study.plan,
+        runs=tuple(
+            dataclasses.replace(run, gpus=count, nodes=1, est_hours=1.0)
+            for run, count in zip(study.plan.runs, sizes, strict=True)
+        ),
+    )
+    assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 2]
+    study.submit()
+    study.slurm.change(queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]})
+    told = scontrol(study)
+    study.submit(runs=())
+    assert told() == ["update jobid=101 arraytaskthrottle=2"]
+
+
+def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
+    study: Study, submit: Callable[..., Output]
+) -> None:
+    study.slurm.change(limit=2)
+    code, _, err = submit()
+    assert code == 4
+    assert "the cluster's submit limit lets 1 of these 3 runs in: submit again when some have" in err
+    assert len(study.slurm.read()["queue"]) == 1
+    code, _, err = submit("--supervise")
+    assert code == 4  # one more run, and the supervisor has no place
+    assert "the cluster's submit limit" in err
+    assert len(study.slurm.read()["queue"]) == 2
+    study.slurm.change(limit=None)
+    assert submit("--supervise")[0] == 0
+    assert len(study.slurm.read()["queue"]) == 4
