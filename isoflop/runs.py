@@ -6,7 +6,9 @@ its final weights take the place of its checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from isoflop.errors import RunError
 from isoflop.files import checksum_file, remove_abandoned, replace_file, sync
@@ -25,10 +28,36 @@ from isoflop.shapes import ModelShape
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger("isoflop")
 State = Literal["pending", "queued", "running", "requeued", "done", "failed", "diverged", "cancelled"]
 
 SETTLED: tuple[State, ...] = ("done", "failed", "diverged")
 """States in which nothing more happens to a run by itself."""
+
+STATES: tuple[State, ...] = get_args(State)
+STORED: dict[str, type | tuple[type, ...]] = {
+    "reason": str,
+    "attempt": int,
+    "step": int,
+    "steps": int,
+    "gpus": int,
+    "loss": (float, int, NoneType),
+    "tokens_per_second": (float, int, NoneType),
+    "wall_s": (float, int),
+    "heartbeat": (float, int),
+    "failures": int,
+    "failed_at": int,
+    "failed_on": list,
+    "in_vain": int,
+    "start_step": (int, NoneType),
+    "job_id": (str, NoneType),
+    "node": (str, NoneType),
+    "data_checksum": str,
+}
+"""What `state.json` keeps beside the state: what can be reckoned with."""
+
+ABANDONED_S = 300.0
+"""Age beyond which a half-written file that another process may be writing is a killed one's."""
 
 LOG_COLUMNS = {
     "step": "int64",
@@ -45,6 +74,9 @@ LOG_COLUMNS = {
     "wall_s": "float64",
 }
 """Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+
+PLAN_COLUMNS = {"run_id": "str", "budget": "float64", "tokens": "int64", "train_flops": "float64"}
+"""Columns of the plan without which its runs are no study."""
 
 
 def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dict[str, Any]:
@@ -145,6 +177,10 @@ class RunDirectory:
                     os.replace(part / name, self.path / name)
             else:
                 os.rename(part, self.path)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # so it is with a full disk
+                error.filename = str(self.path)
+            raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -191,8 +227,8 @@ class RunDirectory:
             state = json.loads((self.path / "state.json").read_text())
         except (FileNotFoundError, ValueError):
             state = None
-        if not isinstance(state, dict) or "state" not in state:
-            state = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
+        new = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
+        state = new | state if _is_state(state) else new
         if self.done:
             state["state"] = "done"
         return state
@@ -225,8 +261,12 @@ class RunDirectory:
         """Removes half-written files of killed processes; for who holds the lease."""
         for folder in (self.checkpoints, self.path / "loss"):
             remove_abandoned(folder)
-        for stray in self.path.glob(f".{self.weights.stem}.*.tmp"):  # others write to the folder of the run itself
-            stray.unlink(missing_ok=True)
+        for stray in self.path.glob(".*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                # Others write to the folder of the run itself, for a moment: the state, from a login node.
+                own = stray.name.startswith(f".{self.weights.stem}.")
+                if own or time.time() - stray.stat().st_mtime > ABANDONED_S:
+                    stray.unlink()
 
     # Loss log
 
@@ -267,6 +307,16 @@ class RunDirectory:
         return sorted((self.path / "loss").glob("[0-9]*.parquet"))
 
 
+def _is_state(document: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a `state.json`, which may have been edited by hand, can be reckoned with."""
+    return (
+        isinstance(document, dict)
+        and document.get("state") in STATES
+        and all(isinstance(value, STORED.get(key, object)) for key, value in document.items())
+        and all(isinstance(node, str) for node in document.get("failed_on", ()))
+    )
+
+
 def _yaml(document: dict[str, Any]) -> str:
     import yaml
 
@@ -296,9 +346,23 @@ def _read_part(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_parquet(path)
+        frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: damaged ({error}); delete the run's directory to start it again") from None
+        why = " ".join(str(error).split())
+        raise RunError(f"{path}: damaged ({why}); delete the run's directory to start it again") from None
+    if lack := _lack(frame, LOG_COLUMNS):
+        raise RunError(f"{path}: damaged ({lack}); delete the run's directory to start it again")
+    return frame
+
+
+def _lack(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """What keeps a table, which may have been edited by hand, from being reckoned with; empty where nothing does."""
+    for name, kind in columns.items():
+        if name not in frame.columns:
+            return f"no column {name}"
+        if (frame[name].dtype.kind in "iuf") is (kind == "str"):
+            return f"its column {name} holds {frame[name].dtype}, not {kind}"
+    return ""
 
 
 def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
@@ -306,8 +370,10 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
 
     A kept result, with `runs.parquet` and no run directories, is read as it is.
 
+    A run that is done, and whose files can't be read, is `failed` here, with the reason: the others count all the same.
+
     Raises:
-        RunError: no plan in the directory, or a run whose files are damaged.
+        RunError: no plan in the directory, or a damaged one.
     """
     import pandas as pd
 
@@ -321,7 +387,11 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
         raise RunError(f"{file}: damaged ({error}); delete it, and the command that made it writes it anew") from None
     if file.name == "runs.parquet":
         return plan
-    results = pd.DataFrame([_result(RunDirectory(directory / run_id)) for run_id in plan["run_id"]], index=plan.index)
+    if lack := _lack(plan, PLAN_COLUMNS):
+        raise RunError(f"{file}: damaged ({lack}); delete it, and the command that made it writes it anew")
+    results = pd.DataFrame(
+        [_result(RunDirectory(directory / str(run_id))) for run_id in plan["run_id"]], index=plan.index
+    )
     return pd.concat([plan, results], axis=1)
 
 
@@ -340,23 +410,43 @@ def _is_kept_result(directory: Path) -> bool:
 
 def _result(run: RunDirectory) -> dict[str, Any]:
     state = run.state()
-    result: dict[str, Any] = {"state": state["state"], "reason": state.get("reason", "")}
+    reason = state.get("reason", "") or str(state.get("warning", ""))
+    result: dict[str, Any] = {"state": state["state"], "reason": reason}
     result |= {name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")}
-    result |= {"gpu_hours": 0.0, "mfu": float("nan"), "wall_s": float("nan")}
+    result |= {"gpu_hours": _gpu_hours(state, state.get("wall_s", 0.0)), "mfu": float("nan"), "wall_s": float("nan")}
     result["restarts"] = max(0, state.get("attempt", 0) - 1)
     result["simulated"] = bool(state.get("simulated"))
-    if state["state"] != "done":
-        return result
-    log, config = run.log(), run.config()
-    metric, steps = config["metric"], config["run"]["steps"]
-    final = log[(log["split"] == metric["set"]) & (log["step"] == steps)].set_index("kind")["loss"]
-    if metric["kind"] not in final.index:
-        raise RunError(f"{run.path}: marked done without a loss after step {steps}; delete it to start it again")
-    for kind, loss in final.items():
-        result["loss" if kind == "all" else f"loss_{kind}"] = loss
-    result["loss"] = final[metric["kind"]]
-    wall_s = float(log["wall_s"].iloc[-1])
-    result["wall_s"] = state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s  # of a program that doesn't say
-    result["mfu"] = float(log.loc[log["split"] == "train", "mfu"].median())
-    result["gpu_hours"] = state.get("gpus", 0) * result["wall_s"] / 3600
+    if state["state"] == "done":
+        try:
+            result |= _measured(run, state)
+        except RunError as problem:
+            log.warning("%s; until then the run counts as failed", problem)
+            result |= {"state": "failed", "reason": str(problem)}
     return result
+
+
+def _measured(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Losses and cost of a run that is done.
+
+    Raises:
+        RunError: files that can't be read, or that lack the loss that is fitted.
+    """
+    rows, config = run.log(), run.config()
+    try:
+        split, fitted, steps = config["metric"]["set"], config["metric"]["kind"], config["run"]["steps"]
+    except (KeyError, TypeError):
+        raise RunError(f"{run.path / 'config.yaml'}: damaged; delete the run's directory to start it again") from None
+    final = rows[(rows["split"] == split) & (rows["step"] == steps)].set_index("kind")["loss"]
+    if fitted not in final.index:
+        raise RunError(f"{run.path}: marked done without a loss after step {steps}; delete it to start it again")
+    found: dict[str, Any] = {"loss" if kind == "all" else f"loss_{kind}": loss for kind, loss in final.items()}
+    found["loss"] = final[fitted]
+    wall_s = float(rows["wall_s"].iloc[-1])
+    found["wall_s"] = state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s  # of a program that doesn't say
+    found["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].median())
+    return {**found, "gpu_hours": _gpu_hours(state, found["wall_s"])}
+
+
+def _gpu_hours(state: Mapping[str, Any], wall_s: float) -> float:
+    hours = min(state.get("gpus", 0), 1e6) * min(wall_s, 1e10) / 3600  # somebody may have written any number
+    return hours if math.isfinite(hours) else 0.0

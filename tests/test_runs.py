@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +23,7 @@ from isoflop.errors import RunError
 from isoflop.launching.directory import make_directory, run_config
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import COLUMNS
-from isoflop.runs import LOG_COLUMNS, RunDirectory, read_runs, write_runs
+from isoflop.runs import LOG_COLUMNS, RunDirectory, State, read_runs, write_runs
 
 
 def rows(step: int, split: str = "train") -> list[dict[str, Any]]:
@@ -86,14 +90,68 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, content: bytes) -> Non
         RunDirectory(tmp_path).config()
 
 
+def test_a_full_disk_is_named_by_the_run_that_it_has_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does, which knows no name
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left") as problem:
+        RunDirectory(tmp_path / "run").create({"run": {}})
+    assert problem.value.filename == str(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 # State
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", "null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        "null",
+        '{"state": "resting"}',
+        '{"state": ["failed"]}',
+        '{"state": null}',
+        '{"state": "failed", "failures": "x"}',
+        '{"state": "failed", "failures": null}',
+        '{"state": "failed", "attempt": "two"}',
+        '{"state": "failed", "reason": 7}',
+        '{"state": "failed", "failed_on": "n1"}',
+        '{"state": "failed", "failed_on": [["n1"]]}',
+        '{"state": "running", "step": "5"}',
+        '{"state": "running", "step": 5, "steps": [71]}',
+        '{"state": "running", "tokens_per_second": "fast"}',
+        '{"state": "running", "wall_s": null, "gpus": 1}',
+        '{"state": "running", "gpus": "all"}',
+        '{"state": "pending", "in_vain": {}}',
+        '{"state": "pending", "node": 1}',
+        '{"state": "pending", "job_id": 1}',
+        '{"state": "diverged", "loss": "nan"}',
+    ],
+)
 def test_without_a_readable_state_a_run_is_pending(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "state.json").write_text(content)
     assert RunDirectory(tmp_path).state() == {"state": "pending", "reason": "", "attempt": 0, "step": 0}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"state": "failed"},
+        {"state": "running", "loss": None, "tokens_per_second": None, "job_id": None, "start_step": None},
+        {"state": "diverged", "loss": float("inf"), "mine": [1], "failed_on": ["n1", "n1"], "failures": 2},
+    ],
+)
+def test_what_a_state_does_not_have_is_that_of_a_new_run(tmp_path: Path, stored: dict[str, Any]) -> None:
+    (tmp_path / "state.json").write_text(json.dumps(stored))
+    assert RunDirectory(tmp_path).state() == {"reason": "", "attempt": 0, "step": 0, **stored}
 
 
 def test_a_state_keeps_what_it_is_not_told(tmp_path: Path) -> None:
@@ -254,12 +312,120 @@ def test_a_kept_result_is_read_as_it_is(study: tuple[Path, Plan], tmp_path: Path
 
 
 def test_what_can_be_no_table_is_refused(study: tuple[Path, Plan], tmp_path: Path) -> None:
-    root, plan = study
+    root, _ = study
     with pytest.raises(RunError, match=r"absent: no sweep's directory \(it has no plan.parquet\)"):
         read_runs(tmp_path / "absent")
-    (run_of(root, plan).path / "DONE").touch()
-    with pytest.raises(RunError, match="marked done without a loss after step 71; delete it to start it again"):
-        read_runs(root / "tiny")
     (root / "tiny" / "plan.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match=r"plan\.parquet: damaged"):
         read_runs(root / "tiny")
+
+
+# What costs no other run
+
+
+def without(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda frame: frame.drop(columns=name)
+
+
+def as_text(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda frame: frame.assign(**{name: "much"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (None, "Parquet"),
+        *((without(name), f"(no column {name})") for name in LOG_COLUMNS),
+        (as_text("loss"), "(its column loss holds "),
+        (as_text("step"), "(its column step holds "),
+        (lambda frame: frame.assign(kind=7), "(its column kind holds int64, not str)"),
+        (lambda frame: frame.assign(kind="text"), "marked done without a loss after step 71; delete it to start it"),
+    ],
+)
+def test_a_log_that_is_no_log_fails_its_run_and_no_other(
+    study: tuple[Path, Plan], edit: Callable[[pd.DataFrame], pd.DataFrame] | None, says: str
+) -> None:
+    root, plan = study
+    for number in range(2):
+        finish(run_of(root, plan, number), plan.runs[number].steps, 3.0)
+    run = run_of(root, plan)
+    run.set_state("done", gpus=4, wall_s=1800.0)
+    part = next((run.path / "loss").iterdir())
+    if edit is None:
+        part.write_bytes(part.read_bytes()[:-20])
+    else:
+        edit(pd.read_parquet(part)).to_parquet(part)
+    table = write_runs(root / "tiny")
+    assert table["state"].tolist() == ["failed", "done", "pending"]
+    reason = table["reason"].iloc[0]
+    assert reason.startswith(str(run.path if "marked" in says else part))
+    assert says in reason
+    assert "to start it again" in reason
+    assert "\n" not in reason
+    assert table[["loss", "loss_text", "mfu"]].isna().to_numpy().all(axis=1).tolist() == [True, False, True]
+    assert table["gpu_hours"].tolist() == [2.0, 0.0, 0.0]
+    assert run.state()["state"] == "done"
+
+
+@pytest.mark.parametrize("content", ["run: {}", "run: 1\nidentity: 1\ndata: 1\nmetric: 1\nprecision: 1"])
+def test_a_configuration_that_is_none_fails_its_run_and_no_other(study: tuple[Path, Plan], content: str) -> None:
+    root, plan = study
+    for number in range(2):
+        finish(run_of(root, plan, number), plan.runs[number].steps, 3.0)
+    file = run_of(root, plan).path / "config.yaml"
+    file.write_text(content)
+    table = read_runs(root / "tiny")
+    assert table["state"].tolist() == ["failed", "done", "pending"]
+    assert table["reason"].iloc[0] == f"{file}: damaged; delete the run's directory to start it again"
+
+
+@pytest.mark.parametrize(
+    ("edit", "lack"),
+    [
+        *((without(name), f"no column {name}") for name in ("run_id", "budget", "tokens", "train_flops")),
+        (lambda plan: plan.assign(run_id=range(3)), "its column run_id holds int64, not str"),
+        (as_text("budget"), "its column budget holds "),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(
+    study: tuple[Path, Plan], edit: Callable[[pd.DataFrame], pd.DataFrame], lack: str
+) -> None:
+    file = study[0] / "tiny" / "plan.parquet"
+    edit(pd.read_parquet(file)).to_parquet(file)
+    with pytest.raises(RunError, match=rf"plan\.parquet: damaged \({lack}.*\); delete it, and the command that made"):
+        read_runs(study[0] / "tiny")
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "diverged", "pending", "done"])
+def test_every_run_has_its_cost(study: tuple[Path, Plan], state: State) -> None:
+    root, plan = study
+    run = run_of(root, plan)
+    if state == "done":
+        finish(run, plan.runs[0].steps, 3.0)  # whose log says how long it took
+    run.set_state(state, gpus=8, wall_s=2.0 if state == "done" else 900.0)
+    hours = 8 * 2.0 / 3600 if state == "done" else 2.0
+    assert read_runs(root / "tiny")["gpu_hours"].tolist() == [hours, 0.0, 0.0]
+    if state != "done":
+        run.set_state(state, gpus=10**400, wall_s=float("nan"))  # by hand
+        assert read_runs(root / "tiny")["gpu_hours"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "age_s", "stays"),
+    [
+        (".state.json.77.tmp", 3600.0, False),
+        (".state.json.77.tmp", 0.0, True),
+        (".config.yaml.77.tmp", 3600.0, False),
+        (".weights.pt.77.tmp", 0.0, False),
+        ("notes.tmp", 3600.0, True),
+    ],
+)
+def test_of_the_half_written_files_that_others_may_write_old_ones_go(
+    tmp_path: Path, name: str, age_s: float, stays: bool
+) -> None:
+    stray = tmp_path / name
+    stray.write_bytes(b"half")
+    written = time.time() - age_s
+    os.utime(stray, (written, written))
+    RunDirectory(tmp_path).remove_abandoned()
+    assert stray.exists() is stays

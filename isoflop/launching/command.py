@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching import keeper
 from isoflop.launching.attempt import log_file
-from isoflop.launching.program_losses import cut_torn_line, keep_rows, losses_file, read_rows
+from isoflop.launching.program_losses import cut_torn_line, end_last_line, keep_rows, losses_file, read_rows
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 
@@ -86,6 +86,8 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         stopped, failed = _wait(process, pace, should_stop, ranks)
     if pace is None:
         return "pending" if stopped else "done"
+    if process.returncode == 0:
+        end_last_line(losses_file(run))
     rows = read_rows(run)
     run.set_state("running", **pace.progress(rows))
     if any(not math.isfinite(row["loss"]) for row in rows):

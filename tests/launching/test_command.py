@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -26,13 +27,17 @@ from isoflop.launching import command
 from isoflop.launching.attempt import attempt
 from isoflop.launching.command import COLUMNS, NAMES, fill, run_command, values_of
 from isoflop.launching.directory import make_directory
+from isoflop.launching.program_losses import keep_rows, read_rows
 from isoflop.launching.steering import newest_log
 from isoflop.lease import LeaseLostError
 from isoflop.planning.plan import Plan
-from isoflop.runs import LOG_COLUMNS, RunDirectory, State, read_runs
+from isoflop.runs import LOG_COLUMNS, RunDirectory, State, log_row, read_runs
+from isoflop.shapes import ModelShape
 
 STEPS = 71
 """Of the tiny study's first run."""
+
+SHAPE = ModelShape(64, 2, 1, 1, 64, 256, 1000, 128)
 
 WHOLE = """
 import json, sys
@@ -124,6 +129,11 @@ def writes(*lines: str) -> str:
     return f"import sys\nopen(sys.argv[2], 'w').write({''.join(lines)!r})\n"
 
 
+def tabulates(*lines: str) -> str:
+    """A program that writes these lines to its table of losses."""
+    return writes(*lines).replace("sys.argv[2]", "sys.argv[2][:-5] + 'csv'")
+
+
 def loss(step: object = STEPS, value: object = 5.25, **more: object) -> str:
     return json.dumps({"step": step, "loss": value, **more}) + "\n"
 
@@ -182,13 +192,205 @@ def test_a_torn_last_line_does_not_count(program: Program, end: str) -> None:
 
 
 def test_a_last_row_of_a_table_may_be_torn_too(program: Program) -> None:
-    study = program(
-        writes("step,loss,split\n", "1,6.5,train\n", f"{STEPS},5.25,heldout\n", "72,5.").replace(
-            "sys.argv[2]", "sys.argv[2][:-5] + 'csv'"
-        )
-    )
+    study = program(tabulates("step,loss,split\n", "1,6.5,train\n", f"{STEPS},5.25,heldout\n", "72,5."))
     assert study.attempt() == "done"
     assert study.run.log()["loss"].tolist() == [6.5, 5.25]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        writes(loss(1), HELDOUT.rstrip()),
+        writes(loss(1), "\n", HELDOUT.rstrip() + " "),
+        writes(loss(1), HELDOUT.rstrip()).replace("write(", "write('\\ufeff' + "),
+        tabulates("step,loss,split\n", "1,5.25,\n", f"{STEPS},5.25,heldout"),
+    ],
+)
+def test_a_whole_last_line_counts_without_its_end_where_the_program_ended_well(program: Program, text: str) -> None:
+    study = program(text)
+    assert study.attempt() == "done", study.run.state()["reason"]
+    assert study.run.log()["step"].tolist() == [1, STEPS]
+
+
+@pytest.mark.parametrize("end", ["sys.exit(1)", "import os; os.kill(os.getpid(), 9)"], ids=["failed", "killed"])
+@pytest.mark.parametrize(
+    "text", [writes(loss(1), loss(20).rstrip()), tabulates("step,loss\n", "1,5.25\n", "20,5.25")], ids=["JSONL", "CSV"]
+)
+def test_it_is_torn_where_the_program_did_not_end_well(program: Program, text: str, end: str) -> None:
+    study = program(text + end)
+    assert study.attempt() == "failed"
+    assert study.run.reached() == 1
+
+
+ENDS = """
+import os, signal, sys, time
+stop, file = [], sys.argv[2]
+signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+if not os.path.exists(file):
+    with open(file, "w") as losses:
+        losses.write(HELDOUT)
+    while not stop:
+        time.sleep(0.001)
+"""
+"""Writes its last loss, is stopped then, and has nothing to add."""
+
+
+def test_a_whole_last_line_of_a_program_that_was_stopped_is_kept(program: Program) -> None:
+    study = program(ENDS.replace("HELDOUT", repr(HELDOUT.rstrip())))
+    losses = study.run.path / "losses.jsonl"
+    assert study.attempt(losses.exists) == "pending"
+    assert study.attempt() == "done", study.run.state()["reason"]
+
+
+MARK = "\ufeff"  # of the byte order, as Excel writes it
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "step,loss,split\n0,6.5,\n71,5.25,heldout\n",
+        "step,loss,split\r\n0,6.5,\r\n71,5.25,heldout\r\n",
+        "step,loss,split\n0.0,6.5,\n71.0,5.25,heldout\n",
+        "step,loss,split\n0,65e-1,\n7.1e1,5.25,heldout\n",
+        MARK + "step,loss,split\n0,6.5,\n" + MARK + "step,loss,split\n71,5.25,heldout\n",
+        'step, loss, split\n0, 6.5, \n71 , 5.25 , "heldout" \n',
+        "\nstep,loss,split\n\n0,6.5,\n,,\n71,5.25,heldout\n\n",
+        "step,loss,split\n0,6.5\n71,5.25,heldout,9,more\n",
+        ',step,loss,split,batch_size,shape\n0,0,6.5,,8,"(1, 2)"\n1,71,5.25,heldout,8,"(1, 2)"\n',
+        'note,loss,split,step\n"two\nlines",6.5,train,0\n,5.25,heldout,71\n',
+        "step,loss,split,lr,tokens,kind\n0,6.5,,,nan,\n71,5.25,heldout,,,all\n",
+    ],
+)
+def test_a_table_may_be_spelt_as_programs_spell_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "losses.csv").write_bytes(text.encode())
+    assert [list(map(row.get, ("step", "split", "kind", "loss"))) for row in read_rows(RunDirectory(tmp_path))] == [
+        [0, "train", "all", 6.5],
+        [71, "heldout", "all", 5.25],
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 71.0, "loss": 5.25}',
+        '{"step": "71", "loss": "5.25"}',
+        MARK + '{"step": 71, "loss": 5.25}\r',
+        '{"step": 71, "loss": 5.25, "batch_size": 8, "shape": [1], "run": {}, "self": null, "": 1}',
+        '{"step": 71, "loss": 5.25, "note": "\u2028 \u2029 \x85"}',
+        '{"step": 71, "loss": 5.25, "lr": null, "tokens": null, "targets": NaN, "split": "", "kind": null}',
+    ],
+)
+def test_a_line_of_json_may_be_spelt_as_programs_spell_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / "losses.jsonl").write_bytes(f"{line}\n".encode())
+    assert read_rows(RunDirectory(tmp_path)) == [{"step": 71, "split": "train", "kind": "all", "loss": 5.25}]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"step": -1, "loss": 6.5}', "step is -1, not a whole number from 0 to 999999999"),
+        ('{"step": 1e9, "loss": 6.5}', "step is 1000000000.0, not a whole number from 0 to 999999999"),
+        ('{"step": 1.5, "loss": 6.5}', "step is 1.5, not a whole number"),
+        ('{"step": true, "loss": 6.5}', "step is True, not a whole number"),
+        ('{"step": Infinity, "loss": 6.5}', "step is inf, not a whole number"),
+        ('{"step": NaN, "loss": 6.5}', "step is nan, not a whole number"),
+        ('{"step": "one", "loss": 6.5}', "step is 'one', not a whole number"),
+        ('{"step": 1, "loss": [6.5]}', "loss is [6.5], not a number"),
+        ('{"step": 1, "loss": 1' + 400 * "0" + "}", "loss is 1000"),
+        ('{"step": 1, "loss": 6.5, "lr": "warm"}', "lr is 'warm', not a number"),
+        ('{"step": 1, "loss": 6.5, "tokens": 1e30}', "tokens is 1e+30, not a whole number from 0 to 9007199254740992"),
+        ('{"step": 1, "loss": 6.5, "split": ["a"]}', "split is ['a'], not a text"),
+        ('{"step": 1, "loss": 6.5, "kind": 7}', "kind is 7, not a text"),
+        ('{"step": 1, "loss": 6.5, "kind": "\\ud800"}', "kind is '\\ud800', not a text"),
+        ('{"step": 1}', "a line without step and loss: {'step': 1}"),
+        ('{"step": 1, "loss": null}', "a line without step and loss: {'step': 1, 'loss': None}"),
+        ("7", "not a JSON object: 7"),
+        ("[" * 100_000, "not a JSON object: [[["),
+    ],
+)
+def test_a_line_that_is_no_loss_is_named(tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "losses.jsonl"
+    file.write_text(loss(0) + "\n" + line + "\n")
+    with pytest.raises(RunError) as problem:
+        read_rows(RunDirectory(tmp_path))
+    assert str(problem.value).startswith(f"{file}: line 3: {says}")
+    assert str(problem.value).endswith("; mend the line, or delete it")
+    assert len(str(problem.value)) < len(str(file)) + 250
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("-1,6.5,", "step is '-1', not a whole number from 0 to 999999999"),
+        ("loss,step,lr", "step is 'loss', not a whole number"),
+        ("1,6.5,warm", "lr is 'warm', not a number"),
+        ("1,,0.5", "a line without step and loss: {'step': '1', 'loss': '', 'lr': '0.5'}"),
+        ("1,6.5," + 200_000 * "x", "not CSV (field larger than field limit (131072))"),
+    ],
+)
+def test_a_row_of_a_table_that_is_no_loss_is_named(tmp_path: Path, line: str, says: str) -> None:
+    file = tmp_path / "losses.csv"
+    file.write_text(f"step,loss,lr\n0,6.5,\n{line}\n")
+    with pytest.raises(RunError, match=re.escape(f"{file}: line 3: {says}")):
+        read_rows(RunDirectory(tmp_path))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["1", "1.0", "heldout", ""]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+numbers = st.integers(0, 99) | st.integers(0, 99).map(float)
+losses = st.fixed_dictionaries(
+    {"step": numbers, "loss": st.floats()},
+    optional={"lr": st.floats() | st.none(), "split": st.text(), "targets": numbers, "batch_size": values},
+)
+records = st.dictionaries(st.sampled_from([*LOG_COLUMNS, "shape"]) | st.text(), values) | values | st.text()
+
+
+def spelt(lines: list[object], table: bool) -> str:
+    """As a program without a library for it would write them."""
+    if not table:
+        return "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+    rows = [line.values() if isinstance(line, dict) else [line] for line in lines]
+    return "step,loss,lr,split\n" + "".join(f"{','.join(map(str, row))}\n" for row in rows)
+
+
+@drawn(st.lists(losses, min_size=1), st.lists(records, max_size=1), st.booleans())
+def test_whatever_a_program_writes_is_a_loss_log_or_one_line(
+    good: list[object], more: list[object], table: bool
+) -> None:
+    with TemporaryDirectory() as folder:
+        run = RunDirectory(Path(folder))
+        file = run.path / ("losses.csv" if table else "losses.jsonl")
+        file.write_bytes(spelt([*good, *more], table).encode(errors="surrogatepass"))
+        try:
+            rows, refusal = read_rows(run), ""
+        except RunError as problem:
+            rows, refusal = [], str(problem)
+        assert not refusal or re.fullmatch(r"\S+: line \d+: .*; mend the line, or delete it", refusal)
+        assert rows or refusal
+        run.append_log([log_row(SHAPE, 8, **row) for row in rows])
+        log = run.log()
+        assert log["step"].tolist() == [row["step"] for row in rows]
+        np.testing.assert_array_equal(log["loss"], [row["loss"] for row in rows])
+
+
+def test_losses_that_are_kept_again_replace_those_before(program: Program) -> None:
+    run = program(WHOLE).run
+    for value in (7.0, 8.0):  # killed in between, before it was marked as done
+        (run.path / "losses.jsonl").write_text(loss(0, value) + loss(1, 6.5))
+        keep_rows(run, read_rows(run))
+    assert run.log()["loss"].tolist() == [8.0, 6.5]
+
+
+@pytest.mark.parametrize("write", [writes, tabulates], ids=["JSONL", "CSV"])
+def test_a_program_s_own_columns_are_left_out(program: Program, write: Callable[..., str]) -> None:
+    more = {"batch_size": 8, "shape": "8x2", "epoch": 0.5}
+    table = [f"step,loss,split,{','.join(more)}\n", f"{STEPS}.0,5.25,heldout,{','.join(map(str, more.values()))},9\n"]
+    study = program(write(*table) if write is tabulates else write(loss(split="heldout", **more)))
+    assert study.attempt() == "done", study.run.state()["reason"]
+    assert list(study.run.log().columns) == list(LOG_COLUMNS)
 
 
 @pytest.mark.parametrize("row", [loss(1, 6.5, split=None), loss(1, 6.5, split="", kind=None)])
@@ -221,11 +423,11 @@ def test_a_loss_that_is_not_finite_is_a_run_that_diverged(program: Program, valu
         (writes(loss()), "without a loss of split heldout, kind all, step 71"),
         (writes(loss(70, split="heldout")), "without a loss of split heldout, kind all, step 71"),
         (writes(loss(split="heldout", kind="text")), "without a loss of split heldout, kind all, step 71"),
-        (writes(HELDOUT.rstrip()), "without a loss of split heldout, kind all, step 71"),
-        (writes("step 1\n", HELDOUT), r"losses\.jsonl: not JSON: step 1"),
-        (writes("7\n", HELDOUT), r"losses\.jsonl: a line without step and loss: {'step': 7}"),
-        (writes(loss(1, None), HELDOUT), "a line without step and loss: {'step': 1, 'loss': None}"),
-        (writes(loss("one"), HELDOUT), "a line without step and loss: {'step': 'one'"),
+        (writes(HELDOUT.rstrip()[:-1]), "without a loss of split heldout, kind all, step 71"),
+        (writes(HELDOUT.rstrip()) + "sys.exit(3)", "failed with 3: it wrote nothing"),
+        (writes("step 1\n", HELDOUT), r"losses\.jsonl: line 1: not a JSON object: step 1; mend the line, or delete it"),
+        (writes(loss(1), loss(-1), HELDOUT), r"losses\.jsonl: line 2: step is -1, not a whole number from 0 to"),
+        (writes(loss(1), loss(2, lr="warm"), HELDOUT), r"losses\.jsonl: line 2: lr is 'warm', not a number"),
     ],
 )
 def test_a_program_that_failed_is_a_run_that_failed(program: Program, text: str, reason: str) -> None:
