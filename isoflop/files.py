@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,36 @@ BLOCK = 1 << 24
 def replace_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` that takes its place when the block ends, and is removed if it fails.
 
-    An OSError of the block names `path` where it named no file.
+    Where `path` is a link, the file that it leads to is replaced; a device or a pipe stays, and is written into. An
+    OSError of the block names `path` where it named no file.
     """
+    try:
+        target = _behind_links(path)
+        with _renamed_to(target) if target else _copied_into(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # so it is with a full disk
+            error.filename = str(path)
+        raise
+
+
+def _behind_links(path: Path) -> Path | None:
+    """The ordinary file at a path or at the end of its links, there or not; None for a device, a pipe and the like."""
+    target = path
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            target = Path(os.path.realpath(path))
+            mode = path.stat().st_mode
+    except FileNotFoundError:
+        return target
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return target if stat.S_ISREG(mode) else None
+
+
+@contextmanager
+def _renamed_to(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,12 +54,20 @@ def replace_file(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # so it is with a full disk
-            error.filename = str(path)
-        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _copied_into(path: Path) -> Iterator[Path]:
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        with temporary.open("rb") as content, open(os.open(path, os.O_WRONLY), "wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from isoflop.config.identity import data_identity
 from isoflop.data.documents import ORDERS, Utterance, encode_document
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
@@ -72,7 +73,7 @@ def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
             order = ORDERS[len(documents) % 2]
             documents.append(encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids))
         shards.append(write_shard(folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids))
-    Manifest(ids, tuple(shards), {}, {}).write(folder)
+    Manifest(ids, tuple(shards), data_identity(study.sweep.data), {}).write(folder)
     return folder
 
 

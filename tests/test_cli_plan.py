@@ -92,6 +92,21 @@ def test_files(run: Callable[..., Output], tmp_path: Path) -> None:
     assert err.endswith(f"wrote {csv}\nwrote {table}\n")
 
 
+def test_a_pipe_is_written_into(run: Callable[..., Output], tmp_path: Path) -> None:
+    receiver, sender = os.pipe()  # as of sweep-plan --csv >(...)
+    code, _, err = run("soda", "--csv", f"/dev/fd/{sender}", "--parquet", str(tmp_path / "plan.parquet"))
+    os.close(sender)
+    assert code == 0, err
+    with os.fdopen(receiver) as file:
+        assert len(file.read().splitlines()) == 65
+
+
+def test_a_sweep_from_a_pipe() -> None:
+    program = "PYTHON -c 'from isoflop.cli import sweep_plan; sweep_plan()'"
+    done = shell(f'{program} <(PYTHON -c \'from isoflop.config.reading import *; print(find("soda", "sweeps").text)\')')
+    assert done.stdout.splitlines()[-1].startswith("64 runs, 7 budgets, "), done.stderr
+
+
 # On a cluster
 
 
@@ -151,6 +166,9 @@ def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:
             "isoflop: error: soda (shipped), override seq_lne=3: seq_lne: unknown key; did you mean",
         ),
         (["soda", "max_steps=2", "extra=[]"], "isoflop: error: soda: no runs are left: "),
+        (["soda", "--csv", "."], "isoflop: error: .: can't be written (Is a directory)"),
+        (["soda", "--csv", ""], "isoflop: error: .: can't be written (Is a directory)"),
+        (["soda", "--parquet", "/"], "isoflop: error: /: can't be written (Is a directory)"),
         (["soda", "--csv", "/dev/null/plan.csv"], "isoflop: error: /dev/null/plan.csv: can't be written ("),
     ],
 )
@@ -158,6 +176,25 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Callable[..., Output], argum
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(says)
+    assert err.count("\n") == 1
+
+
+def test_a_recipe_that_fails_is_one_line(
+    run: Callable[..., Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_recipes.py").write_text(
+        "from isoflop.recipes import SODA\n"
+        "class Odd:\n"
+        "    name, version, shape = 'odd', 1, staticmethod(SODA.shape)\n"
+        "    def solve(self, budget, shape, limits):\n"
+        "        return SODA.solve(budget, shape, limits)\n"
+        "odd = Odd()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = run("soda", "recipe=failing_recipes:odd")
+    assert (code, out) == (2, "")
+    assert err.startswith("isoflop: error: soda: recipe: failing_recipes:odd: solve of 3e18 at width 128: TypeError (")
+    assert "unexpected keyword argument 'lr_scale'" in err
     assert err.count("\n") == 1
 
 

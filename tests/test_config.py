@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ BAD_FILES = [
     (SMALL.replace("[1.0e11, 3e11]", "1e11"), "budgets: expected a list, got 100000000000.0"),
     (SMALL.replace("3e11", "x"), "budgets[1]: expected a number, got 'x'"),
     (SMALL.replace("3e11", ".nan"), "budgets[1]: expected a finite number, got nan"),
-    (SMALL.replace("3e11", "-1"), "budgets[1]: expected training FLOPs above 0, got -1"),
+    (SMALL.replace("3e11", "-1"), "budgets[1]: expected training FLOPs above 0 and up to 1e+40, got -1"),
     (SMALL.replace("3e11", "100000000000"), "budgets: 1e+11 is given twice; leave one out"),
     (SMALL.replace("[1.0e11, 3e11]", "[]"), "budgets: an empty list"),
     (
@@ -175,6 +176,15 @@ BAD_FILES = [
     (SMALL + "replicates: [{budget: 1e11, width: 16, seeds: []}]\n", "replicates[0].seeds: an empty list"),
     (SMALL + "max_steps: 0\n", "max_steps: expected 2 or more, got 0"),
     (SMALL + "metric: heldout\n", "metric: expected a mapping with keys such as set, kind, tokens, got 'heldout'"),
+    (SMALL + "metric: {set: train}\n", "metric.set: a loss on training batches can't be fitted; name a held-out set"),
+    (
+        SMALL.replace("codec:", "composition: s\n  codec:") + "metric: {kind: text}\n",
+        "metric.kind: data.composition s has no text tokens; take all or semantic",
+    ),
+    (
+        SMALL.replace("codec:", "composition: text\n  codec:") + "metric: {kind: acoustic}\n",
+        "metric.kind: data.composition text has no acoustic tokens; take all or text",
+    ),
     (SMALL + "metric: {kind: words}\n", "metric.kind: expected one of all, text, semantic, acoustic, got 'words'"),
     (SMALL.replace("1.0}", "0.9}"), "data.mixture: the shares add up to 0.9, not 1"),
     (SMALL.replace("1.0}", "half}"), "data.mixture.pocket: expected a number, got 'half'"),
@@ -190,7 +200,7 @@ BAD_FILES = [
     (SMALL + "  composition: s+t\n", "data.composition: expected one of s, s+a, s+a+t, text, got 's+t'"),
     (SMALL + "train: {trainer: simulated}\n", "train.trainer: expected builtin, "),
     (SMALL + "train: {batch_scale: 3}\n", "train.batch_scale: expected a power of two such as 0.5 or 2, got 3"),
-    (SMALL + "train: {lr_scale: 0}\n", "train.lr_scale: expected a factor above 0, got 0"),
+    (SMALL + "train: {lr_scale: 0}\n", "train.lr_scale: expected a factor above 0 and up to 1e6, got 0"),
     (SMALL + "train: {evals: 0}\n", "train.evals: expected 1 or more, got 0"),
     (SMALL + "train: {loggers: [mlflow]}\n", "train.loggers[0]: expected one of tensorboard, wandb, got 'mlflow'"),
     (SMALL + "train: {loggers: [wandb, wandb]}\n", "train.loggers: one is given twice; leave one out"),
@@ -233,6 +243,34 @@ def test_a_bad_override_is_named(override: str, says: str, sweep_file: Callable[
     with pytest.raises(ConfigError) as problem:
         load_sweep(path, [override])
     assert message(problem).startswith(says.replace("FILE", str(path)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"": 1}, "override '': expected a key, e.g. seq_len or data.seed"),
+        ({3: 4}, "override 3: expected a key"),
+        ({None: 4}, "override nothing: expected a key"),
+        ({"a b": 4}, "override 'a b': expected a key"),
+        ({"data..seed": 4}, "override 'data..seed': expected a key"),
+        ([3], "override 3: expected key=value"),
+    ],
+)
+def test_an_override_without_a_key_is_named(overrides: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        load_sweep("soda", overrides)
+    assert message(problem).startswith(says)
+
+
+def test_a_pipe_is_read_like_a_file() -> None:
+    receiver, sender = os.pipe()  # as of sweep-plan <(...)
+    with os.fdopen(sender, "w") as file:
+        file.write(SMALL)
+    try:
+        sweep = load_sweep(f"/dev/fd/{receiver}")
+    finally:
+        os.close(receiver)
+    assert (sweep.name, sweep.budgets) == (str(receiver), (1e11, 3e11))
 
 
 def test_a_missing_file_names_what_is_shipped(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ IN_HELP = (
 INTERRUPTED = 130
 PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
-PLAIN_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT)
+PLAIN_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT, errno.ENOENT, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
 
 
 app.registered_commands.sort(key=lambda command: IN_HELP.index(command.name or ""))

@@ -57,7 +57,8 @@ def run(
 def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     """Example: isoflop prepare sweeps/pocket.yaml
 
-    Tokenises and shards the data that a sweep names, once: another sweep with the same data section uses it too.
+    Tokenises and shards the data that a sweep names, once: another sweep with the same data section uses it too. Data
+    that are there are read through, to find what was damaged since.
     """
     from isoflop.config import load_sweep
     from isoflop.data.prepare import prepare as make
@@ -70,6 +71,7 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     with StudyProgress({}) as shown:
         folder = make(runs_root(), loaded.data, progress=shown.data)
     manifest = Manifest.read(folder)
+    manifest.check(folder)
     print(folder)
     print(
         f"{short(manifest.tokens('train'))} training and {short(manifest.tokens('heldout'))} held-out tokens, "

@@ -39,7 +39,7 @@ def find(given: str | PathLike[str], shipped: str) -> Source:
     label = fspath(given)
     path = Path(given)
     try:
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a pipe too: sweep-plan <(...)
             return Source(label, path.stem, path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"{label}: not a text file in UTF-8") from None
@@ -117,12 +117,15 @@ def _resolve(values: dict[str, Any], source: Source) -> dict[str, Any]:
 
 def _split(overrides: Overrides) -> Iterable[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
-        yield from overrides.items()
+        for key, value in overrides.items():
+            if not isinstance(key, str) or not _KEY.fullmatch(key):
+                raise ConfigError(f"override {show(key)}: expected a key, e.g. seq_len or data.seed")
+            yield key, value
         return
     from omegaconf import OmegaConf
 
     for text in overrides:
-        key, equals, value = text.partition("=")
+        key, equals, value = str(text).partition("=")
         if not equals or not _KEY.fullmatch(key):
             raise ConfigError(f"override {text!r}: expected key=value, e.g. seq_len=1024 or data.seed=1")
         try:

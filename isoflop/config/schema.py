@@ -17,6 +17,13 @@ MOST_CANDIDATES = 1_000_000
 Composition = Literal["s", "s+a", "s+a+t", "text"]
 Kind = Literal["all", "text", "semantic", "acoustic"]
 Logger = Literal["tensorboard", "wandb"]
+KINDS: dict[Composition, tuple[Kind, ...]] = {
+    "s": ("semantic",),
+    "s+a": ("semantic", "acoustic"),
+    "s+a+t": ("text", "semantic", "acoustic"),
+    "text": ("text",),
+}
+"""Kinds of token that a composition has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,7 @@ class Data:
         for source, tokens in self.tokens.items():
             sources = ", ".join(self.mixture)
             require(source in self.mixture, f"tokens.{source}", f"no source of data.mixture ({sources})")
-            require(tokens > 0, f"tokens.{source}", f"expected a number of tokens above 0, got {tokens:g}")
+            require(tokens >= 1, f"tokens.{source}", f"expected 1 token or more, got {tokens:g}")
         require(self.max_epochs > 0, "max_epochs", f"expected a number above 0, got {self.max_epochs:g}")
         require(self.seed >= 0, "seed", f"expected 0 or more, got {self.seed}")
         share = self.heldout_share
@@ -196,7 +203,8 @@ class Train:
         require(
             known, "trainer", f'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got {show(self.trainer)}'
         )
-        require(0 < self.lr_scale <= 1e6, "lr_scale", f"expected a factor above 0, got {self.lr_scale:g}")
+        fits = 0 < self.lr_scale <= 1e6
+        require(fits, "lr_scale", f"expected a factor above 0 and up to 1e6, got {self.lr_scale:g}")
         power_of_two = 2**-20 <= self.batch_scale <= 2**20 and math.frexp(self.batch_scale)[0] == 0.5
         require(power_of_two, "batch_scale", f"expected a power of two such as 0.5 or 2, got {self.batch_scale:g}")
         require(self.evals >= 1, "evals", f"expected 1 or more, got {self.evals}")
@@ -230,6 +238,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         require_name("set", self.set)
+        require(self.set != "train", "set", "a loss on training batches can't be fitted; name a held-out set")
         require(self.tokens >= 1, "tokens", f"expected 1 or more, got {self.tokens}")
 
 
@@ -280,6 +289,9 @@ class Sweep:
         if self.max_steps is not None:
             require(self.max_steps >= 2, "max_steps", f"expected 2 or more, got {self.max_steps}")
         _check_seeds("seeds", self.seeds)
+        kind, there = self.metric.kind, KINDS[self.data.composition]
+        message = f"data.composition {self.data.composition} has no {kind} tokens; take all or {' or '.join(there)}"
+        require(kind in ("all", *there), "metric.kind", message)
         self._check_widths()
 
     def _check_widths(self) -> None:
@@ -299,7 +311,8 @@ class Sweep:
 
 
 def _check_budget(key: str, budget: float) -> None:
-    require(0 < budget <= LARGEST_BUDGET, key, f"expected training FLOPs above 0, got {budget:g}")
+    fits = 0 < budget <= LARGEST_BUDGET
+    require(fits, key, f"expected training FLOPs above 0 and up to {LARGEST_BUDGET:g}, got {budget:g}")
 
 
 def _check_seeds(key: str, seeds: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import Data, data_hash
-from isoflop.config.identity import data_identity
+from isoflop.config.identity import canonical_hash, data_identity
 from isoflop.data.shards import MANIFEST, Manifest
 from isoflop.errors import DataError
 from isoflop.files import sync
@@ -32,7 +32,7 @@ def prepare(root: Path, data: Data, *, processes: int | None = None, progress: P
     """
     folder = data_folder(root, data)
     if folder.exists():
-        Manifest.read(folder)
+        _check(folder, data)
         return folder
     make = _maker(data)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,17 @@ def prepare(root: Path, data: Data, *, processes: int | None = None, progress: P
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _check(folder: Path, data: Data) -> None:
+    """Refuses a folder that holds other data than its name says."""
+    made_from, wanted = Manifest.read(folder).data, data_identity(data)
+    if canonical_hash(made_from) != canonical_hash(wanted):
+        differ = [key for key in wanted if made_from.get(key) != wanted[key]] if isinstance(made_from, dict) else []
+        raise DataError(
+            f"{folder}: made from another data section ({', '.join(differ) or 'edited'} differ); move it away, and "
+            "prepare again"
+        )
 
 
 def _maker(data: Data) -> Callable[[Path, dict[str, Any], int, Progress | None], Manifest]:

@@ -31,7 +31,7 @@ def _docstrings() -> Iterator[str]:
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, ValueError):  # a template or another encoding
+        except (SyntaxError, ValueError, OSError):  # a template, another encoding, or a link to nowhere
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

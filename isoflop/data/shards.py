@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.config.typed import SchemaError, build
 from isoflop.data.vocabulary import Kind, Vocabulary
 from isoflop.errors import DataError
 from isoflop.files import replace_file
@@ -91,18 +92,33 @@ class Manifest:
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text())
-            shards = tuple(Shard(**shard) for shard in document["shards"])
-            manifest = cls(Vocabulary(**document["vocabulary"]), shards, document["data"], document["versions"])
+            manifest = build(cls, {name: document[name] for name in ("vocabulary", "shards", "data", "versions")})
         except FileNotFoundError:
             mend = (
                 "delete the folder and prepare again" if folder.exists() else "run `isoflop prepare SWEEP.yaml` first"
             )
             raise DataError(f"{folder}: no prepared data here (no {MANIFEST}); {mend}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, SchemaError) as error:
             raise DataError(f"{path}: not a readable manifest ({error}); delete the folder and prepare again") from None
         if document.get("schema") != SCHEMA or document.get("checksum") != manifest.checksum:
             raise DataError(f"{path}: edited, damaged or of another version; delete the folder and prepare again")
         return manifest
+
+    def check(self, folder: Path) -> None:
+        """Reads all shards of a folder, and the codec that made them where the manifest names one.
+
+        Raises:
+            DataError: one that is missing or damaged.
+        """
+        for shard in self.shards:
+            _open_shard(folder, shard, self.vocabulary.dtype)
+        if "codec" in self.versions:
+            from isoflop.data.codec import PocketCodec
+            from isoflop.data.pocket import CODEC_FILE
+
+            path = folder / CODEC_FILE
+            if PocketCodec.load(path).checksum != self.versions["codec"]:
+                raise DataError(f"{path}: not the codec of these shards; delete the folder and prepare again")
 
 
 class Windows:
@@ -131,6 +147,11 @@ class Windows:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def spread(self, tokens: int) -> np.ndarray:
+        """Numbers of the windows, evenly spaced over the split, that have about so many targets: one at least."""
+        wanted = max(1, min(len(self), tokens // self.seq_len))
+        return np.arange(wanted) * len(self) // wanted
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """Windows (len(numbers), seq_len + 1), int64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 from isoflop.config import Sweep
 from isoflop.config.loading import sweep_in
 from isoflop.data.prepare import prepare
-from isoflop.data.shards import Windows
-from isoflop.errors import FitError, RunError
-from isoflop.launching.directory import make_directory, sweep_directory
+from isoflop.data.shards import Manifest, Windows
+from isoflop.data.vocabulary import Kind as TokenKind
+from isoflop.errors import DataError, FitError, RunError
+from isoflop.launching.directory import check_study, make_directory, sweep_directory
 from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
-from isoflop.runs import write_runs
+from isoflop.runs import RunDirectory, write_runs
 from isoflop.training.loggers import check_installed
 
 if TYPE_CHECKING:
@@ -68,10 +70,11 @@ def train_study(
         if not mine:
             raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
         check_installed(plan.sweep.train.loggers)
-        make_directory(plan, root)
+        check_study(plan, directory)
         pool = LocalPool(directory, plan, workers or default_workers())
         if pool.left:
             prepare_data(plan.sweep, root, on_data)
+        make_directory(plan, root)
         with closing(pool.run()) as progresses:
             for progress in progresses:
                 if on_progress:
@@ -80,21 +83,47 @@ def train_study(
 
 
 def prepare_data(sweep: Sweep, root: Path, on_data: Callable[[int, float], None] | None = None) -> None:
-    """Makes the data that a sweep's trainer reads, and finds damaged shards, and splits too small, before any run does.
+    """Makes the data that a sweep's trainer reads, and finds before any run does what a run could not use.
 
     Raises:
-        DataError: data that can't be made or used.
+        DataError: data that can't be made, damaged shards, splits too small, no target tokens of the metric's kind, or
+            other data than the sweep's runs began with.
     """
     kind, argument = sweep.train.program
     if kind == "builtin" or (kind == "command" and "{data_dir}" in argument):
         folder = prepare(root, sweep.data, progress=on_data)
         if kind == "builtin":
-            for split in ("train", sweep.metric.set):
-                Windows(folder, split, sweep.seq_len)
+            manifest, metric = Manifest.read(folder), sweep.metric
+            _check_same_data(sweep_directory(sweep, root), folder, manifest)
+            Windows(folder, "train", sweep.seq_len, manifest)
+            heldout = Windows(folder, metric.set, sweep.seq_len, manifest)
+            if metric.kind != "all":
+                targets = heldout[heldout.spread(metric.tokens)][:, 1:]
+                if not (manifest.vocabulary.kinds[targets] == TokenKind[metric.kind.upper()]).any():
+                    raise DataError(
+                        f"{folder}: no {metric.kind} tokens among the {targets.size:,} of split {metric.set!r} that "
+                        "are measured; raise metric.tokens"
+                    )
+
+
+def _check_same_data(directory: Path, folder: Path, manifest: Manifest) -> None:
+    """Refuses to add runs to a sweep whose others began with other tokens: their losses don't compare."""
+    for file in sorted(directory.glob("[!.]*/state.json")):
+        run = RunDirectory(file.parent)
+        began_with = run.state().get("data_checksum", manifest.checksum)
+        if began_with != manifest.checksum:
+            raise DataError(
+                f"{folder}: its checksum is {manifest.checksum[:12]}, {run.run_id} of this sweep began with "
+                f"{began_with[:12]}; restore that data, or give the sweep another name (name=...)"
+            )
 
 
 def conclude_study(directory: Path) -> Study:
-    """Gathers a sweep's runs, fits them and writes the report."""
+    """Gathers a sweep's runs, fits them and writes the report.
+
+    Where they can't be fitted, the fit of an earlier conclusion goes: nothing is to be predicted from it. One that a
+    person wrote there stays.
+    """
     from isoflop.fitting import write_fit
     from isoflop.fitting.study import fit_study
     from isoflop.reporting.sweep import report_sweep
@@ -103,7 +132,20 @@ def conclude_study(directory: Path) -> Study:
     fits, refusal = None, ""
     try:
         fits = fit_study(directory)
-        write_fit(directory, fits.fits, sweep=sweep_in(directory), more=fits.parts())
+        write_fit(directory, fits.fits, sweep=sweep_in(directory), more={**fits.parts(), "concluded": True})
     except FitError as error:
         refusal = str(error)
+    if fits is None:
+        _forget_fit(directory)
     return Study(directory, runs, fits, refusal, report_sweep(directory))
+
+
+def _forget_fit(directory: Path) -> None:
+    """Removes fit.json and fit.npz, if an earlier `conclude_study` wrote them."""
+    try:
+        document = json.loads((directory / "fit.json").read_text())
+    except (OSError, ValueError):
+        return
+    if isinstance(document, dict) and document.get("concluded") is True:
+        for name in ("fit.json", "fit.npz"):
+            (directory / name).unlink(missing_ok=True)

@@ -185,7 +185,21 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
                     epochs=max(epochs.values(), default=None),
                 )
             )
+    if (twice := _given_twice(runs)) is not None:
+        raise ConfigError(f"{label}: {twice}")
     return Plan(sweep, tuple(runs), grid.dropped, _warnings(sweep, runs))
+
+
+def _given_twice(runs: Sequence[RunSpec]) -> str | None:
+    """What two runs of one name are, in words: budgets that differ by rounding only, or a recipe's rules."""
+    places: dict[str, RunSpec] = {}
+    for run in runs:
+        if (other := places.setdefault(run.run_id, run)) is not run:
+            return (
+                f"{run.run_id} would be run twice: the recipe makes one training configuration of width {other.width} "
+                f"at {other.budget!r} FLOPs and width {run.width} at {run.budget!r}; leave one of the two out"
+            )
+    return None
 
 
 def drop_counts(dropped: tuple[Dropped, ...]) -> Mapping[str, int]:

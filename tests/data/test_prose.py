@@ -78,6 +78,9 @@ def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) 
     (small_library / "null.py").write_bytes(b'"""This one has nothing."""\n\0')
     (small_library / "latin.py").write_bytes('"""This one is caf\u00e9."""\n'.encode("latin-1"))
     (small_library / "escape.py").write_text('"""This one warns, but reads."""\nx = "\\d"\n')  # a SyntaxWarning
+    (small_library / "nowhere.py").symlink_to("absent.py")
+    (small_library / "round.py").symlink_to("round.py")
+    (small_library / "folder.py").mkdir()
     for folder in ("site-packages", "test"):
         (small_library / folder).mkdir()
         (small_library / folder / "other.py").write_text('"""This one is not ours."""\n')

@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from isoflop.data.codec import PocketCodec
 from isoflop.data.shards import MANIFEST, Manifest, Shard, Windows, write_shard
 from isoflop.data.vocabulary import Vocabulary
 from isoflop.errors import DataError
@@ -142,6 +145,16 @@ BAD_MANIFESTS = [
     (replaced("shards.0.sha256", "0" * 64), "edited, damaged or of another version"),
     (replaced("shards.0.split", "heldout"), "edited, damaged or of another version"),
     (replaced("shards.0.colour", "red"), "not a readable manifest"),
+    (
+        replaced("shards.0.tokens", "300"),
+        "not a readable manifest (shards[0].tokens: expected a whole number, got '300')",
+    ),
+    (replaced("shards.0.file", 3), "not a readable manifest (shards[0].file: expected text, got 3)"),
+    (replaced("shards.1.kinds", [1]), "not a readable manifest (shards[1].kinds: expected a mapping"),
+    (replaced("shards.1.audio_seconds", None), "not a readable manifest (shards[1].audio_seconds: expected a number"),
+    (replaced("vocabulary.text_size", "100"), "not a readable manifest (vocabulary.text_size: expected a whole number"),
+    (replaced("versions", "3.11"), "not a readable manifest"),
+    (replaced("data", None), "not a readable manifest"),
     (replaced("shards", "none"), "not a readable manifest"),
     (replaced("shards", 3), "not a readable manifest"),
     (replaced("vocabulary", None), "not a readable manifest"),
@@ -208,6 +221,34 @@ def test_a_damaged_shard_is_refused(
     assert len(Windows(tmp_path, "heldout", 10)) == 4  # the others are as good as before
 
 
+@pytest.mark.parametrize("file", ["train-0.bin", "train-1.bin", "heldout-0.bin"])
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_a_check_finds_a_damaged_shard_of_any_split(
+    damage: Callable[[Path], object], message: str, file: str, tmp_path: Path
+) -> None:
+    manifest = write(tmp_path, SMALL, {"train": [300, 400], "heldout": [50]})
+    manifest.check(tmp_path)
+    damage(tmp_path / file)
+    refused(lambda: manifest.check(tmp_path), f"{tmp_path / file}: {message}", "delete the folder and prepare again")
+
+
+def codec(value: float) -> PocketCodec:
+    return PocketCodec(np.full((8, 32, 128), value, np.float32), np.zeros(128, np.float32))
+
+
+def test_a_check_finds_a_damaged_codec(tmp_path: Path) -> None:
+    manifest = write(tmp_path, SMALL, {"train": [300]})
+    manifest = dataclasses.replace(manifest, versions={"codec": codec(1.0).checksum})
+    path = tmp_path / "codec.npz"
+    refused(lambda: manifest.check(tmp_path), f"{path}: not a readable codec", "prepare again")
+    codec(1.0).save(path)
+    manifest.check(tmp_path)
+    flip_a_bit(path)
+    refused(lambda: manifest.check(tmp_path), f"{path}: ", "prepare again")
+    codec(2.0).save(path)
+    refused(lambda: manifest.check(tmp_path), f"{path}: not the codec of these shards", "prepare again")
+
+
 @pytest.mark.parametrize(
     ("split", "seq_len", "message", "mend"),
     [
@@ -242,6 +283,62 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) ->
     assert problem.value.filename == str(path)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Where a file can't be replaced
+
+
+def put(path: Path, content: bytes) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_file_is_replaced(there: bool, tmp_path: Path) -> None:
+    link, file = tmp_path / "link", tmp_path / "folder" / "file"
+    (tmp_path / "again").symlink_to("folder/file")
+    link.symlink_to("again")
+    if there:
+        put(file, b"before")
+    put(link, b"after")
+    assert (link.readlink(), file.is_symlink(), file.read_bytes()) == (Path("again"), False, b"after")
+    assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        put(pipe, b"content")
+        assert reader.read() == b"content"
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("minor", [3, 7], ids=["null", "full"])
+def test_a_device_is_written_into(minor: int, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        device.write_bytes(b"")
+    except OSError:
+        pytest.skip("making a device is not allowed here")
+    full = pytest.raises(OSError, match="No space left") if minor == 7 else contextlib.nullcontext()
+    with full as problem:
+        put(device, b"content")
+    assert stat.S_ISCHR(device.lstat().st_mode)
+    assert problem is None or problem.value.filename == str(device)
+    assert list(tmp_path.iterdir()) == [device]
+
+
+def test_a_folder_or_a_round_of_links_is_named(tmp_path: Path) -> None:
+    (tmp_path / "to_folder").symlink_to(".")
+    (tmp_path / "round").symlink_to("round")
+    for path in (Path(), Path("/"), tmp_path, tmp_path / "to_folder", tmp_path / "round"):
+        with pytest.raises(OSError, match=r"Is a directory|Too many levels") as problem:
+            put(path, b"content")
+        assert problem.value.filename in (path, str(path))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def refused(action: Callable[[], object], *parts: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,7 @@ from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.plan import drop_counts, plan
-from isoflop.recipes import SODA, find_recipe
+from isoflop.recipes import SODA, Candidate, Dropped, Limits, find_recipe
 
 GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
 
@@ -73,6 +76,25 @@ def test_replicates_of_an_extra_point() -> None:
     assert grid.points[-1].seeds == (0, 1)
 
 
+NEAR = 2.9999999999999997e18
+"""A budget that is 3e18 but for rounding."""
+
+
+@pytest.mark.parametrize(("of_grid", "of_point"), [(NEAR, 3e18), (3e18, NEAR)])
+def test_points_take_the_budget_of_the_grid_where_they_differ_by_rounding(of_grid: float, of_point: float) -> None:
+    extra, replicates = [point(of_point, 128), point(of_point, 100)], [point(of_point, 768, 1), point(of_point, 100, 2)]
+    grid = soda(budgets=[of_grid, 9e18], extra=extra, replicates=replicates)
+    assert {budget for budget, _ in places(grid)} == {of_grid, 9e18}
+    seeds = {(point.budget, point.width): point.seeds for point in grid.points}
+    assert (seeds[of_grid, 128], seeds[of_grid, 768], seeds[of_grid, 100]) == ((0,), (0, 1), (0, 2))
+    assert (of_grid, 128) not in {(item.budget, item.width) for item in grid.dropped}
+
+
+def test_points_beyond_the_grid_take_the_first_ones_budget() -> None:
+    grid = soda(budgets=[9e18], extra=[point(3e18, 640), point(NEAR, 768)], replicates=[point(NEAR, 640, 1)])
+    assert [(p.budget, p.width, p.seeds) for p in grid.points[:2]] == [(3e18, 640, (0, 1)), (3e18, 768, (0,))]
+
+
 def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
     return {"budget": budget, "width": width, **({"seeds": list(seeds)} if seeds else {})}
 
@@ -81,6 +103,7 @@ def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
     ("overrides", "says"),
     [
         ({"extra": [point(3e18, 768)]}, "extra[0]: 3e18 at width 768 is in the plan already; leave it out"),
+        ({"extra": [point(NEAR, 768)]}, "extra[0]: 3e18 at width 768 is in the plan already; leave it out"),
         ({"extra": [point(3e20, 2304)] * 2}, "extra[1]: 3e20 at width 2304 is in the plan already; leave it out"),
         (
             {"extra": [point(1e12, 2304)]},
@@ -93,6 +116,14 @@ def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
         (
             {"replicates": [point(3.1e18, 768, 1)]},
             "replicates[0]: 3.1e18 at width 768 is not in the plan; did you mean budget 3e18?",
+        ),
+        (
+            {"replicates": [point(NEAR, 700, 1)]},
+            "replicates[0]: 3e18 at width 700 is not in the plan; the nearest width at this budget is 640",
+        ),
+        (
+            {"budgets": [3e18, NEAR]},
+            "budgets: 3e+18 and 2.9999999999999995e+18 differ by rounding only and would both be 3e18; leave one out",
         ),
         (
             {"replicates": [point(3e18, 768, 0)]},
@@ -130,6 +161,87 @@ def test_any_point_is_planned_or_refused(budget: float, width: int, seq_len: int
         assert 0 <= run.beta2 < 1
     assert repr(laid_out)
     assert laid_out.to_frame().shape == (1, 28)
+
+
+# A lab's own recipe
+
+
+class Lab:
+    """SODA's recipe but for some of its parts."""
+
+    def __init__(self, **parts: Any) -> None:
+        own = {"name": "odd", "version": 1, "shape": SODA.shape, "solve": SODA.solve, **parts}
+        self.name, self.version, self.shape, self.solve = own.values()
+
+
+def giving(**fields: Any) -> dict[str, Any]:
+    """A recipe's rule whose answers have some fields of their own."""
+
+    def solve(budget: float, shape: Any, limits: Any, **scales: float) -> Candidate:
+        solution = SODA.solve(budget, shape, Limits(), **scales)
+        assert isinstance(solution, Candidate)
+        return dataclasses.replace(solution, **fields)
+
+    return {"solve": solve}
+
+
+def failing(problem: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise problem
+
+    return fail
+
+
+PLACE = "3e18 at width 128"
+BAD_RECIPES = [
+    ({"solve": failing(ZeroDivisionError("by zero"))}, f"solve of {PLACE}: ZeroDivisionError (by zero)"),
+    ({"solve": failing(ValueError("two\nlines"))}, f"solve of {PLACE}: ValueError (two lines)"),
+    ({"shape": failing(KeyError(128))}, f"shape of {PLACE}: KeyError (128)"),
+    ({"shape": lambda *_: (128, 2)}, f"shape of {PLACE}: expected a ModelShape, got (128, 2)"),
+    ({"solve": lambda *_, **__: None}, f"solve of {PLACE}: expected a Candidate or Dropped, got nothing"),
+    ({"solve": lambda *_: None}, f"solve of {PLACE}: TypeError (<lambda>() got an unexpected keyword"),
+    ({"solve": 3}, f"solve of {PLACE}: TypeError ('int' object is not callable)"),
+    (giving(shape=None), f"solve of {PLACE}: shape: expected a ModelShape, got nothing"),
+    (
+        giving(batch_size=0),
+        f"solve of {PLACE}: batch_size: expected a whole number (int) above 0 and up to 1e+40, got 0",
+    ),
+    (giving(batch_size=10**400), f"solve of {PLACE}: batch_size: expected a whole number (int) above 0"),
+    (giving(batch_size=True), f"solve of {PLACE}: batch_size: expected a whole number (int) above 0"),
+    (giving(steps=-1), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
+    (giving(steps=3.0), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
+    (giving(steps=np.int64(3)), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
+    (giving(lr=-1.0), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got -1.0"),
+    (giving(lr=float("nan")), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got nan"),
+    (giving(lr=float("inf")), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got inf"),
+    (giving(lr="0.1"), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got '0.1'"),
+    (giving(beta2=1.0), f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got 1.0"),
+    (giving(beta2=None), f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got nothing"),
+    ({"version": None}, "version: expected a whole number or text, got nothing"),
+    ({"version": 1.5}, "version: expected a whole number or text, got 1.5"),
+    ({"name": 3}, "name: expected text, got 3"),
+]
+
+
+@pytest.mark.parametrize(("parts", "says"), BAD_RECIPES, ids=[says[:50] for _, says in BAD_RECIPES])
+def test_a_recipe_that_fails_is_named_with_the_place(parts: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        lay_out(load_sweep("soda", {"recipe": "lab:odd"}), Lab(**parts), 144_644)
+    assert str(problem.value).startswith(f"recipe: lab:odd: {says}")
+    assert "\n" not in str(problem.value)
+
+
+def test_what_a_recipe_itself_refuses_is_said_as_it_is() -> None:
+    with pytest.raises(ConfigError, match=r"^no rule for width 128$"):
+        lay_out(load_sweep("soda"), Lab(shape=failing(ConfigError("no rule for width 128"))), 144_644)
+
+
+def test_a_recipe_that_fails_in_a_check_is_named_too() -> None:
+    def solve(budget: float, shape: Any, limits: Any, *, lr_scale: float, batch_scale: float) -> Candidate | Dropped:
+        return SODA.solve(budget, shape, limits, lr_scale=lr_scale / (batch_scale != 2), batch_scale=batch_scale)
+
+    with pytest.raises(ConfigError, match=r"^recipe: soda: solve of 3e18 at width 384: ZeroDivisionError"):
+        lay_out(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve), 144_644)
 
 
 # Checks of the recipe

@@ -15,6 +15,7 @@ import torch
 from pandas.testing import assert_frame_equal
 from studies import exact, final_weights, start, tiny_plan, write_corpus
 
+from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
 from isoflop.data.vocabulary import vocabulary
@@ -60,7 +61,7 @@ def study(folder: Path, *overrides: str) -> tuple[RunDirectory, Path]:
         write_shard(data_folder(root, found.sweep.data), split, split, [generator.choice(words, tokens)], 0.0, ids)
         for split, tokens in (("train", 1 << 18), ("heldout", 1 << 14))
     )
-    Manifest(ids, shards, {}, {}).write(data_folder(root, found.sweep.data))
+    Manifest(ids, shards, data_identity(found.sweep.data), {}).write(data_folder(root, found.sweep.data))
     config = run_config(found.sweep, found.runs[0])
     config["run"].update(steps=STEPS, batch_size=BATCH)
     run = RunDirectory(root / found.sweep.name / found.runs[0].run_id)
