@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,9 +17,9 @@ import pytest
 import studies
 from studies import LAW, finish_alike, finish_all, run_of, tiny_plan, write_corpus, write_sweep
 
+from isoflop.data.codec import PocketCodec
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
-from isoflop.errors import RunError
 from isoflop.launching import study as launching
 from isoflop.launching.directory import make_directory
 from isoflop.runs import read_runs
@@ -134,14 +135,31 @@ def test_the_directory_of_another_study_is_refused(isoflop: Callable[..., Output
 
 
 @pytest.mark.parametrize("command", ["run", "prepare"])
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("/dev/null/runs", "Not a directory"),
+        ("/proc", "No such file or directory"),
+        ("r" * 300, "File name too long"),
+    ],
+)
 def test_a_root_that_can_not_be_is_one_line(
-    isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, command: str
+    isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, command: str, place: str, says: str
 ) -> None:
-    monkeypatch.setenv("ISOFLOP_ROOT", "/dev/null/runs")
+    monkeypatch.setenv("ISOFLOP_ROOT", place)
     code, _, err = isoflop(command, "tiny.yaml")
     assert code == 2
-    assert err.splitlines()[-1].startswith("isoflop: error: /dev/null/runs")
-    assert err.splitlines()[-1].endswith(": Not a directory")
+    assert err.splitlines()[-1].startswith("isoflop: error: ")
+    assert place in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith(f": {says}")
+
+
+@pytest.mark.parametrize("command", ["run", "prepare"])
+def test_a_file_in_the_place_of_the_data_is_one_line(isoflop: Callable[..., Output], root: Path, command: str) -> None:
+    root.mkdir()
+    (root / "data").touch()
+    code, _, err = isoflop(command, "tiny.yaml")
+    assert (code, err.splitlines()[-1]) == (2, f"isoflop: error: {root / 'data'}: File exists")
 
 
 @pytest.fixture
@@ -179,12 +197,48 @@ def test_an_interruption_says_how_to_go_on(isoflop: Callable[..., Output], monke
 # isoflop prepare
 
 
-def test_prepare_prints_the_folder(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def corpus(root: Path, tmp_path: Path) -> Path:
+    """A corpus with the codec that its manifest names."""
     plan = tiny_plan(tmp_path)
-    write_corpus(root, plan)
+    folder = write_corpus(root, plan)
+    codec = PocketCodec(np.zeros((8, 32, 128), np.float32), np.zeros(128, np.float32))
+    codec.save(folder / "codec.npz")
+    manifest = Manifest.read(folder)
+    dataclasses.replace(manifest, versions={"codec": codec.checksum}).write(folder)
+    assert folder == data_folder(root, plan.sweep.data)
+    return folder
+
+
+def test_prepare_prints_the_folder(isoflop: Callable[..., Output], corpus: Path) -> None:
     code, out, err = isoflop("prepare", "tiny.yaml")
-    assert (code, out) == (0, f"{data_folder(root, plan.sweep.data)}\n")
+    assert (code, out) == (0, f"{corpus}\n")
     assert "vocabulary 518, checksum " in err
+
+
+def flip_a_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:99] + bytes([content[99] ^ 1]) + content[100:])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: flip_a_byte(folder / "train-00001.bin"), "train-00001.bin: damaged"),
+        (lambda folder: flip_a_byte(folder / "heldout-00002.bin"), "heldout-00002.bin: damaged"),
+        (lambda folder: (folder / "train-00000.bin").unlink(), "train-00000.bin: missing"),
+        (lambda folder: (folder / "codec.npz").unlink(), "codec.npz: not a readable codec"),
+    ],
+)
+def test_prepare_finds_what_was_damaged(
+    isoflop: Callable[..., Output], corpus: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(corpus)
+    code, out, err = isoflop("prepare", "tiny.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"isoflop: error: {corpus}/{says}")
+    assert err.endswith("prepare again\n")
+    assert err.count("\n") == 1
 
 
 # isoflop report
@@ -216,18 +270,79 @@ def test_report_of_no_sweep_is_one_line(isoflop: Callable[..., Output], tmp_path
     assert "no sweep's directory (it has no plan.parquet)" in err
 
 
-def test_a_damaged_run_is_named(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_is_named_and_the_others_are_fitted(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plan = tiny_plan(tmp_path, *LAW)
     directory = finish_all(plan, root)
     part = next((run_of(root, plan).path / "loss").iterdir())
     part.write_bytes(b"damaged")
-    for command in ("report", "fit"):
-        code, _, err = isoflop(command, str(directory))
-        assert code == 2
-        assert f"isoflop: error: {part}: damaged" in err
-        assert err.count("\n") == 1
-    with pytest.raises(RunError):
-        read_runs(directory)
+    for command in (["report", str(directory)], ["fit", str(directory)], ["run", "tiny.yaml", *LAW]):
+        caplog.clear()
+        code, _, err = isoflop(*command)
+        assert (code, "Traceback" in err) == (int(command[0] == "run"), False)
+        assert [message.partition(" (")[0] for message in caplog.messages] == [f"{part}: damaged"]
+    name = run_of(root, plan).run_id
+    assert any(line.startswith(f"{name} failed: {part}: damaged (") for line in err.splitlines())
+    assert "19 of 20 runs done" in err
+    fits = json.loads((directory / "fit.json").read_text())
+    assert (fits["data"]["rows"], name in fits["data"]["run_ids"]) == (19, False)
+    assert f"{part}: damaged" in (directory / "report.html").read_text()
+    assert run_of(root, plan).state()["state"] == "done"
+
+
+def test_a_refused_fit_leaves_none_to_predict_from(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+    directory = finish_all(tiny_plan(tmp_path, *LAW), root)
+    fewer = ("budgets=[4e8]", "widths=[8, 12]")
+    assert isoflop("run", "tiny.yaml", *LAW)[0] == 0
+    assert isoflop("predict", str(directory), "--flops", "1e11")[0] == 0
+    assert isoflop("run", "tiny.yaml", *fewer)[0] == 2
+    assert {"fit.json", "fit.npz"}.isdisjoint(path.name for path in directory.iterdir())
+    assert "fit.json: no such file" in isoflop("predict", str(directory), "--flops", "1e11")[2]
+    isoflop("plan", "tiny.yaml")
+    make_directory(tiny_plan(tmp_path, *LAW), root)
+    own = ["fit", str(directory), "--bootstrap", "0", "--method", "isoflop", "--output", str(directory)]
+    assert isoflop(*own)[0] == 0
+    assert isoflop("run", "tiny.yaml", *fewer)[0] == 2
+    assert (directory / "fit.json").exists()  # a person's own
+
+
+def damage_a_log(directory: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    part = next(directory.glob("*/loss/*.parquet"))
+    edit(pd.read_parquet(part)).to_parquet(part)
+
+
+def edit_the_plan(directory: Path) -> None:
+    file = directory / "plan.parquet"
+    pd.read_parquet(file).drop(columns="run_id").to_parquet(file)
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda directory: damage_a_log(directory, lambda log: log.drop(columns=["wall_s", "mfu"])), "no column mfu"),
+        (lambda directory: damage_a_log(directory, lambda log: log.drop(columns="step")), "no column step"),
+        (lambda directory: damage_a_log(directory, lambda log: log.assign(loss="x")), "its column loss holds"),
+        (edit_the_plan, "plan.parquet: damaged (no column run_id)"),
+        (lambda directory: (directory / "fit.json").write_text('{"fits": 3}'), "fits: expected a list of fits"),
+        (lambda directory: (directory / "fit.json").write_text('{"fits": [3]}'), "fits: expected a list of fits"),
+    ],
+)
+def test_files_that_were_edited_by_hand_are_named(
+    isoflop: Callable[..., Output],
+    root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    edit: Callable[[Path], object],
+    says: str,
+) -> None:
+    finish_alike(root, tiny_plan(tmp_path))
+    edit(root / "tiny")
+    code, _, err = isoflop("report", str(root / "tiny"))
+    assert code == 2
+    assert says in err + caplog.text
+    assert err.startswith("isoflop: error: ")
+    assert err.count("\n") == 1
 
 
 # End to end

@@ -172,6 +172,11 @@ class Fit(Laws):
     runs: RunsTable
     noise: Noise
 
+    def headline(self) -> str:
+        from isoflop.fitting.diagnostics import why_no_law
+
+        return f"No law of compute: {why}" if (why := why_no_law(self)) else super().headline()
+
     @property
     def n(self) -> ParamCount:
         return self.runs.n

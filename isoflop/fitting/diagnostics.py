@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import Axis
+from isoflop.fitting.base import Axis, Fit
 from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
@@ -17,6 +17,7 @@ from isoflop.fitting.table import RunsTable
 MAX_EPOCHS = 4.0
 MIN_DEPTH = 5.0  # a profile's depth in units of the noise between runs
 FEW_BUDGETS = 5
+LEAST_BUDGETS = 3  # of a power law that the runs could contradict
 _BUDGET_OFF = 0.05
 _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
@@ -53,6 +54,14 @@ def diagnose(
         _interpolation(profiles, axis),
         of_rows(table),
     )
+
+
+def why_no_law(fit: Fit) -> str:
+    """Why a fit's exponents are no result, in a sentence; empty where they may be one."""
+    if (budgets := len(set(fit.runs.array("budget")))) < LEAST_BUDGETS:
+        runs_at = f"The runs are at {budgets} budget{'s' if budgets > 1 else ''}"
+        return f"{runs_at}, and how the optimum grows with compute shows from {LEAST_BUDGETS} on."
+    return next((found["message"] for found in fit.diagnostics if found["code"] == "not_converged"), "")
 
 
 def findings(*parts: list[tuple[str, str]]) -> list[Diagnostic]:
@@ -117,6 +126,9 @@ def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[tuple[str, str]]:
 def few_budgets(count: int) -> list[tuple[str, str]]:
     if count >= FEW_BUDGETS:
         return []
+    if count < LEAST_BUDGETS:
+        have = f"{count} budget{'' if count == 1 else 's'} can't show how the optimum grows with compute"
+        return [("few_budgets", f"{have}: the exponents are as good as the formula. A law needs 3 budgets or more.")]
     left = count - 2
     degrees = f"{left} degree{'s' if left != 1 else ''} of freedom"
     return [("few_budgets", f"{count} budgets leave the power laws {degrees}: the intervals are wide for that.")]

@@ -19,12 +19,16 @@ from isoflop.fitting.surface import ParametricFit
 from isoflop.reporting.plots import plot_loss_curves, plot_overview
 
 PNG_DPI = 160
+NAMES = (
+    "profiles", "law_params", "law_tokens", "overview", "surface", "law_loss", "rollout", "residuals", "loss_curves"
+)  # fmt: skip
+"""All figures that a study can have."""
 
 
-def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None) -> dict[str, Figure]:
+def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None, kind: str = "all") -> dict[str, Figure]:
     """Name -> figure, in the order of the report; what can't be drawn is not there.
 
-    Of the profiles the first fit of its kind is drawn, and so of the surface.
+    Of the profiles the first fit of its kind is drawn, and so of the surface; of the curves that of a kind of token.
     """
     axes: dict[str, Axes] = {}
     profiles = next((fit for fit in fits if isinstance(fit, IsoflopFit)), None)
@@ -41,14 +45,20 @@ def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None) -> dict[str,
     if surface is not None:
         axes["residuals"] = surface.plot_residuals("flops")
     if curves is not None and len(curves):
-        axes["loss_curves"] = plot_loss_curves(curves)
+        axes["loss_curves"] = plot_loss_curves(curves, kind=kind)
     return {name: cast(Figure, ax.figure) for name, ax in axes.items()}
 
 
 def write_figures(directory: str | Path, figures: dict[str, Figure]) -> dict[str, str]:
-    """Writes each figure as .png and .svg, beside and renamed; returns each one's <svg> element."""
+    """Writes each figure as .png and .svg, beside and renamed; returns each one's <svg> element.
+
+    What an earlier study left there under a name of `NAMES` goes; files of other names stay.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for name in set(NAMES) - figures.keys():
+        for kind in ("png", "svg"):
+            (directory / f"{name}.{kind}").unlink(missing_ok=True)
     art = {}
     for name, figure in figures.items():
         drawn = {kind: _drawn(figure, kind) for kind in ("png", "svg")}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from isoflop.fitting.base import Fit, ProfileFit
-from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.diagnostics import flops_text, why_no_law
 from isoflop.fitting.frames import records
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.summary import TITLES, number
@@ -58,8 +58,15 @@ def _profile_table(fit: ProfileFit) -> str:
     return page.table(headings, rows, text=(9,))
 
 
-def law_section(fit: Fit, art: Mapping[str, str], more_fits: Sequence[Fit], refused: Mapping[str, str]) -> str:
-    """N*(C) and D*(C), and the exponents by every method, side by side."""
+def first_that_tells(fits: Sequence[Fit]) -> Fit | None:
+    """The first fit, of those of the first one's loss and N, whose exponents may be a result."""
+    return next((fit for fit in fits if _same_question(fit, fits[0]) and not why_no_law(fit)), None)
+
+
+def law_section(
+    fit: Fit, art: Mapping[str, str], more_fits: Sequence[Fit], refused: Mapping[str, str], kind: str = "all"
+) -> str:
+    """N*(C) and D*(C), and the exponents by every method, side by side; the column `loss` is of a `kind` of token."""
     captions = {
         "law_params": "The best model size of each budget and the power law through them; dashed beyond the data.",
         "law_tokens": "The same for training data. The inner band is right if the law goes on as it is; the outer one "
@@ -67,10 +74,11 @@ def law_section(fit: Fit, art: Mapping[str, str], more_fits: Sequence[Fit], refu
     }
     fits = [fit, *more_fits]
     alike = [f for f in fits if _same_question(f, fit)]
-    parts = [_pair(art, captions), _method_table(fits), page.paragraph(_agreement(alike)) if len(alike) > 1 else ""]
+    parts = [_pair(art, captions), _method_table(fits, kind)]
+    parts.append(page.paragraph(_agreement(alike)) if len(alike) > 1 else "")
     parts.append(page.notes(f"{TITLES.get(method, method)}: not fitted: {why}" for method, why in refused.items()))
     profiles = [f for f in fits if isinstance(f, IsoflopFit)]
-    parts.append(_interval_table(profiles) if profiles else "")
+    parts.append(_interval_table(profiles, kind) if profiles else "")
     return page.section("The laws", *parts)
 
 
@@ -146,7 +154,13 @@ def _pair(art: Mapping[str, str], captions: Mapping[str, str]) -> str:
     return f'<div class="pair">{"".join(drawn)}</div>' if drawn else ""
 
 
-def _method_table(fits: Sequence[Fit]) -> str:
+def _loss_of(fit: Fit, kind: str) -> str:
+    """The column of the loss, with the kind of token where neither it nor `all` says it."""
+    name = fit.runs.columns["loss"]
+    return f"{name} ({kind})" if name == "loss" and kind != "all" else name
+
+
+def _method_table(fits: Sequence[Fit], kind: str) -> str:
     """A row a fit: its exponents with their intervals."""
     rows = []
     for fit in fits:
@@ -154,13 +168,13 @@ def _method_table(fits: Sequence[Fit]) -> str:
         exponents = [span(table.loc[name].to_dict(), digits) for name, digits in (("a", 3), ("b", 3), ("ratio", 2))]
         off = "-" if math.isnan(fit.noise.residual_sd) else f"{fit.noise.residual_sd:.2%}"
         rows.append(
-            [method_name(fit), fit.runs.columns["loss"], fit.n.replace("_", " "), *exponents, off, str(len(fit.runs))]
+            [method_name(fit), _loss_of(fit, kind), fit.n.replace("_", " "), *exponents, off, str(len(fit.runs))]
         )
     headings = ("Method", "Loss", "N counts", "a (N* ~ C^a)", "b (D* ~ C^b)", "b / a", "Off the fit", "Runs")
     return page.table(headings, rows, text=(0, 1, 2))
 
 
-def _interval_table(fits: Sequence[IsoflopFit]) -> str:
+def _interval_table(fits: Sequence[IsoflopFit], kind: str) -> str:
     """Exponents of the profiles with both intervals, a row an exponent and fit."""
     rows = []
     for fit in fits:
@@ -169,7 +183,7 @@ def _interval_table(fits: Sequence[IsoflopFit]) -> str:
             row = table.loc[name].to_dict()
             spans = [f"{row[f'{k}low']:.4f} to {row[f'{k}high']:.4f}" for k in ("", "bootstrap_", "line_")]
             what = "b / a" if name == "ratio" else name
-            rows.append([method_name(fit), fit.runs.columns["loss"], what, f"{row['value']:.4f}", *spans])
+            rows.append([method_name(fit), _loss_of(fit, kind), what, f"{row['value']:.4f}", *spans])
     headings = ("Method", "Loss", "Exponent", "Value", "Interval (the wider)", "Bootstrap", "Line over budgets")
     return page.table(headings, rows, text=(0, 1, 2))
 

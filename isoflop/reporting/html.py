@@ -15,7 +15,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.base import Fit
-from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.diagnostics import flops_text, why_no_law
 from isoflop.fitting.frames import column, records, rows
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.summary import number
@@ -23,6 +23,7 @@ from isoflop.reporting import page
 from isoflop.reporting.figures import study_figures, write_figures
 from isoflop.reporting.fit_sections import (
     doubt_section,
+    first_that_tells,
     law_section,
     prediction_section,
     profile_section,
@@ -30,6 +31,7 @@ from isoflop.reporting.fit_sections import (
     surface_section,
 )
 from isoflop.reporting.law_plots import compute_of
+from isoflop.reporting.plots import default_split
 
 # Runs' columns that are shown where they exist: name in the table, heading, how a cell is printed.
 _RUN_COLUMNS = {
@@ -62,6 +64,7 @@ def write_report(
     refusal: str = "",
     more_fits: Sequence[Fit] = (),
     refused: Mapping[str, str] | None = None,
+    kind: str = "all",
 ) -> Path:
     """Writes report.html and figures/*.png, *.svg into a directory.
 
@@ -75,17 +78,20 @@ def write_report(
         refusal: why there is no fit.
         more_fits: other laws of the same runs (by another method, of a kind of token, in another axis), beside it.
         refused: methods that could not be fitted, and why.
+        kind: of token, whose loss the column `loss` is, and is drawn while it falls.
 
     Returns:
         The path of report.html.
     """
     directory, facts = Path(directory), dict(metadata or {})
+    name = str(facts.setdefault("name", "IsoFLOP study"))
     fits = [] if fit is None else [fit, *more_fits]
-    figures = study_figures(fits, curves)
+    figures = study_figures(fits, curves, kind)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         art = write_figures(directory / "figures", figures)
-        text = _page(runs, fits, facts, art, refusal, refused or {})
+        parts = _parts(runs, fits, curves, facts, art, refusal, refused or {}, kind)
+        text = page.document(f"{name}: IsoFLOP study", parts)
         with replace_file(directory / "report.html") as path:
             path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -93,33 +99,33 @@ def write_report(
     return directory / "report.html"
 
 
-def _page(
+def _parts(
     runs: pd.DataFrame,
     fits: Sequence[Fit],
+    curves: pd.DataFrame | None,
     facts: dict[str, Any],
     art: dict[str, str],
     refusal: str,
     refused: Mapping[str, str],
-) -> str:
-    name = str(facts.pop("name", "IsoFLOP study"))
-    parts = [
+    kind: str,
+) -> list[str]:
+    return [
         _banner(facts, runs),
-        f'<p class="eyebrow">IsoFLOP study {escape(name)}</p>',
-        *(_headline(fits[0]) if fits else _refused(refusal)),
+        f'<p class="eyebrow">IsoFLOP study {escape(str(facts.pop("name")))}</p>',
+        *(_headline(fits, kind) if fits else _refused(refusal)),
         _what_was_run(runs, facts),
-        *(_of_fits(fits[0], fits[1:], art, refused) if fits else ()),
-        _curves_section(art),
+        *(_of_fits(fits[0], fits[1:], art, refused, kind) if fits else ()),
+        _curves_section(art, curves, kind),
         page.section(f"All {len(runs)} runs", _run_table(runs)),
         reading_section(fits[0]) if fits else "",
         _provenance(fits[0] if fits else None, facts),
     ]
-    return page.document(f"{name}: IsoFLOP study", parts)
 
 
-def _of_fits(fit: Fit, more: Sequence[Fit], art: dict[str, str], refused: Mapping[str, str]) -> list[str]:
+def _of_fits(fit: Fit, more: Sequence[Fit], art: dict[str, str], refused: Mapping[str, str], kind: str) -> list[str]:
     return [
         profile_section(fit, art) if isinstance(fit, IsoflopFit) else "",
-        law_section(fit, art, more, refused),
+        law_section(fit, art, more, refused, kind),
         surface_section(art),
         prediction_section(fit, more),
         doubt_section(fit, more, art),
@@ -135,7 +141,13 @@ def _banner(facts: dict[str, Any], runs: pd.DataFrame) -> str:
     return f'<div class="banner" role="note">{text}</div>'
 
 
-def _headline(fit: Fit) -> list[str]:
+def _headline(fits: Sequence[Fit], kind: str) -> list[str]:
+    """The law of the first fit that can tell one, in words and numbers."""
+    fit = first_that_tells(fits)
+    fitted = "" if kind == "all" else f" The loss is that of {kind} tokens."
+    if fit is None:
+        lead = f"{why_no_law(fits[0])} What was fitted all the same stands below.{fitted}"
+        return ["<h1>These runs tell no law of compute</h1>", page.paragraph(lead, "lead")]
     sentence, _, laws = fit.headline().partition(": ")
     a, b, ratio = (fit.intervals().loc[name].to_dict() for name in ("a", "b", "ratio"))
     ten = f"Ten times the compute is best spent on a model {10 ** a['value']:.2g} times as large, "
@@ -146,7 +158,8 @@ def _headline(fit: Fit) -> list[str]:
         ("b / a", f"{ratio['value']:.2f}", _span(ratio, 2)),
         ("Tokens per parameter", _tokens_per_parameter(fit), "at the smallest and largest budget"),
     ]
-    return [f"<h1>{escape(sentence)}</h1>", f'<p class="lead">{_powers(laws)}. {escape(ten)}</p>', page.facts(numbers)]
+    lead = f'<p class="lead">{_powers(laws)}. {escape(ten + fitted)}</p>'
+    return [f"<h1>{escape(sentence)}</h1>", lead, page.facts(numbers)]
 
 
 def _powers(laws: str) -> str:
@@ -198,10 +211,16 @@ def _hours(runs: pd.DataFrame, facts: dict[str, Any], key: str) -> tuple[str, st
     return (f"{value:.3g} h", "") if value >= 1 else (f"{value * 60:.2g} min", "")
 
 
-def _curves_section(art: dict[str, str]) -> str:
-    if "loss_curves" not in art:
+def _curves_section(art: dict[str, str], curves: pd.DataFrame | None, kind: str) -> str:
+    if "loss_curves" not in art or curves is None:
         return ""
-    caption = "One line a run, coloured by budget; the dot is the loss after the last step, the one that is fitted."
+    of = "" if kind == "all" else f" of {kind} tokens"
+    if default_split(curves, kind) == "train" and bool((curves["split"] != "train").any()):
+        dot = f"the dot is the held-out loss{of} after the last step, the one that is fitted"
+        caption = f"One line a run, coloured by budget: the loss{of} on training batches; {dot}."
+    else:
+        dot = f"the dot is the loss{of} after the last step, the one that is fitted"
+        caption = f"One line a run, coloured by budget; {dot}."
     return page.section(
         "Loss while training", page.figure(art["loss_curves"], caption, "Loss against training compute")
     )

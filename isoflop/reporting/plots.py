@@ -55,31 +55,39 @@ def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_loss_curves(frame: pd.DataFrame, ax: Axes | None = None, *, split: str | None = None) -> Axes:
+def plot_loss_curves(
+    frame: pd.DataFrame, ax: Axes | None = None, *, split: str | None = None, kind: str = "all"
+) -> Axes:
     """Loss against training FLOPs so far, a line a run, a colour a budget, a dot at the end of each.
 
     Args:
-        frame: columns `run_id, budget, train_flops, split, kind, loss`; of kinds, `all` is drawn.
-        split: which loss; default the first that is not `train`, else `train`.
+        frame: columns `run_id, budget, train_flops, split, kind, loss`.
+        split: which loss; default the first that is not `train`, or where that is no curve, since no run has two
+            points of it, `train`, with dots of the other.
+        kind: of token, whose loss it is.
     """
     ax = new_axes(ax)
-    chosen = split or default_split(frame)
-    wanted = ((frame["split"] == chosen) & (frame["kind"] == "all")).to_numpy(dtype=bool)
-    wanted = wanted & np.isfinite(column(frame, "loss")) & (column(frame, "train_flops") > 0)
-    drawn = rows(frame, wanted).sort_values(by=["budget", "run_id", "train_flops"], kind="stable")
+    chosen = split or default_split(frame, kind)
+    drawn = _points_of(frame, chosen, kind)
+    dots = split or _heldout(frame) or chosen
+    ends = _ends(_points_of(frame, dots, kind))
     colours = budget_colours(column(frame, "budget"))
     seen: set[float] = set()
-    for _, run in drawn.groupby("run_id", sort=False):
+    for run_id, run in drawn.groupby("run_id", sort=False):
         x, y = _thinned(column(run, "train_flops"), column(run, "loss"))
         budget = float(column(run, "budget")[0])
         colour, label = colours[budget], None if budget in seen else flops_label(budget)
         ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.75, label=label)
-        ax.plot(x[-1:], y[-1:], color=colour, marker="o", markersize=3.2, linestyle="none", zorder=3)
+        end = rows(ends, (ends["run_id"] == run_id).to_numpy(dtype=bool))
+        x, y = column(end, "train_flops"), column(end, "loss")
+        ax.plot(x, y, color=colour, marker="o", markersize=3.2, linestyle="none", zorder=3)
         seen.add(budget)
     name = {"train": "training", "held-out": "held-out"}.get(chosen, f"held-out: {chosen}")
-    dress(ax, "Loss while training", "Training compute so far (FLOPs)", f"Loss, {_plain(name)} (nats per token)")
+    name += "" if dots == chosen else "; dots: held-out"
+    what = "Loss" if kind == "all" else f"Loss of {kind} tokens"
+    dress(ax, "Loss while training", "Training compute so far (FLOPs)", f"{what}, {_plain(name)} (nats per token)")
     if len(drawn):
-        _curve_limits(ax, drawn)
+        _curve_limits(ax, pd.concat([drawn, ends]))
         log_axis(ax, "x", "flops")
         budget_legend(ax)
     linear_axis(ax, "y")
@@ -113,9 +121,29 @@ def plot_overview(fit: ProfileFit, fig: Figure | None = None) -> np.ndarray:
     return axes
 
 
-def default_split(frame: pd.DataFrame) -> str:
-    """The first split that is not `train`, else `train`."""
-    return next((s for s in sorted(set(frame["split"].astype(str))) if s != "train"), "train")
+def default_split(frame: pd.DataFrame, kind: str = "all") -> str:
+    """The first split that is not `train`, if a run has two points of it or there is no other; else `train`."""
+    heldout = _heldout(frame)
+    if heldout is None:
+        return "train"
+    points, others = _points_of(frame, heldout, kind), _points_of(frame, "train", kind)
+    return heldout if len(_ends(points)) < len(points) or not len(others) else "train"
+
+
+def _heldout(frame: pd.DataFrame) -> str | None:
+    return next((s for s in sorted(set(frame["split"].astype(str))) if s != "train"), None)
+
+
+def _points_of(frame: pd.DataFrame, split: str, kind: str) -> pd.DataFrame:
+    """What can be drawn of a loss, run by run."""
+    wanted = ((frame["split"] == split) & (frame["kind"] == kind)).to_numpy(dtype=bool)
+    wanted = wanted & np.isfinite(column(frame, "loss")) & (column(frame, "train_flops") > 0)
+    return rows(frame, wanted).sort_values(by=["budget", "run_id", "train_flops"], kind="stable")
+
+
+def _ends(points: pd.DataFrame) -> pd.DataFrame:
+    """The last point of each run."""
+    return points.drop_duplicates("run_id", keep="last")
 
 
 def _profile(ax: Axes, fit: ProfileFit, row: dict[str, Any], points: pd.DataFrame, colour: str) -> None:

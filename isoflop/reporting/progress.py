@@ -25,6 +25,7 @@ class StudyProgress:
         self.live: Any = None
         self._tasks: dict[str, Any] = {}
         self._ended: set[str] = set()
+        self._warned: dict[str, Any] = {}
         self._spoke = -QUIET_S
         self._first = True
 
@@ -52,6 +53,10 @@ class StudyProgress:
     def runs_at(self, progress: Progress) -> None:
         """The state of every run."""
         for run_id, state in progress.states.items():
+            if (warning := state.get("warning")) != self._warned.get(run_id):
+                self._warned[run_id] = warning
+                if not self._first:
+                    self._say(f"isoflop: warning: {run_id}: {warning}")
             if state["state"] in ("done", "failed", "diverged") and run_id not in self._ended:
                 self._ended.add(run_id)
                 self._end(run_id, state, progress)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import RunError
 from isoflop.files import checksum_file, is_sound, replace_checked
 
 KEPT = 2
@@ -20,24 +20,24 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     _remove(_newest_first(folder)[KEPT:])
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, warn: Callable[[str], None] = log.warning) -> dict[str, Any] | None:
     """The newest valid checkpoint, on the CPU; None where there is none.
 
-    A damaged one is passed over with a warning, and removed, so that it is not one of the two that are kept.
-
-    Raises:
-        RunError: checkpoints are there and all of them are damaged.
+    Damaged ones are passed over with a warning, and removed, so that they are none of the two that are kept.
     """
     import torch
 
     found = _newest_first(folder)
     damaged = list(itertools.takewhile(lambda path: not is_sound(path), found))
-    for path in damaged:
-        log.warning("%s is damaged or was not finished; going back to the checkpoint before it", path)
-    if damaged == found and any(checksum_file(path).exists() for path in found):
-        raise RunError(f"{folder}: every checkpoint is damaged; delete the run's directory to start it again")
+    sound = found[len(damaged) :]
+    if damaged:
+        one = len(damaged) == 1
+        what = "" if sound else "the only checkpoint, " if one else "all checkpoints, "
+        what += f"{' and '.join(path.name for path in damaged)} in {folder}"
+        back = f"went back to {sound[0].name}" if sound else "began anew"
+        warn(f"{what}, {'is' if one else 'are'} damaged or not finished; the run {back}")
     _remove(damaged)
-    return None if damaged == found else torch.load(found[len(damaged)], map_location="cpu", weights_only=True)
+    return torch.load(sound[0], map_location="cpu", weights_only=True) if sound else None
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:

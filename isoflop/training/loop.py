@@ -127,7 +127,7 @@ class Trainer:
     def _restore(self) -> None:
         if not self.ranks.first:
             self.ranks.wait()  # the first removes what is damaged
-        saved = load_checkpoint(self.run.checkpoints)
+        saved = load_checkpoint(self.run.checkpoints, self._warn)
         if self.ranks.first:
             self.run.remove_abandoned()
             self.run.cut_log(0 if saved is None else saved["step"])
@@ -140,6 +140,11 @@ class Trainer:
             log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
         self.ranks.wait()
         check_log(self.run, self.config, self.step)
+
+    def _warn(self, what: str) -> None:
+        """Says it in the attempt's log, and keeps it in the run's state, where people see it."""
+        log.warning("%s", what)
+        self._tell("running", warning=what)
 
     # Training
 
@@ -234,10 +239,9 @@ class Trainer:
 
     def _evaluate(self) -> Tally:
         """Losses on held-out windows, evenly spaced over the split and the same for every run of a sweep."""
-        wanted = max(1, min(len(self.heldout), self.config["metric"]["tokens"] // self.shape.seq_len))
-        chosen = np.arange(wanted) * len(self.heldout) // wanted
-        chosen = chosen[self.ranks.rank :: self.ranks.size]
-        size = min(self._micro_batch(wanted)[0], self.most)
+        whole = self.heldout.spread(self.config["metric"]["tokens"])
+        chosen = whole[self.ranks.rank :: self.ranks.size]
+        size = min(self._micro_batch(len(whole))[0], self.most)
         self.model.eval()
         while (tally := self._measured(chosen, size)) is None:
             size = self._less_than(size)
@@ -303,10 +307,14 @@ class Trainer:
         self._tell("done", step=self.step, loss=self.record.loss, **self.record.pace())
         if self.ranks.first:
             self.run.remove_checkpoints()
+            self.run.remove_abandoned()
         return "done"
 
     def _end_diverged(self) -> State:
         self.record.write()
-        reason = f"the loss was not finite by step {self.step}; lower train.lr_scale or look at the data"
-        self._tell("diverged", reason, step=self.step)
+        reason = (
+            f"the loss was not finite by step {self.step}; look at the data, or lower train.lr_scale, which is another "
+            "study (name=...)"
+        )
+        self._tell("diverged", reason, step=self.step, **self.record.pace())
         return "diverged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from isoflop.fitting import fit_isoflop, simulate_isoflop
+from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
 from isoflop.fitting.diagnostics import flops_text
 
 BASE = simulate_isoflop(points=9, noise=0.002)
@@ -63,6 +63,20 @@ def test_misfit_beyond_noise_is_named():
     runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
     (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "lack_of_fit"]
     assert "further off what was fitted than seeds differ" in message
+
+
+@pytest.mark.parametrize(
+    ("budgets", "words"),
+    [
+        ((1e18,), "1 budget can't show how the optimum grows with compute"),
+        ((1e18, 1e20), "2 budgets can't show how the optimum grows with compute"),
+        (LOW, "3 budgets leave the power laws 1 degree of freedom"),
+    ],
+)
+def test_budgets_that_are_too_few_for_a_law_are_told_so(budgets, words):
+    fit = fit_parametric(simulate_isoflop(budgets=budgets, points=9), bootstrap=0)
+    (message,) = [d["message"] for d in fit.diagnostics if d["code"] == "few_budgets"]
+    assert message.startswith(words)
 
 
 @pytest.mark.parametrize(

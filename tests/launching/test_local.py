@@ -82,9 +82,9 @@ def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path,
 def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "seeds=[0, 1]", "widths=[12, 16]")
     failing = run_of(root, plan, 1)
-    failing.checkpoints.mkdir()
-    (failing.checkpoints / "step-000000005.pt").write_bytes(b"damaged")
-    (failing.checkpoints / "step-000000005.sha256").write_text("0\n")
+    part = failing.path / "loss" / "000000000-000000005.parquet"
+    part.parent.mkdir()
+    part.write_bytes(b"damaged")
     run_of(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
 
     progresses = list(LocalPool(root / "tiny", plan, 2).run())
@@ -94,7 +94,7 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
     assert (progresses[-1].share, progresses[-1].count("done")) == (1.0, 2)
     assert not (root / "tiny" / "workers" / "submitit").exists()
 
-    shutil.rmtree(failing.checkpoints)  # its mend; what diverged would diverge again
+    shutil.rmtree(part.parent)  # its mend; what diverged would diverge again
     list(LocalPool(root / "tiny", plan, 2).run())
     ends = [(s["state"], s["attempt"]) for s in (run_of(root, plan, number).state() for number in range(4))]
     assert ends == [("done", 1), ("done", 2), ("diverged", 1), ("done", 1)]

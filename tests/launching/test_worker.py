@@ -53,17 +53,18 @@ def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
 def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
     root, plan = study
     failing = run_of(root, plan)
-    failing.checkpoints.mkdir()
-    (failing.checkpoints / "step-000000005.pt").write_bytes(b"damaged")
-    (failing.checkpoints / "step-000000005.sha256").write_text("0\n")
+    part = failing.path / "loss" / "000000000-000000005.parquet"
+    part.parent.mkdir()
+    part.write_bytes(b"damaged")
     finish(order(root, plan))
     state = failing.state()
     assert state["state"] == "failed"
-    assert state["reason"].endswith("every checkpoint is damaged; delete the run's directory to start it again")
+    assert state["reason"].startswith(f"{part}: damaged (")
+    assert state["reason"].endswith("; delete the run's directory to start it again")
     assert "\n" not in state["reason"]
     log = (failing.path / "attempts" / "1" / "log.txt").read_text()
     assert "Traceback" in log
-    assert "every checkpoint is damaged" in log
+    assert f"{part}: damaged" in log
     assert run_of(root, plan, 1).done
     assert run_of(root, plan, 2).done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
 from isoflop.fitting.summary import number
 from isoflop.reporting import html, plot_profiles, write_report
-from isoflop.reporting.figures import inline_svg
+from isoflop.reporting.figures import NAMES, inline_svg, write_figures
 
 RUNS = simulate_isoflop(points=7)
 NASTY = '<script>alert("x")</script>&'
@@ -120,6 +121,15 @@ def test_page_says_what_was_found_and_run(written):
     assert not re.search(r">\s*(nan|inf|None)\b", text)
 
 
+def test_figures_of_an_earlier_study_go(tmp_path: Path):
+    for name in ("mine.png", "surface.txt"):
+        (tmp_path / name).write_text("")
+    write_figures(tmp_path, {name: Figure() for name in NAMES})
+    assert len(list(tmp_path.iterdir())) == 2 * len(NAMES) + 2
+    write_figures(tmp_path, {"profiles": Figure()})
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.png", "surface.txt", "profiles.png", "profiles.svg"}
+
+
 def test_same_study_same_drawing():
     fit = fit_isoflop(RUNS, bootstrap=200)
     first, second = (inline_svg(cast(Figure, plot_profiles(fit).figure)) for _ in range(2))
@@ -175,6 +185,64 @@ def test_methods_stand_side_by_side(tmp_path: Path):
     assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + ["loss"]
     assert "lies in every interval" in page
     assert "Envelope: not fitted: x &lt; y" in page
+
+
+def held_out(*shares: float) -> pd.DataFrame:
+    """Training curves, and held-out losses after some shares of the runs."""
+    columns = ["run_id", "budget", "loss"]
+    parts = [
+        RUNS.loc[:, columns].assign(train_flops=RUNS["budget"] * share, split=split, kind=kind)
+        for split, points in (("train", (0.1, 0.5, 1.0)), ("dev", shares))
+        for share in points
+        for kind in ("all", "text")
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("kind", "shares", "caption"),
+    [
+        ("all", (0.5, 1.0), "by budget; the dot is the loss after the last step, the one that is fitted."),
+        ("text", (0.5, 1.0), "by budget; the dot is the loss of text tokens after the last step, the one that is"),
+        ("all", (1.0,), "by budget: the loss on training batches; the dot is the held-out loss after the last step"),
+        (
+            "text",
+            (1.0,),
+            "by budget: the loss of text tokens on training batches; the dot is the held-out loss of text",
+        ),
+    ],
+)
+def test_the_loss_that_is_fitted_is_named(tmp_path: Path, kind: str, shares: tuple[float, ...], caption: str):
+    fit = fit_isoflop(RUNS, bootstrap=200)
+    page = write_report(tmp_path, RUNS, fit, held_out(*shares), kind=kind).read_text()
+    assert caption in page
+    assert {row[1] for row in cells(page) if row[0] == "IsoFLOP profiles"} == {
+        "loss" if kind == "all" else "loss (text)"
+    }
+    assert ("The loss is that of text tokens." in page) is (kind == "text")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("budgets", [(1e18,), (1e18, 1e20)])
+def test_a_law_needs_three_budgets(tmp_path: Path, budgets: tuple[float, ...]):
+    runs = simulate_isoflop(budgets=budgets, points=9)
+    page = write_report(tmp_path, runs, fit_parametric(runs, bootstrap=0)).read_text()
+    assert "<h1>These runs tell no law of compute</h1>" in page
+    assert f"The runs are at {len(budgets)} budget" in page
+    assert "faster" not in page
+    assert "b / a</dt>" not in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_fit_that_did_not_converge_is_no_headline(tmp_path: Path):
+    sure, lost = fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)
+    lost = dataclasses.replace(lost, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}])
+    page = write_report(tmp_path, RUNS, lost).read_text()
+    assert "<h1>These runs tell no law of compute</h1>" in page
+    assert "The fit did not converge: x. What was fitted all the same stands below." in page
+    page = write_report(tmp_path, RUNS, lost, more_fits=[sure]).read_text()
+    assert f"<h1>{sure.headline().partition(': ')[0]}</h1>" in page
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -11,6 +11,7 @@ from drawn import axes_in_axes_out, legend, marked, xy
 
 from isoflop.fitting import IsoflopFit, fit_envelope, fit_isoflop, fit_joint, simulate_isoflop
 from isoflop.reporting import plot_loss_curves, plot_overview, plot_profiles
+from isoflop.reporting.plots import default_split
 from isoflop.reporting.style import budget_colours, count_label, flops_label
 
 RUNS = simulate_isoflop(points=7)
@@ -73,6 +74,28 @@ def test_loss_curves_take_the_held_out_loss_of_all_tokens():
     ends = {float(np.asarray(line.get_xdata())[-1]) for line in lines}
     assert ends == set(RUNS["budget"])
     assert "training" in plot_loss_curves(curves(), split="train").get_ylabel()
+
+
+def test_loss_curves_are_of_the_kind_that_is_asked_for():
+    ax = plot_loss_curves(curves(), kind="text")
+    assert ax.get_ylabel() == "Loss of text tokens, held-out: dev (nats per token)"
+    assert {y for line in ax.lines for y in xy(line)[1]} == {99.0}
+
+
+def test_one_held_out_point_a_run_is_the_dot_of_its_training_curve():
+    frame = curves().query("kind == 'all'")
+    last = (frame["train_flops"] == frame["budget"]) & (frame["split"] == "dev")
+    frame = frame.loc[last | (frame["split"] == "train")].assign(loss=lambda f: f["loss"] + 0.1 * (f["split"] == "dev"))
+    assert default_split(frame) == "train"
+    assert default_split(frame.loc[last]) == "dev"
+    ax = plot_loss_curves(frame)
+    assert ax.get_ylabel() == "Loss, training; dots: held-out (nats per token)"
+    lines = [line for line in ax.lines if len(xy(line)[0]) > 1]
+    assert len(lines) == len(RUNS.iloc[::7])
+    dots = sorted(float(y) for line in marked(ax, "o") for y in xy(line)[1])
+    assert dots == pytest.approx(sorted(RUNS["loss"].iloc[::7] + 0.1))
+    low, high = ax.get_ylim()
+    assert low < dots[0] < dots[-1] < high
 
 
 def test_no_curves_no_failure():

@@ -61,3 +61,14 @@ def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert out == ""
     for text in ("25%", "loss 4.500", "all runs", "0 of 2 runs, 40 s left", "[1/2] a done, training loss 4.000"):
         assert text in err
+
+
+def test_a_warning_is_told_once_and_not_by_a_later_call(capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = {"state": "running", "warning": "old"}, {"state": "running", "warning": "went back to step 20"}
+    with StudyProgress(RUNS) as shown:
+        shown.runs_at(progress(0.0, None, a=old, b={"state": "running"}))
+        shown.runs_at(progress(0.0, None, a=old, b=new))
+        shown.runs_at(progress(0.0, None, a=old, b=new))
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "isoflop: warning: b: went back to step 20"
+    ]

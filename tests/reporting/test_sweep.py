@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
+from isoflop.config.loading import load_sweep, to_yaml
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
 from isoflop.reporting import html, report_sweep
+from isoflop.reporting.figures import NAMES
 from isoflop.reporting.sweep import loss_curves
+from isoflop.runs import LOG_COLUMNS
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +35,11 @@ def sweep(tmp_path: Path) -> Path:
             folder = tmp_path / str(row["run_id"]) / "loss"
             folder.mkdir(parents=True, exist_ok=True)
             step = steps[part * 5 : part * 5 + 5]
-            columns = {
+            columns = dict.fromkeys(LOG_COLUMNS, 0.1) | {
                 "step": step,
                 "tokens": step * 10,
                 "train_flops": row["budget"] * step / 10,
                 "loss": row["loss"],
-                "lr": 0.1,
             }
             pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(folder / f"{part}.parquet")
     return tmp_path
@@ -90,9 +93,61 @@ def test_loss_curves_gather_all_parts(sweep: Path):
     assert loss_curves(sweep, pd.DataFrame({"run_id": ["none"], "budget": [1.0]})) is None
 
 
-def test_broken_files_are_named(sweep: Path):
-    (sweep / "fit.json").write_text("{")
-    with pytest.raises(FitError, match=r"fit\.json: not JSON"):
+def test_a_damaged_log_has_no_curve(sweep: Path):
+    part = next(sweep.glob("*/loss/0.parquet"))
+    part.write_bytes(b"PAR1")
+    curves = loss_curves(sweep, pd.read_parquet(sweep / "runs.parquet"))
+    assert curves is not None
+    assert len(curves) == 90
+    (sweep / "losses.parquet").write_bytes(b"PAR1")
+    with pytest.raises(FitError, match=r"losses\.parquet: can't be read"):
+        loss_curves(sweep, pd.read_parquet(sweep / "runs.parquet"))
+
+
+def test_the_loss_that_the_sweep_fits_is_drawn(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[tuple[set[str], str]] = []
+
+    def note(fits: object, curves: pd.DataFrame, kind: str) -> dict[str, Figure]:
+        drawn.append((set(curves["split"]), kind))
+        return {name: Figure() for name in NAMES}
+
+    monkeypatch.setattr(html, "study_figures", note)
+    for kind in ("all", "acoustic"):
+        definition = load_sweep("soda", [f"metric.kind={kind}", "metric.set=dev"])
+        (sweep / "sweep.yaml").write_text(to_yaml(definition))
+        page = report_sweep(sweep).read_text()
+        assert ("loss (acoustic)<" in page) is (kind == "acoustic")
+    assert drawn == [({"dev"}, "all"), ({"dev"}, "acoustic")]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a mapping"),
+        ('{"fits": 3}', "fits: expected a list of fits"),
+        ('{"fits": [3]}', "fits: expected a list of fits"),
+        ('{"fits": null}', "fits: expected a list of fits"),
+        ('{"fits": [{"method": "joint", "loss": [1]}]}', r"fits\[0\].loss: expected a name"),
+        ('{"fits": [{"method": ["joint"]}]}', r"fits\[0\].method: expected a name"),
+        ('{"data": 3}', "data: expected a mapping"),
+        ('{"options": 3}', "options: expected a mapping"),
+        ('{"options": {"columns": [1]}}', "options.columns: expected a mapping of names"),
+        ('{"options": {"columns": {"params": 1}}}', "options.columns: expected a mapping of names"),
+        ('{"options": {"n": []}}', "options.n: expected a name"),
+        ('{"options": {"bootstrap": "many"}}', "options.bootstrap: can't be 'many'"),
+        ('{"options": {"confidence": [0.9]}}', r"options.confidence: can't be \[0.9\]"),
+    ],
+)
+def test_broken_files_are_named(sweep: Path, content: str, says: str):
+    (sweep / "fit.json").write_text(content)
+    with pytest.raises(FitError, match=says) as problem:
         report_sweep(sweep)
+    assert str(problem.value).startswith(f"{sweep}/fit.json: ")
+    assert str(problem.value).endswith(f"; delete it, or write it anew with: isoflop fit {sweep} --output {sweep}")
+    assert "\n" not in str(problem.value)
+
+
+def test_a_sweep_that_is_not_there_is_named(sweep: Path):
     with pytest.raises(FitError, match="no such file"):
         report_sweep(sweep / "nothing")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from studies import kill, save_for_ever, start, wait_for
 
-from isoflop.errors import RunError
 from isoflop.files import remove_abandoned
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -86,7 +85,8 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(
     with caplog.at_level(logging.WARNING, logger="isoflop"):
         assert loaded(tmp_path)["step"] == 1
     assert len(caplog.messages) == 1
-    assert "step-000000002.pt is damaged or was not finished; going back" in caplog.messages[0]
+    said = f"step-000000002.pt in {tmp_path}, is damaged or not finished; the run went back to step-000000001.pt"
+    assert caplog.messages[0] == said
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -101,21 +101,26 @@ def test_a_damaged_one_is_none_of_the_two_that_are_kept(tmp_path: Path, damage: 
     assert loaded(tmp_path)["weights"][0] == 20
 
 
-@pytest.mark.parametrize("damage", [cut, flip, wrong_checksum, empty])
-def test_where_all_are_damaged_the_run_is_refused(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    save(tmp_path, 1, 2)
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("saved", "which"),
+    [
+        ((1,), "the only checkpoint, step-000000001.pt in {}, is"),
+        ((1, 2), "all checkpoints, step-000000002.pt and step-000000001.pt in {}, are"),
+    ],
+)
+def test_where_all_are_damaged_there_is_none(
+    tmp_path: Path, damage: Callable[[Path], None], saved: tuple[int, ...], which: str
+) -> None:
+    save(tmp_path, *saved)
     for path in tmp_path.glob("*.pt"):
         damage(path)
-    for _ in range(2):
-        with pytest.raises(RunError, match="every checkpoint is damaged; delete the run's directory to start it again"):
-            load_checkpoint(tmp_path)
-
-
-def test_a_first_one_that_was_not_finished_is_none(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    lose_checksum(tmp_path / "step-000000001.pt")
-    assert load_checkpoint(tmp_path) is None
-    assert steps(tmp_path) == []
+    said: list[str] = []
+    assert load_checkpoint(tmp_path, said.append) is None
+    assert said == [f"{which.format(tmp_path)} damaged or not finished; the run began anew"]
+    assert not list(tmp_path.iterdir())
+    assert load_checkpoint(tmp_path, said.append) is None
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("seed", range(6))

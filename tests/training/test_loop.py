@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
-from studies import EXACT, run_of, tiny_study, trained
+from studies import EXACT, exact, run_of, tiny_study, trained
 
 from isoflop.data.order import Order
 from isoflop.data.prepare import data_folder
@@ -19,9 +20,9 @@ from isoflop.data.shards import Manifest, Windows
 from isoflop.data.vocabulary import Kind
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
-from isoflop.runs import LOG_COLUMNS, RunDirectory
-from isoflop.training import devices
-from isoflop.training.loop import Trainer
+from isoflop.runs import LOG_COLUMNS, RunDirectory, read_runs
+from isoflop.training import devices, loop
+from isoflop.training.loop import Trainer, train
 from isoflop.training.loss import KINDS, by_kind
 from isoflop.training.weights import load_weights
 
@@ -103,6 +104,49 @@ def test_the_learning_rate_follows_the_schedule(whole: tuple[Path, Plan, RunDire
     assert rates[3] == pytest.approx(peak * 2 / 7)  # 7 of 71 steps warm up, from 0
     assert rates[30] == rates[57] == peak
     assert rates[STEPS] == pytest.approx(peak * 1 / 14)  # 14 of 71 steps decay
+
+
+def test_mfu_is_the_share_of_the_peak_that_went_into_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 2e9)
+    _, plan, run = trained(tmp_path)
+    log, spec = run.log(), plan.runs[0]
+    rows = log.loc[log["split"] == "train"]
+    np.testing.assert_allclose(rows["mfu"], rows["tokens_per_second"] * (spec.train_flops / spec.tokens) / 2e9)
+    assert log.loc[log["split"] == "heldout", "mfu"].isna().all()
+    assert read_runs(run.path.parent)["mfu"].iloc[0] == rows["mfu"].median()
+
+
+def test_a_run_that_diverges_says_what_it_has_cost_and_how_to_mend_it(tmp_path: Path) -> None:
+    root, plan = tiny_study(tmp_path, "train.lr_scale=1e6", "train.optimizer.weight_decay=1e6")
+    run, began = run_of(root, plan), time.monotonic()
+    assert train(run, root) == "diverged"
+    state = run.state()
+    assert 0 < state["wall_s"] <= time.monotonic() - began
+    assert state["wall_s"] >= run.log()["wall_s"].max()
+    assert state["reason"].endswith("or lower train.lr_scale, which is another study (name=...)")
+
+
+@pytest.mark.parametrize(
+    ("stops", "said"),
+    [
+        ([50], "the only checkpoint, step-000000050.pt in {}, is damaged or not finished; the run began anew"),
+        ([20, 50], "step-000000050.pt in {}, is damaged or not finished; the run went back to step-000000020.pt"),
+    ],
+)
+def test_a_damaged_checkpoint_costs_no_bit_and_is_told(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], stops: list[int], said: str
+) -> None:
+    root, plan = tiny_study(tmp_path)
+    run = run_of(root, plan)
+    for stop in stops:
+        trainer = Trainer(run, root)
+        assert trainer.train(lambda trainer=trainer, stop=stop: trainer.step == stop) == "pending"
+    newest = run.checkpoints / "step-000000050.pt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    assert train(run, root) == "done"
+    assert run.state()["warning"] == said.format(run.checkpoints)
+    assert_frame_equal(exact(run), exact(whole[2]), check_exact=True)
+    assert read_runs(run.path.parent)["reason"].iloc[0] == said.format(run.checkpoints)
 
 
 def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirectory]) -> None:

@@ -10,7 +10,7 @@ import torch
 from studies import run_of, tiny_study
 
 from isoflop.errors import RunError
-from isoflop.training import measuring
+from isoflop.training import loop, measuring
 from isoflop.training.measuring import PARTS, WARM_UP, measure
 
 
@@ -28,6 +28,13 @@ def test_a_run_is_measured_and_leaves_no_log(tmp_path: Path) -> None:
     assert not (run.path / "loss").exists()
     assert not run.checkpoints.exists()
     assert run.checkpointed_step() == 0
+
+
+def test_mfu_is_the_share_of_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 2e9)
+    root, study = tiny_study(tmp_path)
+    found, spec = measure(run_of(root, study), root, 0.05), study.runs[0]
+    assert found.mfu == pytest.approx(found.tokens_per_second * (spec.train_flops / spec.tokens) / 2e9)
 
 
 @pytest.mark.parametrize(("step_s", "steps"), [(1.0, 1), (0.25, 4), (1e-9, measuring.MOST_STEPS)])
