@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from isoflop.reporting.sweep import GATHERED_FILE
-from isoflop.runs import RunDirectory, read_runs
+from isoflop.results import read_runs
+from isoflop.runs import RunDirectory
 
 KEPT = ("sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isoflop.fitting import compare, fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, predict
     from isoflop.planning.plan import Plan, plan
     from isoflop.planning.runspec import RunSpec
-    from isoflop.runs import read_runs
+    from isoflop.results import read_runs
     from isoflop.shapes import ModelShape
     from isoflop.training.weights import load_weights
 
@@ -38,7 +38,7 @@ _HOMES = {
     "load_weights": "training.weights",
     "plan": "planning.plan",
     "predict": "fitting",
-    "read_runs": "runs",
+    "read_runs": "results",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Run directories: configuration, state, loss log, and the table of a sweep's runs.
+"""Run directories: configuration, state and loss log.
 
 The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log. Once it is done,
 its final weights take the place of its checkpoints.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import math
 import os
 import shutil
 import time
@@ -23,12 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 from isoflop.errors import RunError
 from isoflop.files import checksum_file, remove_abandoned, replace_file, sync
 from isoflop.lease import Lease, is_leased, take_lease
-from isoflop.shapes import ModelShape
+from isoflop.losslog import frame_of, read_part, write_part
 
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger("isoflop")
 State = Literal["pending", "queued", "running", "requeued", "done", "failed", "diverged", "cancelled"]
 
 SETTLED: tuple[State, ...] = ("done", "failed", "diverged")
@@ -58,33 +55,6 @@ STORED: dict[str, type | tuple[type, ...]] = {
 
 ABANDONED_S = 300.0
 """Age beyond which a half-written file that another process may be writing is a killed one's."""
-
-LOG_COLUMNS = {
-    "step": "int64",
-    "tokens": "int64",
-    "train_flops": "float64",
-    "split": "str",
-    "kind": "str",
-    "targets": "int64",
-    "loss": "float64",
-    "lr": "float64",
-    "grad_norm": "float64",
-    "tokens_per_second": "float64",
-    "mfu": "float64",
-    "wall_s": "float64",
-}
-"""Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
-
-PLAN_COLUMNS = {"run_id": "str", "budget": "float64", "tokens": "int64", "train_flops": "float64"}
-"""Columns of the plan without which its runs are no study."""
-
-
-def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dict[str, Any]:
-    """A row of the loss log after `step` updates of `batch_size` sequences; what is not given is not known."""
-    tokens = step * batch_size * shape.seq_len
-    counts = {"step": step, "tokens": tokens, "train_flops": float(tokens * shape.train_flops_per_token), "targets": 0}
-    return {**dict.fromkeys(LOG_COLUMNS, float("nan")), **counts, **values}
-
 
 WHAT = ("run", "identity", "data", "metric", "precision")
 """Parts of `config.yaml` that say what a run is; the others may differ from the plan's (how often it is logged)."""
@@ -275,7 +245,7 @@ class RunDirectory:
         if not rows:
             return
         first, last = min(row["step"] for row in rows), max(row["step"] for row in rows)
-        _write_part(self.path / "loss" / f"{first:09d}-{last:09d}.parquet", _frame(rows))
+        write_part(self.path / "loss" / f"{first:09d}-{last:09d}.parquet", frame_of(rows))
 
     def log(self) -> pd.DataFrame:
         """The loss log, in order of steps.
@@ -285,9 +255,9 @@ class RunDirectory:
         """
         import pandas as pd
 
-        parts = [_read_part(part) for part in self._parts()]
+        parts = [read_part(part) for part in self._parts()]
         if not parts:
-            return _frame([])
+            return frame_of([])
         # Parts overlap only where two processes trained the run at once, to the same losses.
         return pd.concat(parts, ignore_index=True).drop_duplicates(["step", "split", "kind"], ignore_index=True)
 
@@ -298,9 +268,9 @@ class RunDirectory:
             if last <= step:
                 continue
             if first <= step:
-                kept = _read_part(part)
+                kept = read_part(part)
                 kept = kept.loc[kept["step"] <= step]
-                _write_part(part.with_name(f"{first:09d}-{step:09d}.parquet"), kept)
+                write_part(part.with_name(f"{first:09d}-{step:09d}.parquet"), kept)
             part.unlink()
 
     def _parts(self) -> list[Path]:
@@ -329,124 +299,3 @@ def _what(config: dict[str, Any]) -> dict[str, Any]:
     """The parts of a configuration that a run can't change, without the sweep's name: its directory may be renamed."""
     parts = {key: config[key] for key in WHAT}
     return {**parts, "run": {key: value for key, value in config["run"].items() if key != "sweep"}}
-
-
-def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame(list(rows), columns=list(LOG_COLUMNS)).astype(LOG_COLUMNS)
-
-
-def _write_part(path: Path, frame: pd.DataFrame) -> None:
-    with replace_file(path) as temporary:
-        frame.to_parquet(temporary, index=False)
-
-
-def _read_part(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise RunError(f"{path}: damaged ({why}); delete the run's directory to start it again") from None
-    if lack := _lack(frame, LOG_COLUMNS):
-        raise RunError(f"{path}: damaged ({lack}); delete the run's directory to start it again")
-    return frame
-
-
-def _lack(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """What keeps a table, which may have been edited by hand, from being reckoned with; empty where nothing does."""
-    for name, kind in columns.items():
-        if name not in frame.columns:
-            return f"no column {name}"
-        if (frame[name].dtype.kind in "iuf") is (kind == "str"):
-            return f"its column {name} holds {frame[name].dtype}, not {kind}"
-    return ""
-
-
-def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
-    """The runs of a sweep's directory, a row each: the plan's columns, state and held-out losses.
-
-    A kept result, with `runs.parquet` and no run directories, is read as it is.
-
-    A run that is done, and whose files can't be read, is `failed` here, with the reason: the others count all the same.
-
-    Raises:
-        RunError: no plan in the directory, or a damaged one.
-    """
-    import pandas as pd
-
-    directory = Path(sweep)
-    file = directory / ("runs.parquet" if _is_kept_result(directory) else "plan.parquet")
-    if not file.exists():
-        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); see `isoflop run --help`")
-    try:
-        plan = pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: damaged ({error}); delete it, and the command that made it writes it anew") from None
-    if file.name == "runs.parquet":
-        return plan
-    if lack := _lack(plan, PLAN_COLUMNS):
-        raise RunError(f"{file}: damaged ({lack}); delete it, and the command that made it writes it anew")
-    results = pd.DataFrame(
-        [_result(RunDirectory(directory / str(run_id))) for run_id in plan["run_id"]], index=plan.index
-    )
-    return pd.concat([plan, results], axis=1)
-
-
-def write_runs(sweep: Path) -> pd.DataFrame:
-    """Reads a sweep's runs and keeps them as `runs.parquet`."""
-    runs = read_runs(sweep)
-    if not _is_kept_result(sweep):
-        with replace_file(sweep / "runs.parquet") as temporary:
-            runs.to_parquet(temporary, index=False)
-    return runs
-
-
-def _is_kept_result(directory: Path) -> bool:
-    return (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
-
-
-def _result(run: RunDirectory) -> dict[str, Any]:
-    state = run.state()
-    reason = state.get("reason", "") or str(state.get("warning", ""))
-    result: dict[str, Any] = {"state": state["state"], "reason": reason}
-    result |= {name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")}
-    result |= {"gpu_hours": _gpu_hours(state, state.get("wall_s", 0.0)), "mfu": float("nan"), "wall_s": float("nan")}
-    result["restarts"] = max(0, state.get("attempt", 0) - 1)
-    result["simulated"] = bool(state.get("simulated"))
-    if state["state"] == "done":
-        try:
-            result |= _measured(run, state)
-        except RunError as problem:
-            log.warning("%s; until then the run counts as failed", problem)
-            result |= {"state": "failed", "reason": str(problem)}
-    return result
-
-
-def _measured(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Losses and cost of a run that is done.
-
-    Raises:
-        RunError: files that can't be read, or that lack the loss that is fitted.
-    """
-    rows, config = run.log(), run.config()
-    try:
-        split, fitted, steps = config["metric"]["set"], config["metric"]["kind"], config["run"]["steps"]
-    except (KeyError, TypeError):
-        raise RunError(f"{run.path / 'config.yaml'}: damaged; delete the run's directory to start it again") from None
-    final = rows[(rows["split"] == split) & (rows["step"] == steps)].set_index("kind")["loss"]
-    if fitted not in final.index:
-        raise RunError(f"{run.path}: marked done without a loss after step {steps}; delete it to start it again")
-    found: dict[str, Any] = {"loss" if kind == "all" else f"loss_{kind}": loss for kind, loss in final.items()}
-    found["loss"] = final[fitted]
-    wall_s = float(rows["wall_s"].iloc[-1])
-    found["wall_s"] = state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s  # of a program that doesn't say
-    found["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].median())
-    return {**found, "gpu_hours": _gpu_hours(state, found["wall_s"])}
-
-
-def _gpu_hours(state: Mapping[str, Any], wall_s: float) -> float:
-    hours = min(state.get("gpus", 0), 1e6) * min(wall_s, 1e10) / 3600  # somebody may have written any number
-    return hours if math.isfinite(hours) else 0.0

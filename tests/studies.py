@@ -22,8 +22,9 @@ from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
 from isoflop.data.vocabulary import vocabulary
 from isoflop.launching.directory import make_directory
+from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import LOG_COLUMNS, RunDirectory
+from isoflop.runs import RunDirectory
 
 EXACT = list(LOG_COLUMNS)[:-3]
 """Columns of the loss log that repeat bit for bit."""

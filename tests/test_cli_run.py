@@ -22,7 +22,7 @@ from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
 from isoflop.launching import study as launching
 from isoflop.launching.directory import make_directory
-from isoflop.runs import read_runs
+from isoflop.results import read_runs
 
 Output = tuple[int, str, str]
 

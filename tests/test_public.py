@@ -24,7 +24,7 @@ SURFACE = {
     "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
     "predict": "isoflop.fitting.predicting",
-    "read_runs": "isoflop.runs",
+    "read_runs": "isoflop.results",
 }
 """Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""
 

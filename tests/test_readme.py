@@ -28,8 +28,9 @@ from studies import exact, wait_for
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile
 from isoflop.launching.command import NAMES
+from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.runspec import COLUMNS
-from isoflop.runs import LOG_COLUMNS, RunDirectory
+from isoflop.runs import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,9 +21,11 @@ from studies import hold_lease, kill, run_of, start, tiny_study, wait_for
 
 from isoflop.errors import RunError
 from isoflop.launching.directory import make_directory, run_config
+from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import COLUMNS
-from isoflop.runs import LOG_COLUMNS, RunDirectory, State, read_runs, write_runs
+from isoflop.results import read_runs, write_runs
+from isoflop.runs import RunDirectory, State
 
 
 def rows(step: int, split: str = "train") -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def extend(
     from isoflop.following.extend import extend as choose
     from isoflop.following.sweep_file import write_sweep
     from isoflop.reporting.following import print_extension
-    from isoflop.runs import read_runs
+    from isoflop.results import read_runs
 
     definition = directory / "sweep.yaml"
     if not definition.exists():

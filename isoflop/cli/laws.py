@@ -78,7 +78,7 @@ def fit(
     from isoflop.fitting.together import Options
     from isoflop.reporting.laws import print_fits
     from isoflop.reporting.terminal import warn
-    from isoflop.runs import write_runs
+    from isoflop.results import write_runs
 
     if (Path(source) / "plan.parquet").exists():
         try:

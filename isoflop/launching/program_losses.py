@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.runs import LOG_COLUMNS, RunDirectory, log_row
+from isoflop.losslog import LOG_COLUMNS, log_row
+from isoflop.runs import RunDirectory
 from isoflop.shapes import ModelShape
 
 MOST = {"step": 10**9 - 1, "tokens": 2**53, "targets": 2**53}

@@ -8,7 +8,8 @@ import numpy as np
 
 from isoflop.errors import ConfigError
 from isoflop.laws import SURFACES
-from isoflop.runs import RunDirectory, State, log_row
+from isoflop.losslog import log_row
+from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 
 NOISE = 0.003

@@ -19,7 +19,8 @@ from isoflop.launching.directory import check_study, make_directory, sweep_direc
 from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory, write_runs
+from isoflop.results import write_runs
+from isoflop.runs import RunDirectory
 from isoflop.training.loggers import check_installed
 
 if TYPE_CHECKING:

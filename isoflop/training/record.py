@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.runs import RunDirectory, log_row
+from isoflop.losslog import log_row
+from isoflop.runs import RunDirectory
 from isoflop.shapes import ModelShape
 from isoflop.training.loggers import Loggers
 

@@ -13,7 +13,7 @@ import pytest
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, read_table, simulate_isoflop
 from isoflop.fitting.finalloss import FinalRule, final_loss, is_held_out, rule_for
-from isoflop.runs import read_runs
+from isoflop.results import read_runs
 
 STUDY = Path(__file__).parents[2] / "analysis" / "pocket-64"
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,8 +31,10 @@ from isoflop.launching.directory import make_directory
 from isoflop.launching.program_losses import keep_rows, read_rows
 from isoflop.launching.steering import newest_log
 from isoflop.lease import LeaseLostError
+from isoflop.losslog import LOG_COLUMNS, log_row
 from isoflop.planning.plan import Plan
-from isoflop.runs import LOG_COLUMNS, RunDirectory, State, log_row, read_runs
+from isoflop.results import read_runs
+from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 
 STEPS = 71
@@ -143,8 +146,13 @@ HELDOUT = loss(split="heldout")
 
 def alive(run: RunDirectory) -> list[str]:
     """Processes of a program that have not ended."""
-    states = [Path("/proc", process, "stat") for process in (run.path / "processes").read_text().split()]
-    return [str(stat) for stat in states if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"]
+    found = []
+    for process in (run.path / "processes").read_text().split():
+        stat = Path("/proc", process, "stat")
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ends while it is looked at
+            if stat.read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(str(stat))
+    return found
 
 
 # The program's losses

@@ -18,7 +18,7 @@ from isoflop.launching.directory import make_directory, runs_root
 from isoflop.launching.snapshot import commit_of
 from isoflop.planning.plan import Plan
 from isoflop.recipes import POCKET, RECIPES
-from isoflop.runs import read_runs
+from isoflop.results import read_runs
 
 
 def test_what_is_in_it(study: tuple[Path, Plan]) -> None:

@@ -19,7 +19,8 @@ from isoflop.launching.directory import make_directory
 from isoflop.launching.study import prepare_data
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import RunDirectory, read_runs, write_runs
+from isoflop.results import read_runs, write_runs
+from isoflop.runs import RunDirectory
 
 SODA = "train.trainer={simulated: soda}"
 QUIET = 1e-4
@@ -40,7 +41,8 @@ from pathlib import Path
 from isoflop.launching.attempt import attempt
 from isoflop.launching.directory import make_directory
 from isoflop.planning.plan import plan
-from isoflop.runs import RunDirectory, read_runs
+from isoflop.results import read_runs
+from isoflop.runs import RunDirectory
 
 study = plan(sys.argv[1], ["train.trainer=simulated: soda"])
 directory = make_directory(study, Path(sys.argv[2]))

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from isoflop.config.loading import load_sweep, to_yaml
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
+from isoflop.losslog import LOG_COLUMNS
 from isoflop.reporting import html, report_sweep
 from isoflop.reporting.figures import NAMES
 from isoflop.reporting.sweep import loss_curves
-from isoflop.runs import LOG_COLUMNS
 
 
 @pytest.fixture(autouse=True)

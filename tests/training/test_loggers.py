@@ -25,8 +25,9 @@ from wandb.proto import wandb_internal_pb2
 from isoflop.errors import ConfigError
 from isoflop.launching.directory import make_directory
 from isoflop.launching.study import train_study
+from isoflop.losslog import log_row
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import RunDirectory, log_row
+from isoflop.runs import RunDirectory
 from isoflop.training import loggers
 from isoflop.training.loggers import Loggers, WandB
 from isoflop.training.loop import Trainer, train

@@ -19,8 +19,10 @@ from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, Windows
 from isoflop.data.vocabulary import Kind
 from isoflop.errors import RunError
+from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan
-from isoflop.runs import LOG_COLUMNS, RunDirectory, read_runs
+from isoflop.results import read_runs
+from isoflop.runs import RunDirectory
 from isoflop.training import devices, loop
 from isoflop.training.loop import Trainer, train
 from isoflop.training.loss import KINDS, by_kind
