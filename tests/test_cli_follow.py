@@ -95,6 +95,7 @@ def test_expectations_that_are_refused(planned: Callable[..., Output], arguments
 def test_only_what_is_new_is_run(isoflop: Callable[..., Output], study: Path, root: Path) -> None:
     code, out, err = isoflop("extend", str(study), "--max-flops", "1e20", "--runs", "8")
     assert code == 0
+    assert f"{study}: its losses are simulated (train.trainer), and so is what other runs would tell" in err
     before, after = plan(study / "sweep.yaml"), plan("soda-extended.yaml")
     new = {run.run_id for run in after.runs} - {run.run_id for run in before.runs}
     assert len(after.runs) == len(before.runs) + len(new)

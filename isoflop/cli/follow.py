@@ -55,6 +55,7 @@ def extend(
     from isoflop.following.extend import extend as choose
     from isoflop.following.sweep_file import write_sweep
     from isoflop.reporting.following import print_extension
+    from isoflop.reporting.terminal import warn
     from isoflop.results import read_runs
 
     definition = directory / "sweep.yaml"
@@ -62,9 +63,11 @@ def extend(
         raise ConfigError(f"{directory}: has no sweep.yaml; only a study that was laid out here can be extended")
     if purpose == "exponents" and target is not None:
         raise ConfigError("--target: the exponents are the same at any compute; leave it out, or ask --for loss")
-    sweep = load_sweep(definition)
+    sweep, table = load_sweep(definition), read_runs(directory)
+    if "simulated" in table and bool(table["simulated"].any()):
+        warn(f"{directory}: its losses are simulated (train.trainer), and so is what other runs would tell")
     extension = choose(
-        sweep, read_runs(directory), purpose=purpose or ("loss" if target is not None else "exponents"), target=target,
+        sweep, table, purpose=purpose or ("loss" if target is not None else "exponents"), target=target,
         max_flops=max_flops, max_runs=runs, enough=until, n=n, loss=loss,
     )  # fmt: skip
     file = None

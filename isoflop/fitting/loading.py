@@ -135,6 +135,8 @@ def _fits(document: dict[str, Any], path: Path) -> FitFile:
         for i, fit in enumerate(fits)
         if "law" not in fit.entry and math.isnan(fit.exponents.loc["a", "low"])
     ]
+    drawn = (found["message"] for fit in fits for found in fit.diagnostics if found.get("code") == "simulated")
+    notes += [f"{path}: {message}" for message in dict.fromkeys(drawn)]
     sweep = document.get("sweep")
     if sweep is not None:
         try:

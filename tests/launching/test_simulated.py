@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from studies import run_of, tiny_plan, write_sweep
 
 from isoflop.errors import ConfigError
-from isoflop.fitting import fit_isoflop
+from isoflop.fitting import fit_isoflop, load_fit, write_fit
 from isoflop.launching import simulated
 from isoflop.launching.attempt import attempt
 from isoflop.launching.directory import make_directory
@@ -74,6 +74,9 @@ def test_a_study_gives_its_law_back_and_says_what_it_is(
     assert fit.lines["params"].slope == pytest.approx(SURFACES[law].a, abs=0.03)
     assert fit.diagnostics[0]["code"] == "simulated"
     assert "All losses are simulated (train.trainer): drawn from a law" in " ".join(fit.summary().split())
+    write_fit(tmp_path, [fit])
+    (note,) = load_fit(tmp_path).notes
+    assert note.startswith(f"{tmp_path / 'fit.json'}: All losses are simulated (train.trainer): drawn from a law")
 
 
 def test_a_log_is_that_of_a_run_that_was_trained(tmp_path: Path) -> None:

@@ -57,3 +57,9 @@ def test_jobs_of_runs_that_the_sweep_has_no_more_are_noted(study: Study, capsys:
     document = json.loads(capsys.readouterr().out)
     assert [run["run_id"] for run in document["runs"]] == study.ids
     assert document["notes"][0].startswith(note)
+
+
+def test_simulated_losses_are_marked(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    study.run(1).set_state("running", simulated=True)
+    print_status(read_status(study.directory, 2))
+    assert "the losses of 1 runs are simulated (train.trainer): drawn from a law" in capsys.readouterr().err
