@@ -106,7 +106,9 @@ def shares_beside(
     Where an array waits already, for others to hand on what they hold, these shares stay, and what is new comes last.
     """
     limits = profile.max_gpus, profile.max_jobs
-    if any(array.waits for array in active) and limits != (None, None):
+    if limits == (None, None):
+        return [Share(0)] * len(active) + share(lines, None, None)
+    if any(array.waits for array in active):
         first, everything = len(active), tuple(range(len(active)))
         new = share(lines, *limits, order)
         moved = [Share(one.places, (*everything, *(first + n for n in one.after))) for one in new]

@@ -46,12 +46,12 @@ TIMING_KEYS = {
 
 def runs_root() -> Path:
     """$ISOFLOP_ROOT, by default ./runs: the folder of all data and sweeps."""
-    return Path(os.environ.get("ISOFLOP_ROOT") or "runs").resolve()
+    return Path(os.path.realpath(os.environ.get("ISOFLOP_ROOT") or "runs"))
 
 
 def root_of(profile: Profile) -> Path:
     """The folder of runs that a profile names, as all nodes see it; without one that of this machine."""
-    return Path(profile.root).expanduser().resolve() if profile.root else runs_root()
+    return Path(os.path.realpath(Path(profile.root).expanduser())) if profile.root else runs_root()
 
 
 def sweep_directory(sweep: Sweep, root: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from isoflop.errors import ClusterError
 from isoflop.launching.attempt import record_failure
-from isoflop.launching.seen import Seen, read_queue, see
+from isoflop.launching.seen import Seen, read_queue, recorded_supervisor, see
 from isoflop.launching.signals import KILLED
 from isoflop.launching.slurm import HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
 from isoflop.launching.submission import Submission, submissions_folder
@@ -64,6 +64,7 @@ class Picture:
         orphans: jobs that nobody needs: of a cancellation that broke off, and waiting ones of runs that are over or
             that have a newer job.
         active: jobs in the queue that are not over, by run, the oldest first; of runs that the sweep has no more too.
+        unwatched: the job of a supervisor that has ended, by itself or not.
     """
 
     runs: dict[str, Where]
@@ -71,6 +72,7 @@ class Picture:
     certain: bool
     orphans: tuple[str, ...] = ()
     active: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unwatched: str | None = None
 
     @property
     def held(self) -> list[str]:
@@ -102,7 +104,16 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
     unsettled = [run_id for run_id in latest if run_id in runs and stored[run_id]["state"] not in SETTLED]
     seen = see(submissions, queue, [latest[run_id].task(run_id) for run_id in unsettled])
     found = {run_id: _where(run, stored[run_id], latest.get(run_id), seen, retries) for run_id, run in runs.items()}
-    return Picture(found, tuple(notes), queue is not None, _orphans(submissions, latest, found, seen), seen.active)
+    _, watcher = recorded_supervisor(directory) or ("", None)
+    job = seen.job(watcher)
+    return Picture(
+        found,
+        tuple(notes),
+        queue is not None,
+        _orphans(submissions, latest, found, seen),
+        seen.active,
+        watcher if queue is not None and not (job and job.active) else None,
+    )
 
 
 def _orphans(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from isoflop.errors import ClusterError
 from isoflop.launching import slurm
 from isoflop.launching.slurm import Task
-from isoflop.launching.submission import Submission
+from isoflop.launching.submission import Submission, submissions_folder
 
 HELD = {"SPECIAL_EXIT", "REQUEUE_HOLD"}
 """What SLURM calls jobs that wait since somebody has requeued them to be held."""
@@ -35,6 +37,19 @@ class Seen:
     def job(self, task: str | None) -> Task | None:
         """A job as the queue has it."""
         return self.queue.get(task or "") if self.queue is not None else None
+
+
+def recorded_supervisor(directory: Path) -> tuple[str, str | None] | None:
+    """Name and id of the last supervisor's job, the id None while nobody knows it; None where there was none."""
+    folder = submissions_folder(directory) / "supervisor"
+    try:
+        kept = json.loads((folder / "job.json").read_text())
+        return str(kept["name"]), kept["job_id"] and str(kept["job_id"])
+    except FileNotFoundError:
+        file = folder / "job_id"  # of an earlier version
+        return ("", file.read_text().strip()) if file.exists() else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_queue() -> dict[str, Task]:

@@ -52,6 +52,7 @@ class Submission:
         submitted: seconds since 1970.
         job_id: of the array; None until sbatch has answered.
         cancelled: runs whose task was cancelled by isoflop.
+        at_once: how many of its tasks SLURM lets run at once; 0 where nobody has said.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Submission:
     submitted: float
     job_id: str | None = None
     cancelled: tuple[str, ...] = ()
+    at_once: int = 0
 
     def task(self, run_id: str) -> str | None:
         """SLURM's id of a run's task."""
@@ -155,7 +157,7 @@ def submit_array(array: Array, profile: Profile, directory: Path, code: Path, af
 def _submit(array: Array, profile: Profile, directory: Path, code: Path, after: str | None) -> Submission:
     runs = tuple(run.run_id for run in array.runs)
     name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
-    submission = Submission(name, runs, array.gpus, time.time())
+    submission = Submission(name, runs, array.gpus, time.time(), at_once=array.at_once)
     folder = submissions_folder(directory)
     submission.write(folder)
     jobs = [RunJob(str(directory / run_id)) for run_id in runs]

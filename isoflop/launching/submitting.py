@@ -204,7 +204,7 @@ def submit(
         if intent.queued:
             prepare_data(plan.sweep, directory.parent, on_data)
         elif _is_laid_out(plan, directory):
-            _throttle(active, shares_beside(active, [], profile))
+            _throttle(directory, submissions, active, shares_beside(active, [], profile))
             return intent
         code, _ = study_code(directory, renew=new_code and bool(intent.queued))
         make_directory(plan, directory.parent, code)
@@ -216,7 +216,8 @@ def submit(
         if cancelled:
             approve(directory, intent.queued)
         arrays = intent.arrays(plan, profile, order, active)
-        _throttle(active, shares_beside(active, [[job_of(run) for run in array.runs] for array in arrays], profile))
+        lines = [[job_of(run) for run in array.runs] for array in arrays]
+        _throttle(directory, submissions, active, shares_beside(active, lines, profile))
         ids, profile = [array.job_id for array in active], with_excluded(profile, intent.bad_nodes)
         for array in arrays:
             lease.check()
@@ -256,12 +257,17 @@ def active_arrays(plan: Plan, intent: Intent, submissions: Sequence[Submission])
     return found
 
 
-def _throttle(active: Sequence[Active], shares: Sequence[Share]) -> None:
+def _throttle(
+    directory: Path, submissions: Sequence[Submission], active: Sequence[Active], shares: Sequence[Share]
+) -> None:
     """Lets as many runs of the queued arrays run at once as their share is now."""
-    for array, held in zip(active, shares, strict=False):
-        if len(array.jobs) > 1 and held.places:
+    by_job = {array.job_id: held for array, held in zip(active, shares, strict=False)}
+    for item in submissions:
+        held = by_job.get(item.job_id or "")
+        if held and held.places and len(item.runs) > 1 and held.places != item.at_once:
             with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
-                slurm.throttle(array.job_id, held.places)
+                slurm.throttle(item.job_id or "", held.places)
+                replace(item, at_once=held.places).write(submissions_folder(directory))
 
 
 def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:

@@ -22,6 +22,7 @@ from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
 from isoflop.launching.notifying import Teller
 from isoflop.launching.reconcile import Picture, is_hopeless
+from isoflop.launching.seen import recorded_supervisor
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.steering import look
@@ -179,7 +180,9 @@ def add_supervisor(profile: Profile, directory: Path) -> str | None:
     with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
         if not lease:
             raise BusyError(f"{directory}: another isoflop command is at work here; wait for it")
-        if (before := _supervisor(folder)) and (job := slurm.queue().get(before)) is not None and job.active:
+        name, job_id = recorded_supervisor(directory) or ("", None)
+        before = job_id or (slurm.named(name) if name else None)
+        if before and (job := slurm.queue().get(before)) is not None and job.active:
             return None
         code, _ = study_code(directory)
         name, file = f"{directory.name}-supervisor-{uuid.uuid4().hex[:8]}", folder / "job.json"
@@ -196,23 +199,6 @@ def add_supervisor(profile: Profile, directory: Path) -> str | None:
 def _write(file: Path, name: str, job_id: str | None) -> None:
     with replace_file(file) as temporary:
         temporary.write_text(json.dumps({"name": name, "job_id": job_id}) + "\n")
-
-
-def _supervisor(folder: Path) -> str | None:
-    """The id of the last supervisor, where one was queued.
-
-    Raises:
-        ClusterError: one may have been, and the controller does not answer.
-    """
-    try:
-        kept = json.loads((folder / "job.json").read_text())
-        job_id, name = kept["job_id"], kept["name"]
-    except FileNotFoundError:
-        file = folder / "job_id"  # of an earlier version
-        return file.read_text().strip() if file.exists() else None
-    except (ValueError, KeyError, TypeError):
-        return None
-    return job_id or slurm.named(name)
 
 
 def light(profile: Profile) -> Profile:

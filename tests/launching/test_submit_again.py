@@ -114,7 +114,7 @@ def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Out
 def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> None:
     """What an array that has ended held goes to the others, at every look."""
     gpu = Gpu(type="h100-sxm", per_node=8)
-    study.profile = dataclasses.replace(study.profile, gpu=gpu, max_gpus=4, max_jobs=None)
+    study.profile = dataclasses.replace(study.profile, gpu=gpu, max_gpus=3, max_jobs=None)
     sizes = (2, 1, 1)
     study.plan = dataclasses.replace(
         study.plan,
@@ -123,12 +123,14 @@ def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> No
             for run, count in zip(study.plan.runs, sizes, strict=True)
         ),
     )
-    assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 2]
+    assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 1]
     study.submit()
     study.slurm.change(queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]})
     told = scontrol(study)
     study.submit(runs=())
     assert told() == ["update jobid=101 arraytaskthrottle=2"]
+    study.submit(runs=())
+    assert len(told()) == 1  # once
 
 
 def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(

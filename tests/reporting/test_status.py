@@ -10,6 +10,7 @@ import pytest
 from fake_study import Study, make_study
 
 from isoflop.launching.submission import Submission, submissions_folder
+from isoflop.launching.supervising import add_supervisor
 from isoflop.reporting.status import print_status, print_status_json, read_status
 
 
@@ -63,3 +64,21 @@ def test_simulated_losses_are_marked(study: Study, capsys: pytest.CaptureFixture
     study.run(1).set_state("running", simulated=True)
     print_status(read_status(study.directory, 2))
     assert "the losses of 1 runs are simulated (train.trainer): drawn from a law" in capsys.readouterr().err
+
+
+def test_a_supervisor_that_has_ended_before_the_study_is_missed(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = add_supervisor(study.profile, study.directory)
+    print_status(read_status(study.directory, 2))
+    assert "supervisor" not in capsys.readouterr().err
+    queue = study.slurm.read()["queue"]
+    study.slurm.change(queue={**queue, str(job): ["OUT_OF_MEMORY", "n1", "None"]})
+    print_status(read_status(study.directory, 2))
+    note = f"the supervisor, job {job}, has ended; `isoflop submit ... --supervise` queues another"
+    assert note in capsys.readouterr().err
+    study.slurm.change(queue={str(job): ["COMPLETED", "n1", "None"]})  # as it does when nothing is left
+    for number in range(3):
+        study.run(number).set_state("diverged", "the loss was not finite")
+    print_status(read_status(study.directory, 2))
+    assert "supervisor" not in capsys.readouterr().err
