@@ -669,9 +669,9 @@ def attempt_here(run: RunDirectory) -> None:
 
 def test_nothing_of_a_program_outlives_a_killed_worker(program: Program) -> None:
     study = program(WRITES_ON)
-    losses = study.run.path / "losses.jsonl"
+    losses, processes = study.run.path / "losses.jsonl", study.run.path / "processes"
     worker = start(attempt_here, study.run)
-    wait_for(lambda: losses.exists() and len(alive(study.run)) == 3)
+    wait_for(lambda: losses.exists() and processes.exists() and len(alive(study.run)) == 3)
     kill(worker)
     wait_for(lambda: not alive(study.run), 10)
     written = losses.read_bytes()

@@ -126,6 +126,7 @@ def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> No
     assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 1]
     study.submit()
     study.slurm.change(queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]})
+    study.run(0).set_state("diverged", "the loss was not finite")
     told = scontrol(study)
     study.submit(runs=())
     assert told() == ["update jobid=101 arraytaskthrottle=2"]
