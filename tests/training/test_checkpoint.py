@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from studies import kill, save_for_ever, start, wait_for
+from studies import kill, run_of, save_for_ever, start, tiny_study, wait_for
 
 from isoflop.files import remove_abandoned
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
+from isoflop.training.loop import train
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -137,3 +138,18 @@ def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, seed: int) -> Non
     remove_abandoned(tmp_path)
     save(tmp_path, newest + 1)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(tmp_path: Path) -> None:
+    root, plan = tiny_study(tmp_path, "widths=[24]", "budgets=[1e9]")
+    run, shape = run_of(root, plan), plan.runs[0].shape
+    stopped = iter([True])
+    assert train(run, root, should_stop=lambda: next(stopped)) == "pending"  # after one step
+    saved = loaded(run.checkpoints)
+    weights = sum(weight.nbytes for weight in saved["model"].values())
+    moments = [value for state in saved["optimizer"]["state"].values() for value in state.values()]
+    many = [value.nbytes for value in moments if isinstance(value, torch.Tensor) and value.numel() > 1]
+    assert weights == shape.weight_bytes()
+    assert sum(many) == shape.optimizer_bytes()
+    (file,) = run.checkpoints.glob("*.pt")
+    assert weights + sum(many) < file.stat().st_size <= shape.checkpoint_bytes
