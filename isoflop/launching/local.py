@@ -159,6 +159,8 @@ class LocalPool:
             raise RunError(f"{self.directory}: workers end before they train anything; see {job.paths.stderr}")
 
     def _stop(self) -> None:
+        with contextlib.suppress(OSError):  # on a full disk: the signals say it too, one worker after the other
+            write_order(self.directory, [])
         limit, asked = time.monotonic() + STOP_S, -math.inf
         while (alive := [job for job in self._jobs.values() if not job.done()]) and time.monotonic() < limit:
             if time.monotonic() - asked > ASK_AGAIN_S:  # a worker that is starting misses a signal

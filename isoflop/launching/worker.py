@@ -33,9 +33,10 @@ class Worker:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         directory = Path(self.sweep)
         ended = 0
-        for run_id in (directory / ORDER_FILE).read_text().split():
-            self._looked_at = 0.0  # a run that another worker has just let go, as its parent is gone, is not taken
-            if self.should_stop():
+        for run_id in read_order(directory):
+            # A run that another worker has just let go, as all are to stop, or as their parent is gone, is not taken.
+            self._looked_at = 0.0
+            if self.should_stop() or run_id not in read_order(directory):
                 break
             run = RunDirectory(directory / run_id)
             with run.lease() as mine:
@@ -63,7 +64,12 @@ def _began(process: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
+def read_order(directory: Path) -> list[str]:
+    """The runs that workers take, in order; none once they are to stop."""
+    return (directory / ORDER_FILE).read_text().split()
+
+
 def write_order(directory: Path, run_ids: list[str]) -> None:
-    """The order in which workers take runs."""
+    """Sets the runs that workers take, and their order."""
     with replace_file(directory / ORDER_FILE) as temporary:
         temporary.write_text("\n".join(run_ids) + "\n")

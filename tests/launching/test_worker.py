@@ -189,3 +189,24 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
     for number in range(3):
         assert_frame_equal(exact(run_of(root, plan, number)), exact(run_of(elsewhere, plan, number)), check_exact=True)
     assert not [path for path in directory.rglob(".*.tmp") if path.parent.name in ("checkpoints", "loss")]
+
+
+def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another_has_let_go(
+    study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, plan = study
+    directory, taken = order(root, plan), []
+
+    def stopped_meanwhile(run: RunDirectory, *_: object) -> str:
+        taken.append(run.run_id)
+        write_order(directory, [])  # as the pool does, before its signals reach one worker after the other
+        return "done"
+
+    monkeypatch.setattr(worker, "attempt", stopped_meanwhile)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGUSR2)]
+    try:
+        assert Worker(str(directory), os.getpid())() == 1
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    assert taken == [plan.runs[0].run_id]
