@@ -79,6 +79,10 @@ class Picture:
         """Jobs that SLURM holds since a node could not start them; the run is not to blame, and nobody meant it."""
         return [where.task for where in self.runs.values() if where.task and where.reason.startswith(LAUNCH_FAILED)]
 
+    def noting(self, note: str) -> Picture:
+        """The picture with one more thing that the user should know."""
+        return replace(self, notes=(*self.notes, note))
+
     def ids(self, *states: State) -> list[str]:
         return [run_id for run_id, where in self.runs.items() if where.state in states]
 

@@ -78,11 +78,11 @@ def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
         some = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
         are = "runs that the sweep has no more are" if len(dropped) > 1 else "run that the sweep has no more is"
         note = f"{len(dropped)} {are} under way: {some}; `isoflop cancel {directory} NAME` ends one"
-        picture = dataclasses.replace(picture, notes=(*picture.notes, note))
+        picture = picture.noting(note)
     left = {run_id for run_id, where in picture.runs.items() if where.task or where.again}
     if picture.unwatched and left.difference(picture.ids("cancelled")) & approved(directory):
         note = f"the supervisor, job {picture.unwatched}, has ended; `isoflop submit ... --supervise` queues another"
-        picture = dataclasses.replace(picture, notes=(*picture.notes, note))
+        picture = picture.noting(note)
     return picture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def read_status(directory: Path, retries: int) -> Status:
     picture = look(directory, retries)
     if drawn := sum(bool(where.stored.get("simulated")) for where in picture.runs.values()):
         note = f"the losses of {drawn} runs are simulated (train.trainer): drawn from a law, not trained"
-        picture = replace(picture, notes=(*picture.notes, note))
+        picture = picture.noting(note)
     plan = plan_rows(directory, ["run_id", "tokens", "train_flops", "est_gpu_hours"])
     rows = tuple(
         Row(picture.runs[row["run_id"]], row["tokens"], row["train_flops"], row["est_gpu_hours"]) for row in plan
