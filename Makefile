@@ -27,7 +27,7 @@ test-slow: setup ## Run the tests that take minutes.
 test-all: setup ## Run every test.
 	$(RUN) pytest
 
-test-gpu: setup ## Run the tests that need an NVIDIA GPU.
+test-gpu: setup ## Run the tests that need NVIDIA GPUs: one, and as many as there are up to 8.
 	$(RUN) pytest -m gpu
 
 check: setup ## Lint, check the format and the types.

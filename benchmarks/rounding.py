@@ -20,24 +20,21 @@ from isoflop.planning.plan import plan
 from isoflop.runs import RunDirectory
 
 
-def train_along(run: RunDirectory, root: Path, rank: int, size: int, meeting: Path) -> None:
+def train_along(run: RunDirectory, root: Path, rank: int, size: int, place: str) -> None:
     """The part of one process."""
     import torch
-    import torch.distributed as dist
 
     from isoflop.training.loop import train
-    from isoflop.training.ranks import Ranks
+    from isoflop.training.ranks import meet
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    train(run, root, ranks=Ranks(rank, size, rank))
-    dist.destroy_process_group()
+    train(run, root, ranks=meet(rank, size, rank, place))
 
 
 def last_loss(run: RunDirectory, root: Path, size: int) -> float:
     """Held-out loss after the last step of a run that so many processes have trained."""
-    context, meeting = multiprocessing.get_context("spawn"), run.path / "meeting"
-    processes = [context.Process(target=train_along, args=(run, root, rank, size, meeting)) for rank in range(size)]
+    context, place = multiprocessing.get_context("spawn"), f"file://{run.path / 'meeting'}"
+    processes = [context.Process(target=train_along, args=(run, root, rank, size, place)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:

@@ -185,6 +185,26 @@ def train_here(run: RunDirectory, root: Path) -> None:
         train(run, root)
 
 
+def train_together(run: RunDirectory, root: Path, size: int, *, nccl: bool = False) -> None:
+    """Trains a run with several processes, with NCCL on a GPU each."""
+    place = f"file://{run.path / 'meeting'}"
+    processes = [start(_train_along, run, root, rank, size, place, nccl) for rank in range(size)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def _train_along(run: RunDirectory, root: Path, rank: int, size: int, place: str, nccl: bool) -> None:
+    import torch
+
+    from isoflop.training.loop import train
+    from isoflop.training.ranks import meet
+
+    torch.set_num_threads(1)
+    assert train(run, root, ranks=meet(rank, size, rank, place, nccl=nccl)) == "done"
+    torch.distributed.destroy_process_group()
+
+
 def hold_lease(run: RunDirectory) -> None:
     with run.lease() as mine:
         assert mine

@@ -78,10 +78,22 @@ def join(on_gpus: bool = True) -> Ranks:
     import submitit
 
     found = submitit.helpers.TorchDistributedEnvironment().export()
-    on_gpus = on_gpus and torch.cuda.is_available()
-    if on_gpus:
-        torch.cuda.set_device(found.local_rank % torch.cuda.device_count())
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=TIMEOUT)
-    if not on_gpus:  # threads that gloo leaves behind may end the process with SIGABRT; NCCL's end waits for the others
+    return meet(found.rank, found.world_size, found.local_rank, nccl=on_gpus and torch.cuda.is_available())
+
+
+def meet(rank: int, size: int, local: int, place: str = "env://", *, nccl: bool = False) -> Ranks:
+    """Meets the other processes of a run.
+
+    Args:
+        rank: of this process.
+        size: how many they are.
+        local: of this process among those of its machine.
+        place: where, as `init_process_group` names it.
+        nccl: each has a GPU of its own, by which they talk; else they talk over the network (gloo).
+    """
+    if nccl:
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    dist.init_process_group("nccl" if nccl else "gloo", place, timeout=TIMEOUT, rank=rank, world_size=size)
+    if not nccl:  # threads that gloo leaves behind may end the process with SIGABRT; NCCL's end waits for the others
         atexit.register(dist.destroy_process_group)
-    return Ranks(found.rank, found.world_size, found.local_rank)
+    return Ranks(rank, size, local)

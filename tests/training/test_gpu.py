@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from studies import exact, final_weights, start, tiny_plan, write_corpus
+from studies import exact, final_weights, start, tiny_plan, train_together, write_corpus
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder
@@ -26,7 +26,6 @@ from isoflop.runs import RunDirectory
 from isoflop.training import devices
 from isoflop.training.loop import Trainer
 from isoflop.training.measuring import measure
-from isoflop.training.ranks import Ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -115,27 +114,17 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
         assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """On one GPU, and so by gloo: NCCL wants one for each."""
-    logs = []
-    for size in (1, 2):
-        run, root = study(tmp_path / str(size))
-        processes = [start(_train_along, run, root, rank, size, tmp_path / f"meeting{size}") for rank in range(size)]
-        for process in processes:
-            process.join()
-            assert process.exitcode == 0
-        logs.append(run)
+@pytest.mark.parametrize(("size", "nccl"), [(2, False), (2, True), (4, True), (8, True)])
+def test_processes_train_as_one(tmp_path: Path, size: int, nccl: bool) -> None:
+    """By gloo on one GPU; by NCCL, as in a job, with one each."""
+    if nccl and torch.cuda.device_count() < size:
+        pytest.skip(f"needs {size} GPUs")
+    (one, one_root), (several, several_root) = (study(tmp_path / name) for name in ("one", "several"))
+    train_together(one, one_root, 1, nccl=nccl)
+    train_together(several, several_root, size, nccl=nccl)
     same = ["step", "split", "kind", "tokens", "targets", "lr"]
-    assert_frame_equal(logs[0].log().loc[:, same], logs[1].log().loc[:, same], check_exact=True)
-    assert_near(losses_of(logs[1]), losses_of(logs[0]))
-
-
-def _train_along(run: RunDirectory, root: Path, rank: int, size: int, meeting: Path) -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    assert Trainer(run, root, Ranks(rank, size, rank)).train(lambda: False) == "done"
-    dist.destroy_process_group()
+    assert_frame_equal(one.log().loc[:, same], several.log().loc[:, same], check_exact=True)
+    assert_near(losses_of(several), losses_of(one))
 
 
 def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:

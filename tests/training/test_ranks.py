@@ -11,27 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from clusters import LONG
-from studies import start, tiny_plan, write_corpus
+from studies import tiny_plan, train_together, write_corpus
 
 from isoflop.launching.directory import make_directory
 from isoflop.runs import RunDirectory
 
 FIRST = 30
 """Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
-
-
-def train_along(run: RunDirectory, root: Path, rank: int, size: int, meeting: Path) -> None:
-    """The part of one process."""
-    import torch
-    import torch.distributed as dist
-
-    from isoflop.training.loop import train
-    from isoflop.training.ranks import Ranks
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    train(run, root, ranks=Ranks(rank, size, rank))
-    dist.destroy_process_group()
 
 
 def trained(folder: Path, size: int) -> pd.DataFrame:
@@ -41,9 +27,7 @@ def trained(folder: Path, size: int) -> pd.DataFrame:
     root = folder / "runs"
     write_corpus(root, plan)
     run = RunDirectory(make_directory(plan, root) / plan.runs[0].run_id)
-    for process in [start(train_along, run, root, rank, size, folder / "meeting") for rank in range(size)]:
-        process.join()
-        assert process.exitcode == 0
+    train_together(run, root, size)
     return run.log()
 
 
