@@ -205,7 +205,7 @@ def _by_law(
     name: str, law: Laws, table: pd.DataFrame, flops: float, sweep: Sweep | None, confidence: float
 ) -> MethodPrediction:
     """What a law says, whose `Laws.predict` at the budget is `table`."""
-    family = None if sweep is None else Family.of(sweep, law.n)
+    family = None if sweep is None else Family(sweep, law.n)
     if not isinstance(law.core, SurfaceCore):
         shape = None if family is None else family.nearest(cell(table, "params", "value"))
         return MethodPrediction(name, law, table, None, None, shape)
@@ -255,7 +255,7 @@ def _far(flops: float, laws: Sequence[Laws]) -> list[str]:
 
 def _configure(chosen: MethodPrediction, sweep: Sweep, flops: float) -> Plan:
     """One run of the chosen law's model, or of the next best that the recipe can train at the budget."""
-    family, shape = Family.of(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
+    family, shape = Family(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
     size = family.size(shape)
 
     def away(other: ModelShape) -> float:

@@ -15,11 +15,11 @@ import numpy as np
 from isoflop.config.identity import budget_label
 from isoflop.config.loading import load_sweep, to_mapping
 from isoflop.config.schema import LARGEST_WIDTH, Sweep, WidthRule
-from isoflop.data.vocabulary import vocabulary_size
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting.table import ParamCount
 from isoflop.planning.plan import Plan, plan
-from isoflop.recipes import Candidate, Limits, RecipeLike, find_recipe
+from isoflop.planning.rules import Rules
+from isoflop.recipes import Candidate, find_recipe
 from isoflop.shapes import ModelShape
 
 Floats = np.ndarray
@@ -33,25 +33,16 @@ class Family:
 
     Attributes:
         sweep: has the recipe, the window, the vocabulary and all that a training configuration needs.
-        recipe: its rules.
-        vocab_size: of its vocabulary.
         n: which parameter count is meant by N.
     """
 
     sweep: Sweep
-    recipe: RecipeLike
-    vocab_size: int
     n: ParamCount
 
-    @classmethod
-    def of(cls, sweep: Sweep, n: ParamCount) -> Family:
-        """The models of a sweep, with N counted so."""
-        return cls(
-            sweep,
-            find_recipe(sweep.recipe),
-            vocabulary_size(sweep.data.codec, sweep.data.text_tokenizer),
-            n,
-        )
+    @cached_property
+    def rules(self) -> Rules:
+        """The sweep's recipe."""
+        return Rules(self.sweep)
 
     @cached_property
     def step(self) -> int:
@@ -98,9 +89,8 @@ class Family:
 
     def train(self, budget: float, shapes: list[ModelShape]) -> Plan | None:
         """The plan of one run: of the first of some models that the recipe can train at a budget."""
-        scales = {"lr_scale": self.sweep.train.lr_scale, "batch_scale": self.sweep.train.batch_scale}
         for shape in shapes:
-            if isinstance(self.recipe.solve(budget, shape, Limits(), **scales), Candidate):
+            if isinstance(self.rules.solve(budget, shape), Candidate):
                 return plan(self._sweep(budget, shape.width))
         return None
 
@@ -120,8 +110,8 @@ class Family:
 
     def _shape(self, width: int) -> ModelShape | None:
         try:
-            return self.recipe.shape(width, self.vocab_size, self.sweep.seq_len)
-        except (ConfigError, ValueError):
+            return self.rules.shape(width)
+        except ConfigError:
             return None  # a lab's recipe need not make every width
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
-from isoflop.data.vocabulary import vocabulary_size
 from isoflop.errors import ConfigError
 from isoflop.fitting.table import ParamCount
 from isoflop.planning.grid import MOST_TOKENS
 from isoflop.planning.plan import epochs_of
-from isoflop.recipes import Candidate, Dropped, Limits, find_recipe
+from isoflop.planning.rules import Rules
+from isoflop.recipes import Candidate, Dropped, Limits
 
 Floats = np.ndarray
 WIDER = 2.0
@@ -90,17 +89,13 @@ def places_of(sweep: Sweep) -> list[Place]:
     Those that would pass over a source more often than `data.max_epochs` are left out: repeated data teach less, and
     no law of N and D knows it.
     """
-    recipe = find_recipe(sweep.recipe)
-    vocab_size = vocabulary_size(sweep.data.codec, sweep.data.text_tokenizer)
-    limits = Limits(sweep.min_batch, sweep.max_steps)
-    scales = {"lr_scale": sweep.train.lr_scale, "batch_scale": sweep.train.batch_scale}
-    shapes = []
-    for width in widths_of(sweep):
-        with suppress(ConfigError):  # a lab's recipe may have no shape of a width that its sweep does not name
-            shapes.append(recipe.shape(width, vocab_size, sweep.seq_len))
+    rules, limits = Rules(sweep), Limits(sweep.min_batch, sweep.max_steps)
     found = []
-    for budget, shape in itertools.product(budgets_of(sweep), shapes):
-        solved = recipe.solve(budget, shape, limits, **scales)
+    for budget, width in itertools.product(budgets_of(sweep), widths_of(sweep)):
+        try:
+            solved = rules.solve(budget, rules.shape(width), limits)
+        except ConfigError:
+            continue  # a lab's recipe need not make what its sweep does not name
         if isinstance(solved, Dropped) or solved.tokens > MOST_TOKENS:
             continue
         if max(epochs_of(sweep.data, solved.tokens).values(), default=0.0) <= sweep.data.max_epochs:

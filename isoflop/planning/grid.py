@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from isoflop.config.identity import budget_label
-from isoflop.config.schema import LARGEST_BUDGET, Sweep
-from isoflop.config.typed import SchemaError, require, show
-from isoflop.errors import IsoflopError
-from isoflop.recipes import Candidate, Dropped, Limits, RecipeLike
-from isoflop.shapes import ModelShape
+from isoflop.config.schema import Sweep
+from isoflop.config.typed import SchemaError
+from isoflop.planning.rules import Rules, place_label
+from isoflop.recipes import Candidate, Dropped, Limits
 
 MOST_TOKENS = 2**63 - 1
 CHECKS = {"lr x 0.5": (0.5, 1.0), "lr x 2": (2.0, 1.0), "batch x 0.5": (1.0, 0.5), "batch x 2": (1.0, 2.0)}
@@ -40,7 +37,7 @@ class GridPoint:
     @property
     def label(self) -> str:
         """E.g. `3e18 at width 768`."""
-        return _label(self.budget, self.width)
+        return place_label(self.budget, self.width)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Grid:
     dropped: tuple[Dropped, ...]
 
 
-def lay_out(sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> Grid:
+def lay_out(rules: Rules) -> Grid:
     """Solves every candidate of a sweep.
 
     Extra points keep to the recipe but not to `min_batch` and `max_steps` (as SODA's hand-set points);
@@ -62,13 +59,15 @@ def lay_out(sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> Grid:
         SchemaError: a budget or a point given twice, an extra point that has no solution, a replicate of no point, or
             a lab's recipe that fails.
     """
-    rules = _Rules(sweep, recipe, vocab_size)
+    sweep = rules.sweep
     limits, own = Limits(sweep.min_batch, sweep.max_steps), _distinct(sweep.budgets)
 
     def solve(budget: float, width: int, limits: Limits) -> Candidate | Dropped:
-        solution = rules.solve(budget, width, rules.shape(budget, width), limits)
+        solution = rules.solve(budget, rules.shape(width), limits)
         if isinstance(solution, Candidate) and solution.tokens > MOST_TOKENS:
-            message = f"{_label(budget, width)} would take {solution.tokens:.2g} tokens, more than a table can hold"
+            message = (
+                f"{place_label(budget, width)} would take {solution.tokens:.2g} tokens, more than a table can hold"
+            )
             raise SchemaError("budgets", f"{message}; lower the budget or start with wider models")
         return solution
 
@@ -85,10 +84,10 @@ def lay_out(sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> Grid:
     for i, point in enumerate(sweep.extra):
         place = (own.setdefault(budget_label(point.budget), point.budget), point.width)
         if place in kept:
-            raise SchemaError(f"extra[{i}]", f"{_label(*place)} is in the plan already; leave it out")
+            raise SchemaError(f"extra[{i}]", f"{place_label(*place)} is in the plan already; leave it out")
         solution = solve(*place, Limits())
         if isinstance(solution, Dropped):
-            raise SchemaError(f"extra[{i}]", f"{_label(*place)} can't be run: {solution.detail}")
+            raise SchemaError(f"extra[{i}]", f"{place_label(*place)} can't be run: {solution.detail}")
         dropped.pop(place, None)
         kept[place] = solution
 
@@ -111,69 +110,7 @@ def _distinct(budgets: tuple[float, ...]) -> dict[str, float]:
     return own
 
 
-class _Rules:
-    """A sweep's recipe, whose answers are checked: a lab's own may fail in any way."""
-
-    def __init__(self, sweep: Sweep, recipe: RecipeLike, vocab_size: int) -> None:
-        self.sweep, self.recipe, self.vocab_size = sweep, recipe, vocab_size
-        self._shapes: dict[int, ModelShape] = {}
-        name, version = show(recipe.name), show(recipe.version)
-        require(isinstance(recipe.name, str), "recipe", f"{sweep.recipe}: name: expected text, got {name}")
-        message = f"{sweep.recipe}: version: expected a whole number or text, got {version}"
-        require(isinstance(recipe.version, int | str), "recipe", message)
-
-    def shape(self, budget: float, width: int) -> ModelShape:
-        """The model of a width; `budget` is where it is first asked for."""
-        if width not in self._shapes:
-            shape = self._ask("shape", budget, width, width, self.vocab_size, self.sweep.seq_len)
-            if not isinstance(shape, ModelShape):
-                raise self._error("shape", budget, width, f"expected a ModelShape, got {show(shape)}")
-            self._shapes[width] = shape
-        return self._shapes[width]
-
-    def solve(
-        self, budget: float, width: int, shape: ModelShape, limits: Limits, by_lr: float = 1.0, by_batch: float = 1.0
-    ) -> Candidate | Dropped:
-        """What the recipe makes of a place, with factors on the sweep's own scales."""
-        train = self.sweep.train
-        scales = {"lr_scale": train.lr_scale * by_lr, "batch_scale": train.batch_scale * by_batch}
-        solution = self._ask("solve", budget, width, budget, shape, limits, **scales)
-        if (fault := _fault(solution)) is not None:
-            raise self._error("solve", budget, width, fault)
-        return solution
-
-    def _ask(self, rule: str, budget: float, width: int, *arguments: Any, **scales: float) -> Any:
-        try:
-            return getattr(self.recipe, rule)(*arguments, **scales)
-        except IsoflopError:
-            raise
-        except Exception as problem:
-            raise self._error(rule, budget, width, f"{type(problem).__name__} ({problem})") from problem
-
-    def _error(self, rule: str, budget: float, width: int, message: str) -> SchemaError:
-        return SchemaError("recipe", f"{self.sweep.recipe}: {rule} of {_label(budget, width)}: {message}")
-
-
-def _fault(solution: object) -> str | None:
-    """What is wrong with a recipe's answer, in words."""
-    if isinstance(solution, Dropped):
-        return None
-    if not isinstance(solution, Candidate):
-        return f"expected a Candidate or Dropped, got {show(solution)}"
-    if not isinstance(solution.shape, ModelShape):
-        return f"shape: expected a ModelShape, got {show(solution.shape)}"
-    for name in ("batch_size", "steps"):
-        value = getattr(solution, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_BUDGET:
-            return f"{name}: expected a whole number (int) above 0 and up to {LARGEST_BUDGET:g}, got {show(value)}"
-    if not isinstance(solution.lr, float) or not 0 < solution.lr < math.inf:
-        return f"lr: expected a finite number (float) above 0, got {show(solution.lr)}"
-    if not isinstance(solution.beta2, float | int) or not 0 <= solution.beta2 < 1:
-        return f"beta2: expected a number (float) from 0 to under 1, got {show(solution.beta2)}"
-    return None
-
-
-def _checks(rules: _Rules, kept: dict[tuple[float, int], Candidate]) -> tuple[GridPoint, ...]:
+def _checks(rules: Rules, kept: dict[tuple[float, int], Candidate]) -> tuple[GridPoint, ...]:
     """Each of some points at half and double learning rate, and batch; exempt from the limits, as extra points are.
 
     A batch that can't be halved is left out: one side shows less, but no less truly.
@@ -181,7 +118,7 @@ def _checks(rules: _Rules, kept: dict[tuple[float, int], Candidate]) -> tuple[Gr
     points = []
     for budget, width in _checked(set(kept)):
         for check, factors in CHECKS.items():
-            solution = rules.solve(budget, width, kept[budget, width].shape, Limits(), *factors)
+            solution = rules.solve(budget, kept[budget, width].shape, Limits(), *factors)
             if isinstance(solution, Candidate):
                 points.append(GridPoint(budget, solution, rules.sweep.seeds[:1], check))
     return tuple(points)
@@ -212,11 +149,11 @@ def _seeds(
     for i, replicate in enumerate(sweep.replicates):
         place = (own.get(budget_label(replicate.budget), replicate.budget), replicate.width)
         if place not in seeds:
-            message = f"{_label(*place)} is not in the plan{_nearest(*place, places)}"
+            message = f"{place_label(*place)} is not in the plan{_nearest(*place, places)}"
             raise SchemaError(f"replicates[{i}]", message)
         twice = sorted(set(seeds[place]) & set(replicate.seeds))
         if twice:
-            message = f"{_label(*place)} has seed {twice[0]} already; leave it out"
+            message = f"{place_label(*place)} has seed {twice[0]} already; leave it out"
             raise SchemaError(f"replicates[{i}].seeds", message)
         seeds[place] += replicate.seeds
     return seeds
@@ -230,7 +167,3 @@ def _nearest(budget: float, width: int, places: set[tuple[float, int]]) -> str:
     budgets = [budget_label(at) for at in sorted({at for at, _ in places})]
     near = difflib.get_close_matches(budget_label(budget), budgets, n=1, cutoff=0.0)
     return f"; did you mean budget {near[0]}?" if near else ""
-
-
-def _label(budget: float, width: int) -> str:
-    return f"{budget_label(budget)} at width {width}"

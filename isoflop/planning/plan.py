@@ -18,8 +18,9 @@ from isoflop.config.schema import Data, Sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.files import replace_file
 from isoflop.planning.grid import Grid, lay_out
+from isoflop.planning.rules import Rules
 from isoflop.planning.runspec import COLUMNS, RunSpec
-from isoflop.recipes import Dropped, find_recipe
+from isoflop.recipes import Dropped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,11 +155,9 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
         sweep, label = source, source.name
     else:
         sweep, label = load_sweep(source, overrides), fspath(source)
-    from isoflop.data.vocabulary import vocabulary_size
-
     try:
-        recipe = find_recipe(sweep.recipe)
-        grid = lay_out(sweep, recipe, vocabulary_size(sweep.data.codec, sweep.data.text_tokenizer))
+        rules = Rules(sweep)
+        grid = lay_out(rules)
         if not grid.points:
             raise _nothing_left(grid)
     except IsoflopError as problem:
@@ -169,7 +168,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
         candidate = point.candidate
         epochs = epochs_of(sweep.data, candidate.tokens)
         for seed in sorted(point.seeds):
-            identity = run_identity(sweep, recipe, candidate, seed)
+            identity = run_identity(sweep, rules.recipe, candidate, seed)
             runs.append(
                 RunSpec(
                     run_id=run_id(point.budget, point.width, seed, identity, point.check),

@@ -30,6 +30,7 @@ from isoflop.fitting.realising import Family
 from isoflop.fitting.solver import Points
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
+from isoflop.recipes import Recipe
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
@@ -88,9 +89,9 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
 )
 def test_the_best_model_is_the_best_of_all_that_can_be_made(law: str, recipe: str, budget: float, step: int) -> None:
     (method,) = predict(law, budget, recipe=recipe).methods
-    family = Family.of(load_sweep(recipe), "total")
+    family = Family(load_sweep(recipe), "total")
     assert family.step == step
-    shapes = [family.recipe.shape(k * step, family.vocab_size, family.sweep.seq_len) for k in range(1, 9000 // step)]
+    shapes = [family.rules.shape(k * step) for k in range(1, 9000 // step)]
     losses = [float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes]
     best = int(np.argmin(losses))
     assert 500 < shapes[best].width < 8000
@@ -115,7 +116,7 @@ def test_near_optimal_sizes_cost_what_they_may(budget: float) -> None:
 def test_near_optimal_models_are_inside_and_the_next_are_not(saved: FitFile) -> None:
     best = next(m for m in predict(saved, 1e21).methods if m.optimum is not None).optimum
     assert best is not None
-    family = Family.of(load_sweep("soda"), "total")
+    family = Family(load_sweep("soda"), "total")
     for near in best.near:
         assert near.low is not None
         assert near.high is not None
@@ -267,6 +268,23 @@ def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
 
 
 # Words and refusals
+
+
+def test_a_recipe_may_fail_where_a_model_is_looked_for(monkeypatch: pytest.MonkeyPatch, saved: FitFile) -> None:
+    shape, whole = Recipe.shape, predict(saved, 1e21).methods[0].shape
+
+    def some(self: Recipe, width: int, vocab_size: int, seq_len: int):
+        return {width: shape(self, width, vocab_size, seq_len)}[width // 512 * 512]
+
+    monkeypatch.setattr(Recipe, "shape", some)
+    found = predict(saved, 1e21).methods[0].shape
+    assert found is not None
+    assert whole is not None
+    assert found.width % 512 == 0
+    assert abs(found.width - whole.width) <= 512
+    monkeypatch.setattr(Recipe, "solve", lambda *_, **__: None)
+    with pytest.raises(ConfigError, match=r"^recipe: soda: solve of 1e21 at width \d+: expected"):
+        predict(saved, 1e21)
 
 
 def test_without_a_recipe_there_is_no_run() -> None:

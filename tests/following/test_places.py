@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from followed import every_second
 
 from isoflop.config import load_sweep
+from isoflop.errors import ConfigError
 from isoflop.following.places import Place, budgets_of, places_of, widths_of
 from isoflop.planning.plan import plan
+from isoflop.recipes import SODA, Recipe
 
 
 def keys(places: list[Place]) -> set[tuple[float, int]]:
@@ -55,18 +59,27 @@ def test_data_are_not_repeated_beyond_what_the_sweep_allows() -> None:
     assert keys(places_of(sweep)) < keys(places_of(load_sweep("soda")))
 
 
-def test_a_recipe_without_a_shape_for_some_widths(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isoflop.errors import ConfigError
-    from isoflop.recipes import SODA, Recipe
-
+@pytest.mark.parametrize("error", [ConfigError, KeyError])
+def test_a_recipe_without_a_shape_for_some_widths(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     shape = Recipe.shape
 
     def only_even(self: Recipe, width: int, vocab_size: int, seq_len: int):
         if width % 256:
-            raise ConfigError("no such width")
+            raise error("no such width")
         return shape(self, width, vocab_size, seq_len)
 
     monkeypatch.setattr(Recipe, "shape", only_even)
     widths = {place.width for place in places_of(load_sweep("soda", {"recipe": SODA.name}))}
     assert widths
     assert all(width % 256 == 0 for width in widths)
+
+
+def test_a_recipe_that_fails_beyond_its_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that a lab looks its batches up in, say."""
+    solve, sweep = Recipe.solve, load_sweep("soda")
+
+    def up_to(self: Recipe, budget: float, *rest: Any, **scales: float):
+        return solve(self, {budget: budget for budget in sweep.budgets}[budget], *rest, **scales)
+
+    monkeypatch.setattr(Recipe, "solve", up_to)
+    assert {place.budget for place in places_of(sweep)} == set(sweep.budgets)

@@ -18,13 +18,14 @@ from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.plan import drop_counts, plan
-from isoflop.recipes import SODA, Candidate, Dropped, Limits, find_recipe
+from isoflop.planning.rules import Rules
+from isoflop.recipes import SODA, Candidate, Dropped, Limits
 
 GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
 
 
 def soda(**overrides: Any) -> Grid:
-    return lay_out(load_sweep("soda", overrides), SODA, 144_644)
+    return lay_out(Rules(load_sweep("soda", overrides)))
 
 
 def places(grid: Grid) -> list[tuple[float, int]]:
@@ -196,8 +197,8 @@ PLACE = "3e18 at width 128"
 BAD_RECIPES = [
     ({"solve": failing(ZeroDivisionError("by zero"))}, f"solve of {PLACE}: ZeroDivisionError (by zero)"),
     ({"solve": failing(ValueError("two\nlines"))}, f"solve of {PLACE}: ValueError (two lines)"),
-    ({"shape": failing(KeyError(128))}, f"shape of {PLACE}: KeyError (128)"),
-    ({"shape": lambda *_: (128, 2)}, f"shape of {PLACE}: expected a ModelShape, got (128, 2)"),
+    ({"shape": failing(KeyError(128))}, "shape of width 128: KeyError (128)"),
+    ({"shape": lambda *_: (128, 2)}, "shape of width 128: expected a ModelShape, got (128, 2)"),
     ({"solve": lambda *_, **__: None}, f"solve of {PLACE}: expected a Candidate or Dropped, got nothing"),
     ({"solve": lambda *_: None}, f"solve of {PLACE}: TypeError (<lambda>() got an unexpected keyword"),
     ({"solve": 3}, f"solve of {PLACE}: TypeError ('int' object is not callable)"),
@@ -226,14 +227,14 @@ BAD_RECIPES = [
 @pytest.mark.parametrize(("parts", "says"), BAD_RECIPES, ids=[says[:50] for _, says in BAD_RECIPES])
 def test_a_recipe_that_fails_is_named_with_the_place(parts: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as problem:
-        lay_out(load_sweep("soda", {"recipe": "lab:odd"}), Lab(**parts), 144_644)
+        lay_out(Rules(load_sweep("soda", {"recipe": "lab:odd"}), Lab(**parts)))
     assert str(problem.value).startswith(f"recipe: lab:odd: {says}")
     assert "\n" not in str(problem.value)
 
 
 def test_what_a_recipe_itself_refuses_is_said_as_it_is() -> None:
     with pytest.raises(ConfigError, match=r"^no rule for width 128$"):
-        lay_out(load_sweep("soda"), Lab(shape=failing(ConfigError("no rule for width 128"))), 144_644)
+        lay_out(Rules(load_sweep("soda"), Lab(shape=failing(ConfigError("no rule for width 128")))))
 
 
 def test_a_recipe_that_fails_in_a_check_is_named_too() -> None:
@@ -241,7 +242,7 @@ def test_a_recipe_that_fails_in_a_check_is_named_too() -> None:
         return SODA.solve(budget, shape, limits, lr_scale=lr_scale / (batch_scale != 2), batch_scale=batch_scale)
 
     with pytest.raises(ConfigError, match=r"^recipe: soda: solve of 3e18 at width 384: ZeroDivisionError"):
-        lay_out(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve), 144_644)
+        lay_out(Rules(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve)))
 
 
 # Checks of the recipe
@@ -280,7 +281,7 @@ def test_checks_keep_to_what_the_sweep_scales() -> None:
 
 
 def test_a_batch_of_one_is_not_halved() -> None:
-    grid = lay_out(load_sweep("pocket", {"recipe_check": True}), find_recipe("pocket"), 300)
+    grid = lay_out(Rules(load_sweep("pocket", {"recipe_check": True})))
     checks = Counter(point.check for point in grid.points if point.check)
     smallest = [p for p in grid.points if p.check.startswith("batch") and p.candidate.batch_size < 1]
     assert not smallest
