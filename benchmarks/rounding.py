@@ -6,6 +6,7 @@ The tokens are those of the pocket corpus (`isoflop prepare sweeps/pocket.yaml`)
 one and add gradients in another order; what they differ by at the end is to be seen beside what seeds differ by.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import argparse
@@ -20,21 +21,22 @@ from isoflop.planning.plan import plan
 from isoflop.runs import RunDirectory
 
 
-def train_along(run: RunDirectory, root: Path, rank: int, size: int, place: str) -> None:
+def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
     """The part of one process."""
     import torch
+    import torch.distributed as dist
 
     from isoflop.training.loop import train
     from isoflop.training.ranks import meet
 
     torch.set_num_threads(1)
-    train(run, root, ranks=meet(rank, size, rank, place))
+    train(run, root, ranks=meet(dist.FileStore(str(run.path / "meeting"), size), rank, size, rank))
 
 
 def last_loss(run: RunDirectory, root: Path, size: int) -> float:
     """Held-out loss after the last step of a run that so many processes have trained."""
-    context, place = multiprocessing.get_context("spawn"), f"file://{run.path / 'meeting'}"
-    processes = [context.Process(target=train_along, args=(run, root, rank, size, place)) for rank in range(size)]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=train_along, args=(run, root, rank, size)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:

@@ -86,10 +86,14 @@ def checksum_file(path: Path) -> Path:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file of `replace_checked` was finished, and is what it was then."""
+    """Whether a file of `replace_checked` was finished, and is what it was then.
+
+    Raises:
+        OSError: a file that is there and can't be read.
+    """
     try:
         return checksum_file(path).read_text().strip() == _sha256(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return False
 
 

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,9 @@ from isoflop.launching.directory import make_directory
 from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan, plan
 from isoflop.runs import RunDirectory
+
+if TYPE_CHECKING:
+    from isoflop.training.ranks import Ranks
 
 EXACT = list(LOG_COLUMNS)[:-3]
 """Columns of the loss log that repeat bit for bit."""
@@ -187,22 +191,37 @@ def train_here(run: RunDirectory, root: Path) -> None:
 
 def train_together(run: RunDirectory, root: Path, size: int, *, nccl: bool = False) -> None:
     """Trains a run with several processes, with NCCL on a GPU each."""
-    place = f"file://{run.path / 'meeting'}"
-    processes = [start(_train_along, run, root, rank, size, place, nccl) for rank in range(size)]
+    together(run, size, _train_along, root, nccl)
+
+
+def together(run: RunDirectory, size: int, part: Callable[..., Any], *arguments: Any) -> None:
+    """Calls `part(run, rank, size, place, ...)` in several processes, which can meet at that place."""
+    place = str(run.path / f"meeting-{uuid.uuid4().hex[:8]}")
+    processes = [start(part, run, rank, size, place, *arguments) for rank in range(size)]
     for process in processes:
         process.join()
-        assert process.exitcode == 0
+    assert [process.exitcode for process in processes] == [0] * size
 
 
-def _train_along(run: RunDirectory, root: Path, rank: int, size: int, place: str, nccl: bool) -> None:
+def meet_at(place: str, rank: int, size: int, nccl: bool = False) -> Ranks:
+    """The processes of this machine that train a run together."""
     import torch
+    import torch.distributed as dist
 
-    from isoflop.training.loop import train
     from isoflop.training.ranks import meet
 
     torch.set_num_threads(1)
-    assert train(run, root, ranks=meet(rank, size, rank, place, nccl=nccl)) == "done"
-    torch.distributed.destroy_process_group()
+    store = dist.FileStore(place, size)  # pyright: ignore[reportPrivateImportUsage]
+    return meet(store, rank, size, rank, nccl=nccl)
+
+
+def _train_along(run: RunDirectory, rank: int, size: int, place: str, root: Path, nccl: bool) -> None:
+    import torch.distributed as dist
+
+    from isoflop.training.loop import train
+
+    assert train(run, root, ranks=meet_at(place, rank, size, nccl)) == "done"
+    dist.destroy_process_group()
 
 
 def hold_lease(run: RunDirectory) -> None:

@@ -39,12 +39,12 @@ def submit(
     Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.launching.approved import approved
     from isoflop.launching.snapshot import kept_code_differs
     from isoflop.launching.steering import REASONS_S, waits_in_vain
     from isoflop.launching.submission import SubmitLimitError, submissions_folder
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
-    from isoflop.planning.bill import check_cap
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
     from isoflop.reporting.progress import StudyProgress
@@ -57,7 +57,7 @@ def submit(
     if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
         plan = with_bill(plan, cluster, order, None, None)
     intent = intend(plan, profile, only)
-    check_cap(sum(run.est_gpu_hours or 0.0 for run in intent.chosen(plan)), max_gpu_hours, "what would be queued needs")
+    intent.check_cap(plan, max_gpu_hours)
     print_intent(plan)
     if plan.bill is not None:
         print_bill(plan.bill, sys.stderr)
@@ -67,14 +67,16 @@ def submit(
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
-    if (intent.queued or not intent.picture.certain) and not yes:
+    intent.check()
+    if intent.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")
         if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
             raise typer.Exit(0)
-    if intent.queued or not intent.picture.certain or submissions_folder(intent.directory).exists():
+    if intent.queued or submissions_folder(intent.directory).exists():
         # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
-        options = {"order": order, "only": only, "new_code": new_code}
+        agreed = {*intent.queued, *approved(intent.directory)}
+        options = {"order": order, "only": only, "runs": agreed, "new_code": new_code, "max_gpu_hours": max_gpu_hours}
         try:
             with StudyProgress({}) as shown:
                 queue(plan, profile, **options, on_data=shown.data, on_queued=print_submitted)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from isoflop.training.ranks import Ranks
 
 log = logging.getLogger("isoflop")
+FAILURE = "failure.json"
+LATE_S = 3.0
 
 
 def attempt(
@@ -42,15 +44,18 @@ def attempt(
         return _follow(run, should_stop, ranks)
     number = run.state().get("attempt", 0) + 1
     try:
-        run.set_state("running", attempt=number, node=os.uname().nodename, job_id=job_id, **more)
+        run.set_state("running", attempt=number, node=node_name(), job_id=job_id, **more)
         _write_provenance(log_file(run, number).with_name("provenance.json"), job_id)
         with _log_in(log_file(run, number)):
             return _train(run, should_stop, ranks)
     except LeaseLostError:
         return "pending"
     except Exception as error:
+        reason, node = _reason(error), node_name()
+        if ranks is not None and not isinstance(error, IsoflopError):  # likely no more than the others' end
+            reason, node = _await_failure_of_another(run, number) or (reason, node)
         with suppress(OSError):  # on a full disk; whoever started this process finds the run left
-            record_failure(run, _reason(error), os.uname().nodename)
+            record_failure(run, reason, node)
         return "failed"
 
 
@@ -58,9 +63,38 @@ def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) ->
     """The part of a process that is not the first of its run."""
     try:
         return _train(run, should_stop, ranks)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        number = run.state().get("attempt", 0)
+        words = f"in process {ranks.rank} of {ranks.size}: {_reason(error)}"
+        with suppress(OSError), replace_file(log_file(run, number).with_name(FAILURE)) as temporary:
+            temporary.write_text(json.dumps([words, node_name()]) + "\n")
         return "failed"
+
+
+def failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
+    """Why a process that is not the first has failed, and on which node; None where none said so.
+
+    The first only finds that it is gone, or is killed with it.
+    """
+    try:
+        reason, node = json.loads(log_file(run, attempt).with_name(FAILURE).read_text())
+    except (OSError, ValueError):
+        return None
+    return str(reason), str(node)
+
+
+def _await_failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
+    """The same, which another node may see a little later."""
+    limit = time.monotonic() + LATE_S
+    while (found := failure_of_another(run, attempt)) is None and time.monotonic() < limit:
+        time.sleep(0.2)
+    return found
+
+
+def node_name() -> str:
+    """This node as SLURM calls it, which may be without the domain of its host name."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def record_failure(run: RunDirectory, reason: str, node: str) -> None:
@@ -75,7 +109,7 @@ def _write_provenance(path: Path, job_id: str | None) -> None:
     """What this attempt runs with: job, machine, GPUs, code and versions."""
     document = {
         "job_id": job_id,
-        "node": os.uname().nodename,
+        "node": node_name(),
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "began": time.time(),
@@ -111,9 +145,10 @@ def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | No
 
 
 def _train_here(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
-    from isoflop.training.devices import use_one_core
+    from isoflop.training.devices import check_gpus, use_one_core
     from isoflop.training.loop import train
 
+    check_gpus()
     use_one_core()
     return train(run, run.path.parent.parent, should_stop, ranks)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import ClusterError
-from isoflop.launching.attempt import record_failure
+from isoflop.launching.attempt import failure_of_another, record_failure
 from isoflop.launching.seen import Seen, read_queue, recorded_supervisor, see
 from isoflop.launching.signals import KILLED
 from isoflop.launching.slurm import HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
@@ -60,7 +60,7 @@ class Picture:
     Attributes:
         runs: by run id.
         notes: what the user should know, such as a queue that does not answer, a line each.
-        certain: whether SLURM answered: without that nothing may be queued.
+        silence: why SLURM did not answer, without which nothing may be queued; empty where it did.
         orphans: jobs that nobody needs: of a cancellation that broke off, and waiting ones of runs that are over or
             that have a newer job.
         active: jobs in the queue that are not over, by run, the oldest first; of runs that the sweep has no more too.
@@ -69,10 +69,15 @@ class Picture:
 
     runs: dict[str, Where]
     notes: tuple[str, ...]
-    certain: bool
+    silence: str = ""
     orphans: tuple[str, ...] = ()
     active: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unwatched: str | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether SLURM answered."""
+        return not self.silence
 
     @property
     def held(self) -> list[str]:
@@ -97,12 +102,11 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
         retries: how many failures without progress a run may have and still be queued again.
     """
     latest = {run_id: submission for submission in submissions for run_id in submission.runs}
-    notes: list[str] = []
-    queue: dict[str, Task] | None = None
+    silence, queue = "", None
     try:
         queue = read_queue() if submissions else {}
     except ClusterError as problem:
-        notes.append(f"{problem}; what follows is what the runs themselves say")
+        silence = str(problem)
     runs = {run_id: RunDirectory(directory / run_id) for run_id in run_ids}
     stored = {run_id: run.state() for run_id, run in runs.items()}
     unsettled = [run_id for run_id in latest if run_id in runs and stored[run_id]["state"] not in SETTLED]
@@ -112,8 +116,8 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
     job = seen.job(watcher)
     return Picture(
         found,
-        tuple(notes),
-        queue is not None,
+        (f"{silence}; what follows is what the runs themselves say",) if silence else (),
+        silence,
         _orphans(submissions, latest, found, seen),
         seen.active,
         watcher if queue is not None and not (job and job.active) else None,
@@ -223,7 +227,9 @@ def _over(
         stored = run.state()
         if stored["state"] in ("done", "failed", "diverged"):
             return where(stored["state"], stored.get("reason", ""))
-        record_failure(run, _death(run, stored, submission, job, began), job.node if job else stored.get("node") or "")
+        said = failure_of_another(run, stored.get("attempt", 0)) if began else None
+        reason, at = said or (_death(run, stored, submission, job, began), job.node if job else where("failed").node)
+        record_failure(run, reason, "" if "[" in at or "," in at else at)  # of several nodes none is known to be bad
         stored = run.state()
         return replace(_failed(where, stored, retries), stored=stored)
 

@@ -133,7 +133,7 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
     with _steering(directory) as submissions:
         picture = reconcile(directory, (), submissions, ANY_RETRIES)
         if not picture.certain:
-            raise ClusterError(picture.notes[0])
+            raise ClusterError(f"{picture.silence}; nothing was cancelled, try again")
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
         jobs = {run_id: picture.active.get(run_id, ()) for run_id in chosen}
         over = {

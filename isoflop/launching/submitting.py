@@ -28,7 +28,7 @@ from isoflop.launching.submission import (
     submit_array,
 )
 from isoflop.lease import take_lease
-from isoflop.planning.bill import with_bill
+from isoflop.planning.bill import check_cap, with_bill
 from isoflop.planning.calibration import read_calibration
 from isoflop.planning.lanes import Share
 from isoflop.planning.plan import Plan, plan_rows
@@ -77,6 +77,16 @@ class Intent:
         """The plan's runs that would be queued."""
         queued = set(self.queued)
         return [run for run in plan.runs if run.run_id in queued]
+
+    def check(self) -> None:
+        """Raises ClusterError where SLURM did not answer, so that nobody knows what is queued already."""
+        if not self.picture.certain:
+            raise ClusterError(f"{self.picture.silence}; nothing was queued, try again")
+
+    def check_cap(self, plan: Plan, max_gpu_hours: float | None) -> None:
+        """Raises BudgetError where what would be queued needs more GPU-hours."""
+        hours = sum(run.est_gpu_hours or 0.0 for run in self.chosen(plan))
+        check_cap(hours, max_gpu_hours, "what would be queued needs")
 
     def arrays(self, plan: Plan, profile: Profile, order: Order, active: Sequence[Active] = ()) -> list[Array]:
         """The arrays in which they would be queued, beside those that are."""
@@ -160,6 +170,7 @@ def submit(
     runs: Collection[str] | None = None,
     cancelled: bool = True,
     new_code: bool = False,
+    max_gpu_hours: float | None = None,
     on_data: Callable[[int, float], None] | None = None,
     on_queued: Callable[[Submission], None] | None = None,
 ) -> Intent:
@@ -173,6 +184,7 @@ def submit(
         runs: names of runs; others are left as they are.
         cancelled: a person submits, who means cancelled runs too; a supervisor may then queue again what this queues.
         new_code: give the runs that are not done the code of today, not that of the first submission.
+        max_gpu_hours: nothing is queued where it would need more.
         on_data: told about the data's progress.
         on_queued: told of each array, once it is queued.
 
@@ -183,6 +195,7 @@ def submit(
         ConfigError, DataError, RunError, ClusterError: with what is wrong; arrays queued before are known to the next
             call.
         SubmitLimitError: the cluster takes no more jobs for now.
+        BudgetError: what would be queued needs more than `max_gpu_hours`.
     """
     from isoflop.launching.study import prepare_data
 
@@ -191,11 +204,11 @@ def submit(
         if not lease:
             raise BusyError(f"{directory}: another `isoflop submit` is at work here; wait for it")
         submissions, intent = heal(directory), intend(plan, profile, only)
-        if not intent.picture.certain:
-            raise ClusterError(intent.picture.notes[0])
+        intent.check()
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
+        intent.check_cap(plan, max_gpu_hours)
         if intent.queued and not submissions:
             slurm.queue()  # a cluster that does not answer is found before anything is made
         slurm.release(intent.picture.held)

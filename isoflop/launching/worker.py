@@ -11,6 +11,7 @@ from types import FrameType
 
 from isoflop.files import replace_file
 from isoflop.launching.attempt import attempt
+from isoflop.lease import Lease
 from isoflop.runs import SETTLED, RunDirectory
 
 ORDER_FILE = "workers/order.txt"
@@ -41,8 +42,15 @@ class Worker:
             run = RunDirectory(directory / run_id)
             with run.lease() as mine:
                 if mine and run.state()["state"] not in SETTLED:
-                    ended += attempt(run, self.should_stop, os.environ.get("SUBMITIT_LOCAL_JOB_ID")) in SETTLED
+                    ended += self._train(run, mine) in SETTLED
         return ended
+
+    def _train(self, run: RunDirectory, lease: Lease) -> str:
+        def should_stop() -> bool:
+            lease.check()
+            return self.should_stop()
+
+        return attempt(run, should_stop, os.environ.get("SUBMITIT_LOCAL_JOB_ID"))
 
     def should_stop(self) -> bool:
         """After a signal, or when the process that started the workers is gone."""

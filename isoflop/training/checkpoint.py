@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from isoflop.errors import RunError
 from isoflop.files import checksum_file, is_sound, replace_checked
 
 KEPT = 2
+LATE_S = 90.0
 log = logging.getLogger("isoflop")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Writes `step-<step>.pt` and then its checksum, without which it does not count; removes all but the last two."""
-    write_tensors(folder / f"step-{step:09d}.pt", state)
+    write_tensors(_checkpoint(folder, step), state)
     _remove(_newest_first(folder)[KEPT:])
 
 
@@ -24,6 +28,9 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None] = log.warning) -> 
     """The newest valid checkpoint, on the CPU; None where there is none.
 
     Damaged ones are passed over with a warning, and removed, so that they are none of the two that are kept.
+
+    Raises:
+        OSError: one that can't be read for now, which is no reason to remove it.
     """
     import torch
 
@@ -38,6 +45,25 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None] = log.warning) -> 
         warn(f"{what}, {'is' if one else 'are'} damaged or not finished; the run {back}")
     _remove(damaged)
     return torch.load(sound[0], map_location="cpu", weights_only=True) if sound else None
+
+
+def load_same(folder: Path, step: int) -> dict[str, Any]:
+    """The checkpoint of a step that another process has chosen, on the CPU.
+
+    Raises:
+        RunError: this machine does not see it, even after a while: shared file systems show new files late.
+    """
+    import torch
+
+    path, limit = _checkpoint(folder, step), time.monotonic() + LATE_S
+    while not path.exists():
+        if time.monotonic() > limit:
+            raise RunError(
+                f"{path}: not seen on {os.uname().nodename}, though another node of this job has read it; "
+                "do all nodes share the profile's root?"
+            )
+        time.sleep(1.0)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:
@@ -57,6 +83,10 @@ def _remove(paths: list[Path]) -> None:
     for path in paths:
         checksum_file(path).unlink(missing_ok=True)
         path.unlink()
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.pt"
 
 
 def _newest_first(folder: Path) -> list[Path]:

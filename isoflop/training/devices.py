@@ -48,6 +48,20 @@ def repeat_sums(deterministic: bool) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def check_gpus() -> None:
+    """A job that was given GPUs must see one: on a CPU it would hold them for weeks.
+
+    Raises:
+        RunError: torch sees none.
+    """
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else "0"
+    if given != "0" and not torch.cuda.is_available():
+        raise RunError(
+            f"SLURM gave this job {given} GPUs on {os.uname().nodename}, and torch {torch.__version__} sees none: is "
+            "it a build for CPUs, or is the driver older than it asks for? See nvidia-smi there, and `isoflop doctor`"
+        )
+
+
 def use_one_core() -> None:
     """One thread a process where there is no GPU: several runs share a machine, and sums repeat bit for bit."""
     if not torch.cuda.is_available():

@@ -19,7 +19,7 @@ from isoflop.errors import DataError, RunError
 from isoflop.planning.sizing import value_bytes
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
-from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
+from isoflop.training.checkpoint import load_checkpoint, load_same, save_checkpoint
 from isoflop.training.devices import make_fabric, may_compile, micro_batch, peak_flops, repeat_sums
 from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
@@ -100,7 +100,8 @@ class Trainer:
 
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
-        self.compiled = may_compile(self.fabric.device, self.plan["budget"])
+        fails = not may_compile(self.fabric.device, self.plan["budget"])
+        self.compiled = not self.ranks.any(fails)[0]  # replicas that round differently would drift apart
         self.most = sys.maxsize  # sequences at once, as long as memory is not found to be short
         self.micro, checkpointing = self._micro_batch(max(1, self.plan["batch_size"] // self.ranks.size))
         decoder = Decoder(self.shape, checkpointing)
@@ -125,21 +126,22 @@ class Trainer:
         return micro_batch(self.shape, sequences, self.fabric.device, self.compiled, values)
 
     def _restore(self) -> None:
-        if not self.ranks.first:
-            self.ranks.wait()  # the first removes what is damaged
-        saved = load_checkpoint(self.run.checkpoints, self._warn)
-        if self.ranks.first:
+        first = self.ranks.first
+        saved = load_checkpoint(self.run.checkpoints, self._warn) if first else None  # it removes what is damaged
+        step = 0 if saved is None else saved["step"]
+        if first:
             self.run.remove_abandoned()
-            self.run.cut_log(0 if saved is None else saved["step"])
-            self.ranks.wait()
+            self.run.cut_log(step)
+            check_log(self.run, self.config, step)
+        self.step = self.ranks.of_first(step)
+        if self.step and not first:
+            saved = load_same(self.run.checkpoints, self.step)
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.step, self.earlier_s = saved["step"], saved["wall_s"]
+            self.earlier_s = saved["wall_s"]
             self.tally = Tally.saved(saved["sums"], saved["counts"], self.ranks, self.fabric.device)
             log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
-        self.ranks.wait()
-        check_log(self.run, self.config, self.step)
 
     def _warn(self, what: str) -> None:
         """Says it in the attempt's log, and keeps it in the run's state, where people see it."""

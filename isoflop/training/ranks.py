@@ -4,28 +4,45 @@ One sum a flat gradient, in the same layout at every step, so that a run that wa
 of one that was not; buckets that are built anew after each start would not.
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import atexit
 import datetime
+import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a process waits for the others before it gives up."""
+"""How long a process waits for the others in a sum before it gives up."""
+
+SLOW_TIMEOUT = datetime.timedelta(hours=2)
+"""The same while one of them may be writing a checkpoint, to a disk that may be slow."""
+
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run; alone by default, and then nothing is sent."""
+    """This process among those of its run; alone by default, and then nothing is sent.
+
+    Attributes:
+        rank: its number.
+        size: how many they are.
+        local: its number among those of its machine.
+        store: what they share beside sums; None where it is alone.
+    """
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    store: dist.Store | None = None
+    _waits: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -46,6 +63,14 @@ class Ranks:
         dist.all_reduce(both, dist.ReduceOp.MAX)
         return [bool(flag) for flag in both.tolist()]
 
+    def of_first(self, number: int) -> int:
+        """A whole number as the first process has it."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.int64, device=self._device)
+        dist.broadcast(shared, 0)
+        return int(shared)
+
     def gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all processes, stacked by rank: (ranks, ...)."""
         if self.size == 1:
@@ -55,9 +80,12 @@ class Ranks:
         return torch.stack(parts)
 
     def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
+        """Until all processes are here, however long one of them writes: in a sum the others would give up."""
+        if self.store is not None:
+            number = next(self._waits)
+            if self.store.add(f"isoflop/here/{number}", 1) == self.size:
+                self.store.set(f"isoflop/all/{number}", "")
+            self.store.wait([f"isoflop/all/{number}"], SLOW_TIMEOUT)
 
     @property
     def _device(self) -> str:
@@ -73,27 +101,34 @@ def join(on_gpus: bool = True) -> Ranks:
     Args:
         on_gpus: take a GPU each, where there are any; else leave them to the programs that the processes start.
     """
-    if int(os.environ.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in os.environ:
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or int(os.environ.get("SLURM_NTASKS", 1)) == 1:
         return Ranks()
     import submitit
 
-    found = submitit.helpers.TorchDistributedEnvironment().export()
-    return meet(found.rank, found.world_size, found.local_rank, nccl=on_gpus and torch.cuda.is_available())
+    for name in RENDEZVOUS:  # of another job, which this one was submitted from
+        os.environ.pop(name, None)
+    # Each process sees the GPUs that SLURM gives it, and the program that it may start gets them all.
+    found = submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    store = dist.TCPStore(found.master_addr, found.master_port, found.world_size, found.rank == 0, TIMEOUT)
+    return meet(store, found.rank, found.world_size, found.local_rank, nccl=on_gpus and torch.cuda.is_available())
 
 
-def meet(rank: int, size: int, local: int, place: str = "env://", *, nccl: bool = False) -> Ranks:
+def meet(store: dist.Store, rank: int, size: int, local: int, *, nccl: bool = False) -> Ranks:
     """Meets the other processes of a run.
 
     Args:
+        store: what they share.
         rank: of this process.
         size: how many they are.
         local: of this process among those of its machine.
-        place: where, as `init_process_group` names it.
-        nccl: each has a GPU of its own, by which they talk; else they talk over the network (gloo).
+        nccl: it has a GPU. Where all have one, they talk by NCCL; else over the network, by gloo.
     """
-    if nccl:
+    ranks = Ranks(rank, size, local, store)
+    store.add("isoflop/gpus", int(nccl))
+    ranks.wait()
+    if nccl := store.add("isoflop/gpus", 0) == size:
         torch.cuda.set_device(local % torch.cuda.device_count())
-    dist.init_process_group("nccl" if nccl else "gloo", place, timeout=TIMEOUT, rank=rank, world_size=size)
+    dist.init_process_group("nccl" if nccl else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     if not nccl:  # threads that gloo leaves behind may end the process with SIGABRT; NCCL's end waits for the others
         atexit.register(dist.destroy_process_group)
-    return Ranks(rank, size, local)
+    return ranks

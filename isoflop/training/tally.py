@@ -25,8 +25,6 @@ class Tally:
     @classmethod
     def saved(cls, sums: Tensor, counts: Tensor, ranks: Ranks, device: torch.device) -> Tally:
         """This process's part of a checkpoint's (ranks, kinds); the first has all if their number has changed."""
-        if sums.ndim == 1:  # as versions before 0.2 saved it
-            sums, counts = sums[None], counts[None]
         if len(sums) == ranks.size:
             mine = sums[ranks.rank], counts[ranks.rank]
         else:

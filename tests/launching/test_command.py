@@ -521,13 +521,14 @@ def test_the_names_are_those_that_have_values(program: Program) -> None:
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
         ({"CUDA_VISIBLE_DEVICES": "3"}, 1),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 4),
-        ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "3"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_GPUS_ON_NODE": "4", "SLURM_NNODES": "3"}, 1),  # a shell in an allocation
+        ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "3"}, 2),
     ],
 )
 def test_a_program_is_told_what_it_has(
     program: Program, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], gpus: int
 ) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_NNODES"):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_NNODES", "SUBMITIT_EXECUTOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -536,7 +537,7 @@ def test_a_program_is_told_what_it_has(
     assert study.attempt() == "done", study.run.state()["reason"]
     assert json.loads((study.run.path / "said").read_text()) == ["1", "0", str(gpus)]
     state = study.run.state()
-    assert state["gpus"] == gpus * int(environment.get("SLURM_NNODES", 1))
+    assert state["gpus"] == gpus * (3 if "SUBMITIT_EXECUTOR" in environment else 1)
     (row,) = read_runs(study.directory).query("state == 'done'").to_dict("records")
     assert row["wall_s"] == state["wall_s"] > 0
     assert row["gpu_hours"] == state["gpus"] * state["wall_s"] / 3600

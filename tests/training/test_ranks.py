@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+import torch
 from clusters import LONG
-from studies import tiny_plan, train_together, write_corpus
+from pandas.testing import assert_frame_equal
+from studies import exact, meet_at, tiny_plan, together, train_together, write_corpus
 
+from isoflop.errors import RunError
+from isoflop.launching.attempt import attempt
 from isoflop.launching.directory import make_directory
 from isoflop.runs import RunDirectory
+from isoflop.training import checkpoint
+from isoflop.training.loop import Trainer
+from isoflop.training.ranks import Ranks, join
 
 FIRST = 30
 """Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
 
 
-def trained(folder: Path, size: int) -> pd.DataFrame:
-    """The loss log of a run of some 350 steps that so many processes have trained, with a row each step."""
+def study(folder: Path) -> tuple[RunDirectory, Path]:
+    """A run of some 350 steps, with a row each step, and the folder of runs."""
     folder.mkdir()
     plan = tiny_plan(folder, *LONG, "widths=[8]", "train.batch_scale=4", "train.log_points=1000")
     root = folder / "runs"
     write_corpus(root, plan)
-    run = RunDirectory(make_directory(plan, root) / plan.runs[0].run_id)
+    return RunDirectory(make_directory(plan, root) / plan.runs[0].run_id), root
+
+
+def trained(folder: Path, size: int) -> pd.DataFrame:
+    """The loss log of a run that so many processes have trained."""
+    run, root = study(folder)
     train_together(run, root, size)
     return run.log()
 
@@ -43,28 +55,101 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(two["loss"][last], one["loss"][last], rtol=0.01)
 
 
+def _train_part(run: RunDirectory, rank: int, size: int, place: str, root: Path, until: int, late: bool) -> None:
+    """Trains on to a step; a node that sees files late has no list of the newest checkpoint yet."""
+    if late:
+        find = checkpoint._newest_first
+        checkpoint._newest_first = lambda folder: find(folder)[1:]
+    trainer = Trainer(run, root, meet_at(place, rank, size))
+    trainer.train(lambda: trainer.step >= until)
+    os._exit(0)
+
+
+def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: Path) -> None:
+    calm, _ = study(tmp_path / "calm")
+    together(calm, 2, _train_part, calm.path.parent.parent, 1000, False)
+    run, root = study(tmp_path / "late")
+    for until in (20, 40):
+        together(run, 2, _train_part, root, until, False)
+    assert run.checkpointed_step() == 40
+    together(run, 2, _train_part, root, 1000, True)
+    assert run.done
+    assert_frame_equal(exact(run), exact(calm), check_exact=True)
+
+
+def _fail_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
+    ranks = meet_at(place, rank, size)
+    if rank == 1:
+        os.environ["SLURMD_NODENAME"] = "n2"
+
+        def fail(self: Trainer) -> torch.Tensor:
+            raise RunError("out of memory with one sequence")
+
+        Trainer._update = fail
+    assert attempt(run, lambda: False, "7", ranks) == "failed"
+    os._exit(0)
+
+
+def test_a_run_that_fails_in_another_process_says_why_and_where(tmp_path: Path) -> None:
+    """The first process only sees that the other is gone."""
+    run, _ = study(tmp_path / "failing")
+    together(run, 2, _fail_part)
+    state = run.state()
+    assert (state["state"], state["failed_on"]) == ("failed", ["n2"])
+    assert state["reason"] == "in process 1 of 2: out of memory with one sequence"
+
+
+# As a job
+
+
+JOB = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_ID": "4711",
+    "SLURM_NTASKS": "2",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_JOB_NODELIST": "localhost",
+    "SLURM_NODEID": "0",
+}
+LEFT = {"MASTER_PORT": "1", "MASTER_ADDR": "nowhere", "RANK": "7", "WORLD_SIZE": "9", "CUDA_VISIBLE_DEVICES": "4,5"}
+"""What a shell may hold that a study is submitted from, and what SLURM says of GPUs."""
+
 MEETS = """
-import atexit, os, sys, types
-import submitit, torch.distributed as dist
+import atexit, os
+import torch.distributed as dist
 from isoflop.training.ranks import join
 
 atexit.register(lambda: print("left", not dist.is_initialized()))
-found = types.SimpleNamespace(rank=int(os.environ["RANK"]), world_size=2, local_rank=0)
-submitit.helpers.TorchDistributedEnvironment = lambda: types.SimpleNamespace(export=lambda: found)
-print(join(on_gpus=False).any(found.rank == 1))
+ranks = join(on_gpus=False)
+print(ranks.any(ranks.rank == 1), ranks.of_first(ranks.rank + 5), os.environ["CUDA_VISIBLE_DEVICES"])
 """
 
 
-def test_a_process_leaves_the_others_before_it_ends() -> None:
+def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
     """Threads of gloo that are still there when Python ends may end it with SIGABRT, and its job has failed then."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    job = {**os.environ, **meeting, "SLURM_NTASKS": "2", "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", MEETS]
+    job = {**os.environ, **JOB, **LEFT}
     processes = [
-        subprocess.Popen(command, env={**job, "SLURM_PROCID": rank, "RANK": rank}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", MEETS],
+            env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for rank in ("0", "1")
     ]
-    assert [process.communicate()[0].split("\n")[:2] for process in processes] == [["[True]", "left True"]] * 2
+    assert [process.communicate()[0].splitlines() for process in processes] == [["[True] 5 4,5", "left True"]] * 2
     assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_a_shell_in_an_allocation_is_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**JOB, "SUBMITIT_EXECUTOR": "local", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert join() == Ranks()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_job_with_gpus_that_torch_does_not_see_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = study(tmp_path / "blind")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    assert attempt(run, lambda: False, "7") == "failed"
+    assert run.state()["reason"].startswith("SLURM gave this job 4 GPUs on ")
