@@ -24,7 +24,7 @@ test: setup ## Run the fast tests.
 test-slow: setup ## Run the tests that take minutes.
 	$(RUN) pytest -m slow
 
-test-all: setup ## Run every test.
+test-all: setup ## Run every test that needs no GPU.
 	$(RUN) pytest
 
 test-gpu: setup ## Run the tests that need NVIDIA GPUs: one, and as many as there are up to 8.

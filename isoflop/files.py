@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 BLOCK = 1 << 24
+STALE_TRIES = 5
 
 
 @contextmanager
@@ -30,6 +31,17 @@ def replace_file(path: Path) -> Iterator[Path]:
         raise
 
 
+def read_replaced(path: Path) -> str:
+    """The text of a file that other machines replace again and again: one that was read may be gone meanwhile."""
+    for _ in range(STALE_TRIES):
+        try:
+            return path.read_text()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text()
+
+
 def _behind_links(path: Path) -> Path | None:
     """The ordinary file at a path or at the end of its links, there or not; None for a device, a pipe and the like."""
     target = path
@@ -47,7 +59,7 @@ def _behind_links(path: Path) -> Path | None:
 
 @contextmanager
 def _renamed_to(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -9,6 +9,7 @@ finds out at its next heartbeat.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -26,6 +27,8 @@ from isoflop.errors import RunError
 BEAT_S = 3.0
 STALE_S = 30.0
 LOCK_TRIES_S = (0.001, 0.01, 0.1)
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems that know no locks answer, such as Lustre mounted without them: the heartbeat has to do."""
 
 
 class LeaseLostError(RunError):
@@ -73,6 +76,10 @@ class _Holder:
             host, process, token = last.split()
             return cls(host, int(process), token)
         except (FileNotFoundError, IndexError, ValueError):
+            return cls()
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # another machine has replaced it
+                raise
             return cls()
 
 
@@ -122,7 +129,16 @@ def is_leased(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
     return not _is_free(path)
+
+
+def holder_of(path: Path) -> str:
+    """Who has a lease, in words; empty where the file names nobody."""
+    holder = _Holder.of(path)
+    return f"process {holder.process} on {holder.host}" if holder.host else ""
 
 
 def _is_free(path: Path) -> bool:
@@ -132,9 +148,16 @@ def _is_free(path: Path) -> bool:
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since the last heartbeat, by the clock that stamps the files, which may not be this machine's."""
-    with tempfile.TemporaryFile(dir=path.parent) as probe, path.open("rb") as file:
-        return os.fstat(probe.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
+    """Seconds since the last heartbeat, by the clock that stamps the files, which may not be this machine's; by this
+    machine's where this process may not write there.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            now = os.fstat(probe.fileno()).st_mtime
+    except OSError:
+        now = time.time()
+    with path.open("rb") as file:
+        return now - os.fstat(file.fileno()).st_mtime
 
 
 def _beat(lease: Lease, ended: threading.Event) -> None:
@@ -162,4 +185,8 @@ def _lock(descriptor: int) -> bool:
         except BlockingIOError:
             if pause is not None:
                 time.sleep(pause)
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            return True
     return False

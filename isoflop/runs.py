@@ -19,7 +19,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from isoflop.errors import RunError
-from isoflop.files import checksum_file, remove_abandoned, replace_file, sync
+from isoflop.files import checksum_file, read_replaced, remove_abandoned, replace_file, sync
 from isoflop.lease import Lease, is_leased, take_lease
 from isoflop.losslog import frame_of, read_part, write_part
 
@@ -48,6 +48,7 @@ STORED: dict[str, type | tuple[type, ...]] = {
     "in_vain": int,
     "start_step": (int, NoneType),
     "job_id": (str, NoneType),
+    "cancelled_job": str,
     "node": (str, NoneType),
     "data_checksum": str,
 }
@@ -194,8 +195,8 @@ class RunDirectory:
     def state(self) -> dict[str, Any]:
         """The run's `state.json`; `pending` where there is none yet, or none that can be read."""
         try:
-            state = json.loads((self.path / "state.json").read_text())
-        except (FileNotFoundError, ValueError):
+            state = json.loads(read_replaced(self.path / "state.json"))
+        except (FileNotFoundError, ValueError, RecursionError):
             state = None
         new = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
         state = new | state if _is_state(state) else new

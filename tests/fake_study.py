@@ -15,11 +15,12 @@ from fake_slurm import FakeSlurm
 from studies import tiny_plan
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.launching import snapshot
+from isoflop.launching import queueing, snapshot
 from isoflop.launching import submission as submissions
 from isoflop.launching.arrays import Array
 from isoflop.launching.directory import make_directory
-from isoflop.launching.submission import Submission, read_submissions, submissions_folder, submit_array
+from isoflop.launching.queueing import submit_array
+from isoflop.launching.submission import Submission, read_submissions, submissions_folder
 from isoflop.launching.submitting import Intent, keep_profile, submit
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
@@ -93,13 +94,14 @@ class Study:
         return True
 
 
-def make_study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+def make_study(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Study:
     slurm = FakeSlurm.make(folder / "slurm")
     (package := folder / "package").mkdir()
     (package / "code.py").touch()
     monkeypatch.setattr(snapshot, "PACKAGE", package)  # the whole takes longer to copy than all else
     monkeypatch.setattr(os, "sync", lambda: None)
-    monkeypatch.setattr(submissions, "PAUSES_S", (0.001, 0.002, 0.004))
+    monkeypatch.setattr(queueing, "PAUSES_S", (0.001, 0.002, 0.004))
+    monkeypatch.setattr(submissions, "WAIT_S", 0.0)
     monkeypatch.setenv("PATH", str(slurm.folder))
     made = load_profile(PROFILE, {"root": str(folder / "runs")})
-    return Study(slurm, folder, tiny_plan(folder, SIMULATED), made)
+    return Study(slurm, folder, tiny_plan(folder, SIMULATED, *overrides), made)

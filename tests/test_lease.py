@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -215,3 +217,34 @@ def test_of_two_machines_at_the_same_moment_one_has_it(file: Path, start: Start,
     assert not is_free(file)  # who lost leaves the file alone
     next(machine for machine in machines if has_it[machine]).communicate()
     assert is_free(file)
+
+
+# File systems of clusters
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_the_heartbeat_does(file: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def none(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    write(file, "elsewhere 1 abc\n")
+    assert is_leased(file)
+    with take_lease(file) as mine:
+        assert not mine
+    write(file, "")
+    with take_lease(file) as mine:
+        assert mine
+        assert mine.is_mine()
+
+
+def test_who_may_not_write_can_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(file, "elsewhere 1 abc\n")
+
+    def refused(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "probe")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    assert is_leased(file)
+    os.utime(file, (0, 0))
+    assert not is_leased(file)

@@ -40,9 +40,10 @@ def submit(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.approved import approved
+    from isoflop.launching.queueing import SubmitLimitError
     from isoflop.launching.snapshot import kept_code_differs
     from isoflop.launching.steering import REASONS_S, waits_in_vain
-    from isoflop.launching.submission import SubmitLimitError, submissions_folder
+    from isoflop.launching.submission import submissions_folder
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
     from isoflop.planning.plan import plan as lay_out

@@ -40,7 +40,7 @@ def _file(directory: Path) -> Path:
 def _kept(directory: Path) -> set[str]:
     try:
         found = json.loads(_file(directory).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return set()
     return {run_id for run_id in found if isinstance(run_id, str)} if isinstance(found, list) else set()
 

@@ -98,11 +98,12 @@ def node_name() -> str:
 
 
 def record_failure(run: RunDirectory, reason: str, node: str) -> None:
-    """Marks a run as failed; failures count as long as no progress lies between them."""
+    """Marks a run as failed; failures count as long as it gets no further than it ever got."""
     state, step = run.state(), run.reached()
-    failures = state.get("failures", 0) + 1 if state.get("failed_at") == step else 1
+    furthest = state.get("failed_at", -1)
+    failures = state.get("failures", 0) + 1 if step <= furthest else 1
     failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
-    run.set_state("failed", reason, failures=failures, failed_at=step, failed_on=failed_on)
+    run.set_state("failed", reason, failures=failures, failed_at=max(step, furthest), failed_on=failed_on)
 
 
 def _write_provenance(path: Path, job_id: str | None) -> None:

@@ -21,9 +21,9 @@ from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.directory import run_config
 from isoflop.launching.measuring import LAST_WORDS, ORDER, Group, MeasureJob
-from isoflop.launching.reconcile import explain, is_hopeless
+from isoflop.launching.queueing import queue_job
+from isoflop.launching.reconcile import OUT_OF_MEMORY, explain, is_hopeless
 from isoflop.launching.snapshot import study_code
-from isoflop.launching.submission import queue_job
 from isoflop.lease import take_lease
 from isoflop.planning.bill import time_limit_hours
 from isoflop.planning.calibration import (
@@ -233,7 +233,8 @@ class _Waiting:
             self.gone_since = now
         elif now - self.gone_since > GONE_S:
             logs = self.group.folder.glob("job/*_log.err")
-            words = _last("".join(log.read_text(errors="replace") for log in logs))
+            said = "".join(log.read_text(errors="replace") for log in logs)
+            words = "out of memory: raise slurm.mem or mem_per_cpu" if OUT_OF_MEMORY.search(said) else _last(said)
             how = task.state.lower() if task else "gone"
             raise ClusterError(f"{what} ended before all was measured ({how}): {words}")
         return False
@@ -241,5 +242,5 @@ class _Waiting:
 
 def _last(text: str) -> str:
     """The last line of what a process wrote."""
-    lines = text.strip().splitlines()
+    lines = [line for line in text.strip().splitlines() if not line.startswith("srun: ")] or text.strip().splitlines()
     return lines[-1][-LAST_WORDS:] if lines else "it wrote nothing"

@@ -149,7 +149,7 @@ def _root(root: Path) -> Iterator[Check]:
 
 def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     """What a job sees of the same folder, of Python, of GPUs and of the time."""
-    from isoflop.launching.submission import queue_job
+    from isoflop.launching.queueing import queue_job
 
     job_id = None
     try:
@@ -158,6 +158,7 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
             Probe(str(folder)), profile, folder, PACKAGE.parent, f"isoflop-doctor-{folder.name[-8:]}", gpus=gpus
         )
         began, answer, task = time.monotonic(), folder / "answer.json", None
+        queued = time.time()
         while not answer.exists() and time.monotonic() - began < wait_s:
             task = slurm.queue().get(job_id)
             if task is not None and not task.active:
@@ -190,7 +191,7 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     if profile.gpu is not None:
         mend = "gpu.per_node, or how the cluster wants GPUs asked for, e.g. slurm: {gres: ...}"
         yield Check("gpus", seen["gpus"] >= gpus, f"{seen['gpus']} seen, {gpus} asked for", mend)
-    off = abs(seen["time"] - answered)
+    off = max(0.0, queued - seen["time"], seen["time"] - answered)  # a shared file system may show the answer late
     yield Check("clock", off < CLOCK_S, f"{off:.0f} s off this machine's", "the cluster's clocks (NTP)")
 
 
@@ -204,7 +205,8 @@ def _no_answer(task: slurm.Task | None, folder: Path, waited_s: float) -> Check:
         return Check("job", False, f"still runs on {task.node} after {waited_s:.0f} s", "wait longer (--wait SECONDS)")
     words = _words(folder, "err") or _words(folder, "out") or "it wrote nothing"
     return Check("job", False, f"ended without an answer: {words}",
-                 "root: a folder that all nodes share; python: an interpreter that all nodes have")  # fmt: skip
+                 "setup: lines that fail there; root: a folder that all nodes share; python: an interpreter that all "
+                 "nodes have")  # fmt: skip
 
 
 def _words(folder: Path, kind: str) -> str:

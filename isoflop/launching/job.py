@@ -70,8 +70,9 @@ class RunJob(Job):
             _begin(ranks, False)
             run.remove_checkpoints()
             return state["state"]
-        step = run.reached()
-        in_vain = state.get("in_vain", 0) + 1 if state.get("start_step") == step else 0
+        step, furthest = run.reached(), state.get("start_step")
+        in_vain = state.get("in_vain", 0) + 1 if furthest is not None and step <= furthest else 0
+        step = max(step, furthest or 0)
         if in_vain >= MOST_STARTS_IN_VAIN:
             _begin(ranks, False)
             record_failure(

@@ -6,9 +6,11 @@ A queue that does not answer proves nothing. A run whose job has ended goes on w
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from isoflop.errors import ClusterError
 from isoflop.launching.attempt import failure_of_another, record_failure
 from isoflop.launching.seen import Seen, read_queue, recorded_supervisor, see
 from isoflop.launching.signals import KILLED
-from isoflop.launching.slurm import HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
+from isoflop.launching.slurm import BEYOND_LIMITS, HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
 from isoflop.launching.submission import Submission, submissions_folder
 from isoflop.runs import SETTLED, RunDirectory, State
 
@@ -29,6 +31,8 @@ SIGNALLED = {"0:10", "0:12", "0:15", "10:0", "12:0", "15:0", f"{KILLED}:0"}
 
 OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
 LOG_END = 4000
+LAST_WORDS = 200
+STOPPED = ("SUSPENDED", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,18 @@ def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Sub
     latest = {run_id: submission for submission in submissions for run_id in submission.runs}
     silence, queue = "", None
     try:
-        queue = read_queue() if submissions else {}
+        queue = read_queue(submissions) if submissions else {}
     except ClusterError as problem:
         silence = str(problem)
     runs = {run_id: RunDirectory(directory / run_id) for run_id in run_ids}
     stored = {run_id: run.state() for run_id, run in runs.items()}
     unsettled = [run_id for run_id in latest if run_id in runs and stored[run_id]["state"] not in SETTLED]
     seen = see(submissions, queue, [latest[run_id].task(run_id) for run_id in unsettled])
-    found = {run_id: _where(run, stored[run_id], latest.get(run_id), seen, retries) for run_id, run in runs.items()}
+    jobs = {submission.job_id for submission in submissions}
+    found = {}
+    for run_id, run in runs.items():
+        theirs = (stored[run_id].get("job_id") or "").partition("_")[0] in jobs
+        found[run_id] = _where(run, stored[run_id], latest.get(run_id), seen, retries, by_slurm=theirs)
     _, watcher = recorded_supervisor(directory) or ("", None)
     job = seen.job(watcher)
     return Picture(
@@ -150,6 +158,8 @@ def _where(
     submission: Submission | None,
     seen: Seen,
     retries: int,
+    *,
+    by_slurm: bool,
 ) -> Where:
     node = stored.get("node") or ""
     task = submission.task(run.run_id) if submission else None
@@ -166,10 +176,11 @@ def _where(
     job = seen.job(task)
     # From another machine a killed worker's lease looks held for a while; of these two SLURM knows better.
     waits_again = job is not None and job.waits and stored.get("job_id") == task
-    over = (cancelled and seen.queue is not None and not active) or waits_again
+    over = (by_slurm and cancelled and seen.queue is not None and not active) or waits_again
     ending = "being cancelled; if that lasts, `isoflop cancel` again" if cancelled else ""
     if stored["state"] == "running" and not over and run.is_leased():
-        return where("running", ending, job=task)
+        stopped = job.state.lower() if job is not None and job.state in STOPPED else ""
+        return where("running", ending or stopped, job=task)
     if submission is None:
         return _not_submitted(where, stored, retries)
     if job is not None and job.active:
@@ -178,6 +189,8 @@ def _where(
             return where("running", ending or says, job=task, at=job.node or node)
         began = stored.get("attempt", 0) > 0
         return where("requeued" if began else "queued", ending or explain(job.reason), job=task)
+    if seen.queue is None and cancelled:
+        return where("cancelled", "by isoflop cancel", again=True)
     if seen.queue is None and stored["state"] == "failed":
         return where("failed", stored.get("reason", ""))
     if seen.queue is None:
@@ -188,6 +201,8 @@ def _where(
         return where("cancelled", said, again=True) if cancelled and failed.again else failed
     if cancelled:
         return where("cancelled", "by isoflop cancel", again=True)
+    if task is not None and stored.get("cancelled_job") == task:
+        return where("cancelled", "its job was cancelled", again=True)
     return _over(where, run, stored, submission, seen, retries)
 
 
@@ -211,16 +226,22 @@ def _over(
         young = time.time() - submission.submitted < LOST_S  # accounting may lag behind the controller
         if young and (job is not None or not began):
             return where("queued", "not in the queue yet", job=task)
-        if not began:
+        started = job is None and _log_of(run, submission).exists()
+        if not began and not started:
             return where("pending", "its job was lost by SLURM", again=True)
         if job is not None:
             return where("pending", "its job was lost by SLURM while it ran", again=True)
     if job is not None and job.state == "CANCELLED":
+        with suppress(OSError), run.lease() as lease:  # SLURM forgets it, where there is no accounting
+            if lease:
+                run.set_state(stored["state"], stored.get("reason", ""), cancelled_job=task)
         return where("cancelled", "its job was cancelled", again=True)
     if job is not None and (job.state in INTERRUPTED or job.exit_code in SIGNALLED):
         return where("pending", f"interrupted ({job.state.lower()})", again=True)
     if began and stored["state"] == "pending":
         return where("pending", stored.get("reason", "") or "interrupted", again=True)
+    if not os.access(run.path, os.W_OK):  # a colleague looks
+        return where("failed", _death(run, stored, submission, job, began))
     with run.lease() as lease:
         if not lease:
             return where("running", job=task)
@@ -239,13 +260,20 @@ def _death(run: RunDirectory, stored: Mapping[str, Any], submission: Submission,
     task = submission.task(run.run_id)
     node = (job.node if job else "") or stored.get("node")
     at = f" on {node}" if node else ""
-    log = submissions_folder(run.path.parent) / submission.name / f"{task}_0_log.err"
+    log = _log_of(run, submission)
     if OUT_OF_MEMORY.search(_end_of(log)):
         return f"its job {task} was out of memory{at}{how}: raise slurm.mem or mem_per_cpu in the profile; see {log}"
     if began:
         return f"its job {task} died{at}{how}: killed; see {log}"
     silent = "" if log.exists() else " and left no log (do all nodes share the profile's root? see `isoflop doctor`)"
-    return f"its job {task} ended{at}{how} before the run began{silent}; see {log}"
+    said = _end_of(log).strip().rpartition("\n")[2][-LAST_WORDS:]
+    words = f": {said}" if said else ""
+    return f"its job {task} ended{at}{how} before the run began{words}{silent}; see {log}"
+
+
+def _log_of(run: RunDirectory, submission: Submission) -> Path:
+    """What a run's job, and its first process, wrote to stderr."""
+    return submissions_folder(run.path.parent) / submission.name / f"{submission.task(run.run_id)}_0_log.err"
 
 
 def _end_of(log: Path) -> str:
@@ -272,9 +300,11 @@ def explain(reason: str) -> str:
     for hopeless, (key, what) in HOPELESS.items():
         if words.startswith(hopeless):
             return f"{words}: {key} {what}" if key else f"{words}: {what}"
+    if BEYOND_LIMITS.match(words):
+        return f"{words}: slurm.time, slurm.qos or what a run asks for is beyond what one job may have"
     return words
 
 
 def is_hopeless(reason: str) -> bool:
     """Whether a job with this reason waits for ever."""
-    return any(reason.startswith(hopeless) for hopeless in HOPELESS)
+    return reason.startswith(tuple(HOPELESS)) or BEYOND_LIMITS.match(reason) is not None

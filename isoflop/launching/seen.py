@@ -45,22 +45,20 @@ def recorded_supervisor(directory: Path) -> tuple[str, str | None] | None:
     try:
         kept = json.loads((folder / "job.json").read_text())
         return str(kept["name"]), kept["job_id"] and str(kept["job_id"])
-    except FileNotFoundError:
-        file = folder / "job_id"  # of an earlier version
-        return ("", file.read_text().strip()) if file.exists() else None
-    except (ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_queue() -> dict[str, Task]:
-    """The queue, in which a job that was requeued and is held waits, whatever SLURM calls that.
+def read_queue(submissions: Sequence[Submission]) -> dict[str, Task]:
+    """The queue of this user, and of whoever submitted; a job that was requeued and is held waits, whatever SLURM calls
+    that.
 
     Raises:
         ClusterError: it does not answer.
     """
     return {
         task: replace(job, state="PENDING", reason=job.reason or "JobHeldUser") if job.state in HELD else job
-        for task, job in slurm.queue().items()
+        for task, job in slurm.queue({item.user for item in submissions if item.user is not None}).items()
     }
 
 

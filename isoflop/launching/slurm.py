@@ -39,7 +39,7 @@ INTERRUPTED = frozenset(("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEAD
 LAUNCH_FAILED = "launch failed requeued held"
 """Why SLURM holds a job of which a node could not start anything, such as one that still ran its last start."""
 
-DEFAULTS_FROM = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")
+DEFAULTS_FROM = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
 """Beginnings of variables that change what programs do: sbatch puts its own before what a script says."""
 
 HOPELESS = {
@@ -61,6 +61,9 @@ HOPELESS = {
 }
 """Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
 
+BEYOND_LIMITS = re.compile(r"(?:QOS|Assoc)\w*Max\w+PerJob\w*|QOSMin\w+|MaxMemPerLimit")
+"""Reasons of jobs that ask for more, or less, than one job may."""
+
 REFUSALS = (
     ("maxwall", "slurm.time"),
     ("accounting/qos policy", "slurm.qos, slurm.account or what a run asks for"),
@@ -68,7 +71,7 @@ REFUSALS = (
     ("invalid account", "slurm.account"),
     ("invalid qos", "slurm.qos"),
     ("invalid feature", "slurm.constraint"),
-    ("invalid node name", "slurm.nodelist"),
+    ("invalid node name", "slurm.nodelist or slurm.exclude"),
     ("invalid wckey", "slurm.wckey"),
     ("memory specification", "slurm.mem or node.memory_gb"),
     ("time limit", "slurm.time"),
@@ -123,9 +126,11 @@ class Task:
         return self.state == "FAILED" and not self.node and self.reason != "NonZeroExitCode"
 
 
-def queue() -> dict[str, Task]:
-    """Every job of this user that the controller knows, ended ones too for some minutes, by id. One call of squeue."""
-    return {task.id: task for task in _in_queue("-r")}
+def queue(users: Iterable[int] = ()) -> dict[str, Task]:
+    """Every job of this user, and of others by number, that the controller knows, ended ones too for some minutes, by
+    id. One call of squeue.
+    """
+    return {task.id: task for task in _in_queue("-r", users=users)}
 
 
 def named(name: str, *, active: bool = False) -> str | None:
@@ -147,9 +152,10 @@ def named(name: str, *, active: bool = False) -> str | None:
     return found[0].id.partition("_")[0] if found else None
 
 
-def _in_queue(*chosen: str) -> list[Task]:
-    """Jobs of this user, by the number that the controller knows too; those in hidden partitions are among them."""
-    output = call("squeue", "-h", "-a", "-t", "all", "-u", str(os.geteuid()), *chosen, "-o", "%i|%T|%N|%r")
+def _in_queue(*chosen: str, users: Iterable[int] = ()) -> list[Task]:
+    """Jobs of users, by the number that the controller knows too; those in hidden partitions are among them."""
+    whose = ",".join(map(str, sorted({os.geteuid(), *users})))
+    output = call("squeue", "-h", "-a", "-t", "all", "-u", whose, *chosen, "-o", "%i|%T|%N|%r")
     return [_queued(line) for line in output.splitlines() if line.count("|") >= 3]
 
 
@@ -182,6 +188,11 @@ def max_array_size() -> int:
 def state_of(job_id: str) -> str:
     """The state of one job as the controller knows it; empty where it is gone."""
     return call("squeue", "-h", "-a", "-j", job_id, "-o", "%T").strip()
+
+
+def nodes() -> set[str]:
+    """The names of all nodes."""
+    return set(call("sinfo", "-h", "-N", "-a", "-o", "%N").split())
 
 
 def release(ids: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -29,16 +30,27 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
     copy = folder / now
     if not (copy / "made").exists():
         part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
-        shutil.copytree(PACKAGE, part / "isoflop", ignore=shutil.ignore_patterns("__pycache__"))
-        (part / "changes.diff").write_text(_changes())
-        (part / "made").touch()
         try:
+            shutil.copytree(PACKAGE, part / "isoflop", ignore=shutil.ignore_patterns("__pycache__"))
+            (part / "changes.diff").write_text(_changes())
+            (part / "made").touch()
             os.rename(part, copy)
-        except OSError:  # somebody else was faster
-            shutil.rmtree(part)
+        except OSError as problem:
+            shutil.rmtree(part, ignore_errors=True)
+            if not (copy / "made").exists():  # else somebody else was faster
+                raise _plain(problem, folder) from None
     else:
         os.utime(copy / "made")
     return copy, False
+
+
+def _plain(problem: OSError, folder: Path) -> OSError:
+    """An error of copying many files as that of the system's that it was."""
+    if not isinstance(problem, shutil.Error):
+        return problem
+    words = str(problem)
+    code = next((code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES) if os.strerror(code) in words), errno.EIO)
+    return OSError(code, os.strerror(code), str(folder))
 
 
 def kept_code_differs(directory: Path) -> str | None:

@@ -14,9 +14,10 @@ from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.approved import approved, withdraw
 from isoflop.launching.attempt import log_file
+from isoflop.launching.queueing import heal
 from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
-from isoflop.launching.submission import Submission, heal, read_submissions, submissions_folder
-from isoflop.lease import is_leased, take_lease
+from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
+from isoflop.lease import is_leased
 from isoflop.planning.plan import plan_rows
 from isoflop.runs import SETTLED, RunDirectory
 
@@ -140,7 +141,11 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
             run_id for run_id in chosen if RunDirectory(directory / run_id).state()["state"] in ("done", "diverged")
         }
         may_go_on = set(runs_of(directory)) - over
-        new = withdraw(directory, chosen)
+        unrecorded: OSError | None = None
+        try:
+            new = withdraw(directory, chosen)
+        except OSError as problem:
+            new, unrecorded = set(), problem
         for submission in submissions:  # first the record: a cancelled run must never be taken for one that died
             before = set(submission.cancelled)
             mine = [
@@ -151,10 +156,18 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
             ]
             if mine:
                 cancelled = (*submission.cancelled, *mine)
-                dataclasses.replace(submission, cancelled=cancelled).write(submissions_folder(directory))
+                try:
+                    dataclasses.replace(submission, cancelled=cancelled).write(submissions_folder(directory))
+                except OSError as problem:
+                    unrecorded = problem
                 new.update(mine)
         tasks = [task for several in jobs.values() for task in several]
         slurm.cancel(tasks)
+        if unrecorded is not None:  # such as a full disk, which is when somebody wants to cancel
+            raise RunError(
+                f"{len(tasks)} jobs were cancelled, but that could not be written down ({unrecorded.strerror}: "
+                f"{unrecorded.filename}); make room and cancel again, or a supervisor may queue them again"
+            )
         _wait_for_end(set(tasks))
     return [run_id for run_id in chosen if run_id not in over and (jobs[run_id] or run_id in new)]
 
@@ -259,7 +272,5 @@ def _is_under_way(directory: Path, run: RunDirectory) -> bool:
 @contextmanager
 def _steering(directory: Path) -> Iterator[list[Submission]]:
     """The submissions of a sweep, for the one process that may change them."""
-    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
-        if not lease:
-            raise RunError(f"{directory}: another isoflop command is at work here; wait for it")
+    with lease_submissions(directory):
         yield heal(directory)

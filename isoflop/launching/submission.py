@@ -9,36 +9,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
-import shutil
-import sys
+import pwd
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Any
 
-from isoflop.config.profile import Profile
-from isoflop.errors import ClusterError, ConfigError
+from isoflop.errors import BusyError, ConfigError, RunError
 from isoflop.files import replace_file
-from isoflop.launching import slurm
-from isoflop.launching.arrays import ASKS_FOR_GPUS, Array, python_command, sbatch_options, setup_lines
-from isoflop.launching.job import RunJob
-from isoflop.launching.signals import Job
-from isoflop.planning.bill import time_limit_hours
+from isoflop.lease import Lease, holder_of, take_lease
 
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-NO_LIMIT = 10**9
-DEFAULT_TIME_MIN = 24 * 60
-"""What submitit takes for the limit of a job whose profile has none."""
-
-
-class SubmitLimitError(ClusterError):
-    """The cluster takes no more jobs of this user until some have ended."""
+WAIT_S = 30.0
+"""How long one call waits for another."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +38,7 @@ class Submission:
         job_id: of the array; None until sbatch has answered.
         cancelled: runs whose task was cancelled by isoflop.
         at_once: how many of its tasks SLURM lets run at once; 0 where nobody has said.
+        user: number of the user whose jobs they are; None in records of earlier versions.
     """
 
     name: str
@@ -62,6 +48,7 @@ class Submission:
     job_id: str | None = None
     cancelled: tuple[str, ...] = ()
     at_once: int = 0
+    user: int | None = None
 
     def task(self, run_id: str) -> str | None:
         """SLURM's id of a run's task."""
@@ -109,202 +96,36 @@ def _record(values: dict[str, Any]) -> Submission:
     return dataclasses.replace(made, submitted=0.0 + made.submitted)
 
 
-def heal(directory: Path) -> list[Submission]:
-    """A sweep's submissions, with those that a killed call left half-made either finished or dropped.
-
-    For who holds the lease on submissions.
-    """
-    folder, kept = submissions_folder(directory), []
-    for submission in read_submissions(directory):
-        if submission.job_id is None:
-            job_id = slurm.named(submission.name)
-            if job_id is None:
-                (folder / f"{submission.name}.json").unlink()
-                shutil.rmtree(folder / submission.name, ignore_errors=True)
-                continue
-            submission = _adopt(submission, job_id, directory)
-        kept.append(submission)
-    return kept
-
-
-def submit_array(array: Array, profile: Profile, directory: Path, code: Path, after: str | None = None) -> Submission:
-    """Queues an array through submitit; tries again where sbatch fails for the moment.
-
-    Where the cluster does not take so many jobs, only the first of the runs are queued: see the result's.
-
-    Args:
-        array: its runs.
-        profile: the cluster.
-        directory: of the sweep.
-        code: the folder that jobs import `isoflop` from.
-        after: id of an array that must have ended before.
-
-    Raises:
-        ConfigError: the cluster refuses what the profile asks for.
-        SubmitLimitError: it does not take one run more.
-        ClusterError: sbatch kept failing.
-    """
-    slurm.check("sbatch", "srun")
-    while True:
-        try:
-            return _submit(array, profile, directory, code, after)
-        except SubmitLimitError:
-            if len(array.runs) == 1:
-                raise
-            array = dataclasses.replace(array, runs=array.runs[: len(array.runs) // 2])
-
-
-def _submit(array: Array, profile: Profile, directory: Path, code: Path, after: str | None) -> Submission:
-    runs = tuple(run.run_id for run in array.runs)
-    name = f"{directory.name}-{uuid.uuid4().hex[:8]}"
-    submission = Submission(name, runs, array.gpus, time.time(), at_once=array.at_once)
-    folder = submissions_folder(directory)
-    submission.write(folder)
-    jobs = [RunJob(str(directory / run_id)) for run_id in runs]
-    try:
-        job_id = _queue(jobs, folder / name, profile, _parameters(array, profile, code, name, after))
-    except (ConfigError, SubmitLimitError):
-        (folder / f"{name}.json").unlink()
-        shutil.rmtree(folder / name, ignore_errors=True)
-        raise
-    return _adopt(submission, job_id, directory)
-
-
-def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -> str:
-    """The script that sbatch would get, without asking SLURM for anything."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    folder, name = submissions_folder(directory) / "NAME", f"{directory.name}-NAME"
-    command = f"{python_command(profile, sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    parameters = _parameters(array, profile, code, name, None)
-    if len(array.runs) > 1:
-        parameters["map_count"] = len(array.runs)
-    return _make_sbatch_string(command=command, folder=folder, **parameters)
-
-
-def queue_job(
-    job: Job, profile: Profile, folder: Path, code: Path, name: str, *, gpus: int = 0, nodes: int = 1, tasks: int = 1
-) -> str:
-    """Queues one job that is no run, of `tasks` processes on each node, and returns its id.
-
-    Raises:
-        ConfigError, ClusterError: as for arrays.
-    """
-    slurm.check("sbatch", "srun")
-    parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
-    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
-
-
-def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
-    """What submitit makes the script from; `additional_parameters` replace what it would add by itself."""
-    hours = time_limit_hours(profile)
-    options = sbatch_options(array, profile)
-    if after is not None:
-        options["dependency"] = f"afterany:{after}"
-    return {
-        "job_name": name,
-        "time": None if hours == float("inf") else max(1, int(60 * hours)),
-        "ntasks_per_node": array.tasks_per_node,
-        "wckey": None,  # submitit's own would be refused by some clusters
-        "array_parallelism": array.at_once,
-        "setup": setup_lines(profile, code),
-        "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
-        "additional_parameters": options,
-    }
-
-
-class _Parameters(dict[str, Any]):
-    """What an executor keeps; submitit looks up `time` for its pickles, which need one even if the script has none."""
-
-    def get(self, key: str, default: Any = None) -> Any:
-        found = super().get(key, default)
-        return DEFAULT_TIME_MIN if key == "time" and found is None else found
-
-
-def _queue(
-    jobs: Sequence[Job], folder: Path, profile: Profile, parameters: dict[str, Any], *, unique: bool = True
-) -> str:
-    """The id of a job or an array, once sbatch has taken it; `unique`: no other ever had its name."""
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable))
-    executor.parameters = _Parameters(executor.parameters)
-    executor.update_parameters(**parameters)
-    unsure, refusal, passes, may_be_queued = False, "", False, False
-    for pause in (*PAUSES_S, 0.0):
-        if not unsure:
-            try:
-                with _plain_environment(), executor.batch():
-                    submitted = [executor.submit(job) for job in jobs]
-                return submitted[0].job_id.split("_")[0]
-            except (FailedJobError, FailedSubmissionError) as problem:
-                refusal = _words(problem)
-                passes = slurm.may_pass(refusal)
-                may_be_queued |= passes or isinstance(problem, FailedSubmissionError)
-        for wait in (0.0, pause):  # sbatch may give up on an answer and its array be queued, even some time later
-            time.sleep(wait)
-            try:
-                unsure = False
-                if job_id := slurm.named(parameters["job_name"], active=not (unique and may_be_queued)):
-                    return job_id
-            except ClusterError:
-                unsure = True
-            if not passes and not (unsure and may_be_queued):
-                raise _refused(refusal, profile)
-    raise ClusterError(f"sbatch: {_last_words(refusal)}; submit again later: what was queued after all is found then")
-
-
-def _words(problem: Exception) -> str:
-    """What sbatch said, in one line."""
-    cause = problem.__cause__
-    said = str(problem) or (cause.stdout if isinstance(cause, CalledProcessError) else "")
-    code = f" (exit code {cause.returncode})" if isinstance(cause, CalledProcessError) else ""
-    return " ".join(said.split()) or f"it said nothing{code}"
-
-
-def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
-    """Why sbatch takes a job neither now nor later as it is."""
-    if slurm.is_submit_limit(refusal):
-        mend = "submit again when some have ended, or use --supervise"
-        return SubmitLimitError(f"the cluster's submit limit lets no more in: {mend} ({_last_words(refusal)})")
-    key = slurm.key_to_mend(refusal) or ""
-    asked = sorted(ASKS_FOR_GPUS & {name.replace("-", "_") for name in profile.slurm})
-    if key.startswith("gpu") and asked:  # then the profile's section on GPUs is not what sbatch was given
-        key = ", ".join([*(f"slurm.{name}" for name in asked), *key.split(", ")[1:]])
-    return ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
-
-
-def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
-    """The submission with its id, and with a pickle for every task that has none yet."""
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
-    adopted = dataclasses.replace(submission, job_id=job_id)
-    adopted.write(submissions_folder(directory))
-    for run_id in adopted.runs:
-        pickle = JobPaths(submissions_folder(directory) / adopted.name, adopted.task(run_id)).submitted_pickle
-        if not pickle.exists():
-            delayed = DelayedSubmission(RunJob(str(directory / run_id)))
-            delayed.set_timeout(DEFAULT_TIME_MIN, NO_LIMIT)
-            with replace_file(pickle) as temporary:
-                delayed.dump(temporary)
-    return adopted
-
-
 @contextmanager
-def _plain_environment() -> Iterator[None]:
-    """The environment without what sbatch would put before the script, or pass on of a job that this process is in."""
-    begin = ("SBATCH_", "SLURM_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
-    ours = {name: value for name, value in os.environ.items() if name.startswith(begin)}
-    ours.pop("SLURM_CONF", None)
-    for name in ours:
-        del os.environ[name]
+def lease_submissions(directory: Path) -> Iterator[Lease]:
+    """The right to change a sweep's submissions; another call that is at work is waited for a while.
+
+    Raises:
+        BusyError: it stays at work.
+        RunError: another user has submitted the sweep, whose jobs nobody else can see or cancel.
+    """
+    path, limit = submissions_folder(directory) / "lease", time.monotonic() + WAIT_S
+    others = {item.user for item in read_submissions(directory)} - {None, os.geteuid()}
+    if others:
+        raise RunError(
+            f"{directory}: submitted by {_user_name(others.pop())}, who alone can submit, cancel or retry its runs; "
+            "give a study of your own another name (name=...)"
+        )
+    while True:
+        with take_lease(path, settle_s=0.1) as lease:
+            if lease:
+                yield lease
+                return
+        if time.monotonic() > limit:
+            who = holder_of(path)
+            raise BusyError(
+                f"{directory}: another isoflop command{f' ({who})' if who else ''} is at work here; wait for it"
+            )
+        time.sleep(1.0)
+
+
+def _user_name(number: int | None) -> str:
     try:
-        yield
-    finally:
-        os.environ.update(ours)
-
-
-def _last_words(refusal: str) -> str:
-    """What sbatch said, without submitit's words around it."""
-    return "; ".join(refusal.split("sbatch: error: ")[1:]).replace(" ; ", "; ") or refusal[-300:]
+        return pwd.getpwuid(number or 0).pw_name
+    except KeyError:
+        return f"user {number}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,23 +11,16 @@ from pathlib import Path
 
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Profile, load_profile
-from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
+from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Active, Array, group, job_of, shares_beside
 from isoflop.launching.directory import check_study, make_directory, root_of, sweep_directory
+from isoflop.launching.queueing import SubmitLimitError, heal, submit_array
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
-from isoflop.launching.submission import (
-    Submission,
-    SubmitLimitError,
-    heal,
-    read_submissions,
-    submissions_folder,
-    submit_array,
-)
-from isoflop.lease import take_lease
+from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
 from isoflop.planning.bill import check_cap, with_bill
 from isoflop.planning.calibration import read_calibration
 from isoflop.planning.lanes import Share
@@ -97,8 +90,12 @@ class Intent:
 
 def keep_profile(profile: Profile, directory: Path) -> None:
     """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
+    text = to_yaml(replace(profile, root=str(root_of(profile))))
+    with suppress(OSError, ValueError):
+        if (directory / PROFILE_FILE).read_text() == text:
+            return
     with replace_file(directory / PROFILE_FILE) as temporary:
-        temporary.write_text(to_yaml(replace(profile, root=str(root_of(profile)))))
+        temporary.write_text(text)
 
 
 def kept_profile(directory: Path) -> Profile:
@@ -107,9 +104,17 @@ def kept_profile(directory: Path) -> Profile:
     Raises:
         RunError: a sweep that was never submitted.
     """
-    if not (directory / PROFILE_FILE).exists():
+    file = directory / PROFILE_FILE
+    if not directory.is_dir():
+        raise RunError(f"{directory}: no such directory; give that of a sweep, such as runs/soda")
+    if not file.exists():
+        if read_submissions(directory):
+            raise RunError(f"{file}: missing; `isoflop submit` of the sweep writes it anew")
         raise RunError(f"{directory}: was never submitted; see `isoflop submit --help`")
-    return load_profile(directory / PROFILE_FILE)
+    try:
+        return load_profile(file)
+    except ConfigError as problem:
+        raise ConfigError(f"{problem}; delete it, and `isoflop submit` of the sweep writes it anew") from None
 
 
 def kept_study(directory: Path) -> tuple[Plan, Profile]:
@@ -200,9 +205,7 @@ def submit(
     from isoflop.launching.study import prepare_data
 
     directory = sweep_directory(plan.sweep, root_of(profile))
-    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
-        if not lease:
-            raise BusyError(f"{directory}: another `isoflop submit` is at work here; wait for it")
+    with lease_submissions(directory) as lease:
         submissions, intent = heal(directory), intend(plan, profile, only)
         intent.check()
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))
@@ -217,25 +220,31 @@ def submit(
         if intent.queued:
             prepare_data(plan.sweep, directory.parent, on_data)
         elif _is_laid_out(plan, directory):
+            keep_profile(profile, directory)
             _throttle(directory, submissions, active, shares_beside(active, [], profile))
             return intent
         code, _ = study_code(directory, renew=new_code and bool(intent.queued))
         make_directory(plan, directory.parent, code)
+        keep_profile(profile, directory)
         if not intent.queued:
             return intent
-        keep_profile(profile, directory)
-        for run_id in intent.queued:
-            _clear(RunDirectory(directory / run_id))
         if cancelled:
             approve(directory, intent.queued)
         arrays = intent.arrays(plan, profile, order, active)
         lines = [[job_of(run) for run in array.runs] for array in arrays]
         _throttle(directory, submissions, active, shares_beside(active, lines, profile))
+        with suppress(ClusterError):  # sbatch refuses a job for the name of a node that is no more
+            intent = replace(intent, bad_nodes=intent.bad_nodes and tuple(sorted({*intent.bad_nodes} & slurm.nodes())))
         ids, profile = [array.job_id for array in active], with_excluded(profile, intent.bad_nodes)
         for array in arrays:
             lease.check()
             after = ":".join(ids[number] for number in array.after) or None
-            done = submit_array(array, profile, directory, code, after)
+            try:
+                done = submit_array(array, profile, directory, code, after)
+            except ConfigError as problem:
+                raise ConfigError(_without(intent.bad_nodes, problem)) from None
+            for run_id in done.runs:
+                _clear(RunDirectory(directory / run_id))
             ids.append(done.job_id or "")
             if on_queued:
                 on_queued(done)
@@ -245,6 +254,14 @@ def submit(
                     "submit again when some have ended, or use --supervise"
                 )
     return intent
+
+
+def _without(bad_nodes: Sequence[str], problem: ConfigError) -> str:
+    """Why sbatch refuses a job, which may be that nodes were left out."""
+    if not bad_nodes:
+        return str(problem)
+    why = f"without {', '.join(bad_nodes)}, where runs failed and nowhere else; `isoflop retry` takes them again"
+    return f"{problem} ({why})"
 
 
 def _is_laid_out(plan: Plan, directory: Path) -> bool:
@@ -292,10 +309,20 @@ def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:
 
 
 def bad_nodes(picture: Picture) -> tuple[str, ...]:
-    """Nodes on which several different runs failed, each of which failed nowhere else."""
-    failed_on = [set(where.stored.get("failed_on", ())) for where in picture.runs.values()]
-    counts = Counter(node for nodes in failed_on if len(nodes) == 1 for node in nodes)
-    return tuple(sorted(node for node, runs in counts.items() if runs >= BAD_NODE_RUNS))
+    """Nodes on which several different runs failed, each of which failed nowhere else, while others get on: where all
+    fail everywhere it is not the nodes.
+    """
+    failed, works = defaultdict[str, list[float]](list), dict[str, float]()
+    for where in picture.runs.values():
+        at, nodes = where.stored.get("heartbeat", 0.0), set(where.stored.get("failed_on", ()))
+        if len(nodes) == 1:
+            failed[nodes.pop()].append(at)
+        elif where.state in ("done", "running") and where.node:
+            works[where.node] = max(at, works.get(where.node, 0.0))
+    if not works.keys() - failed.keys():
+        return ()
+    bad = (node for node, times in failed.items() if len(times) >= BAD_NODE_RUNS and works.get(node, 0.0) < max(times))
+    return tuple(sorted(bad))
 
 
 def _chosen(plan: Plan, only: str | None) -> set[str]:
@@ -318,7 +345,8 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
 
 
 def _clear(run: RunDirectory) -> None:
-    """A run that failed and is queued again is pending until it starts."""
-    state = run.state()
-    if state["state"] == "failed":
-        run.set_state("pending", state.get("reason", ""))
+    """A run that failed and is queued again is pending until it starts, which it may have done."""
+    with run.lease() as lease:
+        state = run.state()
+        if lease and state["state"] == "failed":
+            run.set_state("pending", state.get("reason", ""))

@@ -21,14 +21,14 @@ from isoflop.launching import slurm
 from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
 from isoflop.launching.notifying import Teller
+from isoflop.launching.queueing import SubmitLimitError, queue_job
 from isoflop.launching.reconcile import Picture, is_hopeless
 from isoflop.launching.seen import recorded_supervisor
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.steering import look
-from isoflop.launching.submission import SubmitLimitError, queue_job, submissions_folder
+from isoflop.launching.submission import lease_submissions, submissions_folder
 from isoflop.launching.submitting import kept_profile, kept_study, submit
-from isoflop.lease import take_lease
 
 LOOK_S = 60.0
 AGAIN_S = 5.0
@@ -177,9 +177,7 @@ def add_supervisor(profile: Profile, directory: Path) -> str | None:
         ConfigError, ClusterError: as for runs.
     """
     folder = submissions_folder(directory) / "supervisor"
-    with take_lease(submissions_folder(directory) / "lease", settle_s=0.1) as lease:
-        if not lease:
-            raise BusyError(f"{directory}: another isoflop command is at work here; wait for it")
+    with lease_submissions(directory):
         name, job_id = recorded_supervisor(directory) or ("", None)
         before = job_id or (slurm.named(name) if name else None)
         if before and (job := slurm.queue().get(before)) is not None and job.active:

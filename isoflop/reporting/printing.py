@@ -193,7 +193,7 @@ def print_submitted(submission: Submission) -> None:
 
 def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) -> None:
     """The scripts that sbatch would get, on stdout."""
-    from isoflop.launching.submission import sbatch_script
+    from isoflop.launching.queueing import sbatch_script
     from isoflop.launching.submitting import with_excluded
 
     excluded = with_excluded(profile, intent.bad_nodes)

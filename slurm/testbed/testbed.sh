@@ -173,6 +173,7 @@ up() {
 }
 all_down() {
   [ -d "$BED" ] || return 0
+  [ -s "$BED/etc/munge.key" ] || die "$BED: no test bed, so it stays; TESTBED names the folder of one"
   timeout 10 scancel -u "$USER_NAME" 2>/dev/null
   local node; for node in $(each_node); do stop "slurmd.$node" "$([ "$SPACES" = 1 ] && echo KILL || echo TERM)"; done
   local daemon; for daemon in slurmctld slurmdbd munged; do stop $daemon TERM; done

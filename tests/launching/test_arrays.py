@@ -29,7 +29,7 @@ from isoflop.launching.arrays import (
     shares_beside,
     signal_lead_s,
 )
-from isoflop.launching.submission import sbatch_script
+from isoflop.launching.queueing import sbatch_script
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
 

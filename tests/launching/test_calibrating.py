@@ -18,7 +18,7 @@ from studies import tiny_plan, write_sweep
 
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import calibrating, submission
+from isoflop.launching import calibrating, queueing
 from isoflop.launching.calibrating import calibrate
 from isoflop.launching.measuring import FAILED, FOUND, ORDER, MeasureJob
 from isoflop.lease import take_lease
@@ -176,7 +176,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setenv("PATH", str(slurm.folder))
     monkeypatch.setattr(calibrating, "POLL_S", 0.01)
     monkeypatch.setattr(calibrating, "GONE_S", 0.0)
-    monkeypatch.setattr(submission, "PAUSES_S", ())
+    monkeypatch.setattr(queueing, "PAUSES_S", ())
     monkeypatch.setattr(calibrating, "study_code", lambda work: (work / "code", False))
     profile = load_profile("testbed", {"root": str(tmp_path / "runs"), "slurm.time": "48:00:00"})
     return Cluster(slurm, tmp_path, tiny_plan(tmp_path), profile, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 
-from isoflop.launching.attempt import record_failure
+from isoflop.launching.attempt import log_file, record_failure
 from isoflop.launching.reconcile import HOPELESS, Picture, Where, explain, is_hopeless, reconcile
 from isoflop.launching.submission import Submission
 from isoflop.runs import RunDirectory
@@ -414,3 +415,108 @@ def test_a_cancelled_run_is_so_once_its_job_is_gone_though_its_killed_worker_see
     assert cluster.look(BEGAN, f"{TASK}|COMPLETING|n1|None", submission=mine).runs["r0"].state == "running"
     where = cluster.look(BEGAN, "", submission=mine).runs["r0"]
     assert (where.state, where.again) == ("cancelled", True)
+
+
+# What SLURM forgets, and what it does not know
+
+
+def test_that_somebody_cancelled_a_job_outlasts_slurm_s_memory(cluster: Cluster) -> None:
+    assert cluster.where(BEGAN, "", "100_0|CANCELLED by 0|n1|0:15").state == "cancelled"
+    later = cluster.where({}, "", None)
+    assert (later.state, later.reason, later.again) == ("cancelled", "its job was cancelled", True)
+    newer = cluster.where({}, "200_0|PENDING||Priority", None, submission={"job_id": "200"})
+    assert newer.state == "requeued"
+
+
+def test_a_job_that_left_a_log_was_not_lost(cluster: Cluster) -> None:
+    """Its lines of `setup` fail, say, and nobody looked before the controller forgot it."""
+    log = cluster.run.path.parent / "submissions" / "tiny-1" / "100_0_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text("Lmod has detected an error\nmodule cuda/99 is unknown\n")
+    for failures in (1, 2, 3):
+        where = cluster.where(NEW, "", None)
+        assert where.state == "failed"
+        assert "ended before the run began: module cuda/99 is unknown; see " in where.reason
+        assert (where.stored["failures"], where.again) == (failures, failures <= 2)
+
+
+def test_a_suspended_run_says_so(cluster: Cluster) -> None:
+    with cluster.run.lease() as mine:
+        assert mine
+        where = cluster.where(BEGAN, "100_0|SUSPENDED|n1|None", "")
+    assert (where.state, where.reason) == ("running", "suspended")
+
+
+@pytest.mark.parametrize("stored", [NEW, BEGAN])
+def test_a_cancelled_run_is_cancelled_though_slurm_is_silent(cluster: Cluster, stored: dict[str, Any]) -> None:
+    assert cluster.where(stored, None, None, submission={"cancelled": ("r0",)}).state == "cancelled"
+
+
+def test_a_cancelled_run_that_this_machine_trains_runs(cluster: Cluster) -> None:
+    """By `isoflop run`, whose process is no job of the submission."""
+    with cluster.run.lease() as mine:
+        assert mine
+        cancelled = {"cancelled": ("r0",)}
+        assert cluster.where({**BEGAN, "job_id": "4711"}, "", "", submission=cancelled).state == "running"
+        assert cluster.where(BEGAN, "", "", submission=cancelled).state == "cancelled"
+
+
+def test_a_colleague_who_may_not_write_sees_a_death_and_records_none(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    where = cluster.where(BEGAN, "", "100_0|FAILED|n1|0:9")
+    assert where.state == "failed"
+    assert "its job 100_0 died on n1" in where.reason
+    assert cluster.run.state()["state"] == "running"
+
+
+def test_jobs_of_whoever_submitted_are_asked_for(cluster: Cluster) -> None:
+    told = cluster.folder / "told"
+    picture = cluster.look(NEW, "", "")
+    cluster.slurm.program("squeue", f'echo "$@" >{told}')
+    made = Submission("tiny-1", ("r0",), 0, 0.0, "100", user=54321)
+    picture = reconcile(cluster.run.path.parent, ["r0"], [made], 2)
+    assert picture.certain
+    assert set(told.read_text().split("-u ")[1].split()[0].split(",")) == {str(os.geteuid()), "54321"}
+
+
+def test_of_several_nodes_none_is_to_blame(cluster: Cluster) -> None:
+    cluster.where(BEGAN, "", "100_0|FAILED|n[1-2]|0:9")
+    assert cluster.run.state()["failed_on"] == []
+
+
+def test_what_another_process_said_is_why_a_job_died(cluster: Cluster) -> None:
+    failure = log_file(cluster.run, 1).with_name("failure.json")
+    failure.parent.mkdir(parents=True)
+    failure.write_text('["in process 9 of 16: no GPU", "n2"]')
+    where = cluster.where({**BEGAN, "attempt": 1}, "", "100_0|FAILED|n[1-2]|0:9")
+    assert where.reason == "in process 9 of 16: no GPU"
+    assert cluster.run.state()["failed_on"] == ["n2"]
+
+
+def test_going_back_is_no_progress(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that starts anew each time, and fails somewhere."""
+    counts = []
+    for step in (1761, 351, 2321, 1641, 781):
+        monkeypatch.setattr(RunDirectory, "reached", lambda _, step=step: step)
+        record_failure(cluster.run, "no luck", "n1")
+        counts.append(cluster.run.state()["failures"])
+    assert counts == [1, 2, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["QOSMaxWallDurationPerJobLimit", "AssocMaxWallDurationPerJobLimit", "QOSMaxCpuPerJobLimit", "MaxMemPerLimit",
+     "QOSMinGRES", "PartitionTimeLimit"],
+)  # fmt: skip
+def test_what_one_job_may_not_have_is_hopeless(reason: str) -> None:
+    assert is_hopeless(reason)
+    assert "slurm." in explain(reason)
+
+
+@pytest.mark.parametrize(
+    "reason", ["QOSGrpCpuLimit", "AssocGrpGRES", "QOSMaxJobsPerUserLimit", "Priority", "Resources"]
+)
+def test_what_others_hold_is_not(reason: str) -> None:
+    assert not is_hopeless(reason)

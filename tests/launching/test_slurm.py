@@ -24,8 +24,9 @@ from isoflop.launching.attempt import attempt
 from isoflop.launching.calibrating import calibrate
 from isoflop.launching.directory import make_directory
 from isoflop.launching.doctor import examine
+from isoflop.launching.queueing import SubmitLimitError, submit_array
 from isoflop.launching.steering import cancel, retry
-from isoflop.launching.submission import Submission, SubmitLimitError, submit_array
+from isoflop.launching.submission import Submission
 from isoflop.launching.supervising import add_supervisor
 from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import read_calibration

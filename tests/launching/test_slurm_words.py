@@ -137,7 +137,7 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
         ),
         ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
         ("Batch job submission failed: Invalid feature specification", "slurm.constraint"),
-        ("Batch job submission failed: Invalid node name specified", "slurm.nodelist"),
+        ("Batch job submission failed: Invalid node name specified", "slurm.nodelist or slurm.exclude"),
         ("Batch job submission failed: Invalid wckey specification", "slurm.wckey"),
         (
             "Memory specification can not be satisfied Batch job submission failed: Requested node configuration is "

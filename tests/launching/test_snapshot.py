@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +204,16 @@ def test_two_at_once_make_one_copy(package: Path, tmp_path: Path) -> None:
     assert (said, differs) == ({f"{code} False\n"}, False)
     assert says(code) == "1"
     assert list((tmp_path / "study" / "code").iterdir()) == [code]
+
+
+def test_on_a_full_disk_there_is_no_copy_and_one_line(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("a.py", "b.py", "[Errno 28] No space left on device: 'b.py'")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space left on device") as problem:
+        study_code(tmp_path / "sweep")
+    assert (problem.value.errno, problem.value.filename) == (errno.ENOSPC, str(tmp_path / "sweep" / "code"))
+    assert not list((tmp_path / "sweep").glob("code/.*"))

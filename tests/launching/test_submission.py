@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -22,19 +23,14 @@ from studies import small_disk, tiny_plan
 from isoflop.cli import main
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
-from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import submission
+from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
+from isoflop.launching import queueing, slurm
+from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import record_failure
+from isoflop.launching.queueing import SubmitLimitError, heal, sbatch_script
 from isoflop.launching.steering import cancel, look, retry
-from isoflop.launching.submission import (
-    Submission,
-    SubmitLimitError,
-    heal,
-    read_submissions,
-    sbatch_script,
-    submissions_folder,
-)
+from isoflop.launching.submission import Submission, read_submissions, submissions_folder
 from isoflop.launching.submitting import bad_nodes, intend, keep_profile, kept_profile, with_excluded
 from isoflop.runs import RunDirectory
 
@@ -358,7 +354,7 @@ def test_of_more_runs_than_may_be_submitted_the_first_are(study: Study, limit: i
 def test_where_not_one_more_run_may_be_submitted_it_is_said_at_once(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "PAUSES_S", (60.0,))
+    monkeypatch.setattr(queueing, "PAUSES_S", (60.0,))
     study.slurm.change(limit=0)
     with pytest.raises(
         SubmitLimitError, match="limit lets no more in: submit again when some have ended, or use --sup"
@@ -508,11 +504,9 @@ def held(path: Path) -> Iterator[None]:
 def test_two_at_once_are_refused(study: Study) -> None:
     study.queued()
     with held(submissions_folder(study.directory) / "lease"):
-        with pytest.raises(RunError, match="tiny: another `isoflop submit` is at work here; wait for it"):
-            study.submit()
-        for steer in (cancel, retry):
-            with pytest.raises(RunError, match="tiny: another isoflop command is at work here; wait for it"):
-                steer(study.directory, [])
+        for act in (study.submit, lambda: cancel(study.directory, []), lambda: retry(study.directory, [])):
+            with pytest.raises(BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work"):
+                act()
     assert study.slurm.read()["calls"] == []
     assert study.submit().queued == ()
 
@@ -520,45 +514,71 @@ def test_two_at_once_are_refused(study: Study) -> None:
 # Nodes and profiles
 
 
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Six runs, of which three may fail while others get on."""
+    return make_study(tmp_path, monkeypatch, "seeds=[0, 1]")
+
+
 @pytest.mark.parametrize(
-    ("failures", "bad"),
+    ("failures", "works", "bad"),
     [
-        ([["n1"], ["n1"], ["n1"]], "n1"),
-        ([["n1", "n1"], ["n1"], ["n1"]], "n1"),
-        ([["n1"], ["n1"], []], None),
-        ([["n1"] * 9, [], []], None),
-        ([["n1"], ["n1"], ["n1", "n2"]], None),
+        ([["n1"], ["n1"], ["n1"]], ["n2"], "n1"),
+        ([["n1", "n1"], ["n1"], ["n1"]], ["n2"], "n1"),
+        ([["n1"], ["n1"], []], ["n2"], None),
+        ([["n1"] * 9, [], []], ["n2"], None),
+        ([["n1"], ["n1"], ["n1", "n2"]], ["n2"], None),
+        ([["n1"], ["n1"], ["n1"]], [], None),  # it may be the program
+        ([["n1"], ["n1"], ["n1"], ["n2"]], [], None),
+        ([["n1"], ["n1"], ["n1"], ["n2"]], ["n2"], None),  # others get on where one failed too
+        ([["n1"], ["n1"], ["n1"]], ["n2", "n1"], None),  # it works again
     ],
 )
-def test_a_node_on_which_three_runs_failed_is_left_out(
-    study: Study, failures: list[list[str]], bad: str | None
+def test_a_node_on_which_three_runs_failed_while_others_get_on_is_left_out(
+    large: Study, failures: list[list[str]], works: list[str], bad: str | None
 ) -> None:
-    study.prepare()
+    large.prepare()
     for number, nodes in enumerate(failures):
-        study.run(number).set_state("pending", failed_on=nodes)
-    assert bad_nodes(look(study.directory)) == ((bad,) if bad else ())
-    assert intend(study.plan, study.profile).bad_nodes == ((bad,) if bad else ())
+        large.run(number).set_state("pending", failed_on=nodes)
+    for number, node in enumerate(works, start=len(failures)):
+        large.run(number).set_state("done", node=node)
+    assert bad_nodes(look(large.directory)) == ((bad,) if bad else ())
+    assert intend(large.plan, large.profile).bad_nodes == ((bad,) if bad else ())
 
 
-def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(study: Study) -> None:
-    study.prepare()
+def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(large: Study) -> None:
+    large.prepare()
     for number in range(3):
-        record_failure(study.run(number), "no luck", "n1")
-    study.profile = dataclasses.replace(study.profile, slurm={**study.profile.slurm, "exclude": "n[7-8]"})
-    study.submit()
-    assert study.slurm.read()["jobs"]["100"]["options"]["exclude"] == "n[7-8],n1"
-    assert kept_profile(study.directory).slurm["exclude"] == "n[7-8]"
+        record_failure(large.run(number), "no luck", "n1")
+    large.run(3).set_state("done", node="n2")
+    large.profile = dataclasses.replace(large.profile, slurm={**large.profile.slurm, "exclude": "n[7-8]"})
+    large.submit()
+    assert large.slurm.read()["jobs"]["100"]["options"]["exclude"] == "n[7-8],n1"
+    assert kept_profile(large.directory).slurm["exclude"] == "n[7-8]"
 
 
-def test_a_node_is_left_out_by_the_very_call_that_finds_the_deaths_on_it(study: Study) -> None:
-    tasks = study.queued().runs
+def test_a_refusal_says_which_nodes_were_left_out_and_leaves_what_failed(large: Study) -> None:
+    large.prepare()
     for number in range(3):
-        study.run(number).set_state("running", attempt=1, job_id=f"100_{number}", node="n1")
-    study.slurm.end([f"100_{number}" for number in range(len(tasks))], "FAILED", node="n1", exit_code="0:9")
-    done = study.submit()
-    assert set(done.queued) == set(study.ids)
+        record_failure(large.run(number), "no luck", "n1")
+    large.run(3).set_state("done", node="n2")
+    large.slurm.answer("sbatch", "sbatch: error: Requested node configuration is not available")
+    with pytest.raises(ConfigError, match=r"without n1, where runs failed and nowhere else; `isoflop retry` takes"):
+        large.submit()
+    assert [large.run(number).state()["state"] for number in range(3)] == ["failed"] * 3
+
+
+def test_a_node_is_left_out_by_the_very_call_that_finds_the_deaths_on_it(large: Study) -> None:
+    large.queued()
+    for number in range(4):
+        node = "n1" if number < 3 else "n2"
+        large.run(number).set_state("running", attempt=1, job_id=f"100_{number}", node=node)
+    large.run(3).set_state("done")
+    large.slurm.end([f"100_{number}" for number in range(3)], "FAILED", node="n1", exit_code="0:9")
+    done = large.submit()
+    assert set(done.queued) == set(large.ids[:3])
     assert done.bad_nodes == ("n1",)
-    assert study.slurm.read()["jobs"]["101"]["options"]["exclude"] == "n1"
+    assert large.slurm.read()["jobs"]["101"]["options"]["exclude"] == "n1"
 
 
 @pytest.mark.parametrize(
@@ -574,6 +594,9 @@ def test_nodes_are_left_out_beside_those_of_the_profile(
 
 
 def test_the_profile_of_the_last_submission_is_kept_as_it_was(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="tiny: no such directory; give that of a sweep, such as runs/soda"):
+        kept_profile(study.directory)
+    study.prepare()
     with pytest.raises(RunError, match="tiny: was never submitted; see `isoflop submit --help`"):
         kept_profile(study.directory)
     monkeypatch.chdir(study.folder)
@@ -584,7 +607,6 @@ def test_the_profile_of_the_last_submission_is_kept_as_it_was(study: Study, monk
         "setup: ['export A=\"\\${HOME}/a\"', 'module load x  # y']\n"
     )
     study.profile = load_profile(file)
-    study.directory.mkdir(parents=True)
     keep_profile(study.profile, study.directory)
     assert kept_profile(study.directory) == dataclasses.replace(study.profile, root=str(study.folder / "runs"))
 
@@ -598,3 +620,59 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert (older.name, older.task("c"), newer.task("b")) == ("tiny-0", "99", "100_1")
     assert dataclasses.replace(made, job_id=None).task("a") is None
     assert json.loads((submissions_folder(tmp_path) / "tiny-1.json").read_text())["name"] == "tiny-1"
+
+
+# What sites and colleagues do
+
+
+@pytest.mark.parametrize(
+    ("said", "job_id"),
+    [
+        ("Submitted batch job 84", "84"),
+        ("note: your job 83 is using 1 of 4 GPUs\nSubmitted batch job 84\n", "84"),
+        ("Submitted batch job 84 on cluster gpu\njob 4000 core-hours left", "84"),
+        ("job 4000 core-hours left", None),
+        ("", None),
+    ],
+)
+def test_only_sbatch_s_own_words_name_a_job(said: str, job_id: str | None) -> None:
+    from submitit.core.utils import FailedSubmissionError
+
+    read = queueing._executor_class()._get_job_id_from_submission_command
+    if job_id is None:
+        with pytest.raises(FailedSubmissionError, match="no id of a job"):
+            read(said)
+    else:
+        assert read(said) == read(said.encode()) == job_id
+
+
+def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.queued()
+    (made,) = read_submissions(study.directory)
+    dataclasses.replace(made, user=os.geteuid() + 1).write(submissions_folder(study.directory))
+    assert look(study.directory).certain
+    for act in (study.submit, lambda: cancel(study.directory, []), lambda: retry(study.directory, [])):
+        with pytest.raises(RunError, match=r"tiny: submitted by \S.*, who alone can submit, cancel or retry its runs"):
+            act()
+    assert not [call for call in study.slurm.read()["calls"] if call["program"] in ("sbatch", "scancel")]
+
+
+def test_a_cancellation_that_can_not_be_written_down_cancels(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full, which is when somebody wants to."""
+    study.queued()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "submissions/tiny-1.json")
+
+    monkeypatch.setattr(Submission, "write", full)
+    with pytest.raises(RunError, match=r"3 jobs were cancelled, but that could not be written down \(No space left"):
+        cancel(study.directory, [])
+    assert [task.active for task in slurm.queue().values()] == []
+
+
+def test_what_is_agreed_to_is_not_forgotten_where_it_can_not_be_read(study: Study) -> None:
+    study.queued()
+    file = submissions_folder(study.directory) / "supervisor" / "approved.json"
+    file.mkdir(parents=True)
+    with pytest.raises(OSError, match="Is a directory"):
+        approve(study.directory, study.ids)

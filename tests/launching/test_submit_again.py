@@ -10,9 +10,14 @@ import pytest
 from fake_study import SIMULATED, TIMED_OUT, Study, make_study
 
 from isoflop.config.loading import to_yaml
-from isoflop.config.profile import Gpu
+from isoflop.config.profile import Gpu, load_profile
+from isoflop.errors import BudgetError
 from isoflop.launching.arrays import group
 from isoflop.launching.submission import read_submissions
+from isoflop.launching.submitting import kept_profile
+from isoflop.launching.submitting import submit as queue
+from isoflop.planning.bill import with_bill
+from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.plan import plan_rows
 
 Output = tuple[int, str, str]
@@ -149,3 +154,29 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     study.slurm.change(limit=None)
     assert submit("--supervise")[0] == 0
     assert len(study.slurm.read()["queue"]) == 4
+
+
+def test_a_changed_profile_counts_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
+    assert submit()[0] == 0
+    changed = dataclasses.replace(study.profile, retries=7, notify="true")
+    (study.folder / "cpu.yaml").write_text(to_yaml(changed))
+    code, _, err = submit()
+    assert (code, "3 queued" in err) == (0, True)
+    assert (kept_profile(study.directory).retries, kept_profile(study.directory).notify) == (7, "true")
+    (study.directory / "cluster.yaml").unlink()
+    assert submit()[0] == 0
+    assert kept_profile(study.directory).retries == 7
+
+
+def test_a_cap_holds_where_slurm_was_silent_for_a_moment(study: Study, submit: Callable[..., Output]) -> None:
+    small = ("budgets=[1.0e8, 1.0e18]", "widths=[8, 12]", "data.tokens={}", "max_steps=100000000000000")
+    assert submit(*small, "--only", "budget < 1e9 and width == 8", cluster="gpu.yaml")[0] == 0
+    before = len(read_submissions(study.directory))
+    study.slurm.answer("squeue", "slurm_load_jobs error: Socket timed out on send/recv operation")
+    code, _, err = submit(*small, "--max-gpu-hours", "0.1", cluster="gpu.yaml")
+    assert (code, "nothing was queued, try again" in err) == (4, True)
+    assert len(read_submissions(study.directory)) == before
+    with pytest.raises(BudgetError, match="what would be queued needs about"):
+        billed = with_bill(lay_out("tiny.yaml", (SIMULATED, *small)), load_profile("gpu.yaml"))
+        queue(billed, load_profile("gpu.yaml"), max_gpu_hours=0.1)
+    assert len(read_submissions(study.directory)) == before

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from isoflop.errors import RunError
 from isoflop.launching import worker
 from isoflop.launching.attempt import _reason
 from isoflop.launching.worker import Worker, write_order
+from isoflop.lease import Lease, LeaseLostError
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint
@@ -210,3 +211,23 @@ def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another
         for number, handler in handlers:
             signal.signal(number, handler)
     assert taken == [plan.runs[0].run_id]
+
+
+def test_it_stops_once_another_machine_has_its_run(study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when this one slept."""
+    root, plan = study
+
+    def lose(run: RunDirectory, should_stop: Callable[[], bool], *_: object) -> str:
+        assert not should_stop()
+        monkeypatch.setattr(Lease, "check", lambda _: (_ for _ in ()).throw(LeaseLostError("taken over")))
+        with pytest.raises(LeaseLostError):
+            should_stop()
+        return "pending"
+
+    monkeypatch.setattr(worker, "attempt", lose)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        assert Worker(str(order(root, plan)), os.getpid())() == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

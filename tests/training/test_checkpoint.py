@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +16,11 @@ import pytest
 import torch
 from studies import kill, run_of, save_for_ever, start, tiny_study, wait_for
 
+from isoflop import files
+from isoflop.errors import RunError
 from isoflop.files import remove_abandoned
-from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
+from isoflop.training import checkpoint
+from isoflop.training.checkpoint import load_checkpoint, load_same, save_checkpoint
 from isoflop.training.loop import train
 
 
@@ -153,3 +159,28 @@ def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(
     assert sum(many) == shape.optimizer_bytes()
     (file,) = run.checkpoints.glob("*.pt")
     assert weights + sum(many) < file.stat().st_size <= shape.checkpoint_bytes
+
+
+def test_what_can_not_be_read_for_now_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+    before = sorted(tmp_path.iterdir())
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(files, "_sha256", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        load_checkpoint(tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_checkpoint_that_another_process_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1, 2)
+    assert load_same(tmp_path, 1)["weights"][0] == 1
+    late = threading.Timer(0.2, lambda: save(tmp_path, 3))
+    late.start()
+    assert load_same(tmp_path, 3)["weights"][0] == 3
+    late.join()
+    monkeypatch.setattr(checkpoint, "LATE_S", 0.0)
+    with pytest.raises(RunError, match=r"step-000000009.pt: not seen on \S+, though another node of this job has read"):
+        load_same(tmp_path, 9)
