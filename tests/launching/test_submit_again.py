@@ -176,7 +176,8 @@ def test_a_cap_holds_where_slurm_was_silent_for_a_moment(study: Study, submit: C
     code, _, err = submit(*small, "--max-gpu-hours", "0.1", cluster="gpu.yaml")
     assert (code, "nothing was queued, try again" in err) == (4, True)
     assert len(read_submissions(study.directory)) == before
+    profile = load_profile("gpu.yaml")
+    billed = with_bill(lay_out("tiny.yaml", (SIMULATED, *small)), profile)
     with pytest.raises(BudgetError, match="what would be queued needs about"):
-        billed = with_bill(lay_out("tiny.yaml", (SIMULATED, *small)), load_profile("gpu.yaml"))
-        queue(billed, load_profile("gpu.yaml"), max_gpu_hours=0.1)
+        queue(billed, profile, max_gpu_hours=0.1)
     assert len(read_submissions(study.directory)) == before

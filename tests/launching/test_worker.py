@@ -219,10 +219,14 @@ def test_it_stops_once_another_machine_has_its_run(study: tuple[Path, Plan], mon
 
     def lose(run: RunDirectory, should_stop: Callable[[], bool], *_: object) -> str:
         assert not should_stop()
-        monkeypatch.setattr(Lease, "check", lambda _: (_ for _ in ()).throw(LeaseLostError("taken over")))
-        with pytest.raises(LeaseLostError):
-            should_stop()
+        with monkeypatch.context() as lost:
+            lost.setattr(Lease, "check", taken_over)
+            with pytest.raises(LeaseLostError):
+                should_stop()
         return "pending"
+
+    def taken_over(_: Lease) -> None:
+        raise LeaseLostError("taken over")
 
     monkeypatch.setattr(worker, "attempt", lose)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
