@@ -20,7 +20,7 @@ def submit(
     overrides: Overrides = None,
     *,
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill and the scripts; change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the bill and the scripts; queue nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Queue without asking.")] = False,
     max_gpu_hours: MaxGpuHours = None,
     only: Annotated[
@@ -86,7 +86,8 @@ def submit(
                 raise
             warn(str(problem))
     for reason, count in waits_in_vain(intent.directory, REASONS_S if intent.queued else 0.0).items():
-        warn(f"{count} runs wait for ever: {reason}; mend it, cancel them and submit again")
+        mend = "" if "scontrol release" in reason else "; mend it, cancel them and submit again"
+        warn(f"{count} runs wait for ever: {reason}{mend}")
     if supervise:
         from isoflop.launching.supervising import add_supervisor
 

@@ -136,7 +136,7 @@ def kept_study(directory: Path) -> tuple[Plan, Profile]:
 
 
 def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:
-    """What submitting a plan would do; changes nothing.
+    """What submitting a plan would do. Nothing is queued; how jobs have ended is recorded, as `status` does.
 
     Args:
         plan: the study.

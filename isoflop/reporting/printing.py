@@ -175,7 +175,8 @@ def print_submission(intent: Intent, plan: Plan) -> None:
         print(f"of the bill's GPU-hours {hours:,.0f} are for what is to be queued", file=sys.stderr)
     for where in intent.picture.runs.values():
         if where.state in ("failed", "diverged"):
-            what = "tried again" if where.run_id in intent.queued else "not tried again; see `isoflop retry`"
+            mend = "" if where.state == "diverged" else "; see `isoflop retry`"
+            what = "tried again" if where.run_id in intent.queued else f"not tried again{mend}"
             print(f"{where.run_id} {where.state}, {what}: {where.reason}", file=sys.stderr)
     if intent.left:
         states = ", ".join(f"{where.run_id} ({where.state})" for where in intent.left[:3])
