@@ -31,6 +31,9 @@ OLDEST_TORCH = (2, 11)
 OLDEST_PIP = (23, 3)
 """The first pip that can look at a wheel of several GB without fetching it."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+BY_PATH = ("--config-settings", "editable_mode=compat")
+"""An editable installation that puts this folder on Python's path. The finder that setuptools writes otherwise comes
+after the path: where a folder `isoflop` lies beside a script, such as this clone, that folder is what it imports."""
 BY_HAND = ".venv/bin/python -m pip install"
 
 _OFFLINE = re.compile(
@@ -168,8 +171,8 @@ def pinned_torch(pinned: str) -> str:
 
 
 def digest(project: dict[str, Any], pinned: str, place: str) -> str:
-    """A text that changes when set-up has something to do: other needs, other pins, another Python or folder."""
-    needs = [project["project"], project["build-system"], pinned, place]
+    """A text that changes when set-up has something to do: other needs, pins, Python, folder or way to install."""
+    needs = [project["project"], project["build-system"], pinned, place, BY_PATH]
     return hashlib.sha256(json.dumps(needs, sort_keys=True).encode()).hexdigest()
 
 
@@ -222,7 +225,7 @@ def fill(pinned: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "constraints.txt"
         held.write_text(constraints(pinned, torch), encoding="utf-8")
-        take([*pip, "install", "--constraint", str(held), "--editable", f"{ROOT}[{EXTRAS}]"])
+        take([*pip, "install", "--constraint", str(held), *BY_PATH, "--editable", f"{ROOT}[{EXTRAS}]"])
     return torch
 
 

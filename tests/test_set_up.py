@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,15 @@ def test_set_up_has_something_to_do_when_needs_pins_python_or_folder_change() ->
         digest(project, "torch==2.13.0", "/there 3.11"),
     ]
     assert len({same, *changed}) == 4
+
+
+@pytest.mark.parametrize("way", ["-c", "beside.py"])
+def test_a_clone_beside_a_script_is_not_what_it_imports(tmp_path: Path, way: str) -> None:
+    (tmp_path / "isoflop" / "isoflop").mkdir(parents=True)  # as a clone looks from the folder that holds it
+    (tmp_path / "beside.py").write_text(asks := "import isoflop; print(isoflop.plan.__module__)")
+    words = [set_up.sys.executable, way, *([asks] if way == "-c" else [])]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "isoflop.planning.plan\n", done.stderr
 
 
 # What it says

@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import math
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -113,12 +115,14 @@ class LocalPool:
 
         gpus = visible_gpus()
         free = [place for place in range(self.workers) if place not in self._jobs]
-        executor = submitit.LocalExecutor(self._submitit)
+        executor = submitit.LocalExecutor(self._submitit, python=f"{shlex.quote(sys.executable)} -P")
+        executor.update_parameters(timeout_min=TIMEOUT_MIN)
         for place in free[:wanted]:
-            visible = [gpus[place % len(gpus)]] if gpus else ()
-            executor.update_parameters(timeout_min=TIMEOUT_MIN, gpus_per_node=len(visible), visible_gpus=visible)
-            with _children_ignore(signal.SIGINT, signal.SIGHUP):
-                self._jobs[place] = executor.submit(Worker(str(self.directory), os.getpid()))
+            ours = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
+            if gpus:
+                ours["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
+            with _children_ignore(signal.SIGINT, signal.SIGHUP), _children_import_this_code():
+                self._jobs[place] = executor.submit(Worker(str(self.directory), os.getpid(), ours))
 
     @property
     def _submitit(self) -> Path:
@@ -186,13 +190,17 @@ def default_workers() -> int:
     return len(visible_gpus()) or len(os.sched_getaffinity(0))
 
 
-def visible_gpus() -> list[int]:
-    """Numbers of the NVIDIA GPUs that this process may use, without importing torch."""
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return list(range(len(list(Path("/proc/driver/nvidia/gpus").glob("*")))))
-    # As CUDA reads it: up to the first that is no number of a GPU.
-    return [int(text) for text in itertools.takewhile(str.isdecimal, map(str.strip, visible.split(",")))]
+        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+    return list(itertools.takewhile(_names_gpu, map(str.strip, visible.split(","))))
+
+
+def _names_gpu(entry: str) -> bool:
+    """Whether CUDA takes an entry for a GPU; it reads no further than the first that is none."""
+    return entry.isdecimal() or entry.startswith(("GPU-", "MIG-"))
 
 
 def _work(spec: RunSpec) -> float:
@@ -201,6 +209,20 @@ def _work(spec: RunSpec) -> float:
 
 def _share(state: dict[str, Any], spec: RunSpec) -> float:
     return 1.0 if state["state"] in SETTLED else min(1.0, state.get("step", 0) / spec.steps)
+
+
+@contextlib.contextmanager
+def _children_import_this_code() -> Iterator[None]:
+    """Processes started inside import isoflop from where this one has it, whatever lies in the working directory."""
+    before, here = os.environ.get("PYTHONPATH"), str(Path(__file__).parents[2])
+    os.environ["PYTHONPATH"] = f"{here}{os.pathsep}{before}" if before else here
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 @contextlib.contextmanager

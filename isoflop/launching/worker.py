@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -20,14 +21,25 @@ PARENT_S = 0.5
 
 @dataclass
 class Worker:
-    """What submitit pickles: a directory and nothing else. Called in a job, it works through the sweep's order."""
+    """What submitit pickles: words and nothing else. Called in a job, it works through the sweep's order.
+
+    Attributes:
+        sweep: its directory.
+        parent: the process that started the workers.
+        environment: variables that runs have, None for one that is not set: submitit sets some that are for itself.
+    """
 
     sweep: str
     parent: int
+    environment: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
 
     def __call__(self) -> int:
         """Trains every run of the order that no other worker has; returns how many it ended."""
         self._stop = False
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         self._parent_began, self._looked_at = _began(self.parent), 0.0
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._ask_to_stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import pty
 import shutil
@@ -16,7 +17,19 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from studies import exact, hold_lease, kill, run_of, start, tiny_plan, tiny_study, train_here, wait_for, write_corpus
+from studies import (
+    exact,
+    hold_lease,
+    kill,
+    run_of,
+    start,
+    tiny_plan,
+    tiny_study,
+    train_here,
+    wait_for,
+    write_corpus,
+    write_sweep,
+)
 
 from isoflop.errors import RunError
 from isoflop.launching import local
@@ -33,16 +46,79 @@ LONG = ("budgets=[2e10]", "widths=[8]", "seeds=[0, 1]")
 SHORTER = ("budgets=[4e9]", "widths=[8, 24]")
 
 
+UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f"
+
+
 @pytest.mark.parametrize(
     ("visible", "gpus"),
-    [("", []), ("0", [0]), ("2,3", [2, 3]), ("-1", []), ("1, 0,-1,2", [1, 0]), ("GPU-8932f937", [])],
+    [
+        ("", []),
+        ("0", ["0"]),
+        ("2,3", ["2", "3"]),
+        ("-1", []),
+        ("1, 0,-1,2", ["1", "0"]),
+        ("NoDevFiles", []),
+        ("GPU-8932f937", ["GPU-8932f937"]),
+        (UUIDS, UUIDS.split(",")),
+        ("MIG-GPU-8932f937/1/0, none,0", ["MIG-GPU-8932f937/1/0"]),
+    ],
 )
 def test_gpus_are_those_that_the_environment_leaves(
-    monkeypatch: pytest.MonkeyPatch, visible: str, gpus: list[int]
+    monkeypatch: pytest.MonkeyPatch, visible: str, gpus: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert visible_gpus() == gpus
     assert default_workers() == (len(gpus) or len(os.sched_getaffinity(0)))
+
+
+TELLS = """
+import json, os, sys
+seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
+json.dump(seen, open(sys.argv[2] + ".seen", "w"))
+print(json.dumps({"step": int(sys.argv[1]), "split": "heldout", "loss": 5.0}), file=open(sys.argv[2], "w"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, [None, None]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["", None]),
+        ({"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": "/mine"}, ["-1", "/mine"]),
+        ({"CUDA_VISIBLE_DEVICES": UUIDS}, [UUIDS.split(",")[0], None]),
+        ({"CUDA_VISIBLE_DEVICES": "3,5"}, ["3", None]),
+    ],
+)
+def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: list[str | None]
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "tells.py").write_text(TELLS)
+    command = f"{sys.executable} -I {tmp_path / 'tells.py'} {{steps}} {{losses}}"
+    plan, root = tiny_plan(tmp_path, "widths=[8]", f"train.trainer=command: {command}"), tmp_path / "runs"
+    before = dict(os.environ)
+    assert run_of(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
+    assert list(json.loads((run_of(root, plan).path / "losses.jsonl.seen").read_text()).values()) == seen
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("init", [None, "raise SystemExit('this is another isoflop')"], ids=["a clone", "a package"])
+def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(tmp_path: Path, init: str | None) -> None:
+    (tmp_path / "isoflop" / "isoflop").mkdir(parents=True)
+    if init:
+        (tmp_path / "isoflop" / "__init__.py").write_text(init)
+    write_sweep(tmp_path)
+    program = [sys.executable, "-P", "-c", "from isoflop.cli import main; main()"]
+    words = ["run", "tiny.yaml", "widths=[8]", "train.trainer=simulated: soda", "--workers", "1"]
+    environment = {**os.environ, "ISOFLOP_ROOT": "runs"}
+    done = subprocess.run(
+        [*program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "1 of 1 runs done" in done.stderr, done.stderr
+    assert done.returncode == 0
 
 
 def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(

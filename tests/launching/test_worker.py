@@ -137,7 +137,11 @@ def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
     process.join()
     assert process.exitcode == 0
     assert run_of(root, plan).state()["attempt"] == 0
-    assert not Worker("", gone.pid).__dict__.keys() - {"sweep", "parent"}  # nothing else is sent to a job
+    assert not Worker("", gone.pid).__dict__.keys() - {
+        "sweep",
+        "parent",
+        "environment",
+    }  # nothing else is sent to a job
 
 
 @pytest.mark.parametrize(
