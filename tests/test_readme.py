@@ -27,9 +27,9 @@ from studies import exact, wait_for
 
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile
-from isoflop.launching.command import NAMES
 from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.runspec import COLUMNS
+from isoflop.planning.trainers import NAMES
 from isoflop.runs import RunDirectory
 
 ROOT = Path(__file__).parents[1]

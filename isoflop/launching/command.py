@@ -1,7 +1,7 @@
 """`trainer: command`: a study trained by any program; the plan fills in its command line, its losses are read back.
 
 The command is split as a shell would, then `{name}` is replaced in each word by a column of the plan, a path, or what
-the job has (see `PATHS` and `PLACES`), so that no value ever reaches a shell. The program writes a line (JSONL) or row
+the job has (see `planning.trainers`), so that no value ever reaches a shell. The program writes a line (JSONL) or row
 (CSV) for each loss that it wants kept: `step` and `loss`, and where they are not those of training `split` (default
 `train`) and `kind` (default `all`). It resumes by itself: it is started again with the same command.
 
@@ -12,9 +12,7 @@ that process; the first writes the losses. All are stopped together, and killed 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -24,25 +22,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from isoflop.errors import ConfigError, RunError
+from isoflop.errors import RunError
 from isoflop.launching import keeper
 from isoflop.launching.attempt import log_file
-from isoflop.launching.program_losses import cut_torn_line, end_last_line, keep_rows, losses_file, read_rows
+from isoflop.launching.program_losses import are_finite, cut_torn_line, end_last_line, keep_rows, losses_file, read_rows
+from isoflop.planning.trainers import fill
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 
 if TYPE_CHECKING:
     from isoflop.training.ranks import Ranks
-
-COLUMNS = (
-    "run_id", "sweep", "budget", "batch_size", "steps", "lr", "beta2", "seed", "width", "layers", "heads", "kv_heads",
-    "head_dim", "mlp_width", "vocab_size", "seq_len", "tokens", "params_total",
-)  # fmt: skip
-PATHS = ("run_dir", "data_dir", "losses")
-PLACES = ("nodes", "node_rank", "gpus_per_node", "main_address", "main_port")
-"""Of the job: how often the program is started, and which of them this is; its GPUs; where the first can be met."""
-NAMES = (*COLUMNS, *PATHS, *PLACES)
-"""What can stand in braces."""
 
 POLL_S = 0.5
 GRACE_S = 60.0
@@ -90,7 +79,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
         end_last_line(losses_file(run))
     rows = read_rows(run)
     run.set_state("running", **pace.progress(rows))
-    if any(not math.isfinite(row["loss"]) for row in rows):
+    if not are_finite(rows):
         keep_rows(run, rows)
         run.set_state("diverged", f"a loss in {losses_file(run).name} is not finite")
         return "diverged"
@@ -106,16 +95,31 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
 def _end(run: RunDirectory, rows: list[dict[str, Any]]) -> State:
     """Keeps the losses of a program that has ended, if they have the one that counts."""
     metric, steps = run.config()["metric"], run.config()["run"]["steps"]
-    final = [row for row in rows if (row["split"], row["kind"]) == (metric["set"], metric["kind"])]
-    if not final or final[-1]["step"] != steps:
+    wanted = (metric["set"], metric["kind"], steps)
+    if wanted not in {(row["split"], row["kind"], row["step"]) for row in rows}:
         raise RunError(
-            f"{losses_file(run)}: the program ended without a loss of split {metric['set']}, kind {metric['kind']}, "
-            f"step {steps}"
+            f"{losses_file(run)}: the program ended without a loss of split {wanted[0]}, kind {wanted[1]}, "
+            f"step {wanted[2]}: {_instead(rows, *wanted)}"
         )
     keep_rows(run, rows)
     run.mark_done()
     run.set_state("done")
     return "done"
+
+
+def _instead(rows: list[dict[str, Any]], split: str, kind: str, step: int) -> str:
+    """What there is in place of the loss that counts, and the mend."""
+    if not rows:
+        return "it wrote none there"
+    splits = {row["split"] for row in rows}
+    if split not in splits:
+        return f"its splits are {', '.join(sorted(splits))}; write {split}, or set metric.set"
+    kinds = {row["kind"] for row in rows if row["split"] == split}
+    if kind not in kinds:
+        return f"{split} losses are of kind {', '.join(sorted(kinds))}; write {kind}, or set metric.kind"
+    last = max(row["step"] for row in rows if (row["split"], row["kind"]) == (split, kind))
+    there = f"go up to step {last}" if last < step else f"go on to step {last}, without one at {step}"
+    return f"{split} losses {there}; the last must be at {step} (steps count from 1)"
 
 
 def values_of(run: RunDirectory, ranks: Ranks | None = None) -> dict[str, Any]:
@@ -162,23 +166,6 @@ def _is_job() -> bool:
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
-def fill(template: str, values: dict[str, Any]) -> list[str]:
-    """The words of a command, with the values in their places.
-
-    Raises:
-        ConfigError: a name that is not known, or quotes that don't close.
-    """
-    try:
-        return [word.format_map(values) for word in shlex.split(template)]
-    except (KeyError, IndexError, AttributeError) as problem:
-        raise ConfigError(
-            f"train.trainer: {{{problem.args[0]}}} is not known; in braces can stand {', '.join(values)} "
-            "(write {{ for a brace)"
-        ) from None
-    except (TypeError, ValueError) as problem:
-        raise ConfigError(f"train.trainer: can't be read as a command ({problem})") from None
-
-
 @contextlib.contextmanager
 def _start(words: list[str], output: IO[bytes], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """The program's keeper, in a process group with all that it starts; the group is gone when the block ends, and
@@ -212,7 +199,7 @@ def _wait(
 ) -> tuple[bool, list[int]]:
     """Waits for the program in all processes of the job; whether it was asked to stop, and in which of them it failed.
 
-    Where it has failed in one, the others are not waited for.
+    Where it has failed in one, the others are not waited for. One that has diverged is ended, as a stop would.
     """
     size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
     while True:
@@ -220,14 +207,16 @@ def _wait(
         if process.returncode == -signal.SIGTERM and not stop:
             time.sleep(POLL_S)  # what SLURM sends to all processes reaches some before others
             stop = should_stop()
-        flags = [running, stop, *(bool(process.returncode) and rank == mine for rank in range(size))]
-        running, stop, *failed = ranks.any(*flags) if ranks else flags
-        if stop and (running or any(failed)):  # one that doesn't listen to SIGTERM dies of it, and has not failed
+        diverged = pace is not None and pace.diverged
+        flags = [running, stop, diverged, *(bool(process.returncode) and rank == mine for rank in range(size))]
+        running, stop, diverged, *failed = ranks.any(*flags) if ranks else flags
+        # One that doesn't listen to SIGTERM dies of it, and has not failed.
+        if (stop or diverged) and (running or any(failed)):
             with contextlib.suppress(ProcessLookupError):  # where it has ended in this one
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
-            return True, []
+            return stop, []
         if not running or any(failed):
             return False, [rank for rank, one in enumerate(failed) if one]
         if pace:
@@ -236,7 +225,11 @@ def _wait(
 
 
 class _Pace:
-    """How far a program is and how fast, told from its losses now and then, and the time that it has had so far."""
+    """How far a program is and how fast, told from its losses now and then, and the time that it has had so far.
+
+    Attributes:
+        diverged: whether a loss that is not finite was seen.
+    """
 
     def __init__(self, run: RunDirectory, values: Mapping[str, Any], gpus: int) -> None:
         self.run = run
@@ -246,12 +239,15 @@ class _Pace:
         self.began = time.monotonic()
         self.first: tuple[int, float] | None = None
         self.due = self.began
+        self.diverged = False
 
     def tell(self) -> None:
         """Writes the run's state, unless it was written just now; long losses less often."""
         began = time.monotonic()
         if began >= self.due:
-            self.run.set_state("running", **self.progress(read_rows(self.run)))
+            rows = read_rows(self.run)
+            self.diverged = not are_finite(rows)
+            self.run.set_state("running", **self.progress(rows))
             took = time.monotonic() - began
             self.due = began + max(HEARTBEAT_S, 20 * took)
 

@@ -21,6 +21,7 @@ from isoflop.launching.snapshot import commit_of, versions
 from isoflop.planning.calibration import FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
+from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import find_recipe
 from isoflop.runs import RunDirectory
 
@@ -103,23 +104,6 @@ def check_study(plan: Plan, directory: Path) -> None:
     """
     check_trainer(plan.sweep)
     check_same_study(plan, directory)
-
-
-def check_trainer(sweep: Sweep) -> None:
-    """Finds a law or a command that no run could use, before there are any.
-
-    Raises:
-        ConfigError: what is wrong with `train.trainer`.
-    """
-    kind, argument = sweep.train.program
-    if kind == "simulated":
-        from isoflop.launching.simulated import find_law
-
-        find_law(argument)
-    elif kind == "command":
-        from isoflop.launching.command import NAMES, fill
-
-        fill(argument, dict.fromkeys(NAMES, 1))
 
 
 def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:

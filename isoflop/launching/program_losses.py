@@ -40,6 +40,11 @@ def read_rows(run: RunDirectory) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
+def are_finite(rows: list[dict[str, Any]]) -> bool:
+    """Whether all losses are; a run with another has diverged."""
+    return all(math.isfinite(row["loss"]) for row in rows)
+
+
 def _text(file: Path) -> str:
     """Without byte order marks: pandas writes one each time that it appends."""
     return file.read_text(encoding="utf-8", errors="replace").replace("\ufeff", "")

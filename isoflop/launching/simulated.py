@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.errors import ConfigError
-from isoflop.laws import SURFACES
+from isoflop.laws import find_law
 from isoflop.losslog import log_row
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
@@ -41,14 +40,3 @@ def simulate(run: RunDirectory, law: str) -> State:
     run.mark_done()
     run.set_state("done", step=plan["steps"], steps=plan["steps"], loss=rows[-1]["loss"], simulated=True)
     return "done"
-
-
-def find_law(name: str) -> Any:
-    """A known loss surface by name.
-
-    Raises:
-        ConfigError: a name that is not known.
-    """
-    if name not in SURFACES:
-        raise ConfigError(f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}")
-    return SURFACES[name]

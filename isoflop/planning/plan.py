@@ -20,6 +20,7 @@ from isoflop.files import replace_file
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.rules import Rules
 from isoflop.planning.runspec import COLUMNS, RunSpec
+from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import Dropped
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
     else:
         sweep, label = load_sweep(source, overrides), fspath(source)
     try:
+        check_trainer(sweep)
         rules = Rules(sweep)
         grid = lay_out(rules)
         if not grid.points:

@@ -13,7 +13,7 @@ from studies import run_of, tiny_plan, tiny_study, trained, write_corpus
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare
 from isoflop.data.shards import MANIFEST
-from isoflop.errors import DataError
+from isoflop.errors import ConfigError, DataError
 from isoflop.launching.directory import make_directory
 from isoflop.launching.study import prepare_data, train_study
 from isoflop.planning.plan import Plan
@@ -75,7 +75,7 @@ def test_what_can_not_be_prepared_leaves_no_directory_that_refuses_the_mend(
 ) -> None:
     root, right = tmp_path / "runs", tiny_plan(tmp_path)
     write_corpus(root, right)
-    with pytest.raises(DataError):
+    with pytest.raises((ConfigError, DataError)):
         train_study(wrong(tmp_path), root)
     assert not list(root.glob("tiny/*.*"))
     assert not list(root.glob("tiny/*/config.yaml"))

@@ -11,7 +11,6 @@ import pytest
 from pandas.testing import assert_frame_equal
 from studies import run_of, tiny_plan, write_sweep
 
-from isoflop.errors import ConfigError
 from isoflop.fitting import fit_isoflop, load_fit, write_fit
 from isoflop.launching import simulated
 from isoflop.launching.attempt import attempt
@@ -112,13 +111,6 @@ def test_a_run_is_drawn_alike_again_and_its_seeds_differ_by_the_noise(tmp_path: 
     law = np.log(SURFACES["soda"].loss(study.runs[0].params_total, study.runs[0].tokens))
     assert 0.5 < np.std(losses) / simulated.NOISE < 1.5
     assert abs(np.mean(losses) - law) < simulated.NOISE
-
-
-def test_a_law_that_is_not_known_is_found_before_there_is_a_run(tmp_path: Path) -> None:
-    study = tiny_plan(tmp_path, "train.trainer={simulated: sodda}")
-    with pytest.raises(ConfigError, match=r"train\.trainer: simulated: 'sodda' is no law .*; take chinchilla or soda$"):
-        make_directory(study, tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
 
 
 def test_it_needs_no_data_and_no_torch(tmp_path: Path) -> None:
