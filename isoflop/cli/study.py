@@ -39,7 +39,8 @@ def run(
     print_intent(plan)
     try:
         with _all_stops_interrupt(), StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown:
-            directory = train_study(plan, runs_root(), workers=workers, on_data=shown.data, on_progress=shown.runs_at)
+            tell = {"on_data": shown.data, "on_progress": shown.runs_at, "on_stopping": shown.stopping}
+            directory = train_study(plan, runs_root(), workers=workers, **tell)
     except KeyboardInterrupt:
         print("stopped; every run keeps its last checkpoint: the same command goes on from there", file=sys.stderr)
         raise

@@ -258,11 +258,11 @@ class _Pace:
         train = [row for row in rows if row["split"] == "train"] or rows
         if not train:
             return told
-        step, loss = train[-1]["step"], train[-1]["loss"]
+        step, loss, split = (train[-1][name] for name in ("step", "loss", "split"))
         first_step, first_seen = self.first = self.first or (step, now)
         if step > first_step:
             told["tokens_per_second"] = (step - first_step) * self.tokens_per_step / (now - first_seen)
-        return {**told, "step": step, "loss": loss}
+        return {**told, "step": step, "loss": loss, "loss_split": split}
 
 
 def _last_words(output: Path) -> str:

@@ -12,13 +12,13 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import Worker, write_order
+from isoflop.launching.worker import Worker, children_of, write_order
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import SETTLED, RunDirectory
@@ -51,11 +51,13 @@ class LocalPool:
     Attributes:
         directory: of the sweep, made by `make_directory`.
         workers: how many runs train at once; one thread each on a CPU.
+        on_stopping: told how many seconds runs have to save, where some are to be stopped.
     """
 
     directory: Path
     plan: Plan
     workers: int
+    on_stopping: Callable[[float], None] | None = None
     _jobs: dict[int, Any] = field(default_factory=dict)
     _deaths: Counter[str] = field(default_factory=Counter)
     _attempts: int = -1
@@ -70,7 +72,8 @@ class LocalPool:
     def run(self) -> Generator[Progress]:
         """Starts the workers and yields twice a second until all runs have ended.
 
-        Closing the iterator, or an interruption, stops them at a step boundary, with a checkpoint.
+        Closing the iterator, or an interruption, stops them at a step boundary, with a checkpoint; another interruption
+        kills them.
 
         Raises:
             RunError: a run that another process holds, or workers that can't even start.
@@ -163,17 +166,38 @@ class LocalPool:
             raise RunError(f"{self.directory}: workers end before they train anything; see {job.paths.stderr}")
 
     def _stop(self) -> None:
+        try:
+            if self._alive and self.on_stopping:
+                with contextlib.suppress(OSError):  # a terminal that was closed
+                    self.on_stopping(STOP_S)
+            self._ask_to_stop()
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+        if not (self._alive or self._deaths or self._in_vain > MOST_DEATHS):
+            shutil.rmtree(self._submitit, ignore_errors=True)
+
+    @property
+    def _alive(self) -> list[Any]:
+        return [job for job in self._jobs.values() if not job.done()]
+
+    def _ask_to_stop(self) -> None:
         with contextlib.suppress(OSError):  # on a full disk: the signals say it too, one worker after the other
             write_order(self.directory, [])
         limit, asked = time.monotonic() + STOP_S, -math.inf
-        while (alive := [job for job in self._jobs.values() if not job.done()]) and time.monotonic() < limit:
+        while (alive := self._alive) and time.monotonic() < limit:
             if time.monotonic() - asked > ASK_AGAIN_S:  # a worker that is starting misses a signal
                 asked = time.monotonic()
                 for job in alive:
                     job._process.send_signal(signal.SIGTERM)  # passed on to the worker; submitit's cancel() is a SIGINT
             time.sleep(0.1)
-        if not (alive or self._deaths or self._in_vain > MOST_DEATHS):
-            shutil.rmtree(self._submitit, ignore_errors=True)
+
+    def _kill(self) -> None:
+        """Ends the workers, and with each the program that it has started."""
+        for job in self._alive:
+            for process in (*children_of(job._process.pid), job._process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
 
     # Progress
 

@@ -38,5 +38,6 @@ def simulate(run: RunDirectory, law: str) -> State:
     run.cut_log(0)
     run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
     run.mark_done()
-    run.set_state("done", step=plan["steps"], steps=plan["steps"], loss=rows[-1]["loss"], simulated=True)
+    last = {"step": plan["steps"], "loss": rows[-1]["loss"], "loss_split": rows[-1]["split"]}
+    run.set_state("done", steps=plan["steps"], **last, simulated=True)
     return "done"

@@ -59,6 +59,7 @@ def train_study(
     workers: int | None = None,
     on_data: Callable[[int, float], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_stopping: Callable[[float], None] | None = None,
 ) -> Path:
     """Prepares a plan's data and trains what is not done yet; returns the sweep's directory.
 
@@ -72,7 +73,7 @@ def train_study(
             raise RunError(f"{directory}: another `isoflop run` is at work here; wait for it, or stop it")
         check_installed(plan.sweep.train.loggers)
         check_study(plan, directory)
-        pool = LocalPool(directory, plan, workers or default_workers())
+        pool = LocalPool(directory, plan, workers or default_workers(), on_stopping)
         if pool.left:
             prepare_data(plan.sweep, root, on_data)
         make_directory(plan, root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -48,7 +49,8 @@ class StudyProgress:
             if made >= wanted:
                 self._drop("corpus")
         else:
-            self._say(f"corpus: {short(made)} of {short(wanted)} tokens", throttle=made < wanted)
+            goal = f" of {short(wanted)}" if made < wanted else ""  # the last document goes beyond it
+            self._say(f"corpus: {short(made)}{goal} tokens", throttle=made < wanted)
 
     def runs_at(self, progress: Progress) -> None:
         """The state of every run."""
@@ -70,13 +72,17 @@ class StudyProgress:
         else:
             self._say(f"{progress.share:.0%} of the work, {summary}", throttle=True)
 
+    def stopping(self, seconds: float) -> None:
+        """Runs have been asked to stop."""
+        self._say(f"stopping: runs have up to {duration(seconds)} to save; again to stop at once")
+
     def _end(self, run_id: str, state: dict[str, Any], progress: Progress) -> None:
         self._drop(run_id)
         if self._first and state["state"] == "done":
             return  # done by an earlier call
         what = f"{state['state']}: {state['reason']}" if state.get("reason") else state["state"]
-        loss = f", training loss {state['loss']:.3f}" if state.get("loss") else ""
-        self._say(f"[{len(self._ended)}/{len(progress.states)}] {run_id} {what}{loss}{_eta(progress.seconds_left)}")
+        count = f"[{len(self._ended)}/{len(progress.states)}]"
+        self._say(f"{count} {run_id} {what}{_loss(state)}{_eta(progress.seconds_left)}")
 
     def _say(self, line: str, throttle: bool = False) -> None:
         now = time.monotonic()
@@ -110,6 +116,15 @@ def _bars() -> Any:
         TimeElapsedColumn(),
     )
     return Progress(*columns, console=Console(stderr=True))
+
+
+def _loss(state: dict[str, Any]) -> str:
+    """The last loss of a run that has ended, and on what it was."""
+    loss = state.get("loss")
+    if loss is None or not math.isfinite(loss):
+        return ""
+    kind = "training" if state.get("loss_split", "train") == "train" else "held-out"
+    return f", {kind} loss {loss:.3f}"
 
 
 def _eta(seconds: float | None) -> str:

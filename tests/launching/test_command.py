@@ -187,7 +187,7 @@ def test_what_a_program_writes_is_the_run_s_loss_log(program: Program, text: str
     assert table["state"].tolist() == ["done", "pending", "pending"]
     assert table.loc[0, ["loss", "loss_text"]].tolist() == [5.25, 5.0]
     assert table["simulated"].tolist() == [False] * 3
-    assert study.run.state()["loss"] == 5.29
+    assert (study.run.state()["loss"], study.run.state()["loss_split"]) == (5.29, "train")
 
 
 def test_a_loss_that_is_written_again_counts_as_it_was_written_last(program: Program) -> None:
@@ -199,7 +199,8 @@ def test_a_loss_that_is_written_again_counts_as_it_was_written_last(program: Pro
 def test_a_loss_after_the_last_step_does_not_hide_the_last(program: Program) -> None:
     study = program(writes(HELDOUT, loss(STEPS + 1, 5.0, split="heldout")))
     assert study.attempt() == "done", study.run.state()["reason"]
-    assert read_runs(study.directory)["loss"][0] == 5.25
+    assert study.run.state()["loss_split"] == "heldout"
+    assert read_runs(study.directory)["loss"].tolist()[0] == 5.25
 
 
 @pytest.mark.parametrize("end", ['{"step": 71, "lo', "\n\n", ""])

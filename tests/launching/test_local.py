@@ -220,6 +220,39 @@ def test_workers_that_can_not_even_start_are_given_up(
 # The whole program, stopped
 
 
+DEAF = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").write(f"{os.getpid()} {os.getppid()}")
+while True:
+    time.sleep(0.1)
+"""
+
+
+def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    write_sweep(tmp_path)
+    trainer = f"train.trainer=command: {sys.executable} -I {tmp_path / 'deaf.py'} {{losses}}.said"
+    program = [sys.executable, "-c", "from isoflop.cli import main; main()"]
+    process = subprocess.Popen(
+        [*program, "run", "tiny.yaml", "widths=[8]", "--workers", "1", trainer],
+        cwd=tmp_path, env={**os.environ, "ISOFLOP_ROOT": "runs"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    plan = tiny_plan(tmp_path, "widths=[8]", trainer)
+    run, said = run_of(tmp_path / "runs", plan), run_of(tmp_path / "runs", plan).path / "losses.jsonl.said"
+    wait_for(lambda: said.exists() and len(said.read_text().split()) == 2, 60)
+    process.send_signal(signal.SIGINT)
+    lines = iter(process.stderr.readline, "")
+    assert "stopping: runs have up to 60 s to save; again to stop at once\n" in lines
+    assert run.is_leased()
+    process.send_signal(signal.SIGINT)
+    assert "the same command goes on from there" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    wait_for(lambda: not any(Path("/proc", number).exists() for number in said.read_text().split()), 10)
+    assert not run.is_leased()
+
+
 class Terminal:
     """`isoflop run` in a terminal of its own, as a user starts it."""
 

@@ -30,10 +30,28 @@ def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == ""
     assert err.splitlines() == [
         "corpus: 1.20M of 3.00M tokens",
-        "corpus: 3.10M of 3.00M tokens",
+        "corpus: 3.10M tokens",
         "[1/2] a done, training loss 4.250, 5 min left",
         "[2/2] b failed: no luck, 0 s left",
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"state": "done", "loss": 4.25}, "done, training loss 4.250"),
+        ({"state": "done", "loss": 4.25, "loss_split": "train"}, "done, training loss 4.250"),
+        ({"state": "done", "loss": 4.25, "loss_split": "heldout"}, "done, held-out loss 4.250"),
+        ({"state": "diverged", "loss": 4.25, "loss_split": "dev"}, "diverged, held-out loss 4.250"),
+        ({"state": "diverged", "reason": "it is not finite", "loss": float("nan")}, "diverged: it is not finite"),
+        ({"state": "failed", "loss": None}, "failed"),
+    ],
+)
+def test_a_loss_is_called_what_it_is(capsys: pytest.CaptureFixture[str], state: dict[str, Any], says: str) -> None:
+    with StudyProgress(RUNS) as shown:
+        shown.runs_at(progress(0.0, None, a={"state": "running"}))
+        shown.runs_at(progress(1.0, None, a=state))
+    assert capsys.readouterr().err.splitlines()[-1] == f"[1/1] a {says}"
 
 
 def test_what_an_earlier_call_did_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
