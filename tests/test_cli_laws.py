@@ -86,7 +86,7 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
     ("arguments", "says"),
     [
         (["absent.csv"], "absent.csv: no such file or directory"),
-        (["runs.csv"], "no column 'params_total'; did you mean 'N'? --params N. Columns: run_id, C, N"),
+        (["runs.csv"], "no column 'params' or 'params_total'; did you mean 'N'? --params N. No column"),
         (["runs.csv", "--params", "n"], "no column 'n'"),
         (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),

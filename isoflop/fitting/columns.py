@@ -26,6 +26,18 @@ COUNTS = ("params", "params_total", "params_one_embedding", "params_non_embeddin
 # Two rows that differ in one of these are two configurations, not two seeds of one.
 SETTINGS = ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width", "seq_len", "batch_size", "lr", "beta2")
 
+IN_PYTHON = ("the table", "the table beside")
+"""What a source is called that is no file."""
+NEEDED = ("params", "tokens", "loss")
+ROLES = {
+    "params": COUNTS,
+    "tokens": ("tokens",),
+    "loss": ("loss",),
+    "flops": ("flops", "train_flops"),
+    "budget": ("budget",),
+}
+"""Names that are taken for what they say."""
+
 # Names that other projects use; they are proposed, never taken unasked.
 OTHER_NAMES = {
     "params": ("n", "n_params", "num_params", "parameters", "num_parameters", "model_size", "model size", "size"),
@@ -43,34 +55,46 @@ def canonical_names(frame: pd.DataFrame, where: str, *, n: ParamCount, **given: 
     """Canonical name -> column of the source, for what is given or found; `params`, `tokens` and `loss` have to be.
 
     Raises:
-        FitError: a column that isn't there, with the nearest one that is.
+        FitError: columns that aren't there, each with the nearest one that is.
     """
     counts = {"total": COUNTS[:2]}.get(n, (f"params_{n}",))
     if n not in ("total", "one_embedding", "non_embedding"):
         raise FitError(f"unknown parameter count {n!r}: total, one_embedding or non_embedding")
-    needed = {"params": counts, "tokens": ("tokens",), "loss": ("loss",)}
-    optional = {"flops": ("flops", "train_flops"), "budget": ("budget",)}
     names: dict[str, str] = {}
-    for key, candidates in (needed | optional).items():
-        found = _named(frame, where, given[key], key) or first_found(frame, candidates)
-        if found is None and key in needed:  # an empty column is as good as none; numbers() says so
-            found = next((c for c in candidates if c in frame.columns), None)
-            if found is None:
-                raise FitError(missing(frame, where, candidates[-1], key))
+    absent: dict[str, Sequence[str]] = {}
+    for key, known in (ROLES | {"params": counts}).items():
+        spec = given[key]
+        found = first_found(frame, known) if spec is None else _spelt(frame, spec, key)
+        if found is None and spec is None and key in NEEDED:  # an empty column is as good as none; numbers() says so
+            found = next((c for c in known if c in frame.columns), None)
         if found is not None:
             names[key] = found
-    if not {"flops", "budget"} & set(names):
-        mend = f"name it with --flops or --budget, or take --flops {SIX_ND}"
-        raise FitError(f"{where}: no column of FLOPs; {mend}. {columns_of(frame)}")
+        elif spec is not None or key in NEEDED:
+            absent[key] = known if spec is None else (split_factor(frame, spec)[0],)
+    taken = {split_factor(frame, name)[0] for name in names.values()}
+    problems: list[str] = []
+    for key, wanted in absent.items():
+        near = nearest(frame, wanted, key, taken)
+        taken |= {near} if near else set()
+        problems.append(_absent(frame, where, wanted, key, near))
+    if not {"flops", "budget"} & {*names, *absent}:
+        mend = (
+            f"name it with {asks(where, 'flops')} or {asks(where, 'budget')}, or take {asks(where, 'flops', SIX_ND)}."
+        )
+        problems.append(f"no column of FLOPs; {mend}")
+    if problems:
+        sentences = [problems[0], *(problem[0].upper() + problem[1:] for problem in problems[1:])]
+        raise FitError(f"{where}: {' '.join(sentences)} {columns_of(frame)}")
     return names
 
 
-def _named(frame: pd.DataFrame, where: str, given: str | None, key: str) -> str | None:
-    if given is None:
-        return None
-    if key == "flops" and given.upper() == SIX_ND and given not in frame.columns:
+def _spelt(frame: pd.DataFrame, spec: str, key: str) -> str | None:
+    """A given name as the frame spells it, with its factor; None where there is no such column."""
+    if key == "flops" and spec.upper() == SIX_ND and spec not in frame.columns:
         return SIX_ND
-    return chosen(frame, where, given, key)
+    name, factor = split_factor(frame, spec)
+    found = find(frame, name)
+    return found if found is None or factor == 1.0 else f"{found}*{spec.rpartition('*')[2].strip()}"
 
 
 def find(frame: pd.DataFrame, name: str) -> str | None:
@@ -100,23 +124,44 @@ def chosen(frame: pd.DataFrame, where: str, spec: str, key: str) -> str:
     Raises:
         FitError: there is no such column; the nearest one is named.
     """
-    name, factor = split_factor(frame, spec)
-    found = find(frame, name)
+    found = _spelt(frame, spec, key)
     if found is None:
-        raise FitError(missing(frame, where, name, key))
-    return found if factor == 1.0 else f"{found}*{spec.rpartition('*')[2].strip()}"
+        raise FitError(missing(frame, where, split_factor(frame, spec)[0], key))
+    return found
 
 
 def missing(frame: pd.DataFrame, where: str, name: str, option: str) -> str:
     """That a column is not there, with the nearest that is."""
-    names = [str(c) for c in frame.columns]
-    tails = [c for c in names if c.endswith((f".{name}", f"/{name}"))]
-    if len(tails) > 1:
-        return f"{where}: column {name!r} could be {', '.join(map(repr, tails[:5]))}; name one with --{option}"
-    others = [c for c in names if c.lower() in OTHER_NAMES.get(option, ())]
-    near = get_close_matches(name, names, n=1, cutoff=0.6) or others
-    hint = f"did you mean {near[0]!r}? --{option} {shlex.quote(near[0])}." if near else f"name it with --{option}."
-    return f"{where}: no column {name!r}; {hint} {columns_of(frame)}"
+    near = nearest(frame, [name], option, set())
+    return f"{where}: {_absent(frame, where, [name], option, near)} {columns_of(frame)}"
+
+
+def _absent(frame: pd.DataFrame, where: str, wanted: Sequence[str], key: str, near: str | None) -> str:
+    """The same in a sentence, where any of some names would do."""
+    for name in wanted:
+        tails = [c for c in map(str, frame.columns) if c.endswith((f".{name}", f"/{name}"))]
+        if len(tails) > 1:
+            return f"column {name!r} could be {', '.join(map(repr, tails[:5]))}; name one with {asks(where, key)}."
+    hint = f"did you mean {near!r}? {asks(where, key, near)}." if near else f"name it with {asks(where, key)}."
+    return f"no column {' or '.join(map(repr, wanted))}; {hint}"
+
+
+def nearest(frame: pd.DataFrame, wanted: Sequence[str], key: str, taken: set[str]) -> str | None:
+    """The column that may be meant by a name, small letters and capitals alike; never one that is something else."""
+    others = {name for role in ROLES if role != key for name in (*ROLES[role], *OTHER_NAMES[role])}
+    spelt = {str(c).lower(): str(c) for c in frame.columns if str(c) not in taken}
+    free = {name: column for name, column in spelt.items() if key not in ROLES or name not in others}
+    for name in map(str.lower, wanted):
+        if near := get_close_matches(name, free, n=1, cutoff=0.6):
+            return free[near[0]]
+    return next((free[name] for name in OTHER_NAMES.get(key, ()) if name in free), None)
+
+
+def asks(where: str, key: str, value: str = "") -> str:
+    """How something is said of a source: by an option or, of a table in Python, by an argument."""
+    if where in IN_PYTHON:
+        return f"{key}={value!r}" if value else f"{key}="
+    return f"--{key} {shlex.quote(value)}" if value else f"--{key}"
 
 
 def columns_of(frame: pd.DataFrame) -> str:

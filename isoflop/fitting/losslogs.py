@@ -11,7 +11,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import finalloss
-from isoflop.fitting.columns import COUNTS, chosen, find, first_found, missing, numbers, split_factor
+from isoflop.fitting.columns import COUNTS, asks, chosen, find, first_found, missing, numbers, split_factor
 from isoflop.fitting.finalloss import FinalRule
 from isoflop.fitting.frames import column
 from isoflop.fitting.notes import RUN_COLUMNS, Dropped, Finding, listed, texts
@@ -57,7 +57,7 @@ class Summary:
     findings: list[Finding] = field(default_factory=list[Finding])
 
 
-def is_log(frame: pd.DataFrame, options: LogOptions) -> bool:
+def is_log(frame: pd.DataFrame, where: str, options: LogOptions) -> bool:
     """Whether a table has many rows a run: a step, or tokens, that move while the run's name stays.
 
     Naming a step column or a split says so. Otherwise most runs must have rows with several steps or, where there is no
@@ -65,7 +65,7 @@ def is_log(frame: pd.DataFrame, options: LogOptions) -> bool:
     """
     if options.step is not None or options.split is not None:
         return True
-    run, step = _run_of(frame, options), first_found(frame, STEP_COLUMNS)
+    run, step = _run_of(frame, where, options), first_found(frame, STEP_COLUMNS)
     moving = step or first_found(frame, ("tokens",))
     if run is None or moving is None or len(frame) == 0:
         return False
@@ -74,23 +74,28 @@ def is_log(frame: pd.DataFrame, options: LogOptions) -> bool:
     return float(_distinct(frame, run, moving).median()) >= (2 if step else 3)
 
 
-def one_row_a_run(frame: pd.DataFrame, where: str, options: LogOptions, beside: pd.DataFrame | None) -> Summary:
+def one_row_a_run(
+    frame: pd.DataFrame, where: str, options: LogOptions, beside: pd.DataFrame | None, beside_where: str
+) -> Summary:
     """The final loss of each run, its tokens and FLOPs at the end, its settings.
 
     Args:
         frame: rows of all runs, in the order they were written: a later row of a step replaces an earlier one, as where
             a run was resumed.
-        beside: a table with a row a run, for the columns that the log lacks.
+        beside: a table with a row a run, for the columns that the log lacks, and the values that a run's own lacks.
+        beside_where: for messages.
 
     Raises:
         FitError: a column that isn't there, changes within a run, or is no number; several splits to choose from.
     """
-    run, step = _run_of(frame, options), options.step or first_found(frame, STEP_COLUMNS)
+    run, step = _run_of(frame, where, options), options.step or first_found(frame, STEP_COLUMNS)
     step = chosen(frame, where, step, "step") if step is not None else None
     frame = frame.assign(**{_RUN: texts(frame, run) if run is not None else "the run"})
     unknown: list[str] = []
+    given = ""
     if beside is not None:
-        frame, unknown = _joined(frame, beside)
+        own = {_RUN, run, step, find(frame, split_factor(frame, options.loss or "loss")[0]), "split", "kind", *RATES}
+        frame, unknown, given = _joined(frame, beside, beside_where, own)
     frame = _seeds_apart(frame)
     rows, split = _rows_of_split(frame, where, options)
     loss = chosen(frame, where, options.loss or "loss", "loss")
@@ -107,17 +112,19 @@ def one_row_a_run(frame: pd.DataFrame, where: str, options: LogOptions, beside: 
     if rate is not None:
         table[rate] = ends["peak"].to_numpy()
     rules = ", ".join(f"{finalloss.RULE_WORDS[r]} ({n})" for r, n in Counter(ends["rule"]).items() if r)
-    words = f"{len(frame):,} rows of {len(ends)} loss logs; final {loss!r}{f' of {split}' if split else ''}: {rules}"
+    words = (
+        f"{len(frame):,} rows of {len(ends)} loss logs; final {loss!r}{f' of {split}' if split else ''}: {rules}{given}"
+    )
     return _judged(Summary(table, words), ends, frame, step, unknown)
 
 
-def _run_of(frame: pd.DataFrame, options: LogOptions) -> str | None:
+def _run_of(frame: pd.DataFrame, where: str, options: LogOptions) -> str | None:
     """The column of the runs' names."""
     if options.run is None:
         return next((name for name in RUN_COLUMNS if name in frame.columns), None)
     found = find(frame, options.run)
     if found is None:
-        raise FitError(missing(frame, "the table", options.run, "run"))
+        raise FitError(missing(frame, where, options.run, "run"))
     return found
 
 
@@ -138,7 +145,9 @@ def _rows_of_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tupl
     split = options.split or (there[0] if len(there) == 1 else others[0] if len(others) == 1 else None)
     if split not in there:
         asked = f"has no {split!r}; it has" if split else "has"
-        raise FitError(f"{where}: column 'split' {asked} {', '.join(there[:8])}; choose one with --split")
+        raise FitError(
+            f"{where}: column 'split' {asked} {', '.join(there[:8])}; choose one with {asks(where, 'split')}"
+        )
     rows = (splits == split).to_numpy(dtype=bool)
     if "kind" in frame.columns:  # of the target tokens, in our own logs
         all_kinds = rows & (texts(frame, "kind") == "all").to_numpy(dtype=bool)
@@ -146,21 +155,43 @@ def _rows_of_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tupl
     return rows, split
 
 
-def _joined(frame: pd.DataFrame, beside: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The log with the columns that only the table beside it has, and the runs that this table doesn't know."""
+def _joined(
+    frame: pd.DataFrame, beside: pd.DataFrame, where: str, own: set[str | None]
+) -> tuple[pd.DataFrame, list[str], str]:
+    """The log with what only the table beside it has, the runs that this table doesn't know, and what it gave to some.
+
+    Args:
+        own: columns of the log that are never taken from the table.
+    """
     key = next((name for name in RUN_COLUMNS if name in beside.columns), None)
     if key is None:
-        raise FitError(missing(beside, "the table beside", "run", "beside"))
+        raise FitError(missing(beside, where, "run", "beside"))
     names = texts(beside, key)
     if not names.is_unique:
-        raise FitError(f"the table beside: {listed(sorted(set(names[names.duplicated()])), 'run')} twice in {key!r}")
-    new = [c for c in beside.columns if c not in frame.columns]
-    table = beside.loc[:, new].set_axis(pd.Index(names), axis=0)
+        raise FitError(f"{where}: {listed(sorted(set(names[names.duplicated()])), 'run')} twice in {key!r}")
+    table = beside.set_axis(pd.Index(names), axis=0)
     unknown = sorted(set(frame[_RUN]) - set(names))
     known = frame.loc[frame[_RUN].isin(names).to_numpy(dtype=bool)].reset_index(drop=True)
     if not len(known):
-        raise FitError(f"the table beside: has none of the log's runs ({listed(unknown, 'run', 3)} in the log)")
-    return known.join(table, on=_RUN), unknown
+        raise FitError(f"{where}: has none of the log's runs ({listed(unknown, 'run', 3)} in the log)")
+    filled = _filled(known, table.loc[:, [c for c in beside.columns if c in frame.columns and c not in own]])
+    counts = [f"{name!r} of {count} run{'s' if count > 1 else ''}" for name, count in filled.items()]
+    known = known.join(table.loc[:, [c for c in beside.columns if c not in frame.columns]], on=_RUN)
+    return known, unknown, f"; {', '.join(counts)} from {where}" if counts else ""
+
+
+def _filled(log: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
+    """Puts the table's values into the log of each run that has none of its own; how many runs got one, by column."""
+    counts: dict[str, int] = {}
+    runs = cast(pd.Series, log[_RUN])
+    for name in table.columns:
+        values = cast(pd.Series, log[name])
+        given = runs.map(cast(pd.Series, table[name]).to_dict())
+        lacks = ~values.notna().groupby(runs).transform("any") & given.notna()
+        if any(lacks):
+            log[name] = values.astype(object).where(~lacks, given)
+            counts[str(name)] = len(set(runs[lacks]))
+    return counts
 
 
 def _seeds_apart(frame: pd.DataFrame) -> pd.DataFrame:

@@ -186,12 +186,12 @@ def _runs_of(
     raw = read.frame.reset_index(drop=True)
     refuse_duplicates(list(raw.columns), read.where)
     raw = unnest(unpivot(raw))
-    table = None
+    table, beside_where = None, "the table beside" if isinstance(beside, pd.DataFrame) else str(beside)
     if beside is not None:
         table = beside if isinstance(beside, pd.DataFrame) else read_frame(beside)
         table = unnest(table.reset_index(drop=True))
-    if len(raw) and (read.log or beside is not None or is_log(raw, options)):
-        summary = one_row_a_run(raw, read.where, options, table)
+    if len(raw) and (read.log or beside is not None or is_log(raw, read.where, options)):
+        summary = one_row_a_run(raw, read.where, options, table, beside_where)
         if not len(summary.frame):
             why = "; ".join(f"{what}: {reason}" for what, reason in summary.dropped)
             raise FitError(f"{read.where}: no run can be used: {why}")

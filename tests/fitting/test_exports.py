@@ -120,7 +120,7 @@ def test_histories(tmp_path: Path, kind: str):
     assert table.array("tokens").tolist() == [198e5] * 3
     train = read_table(source, loss="train/loss")
     np.testing.assert_allclose(train.array("loss"), 3.01, rtol=1e-4)
-    with pytest.raises(FitError, match=r"column 'loss' could be '.*loss', '.*loss'; name one with --loss"):
+    with pytest.raises(FitError, match=r"column 'loss' could be '.*loss', '.*loss'; name one with (--loss|loss=)"):
         read_table(source)
 
 

@@ -169,6 +169,31 @@ def test_a_table_beside_adds_what_the_log_lacks(tmp_path: Path):
         read_table(runs, beside=pd.DataFrame({"run": ["x"], "params": 1e7}))
 
 
+def test_a_table_beside_fills_what_some_runs_lack(tmp_path: Path):
+    runs = pd.concat([log("a"), log("b", params=np.nan), log("c", params=3e7, tokens=np.nan), log("d", flops=np.nan)])
+    runs.loc[(runs["run"] == "c").to_numpy(), "loss"] = np.nan  # its final loss is not that of the table
+    beside = tmp_path / "runs.csv"
+    beside.write_text("run,params,tokens,flops,loss\na,9e9,9e9,9e19,9\nb,2e7,,,9\nc,9e9,5e8,,9\nd,9e9,,6e16,9\n")
+    table = read_table(runs, beside=beside, final="last")
+    assert table.frame.set_index("run_id")["params"].to_dict() == {"a": 1e7, "b": 2e7, "d": 1e7}
+    assert table.array("flops").tolist() == [6e16, 6e16, 6e16]
+    assert table.array("loss").tolist() == [curve(200)[1][-1]] * 3
+    assert ("run c", "no loss in the log") in table.dropped
+    assert f"; 'params' of 1 run, 'tokens' of 1 run, 'flops' of 1 run from {beside}: 3 runs" in table.reading
+
+
+@pytest.mark.parametrize("named", [{"run": "name"}, {"split": "val"}, {"step": "stp"}, {"loss": "lss"}])
+def test_what_is_missing_names_the_file_and_the_option(tmp_path: Path, named: dict[str, Any]):
+    log().to_csv(tmp_path / "log.csv", index=False)
+    with pytest.raises(FitError) as problem:
+        read_table(tmp_path / "log.csv", **named)
+    assert str(problem.value).startswith(f"{tmp_path / 'log.csv'}: no column ")
+    assert f"--{next(iter(named))}" in str(problem.value)
+    (tmp_path / "beside.csv").write_text("width\n8\n")
+    with pytest.raises(FitError, match=f"^{tmp_path / 'beside.csv'}: no column 'run'; "):
+        read_table(log(), beside=tmp_path / "beside.csv")
+
+
 def test_seeds_with_one_name_are_runs_of_their_own():
     table = read_table(pd.concat([log("a", seed=0), log("a", seed=1, level=1.1), log("b", seed=0, params=2e7)]))
     assert table.frame["run_id"].tolist() == ["a seed 0", "a seed 1", "b seed 0"]
@@ -190,7 +215,7 @@ def test_splits_are_chosen():
     assert read_table(both).array("loss")[0] == pytest.approx(1.2 * curve(200)[1][-1])
     assert read_table(both, split="train").array("loss")[0] == pytest.approx(curve(200)[1][-1], rel=0.01)
     three = pd.concat([both, log(split="test")])
-    with pytest.raises(FitError, match="column 'split' has test, train, val; choose one with --split"):
+    with pytest.raises(FitError, match="column 'split' has test, train, val; choose one with split="):
         read_table(three)
     with pytest.raises(FitError, match="has no 'dev'; it has test, train, val"):
         read_table(three, split="dev")
@@ -204,7 +229,7 @@ def test_splits_are_chosen():
         (log(), {"run": "name"}, "no column 'name'"),
         (log(), {"split": "val"}, "no column 'split'"),
         (log().assign(loss="high"), {}, "column 'loss' needs positive, finite numbers"),
-        (log().drop(columns="params"), {}, "no column 'params_total'"),
+        (log().drop(columns="params"), {}, "no column 'params' or 'params_total'"),
     ],
 )
 def test_logs_that_can_not_be_read(runs: pd.DataFrame, options: dict[str, Any], words: str):

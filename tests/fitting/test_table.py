@@ -54,10 +54,25 @@ def without(*names: str) -> pd.DataFrame:
         (frame(tokens=pd.to_datetime(["2020-01-01"] * 3)), {}, "not numbers"),
         (frame(tokens=[1 + 1j, 1, 1]), {}, "not numbers"),
         (frame().iloc[:0], {}, "has no rows"),
-        (pd.DataFrame(), {}, "no column 'params_total'"),
+        (
+            pd.DataFrame(),
+            {},
+            "the table: no column 'params' or 'params_total'; name it with params=. No column 'tokens'; name it with "
+            "tokens=. No column 'loss'; name it with loss=. No column of FLOPs; name it with flops= or budget=, or "
+            "take flops='6ND'. It has no columns",
+        ),
+        (
+            pd.DataFrame({"N": [1e6], "Flops": [1e15], "D": [1e8], "Val_Loss": [3.0]}),
+            {},
+            "the table: no column 'params' or 'params_total'; did you mean 'N'? params='N'. No column 'tokens'; did "
+            "you mean 'D'? tokens='D'. No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. No column of FLOPs;",
+        ),
+        (frame().rename(columns={"params": "Params"}), {}, "did you mean 'Params'? params='Params'."),
+        (without("loss").assign(flops=1e15), {}, "no column 'loss'; name it with loss=."),
+        (frame().rename(columns={"loss": "L", "params": "P"}), {"loss": "l"}, "No column 'l'; did you mean 'L'?"),
         (without("tokens").assign(token=1.0), {}, "no column 'tokens'; did you mean 'token'?"),
-        (without("loss"), {}, "name it with --loss"),
-        (without("budget"), {}, "name it with --flops or --budget, or take --flops 6ND"),
+        (without("loss"), {}, "name it with loss="),
+        (without("budget"), {}, "name it with flops= or budget=, or take flops='6ND'"),
         (frame(), {"loss": "lss"}, "no column 'lss'; did you mean 'loss'?"),
         (frame(), {"n": "one_embedding"}, "no column 'params_one_embedding'"),
         (frame(), {"n": "body"}, "unknown parameter count 'body'"),
