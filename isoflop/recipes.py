@@ -351,11 +351,20 @@ def find_recipe(name: str) -> RecipeLike:
         raise ConfigError(f"recipe {name!r} is not known; {hint} (or module:attribute for a recipe of your own)")
     module_name, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module_name), attribute)
+        module = import_module(module_name)
+        found = getattr(module, attribute, None)
     except Exception as problem:  # a lab's module may fail in any way while it is imported
-        raise ConfigError(
-            f"recipe {name!r} can't be imported ({problem}); is its folder installed or on PYTHONPATH?"
-        ) from problem
-    if isinstance(found, type) or not isinstance(found, RecipeLike):
+        absent = isinstance(problem, ModuleNotFoundError) and problem.name == module_name.partition(".")[0]
+        mend = "; is its folder installed or on PYTHONPATH? If not: export PYTHONPATH=FOLDER" if absent else ""
+        raise ConfigError(f"recipe {name!r} can't be imported ({problem}){mend}") from problem
+    if found is None:
+        there = [known for known, value in vars(module).items() if _is_recipe(value)]
+        mend = f"it has {', '.join(there)}" if there else "make it there: an object with name, version, shape and solve"
+        raise ConfigError(f"recipe {name!r}: {module_name} has no {attribute!r}; {mend}")
+    if not _is_recipe(found):
         raise ConfigError(f"recipe {name!r} is no recipe: it needs name, version, shape and solve")
     return found
+
+
+def _is_recipe(found: object) -> bool:
+    return not isinstance(found, type) and isinstance(found, RecipeLike)

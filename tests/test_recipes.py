@@ -188,14 +188,19 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "nothing = 3\n"
     )
     (tmp_path / "broken_recipes.py").write_text("1 / 0\n")
+    (tmp_path / "needy_recipes.py").write_text("import absent_library\n")
+    (tmp_path / "empty_recipes.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     deep = find_recipe("lab_recipes:deep")
     assert (deep.name, deep.version, deep.shape(256, 1000, 128).layers) == ("deep", 3, 8)
     for name, reason in [
         ("lab_recipes:nothing", "is no recipe: it needs name, version, shape and solve"),
-        ("lab_recipes:missing", "can't be imported"),
-        ("broken_recipes:deep", "can't be imported .division by zero."),
-        ("absent_recipes:deep", "can't be imported .*PYTHONPATH"),
+        ("lab_recipes:missing", "^recipe 'lab_recipes:missing': lab_recipes has no 'missing'; it has SODA, deep$"),
+        ("empty_recipes:deep", "empty_recipes has no 'deep'; make it there: an object with name, version, shape and"),
+        ("broken_recipes:deep", r"can't be imported \(division by zero\)$"),
+        ("needy_recipes:deep", r"can't be imported \(No module named 'absent_library'\)$"),
+        ("absent_recipes:deep", r"can't be imported \(.*\); is its folder .* If not: export PYTHONPATH=FOLDER$"),
+        ("absent_recipes.more:deep", "If not: export PYTHONPATH=FOLDER$"),
     ]:
         with pytest.raises(ConfigError, match=reason):
             find_recipe(name)

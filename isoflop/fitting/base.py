@@ -13,7 +13,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.frames import column, mask, rows
-from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.origin import Origin
 
 if TYPE_CHECKING:
@@ -96,7 +96,17 @@ class Laws(ABC):
 
     def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
         """Value, low and high of all that is estimated, with rows a and b among them; see the method's core."""
-        return self.core.intervals(confidence or self.confidence, kind)
+        return self.core.intervals(self._level(confidence), kind)
+
+    def _level(self, confidence: float | None) -> float:
+        """A confidence that is asked for, or the law's own.
+
+        Raises:
+            FitError: it is no share between 0 and 1.
+        """
+        level = self.confidence if confidence is None else confidence
+        check_confidence(level)
+        return level
 
     def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
         """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
@@ -132,7 +142,7 @@ class Laws(ABC):
         for the law's own error beyond the data as the roll-out shows it (`with_model_error`); statistical_low and
         statistical_high, which are right where the law is true.
         """
-        level = confidence or self.confidence
+        level = self._level(confidence)
         many = np.atleast_1d(np.asarray(flops, dtype=np.float64))
         if not np.all(np.isfinite(many) & (many > 0)):
             raise FitError("a budget is a number of FLOPs above 0")

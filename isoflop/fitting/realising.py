@@ -109,8 +109,9 @@ class Family:
             place = max(place + 1, round(place * _SPACING))
 
     def _shape(self, width: int) -> ModelShape | None:
+        rules = self.rules  # what keeps the recipe itself from being found is no matter of a width
         try:
-            return self.rules.shape(width)
+            return rules.shape(width)
         except ConfigError:
             return None  # a lab's recipe need not make every width
 

@@ -287,6 +287,12 @@ def test_a_recipe_may_fail_where_a_model_is_looked_for(monkeypatch: pytest.Monke
         predict(saved, 1e21)
 
 
+def test_a_recipe_that_can_not_be_imported_is_no_lack_of_models(saved: FitFile) -> None:
+    absent: Sweep = replace(load_sweep("soda"), recipe="absent_recipes:deep")
+    with pytest.raises(ConfigError, match=r"^recipe 'absent_recipes:deep' can't be imported \(No module named"):
+        predict(saved, 1e21, recipe=absent)
+
+
 def test_without_a_recipe_there_is_no_run() -> None:
     prediction = predict(ALL, 1e21)
     assert prediction.configuration is None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import isoflop.fitting
+from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
@@ -94,3 +95,10 @@ def test_public_names_load_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
         _ = isoflop.fitting.nothing
+
+
+@pytest.mark.parametrize("confidence", [0, -1, 1, 1.5, 95, np.nan])
+def test_a_confidence_is_a_share(confidence: float) -> None:
+    for ask in (FIT.conf_int, FIT.intervals, lambda level: FIT.predict(1e20, level)):
+        with pytest.raises(FitError, match=f"^confidence is a share between 0 and 1, not {confidence:g}$"):
+            ask(confidence)
