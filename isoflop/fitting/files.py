@@ -68,7 +68,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    # A text in a line may hold U+2028, at which `splitlines` would cut it.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
             rows.append(_json_row(line, f"{path}: line {number}"))
     return pd.DataFrame(rows)

@@ -75,9 +75,12 @@ def _folder(folder: Path) -> Source:
 
 
 def _tables(paths: list[Path], folder: Path) -> Source:
-    """One table from a file a run; the file's path names the run where no column does."""
+    """One table from a file a run; where no column names the run, the file's path does, or its folder's where all files
+    have one name.
+    """
     frames = []
     dropped = []
+    by_folder = len(paths) > 1 and len({path.name for path in paths}) == 1
     for path in paths:
         try:
             frame = read_frame(path)
@@ -87,18 +90,13 @@ def _tables(paths: list[Path], folder: Path) -> Source:
             dropped.append(Dropped(str(path.relative_to(folder)), str(problem).removeprefix(f"{path}: ")))
             continue
         if not any(name in frame.columns for name in RUN_COLUMNS):
-            frame = frame.assign(run=_run_name(path, paths, folder))
+            frame = frame.assign(
+                run=(path.parent if by_folder else path.with_suffix("")).relative_to(folder).as_posix()
+            )
         frames.append(frame.dropna(axis=1, how="all"))
     if not frames:
         raise FitError(f"{folder}: none of its {len(paths)} tables can be read; {dropped[0].what}: {dropped[0].why}")
     return Source(pd.concat(frames, ignore_index=True), str(folder), f"{len(frames)} tables", None, tuple(dropped))
-
-
-def _run_name(path: Path, paths: list[Path], folder: Path) -> str:
-    """The file's name, or its folder's where all files have one name."""
-    if len(paths) > 1 and len({other.name for other in paths}) == 1:
-        return path.parent.relative_to(folder).as_posix()
-    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _offline(paths: list[Path], where: Path) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,10 @@ def read_events(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropp
             events = accumulate(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
             scalars[folder] = _scalars(events, to_array)
             hparams[folder] = _hparams(events, hparams_class)
+    below: dict[Path, list[Path]] = defaultdict(list)
+    for folder in folders:
+        for parent in folder.parents if hparams[folder] else ():
+            below[parent].append(folder)
     frames: list[pd.DataFrame] = []
     dropped: list[Dropped] = []
     for folder in folders:
@@ -47,10 +52,9 @@ def read_events(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropp
             if not hparams[folder]:
                 dropped.append(Dropped(f"run {name}", "has no scalars"))
             continue
-        related = [other for other in folders if other in folder.parents or folder in other.parents or other == folder]
         found: dict[str, Any] = {}
-        for other in related:
-            found |= hparams[other]
+        for other in (*reversed(folder.parents), folder, *below[folder]):
+            found |= hparams.get(other, {})
         new = {key: value for key, value in found.items() if key not in scalars[folder].columns}
         frames.append(scalars[folder].assign(run=name, **new))
     if not frames:

@@ -71,7 +71,8 @@ def test_nested_rows_of_jsonl(tmp_path: Path):
     ]
     for line, tokens in zip(lines, STUDY["tokens"], strict=True):
         line["result"]["tokens"] = tokens
-    (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        line["config"]["note"] = "\u2028 \x85"
+    (tmp_path / "runs.jsonl").write_text("\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
     same_as_study(tmp_path / "runs.jsonl")
     pd.DataFrame(lines).to_parquet(tmp_path / "runs.parquet")
     same_as_study(tmp_path / "runs.parquet")

@@ -63,6 +63,16 @@ def test_scalars_and_hyperparameters(tmp_path: Path, own: bool):
         read_table(tmp_path)
 
 
+def test_hyperparameters_hold_from_above_and_below_and_for_no_neighbour(tmp_path: Path):
+    write(tmp_path / "x", {"loss": curve(3.0)}, {"params": 1.0}, own=True)
+    for run in ("x/a", "y/b", "y/c"):
+        write(tmp_path / run, {"loss": curve(3.0)})
+    write(tmp_path / "y" / "b" / "made" / "later", {}, {"params": 3.0}, own=True)
+    params = read_source(tmp_path).frame.groupby("run")["params"].first()
+    assert params.dropna().to_dict() == {"x": 1.0, "x/a": 1.0, "y/b": 3.0}
+    assert set(params.index) == {"x", "x/a", "y/b", "y/c"}
+
+
 def test_what_the_events_lack_stands_beside(tmp_path: Path):
     for run in ("a", "b", "c"):
         write(tmp_path / "logs" / run, {"loss": curve(3.0)})
