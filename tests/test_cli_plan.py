@@ -218,9 +218,16 @@ def test_interruption_is_exit_code_130(run: Callable[..., Output], monkeypatch: 
 def test_help_begins_with_an_example(run: Callable[..., Output]) -> None:
     code, out, _ = run("--help")
     assert code == 0
+    assert run("-h")[1] == out
+    assert run("plan", "-h", program=main)[1] == run("plan", "--help", program=main)[1]
     assert out.split("\n\n")[1].strip() == "Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped"
     assert re.search(r"plan +Lay out the runs of a sweep\.", run("--help", program=main)[1])
     assert run("--version", program=main)[1].strip()
+
+
+def test_the_package_is_the_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "isoflop", "-h"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: isoflop [OPTIONS] COMMAND")
 
 
 def test_help_imports_nothing_heavy() -> None:

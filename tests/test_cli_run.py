@@ -60,20 +60,24 @@ def test_too_few_budgets_are_no_law_but_the_runs_are_kept(
     assert (root / "tiny" / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [("the loss was not finite by step 9", " (log: {log})"), ("train failed with 3: no room; see {log}", "")],
+)
 def test_runs_that_did_not_end_are_named_with_their_log(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, reason: str, shown: str
 ) -> None:
     plan = tiny_plan(tmp_path)
     finish_alike(root, plan)
     run = run_of(root, plan, 1)
     (run.path / "DONE").unlink()
-    run.set_state("diverged", "the loss was not finite by step 9", attempt=2)
     log = run.path / "attempts" / "2" / "log.txt"
+    run.set_state("diverged", reason.format(log=log), attempt=2)
     log.parent.mkdir(parents=True)
     log.touch()
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (1, "")
-    assert f"{run.run_id} diverged: the loss was not finite by step 9 (log: {log})" in err.splitlines()
+    assert f"{run.run_id} diverged: {reason}{shown}".format(log=log) in err.splitlines()
     assert "2 of 3 runs done" in err
     assert "0 of 1 budgets can be used" in err
     assert "error" not in err
@@ -91,7 +95,7 @@ def test_runs_that_did_not_end_are_named_with_their_log(
             ["tiny.yaml", "seq_len=30000", "budgets=[1e13]"],
             "train split has not one window of 30000 tokens; raise data",
         ),
-        (["tiny.yaml", "metric.set=dev"], "no split 'dev'; there are heldout, train"),
+        (["tiny.yaml", "metric.set=dev"], "metric.set: the pocket data have no split 'dev'; set metric.set=heldout"),
         (["tiny.yaml", "data.codec=mimi", "budgets=[1e11]"], "only the pocket corpus can be prepared by this version"),
         (["tiny.yaml", "data.tokens={}"], "data.tokens.pocket: missing; it says how many tokens to make"),
     ],

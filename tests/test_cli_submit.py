@@ -234,7 +234,7 @@ def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(isoflop: Callable
         "submit", "tiny.yaml", "train.trainer=simulated: sodda", "--cluster", "cpu.yaml", "--dry-run"
     )
     assert (code, out) == (2, "")
-    assert error(err).startswith("train.trainer: simulated: 'sodda' is no law that is known")
+    assert error(err).startswith("tiny.yaml: train.trainer: simulated: 'sodda' is no law that is known")
     assert not root.exists()
 
 
@@ -272,7 +272,7 @@ def test_logs_are_those_of_the_newest_attempt(
     code, _, err = isoflop("logs", str(directory), run.run_id)
     assert (code, error(err)) == (
         2,
-        f"{run.run_id}: has written nothing yet; see `isoflop status {directory}`",
+        f"{run.run_id}: has written nothing yet; `isoflop run` of its sweep trains it",
     )
     for _ in range(2):
         attempt(run, lambda: False, None)

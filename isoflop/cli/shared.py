@@ -23,7 +23,12 @@ MaxGpuHours = Annotated[
     float | None, typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3).")
 ]
 
-_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 

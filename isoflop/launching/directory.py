@@ -47,7 +47,7 @@ TIMING_KEYS = {
 
 def runs_root() -> Path:
     """$ISOFLOP_ROOT, by default ./runs: the folder of all data and sweeps."""
-    return Path(os.path.realpath(os.environ.get("ISOFLOP_ROOT") or "runs"))
+    return Path(os.path.realpath(Path(os.environ.get("ISOFLOP_ROOT") or "runs").expanduser()))
 
 
 def root_of(profile: Profile) -> Path:

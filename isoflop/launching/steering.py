@@ -228,7 +228,10 @@ def newest_log(directory: Path, run_id: str) -> Path:
             errors = submissions_folder(directory) / submission.name / f"{submission.task(run_id)}_0_log.err"
             if errors.exists():
                 return errors
-    raise RunError(f"{run_id}: has written nothing yet; see `isoflop status {directory}`")
+    mend = (
+        f"see `isoflop status {directory}`" if read_submissions(directory) else "`isoflop run` of its sweep trains it"
+    )
+    raise RunError(f"{run_id}: has written nothing yet; {mend}")
 
 
 def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:

@@ -40,16 +40,17 @@ def print_study(study: Study, seconds: float) -> None:
     """
     for row in study.unfinished.to_dict("records"):
         log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
-        where = f" (log: {log})" if log.exists() else ""
+        where = f" (log: {log})" if log.exists() and str(log) not in row["reason"] else ""
         print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
     if study.fits is not None:
         from isoflop.reporting.laws import print_fits  # loads numpy, which a plan does without
 
         print_fits(study.fits)
+        sys.stdout.flush()
         for reason in study.fits.reasons():
             warn(reason)
     elif len(study.runs) == 1 and not len(study.unfinished):
-        print(f"loss {study.runs['loss'].iloc[0]:.4f}")
+        print(f"loss {study.runs['loss'].iloc[0]:.4f}", flush=True)
     done = len(study.runs) - len(study.unfinished)
     print(f"{done} of {len(study.runs)} runs done in {duration(seconds)}", file=sys.stderr)
     print(f"report: {study.report}", file=sys.stderr)

@@ -166,9 +166,12 @@ def test_a_damaged_definition_is_named(study: tuple[Path, Plan]) -> None:
         make_directory(plan, root)
 
 
-@pytest.mark.parametrize(("value", "folder"), [(None, "runs"), ("", "runs"), ("else/where", "else/where")])
+@pytest.mark.parametrize(
+    ("value", "folder"), [(None, "runs"), ("", "runs"), ("else/where", "else/where"), ("~/x", "home/x")]
+)
 def test_the_root_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None, folder: str) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("ISOFLOP_ROOT", raising=False)
     if value is not None:
         monkeypatch.setenv("ISOFLOP_ROOT", value)

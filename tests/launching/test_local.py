@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -115,9 +116,10 @@ def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(tm
     words = ["run", "tiny.yaml", "widths=[8]", "train.trainer=simulated: soda", "--workers", "1"]
     environment = {**os.environ, "ISOFLOP_ROOT": "runs"}
     done = subprocess.run(
-        [*program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert "1 of 1 runs done" in done.stderr, done.stderr
+        [*program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+    assert re.search(r"^loss \d+\.\d+\n1 of 1 runs done in ", done.stdout, re.MULTILINE), done.stdout
     assert done.returncode == 0
 
 
