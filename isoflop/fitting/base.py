@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from isoflop.fitting.diagnostics import Diagnostic
     from isoflop.fitting.noise import Noise
     from isoflop.fitting.rollout import RollOut
+    from isoflop.fitting.skew import Skew
     from isoflop.fitting.table import ParamCount, RunsTable
 
 Floats = np.ndarray
@@ -61,12 +62,14 @@ class Laws(ABC):
         method: `isoflop`, `joint`, `parametric` or `envelope`.
         confidence: of the intervals, unless another is asked for.
         rollout: the largest budgets hidden and predicted; None where too few budgets are left for it.
+        skew: of parabolas, which moves their optima; None for another method.
         diagnostics: findings, each with `code` and `message`, the gravest first.
     """
 
     method: str
     confidence: float
     rollout: RollOut | None
+    skew: Skew | None = None
     diagnostics: list[Diagnostic]
 
     @property
@@ -112,6 +115,14 @@ class Laws(ABC):
         """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
         return self.core.at(flops, confidence)
 
+    def widen(self, interval: Interval, quantity: str, flops: float, confidence: float) -> Interval:
+        """An interval of `law_at` with the law's own error: the skew of parabolas, and what roll-outs show beyond the
+        data.
+        """
+        if self.skew is not None:
+            interval = self.skew.widen(interval, quantity, flops, confidence)
+        return self.rollout.widen(interval, quantity, flops) if self.rollout else interval
+
     @property
     def dof(self) -> int:
         """Degrees of freedom of the t intervals."""
@@ -139,8 +150,8 @@ class Laws(ABC):
         """N*, D* and, where the law has one, the loss there, at compute budgets in training FLOPs.
 
         Rows params, tokens, loss (for several budgets: flops, then quantity). Columns value; low and high, which allow
-        for the law's own error beyond the data as the roll-out shows it (`with_model_error`); statistical_low and
-        statistical_high, which are right where the law is true.
+        for the law's own error, beyond the data as the roll-out shows it, and of parabolas that are skewed inside them
+        too (`with_model_error`); statistical_low and statistical_high, which are right where the law is true.
         """
         level = self._level(confidence)
         many = np.atleast_1d(np.asarray(flops, dtype=np.float64))
@@ -149,7 +160,7 @@ class Laws(ABC):
         rows: dict[tuple[float, str], list[float]] = {}
         for budget in map(float, many):
             for name, inner in self.law_at(budget, level).items():
-                outer = self.rollout.widen(inner, name, budget) if self.rollout else inner
+                outer = self.widen(inner, name, budget, level)
                 rows[budget, name] = [*exponential(outer), *exponential(inner)[1:]]
         frame = pd.DataFrame(list(rows.values()), columns=[*ENDS, *STATISTICAL])
         frame.index = pd.MultiIndex.from_tuples(list(rows), names=["flops", "quantity"])

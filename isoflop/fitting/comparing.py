@@ -228,7 +228,7 @@ def _errors(law: Laws, quantity: str, flops: float, confidence: float) -> tuple[
         spans = [Interval(row["value"], row["low"], row["high"])] * 2
     else:
         inner = law.law_at(flops, confidence)[quantity]
-        spans = [inner, law.rollout.widen(inner, quantity, flops) if law.rollout else inner]
+        spans = [inner, law.widen(inner, quantity, flops, confidence)]
     quantile = float(stdtrit(law.dof, 0.5 + confidence / 2.0)) if law.dof else 1.0
     both = [max(span.value - span.low, span.high - span.value) / quantile for span in spans]
     return both[0], both[1]

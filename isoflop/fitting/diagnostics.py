@@ -12,6 +12,7 @@ from isoflop.fitting.base import Axis, Fit
 from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
+from isoflop.fitting.skew import Skew
 from isoflop.fitting.table import RunsTable
 
 MAX_EPOCHS = 4.0
@@ -22,6 +23,7 @@ _BUDGET_OFF = 0.05
 _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
 _LOST = 0.01
+_SHIFTED = 0.005  # of N*: a skew that moves it by less does no harm
 
 AXIS_WORDS = {"params": ("model", "smallest", "largest"), "tokens": ("token count", "smallest", "largest")}
 
@@ -40,12 +42,14 @@ def diagnose(
     axis: Axis,
     optimum: np.ndarray,
     rollout: RollOut | None,
+    skew: Skew | None,
 ) -> list[Diagnostic]:
     """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN without a minimum."""
     return findings(
         of_table(table),
         _status(profiles),
         _lost(profiles, optimum),
+        _skewed(profiles, skew),
         few_budgets(int(np.count_nonzero(mask(profiles, "used")))),
         _shallow(profiles, noise),
         of_noise(noise, "the parabola is not the whole shape"),
@@ -121,6 +125,23 @@ def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[tuple[str, str]]:
     )
     text = f"Share of resamples in which a profile has no minimum: {words}. These count as unbounded in the intervals."
     return [("no_minimum", text)]
+
+
+def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[tuple[str, str]]:
+    """Profiles with one arm steeper than the other, which a parabola has not."""
+    if skew is None or skew.p >= LACK:
+        return []
+    top = float(np.max(column(profiles, "flops")[mask(profiles, "used")]))
+    off = float(np.expm1(skew.shifts["params"].at(top)))
+    if abs(off) < _SHIFTED:
+        return []
+    arm = "below" if skew.ratio < 0.0 else "above"
+    words = (
+        f"The profiles are steeper {arm} the optimum, which no parabola is (a cubic term common to all, p = "
+        f"{skew.p:.2g}): N* is about {100.0 * abs(off):.2g} % too {'high' if off > 0.0 else 'low'} at "
+        f"{flops_text(top)} FLOPs."
+    )
+    return [("skewed", f"{words} The intervals of N* and D* allow for it; joint and parametric have no such error.")]
 
 
 def few_budgets(count: int) -> list[tuple[str, str]]:

@@ -31,10 +31,14 @@ def fit_entry(fit: Fit) -> dict[str, Any]:
         "noise": vars(fit.noise),
         **_OWN[fit.method](fit),
         "rollout": [] if fit.rollout is None else records(fit.rollout.table()),
-        "law": fit.core.to_dict() | {"budgets": list(fit.reach), "rollout": rollout_entry(fit.rollout)},
+        "law": fit.core.to_dict() | {"budgets": list(fit.reach), "rollout": rollout_entry(fit.rollout)} | _skew(fit),
         "diagnostics": [dict(d) for d in fit.diagnostics],
     }
     return plain(entry)
+
+
+def _skew(fit: Fit) -> dict[str, Any]:
+    return {} if fit.skew is None else {"skew": fit.skew.to_dict()}
 
 
 def rollout_entry(rollout: RollOut | None) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from isoflop.fitting.intervals import (
 from isoflop.fitting.noise import Noise, noise_of
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
+from isoflop.fitting.skew import Shift, Skew, shift_of, skewness
 from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
 
 Floats = np.ndarray
@@ -58,7 +59,9 @@ def fit_isoflop(
     the runs' training FLOPs.
 
     Intervals: a residual bootstrap (relative residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched
-    to t quantiles) and the t interval of the line; the wider is the result's, both are kept.
+    to t quantiles) and the t interval of the line; the wider is the result's, both are kept. A parabola is symmetric:
+    where the profiles are not, its vertex lies off the optimum. How far is told by one skew common to all profiles
+    (see `skew`); the intervals of N* and D* reach there, in `profiles` and in `predict`.
 
     Args:
         runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).
@@ -159,7 +162,8 @@ def _fit(
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
     lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
     draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
-    frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], confidence)
+    skew = skew_of(pairs, axis, ln_flops)
+    frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, confidence)
     rollout = roll_out_lines(ln_flops, points, lines)
     return IsoflopFit(
         axis=axis,
@@ -170,12 +174,26 @@ def _fit(
         draws=draws,
         noise=noise,
         rollout=rollout,
+        skew=skew,
         use=chosen,
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"], rollout),
+        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"], rollout, skew),
     )
+
+
+def skew_of(pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats) -> Skew | None:
+    """The skew of the profiles used and what it moves the laws by; None where nothing tells it."""
+    found = skewness(pairs)
+    if found is None:
+        return None
+    own = np.array([shift_of(profile, parabola, found[0]) for profile, parabola in pairs])
+    vertices = np.array([float(q.vertices(q.coefficients)) for _, q in pairs])
+    there = zip(pairs, vertices, own, strict=True)
+    other = np.array([float(other_at(p, v)[0] - other_at(p, v - s)[0]) for (p, _), v, s in there])
+    shifts = {axis: own, "tokens" if axis == "params" else "params": other}
+    return Skew(*found, {name: Shift.through(ln_flops, values) for name, values in shifts.items()})
 
 
 def roll_out_lines(ln_flops: Floats, points: dict[str, Floats], lines: dict[str, Line]) -> RollOut | None:
@@ -287,6 +305,7 @@ def _profile_frame(
     axis: Axis,
     noise: Noise,
     optimum: Floats,
+    skew: Skew | None,
     confidence: float,
 ) -> pd.DataFrame:
     """A row a budget; see `IsoflopFit.profiles`."""
@@ -301,7 +320,10 @@ def _profile_frame(
             row["curvature"] = parabola.curvature
         if parabola is not None and states[k] not in ("concave", "too_few"):
             (vertex,), (also,), (lowest,) = _optima([(profile, parabola)], [parabola.coefficients])
-            low_high = exponential(draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence))
+            interval = draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence)
+            if skew is not None:
+                interval = skew.reach(interval, shift_of(profile, parabola, skew.ratio), confidence)
+            low_high = exponential(interval)
             depth = para.depth_of(profile, float(lowest))
             row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(also), "loss_opt": lowest}
             row |= {"low": low_high.low, "high": low_high.high, "depth": depth}

@@ -154,7 +154,8 @@ def predict(
         flops: the budget in training FLOPs.
         recipe: a sweep file, the name of a shipped one, or a Sweep, whose models are chosen among; by default that of
             the runs, where the file says so.
-        method: whose optimum is trained; by default the law whose N* has the narrowest interval with its own error.
+        method: whose optimum is trained; by default the law whose N* has the narrowest interval with its own error;
+            one with skewed profiles (see `skew`) only where there is no other.
         confidence: of the intervals; by default the fit's.
 
     Raises:
@@ -212,15 +213,15 @@ def _by_law(
     if family is None:
         return MethodPrediction(name, law, table, closed_form(law.core, flops), None, None)
     best = over_shapes(law.core, flops, family)
-    real = _table(best.intervals(law.core, flops, confidence), law, flops)
+    real = _table(best.intervals(law.core, flops, confidence), law, flops, confidence)
     return MethodPrediction(name, law, real, best, table, best.shape)
 
 
-def _table(inner: dict[str, Interval], law: Laws, flops: float) -> pd.DataFrame:
+def _table(inner: dict[str, Interval], law: Laws, flops: float, confidence: float) -> pd.DataFrame:
     """Rows of `Laws.predict` from intervals of logarithms."""
     rows = {}
     for name, interval in inner.items():
-        outer = law.rollout.widen(interval, name, flops) if law.rollout else interval
+        outer = law.widen(interval, name, flops, confidence)
         rows[name] = [*exponential(outer), *exponential(interval)[1:]]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, *STATISTICAL])
     frame.index.name = "quantity"
@@ -234,11 +235,14 @@ def _choose(methods: Sequence[MethodPrediction], wanted: str | None) -> MethodPr
             raise FitError(f"there is no law by {wanted!r}; there is {', '.join(m.name for m in methods)}")
         return found
 
-    def doubt(method: MethodPrediction) -> tuple[bool, float, int]:
-        """How unsure N* is; a law that could not be rolled out does not know its own error."""
+    def doubt(method: MethodPrediction) -> tuple[bool, bool, float, int]:
+        """How unsure N* is; a law that could not be rolled out does not know its own error, and one whose profiles are
+        skewed is off however narrow its interval is.
+        """
         _, low, high = method.size()
         width = math.log(high / low) if low > 0.0 and math.isfinite(high) else math.inf
-        return method.law.rollout is None, width, ORDER.index(method.law.method)
+        skewed = any(found["code"] == "skewed" for found in method.law.diagnostics)
+        return skewed, method.law.rollout is None, width, ORDER.index(method.law.method)
 
     return min(methods, key=doubt)
 

@@ -23,6 +23,7 @@ from isoflop.fitting.intervals import (
 )
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
+from isoflop.fitting.skew import Skew
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ class IsoflopFit(ProfileFit):
         lines: least-squares lines of ln N*, ln D* and ln L* on ln C (`params`, `tokens`, `loss`).
         covariance: of the residuals of the first two lines.
         draws: bootstrap draws: `a, b, ln_k_params, ln_k_tokens` (R,), `optimum` (R, budgets), ln of the axis.
+        skew: of the profiles; None where nothing tells it.
         use: statuses that were let into the laws.
     """
 
@@ -148,6 +150,7 @@ class IsoflopFit(ProfileFit):
     confidence: float
     seed: int
     diagnostics: list[Diagnostic]
+    skew: Skew | None = None
 
     method = "isoflop"
 

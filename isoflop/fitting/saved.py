@@ -16,6 +16,7 @@ from isoflop.fitting.joint_fit import JointCore, Law
 from isoflop.fitting.origin import Origin
 from isoflop.fitting.result import LinesCore
 from isoflop.fitting.rollout import Miss, RollOut
+from isoflop.fitting.skew import Shift, Skew
 from isoflop.fitting.solver import NAMES, Points
 from isoflop.fitting.surface import SurfaceCore
 from isoflop.fitting.table import ParamCount
@@ -45,6 +46,7 @@ class SavedFit(Laws):
     confidence: float
     rollout: RollOut | None
     diagnostics: list[Diagnostic]
+    skew: Skew | None = None
 
     @property
     def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -89,12 +91,12 @@ def saved_fit(entry: Mapping[str, Any], draws: Draws, origin: Origin) -> SavedFi
         return SavedFit(entry, _BARE[method](entry), origin, None, confidence, None, [])
     try:
         law = mapping_at(entry, "law")
-        core, rollout = _CORES[method](law, draws), _rollout(law)
+        core, rollout, skew = _CORES[method](law, draws), _rollout(law), _skew(law)
         low, high = _array(law, "budgets", 2)
     except DamagedError as problem:
         raise DamagedError(f"law.{problem}" if "law" not in str(problem) else str(problem)) from None
     notes = [cast(Diagnostic, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)]
-    return SavedFit(entry, core, origin, (float(low), float(high)), confidence, rollout, notes)
+    return SavedFit(entry, core, origin, (float(low), float(high)), confidence, rollout, notes, skew)
 
 
 # The cores of fits that isoflop wrote
@@ -149,6 +151,16 @@ def _rollout(law: Mapping[str, Any]) -> RollOut | None:
         )
         misses.append(Miss(_count(miss, "hidden"), _number(miss, "budget"), _number(miss, "distance"), errors, ses))
     return RollOut(tuple(misses), (float(low), float(high)))
+
+
+def _skew(law: Mapping[str, Any]) -> Skew | None:
+    if law.get("skew") is None:
+        return None
+    skew = mapping_at(law, "skew")
+    shifts = {}
+    for name in (given := mapping_at(skew, "shifts")):
+        shifts[name] = Shift(*(_number(mapping_at(given, name), key) for key in ("middle", "slope", "x_mean")))
+    return Skew(_number(skew, "ratio"), _number(skew, "error"), _count(skew, "dof"), shifts)
 
 
 # Values alone, as published laws are

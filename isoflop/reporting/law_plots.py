@@ -148,7 +148,7 @@ def _bands(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: Fit) -> None:
         high = np.clip(column(law, f"{prefix}high"), None, np.minimum(value, 1e300) * 1e6)
         ax.fill_between(grid, low, high, color=BAND, alpha=alpha, linewidth=0, label=label)
 
-    if fit.rollout is not None:
+    if fit.rollout is not None or fit.skew is not None:
         band("", 0.15, f"{level} with model error")
     band("statistical_", 0.3, f"{level} statistical")
 
