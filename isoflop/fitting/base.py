@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.budgets import levels_of
 from isoflop.fitting.frames import column, mask, rows
 from isoflop.fitting.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.origin import Origin
@@ -212,8 +213,9 @@ class Fit(Laws):
 
     @property
     def reach(self) -> tuple[float, float]:
-        budgets = self.runs.array("budget")
-        return float(budgets.min()), float(budgets.max())
+        flops = self.runs.array("flops")
+        levels = levels_of(self.runs.array("budget"), flops, np.ones_like(flops))
+        return float(levels.min()), float(levels.max())
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -25,6 +25,7 @@ Floats = np.ndarray
 OWN = "(flops)"
 """How the budgets were made of runs that fall into none: each its FLOPs."""
 
+LABELLED = 1.05  # times that a label may lie off the FLOPs of its runs
 MIN_GAP = 0.02  # in ln FLOPs: rounding to whole steps alone moves a run by up to 1 %
 MAX_SPAN = 0.35  # in ln FLOPs: runs that differ by more are not of one budget
 FEW_SIZES_GAP = 0.05  # where budgets have too few sizes to tell
@@ -95,6 +96,19 @@ def _uncertain(found: Grouping, flops: Floats, budgets: Floats) -> list[Finding]
         words = f"Budgets were told apart by FLOPs that scatter by {np.expm1(found.span):.0%} within one and are"
         return [Finding("budgets_unclear", f"{words} {np.expm1(found.gap):.0%} apart between two; {mend}")]
     return []
+
+
+def levels_of(budget: Floats, flops: Floats, weight: Floats) -> Floats:
+    """FLOPs of the budget that each run belongs to: its label where all labels are FLOPs that lie among those of their
+    runs, else (labels in EFLOPs, ranks, forward FLOPs) the geometric mean of these.
+    """
+    labels, group = np.unique(budget, return_inverse=True)
+    low, high = np.full(len(labels), np.inf), np.zeros(len(labels))
+    np.minimum.at(low, group, flops)
+    np.maximum.at(high, group, flops)
+    if np.all((labels >= low / LABELLED) & (labels <= high * LABELLED)):
+        return budget
+    return np.exp(np.bincount(group, weight * np.log(flops)) / np.bincount(group, weight))[group]
 
 
 def cluster(values: Floats | Sequence[float], gap: float) -> np.ndarray:

@@ -19,7 +19,6 @@ MAX_EPOCHS = 4.0
 MIN_DEPTH = 5.0  # a profile's depth in units of the noise between runs
 FEW_BUDGETS = 5
 LEAST_BUDGETS = 3  # of a power law that the runs could contradict
-_BUDGET_OFF = 0.05
 _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
 _LOST = 0.01
@@ -54,7 +53,6 @@ def diagnose(
         _shallow(profiles, noise),
         of_noise(noise, "the parabola is not the whole shape"),
         of_rollout(rollout),
-        _budgets_off(profiles),
         _interpolation(profiles, axis),
         of_rows(table),
     )
@@ -231,14 +229,6 @@ def _epochs(table: RunsTable) -> list[tuple[str, str]]:
         return []
     runs = f"{over} run{'s see' if over > 1 else ' sees'} its data more than {MAX_EPOCHS:g} times"
     return [("epochs", f"{runs} (at most {np.nanmax(epochs):.1f}): repeated data teach less than new data.")]
-
-
-def _budgets_off(profiles: pd.DataFrame) -> list[tuple[str, str]]:
-    ratio = column(profiles, "flops") / column(profiles, "budget")
-    if np.all(np.abs(np.log(ratio)) <= _BUDGET_OFF):
-        return []
-    span = f"{float(ratio.min()):.2f} to {float(ratio.max()):.2f}"
-    return [("budget_off", f"The runs' FLOPs are {span} times the budget that labels them; the laws use the FLOPs.")]
 
 
 def _interpolation(profiles: pd.DataFrame, axis: Axis) -> list[tuple[str, str]]:

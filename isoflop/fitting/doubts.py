@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.budgets import LABELLED
 from isoflop.fitting.columns import SETTINGS, SIX_ND
 from isoflop.fitting.frames import column, rows
 from isoflop.fitting.notes import Finding, name_rows
@@ -156,13 +157,30 @@ def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
 
 
 def _budgets(frame: pd.DataFrame) -> list[Finding]:
-    """Rows whose FLOPs are not those of the budget that labels them, though most rows' are."""
-    off = np.log(column(frame, "flops")) - np.log(column(frame, "budget"))
+    """Labels that are not the FLOPs of their runs, and rows whose FLOPs are not those of most of their budget."""
+    logs, labels = np.log(column(frame, "flops")), column(frame, "budget")
+    means = pd.Series(logs).groupby(labels).transform("mean").to_numpy(dtype=np.float64) - np.log(labels)
+    off = logs - np.log(labels)
+    if np.ptp(means) > math.log(HIGH):  # labels that no factor turns into FLOPs
+        off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
     far = np.abs(off - np.median(off)) > math.log(HIGH)
-    if not far.any():
-        return []
-    words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
-    return [Finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")]
+    found = [Finding("budget_off", _labels_off(means))] if np.max(np.abs(means)) > math.log(LABELLED) else []
+    if far.any():
+        words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
+        words += ", unlike those of most rows. It is used all the same."
+        found.append(Finding("budget_mismatch", words))
+    return found
+
+
+def _labels_off(logs: Floats) -> str:
+    low, high = (_times(float(np.exp(end))) for end in (logs.min(), logs.max()))
+    if np.ptp(logs) > math.log(HIGH):
+        return f"The budgets' labels are no FLOPs: the runs' are {low} to {high} times them. The laws use the FLOPs."
+    return f"The runs' FLOPs are {low} to {high} times the budget that labels them; the laws use the FLOPs."
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if 0.1 <= factor < 1000.0 else f"{factor:.3g}".replace("e+", "e")
 
 
 def _twice(frame: pd.DataFrame) -> list[Finding]:

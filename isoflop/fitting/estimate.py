@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import fdtrc
 
 from isoflop.fitting import solver
+from isoflop.fitting.budgets import levels_of
 from isoflop.fitting.parabola import MOST_LEVERAGE
 from isoflop.fitting.solver import Points
 
@@ -28,7 +29,7 @@ class Sample:
         points: places and mean losses, (K,) or (M, K).
         seeds: of each configuration, (K,); they weigh its mean.
         flops: training FLOPs of each.
-        budget: the budget that each belongs to.
+        budget: label of the budget that each belongs to.
         config: its number in the table.
     """
 
@@ -45,6 +46,11 @@ class Sample:
     def dof(self) -> int:
         """Configurations less the parameters."""
         return len(self) - PARAMETERS
+
+    @property
+    def level(self) -> Floats:
+        """FLOPs of the budget that each belongs to, (K,)."""
+        return levels_of(self.budget, self.flops, self.seeds)
 
     def deltas(self, delta: Floats | float) -> Floats:
         """Huber's delta of each mean, (M, K): a mean of m seeds scatters 1/sqrt(m) as much."""

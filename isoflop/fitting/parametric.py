@@ -211,6 +211,7 @@ def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
     At a hidden budget the loss is measured by its runs' mean, and ln N* by the estimate's own plus the shift of the
     profile that its runs there ask for.
     """
+    level_of = sample.level
 
     def hide(keep: np.ndarray) -> Predict | None:
         part = sample.part(keep)
@@ -219,7 +220,7 @@ def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
         found = estimate_many(part, sample.moved(estimate.theta, part.points), delta)
 
         def predict(level: float) -> tuple[dict[str, Floats], dict[str, Floats]]:
-            there = sample.part(sample.budget == level)
+            there = sample.part(level_of == level)
             fitted = there.points.fitted(part.moved(found.theta, there.points))
             loss = np.average(np.log(fitted / there.points.loss), axis=-1, weights=there.seeds)
             values, gradients = optimum(part.points, found.theta, level)
@@ -237,7 +238,7 @@ def roll_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
 
         return predict
 
-    return roll_out(sample.budget, hide)
+    return roll_out(level_of, hide)
 
 
 def _shift(there: Sample, theta: Floats, variance: Floats) -> tuple[Floats, Floats]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from isoflop.errors import FitError
-from isoflop.fitting import fit_isoflop, read_table, simulate_isoflop
+from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, read_table, simulate_isoflop
 from isoflop.fitting.budgets import cluster, doubtful, group_budgets
 
 STUDIES = 40
@@ -120,3 +120,28 @@ def test_a_law_from_clustered_budgets_is_that_of_planned_ones():
 
 def test_clusters_are_apart_by_more_than_the_gap():
     np.testing.assert_array_equal(cluster([1.8e19, 2e19, 1.8e19 * (1 + 1e-9)], 1e-6), [0, 1, 0])
+
+
+LABELS = {
+    "forward FLOPs": (lambda b: b / 3.0, "3.00 to 3.00 times the budget"),
+    "EFLOPs": (lambda b: b / 1e18, "1e18 to 1e18 times the budget"),
+    "ranks": (
+        lambda b: np.unique(b, return_inverse=True)[1] + 1.0,
+        "labels are no FLOPs: the runs' are 1e18 to 1.43e20",
+    ),
+    "log10": (np.log10, "labels are no FLOPs"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric])
+def test_labels_in_another_unit_change_no_law_and_are_named(kind, fit):
+    relabel, words = LABELS[kind]
+    runs, options = simulate_isoflop(points=7, seed=1), {} if fit is fit_joint else {"bootstrap": 0}
+    right, other = fit(runs, **options), fit(runs.assign(budget=relabel(runs["budget"].to_numpy())), **options)
+    assert other.reach == pytest.approx(right.reach, rel=1e-9)
+    pd.testing.assert_frame_equal(other.predict([1e20, 1e22]), right.predict([1e20, 1e22]), rtol=1e-6)
+    found = {d["code"]: d["message"] for d in other.diagnostics}
+    assert words in found["budget_off"]
+    assert "budget_mismatch" not in found
+    assert "budget_off" not in {d["code"] for d in right.diagnostics}
