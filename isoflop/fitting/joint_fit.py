@@ -16,6 +16,7 @@ from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
 from isoflop.fitting.base import ENDS, NEAR, Axis, Kind, ProfileFit
 from isoflop.fitting.intervals import Interval, exponential
+from isoflop.fitting.neighbours import Neighbours, Shared
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import RunsTable
@@ -52,12 +53,14 @@ class JointCore:
         theta: see `profiles.JointEstimate`, (5,).
         spread: its covariance, (5, 5).
         dof: configurations less parameters.
+        shared: the covariance if neighbouring runs share noise; None where they don't.
     """
 
     laws: dict[str, Law]
     theta: Floats
     spread: Floats
     dof: int
+    shared: Shared | None = None
 
     def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
         """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the exponents of the arms: `left` of the
@@ -85,6 +88,8 @@ class JointCore:
     def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
         se = float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
         half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
+        if self.shared is not None:
+            half = max(half, self.shared.half(gradient, confidence))
         return Interval(value, value - half, value + half)
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +97,8 @@ class JointCore:
             name: dataclasses.asdict(law) | {"by_middle": law.by_middle.tolist(), "by_slope": law.by_slope.tolist()}
             for name, law in self.laws.items()
         }
-        return {"lines": laws, "theta": self.theta.tolist(), "covariance": self.spread.tolist(), "dof": self.dof}
+        own = {"lines": laws, "theta": self.theta.tolist(), "covariance": self.spread.tolist(), "dof": self.dof}
+        return own | ({} if self.shared is None else {"shared": self.shared.to_dict()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +140,15 @@ class JointFit(ProfileFit):
     @property
     def core(self) -> JointCore:
         dof = len(self.curves.x) - self.curves.parameters
-        return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof)
+        return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof, self.neighbours.shared)
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Residuals within budgets."""
+        curves, estimate = self.curves, self.estimate
+        columns, floors = joint.columns_of(curves, estimate.theta[0])
+        delta = float(estimate.delta[0])
+        return Neighbours.of(columns, estimate.residuals[0], delta, curves.group, curves.x, floors)
 
     @property
     def coefficients(self) -> pd.DataFrame:

@@ -125,6 +125,13 @@ def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstim
     return JointEstimate(theta, here.floor, spread, variance, even, limit, here.objective, here.residuals)
 
 
+def columns_of(curves: Curves, theta: Floats) -> tuple[Floats, Floats]:
+    """Columns of theta in the relative residuals, (K, 5), freed of those of L*_c, (K, B); times the root of seeds."""
+    here = _least_squares(curves, theta[None], np.ones((1, len(curves.x))))
+    floors = np.eye(curves.budgets)[curves.group] * (np.sqrt(curves.seeds) / curves.loss)[:, None]
+    return here.columns[0], floors
+
+
 def starts(curves: Curves) -> Floats:
     """24 crude starts: the minimum of the median budget at its best run, a few shapes and exponents."""
     mean = curves.loss / np.bincount(curves.group, curves.loss)[curves.group] * np.bincount(curves.group)[curves.group]

@@ -13,6 +13,7 @@ from isoflop.fitting.base import Core, Laws
 from isoflop.fitting.diagnostics import Diagnostic
 from isoflop.fitting.intervals import Line
 from isoflop.fitting.joint_fit import JointCore, Law
+from isoflop.fitting.neighbours import Shared
 from isoflop.fitting.origin import Origin
 from isoflop.fitting.result import LinesCore
 from isoflop.fitting.rollout import Miss, RollOut
@@ -106,8 +107,20 @@ def _surface(law: Mapping[str, Any], draws: Draws) -> SurfaceCore:
     x_mean, y_mean = _array(law, "centre", 2)
     theta = draws.get("theta", np.empty((0, 5)))
     return SurfaceCore(
-        _array(law, "theta", 5), _array(law, "covariance", 5, 5), _count(law, "dof"), _centre(x_mean, y_mean), theta
+        _array(law, "theta", 5),
+        _array(law, "covariance", 5, 5),
+        _count(law, "dof"),
+        _centre(x_mean, y_mean),
+        theta,
+        _shared(law),
     )
+
+
+def _shared(law: Mapping[str, Any]) -> Shared | None:
+    if law.get("shared") is None:
+        return None
+    shared = mapping_at(law, "shared")
+    return Shared(_array(shared, "covariance", 5, 5), _count(shared, "dof"))
 
 
 def _centre(x_mean: float, y_mean: float) -> Points:
@@ -130,7 +143,8 @@ def _joint(law: Mapping[str, Any], draws: Draws) -> JointCore:
     for name, line in _both(law).items():
         middle, slope, x_mean = (_number(line, key) for key in ("middle", "slope", "x_mean"))
         laws[name] = Law(middle, slope, _array(line, "by_middle", 5), _array(line, "by_slope", 5), x_mean)
-    return JointCore(laws, _array(law, "theta", 5), _array(law, "covariance", 5, 5), _count(law, "dof"))
+    theta, spread = _array(law, "theta", 5), _array(law, "covariance", 5, 5)
+    return JointCore(laws, theta, spread, _count(law, "dof"), _shared(law))
 
 
 def _both(law: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -12,10 +12,12 @@ from scipy.special import stdtrit
 
 from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
+from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
 from isoflop.fitting.frames import records, rows
 from isoflop.fitting.influence import without_each
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
+from isoflop.fitting.neighbours import Neighbours, Shared
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.residuals import residual_table
 from isoflop.fitting.rollout import RollOut
@@ -41,6 +43,7 @@ class SurfaceCore:
         dof: configurations less parameters.
         points: has the means.
         draws: resamples of theta, (R, 5).
+        shared: the covariance if neighbouring runs share noise; None where they don't.
     """
 
     theta: Floats
@@ -48,6 +51,7 @@ class SurfaceCore:
     dof: int
     points: Points
     draws: Floats
+    shared: Shared | None = None
 
     @property
     def params(self) -> pd.Series:
@@ -92,8 +96,12 @@ class SurfaceCore:
         }
 
     def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        """The t interval of a function of theta, from its value and its gradient, (5,)."""
+        """The t interval of a function of theta, from its value and its gradient, (5,); where neighbouring runs share
+        noise, the wider of that by runs and that by budgets.
+        """
         half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
+        if self.shared is not None:
+            half = max(half, self.shared.half(gradient, confidence))
         return Interval(value, value - half, value + half)
 
     def _error(self, gradient: Floats) -> float:
@@ -157,7 +165,7 @@ class SurfaceCore:
             "covariance": self.spread.tolist(),
             "dof": self.dof,
             "centre": [float(self.points.x_mean), float(self.points.y_mean)],
-        }
+        } | ({} if self.shared is None else {"shared": self.shared.to_dict()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +209,19 @@ class ParametricFit(Fit):
 
     @property
     def core(self) -> SurfaceCore:
-        return SurfaceCore(self.theta, self.estimate.spread[0], self.sample.dof, self.sample.points, self.draws)
+        spread, points = self.estimate.spread[0], self.sample.points
+        shared = None if self.neighbours is None else self.neighbours.shared
+        return SurfaceCore(self.theta, spread, self.sample.dof, points, self.draws, shared)
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Residuals within budgets; None where the runs fall into none."""
+        if self.runs.columns.get("budget") == OWN:
+            return None
+        sample, delta = self.sample, float(self.estimate.delta[0])
+        group = np.unique(sample.budget, return_inverse=True)[1]
+        nothing = np.empty((len(sample), 0))
+        return Neighbours.of(self._jacobian, sample.residuals(self.theta), delta, group, sample.points.x, nothing)
 
     @property
     def params(self) -> pd.Series:

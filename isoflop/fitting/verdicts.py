@@ -19,6 +19,7 @@ from isoflop.fitting.diagnostics import (
     of_table,
 )
 from isoflop.fitting.frames import column, rows
+from isoflop.fitting.neighbours import Neighbours
 from isoflop.fitting.solver import EXPONENTS, LEAST_E
 from isoflop.fitting.surface import optimum
 
@@ -49,6 +50,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
         _outliers(fit),
         _influence(fit),
         _uneven(float(fit.estimate.even[0])),
+        _alike(fit.neighbours),
         _delta(fit),
         of_noise(fit.noise, "the law is not the whole shape"),
         of_rollout(fit.rollout),
@@ -76,6 +78,7 @@ def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
         found,
         few_budgets(fit.curves.budgets),
         _uneven(float(fit.estimate.even[0])),
+        _alike(fit.neighbours),
         of_noise(fit.noise, "the shape is not the same in all budgets"),
         of_rollout(fit.rollout),
         of_rows(fit.runs),
@@ -169,6 +172,17 @@ def _uneven(even: float) -> Found:
         return []
     words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
     return [("uneven_noise", words)]
+
+
+def _alike(neighbours: Neighbours | None) -> Found:
+    """Runs of neighbouring sizes that lie on the same side of the fit more often than chance has it."""
+    if neighbours is None or neighbours.p >= LACK:
+        return []
+    words = f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise"
+    words += " is shared (a recipe uneven over sizes?), or the shape is not the whole of it."
+    if neighbours.shared is None:
+        return [("shared_noise", f"{words} The intervals are too narrow for that.")]
+    return [("shared_noise", f"{words} The intervals allow for it, budget by budget.")]
 
 
 def _delta(fit: ParametricFit) -> Found:

@@ -1,0 +1,119 @@
+"""Noise that neighbouring runs of a budget share: whether it is there, and standard errors that allow for it.
+
+A recipe that suits some sizes of a budget better than others (a learning rate off its best, a batch rounded) moves
+neighbours together. Each run then tells less than a standard error by runs supposes. What budgets tell stays apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, stdtrit
+
+Floats = np.ndarray
+LEAST_BUDGETS = 4
+FIRED = 0.05
+"""p of the correlation below which intervals allow for it."""
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """Covariance of theta if noise is shared within budgets but not between them.
+
+    Attributes:
+        spread: (P, P).
+        dof: budgets - 1.
+    """
+
+    spread: Floats
+    dof: int
+
+    def half(self, gradient: Floats, confidence: float) -> float:
+        """Half the t interval of a function of theta, from its gradient (P,)."""
+        se = float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+        return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
+
+    def to_dict(self) -> dict[str, Any]:
+        """For fit.json."""
+        return {"covariance": self.spread.tolist(), "dof": self.dof}
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Residuals of one fit within budgets, sizes ascending.
+
+    Attributes:
+        columns: the Jacobian times the root of the weights, (K, P).
+        residuals: times the root of the weights, Huber's weight in them too, (K,).
+        group: number of each one's budget, from 0 upwards.
+        fixed: columns of what else was fitted, a least loss for each budget, (K, F).
+        inside: share of the residuals that Huber's loss takes as they are.
+    """
+
+    columns: Floats
+    residuals: Floats
+    group: np.ndarray
+    fixed: Floats
+    inside: float
+
+    @classmethod
+    def of(
+        cls, columns: Floats, residuals: Floats, delta: float, group: np.ndarray, size: Floats, fixed: Floats
+    ) -> Neighbours:
+        """Puts configurations in order of their budget and size, (K,) each."""
+        order = np.lexsort((size, group))
+        clipped, inside = np.clip(residuals, -delta, delta), float(np.mean(np.abs(residuals) <= delta))
+        return cls(columns[order], clipped[order], group[order], fixed[order], max(inside, 1e-9))
+
+    @cached_property
+    def p(self) -> float:
+        """Probability of neighbours as alike in their residuals, if the noise of runs were independent: one-sided,
+        normal, with mean and variance of the ratio e'We / e'e of residuals e as the fit leaves them (Durbin and Watson
+        1950; W pairs neighbours).
+        """
+        q, _ = np.linalg.qr(np.hstack([self.columns, self.fixed]))
+        free = len(q) - q.shape[1]
+        total = float(self.residuals @ self.residuals)
+        if free < 2 or not total > _ROUNDING**2 * len(q):
+            return 1.0
+        paired = self._paired(q)
+        inner = q.T @ paired
+        first = -float(np.trace(inner))
+        pairs = np.count_nonzero(np.diff(self.group) == 0)
+        second = 0.5 * pairs - 2.0 * float(np.sum(paired**2)) + float(np.sum(inner * inner.T))
+        variance = 2.0 * (free * second - first**2) / (free**2 * (free + 2.0))
+        if not variance > 0.0:
+            return 1.0
+        ratio = float(self.residuals @ self._paired(self.residuals[:, None])[:, 0]) / total
+        return float(ndtr(-(ratio - first / free) / np.sqrt(variance)))
+
+    def _paired(self, values: Floats) -> Floats:
+        """W times (K, F): half of either neighbour."""
+        alike = (np.diff(self.group) == 0)[:, None]
+        out = np.zeros_like(values)
+        out[:-1] += 0.5 * values[1:] * alike
+        out[1:] += 0.5 * values[:-1] * alike
+        return out
+
+    @cached_property
+    def shared(self) -> Shared | None:
+        """The covariance by budgets, each one's residuals freed of its own pull on the fit (CR3; Bell and McCaffrey
+        2002); None where too few budgets are left for one, or runs show nothing that they share.
+        """
+        budgets = int(self.group[-1]) + 1
+        if budgets < LEAST_BUDGETS or self.p >= FIRED:
+            return None
+        bread = np.linalg.pinv(self.columns.T @ self.columns, hermitian=True)
+        scores = []
+        for number in range(budgets):
+            here = self.group == number
+            columns = self.columns[here]
+            pull = columns @ bread @ columns.T
+            freed = np.linalg.pinv(np.eye(len(pull)) - pull, hermitian=True) @ self.residuals[here]
+            scores.append(columns.T @ freed / self.inside)
+        turned = np.array(scores) @ bread
+        return Shared(turned.T @ turned, budgets - 1)
