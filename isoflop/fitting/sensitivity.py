@@ -56,10 +56,11 @@ def _of_method(fit: Fit, runs: Any, options: Options) -> Iterator[list[Any]]:
 
 
 def _of_six_nd(ratio: float, low: float, high: float) -> list[float]:
-    """a / (a + b) and b / (a + b) from b / a, each with its ends."""
-    if not low > -1.0:  # there a + b may be nothing
-        low, high = np.nan, np.nan
-    a = [1.0 / (1.0 + value) for value in (ratio, high, low)]
+    """a / (a + b) and b / (a + b) from b / a, each with its ends by the delta method: the interval of the ratio is an
+    error about it, which 1 / (1 + ratio) would bend out of shape near -1.
+    """
+    share, slope = 1.0 / (1.0 + ratio), 1.0 / (1.0 + ratio) ** 2
+    a = [share, share - slope * (high - ratio), share + slope * (ratio - low)]
     return [*a, 1.0 - a[0], 1.0 - a[2], 1.0 - a[1]]
 
 

@@ -9,6 +9,7 @@ import pytest
 from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
 from isoflop.fitting.frames import cell, column
 from isoflop.fitting.intervals import Line
+from isoflop.fitting.sensitivity import _of_six_nd
 from isoflop.fitting.together import Options
 
 QUICK = Options(bootstrap=0)
@@ -77,3 +78,14 @@ def test_another_column_of_parameters_is_the_total_only_where_it_is_named() -> N
     table = fit_study(runs, ["joint"], Options(bootstrap=0, columns={"params": "body"})).sensitivity
     a = by_choice(table)
     assert a["joint", "total", "train_flops"] == pytest.approx(a["joint", "non_embedding", "train_flops"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half"),
+    [(1.5, 0.2), (1.0, 1.9), (-0.5, 0.49)],
+)
+def test_the_interval_over_6nd_is_as_symmetric_as_that_of_the_ratio(ratio: float, half: float) -> None:
+    a, low, high, b, b_low, b_high = _of_six_nd(ratio, ratio - half, ratio + half)
+    assert a == pytest.approx(1.0 / (1.0 + ratio))
+    assert high - a == pytest.approx(a - low) == pytest.approx(half / (1.0 + ratio) ** 2)
+    assert (a + b, low + b_high, high + b_low) == pytest.approx((1.0, 1.0, 1.0))
