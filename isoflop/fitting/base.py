@@ -13,7 +13,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.budgets import levels_of
-from isoflop.fitting.frames import column, mask, rows
+from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.origin import Origin
 
@@ -31,6 +31,10 @@ Axis = Literal["params", "tokens"]
 Kind = Literal["t", "percentile"]
 ENDS = ["value", "low", "high"]
 STATISTICAL = ["statistical_low", "statistical_high"]
+PACE = 1.5
+"""Times that b / a may differ from 1, by the ends of its interval, where both are said to grow at about one pace."""
+WIDEST = 1.0
+"""Width of the interval of an exponent that tells nothing: from an optimum that stays to one that takes all compute."""
 NEAR = (0.001, 0.01)
 """Shares of the least loss that a size may cost and still be near-optimal."""
 
@@ -168,19 +172,34 @@ class Laws(ABC):
         return frame.droplevel("flops") if np.ndim(flops) == 0 else frame
 
     def headline(self) -> str:
-        """The result in one sentence; where the interval of b / a holds 1, it says so."""
+        """The result in one sentence, which says no more than the intervals do; where that of b / a holds 1, it says
+        so.
+        """
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
+        if not tells(table):
+            return f"How the optimum grows with compute can't be told: {laws}"
         value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
         doubt = " (equal pace is not ruled out)" if open_question else ""
         if min(a["value"], b["value"]) <= 0.0:
-            return f"Optimal {'data' if a['value'] > 0.0 else 'model size'} does not grow with compute: {laws}"
+            what, row = ("data", b) if a["value"] > 0.0 else ("model size", a)
+            if row["high"] > 0.0:
+                return f"Whether optimal {what} grows with compute can't be told: {laws}"
+            return f"Optimal {what} does not grow with compute: {laws}"
+        if abs(value - 1.0) < 0.05 and (ratio["low"] < 1.0 / PACE or ratio["high"] > PACE):
+            return f"Whether optimal model size or data grows faster can't be told: {laws}"
         if abs(value - 1.0) < 0.05:
             return f"Optimal model size and data grow at about the same pace: {laws}"
         if value > 1.0:
             return f"Optimal data grows {value:.2g}x faster than optimal model size{doubt}: {laws}"
         return f"Optimal model size grows {1.0 / value:.2g}x faster than optimal data{doubt}: {laws}"
+
+
+def tells(table: pd.DataFrame) -> bool:
+    """Whether intervals (rows a and b) are narrow enough to tell how the optimum grows; none is not too wide."""
+    rows = (table.loc[name].to_dict() for name in ("a", "b"))
+    return not any(row["high"] - row["low"] > WIDEST for row in rows)
 
 
 class Fit(Laws):
@@ -198,6 +217,17 @@ class Fit(Laws):
         from isoflop.fitting.diagnostics import why_no_law
 
         return f"No law of compute: {why}" if (why := why_no_law(self)) else super().headline()
+
+    @property
+    def at_bounds(self) -> list[str]:
+        """Parameters that the search for them has at a bound."""
+        return []
+
+    def name_of(self, config: int) -> str:
+        """A configuration in words: the run that has it, else its place."""
+        table = self.runs.frame
+        mine = records(rows(table, table["config"].to_numpy() == config))[0]
+        return str(mine["run_id"]) if "run_id" in mine else f"N = {mine['params']:.4g}, D = {mine['tokens']:.4g}"
 
     @property
     def n(self) -> ParamCount:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import Axis, Fit
+from isoflop.fitting.base import Axis, Fit, tells
 from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
@@ -21,6 +21,7 @@ FEW_BUDGETS = 5
 LEAST_BUDGETS = 3  # of a power law that the runs could contradict
 _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
+LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 _LOST = 0.01
 _SHIFTED = 0.005  # of N*: a skew that moves it by less does no harm
 
@@ -63,6 +64,13 @@ def why_no_law(fit: Fit) -> str:
     if (budgets := len(set(fit.runs.array("budget")))) < LEAST_BUDGETS:
         runs_at = f"The runs are at {budgets} budget{'s' if budgets > 1 else ''}"
         return f"{runs_at}, and how the optimum grows with compute shows from {LEAST_BUDGETS} on."
+    if bounded := sorted(LAW_PARAMETERS & set(fit.at_bounds)):
+        return (
+            f"{' and '.join(bounded)} {'is' if len(bounded) == 1 else 'are'} at a bound: the runs do not fix the law."
+        )
+    if not tells(table := fit.intervals()):
+        row = table.loc["a"].to_dict()
+        return f"The interval of a, [{row['low']:.3g}, {row['high']:.3g}], is too wide to tell how the optimum grows."
     return next((found["message"] for found in fit.diagnostics if found["code"] == "not_converged"), "")
 
 
@@ -166,13 +174,14 @@ def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[tuple[str, str]]:
 
 def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
     """What seeds say: how large pure error is, and whether the fit misses by more (F test)."""
+    equal = _equal_seeds(noise)
     if not noise.replicate_dof:
-        return [("no_replicates", "No configuration was run with two seeds: noise can't be told from misfit.")]
+        return equal or [("no_replicates", "No configuration was run with two seeds: noise can't be told from misfit.")]
     facts = (
         f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (sd, {noise.replicate_dof} degrees "
         f"of freedom); runs lie {noise.residual_sd:.2%} off what was fitted."
     )
-    found = [("replicate_noise", facts)]
+    found = [("replicate_noise", facts), *equal]
     if noise.lack_of_fit < LACK:
         words = (
             f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): "
@@ -180,6 +189,14 @@ def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
         )
         found.insert(0, ("lack_of_fit", words))
     return found
+
+
+def _equal_seeds(noise: Noise) -> list[tuple[str, str]]:
+    if not noise.copies:
+        return []
+    where = f"{noise.copies} configuration{'s' if noise.copies > 1 else ''}"
+    words = f"In {where} seeds have one loss to the last digit: listed twice, or rounded? They tell nothing of noise."
+    return [("equal_seeds", words)]
 
 
 def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from isoflop.fitting.table import LossUnit, ParamCount, RunsTable, read_table
 
 Floats = np.ndarray
 LEFT_OVER = 3  # configurations beyond the parameters
+LEVEL = 1e-9  # of the loss: what differs by less is rounding
 
 
 def fit_joint(
@@ -61,6 +62,7 @@ def fit_joint(
     profiles = [p for p in profiles_of(table, axis) if p.sizes >= 2]
     curves, x_mean, c_mean = curves_of(profiles)
     _refuse_too_few(table, profiles, curves)
+    _refuse_level(table, profiles)
     delta = None if huber else np.inf
     estimate = best_of(curves, delta)
     dof = len(curves.x) - curves.parameters
@@ -119,6 +121,12 @@ def _refuse_too_few(table: RunsTable, profiles: list[para.Profile], curves: join
         )
     if not any(p.sizes >= 3 for p in profiles):
         raise FitError(f"{table.source}: no budget has three sizes: nothing shows how the loss bends")
+
+
+def _refuse_level(table: RunsTable, profiles: list[para.Profile]) -> None:
+    """Losses that differ within a budget by no more than rounding have no minimum."""
+    if all(np.ptp(p.loss) <= LEVEL * p.loss.max() for p in profiles):
+        raise FitError(f"{table.source}: within each budget all losses are equal: nothing shows where the best size is")
 
 
 def _laws(

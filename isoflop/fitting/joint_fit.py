@@ -142,6 +142,13 @@ class JointFit(ProfileFit):
         dof = len(self.curves.x) - self.curves.parameters
         return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof, self.neighbours.shared)
 
+    @property
+    def at_bounds(self) -> list[str]:
+        theta = self.estimate.theta[0]
+        bound = (theta <= joint.LOW) | (theta >= joint.HIGH)
+        names = ("curvature", "left", "right", "k", LETTERS[self.axis])
+        return [name for name, here in zip(names, bound, strict=True) if here]
+
     @cached_property
     def neighbours(self) -> Neighbours:
         """Residuals within budgets."""

@@ -19,12 +19,15 @@ class Noise:
     Attributes:
         residual_sd: of runs about what was fitted: noise and misfit together.
         replicate_sd: between seeds of one configuration, pooled: pure error; NaN without replicates.
+        copies: configurations with seeds whose losses are equal to the last digit. These say nothing of noise: they are
+            one run listed twice, or noise below the digits that were printed.
     """
 
     residual_sd: float
     residual_dof: int
     replicate_sd: float
     replicate_dof: int
+    copies: int = 0
 
     @property
     def sd(self) -> float:
@@ -38,21 +41,26 @@ class Noise:
         The residuals must be those of means over seeds, weighted by the seeds: their sum of squares holds no pure
         error but that of the means, so the two are independent.
         """
-        if not self.replicate_dof or not self.residual_dof or self.replicate_sd == 0.0:
+        if not self.replicate_dof or not self.residual_dof:
             return float("nan")
         return float(fdtrc(self.residual_dof, self.replicate_dof, (self.residual_sd / self.replicate_sd) ** 2))
 
 
 def noise_of(table: RunsTable, residual_squares: float, residual_dof: int) -> Noise:
     """Noise from the weighted sum of squared relative residuals, and the spread of seeds in the table."""
-    squares, dof = _between_seeds(table)
+    squares, dof, copies = _between_seeds(table)
     replicate_sd = float(np.sqrt(squares / dof)) if dof else float("nan")
-    return Noise(float(np.sqrt(residual_squares / residual_dof)), residual_dof, replicate_sd, dof)
+    return Noise(float(np.sqrt(residual_squares / residual_dof)), residual_dof, replicate_sd, dof, copies)
 
 
-def _between_seeds(table: RunsTable) -> tuple[float, int]:
-    """Sum of squares of ln loss about the mean of its configuration, and its degrees of freedom."""
-    config, logs = table.frame["config"].to_numpy(), np.log(table.array("loss"))
+def _between_seeds(table: RunsTable) -> tuple[float, int, int]:
+    """Sum of squares of ln loss about the mean of its configuration, its degrees of freedom, and in how many
+    configurations seeds have equal losses: of these one counts.
+    """
+    own, first = np.unique(table.frame[["config", "loss"]].to_numpy(), axis=0, return_index=True)
+    config, logs = own[:, 0].astype(np.int64), np.log(own[:, 1])
+    again = np.delete(table.frame["config"].to_numpy(), first)
     counts = np.bincount(config)
     means = np.bincount(config, logs) / np.maximum(counts, 1)
-    return float(np.sum((logs - means[config]) ** 2)), len(table) - int(np.count_nonzero(counts))
+    squares = float(np.sum((logs - means[config]) ** 2))
+    return squares, len(own) - int(np.count_nonzero(counts)), len(np.unique(again))

@@ -14,14 +14,13 @@ from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
 from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
-from isoflop.fitting.frames import records, rows
 from isoflop.fitting.influence import without_each
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.neighbours import Neighbours, Shared
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.residuals import residual_table
 from isoflop.fitting.rollout import RollOut
-from isoflop.fitting.solver import NAMES, Points
+from isoflop.fitting.solver import EXPONENTS, NAMES, Points
 from isoflop.fitting.table import RunsTable
 
 if TYPE_CHECKING:
@@ -213,6 +212,11 @@ class ParametricFit(Fit):
         shared = None if self.neighbours is None else self.neighbours.shared
         return SurfaceCore(self.theta, spread, self.sample.dof, points, self.draws, shared)
 
+    @property
+    def at_bounds(self) -> list[str]:
+        params: dict[Any, float] = self.params.to_dict()
+        return [name for name in ("alpha", "beta") if not EXPONENTS[0] < params[name] < EXPONENTS[1]]
+
     @cached_property
     def neighbours(self) -> Neighbours | None:
         """Residuals within budgets; None where the runs fall into none."""
@@ -314,12 +318,6 @@ class ParametricFit(Fit):
         from isoflop.reporting.residual_plots import plot_influence
 
         return plot_influence(self, ax, runs=runs)
-
-    def name_of(self, config: int) -> str:
-        """A configuration in words: the run that has it, else its place."""
-        table = self.runs.frame
-        mine = records(rows(table, table["config"].to_numpy() == config))[0]
-        return str(mine["run_id"]) if "run_id" in mine else f"N = {mine['params']:.4g}, D = {mine['tokens']:.4g}"
 
     @property
     def robust_sd(self) -> float:

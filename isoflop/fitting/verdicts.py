@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.fitting import profiles as joint
 from isoflop.fitting.diagnostics import (
     LACK,
     Diagnostic,
@@ -19,15 +18,18 @@ from isoflop.fitting.diagnostics import (
     of_table,
 )
 from isoflop.fitting.frames import column, rows
+from isoflop.fitting.joint_fit import LETTERS
 from isoflop.fitting.neighbours import Neighbours
-from isoflop.fitting.solver import EXPONENTS, LEAST_E
+from isoflop.fitting.solver import LEAST_E
 from isoflop.fitting.surface import optimum
 
 if TYPE_CHECKING:
+    from isoflop.fitting.base import Fit
     from isoflop.fitting.envelope import EnvelopeFit
     from isoflop.fitting.joint_fit import JointFit
     from isoflop.fitting.surface import ParametricFit
 
+Floats = np.ndarray
 Found = list[tuple[str, str]]
 SLOPE = 1e-5
 CONDITION = 1e4
@@ -60,15 +62,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
 
 def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
     """Findings on a joint fit of profiles."""
-    theta = fit.estimate.theta[0]
-    found: Found = []
-    if np.any((theta[1:3] <= joint.LOW[1:3]) | (theta[1:3] >= joint.HIGH[1:3])):
-        found.append(
-            (
-                "at_bound",
-                "The arms' exponents are at a bound: these profiles do not show how an arm bends. Wider ones do.",
-            )
-        )
+    found = _joint_bounds(fit)
     beyond = rows(fit.profiles, fit.profiles["status"].to_numpy() == "edge")
     if len(beyond):
         budgets = ", ".join(flops_text(float(b)) for b in column(beyond, "budget"))
@@ -77,12 +71,26 @@ def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
         of_table(fit.runs),
         found,
         few_budgets(fit.curves.budgets),
+        _far_runs(fit),
         _uneven(float(fit.estimate.even[0])),
         _alike(fit.neighbours),
         of_noise(fit.noise, "the shape is not the same in all budgets"),
         of_rollout(fit.rollout),
         of_rows(fit.runs),
     )
+
+
+def _joint_bounds(fit: JointFit) -> Found:
+    names, found = fit.at_bounds, []
+    if {"left", "right"} & set(names):
+        arms = "The arms' exponents are at a bound: these profiles do not show how an arm bends. Wider ones do."
+        found.append(("at_bound", arms))
+    values = dict(zip(("curvature", "left", "right", "k", LETTERS[fit.axis]), fit.estimate.theta[0], strict=True))
+    for name in names:
+        if name not in ("left", "right"):
+            words = f"{'ln curvature' if name == 'curvature' else name} is at its bound {values[name]:g}"
+            found.append(("at_bound", f"{words}: the runs do not fix it."))
+    return found
 
 
 def diagnose_envelope(fit: EnvelopeFit) -> list[Diagnostic]:
@@ -115,9 +123,8 @@ def _bounds(fit: ParametricFit) -> Found:
         near = fit.theta[0] - float(np.log(fit.sample.points.loss).mean()) <= -LEAST_E
         where = "at its bound, nothing" if near else f"{params['E'] / least:.2%} of the least loss"
         found.append(("e_near_zero", f"E is {where}: these runs do not show an irreducible loss."))
-    for name in ("alpha", "beta"):
-        if params[name] <= EXPONENTS[0] or params[name] >= EXPONENTS[1]:
-            found.append(("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it."))
+    for name in fit.at_bounds:
+        found.append(("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it."))
     return found
 
 
@@ -145,16 +152,29 @@ def _edge(fit: ParametricFit) -> Found:
 
 def _outliers(fit: ParametricFit) -> Found:
     table = fit.influence
-    sds, configs = column(table, "sds"), table.index.to_numpy(dtype=np.int64)
+    found = _named_far(fit, column(table, "sds"), table.index.to_numpy(dtype=np.int64), "law")
+    return [(code, f"{words} Kept; drop_outliers={OUTLIER:g} leaves out what lies so far.") for code, words in found]
+
+
+def _far_runs(fit: JointFit) -> Found:
+    table = fit.residuals
+    configs = fit.runs.configurations.loc[table.index, "config"].to_numpy(dtype=np.int64)
+    return [
+        (code, f"{words} Kept; fit_parametric(drop_outliers=...) can leave out what lies so far.")
+        for code, words in _named_far(fit, column(table, "sds"), configs, "profiles")
+    ]
+
+
+def _named_far(fit: Fit, sds: Floats, configs: np.ndarray, what: str) -> Found:
+    """Configurations far off what was fitted, the farthest first."""
     far = np.flatnonzero(np.abs(sds) > OUTLIER)
     if not len(far):
         return []
     worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:5]
     names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
-    one = len(far) == 1
-    words = f"{len(far)} run{' lies' if one else 's lie'} over {OUTLIER:g} robust sd off the law: {names}{more}."
-    return [("outliers", f"{words} Kept; drop_outliers={OUTLIER:g} leaves {'it' if one else 'them'} out.")]
+    lie = "run lies" if len(far) == 1 else "runs lie"
+    return [("outliers", f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {what}: {names}{more}.")]
 
 
 def _influence(fit: ParametricFit) -> Found:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,37 @@ def test_refusals_have_a_reason(case: str) -> None:
 def test_there_are_no_resamples() -> None:
     with pytest.raises(FitError, match="t intervals only"):
         fit_joint(SMALL).conf_int(kind="percentile")
+
+
+def test_losses_without_a_minimum_are_refused():
+    runs = simulate_isoflop(noise=0.0)
+    for loss in (3.0, runs["budget"].rank(method="dense"), 3.0 + 1e-12 * runs.index):
+        with pytest.raises(FitError, match="within each budget all losses are equal"):
+            fit_joint(runs.assign(loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name", "law"),
+    [(4, 5.0, "a", True), (3, 80.0, "k", True), (0, -25.0, "ln curvature", False), (1, 5.0, "arms", False)],
+)
+def test_each_parameter_at_its_bound_is_named(place, value, name, law):
+    fit = fit_joint(simulate_isoflop(points=7, noise=0.003))
+    assert fit.at_bounds == []
+    theta = fit.estimate.theta.copy()
+    theta[0, place] = value
+    fit = dataclasses.replace(fit, estimate=dataclasses.replace(fit.estimate, theta=theta)).judged()
+    assert name in " ".join(found["message"] for found in fit.diagnostics if found["code"] == "at_bound")
+    assert fit.headline().startswith(f"No law of compute: {name} is at a bound") == law
+
+
+def test_outliers_are_named_and_good_runs_rarely():
+    runs = simulate_isoflop(points=9, noise=0.003)
+    runs.loc[[10, 40], "loss"] *= 1.05
+    found = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
+    assert found["outliers"].startswith("2 runs lie over 4 robust sd off the profiles: sim-00")
+    assert all(name in found["outliers"] for name in ("sim-0010", "sim-0040"))
+    alarms = [
+        "outliers" in {d["code"] for d in fit_joint(simulate_isoflop(points=9, noise=0.003, seed=seed)).diagnostics}
+        for seed in range(30)
+    ]
+    assert np.mean(alarms) <= 0.1

@@ -6,11 +6,15 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import isoflop.fitting
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
+from isoflop.fitting.base import Laws
+from isoflop.fitting.diagnostics import why_no_law
+from isoflop.fitting.result import LinesCore
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
 
@@ -65,6 +69,46 @@ def test_headline_does_not_claim_what_the_interval_leaves_open():
     low, high = fit.conf_int().loc["ratio"]
     assert low < 1.0 < high
     assert "equal pace is not ruled out" in fit.headline() or "same pace" in fit.headline()
+
+
+A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "ratio", "words"),
+    [
+        (A, B, RATIO, "Optimal model size and data grow at about the same pace"),
+        (A, B, (1.0, 0.2, 1.8), "Whether optimal model size or data grows faster can't be told"),
+        ((0.5, -1215.8, 1216.8), (0.5, -1215.8, 1216.8), (1.0, -4e3, 4e3), "How the optimum grows with compute can't"),
+        ((5.0, -444.0, 454.0), (-4.0, -453.0, 445.0), (-0.8, -90.0, 90.0), "How the optimum grows with compute can't"),
+        ((0.3, -np.inf, np.inf), (0.7, -np.inf, np.inf), (2.3, -np.inf, np.inf), "How the optimum grows with compute"),
+        (
+            (1.1, 0.9, 1.3),
+            (-0.1, -0.3, 0.1),
+            (-0.09, -0.3, 0.1),
+            "Whether optimal data grows with compute can't be told",
+        ),
+        ((1.4, 1.3, 1.5), (-0.4, -0.5, -0.3), (-0.3, -0.4, -0.2), "Optimal data does not grow with compute"),
+        (
+            (-0.1, -0.3, 0.1),
+            (1.1, 0.9, 1.3),
+            (-11.0, -40.0, 18.0),
+            "Whether optimal model size grows with compute can't",
+        ),
+        (
+            (0.4, 0.2, 0.6),
+            (0.6, 0.4, 0.8),
+            (1.5, 0.7, 2.3),
+            "Optimal data grows 1.5x faster than optimal model size (eq",
+        ),
+        ((0.4, np.nan, np.nan), (0.6, np.nan, np.nan), (1.5, np.nan, np.nan), "Optimal data grows 1.5x faster"),
+    ],
+)
+def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatch):
+    table = pd.DataFrame({"a": a, "b": b, "ratio": ratio}, index=["value", "low", "high"]).T
+    monkeypatch.setattr(LinesCore, "intervals", lambda *_: table)
+    assert Laws.headline(FIT).startswith(words)
+    assert bool(why_no_law(FIT)) == words.startswith("How")
 
 
 @pytest.mark.parametrize(("column", "words"), [("params", "Optimal model size does"), ("tokens", "Optimal data does")])
