@@ -17,7 +17,6 @@ from isoflop.reporting.style import (
     INK,
     MUTED,
     PANEL,
-    SMALL,
     budget_colours,
     budget_legend,
     dress,
@@ -52,7 +51,7 @@ def plot_law(fit: Fit, quantity: Quantity = "params", ax: Axes | None = None) ->
     """
     if quantity == "loss" and "loss" not in fit.law_at(1e18, fit.confidence):
         raise FitError(f"the {fit.method} fit has no law of the loss: fit_parametric has")
-    ax = new_axes(ax, 5.0, 4.2)
+    ax = new_axes(ax, 7.2, 4.2)
     low, high = ends(compute_of(fit))
     grid = np.geomspace(low / _BEFORE, high * _BEYOND, _POINTS)
     law = cast(pd.DataFrame, fit.predict(grid).xs(quantity, level="quantity"))
@@ -66,7 +65,7 @@ def plot_law(fit: Fit, quantity: Quantity = "params", ax: Axes | None = None) ->
     ax.set_xlim(low / _BEFORE, high * _BEYOND)
     _y_axis(ax, quantity, value, points)
     log_axis(ax, "x", "flops")
-    ax.legend(loc="upper right" if quantity == "loss" else "upper left", fontsize=SMALL, frameon=False)
+    budget_legend(ax, None)
     return ax
 
 

@@ -29,6 +29,7 @@ from isoflop.reporting.style import (
 )
 
 _BEYOND = 4.0
+_FAR = 1.5  # times the middle loss of a budget
 CURVE_POINTS = 300  # a run's curve is thinned to so many points, evenly in log FLOPs
 
 
@@ -36,7 +37,8 @@ def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
     """Loss against size, a colour a budget: runs, fitted profiles, optima with their intervals.
 
     A profile is thick where the loss is within 0.1 % of its least. Filled points and solid curves enter the laws;
-    hollow points on a dotted line don't.
+    hollow points on a dotted line don't. Where losses lie far off their budget's (runs that diverged), the frame
+    leaves them out, and arrows at its edge show where they are.
     """
     ax = new_axes(ax)
     colours = budget_colours(column(fit.profiles, "budget"))
@@ -50,6 +52,7 @@ def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
     title, unit, _ = WORDS[fit.axis]
     dress(ax, "Loss at equal compute", f"{title} ({size_unit(fit.n, unit)})", "Loss (nats per token)")
     log_axis(ax, "x", "count")
+    _cut_far(ax, fit, colours)
     linear_axis(ax, "y")
     budget_legend(ax)
     return ax
@@ -113,7 +116,7 @@ def plot_frontier(fit: EnvelopeFit, ax: Axes | None = None) -> Axes:
 
 def plot_overview(fit: ProfileFit, fig: Figure | None = None) -> np.ndarray:
     """Profiles, N*(C) and D*(C) side by side; an array of three Axes (the figure: `axes[0].figure`)."""
-    fig = fig if fig is not None else Figure(figsize=(14.0, 4.4), layout="constrained")
+    fig = fig if fig is not None else Figure(figsize=(20.0, 4.4), layout="constrained")
     axes = fig.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
     plot_profiles(fit, axes[0])
     plot_law(fit, "params", axes[1])
@@ -180,6 +183,27 @@ def _optima(ax: Axes, fit: ProfileFit) -> None:
     ax.errorbar(x, y, xerr=(x - low, high - x), fmt="none", ecolor=INK, elinewidth=1.4, capsize=3.5, zorder=4)
     style = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": INK, "linestyle": "none"}
     ax.plot(x, y, zorder=5, label=f"optimum, {fit.confidence:.0%} interval", **cast(Any, style))
+
+
+def _cut_far(ax: Axes, fit: ProfileFit, colours: dict[float, str]) -> None:
+    """Frames the losses that are not far off the middle of their budget; the others are arrows at the edge."""
+    runs = fit.runs.configurations
+    budget, size, loss = (column(runs, name) for name in ("budget", fit.axis, "loss"))
+    middle = runs["loss"].groupby(runs["budget"]).transform("median").to_numpy(dtype=np.float64)
+    far = np.abs(np.log(loss / middle)) > np.log(_FAR)
+    if not far.any():
+        return
+    low, high = float(loss[~far].min()), float(loss[~far].max())
+    pad = 0.06 * max(high - low, 1e-3)
+    low, high = low - pad, high + pad
+    ax.set_ylim(low, high)
+    for k in np.flatnonzero(far):
+        above = loss[k] > middle[k]
+        edge, mark = (high - 0.3 * pad, "^") if above else (low + 0.3 * pad, "v")
+        ax.plot([size[k]], [edge], marker=mark, markersize=7, color=colours[budget[k]], linestyle="none", zorder=6)
+    count = int(np.count_nonzero(far))
+    label = f"{count} run{'s' if count > 1 else ''} beyond the frame"
+    ax.plot([], [], marker="^", markersize=7, color=MUTED, linestyle="none", label=label)
 
 
 def _inside(ax: Axes, x: np.ndarray) -> np.ndarray:

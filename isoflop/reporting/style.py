@@ -77,13 +77,16 @@ def _subs(decades: float) -> tuple[float, ...]:
 
 
 def times_axis(ax: Axes) -> None:
-    """A logarithmic x axis of factors: 1, 2, 5, 10 times."""
+    """A logarithmic x axis of factors: 1, 2, 5, 10 times, or finer on a short range."""
     low, high = ax.get_xlim()
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50.0 else (1.0, 3.0), numticks=20))
+    if high / low < 4.0:
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50.0 else (1.0, 3.0), numticks=20))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}x"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}x"))
 
 
 def linear_axis(ax: Axes, which: Literal["x", "y"]) -> None:
@@ -123,7 +126,7 @@ def margins(values: np.ndarray, factor: float) -> tuple[float, float]:
     return low / factor, high * factor
 
 
-def budget_legend(ax: Axes, title: str = "Budget (FLOPs)", beside: float = 1.01) -> None:
+def budget_legend(ax: Axes, title: str | None = "Budget (FLOPs)", beside: float = 1.01) -> None:
     """Least to most, read downwards, beside the axes: so many of their widths from the left."""
     handles, _ = ax.get_legend_handles_labels()
     columns = 1 + (len(handles) - 1) // _MOST_LEGEND_ROWS

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from drawn import FITS, RUNS, axes_in_axes_out, band, legend, marked, xy
+from matplotlib.figure import Figure
 
 from isoflop.errors import FitError
-from isoflop.fitting import fit_isoflop
+from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
 
 LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] + [("parametric", "loss")]
 
@@ -73,3 +74,26 @@ def test_what_can_not_be_drawn_is_refused_in_words():
         FITS["envelope"].plot_rollout()
     with pytest.raises(FitError, match="rolls out params, tokens, not the loss"):
         FITS["isoflop"].plot_rollout("loss")
+
+
+@pytest.mark.parametrize(("name", "quantity"), LAWS)
+def test_the_legend_lies_beside_the_data(name, quantity):
+    figure = Figure(layout="constrained")
+    ax = FITS[name].plot_law(quantity, figure.add_subplot())
+    figure.draw_without_rendering()
+    found = ax.get_legend()
+    assert found is not None
+    assert found.get_window_extent().x0 >= ax.get_window_extent().x1
+
+
+@pytest.mark.parametrize(
+    "budgets", [(1e18, 1.15e18, 1.3e18, 1.5e18), (1e18, 1.5e18, 2e18, 3e18, 4e18), (1e18, 1e19, 1e20, 1e21)]
+)
+def test_a_short_reach_has_ticks_too(budgets):
+    fit = fit_parametric(simulate_isoflop(budgets=budgets, points=9), bootstrap=0)
+    ax = fit.plot_rollout()
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    assert 3 <= len(ticks) <= 10
+    labels = [ax.xaxis.get_major_formatter()(tick) for tick in ticks]
+    assert len(set(labels)) == len(labels)

@@ -141,3 +141,17 @@ def test_count_labels(value, text):
 )
 def test_flops_labels(value, text):
     assert flops_label(value) == text
+
+
+@pytest.mark.parametrize(("factor", "mark"), [(2.2, "^"), (0.5, "v")])
+def test_a_run_far_off_does_not_squeeze_the_others(factor, mark):
+    runs = RUNS.copy()
+    runs.loc[10, "loss"] *= factor
+    ax, clean = (plot_profiles(fit_isoflop(t, bootstrap=0, use="all")) for t in (runs, RUNS))
+    assert np.ptp(ax.get_ylim()) <= 1.1 * np.ptp(clean.get_ylim())
+    (arrow,) = marked(ax, mark)
+    x, y = xy(arrow)
+    assert x[0] == pytest.approx(runs.loc[10, "params"])
+    assert ax.get_ylim()[0] < y[0] < ax.get_ylim()[1]
+    assert "1 run beyond the frame" in legend(ax)
+    assert not any("beyond the frame" in text for text in legend(clean))
