@@ -48,6 +48,8 @@ OTHER_NAMES = {
 }
 _LARGEST = 1e50
 _TIMES = re.compile(r"^(?P<name>.*\S)\s*\*\s*(?P<factor>[0-9.]+(?:[eE][+-]?[0-9]+)?)$")
+_THOUSANDS = re.compile(r"^\s*[+-]?[0-9]{1,3}([,' ][0-9]{3}){2,}(\.[0-9]*)?\s*$")
+_COMMA = re.compile(r"^\s*[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?\s*$")
 _IN_LETTERS = re.compile(r"^\s*[0-9.]+\s*[kKmMbBgGtT]\s*$")
 
 
@@ -222,7 +224,15 @@ def not_numbers(frame: pd.DataFrame, name: str, where: str, bad: Floats) -> str:
     words = f"{where}: column {name!r} needs positive, finite numbers; not so in {name_rows(frame, bad)} ({shown})"
     if any(isinstance(c, str) and _IN_LETTERS.match(c) for c in cells):
         words += "; write 1.5e6 for 1.5M"
-    return words
+    return words + _separators([c for c in cells if isinstance(c, str)])
+
+
+def _separators(cells: list[str]) -> str:
+    """How to write numbers whose commas are decimal, or set thousands apart; 4,386 alone may be either."""
+    thousands, decimal = (any(form.match(c) for c in cells) for form in (_THOUSANDS, _COMMA))
+    if thousands:
+        return "; write numbers without separators of thousands: 61399163 for 61,399,163"
+    return "; write numbers with a decimal point, 4.38 for 4,38, and no separators of thousands" if decimal else ""
 
 
 def is_empty(frame: pd.DataFrame, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import warnings
@@ -55,6 +56,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     Semicolons and tabs separate columns, too, where the header has more of them than commas.
     """
+    _refuse_utf16(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         mark = max(",;\t", key=first.count)
@@ -66,7 +68,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, encoding="utf-8-sig", dtype=str, index_col=False, sep=mark)
 
 
+def _refuse_utf16(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise FitError(f"{path}: is UTF-16, as Excel's 'Unicode text' is; save it as 'CSV UTF-8'")
+
+
 def _read_jsonl(path: Path) -> pd.DataFrame:
+    _refuse_utf16(path)
     rows = []
     # A text in a line may hold U+2028, at which `splitlines` would cut it.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):

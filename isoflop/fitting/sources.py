@@ -43,6 +43,9 @@ def read_source(source: pd.DataFrame | str | Path) -> Source:
     """
     if isinstance(source, pd.DataFrame):
         return Source(source, "the table", "DataFrame")
+    if not isinstance(source, str | Path):
+        kind = type(source).__name__
+        raise FitError(f"runs are a DataFrame, or the path of a table or of a sweep, not a {kind}: pd.DataFrame(runs)?")
     path = Path(source)
     if path.is_dir() and not (path / RUNS_FILE).exists() and not (path / PLAN_FILE).exists():
         return _folder(path)

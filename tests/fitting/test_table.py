@@ -14,7 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoflop.errors import FitError
-from isoflop.fitting import RunsTable, fit_isoflop, read_table, simulate_isoflop
+from isoflop.fitting import (
+    RunsTable,
+    fit_envelope,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    read_table,
+    simulate_isoflop,
+)
 from isoflop.fitting.table import cluster
 
 
@@ -108,6 +116,10 @@ def test_refusals_name_column_and_rows(table, options, words):
         ("long.csv", b"params,tokens\n1,2\n1,2,3\n", "can't be read"),
         ("long1.csv", b"params,tokens\n1,2,3\n", "can't be read"),
         ("latin.csv", "größe,é\n1,2\n".encode("latin-1"), "can't be read"),
+        ("excel.csv", "params,tokens\n1,2\n".encode("utf-16"), "is UTF-16, as Excel's 'Unicode text' is; save it as"),
+        ("excel.jsonl", '{"loss": 1}\n'.encode("utf-16"), "is UTF-16"),
+        ("comma.csv", b"params;tokens;loss;flops\n1e6;1e9;4,386;6e15\n", "write numbers with a decimal point, 4.38"),
+        ("thousands.csv", b'params,tokens,loss,flops\n"1,234,567",1e9,4.3,6e15\n', "without separators of thousands"),
         ("bad.jsonl", b'{"loss": 1}\n{"loss": \n', "line 2: not JSON"),
         ("list.jsonl", b"[1, 2]\n", "line 1: expected one JSON object"),
         ("twice.jsonl", b'{"loss": 1, "loss": 2}\n', "more than once"),
@@ -298,3 +310,10 @@ def test_runs_that_check_the_recipe_are_no_points_of_a_profile():
     assert any("checks the recipe" in why for _, why in table.dropped)
     with pytest.raises(FitError, match="all runs check the recipe"):
         read_table(off)
+
+
+@pytest.mark.parametrize("runs", [{"loss": [3.0]}, [{"loss": 3.0}], None, 3.0])
+@pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric, fit_envelope])
+def test_what_is_no_table_is_refused_in_a_line(fit, runs):
+    with pytest.raises(FitError, match="runs are a DataFrame, or the path of a table or of a sweep, not a"):
+        fit(runs)
