@@ -177,7 +177,7 @@ class Laws(ABC):
         """
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
-        laws = f"N* ~ C^{_span(a)}, D* ~ C^{_span(b)}"
+        laws = f"N* ~ C^{span_text(a)}, D* ~ C^{span_text(b)}"
         if not tells(table):
             return f"How the optimum grows with compute can't be told: {laws}"
         value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
@@ -333,7 +333,8 @@ class ProfileFit(Fit):
         return plot_residuals(self, against, ax)
 
 
-def _span(row: dict[Any, float]) -> str:
+def span_text(row: dict[Any, float]) -> str:
+    """value [low, high]; the value alone where it has no interval."""
     value, low, high = (row[k] for k in ENDS)
     if np.isnan(low):
         return f"{value:.3f}"

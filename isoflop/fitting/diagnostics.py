@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import Axis, Fit, tells
+from isoflop.fitting.base import Axis, Fit, span_text, tells
 from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
@@ -69,8 +69,8 @@ def why_no_law(fit: Fit) -> str:
             f"{' and '.join(bounded)} {'is' if len(bounded) == 1 else 'are'} at a bound: the runs do not fix the law."
         )
     if not tells(table := fit.intervals()):
-        row = table.loc["a"].to_dict()
-        return f"The interval of a, [{row['low']:.3g}, {row['high']:.3g}], is too wide to tell how the optimum grows."
+        a = span_text(table.loc["a"].to_dict())
+        return f"The runs can't tell how the optimum grows with compute: N* ~ C^{a}."
     return next((found["message"] for found in fit.diagnostics if found["code"] == "not_converged"), "")
 
 

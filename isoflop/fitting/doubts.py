@@ -19,6 +19,7 @@ Floats = np.ndarray
 NEAR = 0.75  # decades; real C / 6ND lies between 1 and 10 (embeddings, attention), units are 3 decades apart
 MAX_LOSS = 15.0  # nats: beyond the loss of a uniform guess among 3 million tokens
 HIGH = 2.0  # times what is usual
+MOST = 0.5  # of the rows: so many that are unlike the rest are no slips
 FACTORS = {
     "params": {0.0: "", 6.0: "millions", 9.0: "billions", 3.0: "thousands"},
     "tokens": {0.0: "", 9.0: "billions", 6.0: "millions", 12.0: "trillions", 3.0: "thousands"},
@@ -158,25 +159,29 @@ def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
 
 def _budgets(frame: pd.DataFrame) -> list[Finding]:
     """Labels that are not the FLOPs of their runs, and rows whose FLOPs are not those of most of their budget."""
-    logs, labels = np.log(column(frame, "flops")), column(frame, "budget")
-    means = pd.Series(logs).groupby(labels).transform("mean").to_numpy(dtype=np.float64) - np.log(labels)
-    off = logs - np.log(labels)
-    if np.ptp(means) > math.log(HIGH):  # labels that no factor turns into FLOPs
-        off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
+    labels = column(frame, "budget")
+    off = np.log(column(frame, "flops")) - np.log(labels)
     far = np.abs(off - np.median(off)) > math.log(HIGH)
-    found = [Finding("budget_off", _labels_off(means))] if np.max(np.abs(means)) > math.log(LABELLED) else []
-    if far.any():
-        words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
-        words += ", unlike those of most rows. It is used all the same."
-        found.append(Finding("budget_mismatch", words))
-    return found
+    if far.mean() > MOST:
+        words = f"The budgets' labels are no FLOPs: the runs' are {_span(off)} times them. The laws use the FLOPs."
+        off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
+        return [Finding("budget_off", words), *_mismatch(frame, np.abs(off) > math.log(HIGH))]
+    means = pd.Series(off[~far]).groupby(labels[~far]).mean().to_numpy(dtype=np.float64)
+    if np.max(np.abs(means)) <= math.log(LABELLED):
+        return _mismatch(frame, far)
+    words = f"The runs' FLOPs are {_span(means)} times the budget that labels them; the laws use the FLOPs."
+    return [Finding("budget_off", words), *_mismatch(frame, far)]
 
 
-def _labels_off(logs: Floats) -> str:
-    low, high = (_times(float(np.exp(end))) for end in (logs.min(), logs.max()))
-    if np.ptp(logs) > math.log(HIGH):
-        return f"The budgets' labels are no FLOPs: the runs' are {low} to {high} times them. The laws use the FLOPs."
-    return f"The runs' FLOPs are {low} to {high} times the budget that labels them; the laws use the FLOPs."
+def _mismatch(frame: pd.DataFrame, far: np.ndarray) -> list[Finding]:
+    if not far.any():
+        return []
+    words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
+    return [Finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")]
+
+
+def _span(logs: Floats) -> str:
+    return " to ".join(_times(float(np.exp(end))) for end in (logs.min(), logs.max()))
 
 
 def _times(factor: float) -> str:
