@@ -166,7 +166,8 @@ def _budgets(frame: pd.DataFrame) -> list[Finding]:
         words = f"The budgets' labels are no FLOPs: the runs' are {_span(off)} times them. The laws use the FLOPs."
         off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
         return [Finding("budget_off", words), *_mismatch(frame, np.abs(off) > math.log(HIGH))]
-    means = pd.Series(off[~far]).groupby(labels[~far]).mean().to_numpy(dtype=np.float64)
+    group = np.unique(labels[~far], return_inverse=True)[1]
+    means = np.bincount(group, off[~far]) / np.bincount(group)
     if np.max(np.abs(means)) <= math.log(LABELLED):
         return _mismatch(frame, far)
     words = f"The runs' FLOPs are {_span(means)} times the budget that labels them; the laws use the FLOPs."
