@@ -8,10 +8,9 @@ from os import PathLike
 from typing import Any, Literal
 
 from isoflop.config.reading import Overrides, find, read
-from isoflop.config.typed import UNSET, join, require, require_name, show
+from isoflop.config.sbatch import check_gpu_options, check_options, takes_whole_nodes
+from isoflop.config.typed import UNSET, require, require_name, show
 
-OURS = {"array", "job_name", "output", "error"}
-OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NOT_GIVEN = "(not given)"
 """The root of a profile that is only planned with and names none yet."""
@@ -114,11 +113,19 @@ class Profile:
         require(
             not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
         )
-        _check_options("slurm", self.slurm)
-        _check_options("supervisor", self.supervisor)
-        # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
-        time = self.slurm.get("time", "")
-        require(isinstance(time, str), "slurm.time", f'expected text in quotes such as "48:00:00", got {show(time)}')
+        check_options("slurm", self.slurm)
+        check_options("supervisor", self.supervisor)
+        if self.gpu is not None:
+            check_gpu_options(self.slurm)
+
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """Most GPUs and most jobs of a study at once on a cluster; None where nothing limits them."""
+        return (None if self.gpu is None else self.max_gpus), self.max_jobs
+
+    def held_gpus(self, gpus: int, nodes: int) -> int:
+        """GPUs that a run on so many keeps from others: its own, or with `slurm.exclusive` all of its nodes."""
+        return nodes * self.gpu.per_node if gpus and self.gpu and takes_whole_nodes(self.slurm) else gpus
 
 
 def load_profile(source: str | PathLike[str], overrides: Overrides = (), *, to_plan: bool = False) -> Profile:
@@ -147,18 +154,3 @@ def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(options := values.get("slurm"), dict):
         values["slurm"] = {name: option for name, option in options.items() if option != UNSET}
     return values
-
-
-def _check_options(section: str, options: dict[str, Any]) -> None:
-    """Free-form options need a name that sbatch could know, and one value each."""
-    for name, value in options.items():
-        key = join(section, str(name))
-        require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
-        require(str(name).replace("-", "_") not in OURS, key, "is for isoflop to say; leave it out")
-        require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
-        require(
-            isinstance(value, str | int | float) and value is not False,
-            key,
-            f"expected text, a number or true, got {show(value)}",
-        )
-        require("\n" not in str(value), key, "has a line break in it, which sbatch would take for a command")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config.profile import Profile
+from isoflop.config.sbatch import asking_for_gpus, plain_name, takes_whole_nodes
 from isoflop.planning.bill import save_lead_s, time_limit_hours
-from isoflop.planning.lanes import Share, in_turn, line_up, share
+from isoflop.planning.lanes import Share, in_turn, line_up, share_limits
 from isoflop.planning.queue import Job, Order
 from isoflop.planning.runspec import RunSpec
 
-ASKS_FOR_GPUS = {"gres", "gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket", "tres_per_task"}
-ASKS_FOR_CPUS = {"cpus_per_task", "cpus_per_gpu", "exclusive"}
-ASKS_FOR_MEMORY = {"mem", "mem_per_cpu", "mem_per_gpu", "exclusive"}
+ASKS_FOR_CPUS = {"cpus_per_task", "cpus_per_gpu"}
+ASKS_FOR_MEMORY = {"mem", "mem_per_cpu", "mem_per_gpu"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def group(
         active: arrays that are queued; they come first in the list that `Array.after` counts in.
     """
     jobs = [job_of(run) for run in runs]
-    limited = profile.max_gpus is not None or profile.max_jobs is not None
-    lines = line_up(jobs, order, most_tasks, limited=limited)
+    lines = line_up(jobs, order, most_tasks, limited=profile.limits != (None, None))
     shares = shares_beside(active, [[jobs[number] for number in line] for line in lines], profile, order)
     first, turns = len(active), in_turn(shares[len(active) :])
     place = {**{number: number for number in range(first)}, **{first + n: first + i for i, n in enumerate(turns)}}
@@ -105,15 +104,14 @@ def shares_beside(
 
     Where an array waits already, for others to hand on what they hold, these shares stay, and what is new comes last.
     """
-    limits = profile.max_gpus, profile.max_jobs
-    if limits == (None, None):
-        return [Share(0)] * len(active) + share(lines, None, None)
+    if profile.limits == (None, None):
+        return [Share(0)] * len(active) + share_limits(lines, profile)
     if any(array.waits for array in active):
         first, everything = len(active), tuple(range(len(active)))
-        new = share(lines, *limits, order)
+        new = share_limits(lines, profile, order)
         moved = [Share(one.places, (*everything, *(first + n for n in one.after))) for one in new]
         return [Share(0)] * first + moved
-    return share([*(array.jobs for array in active), *lines], *limits, "longest" if active else order)
+    return share_limits([*(array.jobs for array in active), *lines], profile, "longest" if active else order)
 
 
 def job_of(run: RunSpec) -> Job:
@@ -124,16 +122,18 @@ def job_of(run: RunSpec) -> Job:
 
 def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
     """What sbatch is told: the profile's options as written, and what its nodes and the run's size ask for."""
-    options: dict[str, Any] = {name.replace("-", "_"): value for name, value in profile.slurm.items()}
+    options: dict[str, Any] = {plain_name(name): value for name, value in profile.slurm.items()}
     gpus = array.gpus // array.nodes
-    if profile.gpu is not None and gpus and not ASKS_FOR_GPUS & options.keys():
+    if profile.gpu is not None and gpus and not asking_for_gpus(options):
         options["gpus_per_node"] = f"{profile.gpu.slurm_name}:{gpus}" if profile.gpu.slurm_name else gpus
     if profile.gpu is not None and profile.node is not None and gpus:
-        part = gpus / profile.gpu.per_node
+        held = profile.held_gpus(array.gpus, array.nodes) // array.nodes
         if not ASKS_FOR_CPUS & options.keys():
-            options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node) * gpus // array.tasks_per_node
+            options["cpus_per_task"] = max(1, profile.node.cpus // profile.gpu.per_node) * held // array.tasks_per_node
         if not ASKS_FOR_MEMORY & options.keys():
-            options["mem"] = f"{max(1, int(profile.node.memory_gb * part * 1000))}M"
+            share_bytes = profile.node.memory_gb * 1e9 * held / profile.gpu.per_node
+            whole = takes_whole_nodes(options)  # which holds the node's cores, but not its memory
+            options["mem"] = 0 if whole else f"{max(1, int(share_bytes / 2**20))}M"
     if profile.preemptible and "no_requeue" not in options:  # some clusters cancel what they preempt
         options.setdefault("requeue", True)
     options.setdefault("nodes", array.nodes)

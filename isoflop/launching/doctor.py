@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from isoflop.config.profile import Profile
+from isoflop.config.sbatch import hours_of
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.launching import slurm
 from isoflop.launching.reconcile import explain, is_hopeless
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import PACKAGE
-from isoflop.planning.bill import hours_of
 
 WAIT_S = 120.0
 POLL_S = 0.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.config.profile import NOT_GIVEN, Profile
+from isoflop.config.sbatch import hours_of
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.planning.calibration import Calibration
-from isoflop.planning.lanes import line_up, run_in_lanes, share
+from isoflop.planning.lanes import line_up, run_in_lanes, share_limits
 from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
 
@@ -74,7 +74,7 @@ class Bill:
 
     @property
     def gpu_hours(self) -> float:
-        return sum(size.gpus * hours for size, hours in zip(self.sizes, self.hours, strict=True))
+        return sum(size.held * hours for size, hours in zip(self.sizes, self.hours, strict=True))
 
     @property
     def cost(self) -> float | None:
@@ -128,7 +128,7 @@ def with_bill(
     slower = 1 + interruptions_per_day / 24 * lost
     precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
-    sizes, times, schedule = _lay_out(sizer, places_of(profile), order, slower)
+    sizes, times, schedule = _lay_out(sizer, profile, order, slower)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
     kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
@@ -151,7 +151,7 @@ def with_bill(
             gpus=size.gpus,
             nodes=size.nodes,
             est_hours=time.hours,
-            est_gpu_hours=size.gpus * time.hours,
+            est_gpu_hours=size.held * time.hours,
             est_source=size.source,
         )
         for run, size, time in zip(plan.runs, sizes, times, strict=True)
@@ -183,10 +183,10 @@ def _time(hours: float, checkpoint_bytes: int, limit: float) -> _Time:
 
 
 def _lay_out(
-    sizer: Sizer, places: int | None, order: Order, slower: float
+    sizer: Sizer, profile: Profile, order: Order, slower: float
 ) -> tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]:
     """Sizes, times with interruptions, and the schedule: on a cluster that of the arrays which would be submitted."""
-    profile, sizes = sizer.profile, tuple(sizer.choose(places))
+    sizes = tuple(sizer.choose(places := places_of(profile)))
     limit = time_limit_hours(profile)
     asked = list(zip(sizer.runs, sizes, strict=True))
     times = tuple(_time(size.hours * slower, run.shape.checkpoint_bytes, limit) for (run, _, _), size in asked)
@@ -197,10 +197,8 @@ def _lay_out(
     if profile.executor == "local":  # whoever is free takes the next
         at_once = [replace(job, gpus=max(1, job.gpus)) for job in jobs]
         return sizes, times, simulate(at_once, places, order)
-    limited = places is not None or profile.max_jobs is not None
-    lines = line_up(jobs, order, limited=limited)
-    max_gpus = places if profile.gpu is not None else None
-    shares = share([[jobs[number] for number in line] for line in lines], max_gpus, profile.max_jobs, order)
+    lines = line_up(jobs, order, limited=profile.limits != (None, None))
+    shares = share_limits([[jobs[number] for number in line] for line in lines], profile, order)
     return sizes, times, run_in_lanes(jobs, lines, shares)
 
 
@@ -211,7 +209,7 @@ def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float
         return {}
     for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
-            found[gpus] = _lay_out(sizer, gpus, order, slower)[2].finish_hours
+            found[gpus] = _lay_out(sizer, replace(sizer.profile, max_gpus=gpus), order, slower)[2].finish_hours
     return found
 
 
@@ -231,7 +229,7 @@ def check_cap(gpu_hours: float, most_gpu_hours: float | None, what: str = "the s
     Raises:
         BudgetError: with what would be needed.
     """
-    if most_gpu_hours is not None and gpu_hours > most_gpu_hours:
+    if most_gpu_hours is not None and not gpu_hours <= most_gpu_hours:  # what is no number is no fit either
         raise BudgetError(
             f"{what} about {gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
             "leave out the largest budgets, or raise the cap"
@@ -239,31 +237,9 @@ def check_cap(gpu_hours: float, most_gpu_hours: float | None, what: str = "the s
 
 
 def time_limit_hours(profile: Profile) -> float:
-    """Longest time of one job by the profile's `slurm.time`; infinite where it names none.
-
-    Raises:
-        ConfigError: a text that sbatch would not take as a time.
-    """
+    """Longest time of one job by the profile's `slurm.time`; infinite where it names none."""
     text = profile.slurm.get("time")
     return math.inf if text is None else hours_of(text)
-
-
-def hours_of(limit: str) -> float:
-    """A time limit as sbatch reads it, and as SLURM prints it, in hours.
-
-    Raises:
-        ConfigError: a text that sbatch would not take as a time.
-    """
-    if limit.upper() in ("UNLIMITED", "INFINITE"):
-        return math.inf
-    found = re.fullmatch(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", limit)
-    if found is None:
-        raise ConfigError(f'slurm.time: expected a time such as "48:00:00" or "2-00:00:00", got {limit!r}')
-    parts = [int(part) for part in found["clock"].split(":")]
-    # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
-    units = (1, 1 / 60, 1 / 3600) if found["days"] or len(parts) == 3 else (1 / 60, 1 / 3600)
-    hours = 24 * int(found["days"] or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
-    return hours or math.inf  # as sbatch reads 0
 
 
 def save_lead_s(checkpoint_bytes: int, limit_hours: float = math.inf) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from isoflop.config.profile import Profile
 from isoflop.planning.queue import Job, Order, Schedule, by_order, chain
 
 UNLIMITED = 1 << 60
@@ -77,6 +78,12 @@ def share(
         if number not in shares:
             shares[number] = _hand_on(number, line, room, max_gpus is not None, max_jobs is not None)
     return [shares[number] for number in range(len(lines))]
+
+
+def share_limits(lines: Sequence[Sequence[Job]], profile: Profile, order: Order = "longest") -> list[Share]:
+    """How the lines share the limits of a cluster, where a job counts with all GPUs that it holds."""
+    held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in line] for line in lines]
+    return share(held, *profile.limits, order)
 
 
 def run_in_lanes(jobs: Sequence[Job], lines: Sequence[Sequence[int]], shares: Sequence[Share]) -> Schedule:

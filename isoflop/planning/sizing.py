@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from isoflop.config.profile import Gpu, Profile
+from isoflop.config.sbatch import fixed_gpus
 from isoflop.errors import ConfigError
 from isoflop.planning.calibration import Calibration
 from isoflop.planning.gpus import GpuType, gpu_type, mfu_prior
@@ -22,12 +22,6 @@ MEMORY_SHARE = 0.85
 
 LONG_ENOUGH_H = 6.0
 """A run that ends within these hours is not spread over more GPUs: each doubling costs efficiency."""
-
-_COUNTS = {
-    **dict.fromkeys(("gpus", "gpus_per_node"), re.compile(r"^(?:[^:,]+:)?(\d+)$")),
-    "gres": re.compile(r"(?:^|,)gpu(?::[A-Za-z][^:,(]*|:\d[^:,(]*[A-Za-z][^:,(]*)?(?::(\d+))?(?:\(|,|$)"),
-}
-"""Where options of sbatch say how many GPUs they ask for; gres without a number means one."""
 
 Source = Literal["prior", "measured", "extrapolated"]
 """Where a speed comes from; extrapolated: measured on other numbers of GPUs, or of smaller or larger models only."""
@@ -50,26 +44,36 @@ class Fit:
 
 @dataclass(frozen=True)
 class Size:
-    """The resources of one run: its GPUs on all nodes (0: on CPUs), hours from start to end without interruptions, and
-    memory; and where its speed comes from."""
+    """The resources of one run.
+
+    Attributes:
+        gpus: that it trains on, on all nodes; 0: on CPUs.
+        nodes: that they are on.
+        held: GPUs that it keeps from others and that are paid for; more than `gpus` where it holds whole nodes.
+        hours: of training from start to end, without interruptions and checkpoints.
+        fit: its memory.
+        source: where its speed comes from.
+    """
 
     gpus: int
     nodes: int
+    held: int
     hours: float
     fit: Fit
     source: Source = "prior"
 
     @property
     def gpu_hours(self) -> float:
-        return self.gpus * self.hours
+        return self.held * self.hours
 
 
 @dataclass(frozen=True)
 class Option:
-    """Resources that a run may take: how its batch fits, and the training FLOP/s (3 x forward) to expect."""
+    """Resources that a run may take (as `Size`), and the training FLOP/s (3 x forward) to expect."""
 
     gpus: int
     nodes: int
+    held: int
     fit: Fit
     flops_per_second: float
     source: Source
@@ -107,25 +111,6 @@ def fit_memory(
     return None
 
 
-@dataclass(frozen=True)
-class FixedGpus:
-    """How many GPUs an option of sbatch gives a job, in all or on each node."""
-
-    option: str
-    gpus: int
-    on_each_node: bool
-
-
-def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
-    """What a profile's own options say of the GPUs of a job, where they give a number."""
-    for option, value in options.items():
-        name = option.replace("-", "_")
-        counts = _COUNTS.get(name)
-        if counts and (found := counts.search(str(value))):
-            return FixedGpus(option, int(found[1] or 1), name != "gpus")
-    return None
-
-
 class Sizer:
     """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch."""
 
@@ -138,8 +123,8 @@ class Sizer:
     ) -> None:
         """As `choose_sizes`."""
         self.calibration, self.profile, self.value_bytes = calibration, profile, value_bytes(precision)
-        self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
         self.fixed = fixed_gpus(profile.slurm)
+        self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
         self.options: dict[tuple[ModelShape, int], list[Option]] = {}
         for run, _, key in self.runs:
             if key not in self.options:
@@ -152,16 +137,16 @@ class Sizer:
             ConfigError: a model too large for so many GPUs.
         """
         allowed = {
-            key: [option for option in options if most is None or option.gpus <= most]
+            key: [option for option in options if most is None or option.held <= most]
             for key, options in self.options.items()
         }
         rows = [(flops, allowed[key]) for _, flops, key in self.runs]
         for (run, _, _), (_, options) in zip(self.runs, rows, strict=True):
             if not options:
-                raise self._too_large(run)
+                raise self._too_large(run, most)
         longest = 24.0
         if most is not None:
-            least = sum(options[0].gpus * options[0].hours(flops) for flops, options in rows)
+            least = sum(options[0].held * options[0].hours(flops) for flops, options in rows)
             longest = max(LONG_ENOUGH_H, least / most)
         return [_first_within(longest, flops, options) for flops, options in rows]
 
@@ -178,7 +163,8 @@ class Sizer:
                 fit = fit_memory(run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes)
                 found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
             gpus *= 2
-        return found
+        fastest = {option.held: option for option in sorted(found, key=lambda option: option.flops_per_second)}
+        return sorted(fastest.values(), key=lambda option: option.held)
 
     def _is_asked_for(self, gpus: int, nodes: int) -> bool:
         """Whether sbatch would give so many, where the profile's own options say how many a job gets."""
@@ -186,10 +172,11 @@ class Sizer:
 
     def _on_gpus(self, run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Option:
         nodes = -(-gpus // gpu.per_node)
+        held = self.profile.held_gpus(gpus, nodes)
         if self.calibration is None:
             recomputed = 4 / 3 if fit.checkpointing else 1.0  # one more forward pass
             speed = gpus * kind.peak_flops * mfu_prior(run.shape, gpus) / recomputed
-            return Option(gpus, nodes, fit, speed, "prior")
+            return Option(gpus, nodes, held, fit, speed, "prior")
         speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, gpus)
         ratio, _ = self.calibration.at(
             run.shape,
@@ -198,7 +185,7 @@ class Sizer:
             lambda one: one.memory_bytes / self._needed(one.shape, one.micro_batch, one.checkpointing),
         )
         fit = replace(fit, memory_bytes=round(ratio * fit.memory_bytes))
-        return Option(gpus, nodes, fit, speed, "measured" if inside else "extrapolated")
+        return Option(gpus, nodes, held, fit, speed, "measured" if inside else "extrapolated")
 
     def _needed(self, shape: ModelShape, micro_batch: int, checkpointing: bool) -> int:
         return needed_bytes(shape, micro_batch, checkpointing, bytes_per_value=self.value_bytes)
@@ -213,10 +200,15 @@ class Sizer:
         speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, 0)
         memory, _ = self.calibration.at(run.shape, run.batch_size, 0, lambda one: one.memory_bytes)
         fit = Fit(run.batch_size, False, round(memory))
-        return Option(0, 1, fit, speed, "measured" if inside else "extrapolated")
+        return Option(0, 1, 0, fit, speed, "measured" if inside else "extrapolated")
 
-    def _too_large(self, run: RunSpec) -> ConfigError:
+    def _too_large(self, run: RunSpec, most: int | None) -> ConfigError:
         assert self.profile.gpu is not None
+        if options := self.options[run.shape, run.batch_size]:
+            return ConfigError(
+                f"max_gpus: {run.run_id} holds {options[0].held} GPUs at least, {most} are allowed; raise it, take "
+                "larger GPUs, or leave out the widest models"
+            )
         if self.fixed is not None:
             return ConfigError(
                 f"slurm.{self.fixed.option}: asks for {self.fixed.gpus} GPUs, with which {run.run_id} (batch "
@@ -235,7 +227,7 @@ class Sizer:
 def _first_within(longest: float, train_flops: float, options: Sequence[Option]) -> Size:
     """The first of some resources with which a run takes up to `longest` hours, else the last."""
     option = next((option for option in options if option.hours(train_flops) <= longest), options[-1])
-    return Size(option.gpus, option.nodes, option.hours(train_flops), option.fit, option.source)
+    return Size(option.gpus, option.nodes, option.held, option.hours(train_flops), option.fit, option.source)
 
 
 def choose_sizes(

@@ -116,6 +116,17 @@ def test_the_larger_share_goes_to_the_array_with_more_work(run: RunSpec) -> None
     assert (large.after, small.after) == ((), ())
 
 
+@pytest.mark.parametrize(("options", "at_once"), [({}, 8), ({"exclusive": "user"}, 8), ({"exclusive": True}, 2)])
+def test_a_run_that_holds_whole_nodes_counts_with_all_their_gpus(
+    run: RunSpec, options: dict[str, Any], at_once: int
+) -> None:
+    given = profile(options, gpu=H100, max_gpus=16)
+    (array,) = group(runs_like(run, *[(2, 1.0)] * 30), given, 1001)
+    assert (array.gpus, array.at_once) == (2, at_once)
+    active = [Active("1", tuple(map(job_of, array.runs)))]
+    assert [one.places for one in shares_beside(active, [], given)] == [at_once]
+
+
 sizes = st.lists(st.tuples(st.sampled_from([1, 2, 4, 8, 16]), st.floats(0.1, 100)), min_size=1, max_size=12)
 
 
@@ -172,15 +183,20 @@ def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
         (4, 1, profile(preemptible=True), {"requeue": True}),
         (4, 1, profile({"no_requeue": True}, preemptible=True), {"requeue": None, "no_requeue": True}),
         (4, 1, profile(), {"requeue": None}),
-        (4, 1, profile(gpu=H100, node=NODE), {"gpus_per_node": 4, "mem": "950000M"}),
-        (1, 1, profile(gpu=H100, node=Node(cpus=7, memory_gb=7)), {"gpus_per_node": 1, "mem": "875M"}),
+        (4, 1, profile(gpu=H100, node=NODE), {"gpus_per_node": 4, "mem": "905990M"}),
+        (1, 1, profile(gpu=H100, node=Node(cpus=7, memory_gb=7)), {"gpus_per_node": 1, "mem": "834M"}),
         (8, 1, profile({"gres": "gpu:h100:8"}, gpu=H100), {"gres": "gpu:h100:8", "gpus_per_node": None}),
-        (8, 1, profile({"gpus-per-task": 8}, gpu=H100), {"gpus_per_task": 8, "gpus_per_node": None}),
-        (8, 1, profile({"cpus_per_gpu": 4}, gpu=H100, node=NODE), {"cpus_per_task": None, "mem": "1900000M"}),
+        (4, 1, profile({"gres": "nvme:1"}, gpu=H100), {"gres": "nvme:1", "gpus_per_node": 4}),
+        (4, 1, profile({"tres-per-task": "license/x:1"}, gpu=H100), {"gpus_per_node": 4}),
+        (8, 1, profile({"cpus_per_gpu": 4}, gpu=H100, node=NODE), {"cpus_per_task": None, "mem": "1811981M"}),
         (8, 1, profile({"mem": 0}, gpu=H100, node=NODE), {"mem": 0}),
         (8, 1, profile({"mem_per_cpu": "4G"}, gpu=H100, node=NODE), {"mem_per_cpu": "4G", "mem": None}),
-        (8, 1, profile({"exclusive": True}, gpu=H100, node=NODE), {"exclusive": True, "mem": None}),
-        (8, 1, profile({"nodes": 3}, gpu=H100), {"nodes": 3}),
+        (8, 1, profile({"exclusive": True}, gpu=H100, node=NODE), {"cpus_per_task": 12, "mem": 0}),
+        (1, 1, profile({"exclusive": True}, gpu=H100, node=NODE), {"cpus_per_task": 96, "mem": 0}),
+        (16, 2, profile({"exclusive": True, "mem": "9G"}, gpu=H100, node=NODE), {"cpus_per_task": 12, "mem": "9G"}),
+        (1, 1, profile({"exclusive": "user"}, gpu=H100, node=NODE), {"cpus_per_task": 12, "mem": "226497M"}),
+        (8, 1, profile({"exclusive": True}, gpu=H100), {"cpus_per_task": None, "mem": None}),
+        (0, 1, profile({"nodes": 3, "ntasks-per-node": 2}), {"nodes": 3, "ntasks_per_node": 2}),
         (0, 1, profile({"signal": "B:USR2@7"}), {"signal": "B:USR2@7"}),
     ],
 )

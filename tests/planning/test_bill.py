@@ -12,7 +12,7 @@ import pytest
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.launching.arrays import group
-from isoflop.planning.bill import Bill, check_cap, time_limit_hours, with_bill
+from isoflop.planning.bill import Bill, check_cap, with_bill
 from isoflop.planning.plan import Plan, plan
 
 
@@ -113,6 +113,9 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
     check_cap(bill.gpu_hours, bill.gpu_hours)
     with pytest.raises(BudgetError, match=r"needs about [\d,]+ GPU-hours, --max-gpu-hours allows 100;") as problem:
         check_cap(bill.gpu_hours, 100)
+    for hours, cap in ((math.nan, 100), (math.inf, 100), (1.0, math.nan)):
+        with pytest.raises(BudgetError):
+            check_cap(hours, cap)
     assert problem.value.exit_code == 3
 
 
@@ -177,6 +180,7 @@ def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
         ({"gres": "gpu:1g.10gb:1"}, {1}),
         ({"gres": "nvme:1,gpu:a100:2(S:0-1)"}, {2}),
         ({"gpus": "h100:4"}, {4}),
+        ({"gres": "gres/gpu:h100:2"}, {2}),
         ({"gres": "nvme:1"}, {1, 2, 4, 8}),
     ],
 )
@@ -196,19 +200,20 @@ def test_gpus_that_a_batch_can_not_be_shared_among_are_refused(soda: Plan, h100:
         with_bill(soda, replace(h100, slurm={"gres": "gpu:h100:3"}))
 
 
-@pytest.mark.parametrize(
-    ("text", "hours"),
-    [
-        ("48:00:00", 48), ("90", 1.5), ("90:30", 1.5 + 30 / 3600), ("0:30:00", 0.5), ("2-00", 48), ("1-12:30", 36.5),
-        ("1-00:00:36", 24.01), ("UNLIMITED", math.inf), ("infinite", math.inf), (None, math.inf),
-        ("0", math.inf), ("00:00:00", math.inf),
-    ],
-)  # fmt: skip
-def test_times_as_sbatch_reads_them(h100: Profile, text: str | None, hours: float) -> None:
-    assert time_limit_hours(replace(h100, slurm={"time": text} if text else {})) == pytest.approx(hours)
+@pytest.mark.parametrize("options", [{"exclusive": True}, {"exclusive": True, "gpus_per_node": 4}])
+def test_whole_nodes_are_paid_for_and_used_where_a_batch_can_be_shared(
+    soda: Plan, h100: Profile, options: dict[str, Any]
+) -> None:
+    billed = with_bill(soda, replace(h100, slurm=options))
+    bill = bill_of(billed)
+    assert {run.gpus for run in billed.runs} == {options.get("gpus_per_node", 8)}
+    for run, hours in zip(billed.runs, bill.hours, strict=True):
+        assert run.est_gpu_hours == 8 * hours
+    assert bill.gpu_hours == 8 * sum(bill.hours)
+    spans = list(zip(bill.schedule.starts, bill.schedule.ends, strict=True))
+    assert max(sum(start <= moment < end for start, end in spans) for moment in bill.schedule.starts) == 8
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-"])
-def test_what_is_no_time(h100: Profile, text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^slurm.time: "):
-        time_limit_hours(replace(h100, slurm={"time": text}))
+def test_fewer_gpus_than_a_run_holds_are_refused(soda: Plan, h100: Profile) -> None:
+    with pytest.raises(ConfigError, match=r"^max_gpus: 3e18-\S+ holds 8 GPUs at least, 4 are allowed; raise it"):
+        with_bill(soda, replace(h100, slurm={"exclusive": True}, max_gpus=4))

@@ -1,0 +1,113 @@
+"""Options of sbatch in a profile: what they say of GPUs and time, and which are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from isoflop.config.profile import Gpu, Profile
+from isoflop.config.sbatch import FixedGpus, asking_for_gpus, fixed_gpus, hours_of, takes_whole_nodes
+from isoflop.errors import ConfigError
+
+H100 = Gpu(type="h100-sxm", per_node=8)
+
+
+def profile(slurm: dict[str, Any], **changes: Any) -> Profile:
+    return Profile(name="ours", executor="slurm", root="runs", slurm=slurm, **changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "asking", "fixed"),
+    [
+        ({}, [], None),
+        ({"gpus": 8}, ["gpus"], (8, False)),
+        ({"gpus": "h100:16"}, ["gpus"], (16, False)),
+        ({"gpus-per-node": "h100:4"}, ["gpus-per-node"], (4, True)),
+        ({"gres": "gpu"}, ["gres"], (1, True)),
+        ({"gres": "gpu:h100"}, ["gres"], (1, True)),
+        ({"gres": "gpu:h100:8"}, ["gres"], (8, True)),
+        ({"gres": "gpu:1g.10gb:2"}, ["gres"], (2, True)),
+        ({"gres": "gres/gpu=2"}, ["gres"], (2, True)),
+        ({"gres": "nvme:1,gpu:a100:2(S:0-1)"}, ["gres"], (2, True)),
+        ({"gres": "nvme:1"}, [], None),
+        ({"gres": "craynetwork:0,gpumem:4"}, [], None),
+        ({"tres_per_task": "license/matlab:1"}, [], None),
+    ],
+)
+def test_only_what_names_gpus_asks_for_them(
+    options: dict[str, Any], asking: list[str], fixed: tuple[int, bool] | None
+) -> None:
+    assert asking_for_gpus(options) == asking
+    assert fixed_gpus(options) == (FixedGpus(asking[0], *fixed) if fixed else None)
+    profile(options, gpu=H100)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"nodes": 1}, "slurm.nodes: with `gpu` it is for isoflop to say, by each run's size; leave it out"),
+        ({"ntasks": 2}, "slurm.ntasks: with `gpu` it is for isoflop to say"),
+        ({"ntasks-per-node": 4}, "slurm.ntasks-per-node: with `gpu` it is for isoflop to say"),
+        ({"ntasks_per_gpu": 1}, "slurm.ntasks_per_gpu: with `gpu` it is for isoflop to say"),
+        ({"tasks_per_node": 1}, "slurm.tasks_per_node: with `gpu` it is for isoflop to say"),
+        ({"gpus_per_task": 2}, "slurm.gpus_per_task: gives GPUs by tasks or sockets, which a bill can't count; leave"),
+        ({"gpus-per-socket": 2}, "slurm.gpus-per-socket: gives GPUs by tasks or sockets"),
+        ({"tres_per_task": "cpu=2,gres/gpu:1"}, "slurm.tres_per_task: gives GPUs by tasks or sockets"),
+        ({"gpus_per_node": "all"}, "slurm.gpus_per_node: can't tell how many GPUs 'all' are; leave it out"),
+        ({"gpus": "h100:4,a100:4"}, "slurm.gpus: can't tell how many GPUs 'h100:4,a100:4' are"),
+        ({"gres": "gpu:h100:2,gpu:a100:2"}, "slurm.gres: can't tell how many GPUs"),
+        ({"gres": "gpu:4,gpu:a:b:c"}, "slurm.gres: can't tell how many GPUs"),
+        ({"gres": "gpu:4", "gpus": 8}, "slurm.gres: slurm.gpus says how many GPUs a job gets too; leave one of them"),
+    ],
+)
+def test_what_would_change_the_gpus_of_a_run_unseen_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        profile(options, gpu=H100)
+    assert str(problem.value).startswith(says)
+    assert profile(options).slurm == options  # on CPUs they change nothing that is counted
+
+
+@pytest.mark.parametrize(
+    ("value", "whole"), [(True, True), ("", True), ("topo", True), ("user", False), ("mcs", False), (None, False)]
+)
+def test_who_holds_whole_nodes(value: Any, whole: bool) -> None:
+    options = {} if value is None else {"exclusive": value}
+    assert takes_whole_nodes(options) == whole
+    held = [profile(options, gpu=H100).held_gpus(gpus, nodes) for gpus, nodes in ((1, 1), (8, 1), (16, 2), (0, 1))]
+    assert held == ([8, 8, 16, 0] if whole else [1, 8, 16, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [
+        ("48:00:00", 48), ("90", 1.5), ("90:30", 91 / 60), ("0:30:00", 0.5), ("2-00", 48), ("1-12:30", 36.5),
+        ("1-00:00:36", 24 + 1 / 60), ("UNLIMITED", math.inf), ("infinite", math.inf), ("0:10", 1 / 60),
+        ("0:59:59", 1), ("0", math.inf), ("00:00:00", math.inf),
+    ],
+)  # fmt: skip
+def test_times_as_sbatch_reads_them(text: str, hours: float) -> None:
+    assert hours_of(text) == pytest.approx(hours)
+
+
+@pytest.mark.parametrize("section", ["slurm", "supervisor"])
+@pytest.mark.parametrize("value", ["", "soon", "1:2:3:4", "-5", "1-", "1\n", 172800, 30, True])
+def test_what_is_no_time_is_told_when_the_profile_is_read(section: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{section}.time: (expected text in quotes|expected a time|has a line)"):
+        profile(**{"slurm": {}, section: {"time": value}})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"gpus-per-node": 8, "gpus_per_node": 4}, "slurm.gpus_per_node: is the same option as slurm.gpus-per-node"),
+        ({"mem": math.nan}, "slurm.mem: expected a number in decimals, or text in quotes, got nan"),
+        ({"nice": math.inf}, "slurm.nice: expected a number in decimals"),
+        ({"account": 1e20}, "slurm.account: expected a number in decimals"),
+    ],
+)
+def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        profile(options)
+    assert str(problem.value).startswith(says)
