@@ -123,7 +123,9 @@ def test_a_bill_follows_the_table(run: Callable[..., Output]) -> None:
     assert float(said[1].replace(",", "")) == pytest.approx(gpu_hours, rel=1e-3)
     assert float(said[2].replace(",", "")) == pytest.approx(2.5 * gpu_hours, rel=1e-3)
     assert re.match(
-        r"[\d.]+ days after submission on 64 GPUs, longest runs first; on 32: .* days; on 128: ", bill[1][2]
+        r"[\d.]+ days after submission on 64 GPUs, longest runs first; on 32: [\d.]+ days, 3,\d+ GPU-hours; "
+        r"on 128: [\d.]+ h, 4,\d+ GPU-hours$",
+        bill[1][2],
     )
     assert err.count("\n") == 1
     assert "small budgets first" in run("soda", "--cluster", "h100", "--order", "budget")[1]

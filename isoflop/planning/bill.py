@@ -19,7 +19,11 @@ from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from isoflop.config.schema import Train
     from isoflop.planning.plan import Plan
+    from isoflop.planning.runspec import RunSpec
 
 CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
@@ -29,8 +33,23 @@ RESTART_HOURS = 0.25
 SAVE_BYTES_PER_S = 0.5e9
 """At least what a shared file system takes of a checkpoint; a prior."""
 
+SAVED = 3
+"""Of the weights' bytes, what a checkpoint has: the weights and the optimizer's two moments."""
+
 PREEMPTIONS_PER_DAY = 2.0
 """Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
+
+
+SOON_ENOUGH = 1.02
+"""A study that ends up to 2 % later on fewer GPUs is not held up."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a whole study takes: hours from its submission to its end, and GPU-hours."""
+
+    finish_hours: float
+    gpu_hours: float
 
 
 @dataclass(frozen=True)
@@ -40,10 +59,10 @@ class Bill:
     Attributes:
         profile: the cluster.
         sizes: GPUs, hours and memory of each run, hours without interruptions.
-        hours: of each run with the interruptions to expect.
+        hours: of each run with its checkpoints and the interruptions to expect.
         starts: how often each run is started, by the time limit of a job (`slurm.time`).
         schedule: when each run would start and end.
-        others: finish time in hours on half and twice the GPUs.
+        others: what it would take on half and on twice the GPUs, by their number; runs are sized anew there.
         disk_bytes: the most that checkpoints and final weights take at one moment of the schedule.
         kept_bytes: of the final weights, which stay.
         calibration: what the speed was measured to be; None as long as it is a prior.
@@ -57,7 +76,7 @@ class Bill:
     hours: tuple[float, ...]
     starts: tuple[int, ...]
     schedule: Schedule
-    others: dict[int, float]
+    others: dict[int, Total]
     disk_bytes: int
     kept_bytes: int
     calibration: Calibration | None = None
@@ -74,7 +93,7 @@ class Bill:
 
     @property
     def gpu_hours(self) -> float:
-        return sum(size.held * hours for size, hours in zip(self.sizes, self.hours, strict=True))
+        return _gpu_hours(self.sizes, self.hours)
 
     @property
     def cost(self) -> float | None:
@@ -124,11 +143,10 @@ def with_bill(
     """
     if interruptions_per_day is None:
         interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
-    lost = plan.sweep.train.checkpoint_minutes / 120 + RESTART_HOURS
-    slower = 1 + interruptions_per_day / 24 * lost
     precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
-    sizes, times, schedule = _lay_out(sizer, profile, order, slower)
+    clock = _Clock(plan.sweep.train, interruptions_per_day, profile)
+    sizes, times, schedule = _lay_out(sizer, profile, order, clock)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
     kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
@@ -138,7 +156,7 @@ def with_bill(
         hours=tuple(time.hours for time in times),
         starts=tuple(time.starts for time in times),
         schedule=schedule,
-        others=_on_other_gpus(sizer, order, slower),
+        others=_on_other_gpus(sizer, order, clock),
         disk_bytes=schedule.most_held(at_work, kept),
         kept_bytes=sum(kept),
         calibration=calibration,
@@ -174,42 +192,86 @@ class _Time:
     starts: int
 
 
-def _time(hours: float, checkpoint_bytes: int, limit: float) -> _Time:
-    """A run's time in jobs of so many hours, each of which ends with a checkpoint; each further start costs too."""
-    if math.isinf(limit):
-        return _Time(hours, 1)
-    starts = max(1, math.ceil(hours / (limit - save_lead_s(checkpoint_bytes, limit) / 3600)))
-    return _Time(hours + (starts - 1) * RESTART_HOURS, starts)
+class _Clock:
+    """How long runs take on a cluster beside their training."""
+
+    def __init__(self, train: Train, interruptions_per_day: float, profile: Profile) -> None:
+        self.minutes = train.checkpoint_minutes
+        self.saves = train.trainer == "builtin"  # another program saves as it likes
+        self.slower = 1 + interruptions_per_day / 24 * (self.minutes / 120 + RESTART_HOURS)
+        self.limit, self.limit_text = time_limit_hours(profile), profile.slurm.get("time")
+
+    def time(self, run: RunSpec, trained: float) -> _Time:
+        """A run's time in jobs of limited hours, each of which ends with a checkpoint; each further start costs too.
+
+        Raises:
+            ConfigError: jobs too short to write a checkpoint.
+        """
+        # One after the last step too, and never more than one a step; training waits while it is written.
+        saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
+        save = run.shape.weight_bytes() * SAVED / SAVE_BYTES_PER_S / 3600
+        hours = self.slower * (trained + saves * save)
+        if math.isinf(self.limit):
+            return _Time(hours, 1)
+        usable = self.limit - save_lead_s(run.shape.checkpoint_bytes, self.limit) / 3600
+        if self.saves and save >= usable and hours > usable:
+            raise ConfigError(
+                f"slurm.time: {self.limit_text} is too short for a checkpoint of {run.run_id}, which takes about "
+                f"{3600 * save:,.0f} s to write; give jobs more time"
+            )
+        starts = max(1, math.ceil(hours / usable))
+        return _Time(hours + (starts - 1) * RESTART_HOURS, starts)
 
 
-def _lay_out(
-    sizer: Sizer, profile: Profile, order: Order, slower: float
-) -> tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]:
-    """Sizes, times with interruptions, and the schedule: on a cluster that of the arrays which would be submitted."""
-    sizes = tuple(sizer.choose(places := places_of(profile)))
-    limit = time_limit_hours(profile)
-    asked = list(zip(sizer.runs, sizes, strict=True))
-    times = tuple(_time(size.hours * slower, run.shape.checkpoint_bytes, limit) for (run, _, _), size in asked)
+_Layout = tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]
+
+
+def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock) -> _Layout:
+    """Sizes, times and schedule on the fewest GPUs with which the study ends about as soon as it can."""
+    most, max_jobs = places_of(profile), profile.max_jobs
+    trials = []
+    for sizes in sizer.choices(most, max_jobs):
+        times = tuple(clock.time(run, size.hours) for (run, _, _), size in zip(sizer.runs, sizes, strict=True))
+        hours = [time.hours for time in times]
+        least = max(max(hours), _gpu_hours(sizes, hours) / (most or math.inf), sum(hours) / (max_jobs or math.inf))
+        trials.append((least, len(trials), tuple(sizes), times))
+    found: dict[int, _Layout] = {}
+    soonest = math.inf
+    for least, number, sizes, times in sorted(trials, key=lambda trial: trial[0]):
+        if least <= SOON_ENOUGH * soonest:
+            schedule = _schedule(sizer, sizes, times, profile, order)
+            found[number] = sizes, times, schedule
+            soonest = min(soonest, schedule.finish_hours)
+    return next(found[n] for n in sorted(found) if found[n][2].finish_hours <= SOON_ENOUGH * soonest)
+
+
+def _schedule(sizer: Sizer, sizes: Sequence[Size], times: Sequence[_Time], profile: Profile, order: Order) -> Schedule:
+    """When runs of such sizes start and end, on a cluster as the arrays that would be submitted."""
     jobs = [
         Job(run.run_id, size.gpus, time.hours, run.budget, size.nodes)
-        for ((run, _, _), size), time in zip(asked, times, strict=True)
+        for (run, _, _), size, time in zip(sizer.runs, sizes, times, strict=True)
     ]
     if profile.executor == "local":  # whoever is free takes the next
         at_once = [replace(job, gpus=max(1, job.gpus)) for job in jobs]
-        return sizes, times, simulate(at_once, places, order)
+        return simulate(at_once, places_of(profile), order)
     lines = line_up(jobs, order, limited=profile.limits != (None, None))
     shares = share_limits([[jobs[number] for number in line] for line in lines], profile, order)
-    return sizes, times, run_in_lanes(jobs, lines, shares)
+    return run_in_lanes(jobs, lines, shares)
 
 
-def _on_other_gpus(sizer: Sizer, order: Order, slower: float) -> dict[int, float]:
-    """Finish time in hours on half and on twice the GPUs, the runs spread anew."""
+def _gpu_hours(sizes: Sequence[Size], hours: Iterable[float]) -> float:
+    return sum(size.held * each for size, each in zip(sizes, hours, strict=True))
+
+
+def _on_other_gpus(sizer: Sizer, order: Order, clock: _Clock) -> dict[int, Total]:
+    """What the study takes on half and on twice the GPUs, the runs spread anew."""
     most, found = sizer.profile.max_gpus, {}
     if most is None or sizer.profile.gpu is None:
         return {}
     for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
-            found[gpus] = _lay_out(sizer, replace(sizer.profile, max_gpus=gpus), order, slower)[2].finish_hours
+            sizes, times, schedule = _lay_out(sizer, replace(sizer.profile, max_gpus=gpus), order, clock)
+            found[gpus] = Total(schedule.finish_hours, _gpu_hours(sizes, (time.hours for time in times)))
     return found
 
 

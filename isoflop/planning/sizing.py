@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -130,8 +130,10 @@ class Sizer:
             if key not in self.options:
                 self.options[key] = self._options(run)
 
-    def choose(self, most: int | None) -> list[Size]:
-        """The resources of each run with a limit on the study's GPUs.
+    def choices(self, most: int | None, max_jobs: int | None = None) -> Iterator[list[Size]]:
+        """Ways to size the runs with a limit on the study's GPUs, each on more GPUs than the one before.
+
+        Only where `max_jobs` leaves GPUs idle may another than the first end sooner: then it takes a trial.
 
         Raises:
             ConfigError: a model too large for so many GPUs.
@@ -148,7 +150,16 @@ class Sizer:
         if most is not None:
             least = sum(options[0].held * options[0].hours(flops) for flops, options in rows)
             longest = max(LONG_ENOUGH_H, least / most)
-        return [_first_within(longest, flops, options) for flops, options in rows]
+        yield (sizes := [_first_within(longest, flops, options) for flops, options in rows])
+        while (
+            most
+            and max_jobs
+            and any(size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True))
+        ):
+            longest /= 2**0.5
+            before, sizes = sizes, [_first_within(longest, flops, options) for flops, options in rows]
+            if sizes != before:
+                yield sizes
 
     def _options(self, run: RunSpec) -> list[Option]:
         """Numbers of GPUs that share the batch evenly and fill a part of one node or whole nodes, with how it fits."""
@@ -233,7 +244,7 @@ def _first_within(longest: float, train_flops: float, options: Sequence[Option])
 def choose_sizes(
     runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None, precision: str = "auto"
 ) -> list[Size]:
-    """The resources of each run: the fewest GPUs with which none holds up the study.
+    """The resources of each run: the fewest GPUs with which none holds up the study, as far as GPUs are its limit.
 
     A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
     on `max_gpus`, or than a day where the profile names no `max_gpus`.
@@ -247,4 +258,4 @@ def choose_sizes(
     Raises:
         ConfigError: GPUs of an unknown type, a model too large for them, or CPUs of which nothing was measured.
     """
-    return Sizer(runs, profile, calibration, precision).choose(profile.max_gpus)
+    return next(Sizer(runs, profile, calibration, precision).choices(profile.max_gpus))

@@ -121,7 +121,10 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
         place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
         place += f", {bill.profile.max_jobs} runs at once" if bill.profile.max_jobs else ""
     first = "longest runs first" if bill.order == "longest" else "small budgets first"
-    others = "".join(f"; on {count}: {duration(3600 * hours)}" for count, hours in bill.others.items())
+    others = "".join(
+        f"; on {count}: {duration(3600 * one.finish_hours)}, {one.gpu_hours:,.0f} GPU-hours"
+        for count, one in bill.others.items()
+    )
     say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
     chain = bill.schedule.critical
     between = [f"{len(chain) - 4} more"] if len(chain) > 5 else list(chain[2:-2])
