@@ -19,6 +19,7 @@ from typing import Any
 from isoflop.config.identity import canonical_hash
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
+from isoflop.config.typed import build, require
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.planning.gpus import PARALLEL_EFFICIENCY
@@ -57,6 +58,14 @@ class Measurement:
     memory_bytes: int
     measured: float
     device: str
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "micro_batch", "memory_bytes"):
+            require(getattr(self, key) >= 1, key, f"expected 1 or more, got {getattr(self, key)}")
+        require(0 <= self.gpus <= 2**20, "gpus", f"expected 0 to 2^20, got {self.gpus}")
+        speed, when = self.tokens_per_second, self.measured
+        require(1e-9 <= speed <= 1e15, "tokens_per_second", f"expected 1e-9 to 1e15, got {speed}")
+        require(0 <= when <= 1e11, "measured", f"expected seconds since 1970, got {when}")
 
     @property
     def flops_per_second(self) -> float:
@@ -164,10 +173,10 @@ def read_calibration(root: Path, sweep: Sweep, profile: Profile) -> Calibration 
         return None
     try:
         document = json.loads(file.read_text())
-        found = tuple(Measurement(**{**one, "shape": ModelShape(**one["shape"])}) for one in document["measurements"])
-        if document["schema"] != 1 or not found or min(one.tokens_per_second for one in found) <= 0:
+        found = tuple(build(Measurement, one) for one in document["measurements"])
+        if document["schema"] != 1 or not found:
             raise ValueError
-    except (ValueError, KeyError, TypeError, ConfigError):
+    except (ValueError, KeyError, TypeError, RecursionError, ConfigError):
         raise ConfigError(f"{file}: damaged; delete it, and measure again with `isoflop calibrate`") from None
     return Calibration(found)
 

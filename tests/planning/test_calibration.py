@@ -228,9 +228,31 @@ def test_another_trainer_is_not_as_fast(soda: Plan, tmp_path: Path) -> None:
     assert read_calibration(tmp_path, other.sweep, H100) is None
 
 
+def with_value(key: str, value: Any) -> Any:
+    """Puts a value in the place of one of the first measurement."""
+
+    def damage(text: str) -> str:
+        document = json.loads(text)
+        document["measurements"][0][key] = value
+        return json.dumps(document)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        *(with_value("tokens_per_second", value) for value in (math.nan, math.inf, -1.0, 0, 5e-324, 1e300, "9", None)),
+        *(with_value("gpus", value) for value in (-1, 1.0, True, 10**30, [])),
+        *(with_value("batch_size", value) for value in (0, 0.5, "x")),
+        *(with_value("micro_batch", value) for value in (0, None)),
+        *(with_value("memory_bytes", value) for value in (-5, math.nan, 10**400)),
+        *(with_value("measured", value) for value in (math.nan, 1e300, "yesterday")),
+        *(with_value("mfu", value) for value in (math.nan, "0.1")),
+        *(with_value("device", value) for value in (None, 1)),
+        *(with_value("shape", value) for value in (None, [], {"width": 128})),
+        with_value("checkpointing", 1),
+        lambda text: "[" * 100_000,
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: text.replace('"schema": 1', '"schema": 2'),
