@@ -507,7 +507,7 @@ def test_a_profile_that_is_not_filled_in_yet_serves_for_planning() -> None:
         (PROFILE.replace("slurm:", "slrum:"), "slrum: unknown key; did you mean slurm?"),
         (PROFILE.replace("executor: slurm", "executor: pbs"), "executor: expected one of slurm, local, got 'pbs'"),
         (PROFILE.replace("executor: slurm", "executor: local"), "slurm: these options need executor: slurm"),
-        (PROFILE.replace('"48:00:00"', "48:00:00"), "slurm.time: expected text in quotes such as"),
+        (PROFILE.replace('"48:00:00"', "48:00:00"), "slurm.time: 48:00:00 is read as 172800; put it in"),
         (PROFILE.replace("partition: gpu", "partition: '???'"), "slurm.partition: has no value yet (???)"),
         (PROFILE.replace("per_node: 8", "per_node: 0"), "gpu.per_node: expected 1 to 1024, got 0"),
         (PROFILE.replace("per_node: 8", "per_node: 8, memory_gb: 0"), "gpu.memory_gb: expected a number above 0, got"),

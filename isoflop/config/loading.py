@@ -12,6 +12,7 @@ from isoflop.config.profile import Profile
 from isoflop.config.reading import Overrides, Source, find, read, shipped_files
 from isoflop.config.schema import Sweep
 from isoflop.config.typed import SchemaError, show
+from isoflop.config.written import dump, escape
 
 KINDS = ("isoflop",)
 
@@ -45,9 +46,7 @@ def sweep_of(mapping: Mapping[str, Any], label: str) -> Sweep:
     Raises:
         ConfigError: as `load_sweep`.
     """
-    import yaml
-
-    return _checked(Source(label, "sweep", yaml.safe_dump(dict(mapping))), ())
+    return _checked(Source(label, "sweep", dump(dict(mapping))), ())
 
 
 def _checked(found: Source, overrides: Overrides) -> Sweep:
@@ -68,9 +67,7 @@ def shipped_sweeps() -> list[str]:
 
 def to_yaml(definition: Sweep | Profile) -> str:
     """A sweep or a profile as YAML with every default written out; it is read back to an equal one."""
-    import yaml
-
-    return yaml.safe_dump(to_mapping(definition), sort_keys=False, allow_unicode=True)
+    return dump(to_mapping(definition))
 
 
 def to_mapping(definition: Sweep | Profile) -> dict[str, Any]:
@@ -106,4 +103,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    return escape(value) if isinstance(value, str) else value

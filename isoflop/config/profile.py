@@ -145,7 +145,7 @@ def load_profile(source: str | PathLike[str], overrides: Overrides = (), *, to_p
         named = {"name": found.stem, **values}
         return _without_unset(named) if to_plan else named
 
-    return read(found, overrides, Profile, prepare)
+    return read(found, overrides, Profile, prepare, verbatim=("slurm", "supervisor"))
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar
 
 from isoflop.config.typed import SchemaError, build, one_line, show
+from isoflop.config.written import check_written
 from isoflop.errors import ConfigError
 
 T = TypeVar("T")
@@ -61,7 +62,11 @@ def shipped_files(folder: str) -> dict[str, Path]:
 
 
 def read(
-    source: Source, overrides: Overrides, schema: type[T], prepare: Callable[[dict[str, Any]], dict[str, Any]]
+    source: Source,
+    overrides: Overrides,
+    schema: type[T],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]],
+    verbatim: Sequence[str] = (),
 ) -> T:
     """A checked instance of `schema` from a file and overrides.
 
@@ -70,12 +75,13 @@ def read(
         overrides: `key=value` texts or a mapping of dotted keys; each replaces the whole value at its key.
         schema: a dataclass.
         prepare: puts shorthands and defaults into the plain values before they are converted.
+        verbatim: sections whose values go on as they are written, which YAML must not change.
 
     Raises:
         ConfigError: one line with file, key and mend.
     """
-    values = _parse(source)
-    changes = dict(_split(overrides))
+    values = _parse(source, verbatim)
+    changes = dict(_split(overrides, verbatim))
     for key, value in changes.items():
         _assign(values, key, value)
     try:
@@ -86,13 +92,16 @@ def read(
         raise ConfigError(f"{place}: {problem}") from None
 
 
-def _parse(source: Source) -> dict[str, Any]:
+def _parse(source: Source, verbatim: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     if not source.text.strip():
         raise ConfigError(f"{source.label}: the file is empty")
     try:
         values = OmegaConf.to_container(OmegaConf.create(source.text), resolve=False)
+        check_written(source.text, verbatim)
+    except SchemaError as problem:
+        raise ConfigError(f"{source.label}: {problem}") from None
     except Exception as problem:  # PyYAML and OmegaConf have some twenty types of error for a text they can't take
         mark = getattr(problem, "problem_mark", None)
         if mark is not None:
@@ -112,10 +121,13 @@ def _resolve(values: dict[str, Any], source: Source) -> dict[str, Any]:
     except Exception as problem:  # an interpolation runs resolvers, which may raise anything
         key = getattr(problem, "full_key", None)
         place = f"{source.label}: {key}" if key else source.label
-        raise ConfigError(f"{place}: {_first_line(problem)}") from None
+        mend = ""
+        if name := re.search(r"Interpolation key '([A-Za-z_]\w*)' not found", str(problem)):
+            mend = f"; for a variable of the shell write ${name[1]}, or \\${{{name[1]}}}"
+        raise ConfigError(f"{place}: {_first_line(problem)}{mend}") from None
 
 
-def _split(overrides: Overrides) -> Iterable[tuple[str, Any]]:
+def _split(overrides: Overrides, verbatim: Sequence[str]) -> Iterable[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             if not isinstance(key, str) or not _KEY.fullmatch(key):
@@ -130,7 +142,10 @@ def _split(overrides: Overrides) -> Iterable[tuple[str, Any]]:
             raise ConfigError(f"override {text!r}: expected key=value, e.g. seq_len=1024 or data.seed=1")
         try:
             plain = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            check_written(value, verbatim, key)
             yield key, plain["value"]  # type: ignore[index, call-overload]
+        except SchemaError as problem:
+            raise ConfigError(f"override {text!r}: {problem.message}") from None
         except Exception as problem:  # as in _parse
             raise ConfigError(f"override {text!r}: the value is not valid YAML ({_first_line(problem)})") from None
 
