@@ -142,6 +142,25 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
     [
         (["--cluster", "h100", "--max-gpu-hours", "10"], 3, "isoflop: error: the study needs about 3,"),
         (["--max-gpu-hours", "10"], 2, "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only"),
+        (["--submit"], 2, "isoflop: error: --submit: needs a cluster; add --cluster PROFILE"),
+        (["--order", "budget"], 2, "isoflop: error: --order: needs a cluster; add --cluster PROFILE"),
+        (["--interruptions", "0"], 2, "isoflop: error: --interruptions: needs a cluster; add --cluster PROFILE"),
+        *(
+            (["--cluster", "h100", "--interruptions", rate], 2, "isoflop: error: --interruptions: expected 0 to 10,000")
+            for rate in ("inf", "1e308")
+        ),
+        *(
+            (["--expect", "soda", "--target", text], 2, "isoflop: error: --target: expected a number above 0 to 1e+40")
+            for text in ("nan", "inf", "0", "-1e20", "1e300")
+        ),
+        *(
+            (
+                ["--expect", "soda", "--noise", text],
+                2,
+                "isoflop: error: --noise: expected a number from 1e-09 to 1, got",
+            )
+            for text in ("nan", "0", "1e-300", "-1", "2")
+        ),
         (["--cluster", "local"], 2, "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes"),
         (["--cluster", "h1000"], 2, "isoflop: error: h1000: no such file; did you mean h100"),
     ],
@@ -151,6 +170,14 @@ def test_a_bill_that_is_refused(run: Callable[..., Output], arguments: list[str]
     assert (stopped, out) == (code, "")
     assert err.startswith(says)
     assert err.count("\n") == 1
+
+
+def test_interruptions_go_on_to_the_submission(run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("isoflop.cli.layout.submit", lambda *_, **options: asked.append(options))
+    arguments = ["soda", "--cluster", "h100", "--submit", "--interruptions", "2", "--order", "budget"]
+    assert run(*arguments)[0] == 0
+    assert [(one["interruptions"], one["order"], one["cluster"]) for one in asked] == [(2.0, "budget", "h100")]
 
 
 def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:

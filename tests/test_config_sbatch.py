@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from isoflop.config.profile import Gpu, Profile
 from isoflop.config.sbatch import FixedGpus, asking_for_gpus, fixed_gpus, hours_of, takes_whole_nodes
 from isoflop.errors import ConfigError
+from isoflop.launching.directory import root_of
 
 H100 = Gpu(type="h100-sxm", per_node=8)
 
@@ -111,3 +114,26 @@ def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], sa
     with pytest.raises(ConfigError) as problem:
         profile(options)
     assert str(problem.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"python": "a 'b"}, "python: can't be read as a command (No closing quotation), got \"a 'b\""),
+        ({"python": "  "}, "python: is empty"),
+        ({"root": "~no-such-user/x"}, "root: ~no-such-user is no user of this machine; write the whole path"),
+        ({"root": "a\0b"}, "root: has a NUL character in it"),
+    ],
+)
+def test_paths_and_commands_that_nothing_can_take(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        replace(profile({}), **changes)
+    assert str(problem.value).startswith(says)
+
+
+def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(ConfigError, match=rf"^root: {tmp_path}/file is no folder; name one, and it is made$"):
+            root_of(replace(profile({}), root=str(root)))
+    assert root_of(replace(profile({}), root=str(tmp_path / "new" / "runs"))) == tmp_path / "new" / "runs"

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from isoflop.cli.shared import Directory, MaxGpuHours, Order, Overrides, Runs, Sweep, app, calibration_of, with_bill
+from isoflop.cli.shared import (
+    Directory,
+    Interruptions,
+    MaxGpuHours,
+    Order,
+    Overrides,
+    Runs,
+    Sweep,
+    app,
+    calibration_of,
+    with_bill,
+)
 from isoflop.errors import ClusterError, ConfigError
 
 WATCH_S = 5.0
@@ -27,6 +38,7 @@ def submit(
         str | None, typer.Option(metavar="EXPR", help="Queue some runs: a query such as 'budget <= 3e18'.")
     ] = None,
     order: Annotated[Order, typer.Option(help="Which runs start first.")] = "longest",
+    interruptions: Interruptions = None,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Queue a job of one core too, which queues again what is lost.")
     ] = False,
@@ -56,7 +68,7 @@ def submit(
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
     if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, None, None)
+        plan = with_bill(plan, cluster, order, interruptions, None)
     intent = intend(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
     print_intent(plan)

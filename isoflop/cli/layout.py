@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from isoflop.cli.cluster import submit
-from isoflop.cli.shared import MaxGpuHours, Order, app, plan_app, with_bill
+from isoflop.cli.shared import Interruptions, MaxGpuHours, Order, app, plan_app, with_bill
 from isoflop.errors import ConfigError
 
 
@@ -29,10 +29,10 @@ def plan(
     cluster: Annotated[
         str | None, typer.Option(metavar="PROFILE", help="A cluster profile: adds GPUs, hours, cost, finish time.")
     ] = None,
-    order: Annotated[Order, typer.Option(help="Which runs start first on the cluster.")] = "longest",
-    interruptions: Annotated[
-        float | None, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
+    order: Annotated[
+        Order | None, typer.Option(help="Which runs start first on the cluster; default: longest.")
     ] = None,
+    interruptions: Interruptions = None,
     max_gpu_hours: MaxGpuHours = None,
     law: Annotated[
         str | None,
@@ -52,17 +52,24 @@ def plan(
 
     Lays out the runs of a sweep, with totals. Works offline and trains nothing.
     """
+    from isoflop.config.schema import LARGEST_BUDGET
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import drop_reasons, print_dropped, print_plan, print_plan_json
     from isoflop.reporting.terminal import warn
 
+    for name, value, low, high in (("--noise", noise, 1e-9, 1.0), ("--target", target, 0.0, LARGEST_BUDGET)):
+        if value is not None and not (low <= value <= high and value > 0):
+            raise ConfigError(
+                f"{name}: expected a number {f'from {low:g}' if low else 'above 0'} to {high:g}, got {value:g}"
+            )
     laid_out = lay_out(sweep, overrides or ())
     if cluster is not None:
-        laid_out = with_bill(laid_out, cluster, order, interruptions, max_gpu_hours)
+        laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
     elif max_gpu_hours is not None:
         raise ConfigError("--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE")
-    elif submit_too:
-        raise ConfigError("--submit: needs a cluster; add --cluster PROFILE")
+    for name, given in (("--submit", submit_too), ("--order", order), ("--interruptions", interruptions is not None)):
+        if given and cluster is None:
+            raise ConfigError(f"{name}: needs a cluster; add --cluster PROFILE")
     expected = None
     if law is not None:
         from isoflop.following.expect import expect
@@ -97,7 +104,15 @@ def plan(
     for path in filter(None, (csv, parquet)):
         print(f"wrote {path}", file=sys.stderr)
     if submit_too and cluster is not None:
-        submit(sweep, overrides, cluster=cluster, yes=yes, max_gpu_hours=max_gpu_hours, order=order)
+        submit(
+            sweep,
+            overrides,
+            cluster=cluster,
+            yes=yes,
+            max_gpu_hours=max_gpu_hours,
+            order=order or "longest",
+            interruptions=interruptions,
+        )
 
 
 @app.command("init", short_help="Write a sweep file and a cluster profile to start from.")

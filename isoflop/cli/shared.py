@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
 
+MOST_INTERRUPTIONS = 10_000
 Order = Literal["longest", "budget"]
 Sweep = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as pocket.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")]
@@ -21,6 +22,9 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's direct
 Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Runs, by the beginning of their names.")]
 MaxGpuHours = Annotated[
     float | None, typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3).")
+]
+Interruptions = Annotated[
+    float | None, typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day.")
 ]
 
 _SETTINGS: dict[str, Any] = {
@@ -39,6 +43,8 @@ def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float | Non
     from isoflop.planning.bill import check_cap
     from isoflop.planning.bill import with_bill as price
 
+    if interruptions is not None and not interruptions <= MOST_INTERRUPTIONS:
+        raise ConfigError(f"--interruptions: expected 0 to {MOST_INTERRUPTIONS:,} in a day, got {interruptions:g}")
     profile = load_profile(cluster, to_plan=True)
     calibration = calibration_of(plan, profile)
     try:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from isoflop.config.reading import Overrides, find, read
 from isoflop.config.sbatch import check_gpu_options, check_options, takes_whole_nodes
-from isoflop.config.typed import UNSET, require, require_name, show
+from isoflop.config.typed import UNSET, SchemaError, require, require_name, show
 
 GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NOT_GIVEN = "(not given)"
@@ -110,6 +112,9 @@ class Profile:
         require(self.disk_gb is None or self.disk_gb > 0, "disk_gb", f"expected a number above 0, got {self.disk_gb}")
         require("%" not in (self.root or ""), "root", "has a % in it, which SLURM would replace; take another folder")
         require("\n" not in (self.root or ""), "root", "has a line break in it; take another folder")
+        require("\0" not in (self.root or ""), "root", "has a NUL character in it; take another folder")
+        _check_home(self.root or "")
+        _check_command(self.python)
         require(
             not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
         )
@@ -154,3 +159,20 @@ def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(options := values.get("slurm"), dict):
         values["slurm"] = {name: option for name, option in options.items() if option != UNSET}
     return values
+
+
+def _check_home(root: str) -> None:
+    try:
+        Path(root).expanduser()
+    except RuntimeError:
+        raise SchemaError(
+            "root", f"{root.partition('/')[0]} is no user of this machine; write the whole path"
+        ) from None
+
+
+def _check_command(python: str | None) -> None:
+    try:
+        words = ["python"] if python is None else shlex.split(python)
+    except ValueError as problem:
+        raise SchemaError("python", f"can't be read as a command ({problem}), got {show(python)}") from None
+    require(bool(words), "python", "is empty; leave it out, or name an interpreter")

@@ -51,8 +51,18 @@ def runs_root() -> Path:
 
 
 def root_of(profile: Profile) -> Path:
-    """The folder of runs that a profile names, as all nodes see it; without one that of this machine."""
-    return Path(os.path.realpath(Path(profile.root).expanduser())) if profile.root else runs_root()
+    """The folder of runs that a profile names, as all nodes see it; without one that of this machine.
+
+    Raises:
+        ConfigError: a file, or a place below one.
+    """
+    if not profile.root:
+        return runs_root()
+    folder = Path(os.path.realpath(Path(profile.root).expanduser()))
+    nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    if not nearest.is_dir():
+        raise ConfigError(f"root: {nearest} is no folder; name one, and it is made")
+    return folder
 
 
 def sweep_directory(sweep: Sweep, root: Path) -> Path:

@@ -22,11 +22,14 @@ class GpuType:
 GPUS = {
     "h200-sxm": GpuType("H200", 989e12, 141),
     "h100-sxm": GpuType("H100", 989e12, 80),
+    "h200-nvl": GpuType("H200 NVL", 835.5e12, 141),
+    "h100-nvl": GpuType("H100 NVL", 835.5e12, 94),
     "h100-pcie": GpuType("H100 PCIe", 756e12, 80),
     "a100-sxm-80gb": GpuType("A100-SXM4-80GB", 312e12, 80),
     "a100-sxm-40gb": GpuType("A100-SXM4-40GB", 312e12, 40),
     "a100-pcie-80gb": GpuType("A100 80GB PCIe", 312e12, 80),
     "l40s": GpuType("L40S", 362e12, 48),
+    "l40": GpuType("L40", 181e12, 48),
     "rtx-6000-ada": GpuType("RTX 6000 Ada", 364e12, 48),
     "rtx-4090": GpuType("RTX 4090", 165e12, 24),
     "l4": GpuType("L4", 121e12, 24),
@@ -53,8 +56,11 @@ def gpu_type(gpu: Gpu) -> GpuType:
 
 
 def find_gpu(device_name: str) -> GpuType | None:
-    """The GPU that CUDA names so; of several parts that fit, the longest."""
-    fitting = [gpu for gpu in GPUS.values() if gpu.device_name in device_name]
+    """The GPU that CUDA names so, by whole words; of several that fit, the longest. None for a part of one (MIG)."""
+    words = device_name.split()
+    if "MIG" in words:
+        return None
+    fitting = [gpu for gpu in GPUS.values() if f" {gpu.device_name} " in f" {' '.join(words)} "]
     return max(fitting, key=lambda gpu: len(gpu.device_name), default=None)
 
 

@@ -31,11 +31,29 @@ def cluster(**changes: Any) -> Profile:
 def test_a_gpu_is_known_by_its_type_and_by_what_cuda_calls_it() -> None:
     assert gpu_type(Gpu(type="h100-sxm", per_node=8)) is not None
     assert all(find_gpu(f"NVIDIA {gpu.device_name}") == gpu for gpu in GPUS.values())
-    for name, peak in [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L40S", 362e12)]:
-        gpu = find_gpu(name)
-        assert gpu is not None
-        assert gpu.peak_flops == peak
-    assert find_gpu("Tesla K80") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "memory_gb"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 80),
+        ("NVIDIA H100 PCIe", 756e12, 80),
+        ("NVIDIA H100 NVL", 835.5e12, 94),
+        ("NVIDIA H200", 989e12, 141),
+        ("NVIDIA H200 NVL", 835.5e12, 141),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 80),
+        ("NVIDIA L40S", 362e12, 48),
+        ("NVIDIA L40", 181e12, 48),
+        ("NVIDIA L4", 121e12, 24),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None, None),
+        ("NVIDIA L400", None, None),
+        ("Tesla K80", None, None),
+    ],
+)
+def test_what_cuda_calls_a_gpu(name: str, peak: float | None, memory_gb: float | None) -> None:
+    gpu = find_gpu(name)
+    assert (gpu and gpu.peak_flops, gpu and gpu.memory_gb) == (peak, memory_gb)
 
 
 def test_a_profile_may_correct_a_gpu_or_bring_its_own() -> None:
