@@ -83,7 +83,9 @@ def canonical_names(frame: pd.DataFrame, where: str, *, n: ParamCount, **given: 
         mend = (
             f"name it with {asks(where, 'flops')} or {asks(where, 'budget')}, or take {asks(where, 'flops', SIX_ND)}."
         )
-        problems.append(f"no column of FLOPs; {mend}")
+        near = nearest(frame, ROLES["flops"], "flops", taken)
+        hint = f"did you mean {near!r}? {asks(where, 'flops', near)}." if near else mend
+        problems.append(f"no column of FLOPs; {hint}")
     if problems:
         sentences = [problems[0], *(problem[0].upper() + problem[1:] for problem in problems[1:])]
         raise FitError(f"{where}: {' '.join(sentences)} {columns_of(frame)}")

@@ -73,7 +73,8 @@ def without(*names: str) -> pd.DataFrame:
             pd.DataFrame({"N": [1e6], "Flops": [1e15], "D": [1e8], "Val_Loss": [3.0]}),
             {},
             "the table: no column 'params' or 'params_total'; did you mean 'N'? params='N'. No column 'tokens'; did "
-            "you mean 'D'? tokens='D'. No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. No column of FLOPs;",
+            "you mean 'D'? tokens='D'. No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. No column of "
+            "FLOPs; did you mean 'Flops'? flops='Flops'. Columns: N, Flops, D, Val_Loss",
         ),
         (frame().rename(columns={"params": "Params"}), {}, "did you mean 'Params'? params='Params'."),
         (without("loss").assign(flops=1e15), {}, "no column 'loss'; name it with loss=."),
