@@ -79,7 +79,7 @@ def test_expectations_in_json(planned: Callable[..., Output]) -> None:
         (["--expect", "sodda"], "isoflop: error: sodda: no law of that name and no such file; did you mean soda?"),
         (["--noise", "0.01"], "isoflop: error: --noise: goes with a law; add --expect LAW"),
         (["--target", "1e22"], "isoflop: error: --target: goes with a law; add --expect LAW"),
-        (["--expect", "soda", "--noise", "2"], "isoflop: error: the noise is a share of the loss between 0 and 1"),
+        (["--expect", "soda", "--noise", "2"], "isoflop: error: --noise: expected a number from 1e-09 to 1, got 2"),
     ],
 )
 def test_expectations_that_are_refused(planned: Callable[..., Output], arguments: list[str], says: str) -> None:

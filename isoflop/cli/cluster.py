@@ -53,6 +53,7 @@ def submit(
     from isoflop.config.profile import load_profile
     from isoflop.launching.approved import approved
     from isoflop.launching.queueing import SubmitLimitError
+    from isoflop.launching.slurm import max_array_size
     from isoflop.launching.snapshot import kept_code_differs
     from isoflop.launching.steering import REASONS_S, waits_in_vain
     from isoflop.launching.submission import submissions_folder
@@ -68,7 +69,7 @@ def submit(
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
     plan = lay_out(sweep, overrides or ())
     if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, interruptions, None)
+        plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
     intent = intend(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
     print_intent(plan)

@@ -37,18 +37,33 @@ app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 
 
-def with_bill(plan: Plan, cluster: str, order: Order, interruptions: float | None, max_gpu_hours: float | None) -> Plan:
+def with_bill(
+    plan: Plan,
+    cluster: str,
+    order: Order,
+    interruptions: float | None,
+    max_gpu_hours: float | None,
+    most_tasks: int | None = None,
+) -> Plan:
     """The plan with its bill on a cluster, within its cap, by what was measured there where something was."""
     from isoflop.config.profile import load_profile
     from isoflop.planning.bill import check_cap
     from isoflop.planning.bill import with_bill as price
+    from isoflop.planning.lanes import UNLIMITED
 
     if interruptions is not None and not interruptions <= MOST_INTERRUPTIONS:
         raise ConfigError(f"--interruptions: expected 0 to {MOST_INTERRUPTIONS:,} in a day, got {interruptions:g}")
     profile = load_profile(cluster, to_plan=True)
     calibration = calibration_of(plan, profile)
     try:
-        billed = price(plan, profile, order=order, interruptions_per_day=interruptions, calibration=calibration)
+        billed = price(
+            plan,
+            profile,
+            order=order,
+            interruptions_per_day=interruptions,
+            calibration=calibration,
+            most_tasks=most_tasks or UNLIMITED,
+        )
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
     if billed.bill is not None:

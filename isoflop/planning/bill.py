@@ -7,6 +7,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,12 @@ from isoflop.config.profile import NOT_GIVEN, Profile
 from isoflop.config.sbatch import hours_of
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.planning.calibration import Calibration
-from isoflop.planning.lanes import line_up, run_in_lanes, share_limits
+from isoflop.planning.lanes import UNLIMITED, line_up, run_in_lanes, share_limits
 from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from isoflop.config.schema import Train
     from isoflop.planning.plan import Plan
@@ -127,6 +128,7 @@ def with_bill(
     order: Order = "longest",
     interruptions_per_day: float | None = None,
     calibration: Calibration | None = None,
+    most_tasks: int = UNLIMITED,
 ) -> Plan:
     """The plan with its bill, and the columns `gpus` to `est_source` filled in.
 
@@ -137,6 +139,7 @@ def with_bill(
         interruptions_per_day: preemptions and failures of a running job to expect; each costs half the time between
             checkpoints, and a restart. By default none, or `PREEMPTIONS_PER_DAY` where the profile is preemptible.
         calibration: speeds that were measured there, in place of the prior.
+        most_tasks: of an array; the cluster's limit, where it can be asked.
 
     Raises:
         ConfigError: GPUs of an unknown type, or too small for a model, or CPUs of which nothing was measured.
@@ -146,7 +149,8 @@ def with_bill(
     precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
     clock = _Clock(plan.sweep.train, interruptions_per_day, profile)
-    sizes, times, schedule = _lay_out(sizer, profile, order, clock)
+    layout = partial(_lay_out, sizer, order=order, clock=clock, most_tasks=most_tasks)
+    sizes, times, schedule = layout(profile)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
     kept = [run.shape.weight_bytes() for run in plan.runs]
     bill = Bill(
@@ -156,7 +160,7 @@ def with_bill(
         hours=tuple(time.hours for time in times),
         starts=tuple(time.starts for time in times),
         schedule=schedule,
-        others=_on_other_gpus(sizer, order, clock),
+        others=_on_other_gpus(profile, layout),
         disk_bytes=schedule.most_held(at_work, kept),
         kept_bytes=sum(kept),
         calibration=calibration,
@@ -226,7 +230,7 @@ class _Clock:
 _Layout = tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]
 
 
-def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock) -> _Layout:
+def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock, most_tasks: int) -> _Layout:
     """Sizes, times and schedule on the fewest GPUs with which the study ends about as soon as it can."""
     most, max_jobs = places_of(profile), profile.max_jobs
     trials = []
@@ -239,13 +243,15 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock) -> _La
     soonest = math.inf
     for least, number, sizes, times in sorted(trials, key=lambda trial: trial[0]):
         if least <= SOON_ENOUGH * soonest:
-            schedule = _schedule(sizer, sizes, times, profile, order)
+            schedule = _schedule(sizer, sizes, times, profile, order, most_tasks)
             found[number] = sizes, times, schedule
             soonest = min(soonest, schedule.finish_hours)
     return next(found[n] for n in sorted(found) if found[n][2].finish_hours <= SOON_ENOUGH * soonest)
 
 
-def _schedule(sizer: Sizer, sizes: Sequence[Size], times: Sequence[_Time], profile: Profile, order: Order) -> Schedule:
+def _schedule(
+    sizer: Sizer, sizes: Sequence[Size], times: Sequence[_Time], profile: Profile, order: Order, most_tasks: int
+) -> Schedule:
     """When runs of such sizes start and end, on a cluster as the arrays that would be submitted."""
     jobs = [
         Job(run.run_id, size.gpus, time.hours, run.budget, size.nodes)
@@ -254,7 +260,7 @@ def _schedule(sizer: Sizer, sizes: Sequence[Size], times: Sequence[_Time], profi
     if profile.executor == "local":  # whoever is free takes the next
         at_once = [replace(job, gpus=max(1, job.gpus)) for job in jobs]
         return simulate(at_once, places_of(profile), order)
-    lines = line_up(jobs, order, limited=profile.limits != (None, None))
+    lines = line_up(jobs, order, most_tasks, limited=profile.limits != (None, None))
     shares = share_limits([[jobs[number] for number in line] for line in lines], profile, order)
     return run_in_lanes(jobs, lines, shares)
 
@@ -263,14 +269,14 @@ def _gpu_hours(sizes: Sequence[Size], hours: Iterable[float]) -> float:
     return sum(size.held * each for size, each in zip(sizes, hours, strict=True))
 
 
-def _on_other_gpus(sizer: Sizer, order: Order, clock: _Clock) -> dict[int, Total]:
+def _on_other_gpus(profile: Profile, layout: Callable[[Profile], _Layout]) -> dict[int, Total]:
     """What the study takes on half and on twice the GPUs, the runs spread anew."""
-    most, found = sizer.profile.max_gpus, {}
-    if most is None or sizer.profile.gpu is None:
+    most, found = profile.max_gpus, {}
+    if most is None or profile.gpu is None:
         return {}
     for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
-            sizes, times, schedule = _lay_out(sizer, replace(sizer.profile, max_gpus=gpus), order, clock)
+            sizes, times, schedule = layout(replace(profile, max_gpus=gpus))
             found[gpus] = Total(schedule.finish_hours, _gpu_hours(sizes, (time.hours for time in times)))
     return found
 

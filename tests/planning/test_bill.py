@@ -193,14 +193,17 @@ def test_free_disk_is_that_of_the_root_or_where_it_will_be(
 
 
 @pytest.mark.parametrize("order", ["longest", "budget"])
-@pytest.mark.parametrize("limits", [{"max_gpus": 64}, {"max_gpus": 24, "max_jobs": 9}, {"max_gpus": None}])
+@pytest.mark.parametrize("most_tasks", [1001, 5])
+@pytest.mark.parametrize(
+    "limits", [{"max_gpus": 64}, {"max_gpus": 24, "max_jobs": 9}, {"max_gpus": None}, {"slurm": {"exclusive": True}}]
+)
 def test_the_finish_is_that_of_the_arrays_which_are_submitted(
-    soda: Plan, h100: Profile, order: Any, limits: dict[str, int | None]
+    soda: Plan, h100: Profile, order: Any, most_tasks: int, limits: dict[str, Any]
 ) -> None:
     profile = replace(h100, **limits)
-    billed = with_bill(soda, profile, order=order)
+    billed = with_bill(soda, profile, order=order, most_tasks=most_tasks)
     ends: list[float] = []
-    for array in group(billed.runs, profile, 1001, order):  # each place takes the next run as it is free
+    for array in group(billed.runs, profile, most_tasks, order):  # each place takes the next run as it is free
         free = [max((ends[number] for number in array.after), default=0.0)] * array.at_once
         for run in array.runs:
             assert run.est_hours is not None
