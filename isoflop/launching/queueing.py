@@ -18,7 +18,7 @@ from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 from isoflop.config.profile import Profile
-from isoflop.config.sbatch import asking_for_gpus
+from isoflop.config.sbatch import asking_for_gpus, plain_name
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.files import replace_file
 from isoflop.launching import slurm
@@ -219,7 +219,7 @@ def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
         mend = "submit again when some have ended, or use --supervise"
         return SubmitLimitError(f"the cluster's submit limit lets no more in: {mend} ({_last_words(refusal)})")
     key = slurm.key_to_mend(refusal) or ""
-    asked = asking_for_gpus(profile.slurm)
+    asked = sorted(map(plain_name, asking_for_gpus(profile.slurm)))
     if key.startswith("gpu") and asked:  # then the profile's section on GPUs is not what sbatch was given
         key = ", ".join([*(f"slurm.{name}" for name in asked), *key.split(", ")[1:]])
     return ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
