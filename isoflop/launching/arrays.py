@@ -53,11 +53,13 @@ class Active:
         job_id: SLURM's.
         jobs: its runs that are not over.
         waits: whether it waits for other arrays to end.
+        running: how many of the runs run now.
     """
 
     job_id: str
     jobs: tuple[Job, ...]
     waits: bool = False
+    running: int = 0
 
 
 def group(
@@ -82,7 +84,8 @@ def group(
     jobs = [job_of(run) for run in runs]
     lines = line_up(jobs, order, most_tasks, limited=profile.limits != (None, None))
     shares = shares_beside(active, [[jobs[number] for number in line] for line in lines], profile, order)
-    first, turns = len(active), in_turn(shares[len(active) :])
+    first = len(active)
+    turns = [number - first for number in in_turn(shares) if number >= first]
     place = {**{number: number for number in range(first)}, **{first + n: first + i for i, n in enumerate(turns)}}
     return [
         Array(
@@ -111,7 +114,8 @@ def shares_beside(
         new = share_limits(lines, profile, order)
         moved = [Share(one.places, (*everything, *(first + n for n in one.after))) for one in new]
         return [Share(0)] * first + moved
-    return share_limits([*(array.jobs for array in active), *lines], profile, "longest" if active else order)
+    running = [array.running for array in active]
+    return share_limits([*(array.jobs for array in active), *lines], profile, "longest" if active else order, running)
 
 
 def job_of(run: RunSpec) -> Job:

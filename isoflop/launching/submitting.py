@@ -283,7 +283,8 @@ def active_arrays(plan: Plan, intent: Intent, submissions: Sequence[Submission])
         if item.job_id and mine:
             known = tuple(jobs.get(run_id) or Job(run_id, item.gpus, usual, 0.0) for run_id in mine)
             waits = all(places[run_id].reason.startswith("Dependency") for run_id in mine)
-            found.append(Active(item.job_id, known, waits))
+            running = sum(places[run_id].state == "running" for run_id in mine)
+            found.append(Active(item.job_id, known, waits, running))
     return found
 
 

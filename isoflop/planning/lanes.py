@@ -80,10 +80,52 @@ def share(
     return [shares[number] for number in range(len(lines))]
 
 
-def share_limits(lines: Sequence[Sequence[Job]], profile: Profile, order: Order = "longest") -> list[Share]:
-    """How the lines share the limits of a cluster, where a job counts with all GPUs that it holds."""
+def share_limits(
+    lines: Sequence[Sequence[Job]], profile: Profile, order: Order = "longest", running: Sequence[int] = ()
+) -> list[Share]:
+    """How the lines share the limits of a cluster, where a job counts with all GPUs that it holds.
+
+    Args:
+        lines: jobs that are not over.
+        profile: the limits.
+        order: which jobs start first.
+        running: how many jobs of the first lines run already, which go on whatever the shares are.
+    """
     held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in line] for line in lines]
-    return share(held, *profile.limits, order)
+    shares = share(held, *profile.limits, order)
+    return _leave_room(shares, held, running, *profile.limits) if any(running) else shares
+
+
+def _leave_room(
+    shares: Sequence[Share],
+    lines: Sequence[Sequence[Job]],
+    running: Sequence[int],
+    max_gpus: int | None,
+    max_jobs: int | None,
+) -> list[Share]:
+    """Shares with room for jobs that run beyond their line's share, until these have ended; lines for which none is
+    left wait for those that run.
+    """
+    runs = [*running, *[0] * (len(lines) - len(running))]
+    at_once = [number for number, one in enumerate(shares) if not one.after]
+    taken = {number: max(shares[number].places, runs[number]) for number in at_once}
+
+    def too_many() -> bool:
+        gpus = sum(places * lines[number][0].gpus for number, places in taken.items())
+        return gpus > (max_gpus or UNLIMITED) or sum(taken.values()) > (max_jobs or UNLIMITED)
+
+    def width(number: int) -> int:
+        return taken[number] * max(1, lines[number][0].gpus)
+
+    while too_many() and (wide := [number for number, places in taken.items() if places > max(1, runs[number])]):
+        taken[max(wide, key=width)] -= 1
+    found, first = list(shares), tuple(range(len(running)))
+    for number in sorted(taken, key=width):
+        found[number] = Share(min(shares[number].places, taken[number]))
+        if number >= len(running) and too_many():
+            del taken[number]
+            found[number] = Share(found[number].places, first)
+    return found
 
 
 def run_in_lanes(jobs: Sequence[Job], lines: Sequence[Sequence[int]], shares: Sequence[Share]) -> Schedule:
@@ -105,7 +147,11 @@ def run_in_lanes(jobs: Sequence[Job], lines: Sequence[Sequence[int]], shares: Se
 
 def in_turn(shares: Sequence[Share]) -> list[int]:
     """Numbers of lines, each after those that it waits for: first those that start at once."""
-    return sorted(range(len(shares)), key=lambda number: bool(shares[number].after))
+
+    def depth(number: int) -> int:
+        return 1 + max(map(depth, shares[number].after)) if shares[number].after else 0
+
+    return sorted(range(len(shares)), key=depth)
 
 
 def _size(job: Job) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import os
 import re
 import subprocess
@@ -166,6 +167,38 @@ def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
     held = sum(one.places * gpus for one, gpus in zip(shares, weights, strict=True) if not one.after)
     assert sum(one.places for one in at_start) <= (max_jobs or 10**6)
     assert held <= (max_gpus or 10**6)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=4),
+    sizes,
+    st.integers(16, 64),
+    st.none() | st.integers(4, 12),
+)
+def test_what_runs_beyond_its_share_is_left_its_room(
+    run: RunSpec,
+    before: list[tuple[int, int, int]],
+    now: list[tuple[int, float]],
+    max_gpus: int,
+    max_jobs: int | None,
+) -> None:
+    limited = profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
+    active = [
+        Active(str(n), tuple(map(job_of, runs_like(run, *[(gpus, 1.0)] * count))), running=min(count, running))
+        for n, (gpus, count, running) in enumerate(before)
+    ]
+    new = group(runs_like(run, *now), limited, 1001, active=active)
+    shares = shares_beside(active, [list(map(job_of, array.runs)) for array in new], limited)[: len(active)]
+    assert all(place < len(active) + number for number, array in enumerate(new) for place in array.after)
+    assert all(one.places >= 1 for one in shares)
+    held = [max(one.places, array.running) for one, array in zip(shares, active, strict=True) if not one.after]
+    wide = [array.jobs[0].gpus for one, array in zip(shares, active, strict=True) if not one.after]
+    fresh = [array for array in new if not array.after]
+    jobs = sum(held) + sum(array.at_once for array in fresh)
+    gpus = sum(map(operator.mul, held, wide)) + sum(array.at_once * array.gpus for array in fresh)
+    least = [max(1, array.running) for array in active]  # an array has one place at least
+    assert jobs <= max(max_jobs or 10**6, sum(least))
+    assert gpus <= max(max_gpus, sum(map(operator.mul, least, [array.jobs[0].gpus for array in active])))
 
 
 # Options
