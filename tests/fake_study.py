@@ -19,9 +19,10 @@ from isoflop.launching import queueing, snapshot
 from isoflop.launching import submission as submissions
 from isoflop.launching.arrays import Array
 from isoflop.launching.directory import make_directory
+from isoflop.launching.kept import keep_profile
 from isoflop.launching.queueing import submit_array
 from isoflop.launching.submission import Submission, read_submissions, submissions_folder
-from isoflop.launching.submitting import Intent, keep_profile, submit
+from isoflop.launching.submitting import Intent, submit
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
 

@@ -119,7 +119,7 @@ def status(
 
     State, progress, speed and reason of every run, and totals. Exit code 1 where a run failed or diverged.
     """
-    from isoflop.launching.submitting import kept_profile
+    from isoflop.launching.kept import kept_profile
     from isoflop.reporting.status import print_status, print_status_json, read_status
 
     retries = kept_profile(directory).retries
@@ -154,8 +154,8 @@ def retry(directory: Directory, runs: Runs = None) -> None:
 
     Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
     """
+    from isoflop.launching.kept import kept_study
     from isoflop.launching.steering import retry as make_ready
-    from isoflop.launching.submitting import kept_study
     from isoflop.launching.submitting import submit as queue
     from isoflop.reporting.printing import print_submitted
 

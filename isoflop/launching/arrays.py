@@ -10,7 +10,7 @@ from typing import Any
 
 from isoflop.config.profile import Profile
 from isoflop.config.sbatch import asking_for_gpus, plain_name, takes_whole_nodes
-from isoflop.planning.bill import save_lead_s, time_limit_hours
+from isoflop.planning.clock import save_lead_s, time_limit_hours
 from isoflop.planning.lanes import Share, in_turn, line_up, share_limits
 from isoflop.planning.queue import Job, Order
 from isoflop.planning.runspec import RunSpec

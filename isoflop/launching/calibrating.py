@@ -25,7 +25,6 @@ from isoflop.launching.queueing import queue_job
 from isoflop.launching.reconcile import OUT_OF_MEMORY, explain, is_hopeless
 from isoflop.launching.snapshot import study_code
 from isoflop.lease import take_lease
-from isoflop.planning.bill import time_limit_hours
 from isoflop.planning.calibration import (
     Calibration,
     calibration_file,
@@ -33,6 +32,7 @@ from isoflop.planning.calibration import (
     read_calibration,
     write_calibration,
 )
+from isoflop.planning.clock import time_limit_hours
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory

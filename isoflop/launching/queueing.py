@@ -26,7 +26,7 @@ from isoflop.launching.arrays import Array, python_command, sbatch_options, setu
 from isoflop.launching.job import RunJob
 from isoflop.launching.signals import Job
 from isoflop.launching.submission import Submission, read_submissions, submissions_folder
-from isoflop.planning.bill import time_limit_hours
+from isoflop.planning.clock import time_limit_hours
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor

@@ -9,29 +9,25 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from isoflop.config.loading import to_yaml
-from isoflop.config.profile import Profile, load_profile
+from isoflop.config.profile import Profile
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Active, Array, group, job_of, shares_beside
 from isoflop.launching.directory import check_study, make_directory, root_of, sweep_directory
+from isoflop.launching.kept import keep_profile
 from isoflop.launching.queueing import SubmitLimitError, heal, submit_array
 from isoflop.launching.reconcile import Picture, Where, reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
-from isoflop.planning.bill import check_cap, with_bill
-from isoflop.planning.calibration import read_calibration
+from isoflop.planning.bill import check_cap
 from isoflop.planning.lanes import Share
 from isoflop.planning.plan import Plan, plan_rows
-from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.queue import Job, Order
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
 from isoflop.training.loggers import check_installed
 
-PROFILE_FILE = "cluster.yaml"
 BAD_NODE_RUNS = 3
 """Different runs that failed on a node before it is left out."""
 
@@ -86,53 +82,6 @@ class Intent:
         starts = plan.sweep.train.starts_processes
         most = slurm.max_array_size()
         return group(self.chosen(plan), profile, most, order, starts_processes=starts, active=active)
-
-
-def keep_profile(profile: Profile, directory: Path) -> None:
-    """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
-    text = to_yaml(replace(profile, root=str(root_of(profile))))
-    with suppress(OSError, ValueError):
-        if (directory / PROFILE_FILE).read_text() == text:
-            return
-    with replace_file(directory / PROFILE_FILE) as temporary:
-        temporary.write_text(text)
-
-
-def kept_profile(directory: Path) -> Profile:
-    """The profile of a sweep's last submission.
-
-    Raises:
-        RunError: a sweep that was never submitted.
-    """
-    file = directory / PROFILE_FILE
-    if not directory.is_dir():
-        raise RunError(f"{directory}: no such directory; give that of a sweep, such as runs/soda")
-    if not file.exists():
-        if read_submissions(directory):
-            raise RunError(f"{file}: missing; `isoflop submit` of the sweep writes it anew")
-        raise RunError(f"{directory}: was never submitted; see `isoflop submit --help`")
-    try:
-        return load_profile(file)
-    except ConfigError as problem:
-        raise ConfigError(f"{problem}; delete it, and `isoflop submit` of the sweep writes it anew") from None
-
-
-def kept_study(directory: Path) -> tuple[Plan, Profile]:
-    """A submitted sweep as its directory has it: its plan, with the bill where there can be one, and its profile.
-
-    Raises:
-        RunError: a sweep that was never submitted.
-        ConfigError: a definition that was edited and can't be used.
-    """
-    profile = kept_profile(directory)
-    plan = lay_out(directory / "sweep.yaml")
-    calibration = read_calibration(root_of(profile), plan.sweep, profile)
-    if profile.gpu is None and calibration is None:
-        return plan, profile
-    try:
-        return with_bill(plan, profile, calibration=calibration), profile
-    except ConfigError as problem:
-        raise ConfigError(f"{directory / PROFILE_FILE}: {problem}") from None
 
 
 def intend(plan: Plan, profile: Profile, only: str | None = None) -> Intent:

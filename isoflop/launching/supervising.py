@@ -20,6 +20,7 @@ from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
+from isoflop.launching.kept import kept_profile, kept_study
 from isoflop.launching.notifying import Teller
 from isoflop.launching.queueing import SubmitLimitError, queue_job
 from isoflop.launching.reconcile import Picture, is_hopeless
@@ -28,7 +29,7 @@ from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.steering import look
 from isoflop.launching.submission import lease_submissions, submissions_folder
-from isoflop.launching.submitting import kept_profile, kept_study, submit
+from isoflop.launching.submitting import submit
 
 LOOK_S = 60.0
 AGAIN_S = 5.0

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.config.profile import NOT_GIVEN, Profile
-from isoflop.config.sbatch import hours_of
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.planning.calibration import Calibration
+from isoflop.planning.clock import Clock, Time
 from isoflop.planning.lanes import UNLIMITED, line_up, run_in_lanes, share_limits
 from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
@@ -22,21 +22,10 @@ from isoflop.planning.sizing import Size, Sizer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from isoflop.config.schema import Train
     from isoflop.planning.plan import Plan
-    from isoflop.planning.runspec import RunSpec
 
 CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
-RESTART_HOURS = 0.25
-"""From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
-
-SAVE_BYTES_PER_S = 0.5e9
-"""At least what a shared file system takes of a checkpoint; a prior."""
-
-SAVED = 3
-"""Of the weights' bytes, what a checkpoint has: the weights and the optimizer's two moments."""
-
 PREEMPTIONS_PER_DAY = 2.0
 """Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
 
@@ -148,7 +137,7 @@ def with_bill(
         interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
-    clock = _Clock(plan.sweep.train, interruptions_per_day, profile)
+    clock = Clock(plan.sweep.train, interruptions_per_day, profile)
     layout = partial(_lay_out, sizer, order=order, clock=clock, most_tasks=most_tasks)
     sizes, times, schedule = layout(profile)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
@@ -188,49 +177,10 @@ def places_of(profile: Profile) -> int | None:
     return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
 
 
-@dataclass(frozen=True)
-class _Time:
-    """Hours of a run from its first start to its end, and how often it is started."""
-
-    hours: float
-    starts: int
+_Layout = tuple[tuple[Size, ...], tuple[Time, ...], Schedule]
 
 
-class _Clock:
-    """How long runs take on a cluster beside their training."""
-
-    def __init__(self, train: Train, interruptions_per_day: float, profile: Profile) -> None:
-        self.minutes = train.checkpoint_minutes
-        self.saves = train.trainer == "builtin"  # another program saves as it likes
-        self.slower = 1 + interruptions_per_day / 24 * (self.minutes / 120 + RESTART_HOURS)
-        self.limit, self.limit_text = time_limit_hours(profile), profile.slurm.get("time")
-
-    def time(self, run: RunSpec, trained: float) -> _Time:
-        """A run's time in jobs of limited hours, each of which ends with a checkpoint; each further start costs too.
-
-        Raises:
-            ConfigError: jobs too short to write a checkpoint.
-        """
-        # One after the last step too, and never more than one a step; training waits while it is written.
-        saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
-        save = run.shape.weight_bytes() * SAVED / SAVE_BYTES_PER_S / 3600
-        hours = self.slower * (trained + saves * save)
-        if math.isinf(self.limit):
-            return _Time(hours, 1)
-        usable = self.limit - save_lead_s(run.shape.checkpoint_bytes, self.limit) / 3600
-        if self.saves and save >= usable and hours > usable:
-            raise ConfigError(
-                f"slurm.time: {self.limit_text} is too short for a checkpoint of {run.run_id}, which takes about "
-                f"{3600 * save:,.0f} s to write; give jobs more time"
-            )
-        starts = max(1, math.ceil(hours / usable))
-        return _Time(hours + (starts - 1) * RESTART_HOURS, starts)
-
-
-_Layout = tuple[tuple[Size, ...], tuple[_Time, ...], Schedule]
-
-
-def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock, most_tasks: int) -> _Layout:
+def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_tasks: int) -> _Layout:
     """Sizes, times and schedule on the fewest GPUs with which the study ends about as soon as it can."""
     most, max_jobs = places_of(profile), profile.max_jobs
     trials = []
@@ -250,7 +200,7 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: _Clock, most_t
 
 
 def _schedule(
-    sizer: Sizer, sizes: Sequence[Size], times: Sequence[_Time], profile: Profile, order: Order, most_tasks: int
+    sizer: Sizer, sizes: Sequence[Size], times: Sequence[Time], profile: Profile, order: Order, most_tasks: int
 ) -> Schedule:
     """When runs of such sizes start and end, on a cluster as the arrays that would be submitted."""
     jobs = [
@@ -302,15 +252,3 @@ def check_cap(gpu_hours: float, most_gpu_hours: float | None, what: str = "the s
             f"{what} about {gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
             "leave out the largest budgets, or raise the cap"
         )
-
-
-def time_limit_hours(profile: Profile) -> float:
-    """Longest time of one job by the profile's `slurm.time`; infinite where it names none."""
-    text = profile.slurm.get("time")
-    return math.inf if text is None else hours_of(text)
-
-
-def save_lead_s(checkpoint_bytes: int, limit_hours: float = math.inf) -> float:
-    """How long before its time limit a job is told to save: long enough to write its checkpoint."""
-    lead = max(90.0, 60 + checkpoint_bytes / SAVE_BYTES_PER_S)
-    return lead if math.isinf(limit_hours) else max(10.0, min(lead, 360 * limit_hours))

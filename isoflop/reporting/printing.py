@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
 from isoflop.launching.attempt import log_file
-from isoflop.planning.bill import RESTART_HOURS, places_of
+from isoflop.planning.bill import places_of
+from isoflop.planning.clock import RESTART_HOURS
 from isoflop.planning.plan import drop_counts
 from isoflop.reporting.terminal import duration, flops, print_table, short, warn
 from isoflop.runs import RunDirectory

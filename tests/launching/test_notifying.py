@@ -22,11 +22,11 @@ from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
 from isoflop.launching import notifying, slurm, supervising
 from isoflop.launching.approved import approve
+from isoflop.launching.kept import keep_profile
 from isoflop.launching.notifying import Teller
 from isoflop.launching.reconcile import Picture
 from isoflop.launching.steering import cancel, look
 from isoflop.launching.submission import read_submissions, submissions_folder
-from isoflop.launching.submitting import keep_profile
 from isoflop.launching.supervising import Supervisor, add_supervisor, light, pause_s, supervise, tell
 from isoflop.lease import take_lease
 

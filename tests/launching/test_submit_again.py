@@ -13,8 +13,8 @@ from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import BudgetError
 from isoflop.launching.arrays import group
+from isoflop.launching.kept import kept_profile
 from isoflop.launching.submission import read_submissions
-from isoflop.launching.submitting import kept_profile
 from isoflop.launching.submitting import submit as queue
 from isoflop.planning.bill import with_bill
 from isoflop.planning.plan import plan as lay_out

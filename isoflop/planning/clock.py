@@ -1,0 +1,72 @@
+"""How long a run takes on a cluster beside its training: checkpoints, interruptions, and jobs of limited time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from isoflop.config.profile import Profile
+from isoflop.config.sbatch import hours_of
+from isoflop.config.schema import Train
+from isoflop.errors import ConfigError
+from isoflop.planning.runspec import RunSpec
+
+RESTART_HOURS = 0.25
+"""From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
+
+SAVE_BYTES_PER_S = 0.5e9
+"""At least what a shared file system takes of a checkpoint; a prior."""
+
+SAVED = 3
+"""Of the weights' bytes, what a checkpoint has: the weights and the optimizer's two moments."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Hours of a run from its first start to its end, and how often it is started."""
+
+    hours: float
+    starts: int
+
+
+class Clock:
+    """How long runs take on a cluster beside their training."""
+
+    def __init__(self, train: Train, interruptions_per_day: float, profile: Profile) -> None:
+        self.minutes = train.checkpoint_minutes
+        self.saves = train.trainer == "builtin"  # another program saves as it likes
+        self.slower = 1 + interruptions_per_day / 24 * (self.minutes / 120 + RESTART_HOURS)
+        self.limit, self.limit_text = time_limit_hours(profile), profile.slurm.get("time")
+
+    def time(self, run: RunSpec, trained: float) -> Time:
+        """A run's time in jobs of limited hours, each of which ends with a checkpoint; each further start costs too.
+
+        Raises:
+            ConfigError: jobs too short to write a checkpoint.
+        """
+        # One after the last step too, and never more than one a step; training waits while it is written.
+        saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
+        save = run.shape.weight_bytes() * SAVED / SAVE_BYTES_PER_S / 3600
+        hours = self.slower * (trained + saves * save)
+        if math.isinf(self.limit):
+            return Time(hours, 1)
+        usable = self.limit - save_lead_s(run.shape.checkpoint_bytes, self.limit) / 3600
+        if self.saves and save >= usable and hours > usable:
+            raise ConfigError(
+                f"slurm.time: {self.limit_text} is too short for a checkpoint of {run.run_id}, which takes about "
+                f"{3600 * save:,.0f} s to write; give jobs more time"
+            )
+        starts = max(1, math.ceil(hours / usable))
+        return Time(hours + (starts - 1) * RESTART_HOURS, starts)
+
+
+def time_limit_hours(profile: Profile) -> float:
+    """Longest time of one job by the profile's `slurm.time`; infinite where it names none."""
+    text = profile.slurm.get("time")
+    return math.inf if text is None else hours_of(text)
+
+
+def save_lead_s(checkpoint_bytes: int, limit_hours: float = math.inf) -> float:
+    """How long before its time limit a job is told to save: long enough to write its checkpoint."""
+    lead = max(90.0, 60 + checkpoint_bytes / SAVE_BYTES_PER_S)
+    return lead if math.isinf(limit_hours) else max(10.0, min(lead, 360 * limit_hours))
