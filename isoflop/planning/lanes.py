@@ -93,7 +93,7 @@ def share_limits(
     """
     held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in line] for line in lines]
     shares = share(held, *profile.limits, order)
-    return _leave_room(shares, held, running, *profile.limits) if any(running) else shares
+    return _leave_room(shares, held, running, *profile.limits) if running else shares
 
 
 def _leave_room(
@@ -106,9 +106,10 @@ def _leave_room(
     """Shares with room for jobs that run beyond their line's share, until these have ended; lines for which none is
     left wait for those that run.
     """
-    runs = [*running, *[0] * (len(lines) - len(running))]
-    at_once = [number for number, one in enumerate(shares) if not one.after]
-    taken = {number: max(shares[number].places, runs[number]) for number in at_once}
+    runs, known = [*running, *[0] * (len(lines) - len(running))], len(running)
+    first = [number for number, one in enumerate(shares) if number < known or not one.after]
+    wanted = {number: 1 if shares[number].after else shares[number].places for number in first}
+    taken = {number: max(places, runs[number]) for number, places in wanted.items()}
 
     def too_many() -> bool:
         gpus = sum(places * lines[number][0].gpus for number, places in taken.items())
@@ -119,12 +120,12 @@ def _leave_room(
 
     while too_many() and (wide := [number for number, places in taken.items() if places > max(1, runs[number])]):
         taken[max(wide, key=width)] -= 1
-    found, first = list(shares), tuple(range(len(running)))
+    found = list(shares)
     for number in sorted(taken, key=width):
-        found[number] = Share(min(shares[number].places, taken[number]))
-        if number >= len(running) and too_many():
+        found[number] = Share(min(wanted[number], taken[number]))
+        if number >= known and too_many():
             del taken[number]
-            found[number] = Share(found[number].places, first)
+            found[number] = Share(found[number].places, tuple(range(known)))
     return found
 
 

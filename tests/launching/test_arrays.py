@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from clusters import PROFILE
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from studies import tiny_plan
 
@@ -175,6 +175,7 @@ def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
     st.integers(16, 64),
     st.none() | st.integers(4, 12),
 )
+@settings(max_examples=300)
 def test_what_runs_beyond_its_share_is_left_its_room(
     run: RunSpec,
     before: list[tuple[int, int, int]],
@@ -191,14 +192,14 @@ def test_what_runs_beyond_its_share_is_left_its_room(
     shares = shares_beside(active, [list(map(job_of, array.runs)) for array in new], limited)[: len(active)]
     assert all(place < len(active) + number for number, array in enumerate(new) for place in array.after)
     assert all(one.places >= 1 for one in shares)
-    held = [max(one.places, array.running) for one, array in zip(shares, active, strict=True) if not one.after]
-    wide = [array.jobs[0].gpus for one, array in zip(shares, active, strict=True) if not one.after]
+    wide = [array.jobs[0].gpus for array in active]
+    held = [max(one.places, array.running) for one, array in zip(shares, active, strict=True)]
     fresh = [array for array in new if not array.after]
     jobs = sum(held) + sum(array.at_once for array in fresh)
     gpus = sum(map(operator.mul, held, wide)) + sum(array.at_once * array.gpus for array in fresh)
     least = [max(1, array.running) for array in active]  # an array has one place at least
     assert jobs <= max(max_jobs or 10**6, sum(least))
-    assert gpus <= max(max_gpus, sum(map(operator.mul, least, [array.jobs[0].gpus for array in active])))
+    assert gpus <= max(max_gpus, sum(map(operator.mul, least, wide)))
 
 
 # Options
