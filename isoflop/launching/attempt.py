@@ -18,6 +18,7 @@ from isoflop.errors import IsoflopError
 from isoflop.files import replace_file
 from isoflop.launching.snapshot import PACKAGE, commit_of, versions
 from isoflop.lease import LeaseLostError
+from isoflop.node import node_name
 from isoflop.runs import RunDirectory, State
 
 if TYPE_CHECKING:
@@ -90,11 +91,6 @@ def _await_failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str
     while (found := failure_of_another(run, attempt)) is None and time.monotonic() < limit:
         time.sleep(0.2)
     return found
-
-
-def node_name() -> str:
-    """This node as SLURM calls it, which may be without the domain of its host name."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
 
 
 def record_failure(run: RunDirectory, reason: str, node: str) -> None:

@@ -26,6 +26,7 @@ from isoflop.errors import RunError
 from isoflop.launching import keeper
 from isoflop.launching.attempt import log_file
 from isoflop.launching.program_losses import are_finite, cut_torn_line, end_last_line, keep_rows, losses_file, read_rows
+from isoflop.node import is_job
 from isoflop.planning.trainers import fill
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
@@ -69,7 +70,7 @@ def run_command(run: RunDirectory, template: str, should_stop: Callable[[], bool
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
     if ranks:
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
-    gpus = (int(os.environ.get("SLURM_NNODES") or 1) if _is_job() else 1) * values["gpus_per_node"]
+    gpus = (int(os.environ.get("SLURM_NNODES") or 1) if is_job() else 1) * values["gpus_per_node"]
     pace = _Pace(run, values, gpus) if first else None
     with outputs[mine].open("ab") as file, _start(words, file, environment) as process:
         stopped, failed = _wait(process, pace, should_stop, ranks)
@@ -155,15 +156,10 @@ def _places(ranks: Ranks | None) -> dict[str, Any]:
     return {
         "nodes": ranks.size if ranks else 1,
         "node_rank": ranks.rank if ranks else 0,
-        "gpus_per_node": int((_is_job() and os.environ.get("SLURM_GPUS_ON_NODE")) or len(visible_gpus())),
+        "gpus_per_node": int((is_job() and os.environ.get("SLURM_GPUS_ON_NODE")) or len(visible_gpus())),
         "main_address": os.environ["MASTER_ADDR"] if ranks else "localhost",
         "main_port": port,
     }
-
-
-def _is_job() -> bool:
-    """Whether SLURM's variables are about this process: not those of a shell of somebody's own in an allocation."""
-    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from isoflop.errors import RunError
 from isoflop.files import checksum_file, is_sound, replace_checked
+from isoflop.node import node_name
 
 KEPT = 2
 LATE_S = 90.0
@@ -59,7 +59,7 @@ def load_same(folder: Path, step: int) -> dict[str, Any]:
     while not path.exists():
         if time.monotonic() > limit:
             raise RunError(
-                f"{path}: not seen on {os.uname().nodename}, though another node of this job has read it; "
+                f"{path}: not seen on {node_name()}, though another node of this job has read it; "
                 "do all nodes share the profile's root?"
             )
         time.sleep(1.0)

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core import rank_zero
 
 from isoflop.errors import RunError
+from isoflop.node import is_job, node_name
 from isoflop.planning.gpus import find_gpu
 from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
@@ -54,10 +55,10 @@ def check_gpus() -> None:
     Raises:
         RunError: torch sees none.
     """
-    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" else "0"
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") if is_job() else "0"
     if given != "0" and not torch.cuda.is_available():
         raise RunError(
-            f"SLURM gave this job {given} GPUs on {os.uname().nodename}, and torch {torch.__version__} sees none: is "
+            f"SLURM gave this job {given} GPUs on {node_name()}, and torch {torch.__version__} sees none: is "
             "it a build for CPUs, or is the driver older than it asks for? See nvidia-smi there, and `isoflop doctor`"
         )
 

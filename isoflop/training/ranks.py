@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from isoflop.node import is_job
+
 TIMEOUT = datetime.timedelta(minutes=10)
 """How long a process waits for the others in a sum before it gives up."""
 
@@ -101,7 +103,7 @@ def join(on_gpus: bool = True) -> Ranks:
     Args:
         on_gpus: take a GPU each, where there are any; else leave them to the programs that the processes start.
     """
-    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or int(os.environ.get("SLURM_NTASKS", 1)) == 1:
+    if not is_job() or int(os.environ.get("SLURM_NTASKS", 1)) == 1:
         return Ranks()
     import submitit
 
