@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class Surface:
@@ -46,14 +44,3 @@ SURFACES = {
     # SODA's published parametric fit, as quoted by Open-Athena.
     "soda": Surface(E=3.169, A=215_886.0, B=4750.0, alpha=0.684, beta=0.439),
 }
-
-
-def find_law(name: str) -> Surface:
-    """The law that `train.trainer: {simulated: LAW}` names.
-
-    Raises:
-        ConfigError: a name that is not known.
-    """
-    if name not in SURFACES:
-        raise ConfigError(f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}")
-    return SURFACES[name]

@@ -21,7 +21,6 @@ from isoflop.launching.snapshot import commit_of, versions
 from isoflop.planning.calibration import FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
-from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import find_recipe
 from isoflop.runs import RunDirectory
 
@@ -106,16 +105,6 @@ def make_directory(plan: Plan, root: Path, code: Path | None = None) -> Path:
     return directory
 
 
-def check_study(plan: Plan, directory: Path) -> None:
-    """Finds what would keep a plan from being run in a directory, before anything is made.
-
-    Raises:
-        ConfigError: a trainer that no run could use, or a directory of another study.
-    """
-    check_trainer(plan.sweep)
-    check_same_study(plan, directory)
-
-
 def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
     """`config.yaml`: all that a worker needs, and the identity that the run's name is a hash of."""
     train = sweep.train
@@ -142,8 +131,12 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def check_same_study(plan: Plan, directory: Path) -> None:
-    """Refuses a directory whose runs were made with another recipe, data or metric."""
+def check_study(plan: Plan, directory: Path) -> None:
+    """Finds what would keep a plan from being run in a directory, before anything is made.
+
+    Raises:
+        ConfigError: a directory whose runs were made with another recipe, data or metric.
+    """
     if not (directory / "sweep.yaml").exists():
         return
     before, now = (dataclasses.asdict(sweep) for sweep in (load_sweep(directory / "sweep.yaml"), plan.sweep))

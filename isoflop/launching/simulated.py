@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.laws import find_law
 from isoflop.losslog import log_row
+from isoflop.planning.trainers import find_law
 from isoflop.runs import RunDirectory, State
 from isoflop.shapes import ModelShape
 

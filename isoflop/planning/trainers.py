@@ -6,10 +6,13 @@ import re
 import shlex
 from collections.abc import Mapping
 from string import Formatter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from isoflop.laws import Surface
 
 COLUMNS = (
     "run_id", "sweep", "budget", "batch_size", "steps", "lr", "beta2", "seed", "width", "layers", "heads", "kv_heads",
@@ -36,8 +39,6 @@ def check_trainer(sweep: Sweep) -> None:
     """
     kind, argument = sweep.train.program
     if kind == "simulated":
-        from isoflop.laws import find_law
-
         find_law(argument)
     elif kind == "command":
         _check_command(argument)
@@ -45,6 +46,19 @@ def check_trainer(sweep: Sweep) -> None:
         raise ConfigError(
             f"metric.set: the pocket data have no split {sweep.metric.set!r}; set metric.set={MADE_SPLITS[-1]}"
         )
+
+
+def find_law(name: str) -> Surface:
+    """The law that `train.trainer: {simulated: LAW}` names.
+
+    Raises:
+        ConfigError: a name that is not known.
+    """
+    from isoflop.laws import SURFACES
+
+    if name not in SURFACES:
+        raise ConfigError(f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}")
+    return SURFACES[name]
 
 
 def _check_command(template: str) -> None:
