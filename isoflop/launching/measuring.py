@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.config.typed import build
 from isoflop.errors import ClusterError
 from isoflop.files import replace_file
 from isoflop.launching.signals import Job
 from isoflop.planning.calibration import Measurement
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
-from isoflop.shapes import ModelShape
 
 ORDER, FOUND, FAILED = "order.json", "found.json", "failed.txt"
 LAST_WORDS = 300
@@ -72,8 +72,7 @@ class Group:
     def found(self) -> list[Measurement]:
         """What was measured so far."""
         files = [self.folder / run.run_id / FOUND for run in self.runs]
-        documents = [json.loads(file.read_text()) for file in files if file.exists()]
-        return [Measurement(**{**one, "shape": ModelShape(**one["shape"])}) for one in documents]
+        return [build(Measurement, json.loads(file.read_text())) for file in files if file.exists()]
 
     def check(self) -> None:
         """Raises ClusterError for a class that failed."""

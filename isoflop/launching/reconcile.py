@@ -19,7 +19,7 @@ from isoflop.errors import ClusterError
 from isoflop.launching.attempt import failure_of_another, record_failure
 from isoflop.launching.seen import Seen, read_queue, recorded_supervisor, see
 from isoflop.launching.signals import KILLED
-from isoflop.launching.slurm import BEYOND_LIMITS, HOPELESS, INTERRUPTED, LAUNCH_FAILED, Task
+from isoflop.launching.slurm import INTERRUPTED, LAUNCH_FAILED, Task, why_in_vain
 from isoflop.launching.submission import Submission, submissions_folder
 from isoflop.runs import SETTLED, RunDirectory, State
 
@@ -297,14 +297,12 @@ def _failed(where: Any, stored: Mapping[str, Any], retries: int) -> Where:
 def explain(reason: str) -> str:
     """Why a job waits, with the key of the profile to mend where it would wait for ever."""
     words = reason.strip("()")
-    for hopeless, (key, what) in HOPELESS.items():
-        if words.startswith(hopeless):
-            return f"{words}: {key} {what}" if key else f"{words}: {what}"
-    if BEYOND_LIMITS.match(words):
-        return f"{words}: slurm.time, slurm.qos or what a run asks for is beyond what one job may have"
-    return words
+    if (found := why_in_vain(words)) is None:
+        return words
+    key, what = found
+    return f"{words}: {key} {what}" if key else f"{words}: {what}"
 
 
 def is_hopeless(reason: str) -> bool:
     """Whether a job with this reason waits for ever."""
-    return reason.startswith(tuple(HOPELESS)) or BEYOND_LIMITS.match(reason) is not None
+    return why_in_vain(reason) is not None

@@ -62,7 +62,7 @@ HOPELESS = {
 """Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
 
 BEYOND_LIMITS = re.compile(r"(?:QOS|Assoc)\w*Max\w+PerJob\w*|QOSMin\w+|MaxMemPerLimit")
-"""Reasons of jobs that ask for more, or less, than one job may."""
+"""Reasons of jobs that ask for more, or less, than one job may; they wait for ever too."""
 
 REFUSALS = (
     ("maxwall", "slurm.time"),
@@ -188,6 +188,16 @@ def max_array_size() -> int:
 def state_of(job_id: str) -> str:
     """The state of one job as the controller knows it; empty where it is gone."""
     return call("squeue", "-h", "-a", "-j", job_id, "-o", "%T").strip()
+
+
+def why_in_vain(reason: str) -> tuple[str, str] | None:
+    """The profile's key to mend and what is wrong with it, where a job with this reason waits for ever."""
+    for hopeless, found in HOPELESS.items():
+        if reason.startswith(hopeless):
+            return found
+    if BEYOND_LIMITS.match(reason):
+        return "slurm.time, slurm.qos or what a run asks for", "is beyond what one job may have"
+    return None
 
 
 def nodes() -> set[str]:

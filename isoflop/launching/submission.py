@@ -91,7 +91,8 @@ def _record(values: dict[str, Any]) -> Submission:
     lists = {key: tuple(values[key]) for key in ("runs", "cancelled") if isinstance(values[key], list)}
     made = Submission(**{**values, **lists})
     words = (made.name, *made.runs, *made.cancelled, *([] if made.job_id is None else [made.job_id]))
-    if len(lists) < 2 or not all(isinstance(word, str) for word in words) or type(made.gpus) is not int:
+    numbers = (made.gpus, *([] if made.user is None else [made.user]))
+    if len(lists) < 2 or not all(isinstance(word, str) for word in words) or any(type(n) is not int for n in numbers):
         raise TypeError
     return dataclasses.replace(made, submitted=0.0 + made.submitted)
 

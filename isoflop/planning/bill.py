@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
+
 PREEMPTIONS_PER_DAY = 2.0
 """Of a job on a preemptible cluster, as long as nobody says how many there are. A prior."""
-
 
 SOON_ENOUGH = 1.02
 """A study that ends up to 2 % later on fewer GPUs is not held up."""

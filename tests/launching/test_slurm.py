@@ -169,7 +169,7 @@ def test_a_doctor_finds_nothing_wrong(bed: Bed, tmp_path: Path) -> None:
     [
         ("slurm.partition=nope", "partition", "slurm.partition: take one of main, short, preempt, scavenge"),
         ("slurm.time='99:00:00'", "partition", 'slurm.time: "01:00:00"'),
-        ("slurm.cpus_per_task=999", "job", "the profile's key that is named"),
+        ("slurm.cpus_per_task=999", "job", "slurm.partition can't give what the run asks for: time, nodes, cores"),
         ("python=/nowhere/python", "job", "setup: lines that fail there; root: a folder that all nodes share"),
     ],
 )

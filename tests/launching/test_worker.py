@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,17 @@ LONG = ("budgets=[1e10]", "widths=[8]", EVERY_STEP)
 def order(root: Path, plan: Plan) -> Path:
     write_order(root / "tiny", [spec.run_id for spec in plan.runs])
     return root / "tiny"
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """What a worker of this process listens to ends with the block."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def finish(directory: Path) -> None:
@@ -119,12 +130,8 @@ def test_it_takes_no_run_once_its_parent_is_gone(study: tuple[Path, Plan], monke
         return "done"
 
     monkeypatch.setattr(worker, "attempt", take)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
+    with own_handlers():
         assert Worker(str(order(root, plan)), os.getpid())() == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     assert taken == [plan.runs[0].run_id]
 
 
@@ -233,9 +240,5 @@ def test_it_stops_once_another_machine_has_its_run(study: tuple[Path, Plan], mon
         raise LeaseLostError("taken over")
 
     monkeypatch.setattr(worker, "attempt", lose)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
+    with own_handlers():
         assert Worker(str(order(root, plan)), os.getpid())() == 0
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
