@@ -16,7 +16,7 @@ import pytest
 from studies import exact, tiny_plan, wait_for, write_corpus
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.launching.reconcile import Picture
+from isoflop.launching.picture import Picture
 from isoflop.launching.steering import look
 from isoflop.launching.submitting import submit
 from isoflop.planning.plan import Plan

@@ -11,15 +11,16 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import ClusterError
 from isoflop.launching.attempt import failure_of_another, record_failure
+from isoflop.launching.picture import Picture, Where
 from isoflop.launching.seen import Seen, read_queue, recorded_supervisor, see
 from isoflop.launching.signals import KILLED
-from isoflop.launching.slurm import INTERRUPTED, LAUNCH_FAILED, Task, why_in_vain
+from isoflop.launching.slurm import INTERRUPTED, Task, why_in_vain
 from isoflop.launching.submission import Submission, submissions_folder
 from isoflop.runs import SETTLED, RunDirectory, State
 
@@ -33,67 +34,6 @@ OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", 
 LOG_END = 4000
 LAST_WORDS = 200
 STOPPED = ("SUSPENDED", "STOPPED")
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where a run is.
-
-    Attributes:
-        state: as in `interface`: pending (not queued), queued, running, requeued, done, failed, diverged, cancelled.
-        reason: why it waits, or how it ended.
-        task: SLURM's id of its job, if it has one that is not over.
-        node: where it runs, or ran last.
-        stored: its `state.json`.
-        again: whether the next submission queues it.
-    """
-
-    run_id: str
-    state: State
-    reason: str
-    task: str | None
-    node: str
-    stored: Mapping[str, Any] = field(repr=False)
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A sweep at one moment.
-
-    Attributes:
-        runs: by run id.
-        notes: what the user should know, such as a queue that does not answer, a line each.
-        silence: why SLURM did not answer, without which nothing may be queued; empty where it did.
-        orphans: jobs that nobody needs: of a cancellation that broke off, and waiting ones of runs that are over or
-            that have a newer job.
-        active: jobs in the queue that are not over, by run, the oldest first; of runs that the sweep has no more too.
-        unwatched: the job of a supervisor that has ended, by itself or not.
-    """
-
-    runs: dict[str, Where]
-    notes: tuple[str, ...]
-    silence: str = ""
-    orphans: tuple[str, ...] = ()
-    active: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    unwatched: str | None = None
-
-    @property
-    def certain(self) -> bool:
-        """Whether SLURM answered."""
-        return not self.silence
-
-    @property
-    def held(self) -> list[str]:
-        """Jobs that SLURM holds since a node could not start them; the run is not to blame, and nobody meant it."""
-        return [where.task for where in self.runs.values() if where.task and where.reason.startswith(LAUNCH_FAILED)]
-
-    def noting(self, note: str) -> Picture:
-        """The picture with one more thing that the user should know."""
-        return replace(self, notes=(*self.notes, note))
-
-    def ids(self, *states: State) -> list[str]:
-        return [run_id for run_id, where in self.runs.items() if where.state in states]
 
 
 def reconcile(directory: Path, run_ids: Iterable[str], submissions: Sequence[Submission], retries: int) -> Picture:

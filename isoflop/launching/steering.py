@@ -14,8 +14,9 @@ from isoflop.errors import ClusterError, RunError
 from isoflop.launching import slurm
 from isoflop.launching.approved import approved, withdraw
 from isoflop.launching.attempt import log_file
+from isoflop.launching.picture import Picture, Where
 from isoflop.launching.queueing import heal
-from isoflop.launching.reconcile import Picture, Where, is_hopeless, reconcile
+from isoflop.launching.reconcile import is_hopeless, reconcile
 from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
 from isoflop.lease import is_leased
 from isoflop.planning.plan import plan_rows

@@ -16,8 +16,9 @@ from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Active, Array, group, job_of, shares_beside
 from isoflop.launching.directory import check_study, make_directory, root_of, sweep_directory
 from isoflop.launching.kept import keep_profile
+from isoflop.launching.picture import Picture, Where
 from isoflop.launching.queueing import SubmitLimitError, heal, submit_array
-from isoflop.launching.reconcile import Picture, Where, reconcile
+from isoflop.launching.reconcile import reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
 from isoflop.planning.bill import check_cap
@@ -74,8 +75,12 @@ class Intent:
 
     def check_cap(self, plan: Plan, max_gpu_hours: float | None) -> None:
         """Raises BudgetError where what would be queued needs more GPU-hours."""
-        hours = sum(run.est_gpu_hours or 0.0 for run in self.chosen(plan))
-        check_cap(hours, max_gpu_hours, "what would be queued needs")
+        check_cap(self.gpu_hours(plan), max_gpu_hours, "what would be queued needs")
+
+    def gpu_hours(self, plan: Plan) -> float:
+        """What would be queued needs, by the plan's bill; runs go on where they were."""
+        left = {run_id: 1 - where.share for run_id, where in self.picture.runs.items()}
+        return sum(left[run.run_id] * (run.est_gpu_hours or 0.0) for run in self.chosen(plan))
 
     def arrays(self, plan: Plan, profile: Profile, order: Order, active: Sequence[Active] = ()) -> list[Array]:
         """The arrays in which they would be queued, beside those that are."""

@@ -22,8 +22,9 @@ from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
 from isoflop.launching.kept import kept_profile, kept_study
 from isoflop.launching.notifying import Teller
+from isoflop.launching.picture import Picture
 from isoflop.launching.queueing import SubmitLimitError, queue_job
-from isoflop.launching.reconcile import Picture, is_hopeless
+from isoflop.launching.reconcile import is_hopeless
 from isoflop.launching.seen import recorded_supervisor
 from isoflop.launching.signals import Job
 from isoflop.launching.snapshot import study_code

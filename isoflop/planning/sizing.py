@@ -112,7 +112,11 @@ def fit_memory(
 
 
 class Sizer:
-    """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch."""
+    """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch.
+
+    A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
+    on the study's GPUs, or than a day where nothing limits these.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,17 @@ class Sizer:
         calibration: Calibration | None = None,
         precision: str = "auto",
     ) -> None:
-        """As `choose_sizes`."""
+        """Of a study on a cluster.
+
+        Args:
+            runs: of a plan.
+            profile: the cluster.
+            calibration: what was measured there, in place of the prior.
+            precision: `train.precision` of the study; fp32 takes more memory.
+
+        Raises:
+            ConfigError: GPUs of an unknown type, or CPUs of which nothing was measured.
+        """
         self.calibration, self.profile, self.value_bytes = calibration, profile, value_bytes(precision)
         self.fixed = fixed_gpus(profile.slurm)
         self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
@@ -239,23 +253,3 @@ def _first_within(longest: float, train_flops: float, options: Sequence[Option])
     """The first of some resources with which a run takes up to `longest` hours, else the last."""
     option = next((option for option in options if option.hours(train_flops) <= longest), options[-1])
     return Size(option.gpus, option.nodes, option.held, option.hours(train_flops), option.fit, option.source)
-
-
-def choose_sizes(
-    runs: Sequence[RunSpec], profile: Profile, calibration: Calibration | None = None, precision: str = "auto"
-) -> list[Size]:
-    """The resources of each run: the fewest GPUs with which none holds up the study, as far as GPUs are its limit.
-
-    A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
-    on `max_gpus`, or than a day where the profile names no `max_gpus`.
-
-    Args:
-        runs: of a plan.
-        profile: the cluster.
-        calibration: what was measured there, in place of the prior.
-        precision: `train.precision` of the study; fp32 takes more memory.
-
-    Raises:
-        ConfigError: GPUs of an unknown type, a model too large for them, or CPUs of which nothing was measured.
-    """
-    return next(Sizer(runs, profile, calibration, precision).choices(profile.max_gpus))

@@ -174,10 +174,11 @@ def print_submission(intent: Intent, plan: Plan) -> None:
         warn(note)
     counts = ", ".join(f"{count} {word}" for word, count in intent.counts().items())
     print(f"{intent.directory}: {counts}", file=sys.stderr)
-    chosen = intent.chosen(plan)
-    if plan.bill is not None and plan.bill.profile.gpu is not None and 0 < len(chosen) < len(plan.runs):
-        hours = sum(run.est_gpu_hours or 0.0 for run in chosen)
-        print(f"of the bill's GPU-hours {hours:,.0f} are for what is to be queued", file=sys.stderr)
+    if plan.bill is not None and plan.bill.profile.gpu is not None and intent.queued:
+        hours, price = intent.gpu_hours(plan), plan.bill.profile.price_per_gpu_hour
+        if hours < plan.bill.gpu_hours:  # the bill above is of the whole study
+            cost = "" if price is None else f", {price * hours:,.0f} at {price:g} a GPU-hour"
+            print(f"to be queued: {hours:,.0f} of these GPU-hours{cost}", file=sys.stderr)
     for where in intent.picture.runs.values():
         if where.state in ("failed", "diverged"):
             mend = "" if where.state == "diverged" else "; see `isoflop retry`"

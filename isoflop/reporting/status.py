@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.launching.reconcile import Picture, Where
+from isoflop.launching.picture import Picture, Where, sound_number
 from isoflop.launching.steering import look
 from isoflop.planning.plan import plan_rows
 from isoflop.reporting.terminal import clock, duration, print_table, short, warn
-
-MOST = 1e10
-"""Of what is in a run's state, where somebody may have written any number, or none; in seconds 300 years."""
 
 ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
 
@@ -29,8 +26,8 @@ class Row:
     est_gpu_hours: float | None
 
     def number(self, key: str) -> float | None:
-        """What `state.json` keeps by a key, if it is a number that can be reckoned with."""
-        return _finite(self.where.stored.get(key))
+        """As `Where.number`."""
+        return self.where.number(key)
 
     @property
     def speed(self) -> float | None:
@@ -45,10 +42,7 @@ class Row:
     @property
     def share(self) -> float:
         """Of its steps, what is done."""
-        step, steps = self.number("step"), self.number("steps")
-        if self.where.state == "done":
-            return 1.0
-        return min(1.0, max(0.0, step / steps)) if step and steps else 0.0
+        return self.where.share
 
     @property
     def seconds_left(self) -> float | None:
@@ -74,7 +68,7 @@ class Row:
             "restarts": self.restarts,
             "job_id": where.task or stored.get("job_id"),
             "node": where.node or None,
-            "seconds_left": _finite(self.seconds_left),
+            "seconds_left": sound_number(self.seconds_left),
         }
 
 
@@ -103,7 +97,7 @@ class Status:
             "progress": 1 - left / sum(row.train_flops for row in self.rows),
             "gpu_hours": sum(hours),
             "planned_gpu_hours": None if any(hours is None for hours in planned) else sum(filter(None, planned)),
-            "seconds_left": _finite(left / speed) if speed else None,
+            "seconds_left": sound_number(left / speed) if speed else None,
         }
 
 
@@ -164,7 +158,3 @@ def _cells(row: Row) -> list[str]:
         "" if row.seconds_left is None else duration(row.seconds_left),
         row.where.reason,
     ]
-
-
-def _finite(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and -MOST < value < MOST else None

@@ -24,7 +24,7 @@ from isoflop.launching import notifying, slurm, supervising
 from isoflop.launching.approved import approve
 from isoflop.launching.kept import keep_profile
 from isoflop.launching.notifying import Teller
-from isoflop.launching.reconcile import Picture
+from isoflop.launching.picture import Picture
 from isoflop.launching.steering import cancel, look
 from isoflop.launching.submission import read_submissions, submissions_folder
 from isoflop.launching.supervising import Supervisor, add_supervisor, light, pause_s, supervise, tell

@@ -11,7 +11,8 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from isoflop.launching.attempt import log_file, record_failure
-from isoflop.launching.reconcile import Picture, Where, explain, is_hopeless, reconcile
+from isoflop.launching.picture import Picture, Where
+from isoflop.launching.reconcile import explain, is_hopeless, reconcile
 from isoflop.launching.slurm import HOPELESS
 from isoflop.launching.submission import Submission
 from isoflop.runs import RunDirectory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from isoflop.launching.submitting import submit as queue
 from isoflop.planning.bill import with_bill
 from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.plan import plan_rows
+from isoflop.runs import RunDirectory
 
 Output = tuple[int, str, str]
 
@@ -106,7 +108,22 @@ def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., 
     assert "what would be queued needs about " in err
     code, _, err = submit(*small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml")
     assert code == 0
-    assert "of the bill's GPU-hours 0 are for what is to be queued" in err
+    assert "to be queued: 0 of these GPU-hours, 0 at 0 a GPU-hour\n" in err
+
+
+def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[..., Output]) -> None:
+    """Runs go on where they were: the cap and the hours count what is left of them."""
+    large = ["budgets=[1.0e21]", "widths=[8]", "data.tokens={}", "max_steps=100000000000000000"]
+    (run,) = lay_out("tiny.yaml", [SIMULATED, *large]).runs
+    _, _, err = submit(*large, "--max-gpu-hours", "0", cluster="gpu.yaml")
+    hours = int(re.findall(r"would be queued needs about ([\d,]+) GPU-hours", err)[0].replace(",", ""))
+    RunDirectory(study.directory / run.run_id).set_state("pending", step=75, steps=100, attempt=1)
+    code, _, err = submit(*large, "--max-gpu-hours", f"{0.24 * hours}", cluster="gpu.yaml")
+    assert code == 3
+    code, _, err = submit(*large, "--max-gpu-hours", f"{0.26 * hours}", cluster="gpu.yaml")
+    assert code == 0
+    (left,) = re.findall(r"to be queued: ([\d,]+) of these GPU-hours, 0 at 0 a GPU-hour\n", err)
+    assert int(left.replace(",", "")) == pytest.approx(0.25 * hours, abs=1)
 
 
 def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Output]) -> None:

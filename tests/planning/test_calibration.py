@@ -23,7 +23,7 @@ from isoflop.planning.calibration import (
 )
 from isoflop.planning.gpus import PARALLEL_EFFICIENCY
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.sizing import choose_sizes, needed_bytes
+from isoflop.planning.sizing import Sizer, needed_bytes
 from isoflop.shapes import ModelShape
 
 H100 = Profile(
@@ -151,7 +151,7 @@ def test_hours_come_from_measured_speed(soda: Plan) -> None:
 
 
 def test_memory_is_what_measurements_make_of_the_estimate(soda: Plan) -> None:
-    before, after = choose_sizes(soda.runs, H100), choose_sizes(soda.runs, H100, everything(soda))
+    before, after = (next(Sizer(soda.runs, H100, found).choices(H100.max_gpus)) for found in (None, everything(soda)))
     same = [(old, new) for old, new in zip(before, after, strict=True) if old.gpus == new.gpus]
     assert len(same) > 20
     for old, new in same:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
 from isoflop.planning.gpus import GPUS, find_gpu, gpu_type, mfu_prior
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.sizing import LONG_ENOUGH_H, MEMORY_SHARE, STATE_BYTES, choose_sizes, fit_memory, needed_bytes
+from isoflop.planning.runspec import RunSpec
+from isoflop.planning.sizing import LONG_ENOUGH_H, MEMORY_SHARE, STATE_BYTES, Size, Sizer, fit_memory, needed_bytes
 from isoflop.shapes import ModelShape
 
 
@@ -23,6 +25,11 @@ def soda() -> Plan:
 def cluster(**changes: Any) -> Profile:
     gpu = Gpu(type="h100-sxm", per_node=8)
     return dataclasses.replace(Profile(name="h100", executor="slurm", root="/runs", gpu=gpu, max_gpus=64), **changes)
+
+
+def sizes_of(runs: Sequence[RunSpec], profile: Profile, precision: str = "auto") -> list[Size]:
+    """The first choice, which nothing but the limit on jobs can change."""
+    return next(Sizer(runs, profile, precision=precision).choices(profile.max_gpus))
 
 
 # GPUs
@@ -108,7 +115,7 @@ def test_the_largest_part_of_a_batch_that_fits(memory: float, micro: int | None,
 
 @pytest.mark.parametrize(("precision", "value_bytes"), [("auto", 2), ("bf16", 2), ("fp32", 4)])
 def test_memory_is_that_of_the_precision(soda: Plan, precision: str, value_bytes: int) -> None:
-    sizes = choose_sizes(soda.runs, cluster(), precision=precision)
+    sizes = sizes_of(soda.runs, cluster(), precision=precision)
     for run, size in zip(soda.runs, sizes, strict=True):
         fit = size.fit
         assert fit.memory_bytes == needed_bytes(run.shape, fit.micro_batch, fit.checkpointing, True, value_bytes)
@@ -123,7 +130,7 @@ def test_what_does_not_fit_at_all() -> None:
 
 
 def test_sizes_of_soda(soda: Plan) -> None:
-    sizes = choose_sizes(soda.runs, cluster())
+    sizes = sizes_of(soda.runs, cluster())
     for run, size in zip(soda.runs, sizes, strict=True):
         assert run.batch_size % size.gpus == 0
         assert size.nodes == 1
@@ -134,15 +141,15 @@ def test_sizes_of_soda(soda: Plan) -> None:
 
 
 def test_more_gpus_spread_runs_wider_and_fewer_do_not(soda: Plan) -> None:
-    widest = {most: max(size.gpus for size in choose_sizes(soda.runs, cluster(max_gpus=most))) for most in (8, 64, 512)}
+    widest = {most: max(size.gpus for size in sizes_of(soda.runs, cluster(max_gpus=most))) for most in (8, 64, 512)}
     assert widest[8] <= 8
     assert widest[8] <= widest[64] < widest[512]
-    wide = max(choose_sizes(soda.runs, cluster(max_gpus=512)), key=lambda size: size.gpus)
+    wide = max(sizes_of(soda.runs, cluster(max_gpus=512)), key=lambda size: size.gpus)
     assert wide.nodes == wide.gpus // 8
 
 
 def test_a_day_is_the_measure_without_a_limit_on_gpus(soda: Plan) -> None:
-    assert all(size.hours <= 24 for size in choose_sizes(soda.runs, cluster(max_gpus=None)))
+    assert all(size.hours <= 24 for size in sizes_of(soda.runs, cluster(max_gpus=None)))
 
 
 def test_a_model_that_is_too_large_names_itself_and_what_it_needs(soda: Plan) -> None:
@@ -150,6 +157,6 @@ def test_a_model_that_is_too_large_names_itself_and_what_it_needs(soda: Plan) ->
     with pytest.raises(
         ConfigError, match=r"3e20-w\d+-s0-\w+: .* parameters need about \d+ GB on each GPU, of which L4 has 24"
     ):
-        choose_sizes([run for run in soda.runs if run.budget == 3e20], small)  # type: ignore[arg-type]
+        sizes_of([run for run in soda.runs if run.budget == 3e20], small)
     with pytest.raises(ConfigError, match="gpu: missing; a bill needs the GPUs of the nodes"):
-        choose_sizes(soda.runs, cluster(gpu=None))
+        sizes_of(soda.runs, cluster(gpu=None))
