@@ -34,6 +34,9 @@ from isoflop.training.weights import save_weights
 log = logging.getLogger("isoflop")
 HEARTBEAT_S = 1.0
 
+REPORT_EVERY = 100
+"""Times as long as a report takes, two syncs of a shared disk that training waits for, until the next is due."""
+
 
 def train(
     run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambda: False, ranks: Ranks | None = None
@@ -159,7 +162,8 @@ class Trainer:
             return self._train(should_stop)
 
     def _train(self, should_stop: Callable[[], bool]) -> State:
-        saved_at = heartbeat = time.monotonic()
+        saved_at = time.monotonic()
+        report_at = saved_at + HEARTBEAT_S
         while self.step < self.plan["steps"]:
             grad_norm = self._update()
             if is_row(self.config, self.step) and not self._log_train(float(grad_norm)):
@@ -167,9 +171,9 @@ class Trainer:
             if is_eval(self.config, self.step) and not self._log_heldout():
                 return self._end_diverged()
             now = time.monotonic()
-            if now - heartbeat > HEARTBEAT_S:
-                heartbeat = now
+            if now > report_at:
                 self._report()
+                report_at = now + max(HEARTBEAT_S, REPORT_EVERY * (time.monotonic() - now))
             due = self.ranks.first and now - saved_at > 60 * self.config["checkpoint_minutes"]
             stop, due = self.ranks.any(should_stop(), due)
             if self.step == self.plan["steps"] or not (stop or due):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from isoflop.errors import RunError
 from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan
 from isoflop.results import read_runs
-from isoflop.runs import RunDirectory
+from isoflop.runs import RunDirectory, State
 from isoflop.training import devices, loop
 from isoflop.training.loop import Trainer, train
 from isoflop.training.loss import KINDS, by_kind
@@ -158,6 +159,25 @@ def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirec
     assert state["data_checksum"] == Manifest.read(data_folder(root, plan.sweep.data)).checksum
     assert run.done
     assert not list(run.path.rglob(".*"))
+
+
+def test_a_slow_disk_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports take a hundredth of the time at most, after the first."""
+    root, plan = tiny_study(tmp_path)
+    reports, set_state, took = 0, RunDirectory.set_state, 0.02
+
+    def slowly(run: RunDirectory, state: State, reason: str = "", **more: Any) -> None:
+        nonlocal reports
+        set_state(run, state, reason, **more)
+        if state == "running" and "tokens_per_second" in more:
+            reports += 1
+            time.sleep(took)
+
+    monkeypatch.setattr(RunDirectory, "set_state", slowly)
+    monkeypatch.setattr(loop, "HEARTBEAT_S", 0.0)
+    began = time.monotonic()
+    train(run_of(root, plan), root)
+    assert 1 <= reports <= 1 + (time.monotonic() - began) / (100 * took)
 
 
 def test_parts_of_a_batch_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
