@@ -137,7 +137,7 @@ def with_bill(
         interruptions_per_day = PREEMPTIONS_PER_DAY if profile.preemptible else 0.0
     precision = plan.sweep.train.precision
     sizer = Sizer(plan.runs, profile, calibration, precision)
-    clock = Clock(plan.sweep.train, interruptions_per_day, profile)
+    clock = Clock(plan.sweep.train, interruptions_per_day, profile, calibration)
     layout = partial(_lay_out, sizer, order=order, clock=clock, most_tasks=most_tasks)
     sizes, times, schedule = layout(profile)
     at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]

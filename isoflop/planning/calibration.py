@@ -46,6 +46,7 @@ class Measurement:
         memory_bytes: most that a process held, by CUDA's allocator, on a CPU all that was resident.
         measured: seconds since 1970.
         device: what the machine calls its GPU or CPU.
+        save_seconds: that training waited for a checkpoint; None where that was not measured.
     """
 
     shape: ModelShape
@@ -58,6 +59,7 @@ class Measurement:
     memory_bytes: int
     measured: float
     device: str
+    save_seconds: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "micro_batch", "memory_bytes"):
@@ -66,6 +68,9 @@ class Measurement:
         speed, when = self.tokens_per_second, self.measured
         require(1e-9 <= speed <= 1e15, "tokens_per_second", f"expected 1e-9 to 1e15, got {speed}")
         require(0 <= when <= 1e11, "measured", f"expected seconds since 1970, got {when}")
+        if self.save_seconds is not None:
+            save = self.save_seconds
+            require(0 < save <= 1e6, "save_seconds", f"expected more than 0, up to 1e6, got {save}")
 
     @property
     def flops_per_second(self) -> float:
@@ -119,6 +124,13 @@ class Calibration:
         low, high = places[after - 1], places[after]
         share = (here - low) / (high - low)
         return value(points[low]) ** (1 - share) * value(points[high]) ** share, inside
+
+    def save_seconds(self, shape: ModelShape) -> float | None:
+        """Of a model's checkpoint, by the measured model that is nearest in size; None where none was measured."""
+        size = shape.checkpoint_bytes
+        found = [(one.shape.checkpoint_bytes, one.save_seconds) for one in self.measurements if one.save_seconds]
+        near = min(found, key=lambda one: abs(math.log(one[0] / size)), default=None)
+        return near and near[1] * size / near[0]
 
     def _near(self, gpus: int) -> list[Measurement]:
         """The measurements on the number of GPUs that is nearest."""

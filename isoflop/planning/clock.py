@@ -9,6 +9,7 @@ from isoflop.config.profile import Profile
 from isoflop.config.sbatch import hours_of
 from isoflop.config.schema import Train
 from isoflop.errors import ConfigError
+from isoflop.planning.calibration import Calibration
 from isoflop.planning.runspec import RunSpec
 
 RESTART_HOURS = 0.25
@@ -32,7 +33,10 @@ class Time:
 class Clock:
     """How long runs take on a cluster beside their training."""
 
-    def __init__(self, train: Train, interruptions_per_day: float, profile: Profile) -> None:
+    def __init__(
+        self, train: Train, interruptions_per_day: float, profile: Profile, calibration: Calibration | None = None
+    ) -> None:
+        self.calibration = calibration
         self.minutes = train.checkpoint_minutes
         self.saves = train.trainer == "builtin"  # another program saves as it likes
         self.slower = 1 + interruptions_per_day / 24 * (self.minutes / 120 + RESTART_HOURS)
@@ -46,7 +50,7 @@ class Clock:
         """
         # One after the last step too, and never more than one a step; training waits while it is written.
         saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
-        save = run.shape.weight_bytes() * SAVED / SAVE_BYTES_PER_S / 3600
+        save = self._save_seconds(run) / 3600
         hours = self.slower * (trained + saves * save)
         if math.isinf(self.limit):
             return Time(hours, 1)
@@ -58,6 +62,10 @@ class Clock:
             )
         starts = max(1, math.ceil(hours / usable))
         return Time(hours + (starts - 1) * RESTART_HOURS, starts)
+
+    def _save_seconds(self, run: RunSpec) -> float:
+        measured = self.calibration and self.calibration.save_seconds(run.shape)
+        return measured or run.shape.weight_bytes() * SAVED / SAVE_BYTES_PER_S
 
 
 def time_limit_hours(profile: Profile) -> float:

@@ -149,7 +149,8 @@ def print_bill(bill: Bill, file: TextIO | None = None) -> None:
 
 def print_calibration(calibration: Calibration) -> None:
     """A line for each class that was measured, on stdout."""
-    headers = ["gpus", "width", "layers", "params", "batch", "tokens/s", "mfu", "memory GB", "measured", "device"]
+    headers = ["gpus", "width", "layers", "params", "batch", "tokens/s", "mfu", "memory GB", "save s"]
+    headers += ["measured", "device"]
     rows = [
         [
             str(one.gpus or "CPU"),
@@ -160,6 +161,7 @@ def print_calibration(calibration: Calibration) -> None:
             short(one.tokens_per_second),
             "" if one.mfu is None else f"{one.mfu:.1%}",
             f"{one.memory_bytes / 1e9:.1f}",
+            "" if one.save_seconds is None else f"{one.save_seconds:.2g}",
             time.strftime("%Y-%m-%d", time.gmtime(one.measured)),
             one.device,
         ]

@@ -295,17 +295,13 @@ class Trainer:
         if self.ranks.first and self.step == self.plan["steps"]:
             save_weights(self.run, self.model)
         elif self.ranks.first:
-            state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "step": self.step,
-                "sums": sums.cpu(),
-                "counts": counts.cpu(),
-                "wall_s": self.record.wall_s(),
-            }
-            save_checkpoint(self.run.checkpoints, self.step, state)
+            self._save_checkpoint(sums=sums.cpu(), counts=counts.cpu(), wall_s=self.record.wall_s())
         self.ranks.wait()
         return True
+
+    def _save_checkpoint(self, **more: Any) -> None:
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, **more}
+        save_checkpoint(self.run.checkpoints, self.step, state)
 
     def _end_done(self) -> State:
         if self.ranks.first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ MOST_STEPS = 10_000
 
 
 def measure(run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks: Ranks = ALONE) -> Measurement:
-    """Trains a run for a while, and writes nothing of it.
+    """Trains a run for a while, writes one checkpoint of it, and leaves nothing.
 
     Args:
         run: a directory that `RunDirectory.create` made, of many steps.
@@ -34,7 +35,8 @@ def measure(run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks:
         ranks: the processes that train the run together.
 
     Returns:
-        Tokens a second of the median of `PARTS` parts; memory of the process that held the most.
+        Tokens a second of the median of `PARTS` parts; memory of the process that held the most; the time of the
+        checkpoint.
 
     Raises:
         RunError: fewer GPUs than the plan gives the run.
@@ -45,6 +47,7 @@ def measure(run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks:
     _forget_peak()
     bench = _Bench(run, root, ranks)
     step_s = bench.step_seconds(seconds)
+    memory, save_s = int(bench.highest(_peak_bytes())), bench.save_seconds()
     speed = bench.order.batch_size * bench.shape.seq_len / step_s
     gpu = bench.fabric.device.type == "cuda"
     micro, checkpointing = bench.micro, bench.model.checkpointing
@@ -57,14 +60,15 @@ def measure(run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks:
         checkpointing=checkpointing,
         tokens_per_second=speed,
         mfu=mfu if mfu == mfu else None,
-        memory_bytes=int(bench.highest(_peak_bytes())),
+        memory_bytes=memory,
+        save_seconds=save_s,
         measured=time.time(),
         device=torch.cuda.get_device_name(bench.fabric.device) if gpu else _cpu_name(),
     )
 
 
 class _Bench(Trainer):
-    """A trainer that only takes steps."""
+    """A trainer that only takes steps, and saves."""
 
     def step_seconds(self, seconds: float) -> float:
         """Seconds a step: the median of parts that together take about `seconds`, the same steps on all ranks."""
@@ -80,6 +84,17 @@ class _Bench(Trainer):
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
         return time.perf_counter() - began
+
+    def save_seconds(self) -> float:
+        """Seconds that training waits for a checkpoint, which is removed."""
+        began = time.perf_counter()
+        if self.ranks.first:
+            self._save_checkpoint()
+        self.ranks.wait()
+        took = time.perf_counter() - began
+        if self.ranks.first:
+            shutil.rmtree(self.run.checkpoints)
+        return self.highest(took)
 
     def highest(self, value: float) -> float:
         """The largest of a value over the ranks."""

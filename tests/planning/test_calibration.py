@@ -150,6 +150,21 @@ def test_hours_come_from_measured_speed(soda: Plan) -> None:
     assert slower.bill.gpu_hours > 2 * billed.bill.gpu_hours
 
 
+@pytest.mark.parametrize("slower", [0.1, 3.0])
+def test_checkpoints_take_the_time_that_was_measured(soda: Plan, slower: float) -> None:
+    """Ten minutes of training, then a checkpoint, by the nearest model that was measured, in proportion."""
+    runs = with_bill(soda, H100).runs
+    found = {one: 10.0 * slower * one.shape.params_total / 1e9 for one in choose_classes(runs)}
+    bare = everything(soda).measurements
+    timed = [dataclasses.replace(one, save_seconds=s) for one, s in zip(bare, found.values(), strict=True)]
+    assert [one.shape for one in bare] == [run.shape for run in found]
+    billed = with_bill(soda, H100, calibration=Calibration(tuple(timed)))
+    assert billed.bill is not None
+    for run, size in zip(billed.runs, billed.bill.sizes, strict=True):
+        saves = 1 + math.floor(60 * size.hours / 10)
+        assert run.est_hours == pytest.approx(size.hours + saves * slower * run.params_total / 1e8 / 3600)
+
+
 def test_memory_is_what_measurements_make_of_the_estimate(soda: Plan) -> None:
     before, after = (next(Sizer(soda.runs, H100, found).choices(H100.max_gpus)) for found in (None, everything(soda)))
     same = [(old, new) for old, new in zip(before, after, strict=True) if old.gpus == new.gpus]
@@ -248,6 +263,7 @@ def with_value(key: str, value: Any) -> Any:
         *(with_value("micro_batch", value) for value in (0, None)),
         *(with_value("memory_bytes", value) for value in (-5, math.nan, 10**400)),
         *(with_value("measured", value) for value in (math.nan, 1e300, "yesterday")),
+        *(with_value("save_seconds", value) for value in (-1.0, 0.0, math.nan, 1e300, "1")),
         *(with_value("mfu", value) for value in (math.nan, "0.1")),
         *(with_value("device", value) for value in (None, 1)),
         *(with_value("shape", value) for value in (None, [], {"width": 128})),

@@ -24,6 +24,8 @@ def test_a_run_is_measured_and_leaves_no_log(tmp_path: Path) -> None:
     assert before <= found.measured <= time.time()
     assert found.tokens_per_second > 0
     assert found.memory_bytes > 1e8
+    assert found.save_seconds is not None
+    assert 0 < found.save_seconds < time.time() - before
     assert found.device
     assert not (run.path / "loss").exists()
     assert not run.checkpoints.exists()
