@@ -111,10 +111,10 @@ def shares_beside(
         return [Share(0)] * len(active) + share_limits(lines, profile)
     if any(array.waits for array in active):
         first, everything = len(active), tuple(range(len(active)))
-        new = share_limits(lines, profile, order)
+        new = share_limits(lines, profile, order, running=())
         moved = [Share(one.places, (*everything, *(first + n for n in one.after))) for one in new]
         return [Share(0)] * first + moved
-    running = [array.running for array in active]
+    running = [array.running for array in active] or None
     return share_limits([*(array.jobs for array in active), *lines], profile, "longest" if active else order, running)
 
 

@@ -181,7 +181,9 @@ _Layout = tuple[tuple[Size, ...], tuple[Time, ...], Schedule]
 
 
 def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_tasks: int) -> _Layout:
-    """Sizes, times and schedule on the fewest GPUs with which the study ends about as soon as it can."""
+    """Sizes, times and schedule: those of no limit on jobs, or more GPUs a run where that limit makes the study later:
+    the fewest that make up for it, as far as GPUs can.
+    """
     most, max_jobs = places_of(profile), profile.max_jobs
     trials = []
     for sizes in sizer.choices(most, max_jobs):
@@ -196,7 +198,15 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_ta
             schedule = _schedule(sizer, sizes, times, profile, order, most_tasks)
             found[number] = sizes, times, schedule
             soonest = min(soonest, schedule.finish_hours)
-    return next(found[n] for n in sorted(found) if found[n][2].finish_hours <= SOON_ENOUGH * soonest)
+    if max_jobs is None or len(trials) == 1:
+        return found[0]
+    _, _, sizes, times = trials[0]
+    aim = max(soonest, _schedule(sizer, sizes, times, replace(profile, max_jobs=None), order, most_tasks).finish_hours)
+    if aim > soonest:
+        for _, number, sizes, times in trials:
+            if number not in found:
+                found[number] = sizes, times, _schedule(sizer, sizes, times, profile, order, most_tasks)
+    return next(found[n] for n in sorted(found) if found[n][2].finish_hours <= SOON_ENOUGH * aim)
 
 
 def _schedule(

@@ -10,6 +10,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from isoflop.config.profile import Profile
 from isoflop.planning.queue import Job, Order, Schedule, by_order, chain
@@ -17,6 +18,9 @@ from isoflop.planning.queue import Job, Order, Schedule, by_order, chain
 UNLIMITED = 1 << 60
 EXACT_JOBS = 500
 """Of a larger line the time it takes is estimated while shares are weighed against each other."""
+
+CLEARLY_SOONER = 0.8
+"""Of the time: reason enough for lines that wait for others to end, which one stuck job holds up."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,43 @@ def line_up(jobs: Sequence[Job], order: Order, most: int = UNLIMITED, *, limited
 
 
 def share(
-    lines: Sequence[Sequence[Job]], max_gpus: int | None, max_jobs: int | None, order: Order = "longest"
+    lines: Sequence[Sequence[Job]],
+    max_gpus: int | None,
+    max_jobs: int | None,
+    order: Order = "longest",
+    *,
+    queued: bool = False,
 ) -> list[Share]:
     """How the lines share the limits, which they keep to together however long a job really takes.
 
-    Longest first, those that have room at once get such places that they end as nearly as can be at the same time. By
-    budget, the first line gets all the places that let it end soonest, and then the next.
+    Longest first, those that have room at once get such places that they end as nearly as can be at the same time; few
+    places may be too few to share well, and where all end clearly sooner so, it is as by budget, unless some lines are
+    `queued` already, which can't be told to wait: the first line gets all the places that let it end soonest, and then
+    the next.
     """
     if max_gpus is None and max_jobs is None:
         return [Share(len(line)) for line in lines]
-    shares: dict[int, Share] = {}
     room = [_Room(0.0, max_gpus or 0, max_jobs or 0)]
-    if order == "longest":
-        places = _balanced(lines, max_gpus or UNLIMITED, max_jobs or UNLIMITED)
-        shares = {number: Share(found) for number, found in enumerate(places) if found}
-        held = [_held(number, lines[number], one.places, 0.0) for number, one in shares.items()]
-        left = room[0].gpus - sum(one.gpus for one in held), room[0].jobs - sum(one.jobs for one in held)
-        room = [*held, _Room(0.0, *left)]
+    in_line = _share_in_line(lines, {}, room, max_gpus, max_jobs)
+    if order == "budget":
+        return in_line
+    places = _balanced(lines, max_gpus or UNLIMITED, max_jobs or UNLIMITED)
+    shares = {number: Share(found) for number, found in enumerate(places) if found}
+    held = [_held(number, lines[number], one.places, 0.0) for number, one in shares.items()]
+    left = (max_gpus or 0) - sum(one.gpus for one in held), (max_jobs or 0) - sum(one.jobs for one in held)
+    balanced = _share_in_line(lines, shares, [*held, _Room(0.0, *left)], max_gpus, max_jobs)
+    sooner = _end(lines, in_line) < CLEARLY_SOONER * _end(lines, balanced)
+    return in_line if sooner and not queued else balanced
+
+
+def _share_in_line(
+    lines: Sequence[Sequence[Job]],
+    shares: dict[int, Share],
+    room: list[_Room],
+    max_gpus: int | None,
+    max_jobs: int | None,
+) -> list[Share]:
+    """The shares with those of the other lines, one after the other, out of the room that others leave."""
     for number, line in enumerate(lines):
         if number not in shares:
             shares[number] = _hand_on(number, line, room, max_gpus is not None, max_jobs is not None)
@@ -81,19 +105,35 @@ def share(
 
 
 def share_limits(
-    lines: Sequence[Sequence[Job]], profile: Profile, order: Order = "longest", running: Sequence[int] = ()
+    lines: Sequence[Sequence[Job]], profile: Profile, order: Order = "longest", running: Sequence[int] | None = None
 ) -> list[Share]:
     """How the lines share the limits of a cluster, where a job counts with all GPUs that it holds.
+
+    In which order those that are not queued come makes no difference.
 
     Args:
         lines: jobs that are not over.
         profile: the limits.
         order: which jobs start first.
-        running: how many jobs of the first lines run already, which go on whatever the shares are.
+        running: how many jobs of the first lines, which are queued already, run now, and go on whatever the shares are;
+            None where nothing is queued.
     """
-    held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in line] for line in lines]
-    shares = share(held, *profile.limits, order)
-    return _leave_room(shares, held, running, *profile.limits) if running else shares
+    known = len(running or ())
+    places = [*range(known), *sorted(range(known, len(lines)), key=lambda number: _rank(lines[number], order))]
+    held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in lines[place]] for place in places]
+    found = share(held, *profile.limits, order, queued=running is not None)
+    found = _leave_room(found, held, running, *profile.limits) if running else found
+    shares = {place: Share(one.places, _at(places, one.after)) for place, one in zip(places, found, strict=True)}
+    return [shares[number] for number in range(len(lines))]
+
+
+def _rank(line: Sequence[Job], order: Order) -> tuple[object, ...]:
+    """What lines come by: as their first jobs, and then by all that tells them apart."""
+    return by_order(line[0], order), line[0].gpus, line[0].nodes, [-job.hours for job in line]
+
+
+def _at(places: Sequence[int], numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(places[number] for number in numbers))
 
 
 def _leave_room(
@@ -125,7 +165,9 @@ def _leave_room(
         found[number] = Share(min(wanted[number], taken[number]))
         if number >= known and too_many():
             del taken[number]
-            found[number] = Share(found[number].places, tuple(range(known)))
+            found[number] = Share(wanted[number], tuple(range(known)))
+    if any(one.after for one in found[known:]):  # nobody takes what those that run would let go
+        found[:known] = [Share(max(one.places, now)) for one, now in zip(found[:known], running, strict=True)]
     return found
 
 
@@ -149,10 +191,20 @@ def run_in_lanes(jobs: Sequence[Job], lines: Sequence[Sequence[int]], shares: Se
 def in_turn(shares: Sequence[Share]) -> list[int]:
     """Numbers of lines, each after those that it waits for: first those that start at once."""
 
+    @cache
     def depth(number: int) -> int:
         return 1 + max(map(depth, shares[number].after)) if shares[number].after else 0
 
     return sorted(range(len(shares)), key=depth)
+
+
+def _end(lines: Sequence[Sequence[Job]], shares: Sequence[Share]) -> float:
+    """Hours until all lines have ended."""
+    ends: dict[int, float] = {}
+    for number in in_turn(shares):
+        start = max((ends[other] for other in shares[number].after), default=0.0)
+        ends[number] = start + _time(lines[number], shares[number].places)
+    return max(ends.values(), default=0.0)
 
 
 def _size(job: Job) -> tuple[int, int]:

@@ -165,11 +165,7 @@ class Sizer:
             least = sum(options[0].held * options[0].hours(flops) for flops, options in rows)
             longest = max(LONG_ENOUGH_H, least / most)
         yield (sizes := [_first_within(longest, flops, options) for flops, options in rows])
-        while (
-            most
-            and max_jobs
-            and any(size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True))
-        ):
+        while max_jobs and any(size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True)):
             longest /= 2**0.5
             before, sizes = sizes, [_first_within(longest, flops, options) for flops, options in rows]
             if sizes != before:

@@ -31,6 +31,7 @@ from isoflop.launching.arrays import (
     signal_lead_s,
 )
 from isoflop.launching.queueing import sbatch_script
+from isoflop.planning.lanes import Share
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
 
@@ -200,6 +201,17 @@ def test_what_runs_beyond_its_share_is_left_its_room(
     least = [max(1, array.running) for array in active]  # an array has one place at least
     assert jobs <= max(max_jobs or 10**6, sum(least))
     assert gpus <= max(max_gpus, sum(map(operator.mul, least, wide)))
+
+
+@pytest.mark.parametrize("more", [8, 40])
+def test_what_waits_for_a_full_array_leaves_it_its_places(run: RunSpec, more: int) -> None:
+    """GPUs that nobody would take are not taken from those that run; what waits has its share afterwards."""
+    active = [Active("1", tuple(map(job_of, runs_like(run, *[(1, 1.0)] * 40))), running=8)]
+    line = list(map(job_of, runs_like(run, *[(1, 1.0)] * more)))
+    old, new = shares_beside(active, [line], profile(gpu=H100, max_gpus=8))
+    assert old == Share(8)
+    assert new.after == (0,)
+    assert new.places > 1
 
 
 # Options

@@ -14,6 +14,7 @@ from isoflop.errors import BudgetError, ConfigError
 from isoflop.launching.arrays import group
 from isoflop.planning.bill import Bill, check_cap, with_bill
 from isoflop.planning.plan import Plan, plan
+from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
 
 
@@ -139,6 +140,28 @@ def test_a_checkpoint_after_every_step_is_the_most(h100: Profile) -> None:
     bill = bill_of(with_bill(study, replace(h100, slurm={})))
     saves = [run.steps * 12 * run.params_total / 0.5e9 / 3600 for run in study.runs]
     assert bill.hours == pytest.approx([size.hours + more for size, more in zip(bill.sizes, saves, strict=True)])
+
+
+@pytest.mark.parametrize("max_gpus", [64, 256, None])
+@pytest.mark.parametrize("order", ["longest", "budget"])
+def test_a_limit_on_jobs_that_limits_nothing_costs_nothing(
+    soda: Plan, h100: Profile, max_gpus: int | None, order: Order
+) -> None:
+    limited, free = (
+        bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=most), order=order))
+        for most in (len(soda.runs), None)
+    )
+    assert (limited.finish_hours, limited.gpu_hours) == (free.finish_hours, free.gpu_hours)
+
+
+@pytest.mark.parametrize("max_jobs", [1, 2, 3, 5])
+def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(soda: Plan, h100: Profile, max_jobs: int) -> None:
+    """About as soon as with any number of jobs, or, where they are too few for that, as on as many GPUs as help."""
+    many, few, any_number = (
+        bill_of(with_bill(soda, replace(h100, max_gpus=gpus, max_jobs=jobs))).finish_hours
+        for gpus, jobs in ((512, max_jobs), (None, max_jobs), (None, None))
+    )
+    assert few < 1.1 * max(many, any_number)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,14 @@ def test_who_stands_in_line(asked: list[tuple[int, float]], order: Order, most: 
         ([[(2, 3.0)], [(4, 2.0)], [(1, 1.0)]], 4, None, "longest", [Share(1), Share(1, (0, 2)), Share(1)]),
         # No room for the second: it is handed the first one's.
         ([[(4, 3.0)], [(2, 1.0)] * 2], 4, None, "longest", [Share(1), Share(2, (0,))]),
+        # Side by side the first line has two of four places, for 50 hours; one after the other all end after 31.
+        (
+            [[(1, 10.0)] * 10, [(2, 1.0)] * 2, [(4, 1.0)] * 2],
+            None,
+            4,
+            "longest",
+            [Share(4), Share(2, (0,)), Share(2, (0,))],
+        ),
         # Small budgets first: the first line takes what lets it end soonest, the others what is left, or freed.
         ([[(1, 1.0)] * 2, [(1, 2.0)] * 2, [(2, 1.0)]], 3, None, "budget", [Share(2), Share(2, (0,)), Share(1, (0, 1))]),
         ([[(1, 1.0)] * 2, [(2, 5.0)]], 4, None, "budget", [Share(2), Share(1)]),
