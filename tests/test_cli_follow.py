@@ -145,6 +145,20 @@ def test_nothing_to_add(isoflop: Callable[..., Output], study: Path) -> None:
     assert not Path("soda-extended.yaml").exists()
 
 
+@pytest.mark.parametrize("option", ["--max-flops", "--target", "--until"])
+@pytest.mark.parametrize("value", ["0", "-5", "nan", "inf", "1e300"])
+def test_numbers_that_no_extension_can_have(
+    isoflop: Callable[..., Output], study: Path, option: str, value: str
+) -> None:
+    code, out, err = isoflop("extend", str(study), option, value)
+    if (option, value) == ("--until", "0"):  # its default: all that the caps allow
+        assert code == 0
+        return
+    assert (code, out) == (2, "")
+    assert option in err
+    assert not Path("soda-extended.yaml").exists()
+
+
 def test_extensions_that_are_refused(isoflop: Callable[..., Output], study: Path, tmp_path: Path) -> None:
     Path("soda-extended.yaml").write_text("mine")
     for arguments, says in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from studies import run_of, tiny_plan, write_sweep
 
+from isoflop.config import load_sweep
+from isoflop.config.loading import to_yaml
 from isoflop.launching import snapshot
 from isoflop.launching.attempt import attempt, log_file
 from isoflop.launching.directory import make_directory
@@ -155,6 +158,31 @@ def test_only_what_is_chosen_would_be_queued(isoflop: Callable[..., Output]) -> 
     assert 0 < sum(int(line.split()[1]) for line in runs) < 20
     assert all("3e18-" in line for line in runs)
     assert "not chosen" in err
+    shown = {line.partition(": ")[0]: line for line in err.splitlines()}
+    assert "3e18-" in shown["critical"]
+    assert "1.8e20-" not in shown["critical"]
+    hours = float(re.findall(r"cost: ([\d,]+) GPU-hours", err)[0].replace(",", ""))
+    assert hours < float(re.findall(r"the whole study takes ([\d,]+) GPU-hours", err)[0].replace(",", "")) / 20
+
+
+def test_a_dry_run_says_which_arrays_wait_for_others(isoflop: Callable[..., Output]) -> None:
+    Path("few.yaml").write_text(Path("gpu.yaml").read_text() + "max_gpus: 16\n")
+    code, out, _ = isoflop("submit", "soda", "--cluster", "few.yaml", "--dry-run", "--order", "budget")
+    waits = re.findall(r"^# array (\d+), which starts once these have ended: ([\d, ]+)$", out, re.MULTILINE)
+    assert code == 0
+    assert waits
+    assert all(int(number) > int(other) >= 1 for number, others in waits for other in others.split(", "))
+
+
+def test_files_from_pipes_are_read_as_often_as_needed(isoflop: Callable[..., Output]) -> None:
+    pipes = []
+    for text in (to_yaml(load_sweep("soda")), Path("gpu.yaml").read_text()):
+        reads, writes = os.pipe()
+        os.write(writes, text.encode())
+        os.close(writes)
+        pipes.append(f"/dev/fd/{reads}")
+    code, out, err = isoflop("submit", pipes[0], "name=soda", "--cluster", pipes[1], "--dry-run")
+    assert (code, out[:2]) == (0, "# "), err
 
 
 def test_who_can_not_be_asked_has_to_say_yes(isoflop: Callable[..., Output], root: Path) -> None:

@@ -108,6 +108,9 @@ def test_what_is_no_time_is_told_when_the_profile_is_read(section: str, value: A
         ({"mem": math.nan}, "slurm.mem: expected a number in decimals, or text in quotes, got nan"),
         ({"nice": math.inf}, "slurm.nice: expected a number in decimals"),
         ({"account": 1e20}, "slurm.account: expected a number in decimals"),
+        ({"exclusiv": True}, "slurm.exclusiv: is a beginning of slurm.exclusive; write the option out"),
+        ({"arr": "0-3"}, "slurm.arr: is a beginning of slurm.array; write the option out"),
+        ({"gpus-per-n": 4}, "slurm.gpus-per-n: is a beginning of slurm.gpus_per_node; write the option out"),
     ],
 )
 def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], says: str) -> None:

@@ -47,7 +47,8 @@ def test_what_sbatch_would_get_changed_is_refused(tmp_path: Path, section: str, 
     name, _, value = option.partition(": ")
     with pytest.raises(ConfigError) as problem:
         read(tmp_path, f"{section}: {{{option}}}\n")
-    assert f"ours.yaml: {section}.{name}: {value} is read as {read_as}; put it in quotes" in str(problem.value)
+    mend = {"True": "write true, or ", "False": "leave it out, or "}.get(read_as, "")
+    assert f"ours.yaml: {section}.{name}: {value} is read as {read_as}; {mend}put it in quotes" in str(problem.value)
     assert f'"{value}"' in str(problem.value)
     if name != "time":
         assert getattr(read(tmp_path, f'{section}: {{{name}: "{value}"}}\n'), section) == {name: value}

@@ -59,6 +59,7 @@ def submit(
     from isoflop.launching.submission import submissions_folder
     from isoflop.launching.submitting import intend
     from isoflop.launching.submitting import submit as queue
+    from isoflop.planning.bill import with_bill_of_rest
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.printing import print_bill, print_intent, print_scripts, print_submission, print_submitted
     from isoflop.reporting.progress import StudyProgress
@@ -67,14 +68,17 @@ def submit(
     profile = load_profile(cluster)
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
-    plan = lay_out(sweep, overrides or ())
+    plan, most_tasks = lay_out(sweep, overrides or ()), max_array_size()
     if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
+        plan = with_bill(plan, cluster, order, interruptions, None, most_tasks)
+    elif interruptions is not None:
+        raise ConfigError("--interruptions: goes with a bill; give the profile its `gpu`, or run `isoflop calibrate`")
     intent = intend(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
-    print_intent(plan)
-    if plan.bill is not None:
-        print_bill(plan.bill, sys.stderr)
+    rest = with_bill_of_rest(plan, intent.rest(), most_tasks)
+    print_intent(rest)
+    if rest.bill is not None:
+        print_bill(rest.bill, sys.stderr)
     print_submission(intent, plan)
     if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
         warn(differs)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from isoflop.cli.shared import Directory, app
+from isoflop.cli.shared import Directory, app, check_number
 from isoflop.errors import ConfigError
 
 ParamCount = Literal["total", "one_embedding", "non_embedding"]
@@ -52,12 +52,16 @@ def extend(
     and writes a sweep file with them: submitted or run, it trains only what is new.
     """
     from isoflop.config import load_sweep
+    from isoflop.config.schema import LARGEST_BUDGET
     from isoflop.following.extend import extend as choose
     from isoflop.following.sweep_file import write_sweep
     from isoflop.reporting.following import print_extension
     from isoflop.reporting.terminal import warn
     from isoflop.results import read_runs
 
+    check_number("--target", target, LARGEST_BUDGET)
+    check_number("--max-flops", max_flops, LARGEST_BUDGET)
+    check_number("--until", until or None, 1e3)
     definition = directory / "sweep.yaml"
     if not definition.exists():
         raise ConfigError(f"{directory}: has no sweep.yaml; only a study that was laid out here can be extended")

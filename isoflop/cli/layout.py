@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from isoflop.cli.cluster import submit
-from isoflop.cli.shared import Interruptions, MaxGpuHours, Order, app, plan_app, with_bill
+from isoflop.cli.shared import Interruptions, MaxGpuHours, Order, app, check_number, plan_app, with_bill
 from isoflop.errors import ConfigError
 
 
@@ -57,11 +57,8 @@ def plan(
     from isoflop.reporting.printing import drop_reasons, print_dropped, print_plan, print_plan_json
     from isoflop.reporting.terminal import warn
 
-    for name, value, low, high in (("--noise", noise, 1e-9, 1.0), ("--target", target, 0.0, LARGEST_BUDGET)):
-        if value is not None and not (low <= value <= high and value > 0):
-            raise ConfigError(
-                f"{name}: expected a number {f'from {low:g}' if low else 'above 0'} to {high:g}, got {value:g}"
-            )
+    check_number("--noise", noise, 1.0, 1e-9)
+    check_number("--target", target, LARGEST_BUDGET)
     laid_out = lay_out(sweep, overrides or ())
     if cluster is not None:
         laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)

@@ -37,6 +37,14 @@ app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 
 
+def check_number(option: str, value: float | None, most: float, least: float = 0.0) -> None:
+    """Raises ConfigError for the value of an option that is not from `least`, or above 0, up to `most`."""
+    if value is not None and not (least <= value <= most and value > 0):
+        raise ConfigError(
+            f"{option}: expected a number {f'from {least:g}' if least else 'above 0'} to {most:g}, got {value:g}"
+        )
+
+
 def with_bill(
     plan: Plan,
     cluster: str,

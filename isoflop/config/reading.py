@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,7 +42,7 @@ def find(given: str | PathLike[str], shipped: str) -> Source:
     path = Path(given)
     try:
         if path.exists() and not path.is_dir():  # a pipe too: sweep-plan <(...)
-            return Source(label, path.stem, path.read_text(encoding="utf-8"))
+            return Source(label, path.stem, _text(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{label}: not a text file in UTF-8") from None
     except OSError as problem:
@@ -54,6 +55,18 @@ def find(given: str | PathLike[str], shipped: str) -> Source:
     near = difflib.get_close_matches(path.stem, texts, n=1)
     hint = f"did you mean {near[0]}, of the shipped ones" if near else "shipped ones"
     raise ConfigError(f"{label}: no such file; {hint}: {', '.join(texts)}")
+
+
+def _text(path: Path) -> str:
+    """A file's text; that of a pipe, which gives it once, is kept for who reads it again."""
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return _of_pipe(path)
+
+
+@cache
+def _of_pipe(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def shipped_files(folder: str) -> dict[str, Path]:

@@ -29,6 +29,12 @@ GPU_OPTIONS: dict[str, re.Pattern[str] | None] = {
 """Options that ask for GPUs, and where they say how many; None: that depends on more than the option. In gres no number
 means one."""
 
+RECKONED_WITH = {
+    *OURS, *GPU_OPTIONS, "exclusive", "time", "partition", "nodes", "ntasks", "ntasks_per_node", "tasks_per_node",
+    "cpus_per_task", "cpus_per_gpu", "mem", "mem_per_cpu", "mem_per_gpu", "requeue", "no_requeue", "exclude",
+}  # fmt: skip
+"""Options that isoflop looks for by name; sbatch takes their beginnings too."""
+
 LAYOUT_OPTIONS = ("nodes", "ntasks", "tasks_per_node")
 """Beginnings of options that say on how many nodes and by how many processes a job runs."""
 
@@ -49,6 +55,9 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
         key = join(section, str(name))
         require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
         require(plain_name(name) not in OURS, key, "is for isoflop to say; leave it out")
+        short = [known for known in sorted(RECKONED_WITH) if known.startswith(plain_name(name))]
+        whole = not short or plain_name(name) in short
+        require(whole, key, f"is a beginning of {join(section, (short or [''])[0])}; write the option out")
         twice = names.setdefault(plain_name(name), key)
         require(twice == key, key, f"is the same option as {twice}; leave one out")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")

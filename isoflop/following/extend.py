@@ -164,12 +164,12 @@ def extend(
     table = read_table(runs, n=n, loss=loss, need_budgets=False)
     fit = fit_parametric(table, bootstrap=0, confidence=confidence)
     study, spent = _study(before, runs, fit, n)
-    target = target or FURTHER * max(run.budget for run in before.runs)
+    target = FURTHER * max(run.budget for run in before.runs) if target is None else target
     aim = study.design.exponent() if purpose == "exponents" else study.design.loss(target)
     now = _half_of(fit, purpose, target, confidence)
     uneven = float(fit.estimate.even[0]) < LACK
     scale = now / study.design.half_width(aim, confidence) if uneven else 1.0
-    caps = Caps(max_flops or spent, max_runs, enough / scale)
+    caps = Caps(spent if max_flops is None else max_flops, max_runs, enough / scale)
     search, left = choose(study, aim, caps, _joint(table, confidence), confidence)
     entries = entries_of(before, search.picks)
     return Extension(

@@ -79,8 +79,12 @@ class Intent:
 
     def gpu_hours(self, plan: Plan) -> float:
         """What would be queued needs, by the plan's bill; runs go on where they were."""
-        left = {run_id: 1 - where.share for run_id, where in self.picture.runs.items()}
-        return sum(left[run.run_id] * (run.est_gpu_hours or 0.0) for run in self.chosen(plan))
+        rest = self.rest()
+        return sum(rest[run.run_id] * (run.est_gpu_hours or 0.0) for run in self.chosen(plan))
+
+    def rest(self) -> dict[str, float]:
+        """Of each run that would be queued, the share that is not done."""
+        return {run_id: 1 - self.picture.runs[run_id].share for run_id in self.queued}
 
     def arrays(self, plan: Plan, profile: Profile, order: Order, active: Sequence[Active] = ()) -> list[Array]:
         """The arrays in which they would be queued, beside those that are."""

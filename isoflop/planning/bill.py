@@ -20,9 +20,10 @@ from isoflop.planning.queue import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isoflop.planning.plan import Plan
+    from isoflop.planning.runspec import RunSpec
 
 CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
@@ -140,8 +141,7 @@ def with_bill(
     clock = Clock(plan.sweep.train, interruptions_per_day, profile, calibration)
     layout = partial(_lay_out, sizer, order=order, clock=clock, most_tasks=most_tasks)
     sizes, times, schedule = layout(profile)
-    at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in plan.runs]
-    kept = [run.shape.weight_bytes() for run in plan.runs]
+    most, kept = _disk(plan.runs, schedule)
     bill = Bill(
         profile=profile,
         order=order,
@@ -150,8 +150,8 @@ def with_bill(
         starts=tuple(time.starts for time in times),
         schedule=schedule,
         others=_on_other_gpus(profile, layout),
-        disk_bytes=schedule.most_held(at_work, kept),
-        kept_bytes=sum(kept),
+        disk_bytes=most,
+        kept_bytes=kept,
         calibration=calibration,
         interruptions_per_day=interruptions_per_day,
         precision=precision,
@@ -170,10 +170,40 @@ def with_bill(
     return replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
 
 
+def with_bill_of_rest(plan: Plan, left: Mapping[str, float], most_tasks: int = UNLIMITED) -> Plan:
+    """The plan with the bill of some of its runs alone, by id, each sized as before, with the share of it that is left.
+
+    The warnings are those of that bill. A plan without a bill stays as it is.
+    """
+    bill = plan.bill
+    if bill is None or not left:
+        return plan
+    chosen = [(run, size, hours, starts) for run, size, hours, starts in
+              zip(plan.runs, bill.sizes, bill.hours, bill.starts, strict=True) if run.run_id in left]  # fmt: skip
+    runs, sizes, whole, starts = zip(*chosen, strict=True)
+    hours = tuple(each * left[run.run_id] for run, each in zip(runs, whole, strict=True))
+    schedule = _schedule(runs, sizes, hours, bill.profile, bill.order, most_tasks)
+    most, kept = _disk(runs, schedule)
+    rest = replace(
+        bill, sizes=sizes, hours=hours, starts=starts, schedule=schedule, others={}, disk_bytes=most, kept_bytes=kept
+    )
+    own = set(bill.warnings())
+    return replace(plan, bill=rest, warnings=(*(one for one in plan.warnings if one not in own), *rest.warnings()))
+
+
+def _disk(runs: Sequence[RunSpec], schedule: Schedule) -> tuple[int, int]:
+    """Bytes: the most that checkpoints and final weights take at one moment, and those of the weights, which stay."""
+    at_work = [CHECKPOINTS * run.shape.checkpoint_bytes for run in runs]
+    kept = [run.shape.weight_bytes() for run in runs]
+    return schedule.most_held(at_work, kept), sum(kept)
+
+
 def places_of(profile: Profile) -> int | None:
     """GPUs that the study may hold at once, on CPUs runs at once; None where nothing limits them."""
+    if profile.gpu is not None and profile.executor == "local":  # where each run takes one
+        return min(profile.max_gpus or profile.gpu.per_node, profile.max_jobs or profile.gpu.per_node)
     if profile.gpu is not None:
-        return profile.max_gpus or (profile.gpu.per_node if profile.executor == "local" else None)
+        return profile.max_gpus
     return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
 
 
@@ -185,9 +215,14 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_ta
     the fewest that make up for it, as far as GPUs can.
     """
     most, max_jobs = places_of(profile), profile.max_jobs
+    runs = [run for run, _, _ in sizer.runs]
+
+    def schedule(sizes: Sequence[Size], times: Sequence[Time], profile: Profile) -> Schedule:
+        return _schedule(runs, sizes, [time.hours for time in times], profile, order, most_tasks)
+
     trials = []
     for sizes in sizer.choices(most, max_jobs):
-        times = tuple(clock.time(run, size.hours) for (run, _, _), size in zip(sizer.runs, sizes, strict=True))
+        times = tuple(clock.time(run, size.hours) for run, size in zip(runs, sizes, strict=True))
         hours = [time.hours for time in times]
         least = max(max(hours), _gpu_hours(sizes, hours) / (most or math.inf), sum(hours) / (max_jobs or math.inf))
         trials.append((least, len(trials), tuple(sizes), times))
@@ -195,27 +230,31 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_ta
     soonest = math.inf
     for least, number, sizes, times in sorted(trials, key=lambda trial: trial[0]):
         if least <= SOON_ENOUGH * soonest:
-            schedule = _schedule(sizer, sizes, times, profile, order, most_tasks)
-            found[number] = sizes, times, schedule
-            soonest = min(soonest, schedule.finish_hours)
+            found[number] = sizes, times, schedule(sizes, times, profile)
+            soonest = min(soonest, found[number][2].finish_hours)
     if max_jobs is None or len(trials) == 1:
         return found[0]
     _, _, sizes, times = trials[0]
-    aim = max(soonest, _schedule(sizer, sizes, times, replace(profile, max_jobs=None), order, most_tasks).finish_hours)
+    aim = max(soonest, schedule(sizes, times, replace(profile, max_jobs=None)).finish_hours)
     if aim > soonest:
         for _, number, sizes, times in trials:
             if number not in found:
-                found[number] = sizes, times, _schedule(sizer, sizes, times, profile, order, most_tasks)
+                found[number] = sizes, times, schedule(sizes, times, profile)
     return next(found[n] for n in sorted(found) if found[n][2].finish_hours <= SOON_ENOUGH * aim)
 
 
 def _schedule(
-    sizer: Sizer, sizes: Sequence[Size], times: Sequence[Time], profile: Profile, order: Order, most_tasks: int
+    runs: Sequence[RunSpec],
+    sizes: Sequence[Size],
+    hours: Sequence[float],
+    profile: Profile,
+    order: Order,
+    most_tasks: int,
 ) -> Schedule:
     """When runs of such sizes start and end, on a cluster as the arrays that would be submitted."""
     jobs = [
-        Job(run.run_id, size.gpus, time.hours, run.budget, size.nodes)
-        for (run, _, _), size, time in zip(sizer.runs, sizes, times, strict=True)
+        Job(run.run_id, size.gpus, each, run.budget, size.nodes)
+        for run, size, each in zip(runs, sizes, hours, strict=True)
     ]
     if profile.executor == "local":  # whoever is free takes the next
         at_once = [replace(job, gpus=max(1, job.gpus)) for job in jobs]

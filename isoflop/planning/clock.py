@@ -39,7 +39,7 @@ class Clock:
         self.calibration = calibration
         self.minutes = train.checkpoint_minutes
         self.saves = train.trainer == "builtin"  # another program saves as it likes
-        self.slower = 1 + interruptions_per_day / 24 * (self.minutes / 120 + RESTART_HOURS)
+        self.per_hour = interruptions_per_day / 24
         self.limit, self.limit_text = time_limit_hours(profile), profile.slurm.get("time")
 
     def time(self, run: RunSpec, trained: float) -> Time:
@@ -51,7 +51,8 @@ class Clock:
         # One after the last step too, and never more than one a step; training waits while it is written.
         saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
         save = self._save_seconds(run) / 3600
-        hours = self.slower * (trained + saves * save)
+        lost = min(self.minutes / 60, trained) / 2
+        hours = (1 + self.per_hour * (lost + RESTART_HOURS)) * (trained + saves * save)
         if math.isinf(self.limit):
             return Time(hours, 1)
         usable = self.limit - save_lead_s(run.shape.checkpoint_bytes, self.limit) / 3600

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError
+from isoflop.planning import runspec
 
 if TYPE_CHECKING:
     from isoflop.laws import Surface
@@ -23,6 +25,14 @@ PLACES = ("nodes", "node_rank", "gpus_per_node", "main_address", "main_port")
 """Of the job: how often the program is started, and which of them this is; its GPUs; where the first can be met."""
 NAMES = (*COLUMNS, *PATHS, *PLACES)
 """What can stand in braces."""
+
+EXAMPLES: dict[str, Any] = {
+    **{name: {str: "x", int: 1, float: 1.5}[runspec.COLUMNS[name]] for name in COLUMNS},
+    **dict.fromkeys(PATHS, Path("x")),
+    **dict.fromkeys(PLACES, 1),
+    "main_address": "x",
+}
+"""A value for each, of its type, by which a format such as `{lr:.3g}` is tried."""
 
 MADE_SPLITS = ("train", "heldout")
 """Of the data that are made here."""
@@ -62,7 +72,7 @@ def find_law(name: str) -> Surface:
 
 
 def _check_command(template: str) -> None:
-    fill(template, dict.fromkeys(NAMES, 1))
+    fill(template, EXAMPLES)
     program, *words = shlex.split(template)
     of_shell = [program] if _VARIABLE.match(program) else [word for word in words if _OF_SHELLS.fullmatch(word)]
     if of_shell:

@@ -176,11 +176,9 @@ def print_submission(intent: Intent, plan: Plan) -> None:
         warn(note)
     counts = ", ".join(f"{count} {word}" for word, count in intent.counts().items())
     print(f"{intent.directory}: {counts}", file=sys.stderr)
-    if plan.bill is not None and plan.bill.profile.gpu is not None and intent.queued:
-        hours, price = intent.gpu_hours(plan), plan.bill.profile.price_per_gpu_hour
-        if hours < plan.bill.gpu_hours:  # the bill above is of the whole study
-            cost = "" if price is None else f", {price * hours:,.0f} at {price:g} a GPU-hour"
-            print(f"to be queued: {hours:,.0f} of these GPU-hours{cost}", file=sys.stderr)
+    if plan.bill is not None and intent.queued and intent.gpu_hours(plan) < plan.bill.gpu_hours:
+        whole = f"the whole study takes {plan.bill.gpu_hours:,.0f} GPU-hours"
+        print(f"this bill is of what is to be queued, from where it is; {whole}", file=sys.stderr)
     for where in intent.picture.runs.values():
         if where.state in ("failed", "diverged"):
             mend = "" if where.state == "diverged" else "; see `isoflop retry`"
@@ -206,8 +204,12 @@ def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) ->
     from isoflop.launching.submitting import with_excluded
 
     excluded = with_excluded(profile, intent.bad_nodes)
-    for array in intent.arrays(plan, profile, order):
-        print(f"# {len(array.runs)} runs: {', '.join(run.run_id for run in array.runs[:3])}, ...")
+    for number, array in enumerate(intent.arrays(plan, profile, order), start=1):
+        names = ", ".join(run.run_id for run in array.runs[:3]) + (", ..." if len(array.runs) > 3 else "")
+        print(f"# {len(array.runs)} runs: {names}")
+        if array.after:
+            others = ", ".join(str(1 + place) for place in array.after)
+            print(f"# array {number}, which starts once these have ended: {others}")
         print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
 
 

@@ -108,7 +108,8 @@ def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., 
     assert "what would be queued needs about " in err
     code, _, err = submit(*small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml")
     assert code == 0
-    assert "to be queued: 0 of these GPU-hours, 0 at 0 a GPU-hour\n" in err
+    assert "cost: 0 GPU-hours on testbed" in err
+    assert re.search(r"this bill is of what is to be queued, from where it is; the whole study takes 1\d\d GPU-h", err)
 
 
 def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[..., Output]) -> None:
@@ -122,8 +123,15 @@ def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[...
     assert code == 3
     code, _, err = submit(*large, "--max-gpu-hours", f"{0.26 * hours}", cluster="gpu.yaml")
     assert code == 0
-    (left,) = re.findall(r"to be queued: ([\d,]+) of these GPU-hours, 0 at 0 a GPU-hour\n", err)
+    (left,) = re.findall(r"cost: ([\d,]+) GPU-hours", err)
     assert int(left.replace(",", "")) == pytest.approx(0.25 * hours, abs=1)
+    assert f"the whole study takes {hours:,} GPU-hours\n" in err
+
+
+def test_interruptions_without_a_bill_are_refused(study: Study, submit: Callable[..., Output]) -> None:
+    code, _, err = submit("--interruptions", "3")
+    assert (code, "--interruptions: goes with a bill; give the profile its `gpu`" in err) == (2, True)
+    assert not study.slurm.read()["jobs"]
 
 
 def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Output]) -> None:

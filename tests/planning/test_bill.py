@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from isoflop.config.profile import Profile, load_profile
+from isoflop.config.profile import Gpu, Profile, load_profile
 from isoflop.errors import BudgetError, ConfigError
 from isoflop.launching.arrays import group
-from isoflop.planning.bill import Bill, check_cap, with_bill
+from isoflop.planning.bill import Bill, check_cap, with_bill, with_bill_of_rest
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.queue import Order
 from isoflop.planning.runspec import RunSpec
@@ -122,6 +122,44 @@ def saving_hours(run: RunSpec, trained: float, minutes: float) -> float:
         left -= minutes / 60
         hours += 12 * run.params_total / 0.5e9 / 3600
     return hours
+
+
+@pytest.mark.parametrize(("minutes", "lost"), [(60.0, 0.5), (1e6, None), (1e305, None)])
+def test_an_interruption_costs_no_more_than_half_of_what_was_trained(
+    soda: Plan, h100: Profile, minutes: float, lost: float | None
+) -> None:
+    study = replace(soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes)))
+    never, hourly = (
+        bill_of(with_bill(study, replace(h100, slurm={}), interruptions_per_day=rate)) for rate in (0.0, 24.0)
+    )
+    for size, plain, busy in zip(hourly.sizes, never.hours, hourly.hours, strict=True):
+        assert busy == pytest.approx(plain * (1 + min(size.hours / 2, lost or math.inf) + 0.25))
+
+
+def test_on_this_machine_no_more_runs_at_once_than_it_may(soda: Plan) -> None:
+    here = Profile(name="here", executor="local", gpu=Gpu(type="h100-sxm", per_node=8))
+    one, eight = (bill_of(with_bill(soda, replace(here, max_jobs=most))) for most in (1, 8))
+    assert one.finish_hours == pytest.approx(sum(one.hours))
+    assert eight.finish_hours < one.finish_hours / 6
+
+
+def test_the_bill_of_a_part_is_of_what_is_left(soda: Plan, h100: Profile) -> None:
+    billed = with_bill(soda, replace(h100, disk_gb=100.0))
+    small = {run.run_id: 0.5 for run in soda.runs if run.budget == 3e18}
+    rest = with_bill_of_rest(billed, small)
+    bill, whole = bill_of(rest), bill_of(billed)
+    own = [number for number, run in enumerate(soda.runs) if run.run_id in small]
+    assert bill.hours == tuple(whole.hours[number] / 2 for number in own)
+    assert bill.gpu_hours == pytest.approx(sum(whole.sizes[n].held * whole.hours[n] / 2 for n in own))
+    assert set(bill.schedule.critical) <= set(small)
+    assert max(bill.hours) <= bill.finish_hours < whole.finish_hours
+    assert bill.kept_bytes == sum(4 * soda.runs[number].params_total for number in own)
+    assert any("GB at a time" in warning for warning in billed.warnings)
+    assert not any("GB at a time" in warning for warning in rest.warnings)
+    everything = {run.run_id: 1.0 for run in soda.runs}
+    assert bill_of(with_bill_of_rest(billed, everything)).schedule == whole.schedule
+    assert with_bill_of_rest(billed, {}) is billed
+    assert with_bill_of_rest(soda, everything) is soda
 
 
 @pytest.mark.parametrize("minutes", [10, 60, 7])

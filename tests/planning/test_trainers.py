@@ -42,6 +42,11 @@ NOWHERE = "does not say where the program is to write its losses; give it {losse
         ("train {losses} ; true", f"';' {NO_SHELL}"),
         ("train {losses} &", f"'&' {NO_SHELL}"),
         ("FOO=1 train {losses}", f"'FOO=1' {NO_SHELL}"),
+        (
+            "train {losses} {budget:d}",
+            "can't be read as a command (Unknown format code 'd' for object of type 'float')",
+        ),
+        ("train {losses} {steps:s}", "can't be read as a command (Unknown format code 's' for object of type 'int')"),
     ],
 )
 def test_a_command_that_no_run_could_use_is_one_line(tmp_path: Path, command: str, says: str) -> None:
@@ -61,6 +66,7 @@ def test_a_command_that_no_run_could_use_is_one_line(tmp_path: Path, command: st
         "bash -c 'train --losses $ISOFLOP_RUN_DIR/losses.jsonl'",
         "env FOO=1 train --set optimizer.lr={lr} {losses}",
         "train {losses} $HOME '<tag>' 'a > b' a|b",
+        "train {losses} {run_id:.12s} {steps:06d} {budget:.1e} {main_address:>9} {nodes:d}",
     ],
 )
 def test_a_command_that_can_be_used_is_planned(tmp_path: Path, command: str) -> None:
