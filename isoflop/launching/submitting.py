@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Active, Array, group, job_of, shares_beside
 from isoflop.launching.directory import check_study, make_directory, root_of, sweep_directory
 from isoflop.launching.kept import keep_profile
+from isoflop.launching.nodes import bad_nodes, with_excluded
 from isoflop.launching.picture import Picture, Where
 from isoflop.launching.queueing import SubmitLimitError, heal, submit_array
 from isoflop.launching.reconcile import reconcile
@@ -28,9 +29,6 @@ from isoflop.planning.queue import Job, Order
 from isoflop.planning.runspec import RunSpec
 from isoflop.runs import RunDirectory
 from isoflop.training.loggers import check_installed
-
-BAD_NODE_RUNS = 3
-"""Different runs that failed on a node before it is left out."""
 
 
 @dataclass(frozen=True)
@@ -257,31 +255,6 @@ def _throttle(
             with suppress(ClusterError):  # some clusters don't let users: then the limits hold for each call alone
                 slurm.throttle(item.job_id or "", held.places)
                 replace(item, at_once=held.places).write(submissions_folder(directory))
-
-
-def with_excluded(profile: Profile, nodes: Sequence[str]) -> Profile:
-    """The profile with some nodes left out, beside those that it leaves out itself."""
-    if not nodes:
-        return profile
-    given = str(profile.slurm.get("exclude", ""))
-    return replace(profile, slurm={**profile.slurm, "exclude": ",".join(filter(None, (given, *nodes)))})
-
-
-def bad_nodes(picture: Picture) -> tuple[str, ...]:
-    """Nodes on which several different runs failed, each of which failed nowhere else, while others get on: where all
-    fail everywhere it is not the nodes.
-    """
-    failed, works = defaultdict[str, list[float]](list), dict[str, float]()
-    for where in picture.runs.values():
-        at, nodes = where.stored.get("heartbeat", 0.0), set(where.stored.get("failed_on", ()))
-        if len(nodes) == 1:
-            failed[nodes.pop()].append(at)
-        elif where.state in ("done", "running") and where.node:
-            works[where.node] = max(at, works.get(where.node, 0.0))
-    if not works.keys() - failed.keys():
-        return ()
-    bad = (node for node, times in failed.items() if len(times) >= BAD_NODE_RUNS and works.get(node, 0.0) < max(times))
-    return tuple(sorted(bad))
 
 
 def _chosen(plan: Plan, only: str | None) -> set[str]:

@@ -200,8 +200,8 @@ def print_submitted(submission: Submission) -> None:
 
 def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) -> None:
     """The scripts that sbatch would get, on stdout."""
+    from isoflop.launching.nodes import with_excluded
     from isoflop.launching.queueing import sbatch_script
-    from isoflop.launching.submitting import with_excluded
 
     excluded = with_excluded(profile, intent.bad_nodes)
     for number, array in enumerate(intent.arrays(plan, profile, order), start=1):

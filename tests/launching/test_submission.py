@@ -29,10 +29,11 @@ from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.kept import keep_profile, kept_profile
+from isoflop.launching.nodes import bad_nodes, with_excluded
 from isoflop.launching.queueing import SubmitLimitError, heal, sbatch_script
 from isoflop.launching.steering import cancel, look, retry
 from isoflop.launching.submission import Submission, read_submissions, submissions_folder
-from isoflop.launching.submitting import bad_nodes, intend, with_excluded
+from isoflop.launching.submitting import intend
 from isoflop.runs import RunDirectory
 
 NO_NODE = "Batch job submission failed: Requested node configuration is not available"
