@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from isoflop.launching.kept import keep_profile
 from isoflop.launching.queueing import submit_array
 from isoflop.launching.submission import Submission, read_submissions, submissions_folder
 from isoflop.launching.submitting import Intent, submit
+from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs import RunDirectory
 
@@ -106,3 +110,16 @@ def make_study(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     monkeypatch.setenv("PATH", str(slurm.folder))
     made = load_profile(PROFILE, {"root": str(folder / "runs")})
     return Study(slurm, folder, tiny_plan(folder, SIMULATED, *overrides), made)
+
+
+def act_meanwhile(study: Study, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Somebody is at work on the submissions now; the next call has to wait, until `act` was done too."""
+    work = ExitStack()
+    assert work.enter_context(take_lease(submissions_folder(study.directory) / "lease"))
+
+    def sleep(_: float) -> None:
+        work.close()
+        act()
+
+    monkeypatch.setattr(submissions, "WAIT_S", 60.0)
+    monkeypatch.setattr(submissions, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))

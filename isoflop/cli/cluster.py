@@ -158,18 +158,18 @@ def retry(directory: Directory, runs: Runs = None) -> None:
 
     Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
     """
-    from isoflop.launching.kept import kept_study
+    from isoflop.launching.kept import lease_study
     from isoflop.launching.steering import retry as make_ready
     from isoflop.launching.submitting import submit as queue
     from isoflop.reporting.printing import print_submitted
 
     directory = directory.resolve()
-    plan, profile = kept_study(directory)
-    ready = make_ready(directory, runs or ())
-    if not ready:
-        print("no run has failed or was cancelled", file=sys.stderr)
-        return
-    queue(plan, profile, runs=ready, on_queued=print_submitted)
+    with lease_study(directory) as (plan, profile, lease):
+        ready = make_ready(directory, runs or (), lease)
+        if not ready:
+            print("no run has failed or was cancelled", file=sys.stderr)
+            return
+        queue(plan, profile, runs=ready, lease=lease, on_queued=print_submitted)
 
 
 @app.command("logs", short_help="What a run has written.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching.directory import root_of
-from isoflop.launching.submission import read_submissions
+from isoflop.launching.submission import lease_submissions, read_submissions
+from isoflop.lease import Lease
 from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import read_calibration
 from isoflop.planning.plan import Plan
@@ -65,3 +67,16 @@ def kept_study(directory: Path) -> tuple[Plan, Profile]:
         return with_bill(plan, profile, calibration=calibration), profile
     except ConfigError as problem:
         raise ConfigError(f"{directory / PROFILE_FILE}: {problem}") from None
+
+
+@contextmanager
+def lease_study(directory: Path) -> Iterator[tuple[Plan, Profile, Lease]]:
+    """A submitted sweep as its directory has it, for who changes its submissions: read once nobody else does.
+
+    Raises:
+        RunError, ConfigError: as `kept_study`.
+        BusyError: another process stays at work on the submissions.
+    """
+    kept_profile(directory)  # where there is no study, no lease's file is made
+    with lease_submissions(directory) as lease:
+        yield *kept_study(directory), lease

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from isoflop.errors import ClusterError, RunError
@@ -18,7 +18,7 @@ from isoflop.launching.picture import Picture, Where
 from isoflop.launching.queueing import heal
 from isoflop.launching.reconcile import is_hopeless, reconcile
 from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
-from isoflop.lease import is_leased
+from isoflop.lease import Lease, is_leased
 from isoflop.planning.plan import plan_rows
 from isoflop.runs import SETTLED, RunDirectory
 
@@ -181,8 +181,13 @@ def _wait_for_end(tasks: Set[str]) -> None:
             time.sleep(POLL_S)
 
 
-def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
+def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) -> list[str]:
     """Makes failed and cancelled runs ready for the next submission, however often they failed. Returns them.
+
+    Args:
+        directory: of the sweep.
+        prefixes: beginnings of their names; all where there are none.
+        lease: on the submissions, of who has it already.
 
     Raises:
         RunError: a run that is not known, or that is under way; a diverged one would only diverge again.
@@ -190,7 +195,7 @@ def retry(directory: Path, prefixes: Sequence[str]) -> list[str]:
     chosen, runs = choose(directory, prefixes), runs_of(directory)
     if dropped := sorted(set(chosen) - set(runs)):
         raise RunError(f"{dropped[0]}: the sweep has it no more, so there is nothing to retry")
-    with _steering(directory) as submissions:
+    with _steering(directory, lease) as submissions:
         picture = reconcile(directory, runs, submissions, ANY_RETRIES)
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
         ready = [run_id for run_id in chosen if picture.runs[run_id].state in ("failed", "cancelled")]
@@ -274,7 +279,7 @@ def _is_under_way(directory: Path, run: RunDirectory) -> bool:
 
 
 @contextmanager
-def _steering(directory: Path) -> Iterator[list[Submission]]:
+def _steering(directory: Path, lease: Lease | None = None) -> Iterator[list[Submission]]:
     """The submissions of a sweep, for the one process that may change them."""
-    with lease_submissions(directory):
+    with lease_submissions(directory) if lease is None else nullcontext(lease):
         yield heal(directory)

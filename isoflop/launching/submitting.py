@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from isoflop.launching.queueing import SubmitLimitError, heal, submit_array
 from isoflop.launching.reconcile import reconcile
 from isoflop.launching.snapshot import study_code
 from isoflop.launching.submission import Submission, lease_submissions, read_submissions, submissions_folder
+from isoflop.lease import Lease
 from isoflop.planning.bill import check_cap
 from isoflop.planning.lanes import Share
 from isoflop.planning.plan import Plan, plan_rows
@@ -132,6 +133,7 @@ def submit(
     cancelled: bool = True,
     new_code: bool = False,
     max_gpu_hours: float | None = None,
+    lease: Lease | None = None,
     on_data: Callable[[int, float], None] | None = None,
     on_queued: Callable[[Submission], None] | None = None,
 ) -> Intent:
@@ -146,6 +148,7 @@ def submit(
         cancelled: a person submits, who means cancelled runs too; a supervisor may then queue again what this queues.
         new_code: give the runs that are not done the code of today, not that of the first submission.
         max_gpu_hours: nothing is queued where it would need more.
+        lease: on the submissions, of who has it already.
         on_data: told about the data's progress.
         on_queued: told of each array, once it is queued.
 
@@ -161,7 +164,7 @@ def submit(
     from isoflop.launching.study import prepare_data
 
     directory = sweep_directory(plan.sweep, root_of(profile))
-    with lease_submissions(directory) as lease:
+    with lease_submissions(directory) if lease is None else nullcontext(lease) as lease:
         submissions, intent = heal(directory), intend(plan, profile, only)
         intent.check()
         stay = set() if cancelled else set(intent.picture.ids("cancelled"))

@@ -20,7 +20,7 @@ from isoflop.files import replace_file
 from isoflop.launching import slurm
 from isoflop.launching.approved import approved
 from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
-from isoflop.launching.kept import kept_profile, kept_study
+from isoflop.launching.kept import kept_profile, lease_study
 from isoflop.launching.notifying import Teller
 from isoflop.launching.picture import Picture
 from isoflop.launching.queueing import SubmitLimitError, queue_job
@@ -102,12 +102,13 @@ def supervise(directory: Path, teller: Teller | None = None) -> Look:
 
 
 def _look(directory: Path, teller: Teller) -> Look:
-    plan, profile = kept_study(directory)
-    agreed = approved(directory)
-    try:
-        intent = submit(plan, profile, runs=agreed, cancelled=False)
-    except SubmitLimitError as problem:  # until some have ended; what did end is told
-        _say(str(problem))
+    with lease_study(directory) as (plan, profile, lease):
+        agreed, intent = approved(directory), None
+        try:
+            intent = submit(plan, profile, runs=agreed, cancelled=False, lease=lease)
+        except SubmitLimitError as problem:  # until some have ended
+            _say(str(problem))
+    if intent is None:  # what did end is told
         tell(teller, profile, look(directory, profile.retries))
         return "goes on"
     agreed &= intent.picture.runs.keys()

@@ -16,16 +16,17 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from fake_study import TIMED_OUT, Study, make_study
+from fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
+from studies import tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
 from isoflop.launching import notifying, slurm, supervising
 from isoflop.launching.approved import approve
-from isoflop.launching.kept import keep_profile
+from isoflop.launching.kept import keep_profile, kept_profile
 from isoflop.launching.notifying import Teller
 from isoflop.launching.picture import Picture
-from isoflop.launching.steering import cancel, look
+from isoflop.launching.steering import cancel, look, runs_of
 from isoflop.launching.submission import read_submissions, submissions_folder
 from isoflop.launching.supervising import Supervisor, add_supervisor, light, pause_s, supervise, tell
 from isoflop.lease import take_lease
@@ -401,6 +402,34 @@ def test_what_was_cancelled_before_there_was_room_for_it_is_not_queued(study: St
     assert cancel(study.directory, [second]) == [second]
     assert supervise(study.directory) == "goes on"
     assert [made.runs for made in read_submissions(study.directory)] == [(first,), (third,)]
+
+
+def test_a_look_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.submit()
+    bigger = tiny_plan(study.folder, SIMULATED, "budgets=[1.0e8, 2.0e8]")
+
+    def extend() -> None:
+        study.plan, study.profile = bigger, dataclasses.replace(study.profile, retries=7)
+        study.submit()
+
+    act_meanwhile(study, monkeypatch, extend)
+    assert supervise(study.directory) == "goes on"
+    assert len(runs_of(study.directory)) == len(bigger.runs) > 3
+    assert kept_profile(study.directory).retries == 7
+
+
+@pytest.mark.usefixtures("unreported")
+def test_a_look_that_had_to_wait_queues_nothing_that_was_cancelled_meanwhile(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them was never queued, so that nothing but what is agreed to can say so."""
+    study.submit(runs=study.ids[:1])
+    approve(study.directory, study.ids)
+    act_meanwhile(study, monkeypatch, lambda: cancel(study.directory, []))
+    assert supervise(study.directory) == "over"
+    assert [made.runs for made in read_submissions(study.directory)] == [(study.ids[0],)]
 
 
 # What does not end it

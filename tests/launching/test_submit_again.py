@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_study import SIMULATED, TIMED_OUT, Study, make_study
+from fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
 
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import BudgetError
 from isoflop.launching.arrays import group
 from isoflop.launching.kept import kept_profile
+from isoflop.launching.steering import cancel
 from isoflop.launching.submission import read_submissions
 from isoflop.launching.submitting import submit as queue
 from isoflop.planning.bill import with_bill
@@ -206,3 +207,17 @@ def test_a_cap_holds_where_slurm_was_silent_for_a_moment(study: Study, submit: C
     with pytest.raises(BudgetError, match="what would be queued needs about"):
         queue(billed, profile, max_gpu_hours=0.1)
     assert len(read_submissions(study.directory)) == before
+
+
+def test_a_retry_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
+    study: Study, submit: Callable[..., Output], isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.queued()
+    cancel(study.directory, [study.ids[0]])
+    (study.folder / "more.yaml").write_text(to_yaml(dataclasses.replace(study.profile, retries=7)))
+    extend = ("--only", "budget > 1.5e8")
+    act_meanwhile(study, monkeypatch, lambda: submit("budgets=[1.0e8, 2.0e8]", *extend, cluster="more.yaml"))
+    code, _, err = isoflop("retry", str(study.directory))
+    assert (code, "1 runs, on CPUs" in err) == (0, True)
+    assert len(plan_rows(study.directory, ["run_id"])) > 3
+    assert kept_profile(study.directory).retries == 7
