@@ -94,10 +94,11 @@ def submit(
     if intent.queued or submissions_folder(intent.directory).exists():
         # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
         agreed = {*intent.queued, *approved(intent.directory)}
-        options = {"order": order, "only": only, "runs": agreed, "new_code": new_code, "max_gpu_hours": max_gpu_hours}
+        options = {"order": order, "only": only, "new_code": new_code, "max_gpu_hours": max_gpu_hours}
         try:
             with StudyProgress({}) as shown:
-                queue(plan, profile, **options, on_data=shown.data, on_queued=print_submitted)
+                told = {"on_data": shown.data, "on_queued": print_submitted}
+                queue(plan, profile, runs=agreed, shown=intent.queued, **options, **told)
         except SubmitLimitError as problem:
             if not supervise:
                 raise

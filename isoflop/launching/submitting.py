@@ -130,6 +130,7 @@ def submit(
     order: Order = "longest",
     only: str | None = None,
     runs: Collection[str] | None = None,
+    shown: Collection[str] | None = None,
     cancelled: bool = True,
     new_code: bool = False,
     max_gpu_hours: float | None = None,
@@ -145,6 +146,7 @@ def submit(
         order: which runs start first.
         only: a pandas query on the plan's columns.
         runs: names of runs; others are left as they are.
+        shown: runs that a person was shown as to be queued; of cancelled ones, no others are.
         cancelled: a person submits, who means cancelled runs too; a supervisor may then queue again what this queues.
         new_code: give the runs that are not done the code of today, not that of the first submission.
         max_gpu_hours: nothing is queued where it would need more.
@@ -167,7 +169,8 @@ def submit(
     with lease_submissions(directory) if lease is None else nullcontext(lease) as lease:
         submissions, intent = heal(directory), intend(plan, profile, only)
         intent.check()
-        stay = set() if cancelled else set(intent.picture.ids("cancelled"))
+        meant = set(intent.queued if shown is None else shown) if cancelled else set[str]()
+        stay = set(intent.picture.ids("cancelled")) - meant
         wanted = set(intent.queued if runs is None else runs) - stay
         intent = replace(intent, queued=tuple(run_id for run_id in intent.queued if run_id in wanted))
         intent.check_cap(plan, max_gpu_hours)

@@ -75,6 +75,23 @@ def test_after_an_sbatch_that_kept_failing_submitting_again_queues(study: Study,
     assert len(study.slurm.read()["queue"]) == 3
 
 
+def test_what_was_cancelled_while_a_submission_waited_stays_so_unless_it_was_shown(
+    study: Study, submit: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = study.ids
+    study.queued()
+    cancel(study.directory, [first])
+    act_meanwhile(study, monkeypatch, lambda: cancel(study.directory, [second]))
+    code, _, err = submit()
+    assert (code, "tiny: 1 new, 2 queued" in err, "queued 101: 1 runs" in err) == (0, True, True)
+    assert [made.runs for made in read_submissions(study.directory)[1:]] == [(first,)]
+    act_meanwhile(study, monkeypatch, lambda: cancel(study.directory, [third]))
+    code, _, err = submit("--only", "width == 16")
+    assert (code, "queued 102" in err) == (0, False)
+    assert submit()[0] == 0  # who is shown them means them
+    assert set(read_submissions(study.directory)[2].runs) == {second, third}
+
+
 def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
     study.queued()
     (study.directory / "plan.parquet").write_bytes(b"damaged")
