@@ -124,7 +124,9 @@ def queue_job(
     """
     slurm.check("sbatch", "srun")
     parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
-    return _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
+    job_id = _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
+    leave_pickle(job, folder, job_id)
+    return job_id
 
 
 def _parameters(array: Array, profile: Profile, code: Path, name: str, after: str | None) -> dict[str, Any]:
@@ -227,18 +229,24 @@ def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
 
 def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
     """The submission with its id, and with a pickle for every task that has none yet."""
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
     adopted = dataclasses.replace(submission, job_id=job_id)
     adopted.write(submissions_folder(directory))
+    folder = submissions_folder(directory) / adopted.name
     for run_id in adopted.runs:
-        pickle = JobPaths(submissions_folder(directory) / adopted.name, adopted.task(run_id)).submitted_pickle
-        if not pickle.exists():
-            delayed = DelayedSubmission(RunJob(str(directory / run_id)))
-            delayed.set_timeout(DEFAULT_TIME_MIN, NO_LIMIT)
-            with replace_file(pickle) as temporary:
-                delayed.dump(temporary)
+        leave_pickle(RunJob(str(directory / run_id)), folder, adopted.task(run_id))
     return adopted
+
+
+def leave_pickle(job: Job, folder: Path, task: str | None) -> None:
+    """Leaves what a task is to do where it looks for it; submitit has, unless sbatch did not say the task's id."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    pickle = JobPaths(folder, task).submitted_pickle
+    if not pickle.exists():
+        delayed = DelayedSubmission(job)
+        delayed.set_timeout(DEFAULT_TIME_MIN, NO_LIMIT)
+        with replace_file(pickle) as temporary:
+            delayed.dump(temporary)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from isoflop.launching.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
 from isoflop.launching.kept import kept_profile, lease_study
 from isoflop.launching.notifying import Teller
 from isoflop.launching.picture import Picture
-from isoflop.launching.queueing import SubmitLimitError, queue_job
+from isoflop.launching.queueing import SubmitLimitError, leave_pickle, queue_job
 from isoflop.launching.reconcile import is_hopeless
 from isoflop.launching.seen import recorded_supervisor
 from isoflop.launching.signals import Job
@@ -179,17 +179,18 @@ def add_supervisor(profile: Profile, directory: Path) -> str | None:
         BusyError: another process is at work on the submissions.
         ConfigError, ClusterError: as for runs.
     """
-    folder = submissions_folder(directory) / "supervisor"
+    folder, supervisor = submissions_folder(directory) / "supervisor", Supervisor(str(directory))
     with lease_submissions(directory):
         name, job_id = recorded_supervisor(directory) or ("", None)
         before = job_id or (slurm.named(name) if name else None)
         if before and (job := slurm.queue().get(before)) is not None and job.active:
+            leave_pickle(supervisor, folder, before)
             return None
         code, _ = study_code(directory)
         name, file = f"{directory.name}-supervisor-{uuid.uuid4().hex[:8]}", folder / "job.json"
         _write(file, name, None)
         try:
-            job_id = queue_job(Supervisor(str(directory)), light(profile), folder, code, name)
+            job_id = queue_job(supervisor, light(profile), folder, code, name)
         except (ConfigError, SubmitLimitError):
             file.unlink()
             raise

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -500,6 +501,10 @@ def job_file(study: Study) -> Path:
     return submissions_folder(study.directory) / "supervisor" / "job.json"
 
 
+def pickle_of(study: Study, job_id: str | None) -> Path:
+    return job_file(study).with_name(f"{job_id}_submitted.pkl")
+
+
 def names(study: Study) -> list[str]:
     return [job["name"] for job in study.slurm.read()["jobs"].values()]
 
@@ -525,8 +530,22 @@ def test_a_call_that_was_killed_around_sbatch_leaves_one_supervisor(study: Study
     job_file(study).write_text(json.dumps({**kept, "job_id": None}))
     if not queued:
         study.slurm.change(queue={}, jobs={})
+    pickle_of(study, first).unlink()
     assert (add_supervisor(study.profile, study.directory) is None) == queued
-    assert sum(job.active for job in slurm.queue().values()) == 1
+    (job,) = [job for job in slurm.queue().values() if job.active]
+    assert pickle_of(study, job.id).exists()
+
+
+@pytest.mark.parametrize("wrapper", [False, True])
+def test_a_supervisor_finds_what_it_is_to_do_where_sbatch_did_not_say_its_id(study: Study, wrapper: bool) -> None:
+    study.prepare()
+    if wrapper:
+        (study.slurm.folder / "sbatch").rename(study.slurm.folder / "theirs")
+        study.slurm.program("sbatch", f"{study.slurm.folder / 'theirs'} \"$@\" >/dev/null && echo 'one job is queued'")
+    else:
+        study.slurm.answer("sbatch", TIMED_OUT, queues="now")
+    job_id = add_supervisor(study.profile, study.directory)
+    assert pickle.loads(pickle_of(study, job_id).read_bytes()).function == Supervisor(str(study.directory))
 
 
 def test_an_older_supervisor_that_has_ended_is_not_taken_for_one_that_could_not_be_queued(
