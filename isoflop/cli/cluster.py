@@ -85,7 +85,7 @@ def submit(
     if dry_run:
         print_scripts(plan, profile, intent, order)
         return
-    intent.check()
+    intent.picture.check("queued")
     if intent.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError("not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from isoflop.errors import ClusterError
 from isoflop.launching.slurm import LAUNCH_FAILED
 from isoflop.runs import State
 
@@ -72,6 +73,11 @@ class Picture:
     def certain(self) -> bool:
         """Whether SLURM answered."""
         return not self.silence
+
+    def check(self, nothing_was: str) -> None:
+        """Raises ClusterError where SLURM did not answer, so that nobody knows what is queued already."""
+        if not self.certain:
+            raise ClusterError(f"{self.silence}; nothing was {nothing_was}, try again")
 
     @property
     def held(self) -> list[str]:

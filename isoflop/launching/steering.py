@@ -28,6 +28,8 @@ POLL_S = 0.5
 LOOK_S = 5.0
 REASONS_S = 5.0
 SETTLE_S = 3.0
+READY = "to be tried again"
+"""Why a run waits that `retry` has made ready."""
 
 
 def runs_of(directory: Path) -> list[str]:
@@ -134,8 +136,7 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
         raise RunError(f"{others[0]}: was never submitted, so there is nothing to cancel")
     with _steering(directory) as submissions:
         picture = reconcile(directory, (), submissions, ANY_RETRIES)
-        if not picture.certain:
-            raise ClusterError(f"{picture.silence}; nothing was cancelled, try again")
+        picture.check("cancelled")
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
         jobs = {run_id: picture.active.get(run_id, ()) for run_id in chosen}
         over = {
@@ -191,6 +192,7 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
 
     Raises:
         RunError: a run that is not known, or that is under way; a diverged one would only diverge again.
+        ClusterError: SLURM does not answer; the runs are as they were.
     """
     chosen, runs = choose(directory, prefixes), runs_of(directory)
     if dropped := sorted(set(chosen) - set(runs)):
@@ -198,7 +200,13 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
     with _steering(directory, lease) as submissions:
         picture = reconcile(directory, runs, submissions, ANY_RETRIES)
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
-        ready = [run_id for run_id in chosen if picture.runs[run_id].state in ("failed", "cancelled")]
+        picture.check("queued")
+        ready = [
+            run_id
+            for run_id in chosen
+            if (where := picture.runs[run_id]).state in ("failed", "cancelled")
+            or (where.again and where.reason == READY)  # of a call that queued nothing
+        ]
         if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
             where = picture.runs[others[0]]
             raise RunError(f"{others[0]}: is {where.state}, so there is nothing to retry")
@@ -209,7 +217,7 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
                     ended = latest[run_id].task(run_id) if run_id in latest else None  # it counts for nothing any more
                     run.set_state(
                         "pending",
-                        "to be tried again",
+                        READY,
                         failures=0,
                         failed_on=[],
                         in_vain=0,

@@ -67,11 +67,6 @@ class Intent:
         queued = set(self.queued)
         return [run for run in plan.runs if run.run_id in queued]
 
-    def check(self) -> None:
-        """Raises ClusterError where SLURM did not answer, so that nobody knows what is queued already."""
-        if not self.picture.certain:
-            raise ClusterError(f"{self.picture.silence}; nothing was queued, try again")
-
     def check_cap(self, plan: Plan, max_gpu_hours: float | None) -> None:
         """Raises BudgetError where what would be queued needs more GPU-hours."""
         check_cap(self.gpu_hours(plan), max_gpu_hours, "what would be queued needs")
@@ -168,7 +163,7 @@ def submit(
     directory = sweep_directory(plan.sweep, root_of(profile))
     with lease_submissions(directory) if lease is None else nullcontext(lease) as lease:
         submissions, intent = heal(directory), intend(plan, profile, only)
-        intent.check()
+        intent.picture.check("queued")
         meant = set(intent.queued if shown is None else shown) if cancelled else set[str]()
         stay = set(intent.picture.ids("cancelled")) - meant
         wanted = set(intent.queued if runs is None else runs) - stay

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from fake_study import BUSY, Study, make_study
 
-from isoflop.errors import ClusterError, RunError
+from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching import steering
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.steering import cancel, choose, follow_log, look, newest_log, retry, waits_in_vain
@@ -243,6 +243,31 @@ def test_a_run_whose_job_ended_before_it_began_is_ready_again(study: Study, retr
     assert retry(study.directory, []) == study.ids
     assert look(study.directory, retries).ids("pending") == study.ids
     assert set(study.submit().queued) == set(study.ids)
+
+
+def test_nothing_is_made_ready_while_the_queue_does_not_answer(study: Study) -> None:
+    study.queued()
+    study.run(0).set_state("failed", "no luck", failures=9)
+    study.slurm.answer("squeue", BUSY)
+    with pytest.raises(ClusterError, match="Unable to contact slurm controller; nothing was queued, try again"):
+        retry(study.directory, [])
+    assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("failed", 9)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_a_retry_made_ready_and_could_not_queue_the_next_one_does(study: Study, named: bool) -> None:
+    study.queued()
+    study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
+    names = study.ids[:1] if named else []
+    ready = retry(study.directory, names)
+    study.slurm.answer("sbatch", "sbatch: error: Batch job submission failed: Access/permission denied", 20)
+    with pytest.raises(ConfigError, match="sbatch refuses it"):
+        study.submit(runs=ready)
+    study.slurm.change(answers={})
+    assert retry(study.directory, names) == ready == (names or study.ids)
+    assert set(study.submit(runs=ready).queued) == set(ready)
+    if not named:
+        assert retry(study.directory, []) == []
 
 
 @pytest.mark.parametrize("state", ["queued", "done", "diverged"])
