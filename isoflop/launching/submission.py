@@ -87,11 +87,15 @@ def read_submissions(directory: Path) -> list[Submission]:
 
 
 def _record(values: dict[str, Any]) -> Submission:
-    """A submission as its record has it; raises what a record of other keys or types happens to raise."""
+    """A submission as its record has it; raises what a record without a key or of other types happens to raise.
+
+    Keys that only other versions know count for nothing.
+    """
     lists = {key: tuple(values[key]) for key in ("runs", "cancelled") if isinstance(values[key], list)}
-    made = Submission(**{**values, **lists})
+    known = {field.name for field in dataclasses.fields(Submission)}
+    made = Submission(**{key: value for key, value in {**values, **lists}.items() if key in known})
     words = (made.name, *made.runs, *made.cancelled, *([] if made.job_id is None else [made.job_id]))
-    numbers = (made.gpus, *([] if made.user is None else [made.user]))
+    numbers = (made.gpus, made.at_once, *([] if made.user is None else [made.user]))
     if len(lists) < 2 or not all(isinstance(word, str) for word in words) or any(type(n) is not int for n in numbers):
         raise TypeError
     return dataclasses.replace(made, submitted=0.0 + made.submitted)

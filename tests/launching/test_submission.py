@@ -465,12 +465,23 @@ def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> No
     assert read_submissions(study.directory) == [half]
 
 
+def test_a_record_of_another_version_has_keys_more_or_less(tmp_path: Path) -> None:
+    made = Submission("tiny-1", ("a", "b"), 8, 5.0, "100", at_once=2, user=7)
+    made.write(submissions_folder(tmp_path))
+    (file,) = submissions_folder(tmp_path).glob("*.json")
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "more": 1}))
+    assert read_submissions(tmp_path) == [made]
+    file.write_text(json.dumps({key: value for key, value in record.items() if key not in ("at_once", "user")}))
+    assert read_submissions(tmp_path) == [dataclasses.replace(made, at_once=0, user=None)]
+
+
 WHOLE = {"name": "x", "runs": ["a"], "gpus": 0, "submitted": 1.0, "job_id": "1", "cancelled": []}
 OF_WRONG_TYPES = [
     json.dumps({**WHOLE, key: value})
     for key, value in (
         ("submitted", "x"), ("submitted", None), ("name", 3), ("runs", "abc"), ("runs", [1]), ("runs", {}),
-        ("gpus", "8"), ("gpus", None), ("job_id", 7), ("cancelled", None), ("cancelled", [None]), ("more", 1),
+        ("gpus", "8"), ("gpus", None), ("job_id", 7), ("cancelled", None), ("cancelled", [None]), ("at_once", "4"),
     )
 ]  # fmt: skip
 
