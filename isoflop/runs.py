@@ -45,6 +45,7 @@ STORED: dict[str, type | tuple[type, ...]] = {
     "failures": int,
     "failed_at": int,
     "failed_on": list,
+    "failed_time": (float, int),
     "in_vain": int,
     "start_step": (int, NoneType),
     "job_id": (str, NoneType),

@@ -99,7 +99,9 @@ def record_failure(run: RunDirectory, reason: str, node: str) -> None:
     furthest = state.get("failed_at", -1)
     failures = state.get("failures", 0) + 1 if step <= furthest else 1
     failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
-    run.set_state("failed", reason, failures=failures, failed_at=max(step, furthest), failed_on=failed_on)
+    run.set_state(
+        "failed", reason, failures=failures, failed_at=max(step, furthest), failed_on=failed_on, failed_time=time.time()
+    )
 
 
 def _write_provenance(path: Path, job_id: str | None) -> None:

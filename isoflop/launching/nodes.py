@@ -21,8 +21,9 @@ def bad_nodes(picture: Picture) -> tuple[str, ...]:
     for where in picture.runs.values():
         at, nodes = where.stored.get("heartbeat", 0.0), set(where.stored.get("failed_on", ()))
         if len(nodes) == 1:
-            failed[nodes.pop()].append(at)
-        elif where.state in ("done", "running") and where.node:
+            failed[min(nodes)].append(where.stored.get("failed_time", at))
+        gets_on = where.state == "done" or (where.state == "running" and where.node not in nodes)
+        if gets_on and where.node:
             works[where.node] = max(at, works.get(where.node, 0.0))
     if not works.keys() - failed.keys():
         return ()

@@ -30,11 +30,12 @@ from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import record_failure
 from isoflop.launching.kept import keep_profile, kept_profile
 from isoflop.launching.nodes import bad_nodes, with_excluded
+from isoflop.launching.picture import Picture, Where
 from isoflop.launching.queueing import SubmitLimitError, heal, sbatch_script
 from isoflop.launching.steering import cancel, look, retry
 from isoflop.launching.submission import Submission, read_submissions, submissions_folder
 from isoflop.launching.submitting import intend
-from isoflop.runs import RunDirectory
+from isoflop.runs import RunDirectory, State
 
 NO_NODE = "Batch job submission failed: Requested node configuration is not available"
 
@@ -557,6 +558,52 @@ def test_a_node_on_which_three_runs_failed_while_others_get_on_is_left_out(
         large.run(number).set_state("done", node=node)
     assert bad_nodes(look(large.directory)) == ((bad,) if bad else ())
     assert intend(large.plan, large.profile).bad_nodes == ((bad,) if bad else ())
+
+
+def ran(
+    run_id: str,
+    state: State,
+    node: str,
+    heartbeat: float,
+    failed_on: str | None = None,
+    failed_time: float | None = None,
+) -> Where:
+    stored = {"heartbeat": heartbeat, "failed_on": [failed_on] if failed_on else []}
+    stored |= {} if failed_time is None else {"failed_time": failed_time}
+    return Where(run_id, state, "", None, node, stored)
+
+
+def bad_nodes_of(*runs: Where) -> tuple[str, ...]:
+    return bad_nodes(Picture({where.run_id: where for where in runs}, ()))
+
+
+@pytest.mark.parametrize("failed_time", [100.0, None])
+def test_a_node_on_which_those_that_failed_there_are_done_is_not_left_out(failed_time: float | None) -> None:
+    mended = [ran(run_id, "done", "n1", 400.0, "n1", failed_time) for run_id in "abc"]
+    assert bad_nodes_of(*mended, ran("d", "done", "n2", 50.0)) == ()
+
+
+@pytest.mark.parametrize(("worked", "bad"), [(300.0, ()), (99.0, ("n1",))])
+def test_a_failure_is_as_old_as_it_is_however_the_run_gets_on_elsewhere(worked: float, bad: tuple[str, ...]) -> None:
+    moved = [ran(run_id, "running", "n2", 400.0, "n1", 100.0) for run_id in "abc"]
+    assert bad_nodes_of(*moved, ran("d", "done", "n1", worked), ran("e", "done", "n3", 50.0)) == bad
+
+
+def test_a_node_works_again_though_those_that_failed_there_go_on_elsewhere(large: Study) -> None:
+    large.prepare()
+    for number in range(3):
+        record_failure(large.run(number), "no luck", "n1")
+    large.run(3).set_state("done", node="n2")
+    assert bad_nodes(look(large.directory)) == ("n1",)
+    large.run(4).set_state("done", node="n1")
+    for number in range(3):
+        large.run(number).set_state("done", node="n3")
+    assert bad_nodes(look(large.directory)) == ()
+
+
+def test_a_run_that_failed_on_a_node_does_not_speak_for_it_before_it_is_done_there() -> None:
+    again = [ran(run_id, "running", "n1", 400.0, "n1", 100.0) for run_id in "abc"]
+    assert bad_nodes_of(*again, ran("d", "done", "n2", 50.0)) == ("n1",)
 
 
 def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(large: Study) -> None:
