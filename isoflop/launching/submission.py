@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import BusyError, ConfigError, RunError
-from isoflop.files import replace_file
+from isoflop.files import read_replaced, replace_file
 from isoflop.lease import Lease, holder_of, take_lease
 
 WAIT_S = 30.0
@@ -80,7 +80,9 @@ def read_submissions(directory: Path) -> list[Submission]:
     found = []
     for path in submissions_folder(directory).glob("*.json"):
         try:
-            found.append(_record(json.loads(path.read_text())))
+            found.append(_record(json.loads(read_replaced(path))))
+        except FileNotFoundError:  # another call has dropped it
+            continue
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{path}: damaged; cancel its jobs (squeue -n {path.stem}) and delete it") from None
     return sorted(found, key=lambda submission: submission.submitted)

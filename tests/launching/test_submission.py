@@ -466,6 +466,21 @@ def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> No
     assert read_submissions(study.directory) == [half]
 
 
+def test_a_record_that_another_call_drops_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Submission("tiny-1", ("a", "b"), 8, 5.0, "100")
+    for made in (kept, Submission("tiny-0", ("a", "b"), 8, 4.0)):
+        made.write(submissions_folder(tmp_path))
+    glob = Path.glob
+
+    def found(folder: Path, pattern: str) -> list[Path]:
+        paths = list(glob(folder, pattern))
+        (folder / "tiny-0.json").unlink()
+        return paths
+
+    monkeypatch.setattr(Path, "glob", found)
+    assert read_submissions(tmp_path) == [kept]
+
+
 def test_a_record_of_another_version_has_keys_more_or_less(tmp_path: Path) -> None:
     made = Submission("tiny-1", ("a", "b"), 8, 5.0, "100", at_once=2, user=7)
     made.write(submissions_folder(tmp_path))
