@@ -201,7 +201,7 @@ def submit(
             except ConfigError as problem:
                 raise ConfigError(_without(intent.bad_nodes, problem)) from None
             for run_id in done.runs:
-                _clear(RunDirectory(directory / run_id))
+                _clear(RunDirectory(directory / run_id), done.task(run_id))
             ids.append(done.job_id or "")
             if on_queued:
                 on_queued(done)
@@ -277,9 +277,9 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
     return found
 
 
-def _clear(run: RunDirectory) -> None:
-    """A run that failed and is queued again is pending until it starts, which it may have done."""
+def _clear(run: RunDirectory, task: str | None) -> None:
+    """A run that failed and is queued again is pending until its task starts, which it may have done, and failed."""
     with run.lease() as lease:
         state = run.state()
-        if lease and state["state"] == "failed":
+        if lease and state["state"] == "failed" and state.get("job_id") != task:
             run.set_state("pending", state.get("reason", ""))

@@ -24,7 +24,7 @@ from isoflop.cli import main
 from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
-from isoflop.launching import queueing, slurm
+from isoflop.launching import queueing, slurm, submitting
 from isoflop.launching.approved import approve
 from isoflop.launching.arrays import Array
 from isoflop.launching.attempt import record_failure
@@ -173,6 +173,26 @@ def test_a_run_that_failed_is_pending_once_it_is_queued_again(study: Study) -> N
     record_failure(study.run(0), "no luck", "n1")
     assert study.submit().counts() == {"to be tried again": 1, "new": 2}
     assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("pending", 1)
+
+
+def test_a_run_that_failed_once_more_before_the_call_was_through_has_failed(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.prepare()
+    for _ in range(study.profile.retries):
+        record_failure(study.run(0), "no luck", "n1")
+
+    def fails_at_once(*arguments: Any) -> Submission:
+        made = queueing.submit_array(*arguments)
+        study.run(0).set_state("running", attempt=1, job_id=made.task(study.ids[0]))
+        record_failure(study.run(0), "no luck again", "n1")
+        study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
+        return made
+
+    monkeypatch.setattr(submitting, "submit_array", fails_at_once)
+    study.submit(runs=study.ids[:1])
+    where = look(study.directory, study.profile.retries).runs[study.ids[0]]
+    assert (where.state, where.reason, where.again) == ("failed", "no luck again", False)
 
 
 def concurrent(jobs: dict[str, dict[str, Any]], weight: dict[str, int]) -> int:
