@@ -102,14 +102,17 @@ def submit(
         except SubmitLimitError as problem:
             if not supervise:
                 raise
-            warn(str(problem))
+            warn(problem.what)
     for reason, count in waits_in_vain(intent.directory, REASONS_S if intent.queued else 0.0).items():
         mend = "" if "scontrol release" in reason else "; mend it, cancel them and submit again"
         warn(f"{count} runs wait for ever: {reason}{mend}")
     if supervise:
         from isoflop.launching.supervising import add_supervisor
 
-        job_id = add_supervisor(profile, intent.directory)
+        try:
+            job_id = add_supervisor(profile, intent.directory)
+        except SubmitLimitError as problem:
+            raise ClusterError(f"no supervisor was queued, so nothing is tried again by itself: {problem}") from None
         print(f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already", file=sys.stderr)
     print(intent.directory)
 

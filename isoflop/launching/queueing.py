@@ -38,7 +38,18 @@ DEFAULT_TIME_MIN = 24 * 60
 
 
 class SubmitLimitError(ClusterError):
-    """The cluster takes no more jobs of this user until some have ended."""
+    """The cluster takes no more jobs of this user until some have ended.
+
+    Attributes:
+        what: what it did not take, for who has another mend.
+        said: sbatch's own words, if any.
+    """
+
+    def __init__(
+        self, what: str, said: str = "", mend: str = "submit again when some have ended, or use --supervise"
+    ) -> None:
+        super().__init__(f"{what}: {mend}{f' ({said})' if said else ''}")
+        self.what, self.said = what, said
 
 
 def heal(directory: Path) -> list[Submission]:
@@ -124,7 +135,10 @@ def queue_job(
     """
     slurm.check("sbatch", "srun")
     parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
-    job_id = _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
+    try:
+        job_id = _queue([job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False)
+    except SubmitLimitError as problem:  # of a job that no supervisor queues
+        raise SubmitLimitError(problem.what, problem.said, "try again when some of your jobs have ended") from None
     leave_pickle(job, folder, job_id)
     return job_id
 
@@ -218,8 +232,7 @@ def _words(problem: Exception) -> str:
 def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
     """Why sbatch takes a job neither now nor later as it is."""
     if slurm.is_submit_limit(refusal):
-        mend = "submit again when some have ended, or use --supervise"
-        return SubmitLimitError(f"the cluster's submit limit lets no more in: {mend} ({_last_words(refusal)})")
+        return SubmitLimitError("the cluster's submit limit lets no more in", _last_words(refusal))
     key = slurm.key_to_mend(refusal) or ""
     asked = sorted(map(plain_name, asking_for_gpus(profile.slurm)))
     if key.startswith("gpu") and asked:  # then the profile's section on GPUs is not what sbatch was given

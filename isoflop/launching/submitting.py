@@ -207,8 +207,7 @@ def submit(
                 on_queued(done)
             if len(done.runs) < len(array.runs):
                 raise SubmitLimitError(
-                    f"the cluster's submit limit lets {len(done.runs)} of these {len(array.runs)} runs in: "
-                    "submit again when some have ended, or use --supervise"
+                    f"the cluster's submit limit lets {len(done.runs)} of these {len(array.runs)} runs in"
                 )
     return intent
 

@@ -107,7 +107,7 @@ def _look(directory: Path, teller: Teller) -> Look:
         try:
             intent = submit(plan, profile, runs=agreed, cancelled=False, lease=lease)
         except SubmitLimitError as problem:  # until some have ended
-            _say(str(problem))
+            _say(problem.what)
     if intent is None:  # what did end is told
         tell(teller, profile, look(directory, profile.retries))
         return "goes on"

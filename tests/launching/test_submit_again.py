@@ -192,7 +192,13 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     assert len(study.slurm.read()["queue"]) == 1
     code, _, err = submit("--supervise")
     assert code == 4  # one more run, and the supervisor has no place
-    assert "the cluster's submit limit" in err
+    assert "isoflop: warning: the cluster's submit limit lets 1 of these 2 runs in\n" in err
+    *_, last = err.splitlines()
+    assert last.startswith(
+        "isoflop: error: no supervisor was queued, so nothing is tried again by itself: the cluster's submit limit "
+        "lets no more in: try again when some of your jobs have ended (AssocMaxSubmitJobLimit; "
+    )
+    assert "--supervise" not in err
     assert len(study.slurm.read()["queue"]) == 2
     study.slurm.change(limit=None)
     assert submit("--supervise")[0] == 0
