@@ -29,7 +29,7 @@ PIPE_CLOSED = 1
 """Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
 PLAIN_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT, errno.ENOENT, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
 )  # fmt: skip
 
 

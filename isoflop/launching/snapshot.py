@@ -31,7 +31,7 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
     if not (copy / "made").exists():
         part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            shutil.copytree(PACKAGE, part / "isoflop", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(PACKAGE, part / "isoflop", ignore=_ignored)
             (part / "changes.diff").write_text(_changes())
             (part / "made").touch()
             os.rename(part, copy)
@@ -42,6 +42,11 @@ def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
     else:
         os.utime(copy / "made")
     return copy, False
+
+
+def _ignored(folder: str, names: list[str]) -> set[str]:
+    """What is not copied: caches, and links that lead nowhere, such as an editor's lock of a file that it has open."""
+    return {name for name in names if name == "__pycache__" or not Path(folder, name).exists()}
 
 
 def _plain(problem: OSError, folder: Path) -> OSError:
@@ -99,7 +104,7 @@ def _parts(changes: str) -> tuple[str, bool]:
 def _digest() -> str:
     """A hash of the package's Python files, by name and content."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in PACKAGE.rglob("*.py") if path.exists()):
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -116,7 +121,11 @@ def _changes() -> str:
     if commit is None or diff is None:
         return ""
     new = git("ls-files", "-z", "--others", "--", str(PACKAGE)) or ""  # ignored ones too: all are copied
-    modules = [f"not in git: {path}\n" for path in new.split("\0") if path.endswith(".py")]
+    modules = [
+        f"not in git: {path}\n"
+        for path in new.split("\0")
+        if path.endswith(".py") and Path(PACKAGE.parent, path).exists()
+    ]
     return f"commit {commit}{diff}{''.join(modules)}"
 
 

@@ -168,6 +168,20 @@ def test_what_is_not_code_changes_nothing(package: Path, tmp_path: Path) -> None
     assert study_code(tmp_path) == (code, False)
 
 
+@pytest.mark.parametrize("name", [".#answer.py", ".#soda.yaml", "shipped/gone"])
+def test_a_link_that_leads_nowhere_is_no_code(package: Path, tmp_path: Path, name: str) -> None:
+    """Emacs locks so what it has open and not saved."""
+    commit = checkout(package, "first")
+    (package / "also.yaml").symlink_to("shipped/soda.yaml")
+    before = digest()
+    (package / name).symlink_to("somebody@login1.4711:1")
+    code, _ = study_code(tmp_path / "study")
+    assert content(code).keys() >= {"isoflop/answer.py", "isoflop/also.yaml"}
+    assert f"isoflop/{name}" not in content(code)
+    assert not (code / "isoflop" / name).is_symlink()
+    assert (digest(), (commit_of() or "")[:7], "-dirty" in (commit_of() or "")) == (before, commit, False)
+
+
 def test_it_is_renewed_when_asked_and_then_kept(package: Path, tmp_path: Path) -> None:
     first, _ = study_code(tmp_path)
     (package / "answer.py").write_text("print(2)\n")

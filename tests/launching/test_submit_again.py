@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
@@ -117,6 +121,20 @@ def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(study: Study, subm
     told = scontrol(study)
     assert submit()[0] == 0
     assert "release 100_1" in told()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_code_that_can_not_be_copied_is_one_line(
+    study: Study, submit: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fails(*_: object, **__: object) -> NoReturn:
+        if code == errno.EIO:
+            raise shutil.Error([("a.py", "b.py", "whatever else there is")])
+        raise OSError(code, os.strerror(code), str(study.directory / "code"))
+
+    monkeypatch.setattr(shutil, "copytree", fails)
+    found, _, err = submit()
+    assert (found, err.splitlines()[-1]) == (2, f"isoflop: error: {study.directory / 'code'}: {os.strerror(code)}")
 
 
 def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., Output]) -> None:
