@@ -103,8 +103,9 @@ class Laws(ABC):
         """The numbers of the laws: all that predictions need."""
 
     def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
-        """Value, low and high of all that is estimated, with rows a and b among them; see the method's core."""
-        return self.core.intervals(self._level(confidence), kind)
+        """Value, low, high of what the core estimates, a and b too; by the skew of parabolas unless `kind` is given."""
+        table = self.core.intervals(level := self._level(confidence), kind)
+        return table if kind or self.skew is None else self.skew.widen_laws(table, level)
 
     def _level(self, confidence: float | None) -> float:
         """A confidence that is asked for, or the law's own.
@@ -121,9 +122,7 @@ class Laws(ABC):
         return self.core.at(flops, confidence)
 
     def widen(self, interval: Interval, quantity: str, flops: float, confidence: float) -> Interval:
-        """An interval of `law_at` with the law's own error: the skew of parabolas, and what roll-outs show beyond the
-        data.
-        """
+        """An interval of `law_at` with the law's own error: skew of parabolas, and what roll-outs show beyond."""
         if self.skew is not None:
             interval = self.skew.widen(interval, quantity, flops, confidence)
         return self.rollout.widen(interval, quantity, flops) if self.rollout else interval

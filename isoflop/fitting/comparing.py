@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import Laws
+from isoflop.fitting.base import ENDS, Laws
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import column
 from isoflop.fitting.intervals import Interval, check_confidence
@@ -31,7 +31,8 @@ class Difference(NamedTuple):
         value: the second less the first; of N*, D* and loss the ratio of the second to the first.
         p: probability of a difference as large if there were none (Welch's t test on the standard errors); NaN where
             it is not tested.
-        p_model: the same, with the laws' own error beyond their runs as the roll-outs show it.
+        p_model: the same, with the laws' own error: beyond their runs as the roll-outs show it, and of skewed
+            parabolas, which is in a and b too.
     """
 
     quantity: str
@@ -224,8 +225,8 @@ def _pair(
 def _errors(law: Laws, quantity: str, flops: float, confidence: float) -> tuple[float, float]:
     """Standard error of an exponent or of a logarithm: by noise, and with the law's own error; NaN: not known."""
     if quantity in ("a", "b"):
-        row = law.intervals(confidence).loc[quantity].to_dict()
-        spans = [Interval(row["value"], row["low"], row["high"])] * 2
+        tables = (law.core.intervals(confidence), law.intervals(confidence))
+        spans = [Interval(*table.loc[quantity, ENDS]) for table in tables]
     else:
         inner = law.law_at(flops, confidence)[quantity]
         spans = [inner, law.widen(inner, quantity, flops, confidence)]

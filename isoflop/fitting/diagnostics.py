@@ -23,7 +23,7 @@ _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
 LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 _LOST = 0.01
-_SHIFTED = 0.005  # of N*: a skew that moves it by less does no harm
+_SHIFTED = 0.005  # of ln N*: a skew that moves it by less, at the least and greatest budget, does no harm
 
 AXIS_WORDS = {"params": ("model", "smallest", "largest"), "tokens": ("token count", "smallest", "largest")}
 
@@ -137,17 +137,19 @@ def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[tuple[str, str]]:
     """Profiles with one arm steeper than the other, which a parabola has not."""
     if skew is None or skew.p >= LACK:
         return []
-    top = float(np.max(column(profiles, "flops")[mask(profiles, "used")]))
-    off = float(np.expm1(skew.shifts["params"].at(top)))
-    if abs(off) < _SHIFTED:
+    shift, flops = skew.shifts["params"], column(profiles, "flops")[mask(profiles, "used")]
+    low, top = float(np.min(flops)), float(np.max(flops))
+    if max(abs(shift.at(low)), abs(shift.at(top))) < _SHIFTED:
         return []
+    off = float(np.expm1(shift.at(top)))
     arm = "below" if skew.ratio < 0.0 else "above"
     words = (
         f"The profiles are steeper {arm} the optimum, which no parabola is (a cubic term common to all, p = "
         f"{skew.p:.2g}): N* is about {100.0 * abs(off):.2g} % too {'high' if off > 0.0 else 'low'} at "
-        f"{flops_text(top)} FLOPs."
+        f"{flops_text(top)} FLOPs, and a about {abs(shift.slope):.2g} too {'high' if shift.slope > 0.0 else 'low'}."
     )
-    return [("skewed", f"{words} The intervals of N* and D* allow for it; joint and parametric have no such error.")]
+    allowed = "The intervals of a, b, N* and D* allow for it; joint and parametric have no such error."
+    return [("skewed", f"{words} {allowed}")]
 
 
 def few_budgets(count: int) -> list[tuple[str, str]]:

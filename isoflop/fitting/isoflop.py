@@ -61,7 +61,7 @@ def fit_isoflop(
     Intervals: a residual bootstrap (relative residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched
     to t quantiles) and the t interval of the line; the wider is the result's, both are kept. A parabola is symmetric:
     where the profiles are not, its vertex lies off the optimum. How far is told by one skew common to all profiles
-    (see `skew`); the intervals of N* and D* reach there, in `profiles` and in `predict`.
+    (see `skew`); the intervals of the laws and of N* and D* reach there, in `profiles` and in `predict`.
 
     Args:
         runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).

@@ -12,10 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.intervals import Interval, Line
+from isoflop.fitting.base import ENDS
+from isoflop.fitting.intervals import Interval, Line, exponential
 
 Floats = np.ndarray
 UNSURE = 0.2
@@ -66,6 +68,20 @@ class Skew:
         """An interval of ln N* or ln D* of the law, reaching to where the skew places it."""
         shift = self.shifts.get(quantity)
         return interval if shift is None else self.reach(interval, shift.at(flops), confidence)
+
+    def widen_laws(self, table: pd.DataFrame, confidence: float) -> pd.DataFrame:
+        """Intervals of a, b, ratio (b / a), k_params and k_tokens, reaching to where the skew places the laws."""
+        table = table.copy()
+        size, data = self.shifts["params"].slope, self.shifts["tokens"].slope
+        rows = {name: Interval(*table.loc[name, ENDS]) for name in table.index}
+        a, ratio = rows["a"].value, rows["ratio"].value
+        for name, shift in (("a", size), ("b", data), ("ratio", (data - ratio * size) / a)):
+            table.loc[name, ENDS] = list(self.reach(rows[name], shift, confidence))
+        for name in ("params", "tokens"):
+            with np.errstate(divide="ignore"):  # an end may be 0
+                logs = Interval(*map(float, np.log(rows[f"k_{name}"])))
+            table.loc[f"k_{name}", ENDS] = list(exponential(self.widen(logs, name, 1.0, confidence)))
+        return table
 
     def reach(self, interval: Interval, shift: float, confidence: float) -> Interval:
         """An interval that holds itself and itself moved by -shift, with the shift's error where p is small."""

@@ -153,7 +153,7 @@ def test_same_seed_same_digits():
 
 
 def test_without_bootstrap_the_line_gives_the_interval():
-    table = fit_isoflop(simulate_isoflop(points=7), bootstrap=0).intervals()
+    table = fit_isoflop(simulate_isoflop(points=7), bootstrap=0).core.intervals(0.95)
     assert table["low"].tolist() == table["line_low"].tolist()
     assert np.isnan(table.loc["a", "bootstrap_low"])
 

@@ -68,7 +68,7 @@ def test_without_the_draws_the_line_is_left(file: Path) -> None:
     assert loaded.notes[0] == "fit.npz is not beside it: intervals are the t intervals alone"
     assert [note.partition("fit.json: ")[2][:24] for note in loaded.notes[1:]] == ["All losses are simulated"]
     pd.testing.assert_frame_equal(
-        loaded["isoflop"].intervals(), FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]]
+        loaded["isoflop"].core.intervals(0.95), FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]]
     )
     with pytest.raises(FitError, match="no resamples"):
         loaded["isoflop"].intervals(kind="percentile")

@@ -14,13 +14,12 @@ from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
 from isoflop.fitting.base import Laws
 from isoflop.fitting.diagnostics import why_no_law
-from isoflop.fitting.result import LinesCore
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
 
 
 def test_the_wider_interval_is_stated_and_both_are_kept():
-    table = FIT.intervals()
+    table = FIT.core.intervals(0.95)
     widths = {k: table[f"{k}high"] - table[f"{k}low"] for k in ("", "bootstrap_", "line_")}
     assert np.allclose(widths[""], np.maximum(widths["bootstrap_"], widths["line_"]))
     assert list(table.index) == ["a", "b", "ratio", "k_params", "k_tokens"]
@@ -106,7 +105,7 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
 )
 def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatch):
     table = pd.DataFrame({"a": a, "b": b, "ratio": ratio}, index=["value", "low", "high"]).T
-    monkeypatch.setattr(LinesCore, "intervals", lambda *_: table)
+    monkeypatch.setattr(Laws, "intervals", lambda *_: table)
     assert Laws.headline(FIT).startswith(words)
     assert bool(why_no_law(FIT)) == words.startswith("How")
 

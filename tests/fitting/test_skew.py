@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from isoflop.fitting import SURFACES, fit_isoflop, fit_parametric, predict, simulate_isoflop
+import isoflop
+from isoflop.fitting import SURFACES, compare, fit_isoflop, fit_parametric, predict, simulate_isoflop
 from isoflop.fitting.frames import column
 from isoflop.fitting.isoflop import profiles_of, skew_of
 from isoflop.fitting.parabola import fit_parabola
@@ -112,3 +115,43 @@ def test_a_skewed_law_is_not_chosen_for_its_narrow_interval():
         for flops in (1e20, 1e22):
             assert predict(laws, flops).chosen.law.method == "parametric"
             assert predict(laws, flops, method="isoflop").chosen.law.method == "isoflop"
+
+
+# SODA's sizes: not centred on its law's optima, and ever less so
+SIZES = isoflop.plan("soda").to_frame()[["budget", "params_total"]]
+GRID = SIZES.set_axis(["budget", "params"], axis=1).assign(
+    flops=SIZES["budget"], tokens=lambda grid: grid["budget"] / 6.0 / grid["params"]
+)
+GRID["loss"] = SODA.loss(column(GRID, "params"), column(GRID, "tokens"))
+
+
+def test_intervals_of_the_exponents_hold_them_where_the_grid_drifts():
+    core, law, named = [], [], set()
+    truth = {"a": SODA.a, "b": 1.0 - SODA.a, "ratio": 1.0 / SODA.a - 1.0}
+    for seed in range(40):
+        fit = fit_isoflop(noisy(GRID, seed), bootstrap=200)
+        for rows, table in ((core, fit.core.intervals(0.95)), (law, fit.intervals())):
+            held = [table.loc[name, "low"] <= value <= table.loc[name, "high"] for name, value in truth.items()]
+            rows.append(held)
+        pd.testing.assert_frame_equal(fit.intervals(kind="t"), fit.core.intervals(0.95, "t"))
+        named |= {d["message"] for d in fit.diagnostics if d["code"] == "skewed"}
+    assert np.all(np.mean(law, axis=0) >= 0.92)
+    assert np.mean(core, axis=0)[0] < 0.9
+    told = [re.search(r"FLOPs, and a about \S+ too (low|high)\.", words) for words in named]
+    assert np.mean([words is not None and words[1] == "low" for words in told]) >= 0.9
+
+
+def test_laws_at_any_budget_reach_as_far_as_their_predictions():
+    fit = fit_isoflop(noisy(GRID, 1), bootstrap=200)
+    assert fit.skew is not None
+    inner = fit.skew.widen(fit.law_at(1.0, 0.95)["params"], "params", 1.0, 0.95)
+    assert np.log(fit.intervals().loc["k_params", ["value", "low", "high"]].astype(float)).tolist() == pytest.approx(
+        list(inner)
+    )
+
+
+def test_one_law_on_two_grids_is_rarely_told_apart():
+    drifting = [fit_isoflop(noisy(GRID, seed), bootstrap=200) for seed in range(40)]
+    centred = [fit_isoflop(noisy(study(6.0), 100 + seed), bootstrap=200) for seed in range(40)]
+    pairs = [compare({"x": x, "y": y}).pairs[0] for x, y in zip(drifting, centred, strict=True)]
+    assert np.mean([bool({"a", "b"} & set(pair.differing)) for pair in pairs]) <= 0.1
