@@ -10,6 +10,7 @@ import pandas as pd
 from isoflop.fitting import parabola as para
 from isoflop.fitting.base import Axis, Fit, span_text, tells
 from isoflop.fitting.frames import column, mask, records, rows
+from isoflop.fitting.neighbours import Neighbours
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.skew import Skew
@@ -199,6 +200,31 @@ def _equal_seeds(noise: Noise) -> list[tuple[str, str]]:
     where = f"{noise.copies} configuration{'s' if noise.copies > 1 else ''}"
     words = f"In {where} seeds have one loss to the last digit: listed twice, or rounded? They tell nothing of noise."
     return [("equal_seeds", words)]
+
+
+def alike(neighbours: Neighbours | None, recurring: Neighbours) -> list[tuple[str, str]]:
+    """Runs of neighbouring sizes, or of one size, on the same side of the fit more often than chance has it."""
+    found = []
+    if neighbours is not None and neighbours.p < LACK:
+        words = (
+            f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise is "
+            "shared (a recipe uneven over sizes?), or the shape is not the whole of it."
+        )
+        found.append(("shared_noise", f"{words} {_allowed(neighbours, 'budget')}"))
+    if recurring.p < LACK:
+        words = (
+            f"A size keeps its deviation from the fit at all its budgets (p = {recurring.p:.2g}): its rate, depth or "
+            "heads suit it badly, or the shape is not the whole of it. Tune the sizes that lie off anew, or leave them "
+            "out, and fit again."
+        )
+        found.append(("shared_noise", f"{words} {_allowed(recurring, 'size')}"))
+    return found
+
+
+def _allowed(neighbours: Neighbours, group: str) -> str:
+    if neighbours.shared is None:
+        return "The intervals are too narrow for that."
+    return f"The t intervals allow for it, {group} by {group}; percentiles of resamples don't."
 
 
 def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:

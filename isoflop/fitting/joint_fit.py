@@ -16,7 +16,7 @@ from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
 from isoflop.fitting.base import ENDS, NEAR, Axis, Kind, ProfileFit
 from isoflop.fitting.intervals import Interval, exponential
-from isoflop.fitting.neighbours import Neighbours, Shared
+from isoflop.fitting.neighbours import Neighbours, Shared, shared_of
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.rollout import RollOut
 from isoflop.fitting.table import RunsTable
@@ -53,7 +53,7 @@ class JointCore:
         theta: see `profiles.JointEstimate`, (5,).
         spread: its covariance, (5, 5).
         dof: configurations less parameters.
-        shared: the covariance if neighbouring runs share noise; None where they don't.
+        shared: the covariance if runs of a budget or of a size share noise; None where they don't.
     """
 
     laws: dict[str, Law]
@@ -140,7 +140,8 @@ class JointFit(ProfileFit):
     @property
     def core(self) -> JointCore:
         dof = len(self.curves.x) - self.curves.parameters
-        return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof, self.neighbours.shared)
+        shared = shared_of(self.neighbours, self.recurring)
+        return JointCore(self.laws, self.estimate.theta[0], self.estimate.spread[0], dof, shared)
 
     @property
     def at_bounds(self) -> list[str]:
@@ -156,6 +157,15 @@ class JointFit(ProfileFit):
         columns, floors = joint.columns_of(curves, estimate.theta[0])
         delta = float(estimate.delta[0])
         return Neighbours.of(columns, estimate.residuals[0], delta, curves.group, curves.x, floors)
+
+    @cached_property
+    def recurring(self) -> Neighbours:
+        """Residuals of sizes that were run at several budgets."""
+        curves, estimate = self.curves, self.estimate
+        columns, floors = joint.columns_of(curves, estimate.theta[0])
+        size = np.concatenate([p.x if self.axis == "params" else p.other for p in self.raw])
+        delta = float(estimate.delta[0])
+        return Neighbours.of_sizes(columns, estimate.residuals[0], delta, size, curves.c, floors)
 
     @property
     def coefficients(self) -> pd.DataFrame:

@@ -1,11 +1,14 @@
-"""Noise that neighbouring runs of a budget share: whether it is there, and standard errors that allow for it.
+"""Noise that runs share: whether it is there, and standard errors that allow for it.
 
 A recipe that suits some sizes of a budget better than others (a learning rate off its best, a batch rounded) moves
 neighbours together. Each run then tells less than a standard error by runs supposes. What budgets tell stays apart.
+A size that the recipe suits badly at every budget (its heads, its depth) deviates alike at all of them, which no
+neighbours within a budget show; what sizes tell stays apart then.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +17,7 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 Floats = np.ndarray
-LEAST_BUDGETS = 4
+LEAST_GROUPS = 4
 FIRED = 0.05
 """p of the correlation below which intervals allow for it."""
 _ROUNDING = 1e-12
@@ -22,11 +25,11 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Covariance of theta if noise is shared within budgets but not between them.
+    """Covariance of theta if noise is shared within budgets (or sizes) but not between them.
 
     Attributes:
         spread: (P, P).
-        dof: budgets - 1.
+        dof: budgets (or sizes) - 1.
     """
 
     spread: Floats
@@ -37,6 +40,10 @@ class Shared:
         se = float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
         return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
 
+    def joined(self, other: Shared) -> Shared:
+        """Of noise that both budgets and sizes share: the sum, too large by the noise of runs, which is in either."""
+        return Shared(self.spread + other.spread, min(self.dof, other.dof))
+
     def to_dict(self) -> dict[str, Any]:
         """For fit.json."""
         return {"covariance": self.spread.tolist(), "dof": self.dof}
@@ -44,12 +51,12 @@ class Shared:
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Residuals of one fit within budgets, sizes ascending.
+    """Residuals of one fit within budgets, sizes ascending; or of sizes, budgets ascending.
 
     Attributes:
         columns: the Jacobian times the root of the weights, (K, P).
         residuals: times the root of the weights, Huber's weight in them too, (K,).
-        group: number of each one's budget, from 0 upwards.
+        group: number of each one's budget (or size), from 0 upwards.
         fixed: columns of what else was fitted, a least loss for each budget, (K, F).
         inside: share of the residuals that Huber's loss takes as they are.
     """
@@ -62,12 +69,20 @@ class Neighbours:
 
     @classmethod
     def of(
-        cls, columns: Floats, residuals: Floats, delta: float, group: np.ndarray, size: Floats, fixed: Floats
+        cls, columns: Floats, residuals: Floats, delta: float, group: np.ndarray, place: Floats, fixed: Floats
     ) -> Neighbours:
-        """Puts configurations in order of their budget and size, (K,) each."""
-        order = np.lexsort((size, group))
+        """Puts configurations in order of their group, and of their place in it, (K,) each."""
+        order = np.lexsort((place, group))
         clipped, inside = np.clip(residuals, -delta, delta), float(np.mean(np.abs(residuals) <= delta))
         return cls(columns[order], clipped[order], group[order], fixed[order], max(inside, 1e-9))
+
+    @classmethod
+    def of_sizes(
+        cls, columns: Floats, residuals: Floats, delta: float, size: Floats, ln_flops: Floats, fixed: Floats
+    ) -> Neighbours:
+        """Groups configurations by ln of their size, (K,), which is one to 6 decimals."""
+        group = np.unique(np.round(size, 6), return_inverse=True)[1]
+        return cls.of(columns, residuals, delta, group, ln_flops, fixed)
 
     @cached_property
     def p(self) -> float:
@@ -101,19 +116,25 @@ class Neighbours:
 
     @cached_property
     def shared(self) -> Shared | None:
-        """The covariance by budgets, each one's residuals freed of its own pull on the fit (CR3; Bell and McCaffrey
-        2002); None where too few budgets are left for one, or runs show nothing that they share.
+        """The covariance by groups, each one's residuals freed of its own pull on the fit (CR3; Bell and McCaffrey
+        2002); None where too few groups are left for one, or runs show nothing that they share.
         """
-        budgets = int(self.group[-1]) + 1
-        if budgets < LEAST_BUDGETS or self.p >= FIRED:
+        groups = int(self.group[-1]) + 1
+        if groups < LEAST_GROUPS or self.p >= FIRED:
             return None
         bread = np.linalg.pinv(self.columns.T @ self.columns, hermitian=True)
         scores = []
-        for number in range(budgets):
+        for number in range(groups):
             here = self.group == number
             columns = self.columns[here]
             pull = columns @ bread @ columns.T
             freed = np.linalg.pinv(np.eye(len(pull)) - pull, hermitian=True) @ self.residuals[here]
             scores.append(columns.T @ freed / self.inside)
         turned = np.array(scores) @ bread
-        return Shared(turned.T @ turned, budgets - 1)
+        return Shared(turned.T @ turned, groups - 1)
+
+
+def shared_of(*several: Neighbours | None) -> Shared | None:
+    """What runs share by any of several groupings; None where they share nothing."""
+    found = [one.shared for one in several if one is not None and one.shared is not None]
+    return functools.reduce(Shared.joined, found) if found else None

@@ -16,7 +16,7 @@ from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
 from isoflop.fitting.influence import without_each
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
-from isoflop.fitting.neighbours import Neighbours, Shared
+from isoflop.fitting.neighbours import Neighbours, Shared, shared_of
 from isoflop.fitting.noise import Noise
 from isoflop.fitting.residuals import residual_table
 from isoflop.fitting.rollout import RollOut
@@ -42,7 +42,7 @@ class SurfaceCore:
         dof: configurations less parameters.
         points: has the means.
         draws: resamples of theta, (R, 5).
-        shared: the covariance if neighbouring runs share noise; None where they don't.
+        shared: the covariance if runs of a budget or of a size share noise; None where they don't.
     """
 
     theta: Floats
@@ -95,8 +95,8 @@ class SurfaceCore:
         }
 
     def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        """The t interval of a function of theta, from its value and its gradient, (5,); where neighbouring runs share
-        noise, the wider of that by runs and that by budgets.
+        """The t interval of a function of theta, from its value and its gradient, (5,); where runs share noise, the wider
+        of that by runs and that by budgets or sizes.
         """
         half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
         if self.shared is not None:
@@ -209,7 +209,7 @@ class ParametricFit(Fit):
     @property
     def core(self) -> SurfaceCore:
         spread, points = self.estimate.spread[0], self.sample.points
-        shared = None if self.neighbours is None else self.neighbours.shared
+        shared = shared_of(self.neighbours, self.recurring)
         return SurfaceCore(self.theta, spread, self.sample.dof, points, self.draws, shared)
 
     @property
@@ -226,6 +226,13 @@ class ParametricFit(Fit):
         group = np.unique(sample.budget, return_inverse=True)[1]
         nothing = np.empty((len(sample), 0))
         return Neighbours.of(self._jacobian, sample.residuals(self.theta), delta, group, sample.points.x, nothing)
+
+    @cached_property
+    def recurring(self) -> Neighbours:
+        """Residuals of sizes that were run at several budgets."""
+        sample, nothing = self.sample, np.empty((len(self.sample), 0))
+        residuals, delta = sample.residuals(self.theta), float(self.estimate.delta[0])
+        return Neighbours.of_sizes(self._jacobian, residuals, delta, sample.points.x, np.log(sample.flops), nothing)
 
     @property
     def params(self) -> pd.Series:

@@ -9,6 +9,7 @@ import numpy as np
 from isoflop.fitting.diagnostics import (
     LACK,
     Diagnostic,
+    alike,
     few_budgets,
     findings,
     flops_text,
@@ -19,7 +20,6 @@ from isoflop.fitting.diagnostics import (
 )
 from isoflop.fitting.frames import column, rows
 from isoflop.fitting.joint_fit import LETTERS
-from isoflop.fitting.neighbours import Neighbours
 from isoflop.fitting.solver import LEAST_E
 from isoflop.fitting.surface import optimum
 
@@ -52,7 +52,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
         _outliers(fit),
         _influence(fit),
         _uneven(float(fit.estimate.even[0])),
-        _alike(fit.neighbours),
+        alike(fit.neighbours, fit.recurring),
         _delta(fit),
         of_noise(fit.noise, "the law is not the whole shape"),
         of_rollout(fit.rollout),
@@ -73,7 +73,7 @@ def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
         few_budgets(fit.curves.budgets),
         _far_runs(fit),
         _uneven(float(fit.estimate.even[0])),
-        _alike(fit.neighbours),
+        alike(fit.neighbours, fit.recurring),
         of_noise(fit.noise, "the shape is not the same in all budgets"),
         of_rollout(fit.rollout),
         of_rows(fit.runs),
@@ -192,17 +192,6 @@ def _uneven(even: float) -> Found:
         return []
     words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
     return [("uneven_noise", words)]
-
-
-def _alike(neighbours: Neighbours | None) -> Found:
-    """Runs of neighbouring sizes that lie on the same side of the fit more often than chance has it."""
-    if neighbours is None or neighbours.p >= LACK:
-        return []
-    words = f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise"
-    words += " is shared (a recipe uneven over sizes?), or the shape is not the whole of it."
-    if neighbours.shared is None:
-        return [("shared_noise", f"{words} The intervals are too narrow for that.")]
-    return [("shared_noise", f"{words} The intervals allow for it, budget by budget.")]
 
 
 def _delta(fit: ParametricFit) -> Found:

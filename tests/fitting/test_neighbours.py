@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import isoflop
 from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop, write_fit
 from isoflop.fitting.frames import column
+from isoflop.fitting.neighbours import Shared
 
 SODA = SURFACES["soda"]
 CLEAN = simulate_isoflop(SODA, (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), 9, noise=0.0).drop(columns="simulated")
@@ -98,3 +100,45 @@ def test_runs_in_no_budgets_have_no_neighbours():
     flops = column(CLEAN, "budget") * np.exp(np.random.default_rng(1).uniform(-0.4, 0.4, len(CLEAN)))
     fit = fit_parametric(runs.assign(train_flops=flops, tokens=flops / 6.0 / column(CLEAN, "params")), bootstrap=0)
     assert fit.neighbours is None
+
+
+# SODA's own sizes, most of them at several budgets
+SIZES = isoflop.plan("soda").to_frame()[["budget", "params_total"]]
+GRID = pd.DataFrame({"budget": SIZES["budget"], "flops": SIZES["budget"], "params": SIZES["params_total"]})
+GRID["tokens"] = column(GRID, "budget") / 6.0 / column(GRID, "params")
+GRID["loss"] = SODA.loss(column(GRID, "params"), column(GRID, "tokens"))
+
+
+def of_sizes(seed: int, sd: float) -> pd.DataFrame:
+    """Noise of .001, and what each size keeps at all its budgets."""
+    rng = np.random.default_rng(seed)
+    own = {size: sd * rng.normal() for size in GRID["params"].unique()}
+    kept = np.array([own[size] for size in GRID["params"]])
+    return GRID.assign(loss=GRID["loss"] * np.exp(kept + 0.001 * rng.normal(size=len(GRID))))
+
+
+@pytest.mark.parametrize(("method", "axis"), [("parametric", ""), ("joint", "params"), ("joint", "tokens")])
+def test_what_a_size_keeps_at_all_budgets_is_named_and_a_still_in_its_interval(method, axis):
+    fit_one = FITS[method] if not axis else lambda runs: fit_joint(runs, axis=axis)
+    held, found = [], []
+    for seed in range(REPLICATES):
+        fit = fit_one(of_sizes(seed, 0.003))
+        row = fit.exponents.loc["a"]
+        held.append(row["low"] <= SODA.a <= row["high"])
+        found.append(any("A size keeps" in d["message"] for d in fit.diagnostics))
+    assert np.mean(found) >= 0.9
+    assert np.mean(held) >= 0.9
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_sizes_that_keep_nothing_are_rarely_named(method):
+    fits = [FITS[method](of_sizes(1000 + seed, 0.0)) for seed in range(REPLICATES)]
+    assert np.mean([named(fit) for fit in fits]) <= 0.05
+    assert np.mean([fit.recurring.shared is not None for fit in fits]) <= 0.12
+
+
+def test_both_kinds_of_shared_noise_add_up():
+    one, other = Shared(np.eye(5), 6), Shared(2.0 * np.eye(5), 15)
+    both = one.joined(other)
+    assert both.dof == 6
+    assert both.half(np.ones(5), 0.95) > max(one.half(np.ones(5), 0.95), other.half(np.ones(5), 0.95))
