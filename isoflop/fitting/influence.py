@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import pandas as pd
 
 from isoflop.fitting.estimate import Estimate, Sample, jacobian, minimise, robust_sd
 
+if TYPE_CHECKING:
+    from isoflop.fitting.surface import ParametricFit
+
 Floats = np.ndarray
 EXACT = 1000  # configurations up to which the law is fitted anew without each
+
+
+def influence_table(fit: ParametricFit) -> pd.DataFrame:
+    """See `ParametricFit.influence`."""
+    points, size = fit.sample.points, len(fit.sample.seeds)
+    alpha, beta = without_each(fit.sample, fit.estimate).T[3:]
+    scaled = fit.sample.residuals(fit.theta)
+    se, a = fit.core.error_of_a(), float(fit.exponents.loc["a", "value"])
+    without = beta / (alpha + beta)
+    return pd.DataFrame(
+        {
+            "params": np.exp(points.x + points.x_mean),
+            "tokens": np.exp(points.y + points.y_mean),
+            "loss": points.loss,
+            "residual": scaled / np.sqrt(fit.sample.seeds),
+            "sds": scaled / fit.robust_sd if fit.robust_sd > 0.0 else np.zeros(size),
+            "leverage": fit.leverage,
+            "a": without,
+            "a_shift": (without - a) / se if se > 0.0 else np.zeros(size),
+        },
+        index=pd.Index(fit.sample.config, name="config"),
+    )
 
 
 def without_each(sample: Sample, estimate: Estimate) -> Floats:

@@ -35,10 +35,13 @@ class Shared:
     spread: Floats
     dof: int
 
+    def error(self, gradient: Floats) -> float:
+        """Standard error of a function of theta, from its gradient (P,)."""
+        return float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+
     def half(self, gradient: Floats, confidence: float) -> float:
         """Half the t interval of a function of theta, from its gradient (P,)."""
-        se = float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
-        return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * se
+        return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self.error(gradient)
 
     def joined(self, other: Shared) -> Shared:
         """Of noise that both budgets and sizes share: the sum, too large by the noise of runs, which is in either."""

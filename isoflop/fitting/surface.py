@@ -14,7 +14,7 @@ from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, Fit, Kind
 from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
-from isoflop.fitting.influence import without_each
+from isoflop.fitting.influence import influence_table
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.neighbours import Neighbours, Shared, shared_of
 from isoflop.fitting.noise import Noise
@@ -85,7 +85,7 @@ class SurfaceCore:
         rows = {name: self.t(float(value), row, confidence) for name, value, row in zip(NAMES, logs, turn, strict=True)}
         rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
         alpha, beta = self.theta[3:]
-        slope = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+        slope = self.gradient_of_a()
         share = float(beta / (alpha + beta))
         ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
         return rows | {
@@ -95,16 +95,26 @@ class SurfaceCore:
         }
 
     def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        """The t interval of a function of theta, from its value and its gradient, (5,); where runs share noise, the wider
-        of that by runs and that by budgets or sizes.
+        """The t interval of a function of theta, from its value and its gradient, (5,); the wider of that by runs and,
+        where they share noise, that by budgets or sizes.
         """
         half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
         if self.shared is not None:
             half = max(half, self.shared.half(gradient, confidence))
         return Interval(value, value - half, value + half)
 
+    def gradient_of_a(self) -> Floats:
+        """d(a) / d(theta), (5,)."""
+        alpha, beta = self.theta[3:]
+        return np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+
+    def error_of_a(self) -> float:
+        """Standard error of a; where runs share noise, the larger of that by runs and that by budgets or sizes."""
+        gradient = self.gradient_of_a()
+        return max(self._error(gradient), 0.0 if self.shared is None else self.shared.error(gradient))
+
     def _error(self, gradient: Floats) -> float:
-        """Standard error of a function of theta."""
+        """Standard error of a function of theta, by runs."""
         return float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
 
     def _percentiles(self, confidence: float) -> dict[str, Interval]:
@@ -271,25 +281,7 @@ class ParametricFit(Fit):
         Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
         run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
         """
-        points, size = self.sample.points, len(self.sample.seeds)
-        alpha, beta = without_each(self.sample, self.estimate).T[3:]
-        scaled = self.sample.residuals(self.theta)
-        a = self.intervals().loc["a"]
-        se = (a["high"] - a["low"]) / 2.0 / float(stdtrit(self.sample.dof, 0.5 + self.confidence / 2.0))
-        without = beta / (alpha + beta)
-        return pd.DataFrame(
-            {
-                "params": np.exp(points.x + points.x_mean),
-                "tokens": np.exp(points.y + points.y_mean),
-                "loss": points.loss,
-                "residual": scaled / np.sqrt(self.sample.seeds),
-                "sds": scaled / self.robust_sd if self.robust_sd > 0.0 else np.zeros(size),
-                "leverage": self.leverage,
-                "a": without,
-                "a_shift": (without - a["value"]) / se if se > 0.0 else np.zeros(size),
-            },
-            index=pd.Index(self.sample.config, name="config"),
-        )
+        return influence_table(self)
 
     @cached_property
     def residuals(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from isoflop.fitting import fit_parametric, influence, simulate_isoflop
 
@@ -28,3 +29,16 @@ def test_one_step_is_near_the_fit_of_the_others(delta: float, monkeypatch: pytes
     monkeypatch.setattr(influence, "EXACT", 0)
     near = fit_parametric(RUNS, bootstrap=0, huber_delta=delta).influence["a_shift"].to_numpy()
     assert np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_moves_are_in_standard_errors_that_allow_for_shared_noise() -> None:
+    runs, rng = simulate_isoflop(noise=0.0), np.random.default_rng(3)
+    noise = rng.normal(size=(7, 9))
+    for k in range(1, 9):
+        noise[:, k] = 0.8 * noise[:, k - 1] + 0.6 * noise[:, k]
+    fit = fit_parametric(runs.assign(loss=runs["loss"] * np.exp(0.003 * noise.ravel())), bootstrap=0)
+    shared, table, a = fit.core.shared, fit.influence, fit.exponents.loc["a"]
+    assert shared is not None
+    by_budgets = (a["high"] - a["value"]) / stdtrit(shared.dof, 0.975)
+    moves = (table["a"] - a["value"]).to_numpy()
+    assert table["a_shift"].to_numpy() * by_budgets == pytest.approx(moves, abs=1e-12)
