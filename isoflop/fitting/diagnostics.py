@@ -25,6 +25,7 @@ LACK = 0.01  # probability below which a misfit is named
 LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 _LOST = 0.01
 _SHIFTED = 0.005  # of ln N*: a skew that moves it by less, at the least and greatest budget, does no harm
+_ALLOWED = "The t intervals allow for it; percentiles of resamples don't."
 
 AXIS_WORDS = {"params": ("model", "smallest", "largest"), "tokens": ("token count", "smallest", "largest")}
 
@@ -44,6 +45,7 @@ def diagnose(
     optimum: np.ndarray,
     rollout: RollOut | None,
     skew: Skew | None,
+    neighbours: Neighbours | None,
 ) -> list[Diagnostic]:
     """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN without a minimum."""
     return findings(
@@ -53,6 +55,7 @@ def diagnose(
         _skewed(profiles, skew),
         few_budgets(int(np.count_nonzero(mask(profiles, "used")))),
         _shallow(profiles, noise),
+        alike(neighbours, allowed="Intervals of single optima reach as far as optima scatter about the law."),
         of_noise(noise, "the parabola is not the whole shape"),
         of_rollout(rollout),
         _interpolation(profiles, axis),
@@ -202,7 +205,9 @@ def _equal_seeds(noise: Noise) -> list[tuple[str, str]]:
     return [("equal_seeds", words)]
 
 
-def alike(neighbours: Neighbours | None, recurring: Neighbours) -> list[tuple[str, str]]:
+def alike(
+    neighbours: Neighbours | None, recurring: Neighbours | None = None, allowed: str = _ALLOWED
+) -> list[tuple[str, str]]:
     """Runs of neighbouring sizes, or of one size, on the same side of the fit more often than chance has it."""
     found = []
     if neighbours is not None and neighbours.p < LACK:
@@ -210,21 +215,19 @@ def alike(neighbours: Neighbours | None, recurring: Neighbours) -> list[tuple[st
             f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise is "
             "shared (a recipe uneven over sizes?), or the shape is not the whole of it."
         )
-        found.append(("shared_noise", f"{words} {_allowed(neighbours, 'budget')}"))
-    if recurring.p < LACK:
+        found.append(("shared_noise", f"{words} {_spoken(neighbours, allowed)}"))
+    if recurring is not None and recurring.p < LACK:
         words = (
             f"A size keeps its deviation from the fit at all its budgets (p = {recurring.p:.2g}): its rate, depth or "
             "heads suit it badly, or the shape is not the whole of it. Tune the sizes that lie off anew, or leave them "
             "out, and fit again."
         )
-        found.append(("shared_noise", f"{words} {_allowed(recurring, 'size')}"))
+        found.append(("shared_noise", f"{words} {_spoken(recurring, allowed)}"))
     return found
 
 
-def _allowed(neighbours: Neighbours, group: str) -> str:
-    if neighbours.shared is None:
-        return "The intervals are too narrow for that."
-    return f"The t intervals allow for it, {group} by {group}; percentiles of resamples don't."
+def _spoken(neighbours: Neighbours, allowed: str) -> str:
+    return "The intervals are too narrow for that." if neighbours.shared is None else allowed
 
 
 def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:

@@ -22,7 +22,10 @@ from isoflop.fitting.intervals import (
     draws_interval,
     exponential,
     lines_through,
+    t_interval,
+    wider,
 )
+from isoflop.fitting.neighbours import Neighbours
 from isoflop.fitting.noise import Noise, noise_of
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
@@ -61,7 +64,8 @@ def fit_isoflop(
     Intervals: a residual bootstrap (relative residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched
     to t quantiles) and the t interval of the line; the wider is the result's, both are kept. A parabola is symmetric:
     where the profiles are not, its vertex lies off the optimum. How far is told by one skew common to all profiles
-    (see `skew`); the intervals of the laws and of N* and D* reach there, in `profiles` and in `predict`.
+    (see `skew`); the intervals of the laws and of N* and D* reach there, in `profiles` and in `predict`. Where
+    neighbouring sizes share noise, those of single optima reach as far as optima scatter about the law.
 
     Args:
         runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).
@@ -162,8 +166,9 @@ def _fit(
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
     lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
     draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
-    skew = skew_of(pairs, axis, ln_flops)
-    frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, confidence)
+    skew, neighbours = skew_of(pairs, axis, ln_flops)
+    law = lines[axis] if neighbours is not None and neighbours.shared is not None else None
+    frame = _profile_frame(profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, law, confidence)
     rollout = roll_out_lines(ln_flops, points, lines)
     return IsoflopFit(
         axis=axis,
@@ -179,21 +184,23 @@ def _fit(
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"], rollout, skew),
+        diagnostics=diagnose(table, frame, noise, axis, draws["optimum"], rollout, skew, neighbours),
     )
 
 
-def skew_of(pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats) -> Skew | None:
-    """The skew of the profiles used and what it moves the laws by; None where nothing tells it."""
-    found = skewness(pairs)
+def skew_of(
+    pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats
+) -> tuple[Skew | None, Neighbours | None]:
+    """The skew of the profiles used and what it moves the laws by, and what is left; None where nothing tells it."""
+    found, neighbours = skewness(pairs)
     if found is None:
-        return None
+        return None, neighbours
     own = np.array([shift_of(profile, parabola, found[0]) for profile, parabola in pairs])
     vertices = np.array([float(q.vertices(q.coefficients)) for _, q in pairs])
     there = zip(pairs, vertices, own, strict=True)
-    other = np.array([float(other_at(p, v)[0] - other_at(p, v - s)[0]) for (p, _), v, s in there])
+    other = np.array([float(para.other_at(p, v)[0] - para.other_at(p, v - s)[0]) for (p, _), v, s in there])
     shifts = {axis: own, "tokens" if axis == "params" else "params": other}
-    return Skew(*found, {name: Shift.through(ln_flops, values) for name, values in shifts.items()})
+    return Skew(*found, {name: Shift.through(ln_flops, values) for name, values in shifts.items()}), neighbours
 
 
 def roll_out_lines(ln_flops: Floats, points: dict[str, Floats], lines: dict[str, Line]) -> RollOut | None:
@@ -231,27 +238,9 @@ def _optima(
 ) -> tuple[Floats, Floats, Floats]:
     """ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
     vertices = [q.vertices(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
-    others = [other_at(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
+    others = [para.other_at(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
     lowest = [q.lowest(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
     return np.stack(vertices, axis=-1), np.stack(others, axis=-1), np.stack(lowest, axis=-1)
-
-
-def other_at(profile: para.Profile, x: Floats) -> tuple[Floats, Floats, float]:
-    """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
-
-    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs'
-    tokens are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
-    """
-    low, high = float(profile.x[0]), float(profile.x[-1])
-    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
-    u = (profile.x - centre) / scale
-    c2, c1, c0 = np.polyfit(u, profile.other, 2) if profile.sizes > 2 else (0.0, *np.polyfit(u, profile.other, 1))
-    at = (x - centre) / scale
-    inside = np.clip(at, -1.0, 1.0)
-    slope = c1 + 2.0 * c2 * inside
-    value = c0 + inside * (c1 + inside * c2) + slope * (at - inside)
-    error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
-    return value, slope / scale, error
 
 
 def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
@@ -290,7 +279,7 @@ def _draws(
             optimum[:, k] = parabola.vertices(coefficients)
     draws = {"optimum": optimum}
     vertices = optimum[:, used]
-    others = np.stack([other_at(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1)
+    others = np.stack([para.other_at(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1)
     for name, values in zip(names, (vertices, others), strict=True):
         letter = "a" if name == "params" else "b"
         draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values)
@@ -306,9 +295,10 @@ def _profile_frame(
     noise: Noise,
     optimum: Floats,
     skew: Skew | None,
+    law: Line | None,
     confidence: float,
 ) -> pd.DataFrame:
-    """A row a budget; see `IsoflopFit.profiles`."""
+    """A row a budget; see `IsoflopFit.profiles`. With a `law`, optima reach as far as they scatter about it."""
     other = "tokens" if axis == "params" else "params"
     rows = []
     for k, (profile, parabola) in enumerate(zip(profiles, parabolas, strict=True)):
@@ -321,6 +311,8 @@ def _profile_frame(
         if parabola is not None and states[k] not in ("concave", "too_few"):
             (vertex,), (also,), (lowest,) = _optima([(profile, parabola)], [parabola.coefficients])
             interval = draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence)
+            if law is not None:
+                interval = wider(interval, t_interval(float(vertex), float(np.sqrt(law.variance)), law.dof, confidence))
             if skew is not None:
                 interval = skew.reach(interval, shift_of(profile, parabola, skew.ratio), confidence)
             low_high = exponential(interval)
@@ -328,7 +320,7 @@ def _profile_frame(
             row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(also), "loss_opt": lowest}
             row |= {"low": low_high.low, "high": low_high.high, "depth": depth}
             row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
-            row["interpolation_error"] = other_at(profile, vertex)[2]
+            row["interpolation_error"] = para.other_at(profile, vertex)[2]
             for share in NEAR:
                 half = float(np.sqrt(2.0 * share * max(lowest, 0.0) / parabola.curvature))
                 near = exponential(Interval(vertex, vertex - half, vertex + half))

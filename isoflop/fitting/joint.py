@@ -13,7 +13,7 @@ from isoflop.fitting import profiles as joint
 from isoflop.fitting.base import Axis
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.intervals import check_confidence
-from isoflop.fitting.isoflop import MIN_BUDGETS, other_at, profiles_of
+from isoflop.fitting.isoflop import MIN_BUDGETS, profiles_of
 from isoflop.fitting.joint_fit import JointFit, Law
 from isoflop.fitting.noise import noise_of
 from isoflop.fitting.rollout import Predict, RollOut, roll_out
@@ -141,7 +141,7 @@ def _laws(
     c = np.log([p.flops for p in profiles]) - c_mean
     own = Law(float(theta[3]) + x_mean, float(theta[4]), unit[3], unit[4], c_mean)
     at = theta[3] + x_mean + theta[4] * c
-    values, slopes = np.transpose([other_at(p, x)[:2] for p, x in zip(profiles, at, strict=True)])
+    values, slopes = np.transpose([para.other_at(p, x)[:2] for p, x in zip(profiles, at, strict=True)])
     weight = c / float(c @ c)
     move = slopes[:, None] * (unit[3] + c[:, None] * unit[4])
     other = Law(float(values.mean()), float(weight @ values), move.mean(axis=0), weight @ move, c_mean)

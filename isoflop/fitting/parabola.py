@@ -162,3 +162,21 @@ def resample(profile: Profile, parabola: Parabola, pool: Floats, picks: np.ndarr
     """Coefficients (draws, 3) of the parabolas through fitted values plus residuals picked (draws, n) from the pool."""
     noise = pool[picks] * (parabola.fitted / np.sqrt(profile.weight))
     return (parabola.fitted + noise) @ parabola.solve.T
+
+
+def other_at(profile: Profile, x: Floats) -> tuple[Floats, Floats, float]:
+    """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
+
+    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs'
+    tokens are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    """
+    low, high = float(profile.x[0]), float(profile.x[-1])
+    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
+    u = (profile.x - centre) / scale
+    c2, c1, c0 = np.polyfit(u, profile.other, 2) if profile.sizes > 2 else (0.0, *np.polyfit(u, profile.other, 1))
+    at = (x - centre) / scale
+    inside = np.clip(at, -1.0, 1.0)
+    slope = c1 + 2.0 * c2 * inside
+    value = c0 + inside * (c1 + inside * c2) + slope * (at - inside)
+    error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
+    return value, slope / scale, error

@@ -18,6 +18,7 @@ from scipy.special import stdtr, stdtrit
 from isoflop.fitting import parabola as para
 from isoflop.fitting.base import ENDS
 from isoflop.fitting.intervals import Interval, Line, exponential
+from isoflop.fitting.neighbours import Neighbours
 
 Floats = np.ndarray
 UNSURE = 0.2
@@ -98,9 +99,12 @@ class Skew:
         return asdict(self)
 
 
-def skewness(pairs: list[tuple[para.Profile, para.Parabola]]) -> tuple[float, float, int] | None:
-    """The common ratio of third to second derivative, its standard error and degrees of freedom; None where nothing is
-    left to tell it by.
+def skewness(
+    pairs: list[tuple[para.Profile, para.Parabola]],
+) -> tuple[tuple[float, float, int] | None, Neighbours | None]:
+    """The common ratio of third to second derivative, its standard error and degrees of freedom, those by budgets where
+    neighbouring sizes share noise and they say more; and the residuals that show it. None where nothing is left to tell
+    it by.
     """
     columns, residuals = [], []
     for profile, parabola in pairs:
@@ -110,11 +114,27 @@ def skewness(pairs: list[tuple[para.Profile, para.Parabola]]) -> tuple[float, fl
     column, residual = np.concatenate(columns), np.concatenate(residuals)
     dof, square = len(residual) - 3 * len(pairs) - 1, float(column @ column)
     if dof < 1 or square <= _ROUNDING**2 or np.max(np.abs(residual)) <= _ROUNDING:
-        return None
+        return None, None
     ratio = float(column @ residual) / square
     left = residual - ratio * column
     error = float(np.sqrt(left @ left / dof / square))
-    return (ratio, error, dof) if ratio != 0.0 and error > 0.0 else None
+    neighbours = _neighbours(pairs, column, left)
+    if (shared := neighbours.shared) is not None and (by_budgets := shared.error(np.ones(1))) > error:
+        error, dof = by_budgets, shared.dof
+    return ((ratio, error, dof) if ratio != 0.0 and error > 0.0 else None), neighbours
+
+
+def _neighbours(pairs: list[tuple[para.Profile, para.Parabola]], column: Floats, left: Floats) -> Neighbours:
+    """Residuals within budgets: `column` is that of the skew, the parabolas are what else was fitted."""
+    group = np.repeat(np.arange(len(pairs)), [len(profile.x) for profile, _ in pairs])
+    fixed = np.zeros((len(left), 3 * len(pairs)))
+    for number, (profile, parabola) in enumerate(pairs):
+        u = (profile.x - parabola.centre) / parabola.scale
+        powers = np.polynomial.polynomial.polyvander(u, 2)
+        rows = powers * (np.sqrt(profile.weight) / parabola.fitted)[:, None]
+        fixed[group == number, 3 * number : 3 * number + 3] = rows
+    x = np.concatenate([profile.x for profile, _ in pairs])
+    return Neighbours.of(column[:, None], left, np.inf, group, x, fixed)
 
 
 def shift_of(profile: para.Profile, parabola: para.Parabola, ratio: float) -> float:

@@ -11,8 +11,17 @@ import pandas as pd
 import pytest
 
 import isoflop
-from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop, write_fit
-from isoflop.fitting.frames import column
+from isoflop.fitting import (
+    SURFACES,
+    compare,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    load_fit,
+    simulate_isoflop,
+    write_fit,
+)
+from isoflop.fitting.frames import column, mask, rows
 from isoflop.fitting.neighbours import Shared
 
 SODA = SURFACES["soda"]
@@ -56,12 +65,12 @@ def named(fit) -> bool:
 @pytest.mark.parametrize("method", FITS)
 @pytest.mark.parametrize("noise", [tilted, correlated])
 def test_shared_noise_is_named_and_a_still_in_its_interval(method, noise):
-    rows, found = [], []
+    ends, found = [], []
     for seed in range(REPLICATES):
         fit = FITS[method](study(noise, seed))
-        rows.append(fit.exponents.loc["a"].tolist())
+        ends.append(fit.exponents.loc["a"].tolist())
         found.append(named(fit))
-    value, low, high = np.array(rows).T
+    value, low, high = np.array(ends).T
     assert np.mean(found) >= 0.7
     assert np.mean((low <= SODA.a) & (high >= SODA.a)) >= 0.87
     assert abs(np.mean(value) - SODA.a) < 0.01
@@ -100,6 +109,32 @@ def test_runs_in_no_budgets_have_no_neighbours():
     flops = column(CLEAN, "budget") * np.exp(np.random.default_rng(1).uniform(-0.4, 0.4, len(CLEAN)))
     fit = fit_parametric(runs.assign(train_flops=flops, tokens=flops / 6.0 / column(CLEAN, "params")), bootstrap=0)
     assert fit.neighbours is None
+
+
+def of_parabolas(noise: Noise, seed: int):
+    """Of profiles that are symmetric: parabolas have no error of their own."""
+    flops = column(CLEAN, "budget")
+    params, tokens = SODA.optimum(flops)
+    bowl = SODA.loss(params, tokens) + 0.065 * np.log(column(CLEAN, "params") / params) ** 2
+    return fit_isoflop(study(noise, seed).assign(loss=lambda s: s["loss"] / CLEAN["loss"] * bowl), bootstrap=200)
+
+
+def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared():
+    found, held, skewed = [], [], []
+    for seed in range(REPLICATES):
+        fit = of_parabolas(correlated, seed)
+        used = rows(fit.profiles, mask(fit.profiles, "used"))
+        truth = SODA.optimum(column(used, "flops"))[0]
+        held.append(np.mean((column(used, "low") <= truth) & (truth <= column(used, "high"))))
+        found.append(named(fit))
+        skewed.append("skewed" in {d["code"] for d in fit.diagnostics})
+    assert np.mean(found) >= 0.4
+    assert np.mean(held) >= 0.82  # those that nothing was found in stay too narrow
+    assert np.mean(skewed) <= 0.1
+
+
+def test_independent_noise_of_parabolas_is_rarely_called_shared():
+    assert np.mean([named(of_parabolas(independent, seed)) for seed in range(REPLICATES)]) <= 0.05
 
 
 # SODA's own sizes, most of them at several budgets
