@@ -14,13 +14,12 @@ from isoflop.fitting import finalloss
 from isoflop.fitting.columns import COUNTS, asks, chosen, find, first_found, missing, numbers, split_factor
 from isoflop.fitting.finalloss import FinalRule
 from isoflop.fitting.frames import column
+from isoflop.fitting.logtables import RATES, STEP_COLUMNS, LogOptions, distinct, run_of
 from isoflop.fitting.notes import RUN_COLUMNS, Dropped, Finding, listed, texts
 
 Floats = np.ndarray
 
-STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter", "Step")
 PLANNED_STEPS = ("steps", "max_steps", "total_steps", "train_steps", "num_steps", "planned_steps")
-RATES = ("lr", "learning_rate")
 GROWING = ("tokens", "flops", "train_flops", "epochs")  # over a run; the largest value is the run's
 LAST = ("state", "State")
 
@@ -32,21 +31,6 @@ ROSE = 1.2  # times the run's own lowest level
 _RUN = "(run)"
 
 
-@dataclass(frozen=True)
-class LogOptions:
-    """How a log is read; see `read_table`."""
-
-    loss: str | None = None
-    tokens: str | None = None
-    flops: str | None = None
-    params: str | None = None
-    budget: str | None = None
-    run: str | None = None
-    step: str | None = None
-    split: str | None = None
-    final: FinalRule = "auto"
-
-
 @dataclass
 class Summary:
     """A row a run, and what is to be said about them."""
@@ -55,23 +39,6 @@ class Summary:
     words: str
     dropped: list[Dropped] = field(default_factory=list[Dropped])
     findings: list[Finding] = field(default_factory=list[Finding])
-
-
-def is_log(frame: pd.DataFrame, where: str, options: LogOptions) -> bool:
-    """Whether a table has many rows a run: a step, or tokens, that move while the run's name stays.
-
-    Naming a step column or a split says so. Otherwise most runs must have rows with several steps or, where there is no
-    step, with several token counts at one budget.
-    """
-    if options.step is not None or options.split is not None:
-        return True
-    run, step = _run_of(frame, where, options), first_found(frame, STEP_COLUMNS)
-    moving = step or first_found(frame, ("tokens",))
-    if run is None or moving is None or len(frame) == 0:
-        return False
-    if step is None and "budget" in frame.columns and bool((_distinct(frame, run, "budget") > 1).any()):
-        return False
-    return float(_distinct(frame, run, moving).median()) >= (2 if step else 3)
 
 
 def one_row_a_run(
@@ -88,7 +55,7 @@ def one_row_a_run(
     Raises:
         FitError: a column that isn't there, changes within a run, or is no number; several splits to choose from.
     """
-    run, step = _run_of(frame, where, options), options.step or first_found(frame, STEP_COLUMNS)
+    run, step = run_of(frame, where, options), options.step or first_found(frame, STEP_COLUMNS)
     step = chosen(frame, where, step, "step") if step is not None else None
     frame = frame.assign(**{_RUN: texts(frame, run) if run is not None else "the run"})
     unknown: list[str] = []
@@ -116,21 +83,6 @@ def one_row_a_run(
         f"{len(frame):,} rows of {len(ends)} loss logs; final {loss!r}{f' of {split}' if split else ''}: {rules}{given}"
     )
     return _judged(Summary(table, words), ends, frame, step, unknown)
-
-
-def _run_of(frame: pd.DataFrame, where: str, options: LogOptions) -> str | None:
-    """The column of the runs' names."""
-    if options.run is None:
-        return next((name for name in RUN_COLUMNS if name in frame.columns), None)
-    found = find(frame, options.run)
-    if found is None:
-        raise FitError(missing(frame, where, options.run, "run"))
-    return found
-
-
-def _distinct(frame: pd.DataFrame, run: str, name: str) -> pd.Series:
-    """How many values of a column each run has."""
-    return cast(pd.Series, texts(frame, name).groupby(texts(frame, run)).nunique())
 
 
 def _rows_of_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tuple[np.ndarray, str | None]:
@@ -196,7 +148,7 @@ def _filled(log: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
 
 def _seeds_apart(frame: pd.DataFrame) -> pd.DataFrame:
     """The log with a run for each seed, where rows of several seeds have one run's name."""
-    if "seed" not in frame.columns or not bool((_distinct(frame, _RUN, "seed") > 1).any()):
+    if "seed" not in frame.columns or not bool((distinct(frame, _RUN, "seed") > 1).any()):
         return frame
     return frame.assign(**{_RUN: texts(frame, _RUN) + " seed " + texts(frame, "seed")})
 

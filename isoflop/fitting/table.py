@@ -28,7 +28,8 @@ from isoflop.fitting.doubts import doubts, refuse_falling_flops, refuse_mixed_un
 from isoflop.fitting.files import read_frame, refuse_duplicates
 from isoflop.fitting.finalloss import RULES, FinalRule
 from isoflop.fitting.frames import column, rows
-from isoflop.fitting.losslogs import LogOptions, is_log, one_row_a_run
+from isoflop.fitting.logtables import LogOptions, is_log
+from isoflop.fitting.losslogs import one_row_a_run
 from isoflop.fitting.nested import unnest
 from isoflop.fitting.notes import Dropped, Finding, name_rows, run_column, texts
 from isoflop.fitting.panels import unpivot
@@ -122,7 +123,7 @@ def read_table(
     `loss`, too, where it is the only one. Columns of dictionaries or JSON are opened to dotted names. Rows with numbers
     that are missing, infinite or not positive are left out, with the reason, unless most of a column is so.
 
-    A loss log (many rows a run, see `losslogs.is_log`) becomes a row a run: tokens and FLOPs at its end, and its final
+    A loss log (many rows a run, see `logtables.is_log`) becomes a row a run: tokens and FLOPs at its end, and its final
     loss by the rule `final`. Runs that diverged, stopped before their planned steps, or whose learning rate did not
     decay are left out.
 

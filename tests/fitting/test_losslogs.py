@@ -246,6 +246,67 @@ def test_runs_with_one_row_each_are_no_log():
     assert "with 70 rows" in read_table(shared).reading
 
 
+def nameless(**columns: Any) -> pd.DataFrame:
+    """Logs of 35 runs under a name that no reader knows."""
+    study = simulate_isoflop(points=5)
+    rows = [study.assign(step=10 * k, tokens=study["tokens"] * k / 12, loss=study["loss"] * 12 / k) for k in range(13)]
+    logs = pd.concat(rows[1:]).rename(columns={"run_id": "experiment"})
+    logs["train_flops"] *= logs["step"] / 120
+    return logs.assign(**columns)
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "step"),
+    [
+        (nameless(), {}, "step"),
+        (nameless(), {"budget": "budget", "params": "params"}, "step"),
+        (nameless().drop(columns="budget"), {}, "step"),
+        (nameless().drop(columns="budget"), {"flops": "6ND"}, "step"),
+        (nameless().drop(columns="budget").assign(params=1e9), {}, "step"),  # steps of all runs, one size
+        (nameless().rename(columns={"step": "iteration"}).astype({"iteration": str}), {}, "iteration"),
+        (nameless(step="unknown"), {}, "step"),
+        (nameless(step="unknown").drop(columns="budget"), {}, "step"),
+        (nameless(seed=0, batch_size=8, lr=np.arange(420)), {}, "step"),
+    ],
+)
+def test_a_log_that_names_no_runs_is_refused(runs: pd.DataFrame, options: dict[str, Any], step: str):
+    with pytest.raises(FitError) as caught:
+        read_table(runs, **options)
+    assert f"column {step!r} says that this is a loss log, but no column names its runs; name it with run=" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_whose_runs_are_named_needs_steps_that_are_numbers():
+    assert len(read_table(nameless(), run="experiment")) == 35
+    with pytest.raises(FitError, match="column 'step' needs positive, finite numbers"):
+        read_table(nameless(step="unknown"), run="experiment")
+
+
+SIZES = pd.concat([simulate_isoflop(budgets=(c,), points=5).assign(params=[1e8, 2e8, 3e8, 4e8, 5e8]) for c in
+                   (1e18, 3e18, 1e19, 3e19, 1e20, 3e20, 1e21, 3e21)], ignore_index=True)  # fmt: skip
+SIZES = SIZES.assign(tokens=SIZES["budget"] / 6 / SIZES["params"], step=(SIZES["budget"] / SIZES["params"]) // 6e5)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        SIZES,
+        SIZES.drop(columns="budget"),  # the steps of a size are those of 8 budgets
+        SIZES.drop(columns=["budget", "train_flops"]),
+        SIZES.assign(step="last"),
+        SIZES.drop(columns="budget").assign(step="last"),
+        SIZES.rename(columns={"step": "steps"}),
+        pd.concat([SIZES.assign(seed=s, loss=SIZES["loss"] * (1 + s / 1e3)) for s in range(4)]),
+        pd.concat([SIZES.assign(batch_size=b, step=SIZES["step"] * 64 // b) for b in (16, 32, 64)]),
+    ],
+)
+def test_finished_runs_without_names_may_have_steps(runs: pd.DataFrame):
+    six = None if {"budget", "train_flops"} & set(runs.columns) else "6ND"
+    assert len(read_table(runs.drop(columns="run_id"), flops=six)) == len(runs)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
 @pytest.mark.parametrize("layout", ["runs/{run}", "{run}/metrics"])
 def test_a_folder_with_a_file_a_run(tmp_path: Path, kind: str, layout: str):
