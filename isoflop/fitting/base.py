@@ -127,6 +127,10 @@ class Laws(ABC):
             interval = self.skew.widen(interval, quantity, flops, confidence)
         return self.rollout.widen(interval, quantity, flops) if self.rollout else interval
 
+    def own_error_known(self, flops: float) -> bool:
+        """Whether `widen` can tell the law's own error at a budget: within the runs, or where there are roll-outs."""
+        return self.rollout is not None or (self.reach is not None and self.reach[0] <= flops <= self.reach[1])
+
     @property
     def dof(self) -> int:
         """Degrees of freedom of the t intervals."""
@@ -154,8 +158,9 @@ class Laws(ABC):
         """N*, D* and, where the law has one, the loss there, at compute budgets in training FLOPs.
 
         Rows params, tokens, loss (for several budgets: flops, then quantity). Columns value; low and high, which allow
-        for the law's own error, beyond the data as the roll-out shows it, and of parabolas that are skewed inside them
-        too (`with_model_error`); statistical_low and statistical_high, which are right where the law is true.
+        for the law's own error, beyond the data as the roll-out shows it (without one nothing, see `own_error_known`),
+        and of parabolas that are skewed inside them too (`with_model_error`); statistical_low and statistical_high,
+        which are right where the law is true.
         """
         level = self._level(confidence)
         many = np.atleast_1d(np.asarray(flops, dtype=np.float64))

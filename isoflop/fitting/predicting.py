@@ -40,7 +40,7 @@ class MethodPrediction:
         name: of the law.
         law: itself.
         table: rows params, tokens and, where the law has it, loss; columns value, low, high (with the law's own error
-            beyond its runs), statistical_low, statistical_high (right where the law is true).
+            beyond its runs, as far as it is known), statistical_low, statistical_high (right where the law is true).
         optimum: the parametric law's, over the recipe's models and their FLOPs where the recipe is known, else with
             C = 6ND; None for another method. `table` is its.
         closed_form: rows as `table`, with C = 6ND, where `optimum` is over models.
@@ -53,6 +53,10 @@ class MethodPrediction:
     optimum: Optimum | None
     closed_form: pd.DataFrame | None
     shape: ModelShape | None
+
+    def own_error_known(self, flops: float) -> bool:
+        """Whether low and high tell of the law's own error at the budget; true of a law without any interval."""
+        return math.isnan(cell(self.table, "params", "low")) or self.law.own_error_known(flops)
 
     def size(self) -> Interval:
         """N* with the law's own error."""
@@ -186,6 +190,7 @@ def predict(
         raise FitError(f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it")
     chosen = _choose(methods, method)
     notes += _far(flops, list(laws.values()))
+    notes += [_own_error_unknown(m) for m in methods if not m.own_error_known(flops)]
     configuration = None
     if sweep is None:
         notes.append("no recipe is known, so C = 6ND and there is no training configuration; give --recipe")
@@ -255,6 +260,12 @@ def _far(flops: float, laws: Sequence[Laws]) -> list[str]:
         f"{flops_text(flops)} FLOPs are {decades:.1f} decades beyond the largest budget of the runs "
         f"({flops_text(min(tops))}): a run in between would tell more than any interval"
     ]
+
+
+def _own_error_unknown(method: MethodPrediction) -> str:
+    few = any(found["code"] == "no_rollout" for found in method.law.diagnostics)
+    why = "too few budgets" if few else "no roll-out"
+    return f"{method.name}: {why} to tell its own error beyond the runs"
 
 
 def _configure(chosen: MethodPrediction, sweep: Sweep, flops: float) -> Plan:

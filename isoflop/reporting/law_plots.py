@@ -43,7 +43,8 @@ def plot_law(fit: Fit, quantity: Quantity = "params", ax: Axes | None = None) ->
     """Optimal size, data or loss against compute: the law, two bands, what it was fitted to; dashed beyond the data.
 
     The inner band (statistical) is right where the law is true; the outer one allows for the law's own error beyond
-    the data, as the roll-out shows it (with model error): the columns of `Fit.predict`. Points are the optima of
+    the data, as the roll-out shows it (with model error), or for the skew of parabolas alone where there is no roll-out
+    (with skew): the columns of `Fit.predict`. Points are the optima of
     budgets, the frontier, or, for a surface, the runs.
 
     Raises:
@@ -148,7 +149,7 @@ def _bands(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: Fit) -> None:
         ax.fill_between(grid, low, high, color=BAND, alpha=alpha, linewidth=0, label=label)
 
     if fit.rollout is not None or fit.skew is not None:
-        band("", 0.15, f"{level} with model error")
+        band("", 0.15, f"{level} with {'skew' if fit.rollout is None else 'model error'}")
     band("statistical_", 0.3, f"{level} statistical")
 
 

@@ -95,9 +95,10 @@ def print_prediction(prediction: Prediction) -> None:
     headers = ["law", "", "value", f"{level} if the law is true", f"{level} with its own error"]
     rows = []
     for method in prediction.methods:
-        rows += _quantity_rows(method.name, method.table)
+        known = method.own_error_known(prediction.flops)
+        rows += _quantity_rows(method.name, method.table, known)
         if method.closed_form is not None:
-            rows += _quantity_rows("  with C = 6ND", method.closed_form)
+            rows += _quantity_rows("  with C = 6ND", method.closed_form, known)
     print_table(headers, rows, text=["law", ""])
     if prediction.gap:
         print(f"\n{prediction.gap}")
@@ -134,11 +135,11 @@ def _print_optimum(method: MethodPrediction) -> None:
     print_table(["size", *widths, "N", "D", "FLOPs", "of the budget"], rows, text=["size"])
 
 
-def _quantity_rows(name: str, table: pd.DataFrame) -> list[list[str]]:
+def _quantity_rows(name: str, table: pd.DataFrame, own_error_known: bool) -> list[list[str]]:
     rows = []
     for k, quantity in enumerate(str(index) for index in table.index):
         value, *_ = values = [cell(table, quantity, end) for end in (*ENDS, *STATISTICAL)]
-        spans = [_span(quantity, values[3:]), _span(quantity, values[1:3])]
+        spans = [_span(quantity, values[3:]), _span(quantity, values[1:3]) if own_error_known else "not known"]
         rows.append(["" if k else name, SYMBOLS[quantity], _one(quantity, value), *spans])
     return rows
 

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ from isoflop.fitting.solver import Points
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
 from isoflop.recipes import Recipe
+from isoflop.reporting.laws import print_prediction
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
@@ -307,6 +309,30 @@ def test_without_a_recipe_there_is_no_run() -> None:
 def test_how_far_beyond_the_runs_it_is(flops: float, told: bool) -> None:
     notes = predict(ALL, flops).notes
     assert any("decades beyond the largest budget of the runs (3e20)" in note for note in notes) is told
+
+
+THREE = fit_joint(simulate_isoflop(budgets=(1e18, 1e19, 1e20), points=7))
+UNKNOWN = "too few budgets to tell its own error beyond the runs"
+
+
+@pytest.mark.parametrize(
+    ("fit", "flops", "notes"),
+    [
+        (THREE, 1e20, []),
+        (THREE, 1.1e20, [f"joint: {UNKNOWN}"]),
+        (THREE, 9e17, [f"joint: {UNKNOWN}"]),
+        (ALL, 1e21, ["envelope: no roll-out to tell its own error beyond the runs"]),
+        ("soda", 1e23, []),
+    ],
+)
+def test_an_own_error_that_nothing_tells_is_not_known(
+    fit: Any, flops: float, notes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction = predict(fit, flops)
+    assert [note for note in prediction.notes if "own error" in note] == notes
+    print_prediction(prediction)
+    sizes = [line for line in capsys.readouterr().out.splitlines() if " N* " in line and "1/4" not in line]
+    assert [line.endswith("not known") for line in sizes].count(True) == len(notes)
 
 
 @pytest.mark.parametrize("flops", [0.0, -1.0, math.nan, math.inf])

@@ -32,6 +32,13 @@ def test_laws_and_their_bands_are_predictions(name, quantity):
         assert low[-1] < said["statistical_low"].iloc[-1]
 
 
+@pytest.mark.parametrize(("count", "label"), [(3, "95% with skew"), (4, "95% with model error")])
+def test_without_a_roll_out_the_wide_band_is_the_skews(count, label):
+    fit = fit_isoflop(simulate_isoflop(budgets=[10.0 ** (18 + k) for k in range(count)]), bootstrap=0)
+    assert fit.skew is not None
+    assert [text for text in legend(fit.plot_law()) if " with " in text] == [label]
+
+
 def test_the_line_is_solid_where_the_data_are_and_the_range_is_marked():
     ax = FITS["isoflop"].plot_law()
     whole, inside = ax.lines[:2]
