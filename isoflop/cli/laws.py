@@ -198,7 +198,7 @@ def compare(
         print_comparison(comparison)
         print_pairs(comparison)
     sys.stdout.flush()
-    for note in dict.fromkeys(note for file in files for note in file.notes):
+    for note in dict.fromkeys([*(note for file in files for note in file.notes), *comparison.notes]):
         warn(note)
 
 

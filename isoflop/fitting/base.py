@@ -175,10 +175,17 @@ class Laws(ABC):
         frame.index = pd.MultiIndex.from_tuples(list(rows), names=["flops", "quantity"])
         return frame.droplevel("flops") if np.ndim(flops) == 0 else frame
 
+    @property
+    @abstractmethod
+    def no_law(self) -> str:
+        """Why the exponents are no result, in a sentence; empty where they may be one."""
+
     def headline(self) -> str:
-        """The result in one sentence, which says no more than the intervals do; where that of b / a holds 1, it says
-        so.
-        """
+        """The result in one sentence, or why there is none."""
+        return f"No law of compute: {why}" if (why := self.no_law) else self.growth()
+
+    def growth(self) -> str:
+        """How the optimum grows, and no more than the intervals say; where that of b / a holds 1, it says so."""
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{span_text(a)}, D* ~ C^{span_text(b)}"
@@ -217,10 +224,11 @@ class Fit(Laws):
     runs: RunsTable
     noise: Noise
 
-    def headline(self) -> str:
+    @property
+    def no_law(self) -> str:
         from isoflop.fitting.diagnostics import why_no_law
 
-        return f"No law of compute: {why}" if (why := why_no_law(self)) else super().headline()
+        return why_no_law(self)
 
     @property
     def at_bounds(self) -> list[str]:

@@ -84,12 +84,14 @@ class Comparison:
         table: a row a law: `law, method, n, loss_column`, and for each of `a, b, params, tokens, loss` its value,
             `_low` and `_high`, the last three at `flops`, with the laws' own error.
         pairs: each law against the first of its method, or else the first of all.
+        notes: what the reader must know, a line each.
     """
 
     flops: float
     confidence: float
     table: pd.DataFrame
     pairs: tuple[Pair, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def gap(self) -> str:
@@ -116,7 +118,7 @@ class Comparison:
             for pair in self.pairs
         ]
         own = {"flops": self.flops, "confidence": self.confidence, "laws": self._rows()}
-        return plain(own | {"gap": self.gap, "pairs": pairs})
+        return plain(own | {"gap": self.gap, "pairs": pairs, "notes": list(self.notes)})
 
     def _rows(self) -> list[dict[str, Any]]:
         return self.table.to_dict("records")  # pyright: ignore[reportReturnType]
@@ -145,7 +147,12 @@ def compare(laws: Mapping[str, Laws], flops: float | None = None, confidence: fl
     budget = flops or shared_budget(laws)
     rows = {name: _row(name, law, budget, level) for name, law in laws.items()}
     pairs = tuple(_pair(first, second, laws, rows, budget, level) for first, second in _pairs(laws))
-    return Comparison(budget, level, pd.DataFrame(list(rows.values())), pairs)
+    return Comparison(budget, level, pd.DataFrame(list(rows.values())), pairs, tuple(no_law_notes(laws)))
+
+
+def no_law_notes(laws: Mapping[str, Laws]) -> list[str]:
+    """Which laws are none, and why."""
+    return [f"{name}: no law of compute: {why}" for name, law in laws.items() if (why := law.no_law)]
 
 
 def shared_budget(laws: Mapping[str, Laws]) -> float:

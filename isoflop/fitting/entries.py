@@ -28,6 +28,7 @@ def fit_entry(fit: Fit) -> dict[str, Any]:
         "confidence": fit.confidence,
         "exponents": {name: _interval(table.loc[name].to_dict()) for name in ("a", "b")},
         "ratio": _interval(table.loc["ratio"].to_dict()),
+        "no_law": fit.no_law or None,
         "noise": vars(fit.noise),
         **_OWN[fit.method](fit),
         "rollout": [] if fit.rollout is None else records(fit.rollout.table()),

@@ -13,7 +13,7 @@ import pandas as pd
 from isoflop.config.schema import Sweep
 from isoflop.errors import FitError
 from isoflop.fitting.base import ENDS, STATISTICAL, Laws
-from isoflop.fitting.comparing import gap_text
+from isoflop.fitting.comparing import gap_text, no_law_notes
 from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import cell, records
 from isoflop.fitting.intervals import Interval, check_confidence, exponential
@@ -159,7 +159,7 @@ def predict(
         recipe: a sweep file, the name of a shipped one, or a Sweep, whose models are chosen among; by default that of
             the runs, where the file says so.
         method: whose optimum is trained; by default the law whose N* has the narrowest interval with its own error;
-            one with skewed profiles (see `skew`) only where there is no other.
+            what is no law, or has skewed profiles (see `skew`), only where there is no other.
         confidence: of the intervals; by default the fit's.
 
     Raises:
@@ -189,6 +189,7 @@ def predict(
     if not methods:
         raise FitError(f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it")
     chosen = _choose(methods, method)
+    notes += no_law_notes(laws)
     notes += _far(flops, list(laws.values()))
     notes += [_own_error_unknown(m) for m in methods if not m.own_error_known(flops)]
     configuration = None
@@ -240,14 +241,14 @@ def _choose(methods: Sequence[MethodPrediction], wanted: str | None) -> MethodPr
             raise FitError(f"there is no law by {wanted!r}; there is {', '.join(m.name for m in methods)}")
         return found
 
-    def doubt(method: MethodPrediction) -> tuple[bool, bool, float, int]:
-        """How unsure N* is; a law that could not be rolled out does not know its own error, and one whose profiles are
-        skewed is off however narrow its interval is.
+    def doubt(method: MethodPrediction) -> tuple[bool, bool, bool, float, int]:
+        """How unsure N* is; what is no law has none, one that could not be rolled out does not know its own error, and
+        one whose profiles are skewed is off however narrow its interval is.
         """
         _, low, high = method.size()
         width = math.log(high / low) if low > 0.0 and math.isfinite(high) else math.inf
         skewed = any(found["code"] == "skewed" for found in method.law.diagnostics)
-        return skewed, method.law.rollout is None, width, ORDER.index(method.law.method)
+        return bool(method.law.no_law), skewed, method.law.rollout is None, width, ORDER.index(method.law.method)
 
     return min(methods, key=doubt)
 

@@ -66,6 +66,10 @@ class SavedFit(Laws):
         return self.budgets
 
     @property
+    def no_law(self) -> str:
+        return str(self.entry.get("no_law") or "")
+
+    @property
     def core(self) -> Core:
         return self.numbers
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from isoflop.fitting.base import Fit, ProfileFit
-from isoflop.fitting.diagnostics import flops_text, why_no_law
+from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import records
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.summary import TITLES, number
@@ -60,7 +60,7 @@ def _profile_table(fit: ProfileFit) -> str:
 
 def first_that_tells(fits: Sequence[Fit]) -> Fit | None:
     """The first fit, of those of the first one's loss and N, whose exponents may be a result."""
-    return next((fit for fit in fits if _same_question(fit, fits[0]) and not why_no_law(fit)), None)
+    return next((fit for fit in fits if _same_question(fit, fits[0]) and not fit.no_law), None)
 
 
 def law_section(

@@ -15,7 +15,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.base import Fit
-from isoflop.fitting.diagnostics import flops_text, why_no_law
+from isoflop.fitting.diagnostics import flops_text
 from isoflop.fitting.frames import column, records, rows
 from isoflop.fitting.result import IsoflopFit
 from isoflop.fitting.summary import number
@@ -146,7 +146,7 @@ def _headline(fits: Sequence[Fit], kind: str) -> list[str]:
     fit = first_that_tells(fits)
     fitted = "" if kind == "all" else f" The loss is that of {kind} tokens."
     if fit is None:
-        lead = f"{why_no_law(fits[0])} What was fitted all the same stands below.{fitted}"
+        lead = f"{fits[0].no_law} What was fitted all the same stands below.{fitted}"
         return ["<h1>These runs tell no law of compute</h1>", page.paragraph(lead, "lead")]
     sentence, _, laws = fit.headline().partition(": ")
     a, b, ratio = (fit.intervals().loc[name].to_dict() for name in ("a", "b", "ratio"))

@@ -13,7 +13,17 @@ import pytest
 
 from isoflop.config import load_sweep
 from isoflop.errors import FitError
-from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, simulate_isoflop, write_fit
+from isoflop.fitting import (
+    compare,
+    fit_envelope,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    load_fit,
+    predict,
+    simulate_isoflop,
+    write_fit,
+)
 from isoflop.fitting.loading import laws_by_name
 
 RUNS = simulate_isoflop(points=7)
@@ -40,6 +50,34 @@ def test_a_saved_fit_says_digit_for_digit_what_the_fit_did(file: Path, method: s
     assert saved.headline() == fit.headline()
     assert (saved.method, saved.n, saved.loss_column, saved.dof) == (fit.method, fit.n, fit.loss_column, fit.dof)
     assert (saved.reach, saved.origin, saved.diagnostics) == (fit.reach, fit.origin, fit.diagnostics)
+
+
+NO_LAW = {
+    "two budgets": RUNS[RUNS["budget"] <= 3e18],
+    "random losses": RUNS.assign(loss=3.0 + np.random.default_rng(0).normal(0.0, 0.01, len(RUNS))),
+}
+
+
+@pytest.mark.parametrize("runs", NO_LAW.values(), ids=NO_LAW)
+def test_what_is_no_law_stays_none_in_its_file(runs: pd.DataFrame, tmp_path: Path) -> None:
+    fit = fit_parametric(runs, bootstrap=0)
+    path = write_fit(tmp_path, [fit, FITS["joint"]])
+    saved = load_fit(path)
+    assert saved[0].headline() == fit.headline() == f"No law of compute: {fit.no_law}"
+    assert [law.no_law for law in saved] == [fit.no_law, ""]
+    note = f"parametric: no law of compute: {fit.no_law}"
+    prediction = predict(saved, 1e20)
+    assert note in prediction.notes
+    assert prediction.chosen.name == "joint"
+    comparison = compare(laws_by_name([saved]))
+    assert comparison.notes == (note,)
+    assert comparison.to_dict()["notes"] == [note]
+
+    document = json.loads(path.read_text())
+    for entry in document["fits"]:
+        del entry["no_law"]  # as in files of before
+    path.write_text(json.dumps(document))
+    assert load_fit(path)[0].no_law == ""
 
 
 def test_more_roll_outs_than_are_shown_widen_a_prediction(file: Path) -> None:

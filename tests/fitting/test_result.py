@@ -106,7 +106,7 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
 def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatch):
     table = pd.DataFrame({"a": a, "b": b, "ratio": ratio}, index=["value", "low", "high"]).T
     monkeypatch.setattr(Laws, "intervals", lambda *_: table)
-    assert Laws.headline(FIT).startswith(words)
+    assert FIT.growth().startswith(words)
     assert bool(why_no_law(FIT)) == words.startswith("How")
 
 
