@@ -95,7 +95,7 @@ class Laws(ABC):
     @property
     @abstractmethod
     def reach(self) -> tuple[float, float] | None:
-        """The least and the greatest budget of the runs, FLOPs; None for a law whose runs are not known."""
+        """The least and the greatest budget that the law was fitted to, FLOPs; None where its runs are not known."""
 
     @property
     @abstractmethod
@@ -255,9 +255,13 @@ class Fit(Laws):
 
     @property
     def reach(self) -> tuple[float, float]:
-        flops = self.runs.array("flops")
-        levels = levels_of(self.runs.array("budget"), flops, np.ones_like(flops))
+        flops, budgets = self.runs.array("flops"), self.runs.array("budget")
+        levels = levels_of(budgets, flops, np.ones_like(flops))[self._fitted(budgets)]
         return float(levels.min()), float(levels.max())
+
+    def _fitted(self, budgets: Floats) -> np.ndarray:
+        """Which runs, by their budgets, the law was fitted to."""
+        return np.ones(len(budgets), dtype=bool)
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -316,6 +320,13 @@ class ProfileFit(Fit):
     def curve(self, budget: float, size: Floats) -> Floats:
         """Loss of a budget's profile as fitted, at sizes on the axis."""
 
+    def _used(self) -> Floats:
+        """Budgets of the profiles used."""
+        return column(rows(self.profiles, mask(self.profiles, "used")), "budget")
+
+    def _fitted(self, budgets: Floats) -> np.ndarray:
+        return np.isin(budgets, self._used())
+
     @cached_property
     def residuals(self) -> pd.DataFrame:
         """A row a configuration of the profiles used: budget, params, tokens, flops, loss, `residual` (of ln loss) and
@@ -323,9 +334,9 @@ class ProfileFit(Fit):
         """
         from isoflop.fitting.residuals import residual_table
 
-        used = column(rows(self.profiles, mask(self.profiles, "used")), "budget")
+        used = self._used()
         table = self.runs.configurations
-        table = rows(table, np.isin(column(table, "budget"), used))
+        table = rows(table, self._fitted(column(table, "budget")))
         budgets, sizes, fitted = column(table, "budget"), column(table, self.axis), np.empty(len(table))
         for budget in used:
             here = budgets == budget

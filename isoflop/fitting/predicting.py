@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,7 @@ from isoflop.shapes import ModelShape
 ORDER = ("parametric", "joint", "isoflop", "envelope")
 """Whose optimum is trained where no interval says which N* is surest: the law that knows costs and losses first."""
 FAR = 1.5
-"""Decades beyond the runs above which a prediction says how far it reaches."""
+"""Decades beyond the budgets fitted, or below them, from which a prediction says how far it reaches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ def predict(
         raise FitError(f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it")
     chosen = _choose(methods, method)
     notes += no_law_notes(laws)
-    notes += _far(flops, list(laws.values()))
+    notes += _far(flops, laws)
     notes += [_own_error_unknown(m) for m in methods if not m.own_error_known(flops)]
     configuration = None
     if sweep is None:
@@ -253,13 +253,19 @@ def _choose(methods: Sequence[MethodPrediction], wanted: str | None) -> MethodPr
     return min(methods, key=doubt)
 
 
-def _far(flops: float, laws: Sequence[Laws]) -> list[str]:
-    tops = [law.reach[1] for law in laws if law.reach is not None]
-    if not tops or (decades := math.log10(flops / min(tops))) < FAR:
+def _far(flops: float, laws: Mapping[str, Laws]) -> list[str]:
+    """How far a budget lies from those of the law that it lies farthest from."""
+    reaches = {name: law.reach for name, law in laws.items() if law.reach is not None}
+    found = [(math.log10(flops / top), "beyond the largest", top, name) for name, (_, top) in reaches.items()]
+    found += [(math.log10(low / flops), "below the smallest", low, name) for name, (low, _) in reaches.items()]
+    decades, side, end, name = max(found, default=(0.0, "", 0.0, ""))
+    if decades < FAR:
         return []
+    fitted = "fitted" if len(set(reaches.values())) == 1 else f"that {name} was fitted to"
+    run = "there" if side.startswith("below") else "in between"
     return [
-        f"{flops_text(flops)} FLOPs are {decades:.1f} decades beyond the largest budget of the runs "
-        f"({flops_text(min(tops))}): a run in between would tell more than any interval"
+        f"{flops_text(flops)} FLOPs are {decades:.1f} decades {side} budget {fitted} ({flops_text(end)}): a run {run} "
+        "would tell more than any interval"
     ]
 
 

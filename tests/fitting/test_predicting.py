@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
+from isoflop.fitting.base import Laws
 from isoflop.fitting.frames import cell, column
 from isoflop.fitting.optimum import Optimum, closed_form
 from isoflop.fitting.realising import Family
@@ -305,10 +307,32 @@ def test_without_a_recipe_there_is_no_run() -> None:
     assert (document["configuration"], document["yaml"]) == (None, None)
 
 
-@pytest.mark.parametrize(("flops", "told"), [(1e21, False), (3e22, True)])
-def test_how_far_beyond_the_runs_it_is(flops: float, told: bool) -> None:
-    notes = predict(ALL, flops).notes
-    assert any("decades beyond the largest budget of the runs (3e20)" in note for note in notes) is told
+# The largest budget is no profile, so the parabolas' law ends below it.
+CUT = fit_isoflop(RUNS.query("budget < 3e20 or params < params.median()"), bootstrap=0)
+
+
+@pytest.mark.parametrize(
+    ("fits", "flops", "said"),
+    [
+        (ALL, 1e21, ""),
+        (ALL, 3e22, "2.0 decades beyond the largest budget fitted (3e20): a run in between would"),
+        (ALL, 2e17, ""),
+        (ALL, 3e16, "2.0 decades below the smallest budget fitted (3e18): a run there would"),
+        ([CUT], 6e21, "1.5 decades beyond the largest budget fitted (1.8e20)"),
+        ([SURFACE, CUT], 6e21, "1.5 decades beyond the largest budget that isoflop was fitted to (1.8e20)"),
+        ([SURFACE], 6e21, ""),
+    ],
+)
+def test_how_far_from_the_runs_it_is(fits: Sequence[Laws], flops: float, said: str) -> None:
+    notes = [note for note in predict(fits, flops).notes if "decades" in note]
+    assert len(notes) == bool(said)
+    assert said in "".join(notes)
+
+
+def test_the_budgets_of_profiles_left_out_are_beyond_the_law(tmp_path: Path) -> None:
+    assert CUT.profiles["used"].tolist() == [True] * 6 + [False]
+    (again,) = load_fit(write_fit(tmp_path, [CUT]))
+    assert CUT.reach == again.reach == (3e18, 1.8e20)
 
 
 THREE = fit_joint(simulate_isoflop(budgets=(1e18, 1e19, 1e20), points=7))
