@@ -3,7 +3,8 @@
 The kernel's file lock ends with its process and is all that is needed on one machine. Between machines some shared
 file systems don't pass it on, so the holder also touches the file every few seconds: another machine takes a lease over
 only once that heartbeat has stopped, and a holder that lost its lease that way (a machine that hung and came back)
-finds out at its next heartbeat.
+finds out at its next heartbeat. Where a file system knows no locks at all, the heartbeat has to do, and on this machine
+whether the holder's process is still there.
 """
 
 from __future__ import annotations
@@ -23,12 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.errors import RunError
+from isoflop.processes import began
 
 BEAT_S = 3.0
 STALE_S = 30.0
 LOCK_TRIES_S = (0.001, 0.01, 0.1)
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What file systems that know no locks answer, such as Lustre mounted without them: the heartbeat has to do."""
+"""What file systems that know no locks answer, such as Lustre mounted without them."""
+
+SETTLE_S = 0.1
+"""How long a lease settles there at least."""
 
 
 class LeaseLostError(RunError):
@@ -95,7 +100,9 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         lease = Lease(path)
-        if _lock(file.fileno()) and _is_free(path):
+        locked = _lock(file.fileno())
+        settle_s = settle_s if locked else max(settle_s, SETTLE_S)
+        if locked is not False and _is_free(path, bool(locked)):
             lease.held, line = True, f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode()
             written = 0
             with contextlib.suppress(OSError):  # on a full disk the kernel's lock has to do
@@ -132,7 +139,8 @@ def is_leased(path: Path) -> bool:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-    return not _is_free(path)
+        return not _is_free(path, False)
+    return not _is_free(path, True)
 
 
 def holder_of(path: Path) -> str:
@@ -141,10 +149,12 @@ def holder_of(path: Path) -> str:
     return f"process {holder.process} on {holder.host}" if holder.host else ""
 
 
-def _is_free(path: Path) -> bool:
-    """Whether a lease whose lock is free here is held by nobody elsewhere."""
+def _is_free(path: Path, locks: bool) -> bool:
+    """Whether a lease is held by nobody else; where the file system has `locks`, its lock was free here."""
     holder = _Holder.of(path)
-    return holder.host in ("", socket.gethostname()) or _age_s(path) > STALE_S
+    gone_here = holder.host == socket.gethostname() and (locks or began(holder.process) is None)
+    # The heartbeat tells it too where a later process of this machine has the number of a holder that is gone.
+    return holder.host == "" or gone_here or _age_s(path) > STALE_S
 
 
 def _age_s(path: Path) -> float:
@@ -176,8 +186,12 @@ def _beat(lease: Lease, ended: threading.Event) -> None:
                 return
 
 
-def _lock(descriptor: int) -> bool:
-    """Takes the kernel's lock, in several tries: `is_leased` in another process holds it for an instant."""
+def _lock(descriptor: int) -> bool | None:
+    """Takes the kernel's lock, in several tries: `is_leased` in another process holds it for an instant.
+
+    Returns:
+        Whether it has it; None where the file system knows no locks.
+    """
     for pause in (*LOCK_TRIES_S, None):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,5 +202,5 @@ def _lock(descriptor: int) -> bool:
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
-            return True
+            return None
     return False

@@ -32,6 +32,16 @@ with take_lease(Path(sys.argv[1])) as mine:
 """
 """Says whether it has the lease, and keeps it until its input ends."""
 
+WITHOUT_LOCKS = """
+import errno, fcntl
+
+def none(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+
+fcntl.flock = none
+"""
+"""What makes a process see a file system that knows no locks."""
+
 CONTEND = """
 import sys, time
 from pathlib import Path
@@ -47,15 +57,18 @@ def gethostname():
         file.with_name(f"{me}-{calls}").touch()
         while not file.with_name(f"{other}-{calls}").exists():
             time.sleep(0.001)
-    return me
+    return host or me
 
+host = sys.argv[5]
 lease.socket.gethostname = gethostname
-lease._lock = lambda descriptor: True
-with lease.take_lease(file, settle_s=0.3) as mine:
+lease._lock = lambda descriptor: None if host else True
+with lease.take_lease(file, settle_s=0.0 if host else 0.3) as mine:
     print(bool(mine), flush=True)
     sys.stdin.read()
 """
-"""A machine of its own, on a file system that passes no locks on; it meets the other one where it names itself."""
+"""A machine of its own, on a file system that passes no locks on, or a process of one `host`, on one that knows none;
+it meets the other one where it names itself.
+"""
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -210,7 +223,7 @@ def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(file: Path, monkey
 @pytest.mark.parametrize("meeting", [1, 2], ids=["both found it free", "both emptied it"])
 def test_of_two_machines_at_the_same_moment_one_has_it(file: Path, start: Start, meeting: int) -> None:
     file.parent.mkdir()
-    machines = start(CONTEND, file, "one", "two", meeting), start(CONTEND, file, "two", "one", meeting)
+    machines = start(CONTEND, file, "one", "two", meeting, ""), start(CONTEND, file, "two", "one", meeting, "")
     has_it = {machine: answer(machine) for machine in machines}
     assert sorted(has_it.values()) == [False, True]
     next(machine for machine in machines if not has_it[machine]).communicate()
@@ -236,6 +249,31 @@ def test_without_locks_the_heartbeat_does(file: Path, monkeypatch: pytest.Monkey
     with take_lease(file) as mine:
         assert mine
         assert mine.is_mine()
+
+
+def test_without_locks_one_process_has_it_until_it_is_killed(
+    file: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    holder = start(WITHOUT_LOCKS + HOLD, file)
+    assert answer(holder)
+    assert not is_free(file)
+    assert not answer(start(WITHOUT_LOCKS + HOLD, file))
+    os.utime(file, (0, 0))  # as where another process has the number of one that is gone
+    assert not is_leased(file)
+    os.utime(file)
+    holder.kill()
+    wait_for(lambda: is_free(file))  # what is left of it does not count
+    assert answer(start(WITHOUT_LOCKS + HOLD, file))
+
+
+def test_without_locks_one_of_two_processes_at_the_same_moment_has_it(file: Path, start: Start) -> None:
+    file.parent.mkdir()
+    both = [start(CONTEND, file, me, other, 2, "here") for me, other in (("one", "two"), ("two", "one"))]
+    assert sorted(map(answer, both)) == [False, True]
 
 
 def test_who_may_not_write_can_look(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import Worker, children_of, write_order
+from isoflop.launching.worker import Worker, write_order
 from isoflop.planning.plan import Plan
 from isoflop.planning.runspec import RunSpec
+from isoflop.processes import children_of
 from isoflop.runs import SETTLED, RunDirectory
 
 OVERHEAD_FLOPS = 5e5  # a token of a tiny model costs a core about as long as this many more FLOPs; for order and ETA

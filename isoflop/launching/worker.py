@@ -13,6 +13,7 @@ from types import FrameType
 from isoflop.files import replace_file
 from isoflop.launching.attempt import attempt
 from isoflop.lease import Lease
+from isoflop.processes import began
 from isoflop.runs import SETTLED, RunDirectory
 
 ORDER_FILE = "workers/order.txt"
@@ -40,7 +41,7 @@ class Worker:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        self._parent_began, self._looked_at = _began(self.parent), 0.0
+        self._parent_began, self._looked_at = began(self.parent), 0.0
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._ask_to_stop)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -68,31 +69,11 @@ class Worker:
         """After a signal, or when the process that started the workers is gone."""
         if not self._stop and time.monotonic() - self._looked_at > PARENT_S:
             self._looked_at = time.monotonic()
-            self._stop = self._parent_began is None or _began(self.parent) != self._parent_began
+            self._stop = self._parent_began is None or began(self.parent) != self._parent_began
         return self._stop
 
     def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop = True
-
-
-def _began(process: int) -> str | None:
-    """When a process began, in the kernel's count: it tells it from a later one with its number. None if it ended."""
-    fields = _stat(process)
-    return fields[19] if fields and fields[0] not in "ZX" else None
-
-
-def children_of(process: int) -> list[int]:
-    """The processes that a process has started itself."""
-    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
-    return [number for number in numbers if (fields := _stat(number)) and int(fields[1]) == process]
-
-
-def _stat(process: int) -> list[str] | None:
-    """What the kernel tells of a process after its name: its state, its parent, ...; None where it is not there."""
-    try:
-        return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
 
 
 def read_order(directory: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -91,6 +92,26 @@ def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
     assert [run_of(root, plan, number).done for number in range(3)] == [False, True, True]
 
 
+def _work_without_locks(directory: Path, parent: int) -> None:
+    """Works through a sweep's order on a file system that knows no locks."""
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    fcntl.flock = none
+    work_here(directory, parent)
+
+
+def test_two_workers_share_runs_where_the_file_system_knows_no_locks(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    directory = order(root, plan)
+    workers = [start(_work_without_locks, directory, os.getpid()) for _ in range(2)]
+    for process in workers:
+        process.join()
+    states = [run_of(root, plan, number).state() for number in range(3)]
+    assert [(state["state"], state["attempt"]) for state in states] == [("done", 1)] * 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_stops_it_at_a_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
@@ -126,7 +147,7 @@ def test_it_takes_no_run_once_its_parent_is_gone(study: tuple[Path, Plan], monke
 
     def take(run: RunDirectory, *_: object) -> str:
         taken.append(run.run_id)
-        monkeypatch.setattr(worker, "_began", lambda _: None)
+        monkeypatch.setattr(worker, "began", lambda _: None)
         return "done"
 
     monkeypatch.setattr(worker, "attempt", take)
