@@ -18,7 +18,7 @@ from isoflop.errors import IsoflopError
 from isoflop.files import replace_file
 from isoflop.launching.snapshot import PACKAGE, commit_of, versions
 from isoflop.lease import LeaseLostError
-from isoflop.node import node_name
+from isoflop.node import is_job, node_name
 from isoflop.runs import RunDirectory, State
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def attempt(
         run: the run.
         should_stop: asked at every step boundary; it may raise `LeaseLostError`, and then nothing more is written.
         job_id: of the job that this process is.
-        ranks: the processes that train the run together; the first writes, the others' words go to stderr.
+        ranks: the processes that train the run together; the first writes, the others' words go to stderr. Where one
+            finds in a job no more than that another is gone, the state stays as it was: SLURM knows how that ended.
         more: what `state.json` is to keep of this attempt.
     """
     if ranks is not None and not ranks.first:
@@ -54,7 +55,10 @@ def attempt(
     except Exception as error:
         reason, node = _reason(error), node_name()
         if ranks is not None and not isinstance(error, IsoflopError):  # likely no more than the others' end
-            reason, node = _await_failure_of_another(run, number) or (reason, node)
+            found = _await_failure_of_another(run, number)
+            if found is None and is_job() and _is_end_of_another(error):
+                return "failed"
+            reason, node = found or (reason, node)
         with suppress(OSError):  # on a full disk; whoever started this process finds the run left
             record_failure(run, reason, node)
         return "failed"
@@ -67,10 +71,18 @@ def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) ->
     except Exception as error:
         traceback.print_exc()
         number = run.state().get("attempt", 0)
+        if _is_end_of_another(error) or failure_of_another(run, number):  # what came first is the cause
+            return "failed"
         words = f"in process {ranks.rank} of {ranks.size}: {_reason(error)}"
         with suppress(OSError), replace_file(log_file(run, number).with_name(FAILURE)) as temporary:
             temporary.write_text(json.dumps([words, node_name()]) + "\n")
         return "failed"
+
+
+def _is_end_of_another(error: Exception) -> bool:
+    from isoflop.training.ranks import is_end_of_another
+
+    return is_end_of_another(error)
 
 
 def failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str] | None:

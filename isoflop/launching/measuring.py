@@ -26,7 +26,7 @@ class MeasureJob(Job):
     def __call__(self) -> str:
         from isoflop.training.devices import use_one_core
         from isoflop.training.measuring import measure
-        from isoflop.training.ranks import join
+        from isoflop.training.ranks import is_end_of_another, join
 
         use_one_core()
         ranks, folder = join(), Path(self.directory)
@@ -38,7 +38,8 @@ class MeasureJob(Job):
             try:
                 found = measure(run, folder.parent, order["seconds"], order["gpus"], ranks)
             except Exception as problem:
-                _write(run.path / FAILED, f"{type(problem).__name__}: {problem}")
+                if not (is_end_of_another(problem) or (run.path / FAILED).exists()):  # what came first is the cause
+                    _write(run.path / FAILED, f"{type(problem).__name__}: {problem}")
                 raise SystemExit(1) from None
             if ranks.first:
                 _write(run.path / FOUND, json.dumps(dataclasses.asdict(found)))

@@ -29,6 +29,12 @@ SLOW_TIMEOUT = datetime.timedelta(hours=2)
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
+GONE = ("Connection closed", "Socket closed", "Read error", "writev")
+"""What gloo says of a connection whose other end is gone; of one that is only slow it says a time."""
+
+NCCL_GONE = ("ncclRemoteError", "remote process exit", "communicator was aborted")
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among those of its run; alone by default, and then nothing is sent.
@@ -95,6 +101,15 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def is_end_of_another(error: Exception) -> bool:
+    """Whether an error only says that another process is gone: not why, which that one or SLURM knows."""
+    if isinstance(error, dist.DistBackendError):
+        return any(words in str(error) for words in NCCL_GONE)
+    if isinstance(error, dist.DistNetworkError):
+        return True  # the store of the first process
+    return isinstance(error, RuntimeError) and "/gloo/" in str(error) and any(words in str(error) for words in GONE)
 
 
 def join(on_gpus: bool = True) -> Ranks:

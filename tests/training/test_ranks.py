@@ -1,7 +1,9 @@
 """Several processes train one run as one would: the same batches, schedule and counts, and losses up to rounding."""
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,17 +13,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from clusters import LONG
 from pandas.testing import assert_frame_equal
 from studies import exact, meet_at, tiny_plan, together, train_together, write_corpus
 
 from isoflop.errors import RunError
-from isoflop.launching.attempt import attempt
+from isoflop.launching.attempt import attempt, failure_of_another
 from isoflop.launching.directory import make_directory
+from isoflop.launching.measuring import FAILED, ORDER, MeasureJob
 from isoflop.runs import RunDirectory
 from isoflop.training import checkpoint
+from isoflop.training import ranks as module
 from isoflop.training.loop import Trainer
-from isoflop.training.ranks import Ranks, join
+from isoflop.training.ranks import Ranks, is_end_of_another, join
 
 FIRST = 30
 """Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
@@ -77,15 +82,15 @@ def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: 
     assert_frame_equal(exact(run), exact(calm), check_exact=True)
 
 
+def _fail(self: Trainer) -> torch.Tensor:
+    raise RunError("out of memory with one sequence")
+
+
 def _fail_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
     ranks = meet_at(place, rank, size)
     if rank == 1:
         os.environ["SLURMD_NODENAME"] = "n2"
-
-        def fail(self: Trainer) -> torch.Tensor:
-            raise RunError("out of memory with one sequence")
-
-        Trainer._update = fail
+        Trainer._update = _fail
     assert attempt(run, lambda: False, "7", ranks) == "failed"
     os._exit(0)
 
@@ -93,10 +98,80 @@ def _fail_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
 def test_a_run_that_fails_in_another_process_says_why_and_where(tmp_path: Path) -> None:
     """The first process only sees that the other is gone."""
     run, _ = study(tmp_path / "failing")
-    together(run, 2, _fail_part)
+    together(run, 4, _fail_part)
+    state, reason = run.state(), "in process 1 of 4: out of memory with one sequence"
+    assert (state["state"], state["failed_on"], state["reason"]) == ("failed", ["n2"], reason)
+    assert failure_of_another(run, 1) == (reason, "n2")  # the others, which saw it go, have said nothing
+
+
+def _lose_part(run: RunDirectory, rank: int, size: int, place: str, job: bool) -> None:
+    """The second process dies, as with its node, or where it is killed for memory."""
+    ranks = meet_at(place, rank, size)
+    if job:
+        os.environ["SUBMITIT_EXECUTOR"] = "slurm"
+    if rank == 1:
+        Trainer._update = lambda self: os._exit(0)
+    assert attempt(run, lambda: False, "7", ranks) == "failed"
+    os._exit(0)
+
+
+def test_of_a_process_that_died_slurm_knows_how(tmp_path: Path) -> None:
+    """No failure is counted, and the node that is left is not to blame."""
+    run, _ = study(tmp_path / "lost")
+    together(run, 4, _lose_part, True)
     state = run.state()
-    assert (state["state"], state["failed_on"]) == ("failed", ["n2"])
-    assert state["reason"] == "in process 1 of 2: out of memory with one sequence"
+    assert (state["state"], state["reason"]) == ("running", "")
+    assert not {"failures", "failed_on"} & state.keys()
+    assert failure_of_another(run, 1) is None
+    assert not run.is_leased()
+
+
+def test_outside_a_job_a_run_that_lost_a_process_has_failed(tmp_path: Path) -> None:
+    run, _ = study(tmp_path / "lost")
+    together(run, 2, _lose_part, False)
+    assert run.state()["state"] == "failed"
+    assert " by peer" in run.state()["reason"]
+
+
+def _measure_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
+    module.join = lambda: meet_at(place, rank, size)
+    if rank == 1:
+        Trainer._update = _fail
+    with pytest.raises(SystemExit):
+        MeasureJob(str(run.path.parent))()
+    os._exit(0)
+
+
+def test_a_measurement_that_fails_in_another_process_says_why(tmp_path: Path) -> None:
+    run, _ = study(tmp_path / "failing")
+    (run.path.parent / ORDER).write_text(json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0}))
+    together(run, 4, _measure_part)
+    assert (run.path / FAILED).read_text() == "RunError: out of memory with one sequence\n"
+
+
+GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"
+RESET = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:7: Connection reset by peer"
+SLOW = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
+NCCL_GONE = "NCCL error: remote process exited or there was a network error\nncclRemoteError: A call failed"
+NCCL_OWN = "NCCL error: invalid usage\nncclInvalidUsage: Duplicate GPU detected: rank 0 and rank 1 both on CUDA device"
+
+
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (RuntimeError(GONE), True),
+        (RuntimeError(RESET), True),
+        (RuntimeError(SLOW), False),
+        (RuntimeError("CUDA error: an illegal memory access"), False),
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (dist.DistBackendError(NCCL_GONE), True),
+        (dist.DistBackendError(NCCL_OWN), False),
+        (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
+        (dist.DistStoreError("wait timeout after 7200000ms, keys: /isoflop/all/1"), False),
+    ],
+)
+def test_what_only_says_that_another_is_gone_is_no_reason(error: Exception, gone: bool) -> None:
+    assert is_end_of_another(error) == gone
 
 
 # As a job
