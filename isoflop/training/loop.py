@@ -74,7 +74,6 @@ class Trainer:
         self.fabric = make_fabric(self.config["precision"], ranks.local)
         self._open_data(root / "data" / self.config["data"])
         self._build()
-        self.step = 0
         self.tally = Tally.empty(self.fabric.device)
         self.earlier_s = 0.0
         self._restore()
@@ -104,6 +103,7 @@ class Trainer:
     def _build(self) -> None:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
         fails = not may_compile(self.fabric.device, self.plan["budget"])
+        self.ranks.wait()  # in a sum it would give up while another still reads from a slow disk
         self.compiled = not self.ranks.any(fails)[0]  # replicas that round differently would drift apart
         self.most = sys.maxsize  # sequences at once, as long as memory is not found to be short
         self.micro, checkpointing = self._micro_batch(max(1, self.plan["batch_size"] // self.ranks.size))
@@ -145,6 +145,7 @@ class Trainer:
             self.earlier_s = saved["wall_s"]
             self.tally = Tally.saved(saved["sums"], saved["counts"], self.ranks, self.fabric.device)
             log.info("%s resumes at step %d of %d", self.run.run_id, self.step, self.plan["steps"])
+        self.ranks.wait()
 
     def _warn(self, what: str) -> None:
         """Says it in the attempt's log, and keeps it in the run's state, where people see it."""
@@ -156,9 +157,8 @@ class Trainer:
     def train(self, should_stop: Callable[[], bool]) -> State:
         first = self.ranks.first
         with Loggers(self.run, self.config, first) as loggers:
-            self.record = Record(
-                self.run, self.config, self.shape, self.peak, loggers, first, self.step, self.earlier_s
-            )
+            began = self.step, self.earlier_s
+            self.record = Record(self.run, self.config, self.shape, self.peak, loggers, first, *began)
             return self._train(should_stop)
 
     def _train(self, should_stop: Callable[[], bool]) -> State:

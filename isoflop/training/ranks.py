@@ -72,9 +72,10 @@ class Ranks:
         return [bool(flag) for flag in both.tolist()]
 
     def of_first(self, number: int) -> int:
-        """A whole number as the first process has it."""
+        """A whole number as the first process has it, however long that one takes to find it."""
         if self.size == 1:
             return number
+        self.wait()
         shared = torch.tensor(number, dtype=torch.int64, device=self._device)
         dist.broadcast(shared, 0)
         return int(shared)

@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,14 +17,14 @@ import torch
 import torch.distributed as dist
 from clusters import LONG
 from pandas.testing import assert_frame_equal
-from studies import exact, meet_at, tiny_plan, together, train_together, write_corpus
+from studies import exact, meet_at, tiny_plan, together, train_together, wait_for, write_corpus
 
 from isoflop.errors import RunError
 from isoflop.launching.attempt import attempt, failure_of_another
 from isoflop.launching.directory import make_directory
 from isoflop.launching.measuring import FAILED, ORDER, MeasureJob
 from isoflop.runs import RunDirectory
-from isoflop.training import checkpoint
+from isoflop.training import checkpoint, loop
 from isoflop.training import ranks as module
 from isoflop.training.loop import Trainer
 from isoflop.training.ranks import Ranks, is_end_of_another, join
@@ -80,6 +81,45 @@ def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: 
     together(run, 2, _train_part, root, 1000, True)
     assert run.done
     assert_frame_equal(exact(run), exact(calm), check_exact=True)
+
+
+def _train_slowly(run: RunDirectory, rank: int, size: int, place: str, root: Path, what: str) -> None:
+    """Trains where one process reads until the other waits for it elsewhere than in a sum, which has a limit."""
+    ranks = meet_at(place, rank, size)
+    owner, name, late = SLOW_READS[what]
+    read, wait, waits = getattr(owner, name), Ranks.wait, itertools.count(1)
+
+    def counted(self: Ranks) -> None:
+        (run.path / f"{rank}-waits-{next(waits)}").touch()
+        wait(self)
+
+    def slow(*arguments: object) -> object:
+        if rank == late:
+            waited = len(list(run.path.glob(f"{late}-waits-*")))
+            wait_for((run.path / f"{1 - late}-waits-{waited + 1}").exists)
+        return read(*arguments)
+
+    Ranks.wait = counted
+    setattr(owner, name, slow)
+    trainer = Trainer(run, root, ranks)
+    assert trainer.step == 20
+    assert trainer.train(lambda: True) == "pending"
+    os._exit(0)
+
+
+SLOW_READS = {
+    "data": (loop, "Windows", 1),
+    "the first's checkpoint": (loop, "load_checkpoint", 0),
+    "another's checkpoint": (loop, "load_same", 1),
+}
+
+
+@pytest.mark.parametrize("what", SLOW_READS)
+def test_processes_wait_for_one_that_reads_slowly(tmp_path: Path, what: str) -> None:
+    run, root = study(tmp_path / "slow")
+    together(run, 2, _train_part, root, 20, False)
+    together(run, 2, _train_slowly, root, what)
+    assert run.checkpointed_step() == 21
 
 
 def _fail(self: Trainer) -> torch.Tensor:
