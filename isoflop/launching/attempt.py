@@ -47,6 +47,8 @@ def attempt(
     number = run.state().get("attempt", 0) + 1
     try:
         run.set_state("running", attempt=number, node=node_name(), job_id=job_id, **more)
+        if ranks is not None:
+            ranks.of_first(number)
         _write_provenance(log_file(run, number).with_name("provenance.json"), job_id)
         with _log_in(log_file(run, number)):
             return _train(run, should_stop, ranks)
@@ -66,11 +68,12 @@ def attempt(
 
 def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) -> State:
     """The part of a process that is not the first of its run."""
+    number = 0
     try:
+        number = ranks.of_first(number)  # once: later the state may be that of the next attempt
         return _train(run, should_stop, ranks)
     except Exception as error:
         traceback.print_exc()
-        number = run.state().get("attempt", 0)
         if _is_end_of_another(error) or failure_of_another(run, number):  # what came first is the cause
             return "failed"
         words = f"in process {ranks.rank} of {ranks.size}: {_reason(error)}"

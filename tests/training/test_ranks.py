@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,38 @@ def test_a_run_that_fails_in_another_process_says_why_and_where(tmp_path: Path) 
     state, reason = run.state(), "in process 1 of 4: out of memory with one sequence"
     assert (state["state"], state["failed_on"], state["reason"]) == ("failed", ["n2"], reason)
     assert failure_of_another(run, 1) == (reason, "n2")  # the others, which saw it go, have said nothing
+
+
+def _fail_late_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
+    """The second process fails when the first is gone and the next attempt has begun."""
+    ranks = meet_at(place, rank, size)
+
+    def end(self: Trainer) -> torch.Tensor:
+        if rank == 0:
+            (run.path / "gone").touch()
+            os._exit(0)
+        wait_for((run.path / "begun").exists)
+        return _fail(self)
+
+    Trainer._update = end
+    attempt(run, lambda: False, "7", ranks)
+    os._exit(0)
+
+
+def test_a_late_process_of_an_attempt_says_nothing_of_the_next(tmp_path: Path) -> None:
+    run, _ = study(tmp_path / "late")
+
+    def begin_another() -> None:
+        wait_for((run.path / "gone").exists)
+        run.set_state("running", attempt=2)
+        (run.path / "begun").touch()
+
+    other = threading.Thread(target=begin_another)
+    other.start()
+    together(run, 2, _fail_late_part)
+    other.join()
+    assert failure_of_another(run, 1) is not None
+    assert failure_of_another(run, 2) is None
 
 
 def _lose_part(run: RunDirectory, rank: int, size: int, place: str, job: bool) -> None:
