@@ -11,6 +11,7 @@ import atexit
 import datetime
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,6 +29,11 @@ SLOW_TIMEOUT = datetime.timedelta(hours=2)
 
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
+FIRST_PORT, PORTS = 20_000, 12_768
+"""Where processes meet: below 32768, where Linux begins to give ports to connections that name none."""
+
+PORT_S = 60.0
+"""How long the first process tries to have a port that is taken."""
 
 GONE = ("Connection closed", "Socket closed", "Read error", "writev")
 """What gloo says of a connection whose other end is gone; of one that is only slow it says a time."""
@@ -126,9 +132,28 @@ def join(on_gpus: bool = True) -> Ranks:
     for name in RENDEZVOUS:  # of another job, which this one was submitted from
         os.environ.pop(name, None)
     # Each process sees the GPUs that SLURM gives it, and the program that it may start gets them all.
-    found = submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-    store = dist.TCPStore(found.master_addr, found.master_port, found.world_size, found.rank == 0, TIMEOUT)
+    found = submitit.helpers.TorchDistributedEnvironment()
+    again = int(os.environ.get("SLURM_RESTART_COUNT", 0))  # the last start of a job may still hold its own port
+    found.master_port = FIRST_PORT + (found.master_port + again) % PORTS
+    found.export(set_cuda_visible_devices=False)
+    store = _store(found.master_addr, found.master_port, found.world_size, found.rank == 0)
     return meet(store, found.rank, found.world_size, found.local_rank, nccl=on_gpus and torch.cuda.is_available())
+
+
+def _store(address: str, port: int, size: int, first: bool) -> dist.Store:
+    """What the processes of a job share, which the first of them serves.
+
+    Raises:
+        DistNetworkError: the port stays taken.
+    """
+    limit = time.monotonic() + PORT_S
+    while True:
+        try:
+            return dist.TCPStore(address, port, size, first, TIMEOUT)
+        except dist.DistNetworkError as error:
+            if "EADDRINUSE" not in str(error) or time.monotonic() > limit:
+                raise
+            time.sleep(1.0)
 
 
 def meet(store: dist.Store, rank: int, size: int, local: int, *, nccl: bool = False) -> Ranks:

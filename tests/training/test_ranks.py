@@ -6,6 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
+import socket
 import subprocess
 import sys
 import threading
@@ -286,6 +288,42 @@ def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
     ]
     assert [process.communicate()[0].splitlines() for process in processes] == [["[True] 5 4,5", "left True"]] * 2
     assert [process.returncode for process in processes] == [0, 0]
+
+
+EPHEMERAL = 32_768
+"""The first of the ports that Linux gives to connections that name none."""
+
+FINDS_ITS_PORT_TAKEN = """
+from isoflop.training import ranks
+
+ranks.time.sleep = lambda _: (print("taken", flush=True), input())
+print(ranks.join(on_gpus=False).size)
+"""
+"""Says that its port is taken, and tries again once it is told to."""
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_the_port_where_a_job_meets_is_tried_again_while_it_is_taken(restarts: int) -> None:
+    """It is one that no connection has by chance, and another at every start."""
+    drawn = random.Random(JOB["SLURM_JOB_ID"]).randint(20_000, 60_000)  # as submitit draws it
+    port = module.FIRST_PORT + (drawn + restarts) % module.PORTS
+    assert port < EPHEMERAL < drawn
+    job = {**os.environ, **JOB, "SLURM_RESTART_COUNT": str(restarts)}
+    with socket.socket() as taken:
+        taken.bind(("", port))
+        first, second = (
+            subprocess.Popen(
+                [sys.executable, "-c", FINDS_ITS_PORT_TAKEN],
+                env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in ("0", "1")
+        )
+        assert first.stdout is not None
+        assert first.stdout.readline() == "taken\n"
+    assert (first.communicate("\n")[0], second.communicate()[0]) == ("2\n", "2\n")
 
 
 def test_a_shell_in_an_allocation_is_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
