@@ -42,8 +42,12 @@ class Job:
 
     def checkpoint(self) -> Any:
         """What submitit starts again: the same, since all that was reached is in the directory."""
+        from submitit import JobEnvironment
         from submitit.core.utils import DelayedSubmission
 
+        # A process that was killed while submitit wrote this leaves its half, and submitit writes over none.
+        pickle = JobEnvironment().paths.submitted_pickle
+        pickle.with_name(f"{pickle.name}.save_tmp").unlink(missing_ok=True)
         return DelayedSubmission(type(self)(self.directory))
 
     def stop(self) -> NoReturn:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from studies import tiny_plan
+from submitit.core.job_environment import _checkpoint
+from submitit.core.utils import DelayedSubmission, JobPaths, temporary_save_path
 
 from isoflop.launching import job
 from isoflop.launching.directory import make_directory
@@ -50,3 +53,21 @@ def test_a_run_that_gets_no_further_has_failed(run: RunDirectory, monkeypatch: p
 def test_a_step_further_begins_the_count_anew(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [7] * MOST_STARTS_IN_VAIN + [8] * MOST_STARTS_IN_VAIN
     assert set(starts(run, steps, monkeypatch)) == {"pending"}
+
+
+def test_a_job_is_requeued_though_a_killed_start_has_left_half_a_pickle(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    delayed, pickle = DelayedSubmission(RunJob(str(run.path))), JobPaths(tmp_path, "7").submitted_pickle
+    delayed.set_timeout(60, 5)
+    delayed.dump(pickle)
+    with suppress(KeyboardInterrupt), temporary_save_path(pickle) as half:
+        half.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert half.exists()
+    assert _checkpoint(delayed, pickle, 4) == ""
+    again = DelayedSubmission.load(pickle)
+    assert (again.function, again._timeout_countdown) == (delayed.function, 4)
+    assert not half.exists()
