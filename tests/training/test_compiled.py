@@ -32,6 +32,12 @@ def trained(folder: Path, *overrides: str, stop: int | None = None) -> RunDirect
     return run
 
 
+def off(run: RunDirectory, other: RunDirectory) -> float:
+    """The root mean square of the relative differences of two runs' losses."""
+    ratios = run.log()["loss"].to_numpy() / other.log()["loss"].to_numpy()
+    return float(np.sqrt(np.mean((ratios - 1) ** 2)))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; on Debian and Ubuntu: apt install g++")
 @pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself, and as errors that ends a compilation
@@ -40,12 +46,16 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     how = f"train.precision={precision}"
-    eager = trained(tmp_path / "eager", how)
+    eager, exactly = trained(tmp_path / "eager", how), trained(tmp_path / "exactly", "train.precision=fp32")
     monkeypatch.setattr(loop, "may_compile", lambda device, _: compiles_on(device))
     whole, resumed = trained(tmp_path / "whole", how), trained(tmp_path / "resumed", how, stop=40)
     assert_frame_equal(exact(whole), exact(resumed), check_exact=True)
     assert not exact(whole).equals(exact(eager))
-    np.testing.assert_allclose(whole.log()["loss"], eager.log()["loss"], rtol=1e-3 if precision == "fp32" else 0.01)
+    if precision == "fp32":
+        np.testing.assert_allclose(whole.log()["loss"], eager.log()["loss"], rtol=1e-3)
+    else:  # how far bf16 rounds from fp32 depends on the CPU: compiled it may be about as far as it is else
+        assert off(whole, exactly) < 1.5 * off(eager, exactly)
+        assert off(whole, eager) < 1.5 * off(eager, exactly)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
