@@ -13,7 +13,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import finalloss
 from isoflop.fitting.columns import COUNTS, asks, chosen, find, first_found, missing, numbers, split_factor
 from isoflop.fitting.finalloss import FinalRule
-from isoflop.fitting.frames import column
+from isoflop.fitting.frames import column, mask
 from isoflop.fitting.logtables import RATES, STEP_COLUMNS, LogOptions, distinct, run_of
 from isoflop.fitting.notes import RUN_COLUMNS, Dropped, Finding, listed, texts
 
@@ -24,6 +24,8 @@ GROWING = ("tokens", "flops", "train_flops", "epochs")  # over a run; the larges
 LAST = ("state", "State")
 
 ENDED = 0.95  # share of a run after which its last loss may stand for the end
+DENSE = 0.9  # share of the rows that have a loss: where as many have, one that lacks it at the end is a sign
+AT_END = 1  # rows of such a log that may lack one at the end, as those of a logger's summary
 STOPPED = 0.99  # share of the planned steps
 DECAYED = 0.5  # of the peak learning rate; to a tenth is a common decay, to more than half is none
 ROSE = 1.2  # times the run's own lowest level
@@ -70,6 +72,7 @@ def one_row_a_run(
     rate = first_found(frame, RATES)
     log = pd.DataFrame({"run": frame[_RUN], "loss": numbers(frame, loss, where)})
     log.loc[~rows, "loss"] = np.nan
+    log["of_split"] = rows
     for name, spec in (("step", step), ("tokens", tokens), ("lr", rate)):
         log[name] = numbers(frame, spec, where) if spec is not None else np.nan
     held_out = finalloss.is_held_out(split or loss)
@@ -170,7 +173,12 @@ def _end(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[s
     end |= {"step": _largest(step), "tokens": _largest(tokens), "peak": _largest(rate), "lr": _last(rate, step)}
     end |= {"between": float(np.median(np.diff(x[final]))) if len(final) > 1 else 0.0, "by_step": x is step}
     end |= {"x": float(x[final[-1]]) if len(final) else np.nan, "x_end": _largest(x), "lowest": np.nan}
+    end |= {"infinite": False, "lacking": 0}
     if len(final):
+        own = mask(log, "of_split")
+        end["infinite"] = bool((np.isinf(loss) & ~(x <= end["x"])).any())
+        if usable[own & (x <= end["x"])].mean() >= DENSE:
+            end["lacking"] = len(np.unique(x[own & (x > end["x"])]))
         chosen_rule = finalloss.rule_for(x[final], rule, held_out)
         window = max(len(final) // 20, 1)
         levels = np.convolve(np.log(loss[final]), np.full(window, 1.0 / window), mode="valid")
@@ -229,8 +237,11 @@ def _judged(summary: Summary, ends: pd.DataFrame, frame: pd.DataFrame, step: str
     loss, lowest, x, x_end = (column(ends, name) for name in ("loss", "lowest", "x", "x_end"))
     reasons: list[tuple[str, np.ndarray]] = []
     reasons.append(("no loss in the log", np.isnan(loss)))
+    reasons.append(("diverged: the loss ends infinite", mask(ends, "infinite")))
     early = x + column(ends, "between") < ENDED * x_end
     reasons.append(("no finite loss in the last 5 % of the log: it diverged, or was not measured", early))
+    words = "its last rows have no finite loss, though almost all before have: it diverged, or was not measured"
+    _unless_all(summary, reasons, "no_last_loss", words, column(ends, "lacking") > AT_END)
     rose = loss > ROSE * lowest
     reasons.append((f"diverged: the loss ends more than {ROSE - 1:.0%} above its own lowest level", rose))
     planned = first_found(runs, PLANNED_STEPS)
@@ -251,6 +262,10 @@ def _judged(summary: Summary, ends: pd.DataFrame, frame: pd.DataFrame, step: str
         gone |= bad
     if unknown:
         summary.dropped.append(Dropped(listed(unknown, "run"), "not in the table beside"))
+    if (before := (x < x_end) & ~gone).any():
+        which, share = listed([str(n) for n in ends["run"][before]], "Run"), float((1.0 - x / x_end)[before].max())
+        words = f"{which}: the last loss, which is taken, lies up to {share:.1%} of the run before its end."
+        summary.findings.append(Finding("early_loss", words))
     if repeated := int(column(ends, "repeated").sum()):
         words = f"{repeated} rows of the logs repeat a step of their run, as after a resumption; the later ones count."
         summary.findings.append(Finding("log_repeats", words))

@@ -126,7 +126,9 @@ CUT = log("cut").iloc[:160]
 GONE = {
     "diverged": (log("bad", loss=np.linspace(3.0, 6.0, 200)), "diverged: the loss ends more than 20% above"),
     "nan": (log("bad", loss=[3.0] * 150 + [np.nan] * 50), "no finite loss in the last 5 % of the log"),
-    "inf": (log("bad", loss=[3.0] * 150 + [np.inf] * 50), "no finite loss in the last 5 % of the log"),
+    "inf": (log("bad", loss=[3.0] * 150 + [np.inf] * 50), "diverged: the loss ends infinite"),
+    "inf at last": (log("bad", loss=[3.0] * 199 + [np.inf]), "diverged: the loss ends infinite"),
+    "inf, then nan": (log("bad", loss=[3.0] * 198 + [np.inf, np.nan]), "diverged: the loss ends infinite"),
     "no loss": (log("bad", loss=np.nan), "no loss in the log"),
     "stopped": (log("bad", steps=2000).iloc[:190], "stopped before its planned steps (column 'steps')"),
     "undecayed": (log("bad", lr=3e-4), "its learning rate did not decay (it ends above 50% of its peak)"),
@@ -146,6 +148,51 @@ def test_runs_whose_end_is_no_end_are_left_out(case: str):
     assert why in reason
     with pytest.raises(FitError, match="no run"):
         read_table(bad if case not in ("stopped", "undecayed", "cut") else bad.assign(loss=np.nan))
+
+
+def ending(lost: float, rows: int, every: int = 1) -> pd.DataFrame:
+    """A held-out loss at every so many rows of a log, whose last ones are lost."""
+    runs = log("bad").assign(val_loss=lambda table: table["loss"])
+    runs.loc[[k for k in range(200) if (k + 1) % every], "val_loss"] = np.nan
+    runs.loc[range(200 - rows, 200), "val_loss"] = lost
+    return runs
+
+
+@pytest.mark.parametrize("loss", ["val_loss", "loss"])
+def test_a_run_that_lost_its_last_losses_is_left_out(loss: str):
+    bad = ending(np.nan, 5).drop(columns="loss").rename(columns={"val_loss": loss})
+    good = [log(name).rename(columns={"loss": loss}) for name in ("a", "b")]
+    runs = pd.concat([*good, bad])
+    table = read_table(runs.assign(split="train" if loss == "loss" else "heldout"), loss=loss)
+    ((what, reason),) = table.dropped
+    assert what == "run bad"
+    assert "its last rows have no finite loss, though almost all before have" in reason
+    assert not table.findings
+
+
+@pytest.mark.parametrize(
+    ("runs", "share"),
+    [
+        (ending(np.nan, 1), "0.5%"),  # as the row of a logger's summary
+        (ending(np.nan, 0, every=10), ""),
+        (ending(np.nan, 10, every=10), "5.0%"),
+        (ending(np.nan, 0, every=11), "1.0%"),  # measured so
+        (ending(np.nan, 0), ""),
+    ],
+)
+def test_a_loss_from_before_the_end_is_said(runs: pd.DataFrame, share: str):
+    good = log("a").assign(val_loss=lambda table: table["loss"])
+    table = read_table(pd.concat([good, runs]), loss="val_loss")
+    assert not table.dropped
+    said = [f.message for f in table.findings if f.code == "early_loss"]
+    words = f"Run bad: the last loss, which is taken, lies up to {share} of the run before its end."
+    assert said == [words] * bool(share)
+
+
+def test_a_study_whose_logs_all_end_without_a_loss_is_read_with_a_finding():
+    table = read_table(pd.concat([ending(np.nan, 2).assign(run=name) for name in ("a", "b")]), loss="val_loss")
+    assert len(table) == 2
+    assert [f.code for f in table.findings] == ["no_last_loss", "early_loss"]
 
 
 def test_a_study_without_decay_is_read_with_a_finding():
