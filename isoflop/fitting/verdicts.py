@@ -24,7 +24,6 @@ from isoflop.fitting.solver import LEAST_E
 from isoflop.fitting.surface import optimum
 
 if TYPE_CHECKING:
-    from isoflop.fitting.base import Fit
     from isoflop.fitting.envelope import EnvelopeFit
     from isoflop.fitting.joint_fit import JointFit
     from isoflop.fitting.surface import ParametricFit
@@ -51,7 +50,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
         few_budgets(len(np.unique(fit.sample.budget))),
         _outliers(fit),
         _influence(fit),
-        _uneven(float(fit.estimate.even[0])),
+        _uneven(fit),
         alike(fit.neighbours, fit.recurring),
         _delta(fit),
         of_noise(fit.noise, "the law is not the whole shape"),
@@ -72,7 +71,7 @@ def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
         found,
         few_budgets(fit.curves.budgets),
         _far_runs(fit),
-        _uneven(float(fit.estimate.even[0])),
+        _uneven(fit),
         alike(fit.neighbours, fit.recurring),
         of_noise(fit.noise, "the shape is not the same in all budgets"),
         of_rollout(fit.rollout),
@@ -165,7 +164,7 @@ def _far_runs(fit: JointFit) -> Found:
     ]
 
 
-def _named_far(fit: Fit, sds: Floats, configs: np.ndarray, what: str) -> Found:
+def _named_far(fit: ParametricFit | JointFit, sds: Floats, configs: np.ndarray, what: str) -> Found:
     """Configurations far off what was fitted, the farthest first."""
     far = np.flatnonzero(np.abs(sds) > OUTLIER)
     if not len(far):
@@ -174,7 +173,10 @@ def _named_far(fit: Fit, sds: Floats, configs: np.ndarray, what: str) -> Found:
     names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
     lie = "run lies" if len(far) == 1 else "runs lie"
-    return [("outliers", f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {what}: {names}{more}.")]
+    words = f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {what}: {names}{more}."
+    if _is_uneven(fit):
+        words += " The noise is not the same for all runs, so where it is high these may be no outliers."
+    return [("outliers", words)]
 
 
 def _influence(fit: ParametricFit) -> Found:
@@ -187,9 +189,14 @@ def _influence(fit: ParametricFit) -> Found:
     return [("influence", f"One run decides much: {words} away.")]
 
 
-def _uneven(even: float) -> Found:
-    if even >= LACK:
+def _is_uneven(fit: ParametricFit | JointFit) -> bool:
+    return float(fit.estimate.even[0]) < LACK
+
+
+def _uneven(fit: ParametricFit | JointFit) -> Found:
+    if not _is_uneven(fit):
         return []
+    even = float(fit.estimate.even[0])
     words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
     return [("uneven_noise", words)]
 

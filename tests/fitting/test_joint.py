@@ -172,6 +172,15 @@ def test_each_parameter_at_its_bound_is_named(place, value, name, law):
     assert fit.headline().startswith(f"No law of compute: {name} is at a bound") == law
 
 
+def test_outliers_where_the_noise_grows_may_be_none():
+    runs = simulate_isoflop(points=9, noise=0.0)
+    scatter = 0.001 * (runs["budget"] / runs["budget"].min()) ** 0.5
+    runs["loss"] *= np.exp(scatter * np.random.default_rng(0).normal(size=len(runs)))
+    found = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
+    assert {"outliers", "uneven_noise"} <= set(found)
+    assert found["outliers"].count("The noise is not the same for all runs, so where it is high these may be no") == 1
+
+
 def test_outliers_are_named_and_good_runs_rarely():
     runs = simulate_isoflop(points=9, noise=0.003)
     runs.loc[[10, 40], "loss"] *= 1.05
