@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtrc
+from scipy.special import bdtrc, fdtrc
 
 from isoflop.fitting.table import RunsTable
 
 Floats = np.ndarray
+
+RARE = 1e-3
+"""Probability below which so many seeds are not equal by rounding."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class Noise:
     Attributes:
         residual_sd: of runs about what was fitted: noise and misfit together.
         replicate_sd: between seeds of one configuration, pooled: pure error; NaN without replicates.
-        copies: configurations with seeds whose losses are equal to the last digit. These say nothing of noise: they are
-            one run listed twice, or noise below the digits that were printed.
+        copies: configurations with seeds whose losses are equal to the last digit, where these are more than rounding
+            makes. They say nothing of noise: they are one run listed twice, or noise below the digits printed.
     """
 
     residual_sd: float
@@ -55,12 +58,35 @@ def noise_of(table: RunsTable, residual_squares: float, residual_dof: int) -> No
 
 def _between_seeds(table: RunsTable) -> tuple[float, int, int]:
     """Sum of squares of ln loss about the mean of its configuration, its degrees of freedom, and in how many
-    configurations seeds have equal losses: of these one counts.
+    configurations seeds have equal losses: of these one counts, unless they are no more than rounding makes.
     """
-    own, first = np.unique(table.frame[["config", "loss"]].to_numpy(), axis=0, return_index=True)
-    config, logs = own[:, 0].astype(np.int64), np.log(own[:, 1])
-    again = np.delete(table.frame["config"].to_numpy(), first)
+    runs = table.frame[["config", "loss"]].to_numpy()
+    own, first = np.unique(runs, axis=0, return_index=True)
+    copies = len(np.unique(np.delete(runs[:, 0], first)))
+    squares, dof = _pooled(own)
+    if copies and dof and (step := _step(runs[:, 1])):
+        seeds = np.unique(runs[:, 0], return_counts=True)[1]
+        sd = float(np.sqrt(squares / dof) * np.median(runs[:, 1]))
+        # Two losses of a normal law that are printed in small steps are equal with this probability.
+        equal = min(1.0, step / (2 * np.sqrt(np.pi) * sd) * float(np.mean(seeds[seeds > 1] - 1)))
+        if bdtrc(copies - 1, np.count_nonzero(seeds > 1), equal) > RARE:
+            return *_pooled(runs), 0
+    return squares, dof, copies
+
+
+def _pooled(runs: Floats) -> tuple[float, int]:
+    """Sum of squares within configurations and its degrees of freedom, of rows (configuration, loss)."""
+    config, logs = runs[:, 0].astype(np.int64), np.log(runs[:, 1])
     counts = np.bincount(config)
     means = np.bincount(config, logs) / np.maximum(counts, 1)
-    squares = float(np.sum((logs - means[config]) ** 2))
-    return squares, len(own) - int(np.count_nonzero(counts)), len(np.unique(again))
+    return float(np.sum((logs - means[config]) ** 2)), len(runs) - int(np.count_nonzero(counts))
+
+
+def _step(losses: Floats) -> float:
+    """The last decimal that losses are printed to, in nats or in bits; 0 where they have more than seven."""
+    for decimals in range(8):
+        for scale in (1.0, np.log(2)):
+            printed = losses / scale
+            if np.allclose(printed, np.round(printed, decimals), rtol=1e-9, atol=0):
+                return float(scale * 10.0**-decimals)
+    return 0.0

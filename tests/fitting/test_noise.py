@@ -40,3 +40,27 @@ def test_copies_beside_true_seeds_do_not_make_noise_small():
     assert [noise.replicate_dof for noise in both] == [126, 126]
     assert [noise.copies for noise in both] == [63, 0]
     assert [code for code, _ in of_noise(both[0], "")] == ["lack_of_fit", "replicate_noise", "equal_seeds"]
+
+
+@pytest.mark.parametrize(("noise", "digits"), [(0.0005, 3), (0.0003, 3), (0.003, 2), (0.0005, 4), (0.003, 9)])
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("bits", [False, True])
+def test_seeds_that_rounding_makes_equal_count(noise: float, digits: int, seeds: int, bits: bool) -> None:
+    """Leaving them out, and not those that differ by chance, would make noise 10 to 25 % too large."""
+    found = []
+    for seed in range(8):
+        runs = simulate_isoflop(points=6, noise=noise, seeds=seeds, seed=seed)
+        losses = runs["loss"] / np.log(2) if bits else runs["loss"]
+        printed = runs.assign(loss=losses.round(digits) * (np.log(2) if bits else 1.0))
+        found.append(noise_of(read_table(printed), 1.0, 40).replicate_sd)
+    assert np.mean(found) == pytest.approx(noise, rel=0.09)
+
+
+@pytest.mark.parametrize("digits", [3, 4, 9])
+def test_copies_are_more_than_rounding_makes(digits: int) -> None:
+    seeds = simulate_isoflop(points=9, noise=0.003, seeds=3)
+    copies = seeds[seeds["seed"] == 0].assign(seed=9, run_id=lambda t: t["run_id"] + "-copy")
+    table = read_table(pd.concat([seeds, copies]).assign(loss=lambda t: t["loss"].round(digits)))
+    noise = noise_of(table, 1.0, 40)
+    assert noise.copies == 63
+    assert noise.replicate_sd == pytest.approx(0.003, rel=0.1)
