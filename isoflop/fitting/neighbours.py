@@ -9,7 +9,7 @@ neighbours within a budget show; what sizes tell stays apart then.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,6 +62,7 @@ class Neighbours:
         group: number of each one's budget (or size), from 0 upwards.
         fixed: columns of what else was fitted, a least loss for each budget, (K, F).
         inside: share of the residuals that Huber's loss takes as they are.
+        freed: power to which what a group leaves of its own residuals is taken, to free them of its pull on the fit.
     """
 
     columns: Floats
@@ -69,6 +70,7 @@ class Neighbours:
     group: np.ndarray
     fixed: Floats
     inside: float
+    freed: float = -1.0
 
     @classmethod
     def of(
@@ -83,9 +85,13 @@ class Neighbours:
     def of_sizes(
         cls, columns: Floats, residuals: Floats, delta: float, size: Floats, ln_flops: Floats, fixed: Floats
     ) -> Neighbours:
-        """Groups configurations by ln of their size, (K,), which is one to 6 decimals."""
+        """Groups configurations by ln of their size, (K,), which is one to 6 decimals.
+
+        They are freed by CR2: CR3 takes away one group at a time, and without its smallest size a study may hardly tell
+        an exponent.
+        """
         group = np.unique(np.round(size, 6), return_inverse=True)[1]
-        return cls.of(columns, residuals, delta, group, ln_flops, fixed)
+        return replace(cls.of(columns, residuals, delta, group, ln_flops, fixed), freed=-0.5)
 
     @cached_property
     def p(self) -> float:
@@ -119,8 +125,8 @@ class Neighbours:
 
     @cached_property
     def shared(self) -> Shared | None:
-        """The covariance by groups, each one's residuals freed of its own pull on the fit (CR3; Bell and McCaffrey
-        2002); None where too few groups are left for one, or runs show nothing that they share.
+        """The covariance by groups, each one's residuals freed of its own pull on the fit (CR3, or CR2 for sizes; Bell
+        and McCaffrey 2002); None where too few groups are left for one, or runs show nothing that they share.
         """
         groups = int(self.group[-1]) + 1
         if groups < LEAST_GROUPS or self.p >= FIRED:
@@ -131,8 +137,10 @@ class Neighbours:
             here = self.group == number
             columns = self.columns[here]
             pull = columns @ bread @ columns.T
-            freed = np.linalg.pinv(np.eye(len(pull)) - pull, hermitian=True) @ self.residuals[here]
-            scores.append(columns.T @ freed / self.inside)
+            own, turn = np.linalg.eigh(np.eye(len(pull)) - pull)
+            power = np.zeros_like(own)
+            power[own > _ROUNDING] = own[own > _ROUNDING] ** self.freed
+            scores.append(columns.T @ (turn * power) @ turn.T @ self.residuals[here] / self.inside)
         turned = np.array(scores) @ bread
         return Shared(turned.T @ turned, groups - 1)
 
