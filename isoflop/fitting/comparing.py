@@ -11,8 +11,8 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, Laws
 from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.fitted_laws import ENDS, Laws
 from isoflop.fitting.frames import column
 from isoflop.fitting.intervals import Interval, check_confidence
 from isoflop.fitting.plain import plain

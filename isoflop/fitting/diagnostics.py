@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import Axis, Fit, span_text, tells
+from isoflop.fitting.base import Fit
+from isoflop.fitting.fitted_laws import Axis, span_text, tells
 from isoflop.fitting.frames import column, mask, records, rows
 from isoflop.fitting.neighbours import Neighbours
 from isoflop.fitting.noise import Noise

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from isoflop.fitting.base import ENDS, Fit, ProfileFit
+from isoflop.fitting.base import Fit, ProfileFit
+from isoflop.fitting.fitted_laws import ENDS
 from isoflop.fitting.frames import column, mask, records
 from isoflop.fitting.plain import plain
 

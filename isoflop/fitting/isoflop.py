@@ -11,8 +11,9 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import NEAR, Axis
+from isoflop.fitting.base import NEAR
 from isoflop.fitting.diagnostics import diagnose, explain_status, flops_text
+from isoflop.fitting.fitted_laws import Axis
 from isoflop.fitting.frames import column
 from isoflop.fitting.intervals import (
     Interval,

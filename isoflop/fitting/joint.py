@@ -10,8 +10,8 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
-from isoflop.fitting.base import Axis
 from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.fitted_laws import Axis
 from isoflop.fitting.intervals import check_confidence
 from isoflop.fitting.isoflop import MIN_BUDGETS, profiles_of
 from isoflop.fitting.joint_fit import JointFit, Law

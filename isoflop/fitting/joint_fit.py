@@ -14,7 +14,8 @@ from scipy.special import stdtrit
 from isoflop.errors import FitError
 from isoflop.fitting import parabola as para
 from isoflop.fitting import profiles as joint
-from isoflop.fitting.base import ENDS, NEAR, Axis, Kind, ProfileFit
+from isoflop.fitting.base import NEAR, ProfileFit
+from isoflop.fitting.fitted_laws import ENDS, Axis, Kind
 from isoflop.fitting.intervals import Interval, exponential
 from isoflop.fitting.neighbours import Neighbours, Shared, shared_of
 from isoflop.fitting.noise import Noise

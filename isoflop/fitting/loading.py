@@ -15,7 +15,7 @@ import numpy as np
 from isoflop.config.loading import load_sweep, shipped_sweeps, sweep_of
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError, FitError
-from isoflop.fitting.base import Laws
+from isoflop.fitting.fitted_laws import Laws
 from isoflop.fitting.origin import Origin
 from isoflop.fitting.save import SCHEMA, draws_hash
 from isoflop.fitting.saved import DamagedError, SavedFit, mapping_at, saved_fit

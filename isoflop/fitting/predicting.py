@@ -12,9 +12,9 @@ import pandas as pd
 
 from isoflop.config.schema import Sweep
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, STATISTICAL, Laws
 from isoflop.fitting.comparing import gap_text, no_law_notes
 from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.fitted_laws import ENDS, STATISTICAL, Laws
 from isoflop.fitting.frames import cell, records
 from isoflop.fitting.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.loading import FitFile, load_fit, named_laws

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, Axis, Kind, ProfileFit
+from isoflop.fitting.base import ProfileFit
+from isoflop.fitting.fitted_laws import ENDS, Axis, Kind
 from isoflop.fitting.frames import records
 from isoflop.fitting.intervals import (
     Interval,

@@ -9,8 +9,8 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from isoflop.fitting.base import Core, Laws
 from isoflop.fitting.diagnostics import Diagnostic
+from isoflop.fitting.fitted_laws import Core, Laws
 from isoflop.fitting.intervals import Line
 from isoflop.fitting.joint_fit import JointCore, Law
 from isoflop.fitting.neighbours import Shared

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, Fit
+from isoflop.fitting.base import Fit
+from isoflop.fitting.fitted_laws import ENDS
 from isoflop.fitting.table import ParamCount, RunsTable
 from isoflop.fitting.together import FitSet, Method, Options, fit_one, methods_of, recount
 

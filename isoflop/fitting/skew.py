@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from isoflop.fitting import parabola as para
-from isoflop.fitting.base import ENDS
+from isoflop.fitting.fitted_laws import ENDS
 from isoflop.fitting.intervals import Interval, Line, exponential
 from isoflop.fitting.neighbours import Neighbours
 

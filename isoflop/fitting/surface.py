@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import ENDS, Fit, Kind
+from isoflop.fitting.base import Fit
 from isoflop.fitting.budgets import OWN
 from isoflop.fitting.estimate import PARAMETERS, Estimate, Sample, jacobian, robust_sd
+from isoflop.fitting.fitted_laws import ENDS, Kind
 from isoflop.fitting.influence import influence_table
 from isoflop.fitting.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.neighbours import Neighbours, Shared, shared_of

@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import Axis, Fit
+from isoflop.fitting.base import Fit
 from isoflop.fitting.budgets import OWN
 from isoflop.fitting.envelope import fit_envelope
 from isoflop.fitting.files import read_frame
+from isoflop.fitting.fitted_laws import Axis
 from isoflop.fitting.isoflop import Use, check_options, fit_isoflop, statuses_of
 from isoflop.fitting.joint import fit_joint
 from isoflop.fitting.outliers import same_rows

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from isoflop.fitting.base import ENDS, STATISTICAL
 from isoflop.fitting.comparing import SYMBOLS
 from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.fitted_laws import ENDS, STATISTICAL
 from isoflop.fitting.frames import cell, records
 from isoflop.fitting.summary import number
 from isoflop.reporting.terminal import print_table

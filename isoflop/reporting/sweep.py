@@ -14,8 +14,9 @@ import pandas as pd
 
 from isoflop.config.loading import sweep_in
 from isoflop.errors import FitError, RunError
-from isoflop.fitting.base import Axis, Fit
+from isoflop.fitting.base import Fit
 from isoflop.fitting.files import RUNS_FILE, read_frame
+from isoflop.fitting.fitted_laws import Axis
 from isoflop.fitting.frames import records, rows
 from isoflop.fitting.parametric import PRESETS
 from isoflop.fitting.table import ParamCount

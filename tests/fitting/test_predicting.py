@@ -26,7 +26,7 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.base import Laws
+from isoflop.fitting.fitted_laws import Laws
 from isoflop.fitting.frames import cell, column
 from isoflop.fitting.optimum import Optimum, closed_form
 from isoflop.fitting.realising import Family

@@ -12,8 +12,8 @@ import pytest
 import isoflop.fitting
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
-from isoflop.fitting.base import Laws
 from isoflop.fitting.diagnostics import why_no_law
+from isoflop.fitting.fitted_laws import Laws
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
 
