@@ -135,6 +135,7 @@ def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
     if prefixes and (others := [run_id for run_id in chosen if run_id not in agreed]):
         raise RunError(f"{others[0]}: was never submitted, so there is nothing to cancel")
     with _steering(directory) as submissions:
+        chosen = chosen if prefixes else all_runs(directory)  # whom this waited for may have submitted more
         picture = reconcile(directory, (), submissions, ANY_RETRIES)
         picture.check("cancelled")
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
@@ -212,8 +213,8 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
             raise RunError(f"{others[0]}: is {where.state}, so there is nothing to retry")
         for run_id in ready:
             run = RunDirectory(directory / run_id)
-            with run.lease() as lease:
-                if lease:
+            with run.lease() as mine:
+                if mine:
                     ended = latest[run_id].task(run_id) if run_id in latest else None  # it counts for nothing any more
                     run.set_state(
                         "pending",

@@ -96,6 +96,15 @@ def test_what_was_cancelled_while_a_submission_waited_stays_so_unless_it_was_sho
     assert set(read_submissions(study.directory)[2].runs) == {second, third}
 
 
+def test_a_cancellation_of_all_that_waited_for_a_larger_sweep_ends_that(
+    study: Study, submit: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.queued()
+    act_meanwhile(study, monkeypatch, lambda: submit("budgets=[1.0e8, 2.0e8]"))
+    assert len(cancel(study.directory, [])) > 3
+    assert not any(state[0] in ("PENDING", "RUNNING") for state in study.slurm.read()["queue"].values())
+
+
 def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
     study.queued()
     (study.directory / "plan.parquet").write_bytes(b"damaged")
