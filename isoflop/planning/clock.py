@@ -11,6 +11,7 @@ from isoflop.config.schema import Train
 from isoflop.errors import ConfigError
 from isoflop.planning.calibration import Calibration
 from isoflop.planning.runspec import RunSpec
+from isoflop.shapes import ModelShape
 
 RESTART_HOURS = 0.25
 """From an interruption to the next step: the queue, the start, and reading the checkpoint. A prior."""
@@ -41,6 +42,7 @@ class Clock:
         self.saves = train.trainer == "builtin"  # another program saves as it likes
         self.per_hour = interruptions_per_day / 24
         self.limit, self.limit_text = time_limit_hours(profile), profile.slurm.get("time")
+        self._known: dict[tuple[ModelShape, int, float], Time] = {}
 
     def time(self, run: RunSpec, trained: float) -> Time:
         """A run's time in jobs of limited hours, each of which ends with a checkpoint; each further start costs too.
@@ -48,6 +50,12 @@ class Clock:
         Raises:
             ConfigError: jobs too short to write a checkpoint.
         """
+        key = run.shape, run.steps, trained  # which seeds share
+        if key not in self._known:
+            self._known[key] = self._time(run, trained)
+        return self._known[key]
+
+    def _time(self, run: RunSpec, trained: float) -> Time:
         # One after the last step too, and never more than one a step; training waits while it is written.
         saves = 1 + math.floor(min(run.steps - 1, 60 * trained / self.minutes)) if self.saves else 0
         save = self._save_seconds(run) / 3600

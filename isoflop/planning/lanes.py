@@ -120,11 +120,17 @@ def share_limits(
     """
     known = len(running or ())
     places = [*range(known), *sorted(range(known, len(lines)), key=lambda number: _rank(lines[number], order))]
-    held = [[replace(job, gpus=profile.held_gpus(job.gpus, job.nodes)) for job in lines[place]] for place in places]
+    held = [_holding(lines[place], profile) for place in places]
     found = share(held, *profile.limits, order, queued=running is not None)
     found = _leave_room(found, held, running, *profile.limits) if running else found
     shares = {place: Share(one.places, _at(places, one.after)) for place, one in zip(places, found, strict=True)}
     return [shares[number] for number in range(len(lines))]
+
+
+def _holding(line: Sequence[Job], profile: Profile) -> Sequence[Job]:
+    """The jobs of a line with all the GPUs that each of them holds."""
+    gpus = profile.held_gpus(line[0].gpus, line[0].nodes)
+    return line if gpus == line[0].gpus else [replace(job, gpus=gpus) for job in line]
 
 
 def _rank(line: Sequence[Job], order: Order) -> tuple[object, ...]:
