@@ -98,7 +98,7 @@ class Submitted:
         """Until every run is done; `resubmit` as a supervisor does."""
 
         def done(picture: Picture) -> bool:
-            if resubmit and any(where.again for where in picture.runs.values()):
+            if resubmit and (picture.held or any(where.again for where in picture.runs.values())):
                 self.submit()
             assert resubmit or not picture.ids("failed"), (picture.runs, self.words())
             return all(where.state == "done" for where in picture.runs.values())
