@@ -68,14 +68,14 @@ def submit(
     profile = load_profile(cluster)
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`")
-    plan, most_tasks = lay_out(sweep, overrides or ()), max_array_size()
+    plan = lay_out(sweep, overrides or ())
     if profile.gpu is not None or max_gpu_hours is not None or calibration_of(plan, profile) is not None:
-        plan = with_bill(plan, cluster, order, interruptions, None, most_tasks)
+        plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
     elif interruptions is not None:
         raise ConfigError("--interruptions: goes with a bill; give the profile its `gpu`, or run `isoflop calibrate`")
     intent = intend(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
-    rest = with_bill_of_rest(plan, intent.rest(), most_tasks)
+    rest = with_bill_of_rest(plan, intent.rest())
     print_intent(rest)
     if rest.bill is not None:
         print_bill(rest.bill, sys.stderr)

@@ -55,9 +55,9 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
         key = join(section, str(name))
         require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
         require(plain_name(name) not in OURS, key, "is for isoflop to say; leave it out")
-        short = [known for known in sorted(RECKONED_WITH) if known.startswith(plain_name(name))]
-        whole = not short or plain_name(name) in short
-        require(whole, key, f"is a beginning of {join(section, (short or [''])[0])}; write the option out")
+        plain = plain_name(name)
+        whole = next((known for known in sorted(RECKONED_WITH) if known.startswith(plain)), plain)  # itself comes first
+        require(whole == plain, key, f"is a beginning of {join(section, whole)}; write the option out")
         twice = names.setdefault(plain_name(name), key)
         require(twice == key, key, f"is the same option as {twice}; leave one out")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")

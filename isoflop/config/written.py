@@ -38,11 +38,9 @@ def check_written(text: str, verbatim: Sequence[str] = (), key: str = "") -> Non
         value = yaml.load(written, Loader=_loader())
         exact = re.split(r"[.\[]", place)[0] in verbatim
         same = str(value).lower() == written.lower() if kind == "bool" else str(value) == written
-        if exact and not same and kind == "bool":
-            mend = "write true" if value else "leave it out"
-            raise SchemaError(place, f'{written} is read as {show(value)}; {mend}, or put it in quotes: "{written}"')
         if exact and not same:
-            raise SchemaError(place, f'{written} is read as {show(value)}; put it in quotes: "{written}"')
+            mend = ("write true, or " if value else "leave it out, or ") if kind == "bool" else ""
+            raise SchemaError(place, f'{written} is read as {show(value)}; {mend}put it in quotes: "{written}"')
         if kind != "bool" and (":" in written or (kind == "int" and not _PLAIN_INT.fullmatch(written))):
             raise SchemaError(
                 place, f'{written} is read as {show(value)}; put it in quotes ("{written}") if it is text'

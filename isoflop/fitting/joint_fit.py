@@ -154,19 +154,21 @@ class JointFit(ProfileFit):
     @cached_property
     def neighbours(self) -> Neighbours:
         """Residuals within budgets."""
-        curves, estimate = self.curves, self.estimate
-        columns, floors = joint.columns_of(curves, estimate.theta[0])
-        delta = float(estimate.delta[0])
-        return Neighbours.of(columns, estimate.residuals[0], delta, curves.group, curves.x, floors)
+        columns, floors, residuals, delta = self._fitted_parts
+        return Neighbours.of(columns, residuals, delta, self.curves.group, self.curves.x, floors)
 
     @cached_property
     def recurring(self) -> Neighbours:
         """Residuals of sizes that were run at several budgets."""
-        curves, estimate = self.curves, self.estimate
-        columns, floors = joint.columns_of(curves, estimate.theta[0])
+        columns, floors, residuals, delta = self._fitted_parts
         size = np.concatenate([p.x if self.axis == "params" else p.other for p in self.raw])
-        delta = float(estimate.delta[0])
-        return Neighbours.of_sizes(columns, estimate.residuals[0], delta, size, curves.c, floors)
+        return Neighbours.of_sizes(columns, residuals, delta, size, self.curves.c, floors)
+
+    @cached_property
+    def _fitted_parts(self) -> tuple[Floats, Floats, Floats, float]:
+        """Columns of theta and of the floors, residuals, and delta."""
+        columns, floors = joint.columns_of(self.curves, self.estimate.theta[0])
+        return columns, floors, self.estimate.residuals[0], float(self.estimate.delta[0])
 
     @property
     def coefficients(self) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isoflop.errors import ClusterError, RunError
@@ -290,5 +290,5 @@ def _is_under_way(directory: Path, run: RunDirectory) -> bool:
 @contextmanager
 def _steering(directory: Path, lease: Lease | None = None) -> Iterator[list[Submission]]:
     """The submissions of a sweep, for the one process that may change them."""
-    with lease_submissions(directory) if lease is None else nullcontext(lease):
+    with lease_submissions(directory, lease):
         yield heal(directory)

@@ -104,13 +104,18 @@ def _record(values: dict[str, Any]) -> Submission:
 
 
 @contextmanager
-def lease_submissions(directory: Path) -> Iterator[Lease]:
+def lease_submissions(directory: Path, held: Lease | None = None) -> Iterator[Lease]:
     """The right to change a sweep's submissions; another call that is at work is waited for a while.
+
+    Whoever has it already gives it as `held`, and keeps it.
 
     Raises:
         BusyError: it stays at work.
         RunError: another user has submitted the sweep, whose jobs nobody else can see or cancel.
     """
+    if held is not None:
+        yield held
+        return
     path, limit = submissions_folder(directory) / "lease", time.monotonic() + WAIT_S
     others = {item.user for item in read_submissions(directory)} - {None, os.geteuid()}
     if others:

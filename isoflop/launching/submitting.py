@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,7 +161,7 @@ def submit(
     from isoflop.launching.study import prepare_data
 
     directory = sweep_directory(plan.sweep, root_of(profile))
-    with lease_submissions(directory) if lease is None else nullcontext(lease) as lease:
+    with lease_submissions(directory, lease) as lease:
         submissions, intent = heal(directory), intend(plan, profile, only)
         intent.picture.check("queued")
         meant = set(intent.queued if shown is None else shown) if cancelled else set[str]()

@@ -59,6 +59,7 @@ class Bill:
         calibration: what the speed was measured to be; None as long as it is a prior.
         interruptions_per_day: preemptions and failures of a job that the hours reckon with.
         precision: `train.precision` of the study.
+        most_tasks: of an array.
     """
 
     profile: Profile
@@ -73,6 +74,7 @@ class Bill:
     calibration: Calibration | None = None
     interruptions_per_day: float = 0.0
     precision: str = "auto"
+    most_tasks: int = UNLIMITED
 
     @property
     def source(self) -> str:
@@ -155,6 +157,7 @@ def with_bill(
         calibration=calibration,
         interruptions_per_day=interruptions_per_day,
         precision=precision,
+        most_tasks=most_tasks,
     )
     runs = [
         replace(
@@ -170,7 +173,7 @@ def with_bill(
     return replace(plan, runs=tuple(runs), bill=bill, warnings=plan.warnings + bill.warnings())
 
 
-def with_bill_of_rest(plan: Plan, left: Mapping[str, float], most_tasks: int = UNLIMITED) -> Plan:
+def with_bill_of_rest(plan: Plan, left: Mapping[str, float]) -> Plan:
     """The plan with the bill of some of its runs alone, by id, each sized as before, with the share of it that is left.
 
     The warnings are those of that bill. A plan without a bill stays as it is.
@@ -182,7 +185,7 @@ def with_bill_of_rest(plan: Plan, left: Mapping[str, float], most_tasks: int = U
               zip(plan.runs, bill.sizes, bill.hours, bill.starts, strict=True) if run.run_id in left]  # fmt: skip
     runs, sizes, whole, starts = zip(*chosen, strict=True)
     hours = tuple(each * left[run.run_id] for run, each in zip(runs, whole, strict=True))
-    schedule = _schedule(runs, sizes, hours, bill.profile, bill.order, most_tasks)
+    schedule = _schedule(runs, sizes, hours, bill.profile, bill.order, bill.most_tasks)
     most, kept = _disk(runs, schedule)
     rest = replace(
         bill, sizes=sizes, hours=hours, starts=starts, schedule=schedule, others={}, disk_bytes=most, kept_bytes=kept

@@ -25,29 +25,20 @@ class Row:
     train_flops: float
     est_gpu_hours: float | None
 
-    def number(self, key: str) -> float | None:
-        """As `Where.number`."""
-        return self.where.number(key)
-
     @property
     def speed(self) -> float | None:
         """Tokens a second, while it runs."""
-        speed = self.number("tokens_per_second")
+        speed = self.where.number("tokens_per_second")
         return speed if self.where.state == "running" and speed and speed > 0 else None
 
     @property
     def restarts(self) -> int:
-        return max(0, int(self.number("attempt") or 0) - 1)
-
-    @property
-    def share(self) -> float:
-        """Of its steps, what is done."""
-        return self.where.share
+        return max(0, int(self.where.number("attempt") or 0) - 1)
 
     @property
     def seconds_left(self) -> float | None:
         """At its last speed, while it runs."""
-        return (1 - self.share) * self.tokens / self.speed if self.speed else None
+        return (1 - self.where.share) * self.tokens / self.speed if self.speed else None
 
     @property
     def flops_per_second(self) -> float:
@@ -60,11 +51,11 @@ class Row:
             "run_id": where.run_id,
             "state": where.state,
             "reason": where.reason,
-            "progress": self.share,
-            "step": self.number("step") or 0,
-            "steps": self.number("steps"),
-            "loss": self.number("loss"),
-            "tokens_per_second": self.number("tokens_per_second"),
+            "progress": self.where.share,
+            "step": self.where.number("step") or 0,
+            "steps": self.where.number("steps"),
+            "loss": self.where.number("loss"),
+            "tokens_per_second": self.where.number("tokens_per_second"),
             "restarts": self.restarts,
             "job_id": where.task or stored.get("job_id"),
             "node": where.node or None,
@@ -87,9 +78,9 @@ class Status:
 
     def totals(self) -> dict[str, Any]:
         """Sums over the runs; GPU-hours count every attempt's time up to its last checkpoint."""
-        hours = [(row.number("gpus") or 0) * (row.number("wall_s") or 0.0) / 3600 for row in self.rows]
+        hours = [(row.where.number("gpus") or 0) * (row.where.number("wall_s") or 0.0) / 3600 for row in self.rows]
         planned = [row.est_gpu_hours for row in self.rows]
-        left = sum((1 - row.share) * row.train_flops for row in self.rows if row.where.state != "diverged")
+        left = sum((1 - row.where.share) * row.train_flops for row in self.rows if row.where.state != "diverged")
         speed = sum(row.flops_per_second for row in self.rows)
         return {
             "runs": len(self.rows),
@@ -146,11 +137,11 @@ def print_status(status: Status) -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    loss = row.number("loss")
+    loss = row.where.number("loss")
     return [
         row.where.run_id,
         row.where.state,
-        f"{row.share:.0%}",
+        f"{row.where.share:.0%}",
         "" if loss is None else f"{loss:.3f}",
         "" if row.speed is None else short(row.speed),
         str(row.restarts or ""),
