@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ WAYS = st.fixed_dictionaries(
 
 
 def search(examples: int) -> settings:
-    """So many examples, the same ones each time."""
+    """So many examples, the same ones each time; as many times more as ISOFLOP_SEARCH says, for a night's search."""
+    examples *= int(os.environ.get("ISOFLOP_SEARCH", "1"))
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks)
 

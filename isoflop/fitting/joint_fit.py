@@ -184,16 +184,16 @@ class JointFit(ProfileFit):
     def profiles(self) -> pd.DataFrame:  # pyright: ignore[reportIncompatibleVariableOverride]
         """A row a budget; see `ProfileFit`."""
         other = "tokens" if self.axis == "params" else "params"
+        c, floor = np.log([profile.flops for profile in self.raw]), self.estimate.floor[0]
+        near = {share: self.near(c, share * floor) for share in NEAR}
         rows = []
         for k, profile in enumerate(self.raw):
-            c, least = float(np.log(profile.flops)), float(self.estimate.floor[0, k])
             optimum = exponential(self.law_at(profile.flops, self.confidence)[self.axis])
             row: dict[str, Any] = {"budget": profile.budget, "flops": profile.flops, f"{self.axis}_opt": optimum.value}
-            row |= {f"{other}_opt": float(np.exp(self.laws[other].at(c)[0])), "loss_opt": least}
-            row |= {"low": optimum.low, "high": optimum.high, "curvature": self.curvature_at(c)}
-            for share in NEAR:
-                low, high = self.near(c, share * least)
-                row |= {f"near_{100 * share:g}_low": low, f"near_{100 * share:g}_high": high}
+            row |= {f"{other}_opt": float(np.exp(self.laws[other].at(c[k])[0])), "loss_opt": float(floor[k])}
+            row |= {"low": optimum.low, "high": optimum.high, "curvature": self.curvature_at(c[k])}
+            for share, (low, high) in near.items():
+                row |= {f"near_{100 * share:g}_low": low[k], f"near_{100 * share:g}_high": high[k]}
             row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
             rows.append(row | {"status": para.status_at(profile, float(np.log(optimum.value))), "used": True})
         return pd.DataFrame(rows)
@@ -209,21 +209,21 @@ class JointFit(ProfileFit):
         phi, _ = joint.shape(self.estimate.theta, np.log(size) - self.x_mean, np.full(len(size), c))
         return self.estimate.floor[0, profile] + phi[0]
 
-    def near(self, c: float, rise: float) -> tuple[float, float]:
-        """Sizes on either side of the optimum at which the loss is higher by `rise` nats."""
-        centre = float(self.laws[self.axis].at(c)[0])
+    def near(self, c: Floats, rise: Floats) -> tuple[Floats, Floats]:
+        """Sizes on either side of the optimum at which the loss is higher by `rise` nats, at each ln C; all (B,)."""
+        centre = np.array([self.laws[self.axis].at(x)[0] for x in c])
 
-        def height(off: float) -> float:
-            at = np.array([centre + off - self.x_mean])
-            return float(joint.shape(self.estimate.theta, at, np.array([c - self.c_mean]))[0][0, 0])
+        def short(off: Floats) -> np.ndarray:
+            return joint.shape(self.estimate.theta, centre + off - self.x_mean, c - self.c_mean)[0][0] < rise
 
         ends = []
         for sign in (-1.0, 1.0):
-            inner, outer = 0.0, 0.1
-            while height(sign * outer) < rise and outer < 100.0:
-                inner, outer = outer, 2.0 * outer
+            inner, outer = np.zeros_like(c), np.full_like(c, 0.1)
+            while (on := short(sign * outer) & (outer < 100.0)).any():
+                inner, outer = np.where(on, outer, inner), np.where(on, 2.0 * outer, outer)
             for _ in range(50):
                 middle = 0.5 * (inner + outer)
-                inner, outer = (middle, outer) if height(sign * middle) < rise else (inner, middle)
-            ends.append(float(np.exp(centre + sign * outer)))
+                on = short(sign * middle)
+                inner, outer = np.where(on, middle, inner), np.where(on, outer, middle)
+            ends.append(np.exp(centre + sign * outer))
         return ends[0], ends[1]

@@ -90,15 +90,19 @@ class JointEstimate:
 
 def shape(theta: Floats, x: Floats, c: Floats) -> tuple[Floats, Floats]:
     """phi, (M, K), and its gradient by theta, (M, K, 5)."""
-    ln_q, alpha, beta, k, a = (v[:, None] for v in np.moveaxis(theta, -1, 0))
+    ln_q, alpha, beta, k, a = theta.T[:, :, None]
     u = x - k - a * c
     left, right, total = np.exp(-alpha * u), np.exp(beta * u), alpha + beta
     height = np.exp(ln_q - alpha * a * c) / total
     phi = height * (left / alpha + right / beta - 1.0 / alpha - 1.0 / beta)
     slope = height * (right - left)
-    by_alpha = height * ((1.0 - left) / alpha**2 - u * left / alpha) - phi / total - a * c * phi
-    by_beta = height * ((1.0 - right) / beta**2 + u * right / beta) - phi / total
-    return phi, np.stack([phi, by_alpha, by_beta, -slope, -c * slope - alpha * c * phi], axis=-1)
+    gradient = np.empty((*phi.shape, len(SHAPE)))
+    gradient[..., 0] = phi
+    gradient[..., 1] = height * ((1.0 - left) / alpha**2 - u * left / alpha) - phi / total - a * c * phi
+    gradient[..., 2] = height * ((1.0 - right) / beta**2 + u * right / beta) - phi / total
+    gradient[..., 3] = -slope
+    gradient[..., 4] = -c * slope - alpha * c * phi
+    return phi, gradient
 
 
 def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstimate:

@@ -190,7 +190,7 @@ def test_any_table_is_fitted_or_refused(tmp_path: Path, changes: Any, kind: str,
 
 
 @pytest.mark.slow
-@search(3_000)
+@search(1_000)
 @given(st.lists(edits, max_size=6), kinds, options, WAYS)
 def test_very_many_tables_are_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any):
     run_one(changes, kind, chosen, how, tmp_path)

@@ -98,7 +98,7 @@ def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@search(1_000)
+@search(400)
 @given(ODD, WAYS)
 def test_very_many_studies_are_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
     answer(odd.runs(), {}, how)
@@ -143,7 +143,7 @@ def test_found_ones_are_answered(odd: Odd) -> None:
 
 
 @pytest.mark.slow
-@search(100)
+@search(50)
 @given(ODD, st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4]))
 def test_what_is_fitted_is_predicted_compared_and_drawn(odd: Odd, recipe: str | None, beyond: float) -> None:
     use(odd, recipe, beyond)
