@@ -247,6 +247,7 @@ def test_a_reader_that_goes_away_costs_no_file(
     assert Path("kept").exists()
 
 
+@pytest.mark.slow
 def test_the_run_that_is_predicted_trains(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     write_corpus(root, tiny_plan(tmp_path))

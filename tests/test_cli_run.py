@@ -172,6 +172,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(
     isoflop: Callable[..., Output], full_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +256,7 @@ def test_report_gathers_and_writes(isoflop: Callable[..., Output], root: Path, t
     assert len(pd.read_parquet(directory / "runs.parquet")) == 20
 
 
+@pytest.mark.slow
 def test_report_of_a_kept_result(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
     directory, kept = finish_all(tiny_plan(tmp_path, *LAW), root), tmp_path / "kept"
     isoflop("report", str(directory))
@@ -274,6 +276,7 @@ def test_report_of_no_sweep_is_one_line(isoflop: Callable[..., Output], tmp_path
     assert "no sweep's directory (it has no plan.parquet)" in err
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_the_others_are_fitted(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

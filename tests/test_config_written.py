@@ -107,7 +107,7 @@ words = (
 options = words.filter(lambda text: text != "???")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(
     setup=st.lists(options, max_size=3),
     notify=options,
@@ -121,7 +121,7 @@ def test_a_kept_profile_is_read_back(tmp_path: Path, setup: list[str], notify: s
     assert load_profile(file) == kept
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
 @given(command=options, set_name=st.sampled_from(["1e5", "010", "heldout", "on", "2026-01-01"]))
 def test_a_kept_sweep_is_read_back(tmp_path: Path, command: str, set_name: str) -> None:
     soda = load_sweep("soda")

@@ -183,7 +183,7 @@ def run_one(
     answer(written(frame, kind, root), chosen, how)
 
 
-@search(250)
+@search(100)
 @given(st.lists(edits, max_size=4), kinds, options, WAYS)
 def test_any_table_is_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any):
     run_one(changes, kind, chosen, how, tmp_path)

@@ -91,7 +91,7 @@ ODD = st.builds(
 )
 
 
-@search(60)
+@search(25)
 @given(ODD, WAYS)
 def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
     answer(odd.runs(), {}, how)

@@ -170,6 +170,7 @@ def hits(surface: Surface, budgets: int, points: int, replicates: int) -> pd.Dat
     return pd.DataFrame(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("budgets", "points"), [(7, 9), (4, 5)])
 def test_coverage_of_nominal_95(budgets, points):
     """Within three Monte Carlo errors of 95 %; the wider of two intervals may cover more, never less."""

@@ -29,6 +29,8 @@ CLEAN = simulate_isoflop(SODA, (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), 9
 FITS: dict[str, Callable] = {"joint": fit_joint, "parametric": lambda runs: fit_parametric(runs, bootstrap=0)}
 REPLICATES = 40
 Noise = Callable[[np.random.Generator], np.ndarray]
+BOTH = ["parametric", pytest.param("joint", marks=pytest.mark.slow)]
+"""For what takes dozens of fits."""
 
 
 def independent(rng: np.random.Generator) -> np.ndarray:
@@ -62,8 +64,8 @@ def named(fit) -> bool:
     return "shared_noise" in {found["code"] for found in fit.diagnostics}
 
 
-@pytest.mark.parametrize("method", FITS)
-@pytest.mark.parametrize("noise", [tilted, correlated])
+@pytest.mark.parametrize("method", BOTH)
+@pytest.mark.parametrize("noise", [pytest.param(tilted, marks=pytest.mark.slow), correlated])
 def test_shared_noise_is_named_and_a_still_in_its_interval(method, noise):
     ends, found = [], []
     for seed in range(REPLICATES):
@@ -76,13 +78,14 @@ def test_shared_noise_is_named_and_a_still_in_its_interval(method, noise):
     assert abs(np.mean(value) - SODA.a) < 0.01
 
 
-@pytest.mark.parametrize("method", FITS)
+@pytest.mark.parametrize("method", BOTH)
 def test_independent_noise_is_rarely_called_shared(method):
     fits = [FITS[method](study(independent, seed)) for seed in range(REPLICATES)]
     assert np.mean([named(fit) for fit in fits]) <= 0.05
     assert np.mean([fit.core.shared is not None for fit in fits]) <= 0.15
 
 
+@pytest.mark.slow
 def test_studies_of_one_truth_are_rarely_told_apart_by_shared_noise():
     verdicts = []
     for seed in range(20):
@@ -91,6 +94,7 @@ def test_studies_of_one_truth_are_rarely_told_apart_by_shared_noise():
     assert np.mean(verdicts) <= 0.1
 
 
+@pytest.mark.slow
 def test_outliers_are_no_shared_noise():
     assert np.mean([named(fit_joint(study(spoilt, seed))) for seed in range(REPLICATES)]) <= 0.12
 
@@ -152,7 +156,14 @@ def of_sizes(seed: int, sd: float) -> pd.DataFrame:
     return GRID.assign(loss=GRID["loss"] * np.exp(kept + 0.001 * rng.normal(size=len(GRID))))
 
 
-@pytest.mark.parametrize(("method", "axis"), [("parametric", ""), ("joint", "params"), ("joint", "tokens")])
+@pytest.mark.parametrize(
+    ("method", "axis"),
+    [
+        ("parametric", ""),
+        pytest.param("joint", "params", marks=pytest.mark.slow),
+        pytest.param("joint", "tokens", marks=pytest.mark.slow),
+    ],
+)
 def test_what_a_size_keeps_at_all_budgets_is_named_and_a_still_in_its_interval(method, axis):
     fit_one = FITS[method] if not axis else lambda runs: fit_joint(runs, axis=axis)
     held, found = [], []
@@ -165,6 +176,7 @@ def test_what_a_size_keeps_at_all_budgets_is_named_and_a_still_in_its_interval(m
     assert np.mean(held) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", FITS)
 def test_sizes_that_keep_nothing_are_rarely_named(method):
     fits = [FITS[method](of_sizes(1000 + seed, 0.0)) for seed in range(REPLICATES)]

@@ -85,6 +85,7 @@ def test_pytorchs_own_switch_forbids_to_compile(
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
     code = (
         "import logging, torch; from isoflop.training.devices import compiles_on; "

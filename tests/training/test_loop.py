@@ -274,7 +274,7 @@ def test_where_memory_is_short_less_goes_through_at_once(tmp_path: Path, caplog:
 def test_where_memory_is_short_less_is_measured_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runs = []
     for name in ("short", "whole"):
-        root, plan = tiny_study(tmp_path / name, "budgets=[1e9]", "widths=[8]")
+        root, plan = tiny_study(tmp_path / name, "budgets=[2e8]", "widths=[8]")
         trainer = Trainer(run_of(root, plan), root)
         micro = trainer.micro
         if name == "short":

@@ -74,6 +74,7 @@ def _train_part(run: RunDirectory, rank: int, size: int, place: str, root: Path,
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: Path) -> None:
     calm, _ = study(tmp_path / "calm")
     together(calm, 2, _train_part, calm.path.parent.parent, 1000, False)
