@@ -278,7 +278,14 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
 
 def _clear(run: RunDirectory, task: str | None) -> None:
     """A run that failed and is queued again is pending until its task starts, which it may have done, and failed."""
-    with run.lease() as lease:
+
+    def of_before() -> str | None:
         state = run.state()
-        if lease and state["state"] == "failed" and state.get("job_id") != task:
-            run.set_state("pending", state.get("reason", ""))
+        return state.get("reason", "") if state["state"] == "failed" and state.get("job_id") != task else None
+
+    if of_before() is None:  # as of nearly all, and a lease on each of thousands takes long
+        return
+    with run.lease() as lease:
+        reason = of_before() if lease else None
+        if reason is not None:
+            run.set_state("pending", reason)

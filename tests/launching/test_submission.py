@@ -67,6 +67,7 @@ def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
     again = study.submit()
     assert (again.queued, again.counts()) == ((), {"queued": 3})
     assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
+    assert not list(study.directory.glob("*-*/lease"))  # thousands of leases would take longer than all else
 
 
 def test_where_nothing_is_queued_no_run_is_made_or_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
