@@ -22,7 +22,7 @@ test: setup ## Run the fast tests.
 	$(RUN) pytest -m "not slow" -n 2
 
 test-slow: setup ## Run the tests that take minutes.
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow --durations=12
 
 test-all: setup ## Run every test that needs no GPU.
 	$(RUN) pytest
