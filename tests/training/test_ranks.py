@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -264,6 +265,23 @@ JOB = {
 LEFT = {"MASTER_PORT": "1", "MASTER_ADDR": "nowhere", "RANK": "7", "WORLD_SIZE": "9", "CUDA_VISIBLE_DEVICES": "4,5"}
 """What a shell may hold that a study is submitted from, and what SLURM says of GPUs."""
 
+EPHEMERAL = 32_768
+"""The first of the ports that Linux gives to connections that name none."""
+
+
+def free_job(restarts: int) -> tuple[str, int]:
+    """A job's number and the port that it meets at, which no test beside this one has, and none had just before."""
+    number = 100 * os.getpid()
+    while True:
+        number += 1
+        drawn = random.Random(str(number)).randint(20_000, 60_000)  # as submitit draws it
+        port = module.FIRST_PORT + (drawn + restarts) % module.PORTS
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("", port))
+            if port < EPHEMERAL < drawn:
+                return str(number), port
+
+
 MEETS = """
 import atexit, os
 import torch.distributed as dist
@@ -277,7 +295,7 @@ print(ranks.any(ranks.rank == 1), ranks.of_first(ranks.rank + 5), os.environ["CU
 
 def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
     """Threads of gloo that are still there when Python ends may end it with SIGABRT, and its job has failed then."""
-    job = {**os.environ, **JOB, **LEFT}
+    job = {**os.environ, **JOB, "SLURM_JOB_ID": free_job(0)[0], **LEFT}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", MEETS],
@@ -291,9 +309,6 @@ def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
     assert [process.returncode for process in processes] == [0, 0]
 
 
-EPHEMERAL = 32_768
-"""The first of the ports that Linux gives to connections that name none."""
-
 FINDS_ITS_PORT_TAKEN = """
 from isoflop.training import ranks
 
@@ -306,10 +321,8 @@ print(ranks.join(on_gpus=False).size)
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_the_port_where_a_job_meets_is_tried_again_while_it_is_taken(restarts: int) -> None:
     """It is one that no connection has by chance, and another at every start."""
-    drawn = random.Random(JOB["SLURM_JOB_ID"]).randint(20_000, 60_000)  # as submitit draws it
-    port = module.FIRST_PORT + (drawn + restarts) % module.PORTS
-    assert port < EPHEMERAL < drawn
-    job = {**os.environ, **JOB, "SLURM_RESTART_COUNT": str(restarts)}
+    number, port = free_job(restarts)
+    job = {**os.environ, **JOB, "SLURM_JOB_ID": number, "SLURM_RESTART_COUNT": str(restarts)}
     with socket.socket() as taken:
         taken.bind(("", port))
         first, second = (
