@@ -20,6 +20,7 @@ from isoflop.errors import ClusterError
 from isoflop.launching import slurm
 from isoflop.launching.directory import make_directory
 from isoflop.launching.steering import retry
+from isoflop.planning.plan import Plan
 from isoflop.runs import SETTLED, RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -44,9 +45,30 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study undisturbed, but for the runs that shall fail."""
+    root = tmp_path_factory.mktemp("calm")
+    plan = tiny_plan(root, *GRID)
+    write_corpus(root, plan)
+    make_directory(plan, root)
+    wild, crashing, _ = odd_ones(plan)
+    for run in plan.runs:
+        if run.run_id not in {*wild, crashing}:
+            train_here(RunDirectory(root / plan.sweep.name / run.run_id), root)
+    return root
+
+
+def odd_ones(plan: Plan) -> tuple[set[str], str, str]:
+    """Runs that diverge, one that always fails, and one whose disk is full."""
+    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 8e8)
+    return {run.run_id for run in plan.runs if run.lr > 1}, crashing, full
+
+
 @pytest.mark.parametrize("accounting", [True, False], ids=["accounting", "no-accounting"])
 def test_sixty_four_runs_come_through(
     tmp_path: Path,
+    calm: Path,
     small_disk: Path,
     accounting: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -54,18 +76,12 @@ def test_sixty_four_runs_come_through(
 ) -> None:
     plan = tiny_plan(tmp_path, *GRID)
     assert len(plan.runs) == 64
-    calm, root = tmp_path / "calm", tmp_path / "runs"
-    for folder in (calm, root):
-        write_corpus(folder, plan)
-        make_directory(plan, folder)
+    root = tmp_path / "runs"
+    write_corpus(root, plan)
+    make_directory(plan, root)
     monkeypatch.setenv("PATH", os.environ["PATH"])
-
-    wild = {run.run_id for run in plan.runs if run.lr > 1}
+    wild, crashing, full = odd_ones(plan)
     assert len(wild) == 4
-    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 8e8)
-    for run in plan.runs:
-        if run.run_id not in {*wild, crashing}:
-            train_here(RunDirectory(calm / plan.sweep.name / run.run_id), calm)
 
     options = [f"root={root}", "slurm.partition=preempt", "max_jobs=6", "retries=4", "slurm.cpus_per_task=4"]
     with open_bed(tmp_path / "bed", 17400 + 50 * accounting, accounting=accounting) as bed:
