@@ -2,7 +2,7 @@
 
     python benchmarks/submission.py --cluster slurm/testbed.yaml
 
-Each command is timed once a size, beside `python -c pass` timed right before, so that figures from a busy machine can
+Each command is timed once a size, beside `python -c pass` timed right after, so that figures from a busy machine can
 be compared; of a submission much is what the disk takes to make a folder and three small files for each run, which is
 timed alone. The goals: submitting 64 runs in 3 s and 5,000 in 20 s, status in 1 s and 5 s.
 """
@@ -53,6 +53,11 @@ def seconds_of_disk(folder: Path, runs: int) -> float:
     return time.perf_counter() - start
 
 
+def show(what: str, runs: int, took: float) -> None:
+    bare = seconds(sys.executable, "-c", "pass")
+    print(f"{what:<10}{runs:>7,}{took:>8.2f}{took / bare:>18.0f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", required=True, help="a cluster profile; its root is not used")
@@ -67,17 +72,14 @@ def main() -> None:
         for runs in SIZES:
             sweep = write_sweep(Path(folder), runs)
             directory = f"{folder}/runs/{sweep.stem}"
-            disk, bare = seconds_of_disk(Path(folder), runs), seconds(sys.executable, "-c", "pass")
-            print(f"{'disk':<10}{runs:>7,}{disk:>8.2f}{disk / bare:>18.0f}", flush=True)
+            show("disk", runs, seconds_of_disk(Path(folder), runs))
             for command in (
                 ["submit", str(sweep), "--cluster", str(profile), "--yes"],
                 ["status", directory],
                 ["submit", str(sweep), "--cluster", str(profile), "--yes"],
                 ["cancel", directory],
             ):
-                bare = seconds(sys.executable, "-c", "pass")
-                took = seconds(*ISOFLOP, *command)
-                print(f"{command[0]:<10}{runs:>7,}{took:>8.2f}{took / bare:>18.0f}", flush=True)
+                show(command[0], runs, seconds(*ISOFLOP, *command))
 
 
 if __name__ == "__main__":

@@ -201,7 +201,8 @@ def submit(
             except ConfigError as problem:
                 raise ConfigError(_without(intent.bad_nodes, problem)) from None
             for run_id in done.runs:
-                _clear(RunDirectory(directory / run_id), done.task(run_id))
+                if intent.picture.runs[run_id].stored.get("state") == "failed":  # a lease on each of thousands is slow
+                    _clear(RunDirectory(directory / run_id), done.task(run_id))
             ids.append(done.job_id or "")
             if on_queued:
                 on_queued(done)
@@ -278,14 +279,7 @@ def _chosen(plan: Plan, only: str | None) -> set[str]:
 
 def _clear(run: RunDirectory, task: str | None) -> None:
     """A run that failed and is queued again is pending until its task starts, which it may have done, and failed."""
-
-    def of_before() -> str | None:
-        state = run.state()
-        return state.get("reason", "") if state["state"] == "failed" and state.get("job_id") != task else None
-
-    if of_before() is None:  # as of nearly all, and a lease on each of thousands takes long
-        return
     with run.lease() as lease:
-        reason = of_before() if lease else None
-        if reason is not None:
-            run.set_state("pending", reason)
+        state = run.state()
+        if lease and state["state"] == "failed" and state.get("job_id") != task:
+            run.set_state("pending", state.get("reason", ""))
