@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from isoflop.reporting.sweep import GATHERED_FILE
-from isoflop.results import read_runs
-from isoflop.runs import RunDirectory
+from isoflop.reporting.sweep_report import GATHERED_FILE
+from isoflop.runs.collect import read_runs
+from isoflop.runs.run_directory import RunDirectory
 
 KEPT = ("sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html")
 
@@ -28,14 +28,19 @@ def gather(study: Path, target: Path) -> None:
             shutil.copyfile(study / name, target / name)
     if (study / "figures").is_dir():
         shutil.copytree(
-            study / "figures", target / "figures", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.svg")
+            study / "figures",
+            target / "figures",
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("*.svg"),
         )
     runs = read_runs(study)
     logs = [
         RunDirectory(study / run_id).log().assign(run_id=run_id, budget=budget)
         for run_id, budget in zip(runs["run_id"], runs["budget"], strict=True)
     ]
-    pd.concat(logs, ignore_index=True).to_parquet(target / GATHERED_FILE, index=False, compression="zstd")
+    pd.concat(logs, ignore_index=True).to_parquet(
+        target / GATHERED_FILE, index=False, compression="zstd"
+    )
 
 
 if __name__ == "__main__":

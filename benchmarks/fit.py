@@ -37,9 +37,13 @@ RESAMPLES = (1_000, 10_000, 100_000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers-python", default=sys.executable, help="an interpreter for the peers' environment")
+    parser.add_argument(
+        "--peers-python", default=sys.executable, help="an interpreter for the peers' environment"
+    )
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -55,7 +59,9 @@ def report(folder: Path, options: argparse.Namespace) -> None:
     """Measures everything and prints it."""
     source = write_data(folder)
     print(f"# Fits: times and memory, {datetime.now(UTC):%Y-%m-%d}\n")
-    print(f"{machine()}. {source}. Medians of {options.repeats}; s is wall time, CPU s that of all threads.\n")
+    print(
+        f"{machine()}. {source}. Medians of {options.repeats}; s is wall time, CPU s that of all threads.\n"
+    )
 
     def ours(case: str, data: str, repeats: int = options.repeats) -> dict[str, Any]:
         return child(sys.executable, __file__, case, folder / data, repeats)
@@ -69,18 +75,26 @@ def report(folder: Path, options: argparse.Namespace) -> None:
     print(versions)
     table(
         ["what", "tool", "s", "CPU s", "MiB", "x isoflop's s", "x its CPU s"],
-        [[what, tool, *shown(m), *(f"{m[k] / own[k]:.3g}" for k in ("seconds", "cpu"))] for what, tool, m, own in rows],
+        [
+            [what, tool, *shown(m), *(f"{m[k] / own[k]:.3g}" for k in ("seconds", "cpu"))]
+            for what, tool, m, own in rows
+        ],
     )
     print("\nGrowth with rows (no resamples) and with resamples (240 runs):\n")
     grown: list[tuple[int, int, dict[str, Any]]] = []
     for count in ROWS:
         simulated(count).to_csv(folder / f"{count}.csv", index=False)
         grown.append((count, 0, ours("rows", f"{count}.csv", 3 if count < 100_000 else 1)))
-    grown += [(240, n, ours(f"resamples-{n}", "surface.csv", 3 if n < 100_000 else 1)) for n in RESAMPLES]
+    grown += [
+        (240, n, ours(f"resamples-{n}", "surface.csv", 3 if n < 100_000 else 1)) for n in RESAMPLES
+    ]
     grown.append((100_000, 100, ours("both", "100000.csv", 1)))
     table(
         ["rows", "resamples", "s", "CPU s", "MiB", "CPU µs a row, or a row and resample"],
-        [[f"{k:,}", f"{n:,}", *shown(m), f"{1e6 * m['cpu'] / (k * max(n, 1)):.3g}"] for k, n, m in grown],
+        [
+            [f"{k:,}", f"{n:,}", *shown(m), f"{1e6 * m['cpu'] / (k * max(n, 1)):.3g}"]
+            for k, n, m in grown
+        ],
     )
 
 
@@ -99,12 +113,18 @@ def write_data(folder: Path) -> str:
     surface, profiles = REFERENCE / "chinchilla_epoch.csv", REFERENCE / "isoflop64_known_truth.csv"
     if surface.exists() and profiles.exists():
         raw = pd.read_csv(surface).nsmallest(240, "loss")
-        frame = pd.DataFrame({"params": raw["Model Size"], "flops": raw["Training FLOP"], "loss": raw["loss"]})
+        frame = pd.DataFrame(
+            {"params": raw["Model Size"], "flops": raw["Training FLOP"], "loss": raw["loss"]}
+        )
         frame["tokens"] = frame["flops"] / (6.0 * frame["params"])
         known = pd.read_csv(profiles).rename(columns={"C": "budget", "N": "params", "D": "tokens"})
         source = "Data: the 240 Chinchilla runs as digitised by Epoch AI; 64 simulated runs of known truth"
     else:
-        frame, known, source = simulated(240), simulated(64), "Data: simulated studies of 240 and 64 runs"
+        frame, known, source = (
+            simulated(240),
+            simulated(64),
+            "Data: simulated studies of 240 and 64 runs",
+        )
     frame.to_csv(folder / "surface.csv", index=False)
     known.to_csv(folder / "profiles.csv", index=False)
     return source
@@ -120,7 +140,9 @@ def simulated(runs: int) -> pd.DataFrame:
 def _intervals(data: Path) -> Callable[[], object]:
     from isoflop import fit_parametric
 
-    return lambda: fit_parametric(pd.read_csv(data), huber_delta=1e-3, bootstrap=4000).conf_int(kind="percentile")
+    return lambda: fit_parametric(pd.read_csv(data), huber_delta=1e-3, bootstrap=4000).conf_int(
+        kind="percentile"
+    )
 
 
 def _profiles(data: Path) -> Callable[[], object]:
@@ -161,7 +183,12 @@ def peers(folder: Path, options: argparse.Namespace, rows: list[list[Any]]) -> s
     python = str(folder / "venv" / "bin" / "python")
     installed = []
     for peer in PEERS:
-        done = subprocess.run([python, "-m", "pip", "install", "-q", peer], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "-q", peer],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         installed += [peer] if done.returncode == 0 else []
     script = str(Path(__file__).with_name("fit_peers.py"))
     surface, profiles = (row[2] for row in rows[:2])
@@ -170,27 +197,53 @@ def peers(folder: Path, options: argparse.Namespace, rows: list[list[Any]]) -> s
         if peer in installed:
             rows.append([what, peer, child(python, script, case, folder / data, repeats), own])
 
-    add(PEERS[1], "4000 resamples of the surface, least squares", "resamples", "surface.csv", surface, 3)
-    add(PEERS[1], "profiles and their laws with 4000 resamples", "profiles", "profiles.csv", profiles, 3)
-    add(PEERS[0], "one fit from the 3125 starts of its README", "one-fit", "surface.csv", surface, 1)
+    add(
+        PEERS[1],
+        "4000 resamples of the surface, least squares",
+        "resamples",
+        "surface.csv",
+        surface,
+        3,
+    )
+    add(
+        PEERS[1],
+        "profiles and their laws with 4000 resamples",
+        "profiles",
+        "profiles.csv",
+        profiles,
+        3,
+    )
+    add(
+        PEERS[0], "one fit from the 3125 starts of its README", "one-fit", "surface.csv", surface, 1
+    )
     left = [peer for peer in PEERS if peer not in installed]
     versions = f"Peers, on {python_version(python)}: {', '.join(installed)}"
     return versions + (f"; not for this Python: {', '.join(left)}.\n" if left else ".\n")
 
 
 def python_version(python: str) -> str:
-    return subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [python, "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def machine() -> str:
     from importlib.metadata import version
 
-    git = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "unknown CPU")
+    git = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
+    cpu = next(
+        (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
+        "unknown CPU",
+    )
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "pandas"))
     load = os.getloadavg()[0]
-    return f"{os.cpu_count()} cores, {cpu}, load {load:.1f} at the start; Python {platform.python_version()}, " + (
-        f"{packages}; commit {git.stdout.strip()}"
+    return (
+        f"{os.cpu_count()} cores, {cpu}, load {load:.1f} at the start; Python {platform.python_version()}, "
+        + (f"{packages}; commit {git.stdout.strip()}")
     )
 
 

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import torch
 
-from isoflop.launching.calibrating import MANY_STEPS, write_tokens
-from isoflop.launching.directory import run_config
+from isoflop.launching.calibrate import MANY_STEPS, write_tokens
+from isoflop.launching.records.sweep_directory import run_config
 from isoflop.planning.calibration import Measurement
-from isoflop.planning.gpus import find_gpu
+from isoflop.planning.gpu_specs import find_gpu
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.runspec import RunSpec
+from isoflop.planning.run_spec import RunSpec
 from isoflop.planning.sizing import needed_bytes
-from isoflop.runs import RunDirectory
-from isoflop.training.measuring import measure
+from isoflop.runs.run_directory import RunDirectory
+from isoflop.training.throughput import measure
 
 SIDE = 8192
 
@@ -44,7 +44,13 @@ def product_share() -> float:
         _ = left @ right
     torch.cuda.synchronize()
     gpu = find_gpu(torch.cuda.get_device_name())
-    return times * 2 * SIDE**3 / (time.perf_counter() - began) / (gpu.peak_flops if gpu else float("nan"))
+    return (
+        times
+        * 2
+        * SIDE**3
+        / (time.perf_counter() - began)
+        / (gpu.peak_flops if gpu else float("nan"))
+    )
 
 
 def measured(
@@ -65,12 +71,18 @@ def numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sweep", default="soda")
     parser.add_argument("--widths", help="default: all of the sweep")
     parser.add_argument("--deterministic", default="", help="widths to measure so too")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each class is timed, about")
-    parser.add_argument("--most-sequences", type=int, default=16, help="in a step, of larger batches")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="how long each class is timed, about"
+    )
+    parser.add_argument(
+        "--most-sequences", type=int, default=16, help="in a step, of larger batches"
+    )
     parser.add_argument("--json", type=Path, help="the measurements as a file")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -78,8 +90,12 @@ def main() -> None:
     study = plan(options.sweep)
     runs = {run.width: run for run in reversed(study.runs)}
     widths = numbers(options.widths) if options.widths else sorted(runs)
-    wanted = [(width, False) for width in widths] + [(width, True) for width in numbers(options.deterministic)]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a large bf16 product: {product_share():.2f}")
+    wanted = [(width, False) for width in widths] + [
+        (width, True) for width in numbers(options.deterministic)
+    ]
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; a large bf16 product: {product_share():.2f}"
+    )
     heads = ("width", "params", "batch", "at once", "tokens/s", "MFU", "GB", "estimate", "s")
     print("".join(f"{head:>10}" for head in heads))
     found: list[Measurement] = []
@@ -87,7 +103,9 @@ def main() -> None:
         write_tokens(study.sweep, Path(folder), options.most_sequences)
         for width, deterministic in wanted:
             began, spec = time.perf_counter(), runs[width]
-            one = measured(study, spec, Path(folder), options.most_sequences, options.seconds, deterministic)
+            one = measured(
+                study, spec, Path(folder), options.most_sequences, options.seconds, deterministic
+            )
             found.append(one)
             cells = (
                 width,
@@ -100,10 +118,16 @@ def main() -> None:
                 f"{needed_bytes(one.shape, one.micro_batch, one.checkpointing) / 1e9:.1f}",
                 f"{time.perf_counter() - began:.1f}",
             )
-            print("".join(f"{cell:>10}" for cell in cells), "deterministic" if deterministic else "", flush=True)
+            print(
+                "".join(f"{cell:>10}" for cell in cells),
+                "deterministic" if deterministic else "",
+                flush=True,
+            )
             gc.collect()
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n")
+        options.json.write_text(
+            json.dumps([dataclasses.asdict(one) for one in found], indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

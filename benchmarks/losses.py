@@ -21,9 +21,9 @@ import torch
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
 from isoflop.data.vocabulary import Vocabulary, vocabulary
-from isoflop.launching.directory import run_config, runs_root
+from isoflop.launching.records.sweep_directory import run_config, runs_root
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.loop import train
 
 SEQUENCES, SEQ_LEN, LEARNING_RATE = 2, 256, 1e-3
@@ -45,19 +45,27 @@ def write_corpus(study: Plan, source: Path, root: Path) -> None:
     ids = vocabulary(study.sweep.data.codec, study.sweep.data.text_tokenizer)
     shards = []
     for shard in found.shards:
-        tokens = moved(np.fromfile(source / shard.file, found.vocabulary.dtype), found.vocabulary, ids)
+        tokens = moved(
+            np.fromfile(source / shard.file, found.vocabulary.dtype), found.vocabulary, ids
+        )
         name = shard.file.removesuffix(".bin")
-        shards.append(write_shard(data_folder(root, study.sweep.data), name, shard.split, [tokens], 0.0, ids))
+        shards.append(
+            write_shard(data_folder(root, study.sweep.data), name, shard.split, [tokens], 0.0, ids)
+        )
     Manifest(ids, tuple(shards), {}, {}).write(data_folder(root, study.sweep.data))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--widths", default="256,384,512")
     parser.add_argument("--seeds", default="0", help="of weights and batches")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on a GPU")
-    parser.add_argument("--data", type=Path, help="default: what the pocket sweep has in the folder of runs")
+    parser.add_argument(
+        "--data", type=Path, help="default: what the pocket sweep has in the folder of runs"
+    )
     parser.add_argument("--csv", type=Path, help="all rows of the loss logs as a file")
     options = parser.parse_args()
     source = options.data or data_folder(runs_root(), plan("pocket").sweep.data)
@@ -65,11 +73,15 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(study, source, Path(folder))
-        cases = itertools.product(map(int, options.widths.split(",")), map(int, options.seeds.split(",")))
+        cases = itertools.product(
+            map(int, options.widths.split(",")), map(int, options.seeds.split(","))
+        )
         for width, seed in cases:
             spec = next(run for run in study.runs if run.width == width)
             config = run_config(study.sweep, spec)
-            config["run"].update(steps=options.steps, batch_size=SEQUENCES, lr=LEARNING_RATE, seed=seed)
+            config["run"].update(
+                steps=options.steps, batch_size=SEQUENCES, lr=LEARNING_RATE, seed=seed
+            )
             config["identity"]["shape"]["seq_len"] = SEQ_LEN
             config["metric"]["set"] = "heldout"
             run = RunDirectory(Path(folder) / study.sweep.name / f"{spec.run_id}-{seed}")
@@ -77,10 +89,17 @@ def main() -> None:
             train(run, Path(folder))
             log = run.log().assign(width=width, seed=seed)
             rows.append(log)
-            last = log[(log["kind"] == "all") & (log["step"] == options.steps)].set_index("split")["loss"].to_dict()
+            last = (
+                log[(log["kind"] == "all") & (log["step"] == options.steps)]
+                .set_index("split")["loss"]
+                .to_dict()
+            )
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
             losses = f"train {last['train']:.4f}, held-out {last['heldout']:.4f}"
-            print(f"width {width}, seed {seed} on {device}, {options.steps} steps: {losses}", flush=True)
+            print(
+                f"width {width}, seed {seed} on {device}, {options.steps} steps: {losses}",
+                flush=True,
+            )
     if options.csv:
         pd.concat(rows).to_csv(options.csv, index=False)
 

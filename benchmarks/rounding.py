@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from isoflop.launching.directory import make_directory, runs_root
+from isoflop.launching.records.sweep_directory import make_directory, runs_root
 from isoflop.planning.plan import plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 
 def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
@@ -26,8 +26,8 @@ def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
     import torch
     import torch.distributed as dist
 
+    from isoflop.training.distributed import meet
     from isoflop.training.loop import train
-    from isoflop.training.ranks import meet
 
     torch.set_num_threads(1)
     train(run, root, ranks=meet(dist.FileStore(str(run.path / "meeting"), size), rank, size, rank))
@@ -36,7 +36,9 @@ def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
 def last_loss(run: RunDirectory, root: Path, size: int) -> float:
     """Held-out loss after the last step of a run that so many processes have trained."""
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=train_along, args=(run, root, rank, size)) for rank in range(size)]
+    processes = [
+        context.Process(target=train_along, args=(run, root, rank, size)) for rank in range(size)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -47,11 +49,15 @@ def last_loss(run: RunDirectory, root: Path, size: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--widths", default="12,24,40")
     parser.add_argument("--budget", default="8e10")
     parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--root", type=Path, default=runs_root(), help="the folder of runs that has the corpus")
+    parser.add_argument(
+        "--root", type=Path, default=runs_root(), help="the folder of runs that has the corpus"
+    )
     options = parser.parse_args()
     grid = [f"budgets=[{options.budget}]", f"widths=[{options.widths}]", f"seeds=[{options.seeds}]"]
     more = ["train.batch_scale=2", "metric.tokens=131072"]  # an even batch, for two processes
@@ -75,7 +81,9 @@ def main() -> None:
                             "loss": loss,
                         }
                     )
-    table = pd.DataFrame(rows).pivot(index=["width", "seed", "batch", "steps"], columns="how", values="loss")
+    table = pd.DataFrame(rows).pivot(
+        index=["width", "seed", "batch", "steps"], columns="how", values="loss"
+    )
     print(table.round(4).to_string())
 
 

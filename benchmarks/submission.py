@@ -59,14 +59,18 @@ def show(what: str, runs: int, took: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cluster", required=True, help="a cluster profile; its root is not used")
     cluster = parser.parse_args().cluster
     print(f"{'command':<10}{'runs':>7}{'s':>8}{'x python -c pass':>18}")
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "cluster.yaml"
         text = Path(cluster).read_text()
-        profile.write_text("\n".join(line for line in text.splitlines() if not line.startswith("root:")))
+        profile.write_text(
+            "\n".join(line for line in text.splitlines() if not line.startswith("root:"))
+        )
         with profile.open("a") as file:
             file.write(f"\nroot: {folder}/runs\n")
         for runs in SIZES:

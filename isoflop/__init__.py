@@ -4,73 +4,27 @@
     runs = isoflop.read_runs("runs/soda")
     law = isoflop.fit_isoflop(runs)
 
-Names are loaded when they are first used: `import isoflop` is instant. `load_weights` alone imports torch, once it is
-called.
+Names load on first use, so `import isoflop` is instant; the stub `__init__.pyi` lists them. Only a
+call of `load_weights` imports torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from isoflop.errors import IsoflopError
-    from isoflop.fitting import compare, fit_envelope, fit_isoflop, fit_joint, fit_parametric, load_fit, predict
-    from isoflop.planning.plan import Plan, plan
-    from isoflop.planning.runspec import RunSpec
-    from isoflop.results import read_runs
-    from isoflop.shapes import ModelShape
-    from isoflop.training.weights import load_weights
+import lazy_loader
 
-    __version__: str
+_load, _, _names = lazy_loader.attach_stub(__name__, __file__)
 
-_HOMES = {
-    "IsoflopError": "errors",
-    "ModelShape": "shapes",
-    "Plan": "planning.plan",
-    "RunSpec": "planning.runspec",
-    "compare": "fitting",
-    "fit_envelope": "fitting",
-    "fit_isoflop": "fitting",
-    "fit_joint": "fitting",
-    "fit_parametric": "fitting",
-    "load_fit": "fitting",
-    "load_weights": "training.weights",
-    "plan": "planning.plan",
-    "predict": "fitting",
-    "read_runs": "results",
-}
-
-__all__ = [
-    "IsoflopError",
-    "ModelShape",
-    "Plan",
-    "RunSpec",
-    "__version__",
-    "compare",
-    "fit_envelope",
-    "fit_isoflop",
-    "fit_joint",
-    "fit_parametric",
-    "load_fit",
-    "load_weights",
-    "plan",
-    "predict",
-    "read_runs",
-]
+__all__ = sorted([*_names, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+    if name != "__version__":
+        return _load(name)
+    from importlib.metadata import version
 
-        value: Any = version(__name__)
-    elif name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    return version(__name__)
 
 
 def __dir__() -> list[str]:

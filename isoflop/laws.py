@@ -29,7 +29,9 @@ class Surface:
 
     def loss(self, params: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
         """Loss in nats per token without noise."""
-        return self.E + self.A * np.power(params, -self.alpha) + self.B * np.power(tokens, -self.beta)
+        return (
+            self.E + self.A * np.power(params, -self.alpha) + self.B * np.power(tokens, -self.beta)
+        )
 
     def optimum(self, flops: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """N* = G (C/6)^a and D* = (C/6)^b / G with G = (alpha A / (beta B))^(1 / (alpha + beta))."""

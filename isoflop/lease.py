@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.errors import RunError
-from isoflop.processes import began
+from isoflop.process_info import began
 
 BEAT_S = 3.0
 STALE_S = 30.0
@@ -64,7 +64,9 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLostError where another process has taken the lease over."""
         if self.lost:
-            raise LeaseLostError(f"{self.path}: taken over by another process while this one did not answer")
+            raise LeaseLostError(
+                f"{self.path}: taken over by another process while this one did not answer"
+            )
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class _Holder:
     def of(cls, path: Path) -> _Holder:
         """Who the file names; nobody where it is empty, torn or absent."""
         try:
-            last = path.read_text().splitlines()[-1]  # two machines that took it at one moment have both added a line
+            last = path.read_text().splitlines()[
+                -1
+            ]  # two machines that took it at one moment have both added a line
             host, process, token = last.split()
             return cls(host, int(process), token)
         except (FileNotFoundError, IndexError, ValueError):
@@ -103,7 +107,10 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
         locked = _lock(file.fileno())
         settle_s = settle_s if locked else max(settle_s, SETTLE_S)
         if locked is not False and _is_free(path, bool(locked)):
-            lease.held, line = True, f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode()
+            lease.held, line = (
+                True,
+                f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode(),
+            )
             written = 0
             with contextlib.suppress(OSError):  # on a full disk the kernel's lock has to do
                 file.truncate(0)

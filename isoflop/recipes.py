@@ -165,7 +165,9 @@ class Beta2Rule:
 
     def __call__(self, shape: ModelShape, batch_size: int) -> float:
         """The optimizer's beta2 for a batch."""
-        return self.base ** ((_in_unit(batch_size, shape, self.unit) / self.reference) ** self.power)
+        return self.base ** (
+            (_in_unit(batch_size, shape, self.unit) / self.reference) ** self.power
+        )
 
 
 def _in_unit(batch_size: int, shape: ModelShape, unit: Unit) -> int:
@@ -249,7 +251,9 @@ class Recipe:
         if miss > self.budget_tolerance:
             return drop(DropReason.BUDGET, f"{steps:,} steps miss the budget by {miss:.1%}")
         if limits.max_steps is not None and steps >= limits.max_steps:
-            return drop(DropReason.STEPS, f"{steps:,} steps not under max_steps {limits.max_steps:,}")
+            return drop(
+                DropReason.STEPS, f"{steps:,} steps not under max_steps {limits.max_steps:,}"
+            )
 
         lr = min(self.lr(shape, batch_size), self.lr.cap) * lr_scale
         return Candidate(shape, batch_size, steps, lr, self.beta2(shape, batch_size))
@@ -272,7 +276,9 @@ SODA = Recipe(
     heads=soda_heads,
     head_dim=128,
     mlp_ratio=4,
-    batch=BatchRule(target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling"),
+    batch=BatchRule(
+        target_steps=65_536, rounding="up", source="SODA's sweep: a power of two, ceiling"
+    ),
     lr=LearningRateRule(
         coefficient=0.33,
         batch_power=0.5,
@@ -282,7 +288,9 @@ SODA = Recipe(
         halve_batch=True,
         source="SODA's sweep: 0.33 sqrt(B) / d, B halved while above 0.01",
     ),
-    beta2=Beta2Rule(base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128)"),
+    beta2=Beta2Rule(
+        base=0.98, reference=128, unit="sequences", source="SODA's sweep: 0.98^(B/128)"
+    ),
     sources={
         "depth": "SODA's sweep: round(d / (64 + 4 log2 d - 7))",
         "heads": "SODA's sweep: d // 128 of size 128, as many for keys and values",
@@ -323,7 +331,13 @@ POCKET = Recipe(
         halve_batch=False,
         source="tuned at nine points, widths 4 to 64, batches of 1 to 59 x 128 tokens (analysis/NOTES.md)",
     ),
-    beta2=Beta2Rule(base=0.98, reference=1, unit="sequences", power=0, source="tuned at width 32 (analysis/NOTES.md)"),
+    beta2=Beta2Rule(
+        base=0.98,
+        reference=1,
+        unit="sequences",
+        power=0,
+        source="tuned at width 32 (analysis/NOTES.md)",
+    ),
     sources={
         "depth": "two layers up to width 159: one family, without steps in depth",
         "heads": "8 is the smallest head that RoPE serves well; fewer and wider ones lose (analysis/NOTES.md)",
@@ -348,18 +362,31 @@ def find_recipe(name: str) -> RecipeLike:
     if ":" not in name:
         near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(RECIPES)}"
-        raise ConfigError(f"recipe {name!r} is not known; {hint} (or module:attribute for a recipe of your own)")
+        raise ConfigError(
+            f"recipe {name!r} is not known; {hint} (or module:attribute for a recipe of your own)"
+        )
     module_name, _, attribute = name.partition(":")
     try:
         module = import_module(module_name)
         found = getattr(module, attribute, None)
     except Exception as problem:  # a lab's module may fail in any way while it is imported
-        absent = isinstance(problem, ModuleNotFoundError) and problem.name == module_name.partition(".")[0]
-        mend = "; is its folder installed or on PYTHONPATH? If not: export PYTHONPATH=FOLDER" if absent else ""
+        absent = (
+            isinstance(problem, ModuleNotFoundError)
+            and problem.name == module_name.partition(".")[0]
+        )
+        mend = (
+            "; is its folder installed or on PYTHONPATH? If not: export PYTHONPATH=FOLDER"
+            if absent
+            else ""
+        )
         raise ConfigError(f"recipe {name!r} can't be imported ({problem}){mend}") from problem
     if found is None:
         there = [known for known, value in vars(module).items() if _is_recipe(value)]
-        mend = f"it has {', '.join(there)}" if there else "make it there: an object with name, version, shape and solve"
+        mend = (
+            f"it has {', '.join(there)}"
+            if there
+            else "make it there: an object with name, version, shape and solve"
+        )
         raise ConfigError(f"recipe {name!r}: {module_name} has no {attribute!r}; {mend}")
     if not _is_recipe(found):
         raise ConfigError(f"recipe {name!r} is no recipe: it needs name, version, shape and solve")

@@ -46,12 +46,18 @@ class ModelShape:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if field.type == "int" and (
+                not isinstance(value, int) or isinstance(value, bool) or value < 1
+            ):
                 raise ConfigError(f"{field.name}: expected a whole number above 0, got {value!r}")
         if self.heads % self.kv_heads:
-            raise ConfigError(f"kv_heads: expected a divisor of heads ({self.heads}), got {self.kv_heads}")
+            raise ConfigError(
+                f"kv_heads: expected a divisor of heads ({self.heads}), got {self.kv_heads}"
+            )
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}")
+            raise ConfigError(
+                f"head_dim: expected an even number (RoPE turns pairs), got {self.head_dim}"
+            )
         if not self.rope_theta > 1:
             raise ConfigError(f"rope_theta: expected a number above 1, got {self.rope_theta!r}")
 
@@ -138,7 +144,12 @@ class ModelShape:
         return self.params_total * 16
 
     def activation_items(
-        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False, compiled: bool = True
+        self,
+        micro_batch: int,
+        bytes_per_value: int = 2,
+        *,
+        checkpointing: bool = False,
+        compiled: bool = True,
     ) -> dict[str, int]:
         """Estimated bytes kept for the backward pass of `micro_batch` sequences, by part.
 
@@ -163,8 +174,15 @@ class ModelShape:
         }
 
     def activation_bytes(
-        self, micro_batch: int, bytes_per_value: int = 2, *, checkpointing: bool = False, compiled: bool = True
+        self,
+        micro_batch: int,
+        bytes_per_value: int = 2,
+        *,
+        checkpointing: bool = False,
+        compiled: bool = True,
     ) -> int:
         """Estimated bytes of activations for `micro_batch` sequences: the sum of `activation_items`."""
-        items = self.activation_items(micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled)
+        items = self.activation_items(
+            micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled
+        )
         return sum(items.values())

@@ -119,7 +119,9 @@ def build_of(version: str, requirements: Sequence[str]) -> Build:
     label = version.partition("+")[2]
     if label:
         return Build.CPU if label.startswith("cpu") else Build.CUDA
-    needs_cuda = any(re.match(r"(nvidia|cuda)-", text) and "extra ==" not in text for text in requirements)
+    needs_cuda = any(
+        re.match(r"(nvidia|cuda)-", text) and "extra ==" not in text for text in requirements
+    )
     return Build.CUDA if needs_cuda and sys.platform == "linux" else Build.CPU
 
 
@@ -194,7 +196,12 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     stamp = Path(sys.prefix) / "isoflop-set-up"
     wanted = digest(project, pinned, f"{ROOT} {sys.version}")
-    if stamp.exists() and stamp.read_text() == wanted and installed("isoflop") and installed("torch"):
+    if (
+        stamp.exists()
+        and stamp.read_text() == wanted
+        and installed("isoflop")
+        and installed("torch")
+    ):
         return
     start = time.monotonic()
     stamp.unlink(missing_ok=True)
@@ -216,7 +223,9 @@ def fill(pinned: str) -> str:
     torch = installed("torch")
     if torch is None or not is_recent(torch, OLDEST_TORCH):
         gpu = has_gpu()
-        way = choose(ways(gpu, pinned_torch(pinned), pip, find_uv(pip) if gpu else None), look_at, gpu)
+        way = choose(
+            ways(gpu, pinned_torch(pinned), pip, find_uv(pip) if gpu else None), look_at, gpu
+        )
         say(f"fetching {way.take[-1]}" + ("" if gpu else ", a build for CPUs"))
         take(way.take, loud=True)
         torch = installed("torch")
@@ -225,7 +234,17 @@ def fill(pinned: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         held = Path(folder) / "constraints.txt"
         held.write_text(constraints(pinned, torch), encoding="utf-8")
-        take([*pip, "install", "--constraint", str(held), *BY_PATH, "--editable", f"{ROOT}[{EXTRAS}]"])
+        take(
+            [
+                *pip,
+                "install",
+                "--constraint",
+                str(held),
+                *BY_PATH,
+                "--editable",
+                f"{ROOT}[{EXTRAS}]",
+            ]
+        )
     return torch
 
 
@@ -234,7 +253,11 @@ def find_uv(pip: Sequence[str]) -> list[str] | None:
     program = shutil.which("uv")
     if program:
         return [program]
-    return None if _run([*pip, "install", "--quiet", "uv"]).returncode else [sys.executable, "-m", "uv"]
+    return (
+        None
+        if _run([*pip, "install", "--quiet", "uv"]).returncode
+        else [sys.executable, "-m", "uv"]
+    )
 
 
 def take(command: Sequence[str], loud: bool = False) -> None:

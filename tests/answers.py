@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from isoflop.cli import main
 from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
-from isoflop.fitting.base import Fit
-from isoflop.fitting.frames import column
-from isoflop.fitting.table import CANONICAL
-from isoflop.fitting.together import METHODS, Options, fit_laws
+from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
+from isoflop.fitting.results.base import Fit
+from isoflop.fitting.tables.runs_table import CANONICAL
+from isoflop.frames import column
 
 WAYS = st.fixed_dictionaries(
     {"bootstrap": st.sampled_from([0, 0, 100])},
@@ -44,7 +44,9 @@ def search(examples: int) -> settings:
     """So many examples, the same ones each time; as many times more as ISOFLOP_SEARCH says, for a night's search."""
     examples *= int(os.environ.get("ISOFLOP_SEARCH", "1"))
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks)
+    return settings(
+        max_examples=examples, deadline=None, derandomize=True, suppress_health_check=checks
+    )
 
 
 def read(source: pd.DataFrame | Path, chosen: dict[str, Any]) -> tuple[RunsTable | None, str]:
@@ -114,7 +116,11 @@ def strict(document: str) -> Any:
 def ask(*words: str) -> tuple[int, str]:
     """The command line in this process: exit code and stdout. It ends well or with one error."""
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as stop,
+    ):
         main(words)
     code = int(stop.value.code or 0)
     errors = [line for line in err.getvalue().splitlines() if "error: " in line]

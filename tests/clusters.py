@@ -16,11 +16,11 @@ import pytest
 from studies import exact, tiny_plan, wait_for, write_corpus
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.launching.picture import Picture
-from isoflop.launching.steering import look
-from isoflop.launching.submitting import submit
+from isoflop.launching.control import look
+from isoflop.launching.queue.sweep_status import Picture
+from isoflop.launching.submit import submit
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "testbed" / "testbed.sh"
 PROFILE = SCRIPT.parents[1] / "testbed.yaml"
@@ -42,7 +42,12 @@ class Bed:
 
     def run(self, *command: str) -> str:
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=120, check=True
+            command,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         )
         return done.stdout
 
@@ -50,11 +55,23 @@ class Bed:
 @contextmanager
 def open_bed(folder: Path, port: int, *, accounting: bool) -> Iterator[Bed]:
     """A cluster of its own, in `folder`; the test is skipped where SLURM is not installed."""
-    needed = ["slurmctld", "slurmd", "munged", "sbatch", *(["slurmdbd", "mariadbd"] if accounting else [])]
+    needed = [
+        "slurmctld",
+        "slurmd",
+        "munged",
+        "sbatch",
+        *(["slurmdbd", "mariadbd"] if accounting else []),
+    ]
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     if missing := [program for program in needed if shutil.which(program, path=path) is None]:
-        pytest.skip(f"{' and '.join(missing)} not installed; get them with: sudo make slurm-install")
-    settings = {"TESTBED": str(folder), "TESTBED_PORT": str(port), "TESTBED_ACCOUNTING": str(int(accounting))}
+        pytest.skip(
+            f"{' and '.join(missing)} not installed; get them with: sudo make slurm-install"
+        )
+    settings = {
+        "TESTBED": str(folder),
+        "TESTBED_PORT": str(port),
+        "TESTBED_ACCOUNTING": str(int(accounting)),
+    }
     bed = Bed(folder, {**settings, "SLURM_CONF": str(folder / "etc" / "slurm.conf")})
     try:
         bed("up")
@@ -107,7 +124,10 @@ class Submitted:
 
     def words(self) -> str:
         """What the jobs wrote, for a failure's message."""
-        logs = [*self.directory.glob("submissions/*/*_log.err"), *self.directory.glob("*/attempts/*/log.txt")]
+        logs = [
+            *self.directory.glob("submissions/*/*_log.err"),
+            *self.directory.glob("*/attempts/*/log.txt"),
+        ]
         return "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in logs)
 
     def equals(self, undisturbed: Path) -> None:
@@ -118,7 +138,9 @@ class Submitted:
             assert not log.duplicated(["step", "split", "kind"]).any()
 
 
-def submitted(bed: Bed, folder: Path, *overrides: str, options: tuple[str, ...] = (), **profile: Any) -> Submitted:
+def submitted(
+    bed: Bed, folder: Path, *overrides: str, options: tuple[str, ...] = (), **profile: Any
+) -> Submitted:
     """A study of two runs of some seconds with its corpus, ready to be submitted to a test bed."""
     folder.mkdir(parents=True, exist_ok=True)
     plan, root = tiny_plan(folder, *LONG, *overrides), folder / "runs"

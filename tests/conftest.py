@@ -28,7 +28,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of runs, in a working folder with a tiny sweep; reports are made without their figures."""
     monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
     monkeypatch.setattr(  # test_html.py draws
-        "isoflop.reporting.html.write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
+        "isoflop.reporting.report_page.write_figures",
+        lambda _, figures: dict.fromkeys(figures, "<svg></svg>"),
     )
     write_sweep(tmp_path)
     monkeypatch.chdir(tmp_path)

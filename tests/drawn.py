@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
 from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.base import Fit
+from isoflop.fitting.results.base import Fit
 
 RUNS = simulate_isoflop(points=7)
 FITS: dict[str, Fit] = {
@@ -28,7 +28,9 @@ FITS: dict[str, Fit] = {
 
 
 def xy(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(line.get_xdata(), dtype=np.float64), np.asarray(line.get_ydata(), dtype=np.float64)
+    return np.asarray(line.get_xdata(), dtype=np.float64), np.asarray(
+        line.get_ydata(), dtype=np.float64
+    )
 
 
 def marked(ax: Axes, marker: str) -> list[Line2D]:
@@ -70,7 +72,14 @@ def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
     own.figure.canvas.draw()
     texts = [t for t in (*own.get_xticklabels(), *own.get_yticklabels()) if t.get_text()]
     assert min(float(t.get_fontsize()) for t in texts) >= 9
-    assert 2 <= sum(own.get_xlim()[0] <= t.get_position()[0] <= own.get_xlim()[1] for t in own.get_xticklabels()) <= 9
+    assert (
+        2
+        <= sum(
+            own.get_xlim()[0] <= t.get_position()[0] <= own.get_xlim()[1]
+            for t in own.get_xticklabels()
+        )
+        <= 9
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert dict(matplotlib.rcParams) == before
@@ -79,4 +88,7 @@ def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
 def cells(page: str) -> list[list[str]]:
     """The rows of all tables, as text."""
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, flags=re.S)
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)] for row in rows]
+    return [
+        [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]
+        for row in rows
+    ]

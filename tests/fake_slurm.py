@@ -54,7 +54,9 @@ class FakeSlurm:
         write(slurm._file, EMPTY)
         for name in PROGRAMS:
             command = shlex.join([sys.executable, "-IS", __file__, str(slurm._file), name])
-            slurm.program(name, f'cd {shlex.quote(str(folder))}\n{SHORT.get(name, "")}\nexec {command} "$@"')
+            slurm.program(
+                name, f'cd {shlex.quote(str(folder))}\n{SHORT.get(name, "")}\nexec {command} "$@"'
+            )
         return slurm
 
     @property
@@ -75,18 +77,25 @@ class FakeSlurm:
     def change(self, **parts: Any) -> None:
         write(self._file, {**self.read(), **parts})
 
-    def answer(self, program: str, words: str, times: int = 1, *, queues: str = "", code: int = 1) -> None:
+    def answer(
+        self, program: str, words: str, times: int = 1, *, queues: str = "", code: int = 1
+    ) -> None:
         """The next calls of a program fail with these words; `queues`: sbatch does its work all `now`, or `later`,
         once it has been looked for in vain, or leaves the record that SLURM keeps of a job which it has `refused`."""
         answers = self.read()["answers"]
         more = [{"words": words, "queues": queues, "code": code}] * times
         self.change(answers={**answers, program: [*answers.get(program, []), *more]})
 
-    def end(self, tasks: Iterable[str], state: str, *, node: str = "n1", exit_code: str = "0:0") -> None:
+    def end(
+        self, tasks: Iterable[str], state: str, *, node: str = "n1", exit_code: str = "0:0"
+    ) -> None:
         """Jobs that the controller has forgotten, and accounting has not."""
         cluster, tasks = self.read(), set(tasks)
         queue = {task: line for task, line in cluster["queue"].items() if task not in tasks}
-        self.change(queue=queue, accounting=cluster["accounting"] | {task: [state, node, exit_code] for task in tasks})
+        self.change(
+            queue=queue,
+            accounting=cluster["accounting"] | {task: [state, node, exit_code] for task in tasks},
+        )
 
     def calls(self, program: str) -> list[dict[str, Any]]:
         return [call for call in self.read()["calls"] if call["program"] == program]
@@ -95,10 +104,16 @@ class FakeSlurm:
 def write(file: Path, cluster: dict[str, Any]) -> None:
     """Writes the cluster, and what shells read of it."""
     file.write_text(json.dumps(cluster))
-    queue = [f"{task}|{state}|{node}|{reason or 'None'}\n" for task, (state, node, reason) in cluster["queue"].items()]
+    queue = [
+        f"{task}|{state}|{node}|{reason or 'None'}\n"
+        for task, (state, node, reason) in cluster["queue"].items()
+    ]
     (file.parent / "queue").write_text("".join(queue))
     (file.parent / "config").write_text(cluster["config"])
-    flags = {"jobs": cluster["jobs"], **{f"answers.{name}": cluster["answers"].get(name) for name in PROGRAMS}}
+    flags = {
+        "jobs": cluster["jobs"],
+        **{f"answers.{name}": cluster["answers"].get(name) for name in PROGRAMS},
+    }
     for name, holds in flags.items():
         if holds:
             (file.parent / name).touch()
@@ -113,7 +128,11 @@ def main(file: Path, program: str, arguments: list[str]) -> int:
     import os
 
     cluster = json.loads(file.read_text())
-    ours = {name: value for name, value in os.environ.items() if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
+    }
     cluster["calls"].append({"program": program, "arguments": arguments, "environment": ours})
     waiting = cluster["answers"].get(program)
     answer = waiting.pop(0) if waiting else {"words": "", "queues": "now", "code": 0}
@@ -123,9 +142,9 @@ def main(file: Path, program: str, arguments: list[str]) -> int:
         if refused:
             answer = {"words": LIMIT, "code": 1}
     elif not answer["code"]:
-        output, code = {"squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}[program](
-            cluster, arguments
-        )
+        output, code = {"squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}[
+            program
+        ](cluster, arguments)
         if code:
             answer = {"words": output, "code": code}
     write(file, cluster)
@@ -150,9 +169,15 @@ def sbatch(cluster: dict[str, Any], script: str, queues: str) -> tuple[str, bool
     if cluster["limit"] is not None and there + (last or 0) + 1 > cluster["limit"]:
         return "", True
     job, cluster["next"] = str(cluster["next"]), cluster["next"] + 1
-    cluster["jobs"][job] = {"name": options["job-name"], "hidden": queues == "later", "options": options}
+    cluster["jobs"][job] = {
+        "name": options["job-name"],
+        "hidden": queues == "later",
+        "options": options,
+    }
     for task in [job] if last is None else [f"{job}_{index}" for index in range(last + 1)]:
-        cluster["queue"][task] = ["FAILED", "", "BadConstraints"] if queues == "refused" else cluster["born"]
+        cluster["queue"][task] = (
+            ["FAILED", "", "BadConstraints"] if queues == "refused" else cluster["born"]
+        )
     return f"Submitted batch job {job}\n", False
 
 
@@ -163,7 +188,9 @@ def squeue(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:
         hidden = {job for job, known in jobs.items() if known["hidden"]}
         for known in jobs.values():
             known["hidden"] = False
-        tasks = [task for task in cluster["queue"] if task.partition("_")[0] in jobs.keys() - hidden]
+        tasks = [
+            task for task in cluster["queue"] if task.partition("_")[0] in jobs.keys() - hidden
+        ]
     else:
         tasks = list(cluster["queue"])
     return "".join(f"{task}|{'|'.join(cluster['queue'][task])}\n" for task in tasks), 0

@@ -18,17 +18,18 @@ from fake_slurm import FakeSlurm
 from studies import tiny_plan
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.launching import queueing, snapshot
-from isoflop.launching import submission as submissions
-from isoflop.launching.arrays import Array
-from isoflop.launching.directory import make_directory
-from isoflop.launching.kept import keep_profile
-from isoflop.launching.queueing import submit_array
-from isoflop.launching.submission import Submission, read_submissions, submissions_folder
-from isoflop.launching.submitting import Intent, submit
+from isoflop.launching.queue import submit_array as queueing
+from isoflop.launching.queue.arrays import Array
+from isoflop.launching.queue.submit_array import submit_array
+from isoflop.launching.records import code_snapshot as snapshot
+from isoflop.launching.records import submissions
+from isoflop.launching.records.study_files import keep_profile
+from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.submit import Intent, submit
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 SIMULATED = "train.trainer=simulated: chinchilla"
 BUSY = "slurm_load_jobs error: Unable to contact slurm controller"
@@ -64,7 +65,9 @@ class Study:
 
     def submit_runs(self) -> Submission:
         """Queues an array of all runs, without what comes before that in a submission."""
-        return submit_array(Array(self.plan.runs, 0, 1, 3), self.profile, self.directory, self.folder / "code")
+        return submit_array(
+            Array(self.plan.runs, 0, 1, 3), self.profile, self.directory, self.folder / "code"
+        )
 
     def queued(self) -> Submission:
         """The study as it is once it was submitted, in less time."""
@@ -90,7 +93,11 @@ class Study:
         """Whether every task of every submission finds what it is to do."""
         for made in read_submissions(self.directory):
             for run_id in made.runs:
-                file = submissions_folder(self.directory) / made.name / f"{made.task(run_id)}_submitted.pkl"
+                file = (
+                    submissions_folder(self.directory)
+                    / made.name
+                    / f"{made.task(run_id)}_submitted.pkl"
+                )
                 if not file.exists():
                     return False
                 job = pickle.loads(file.read_bytes()).function
@@ -103,7 +110,9 @@ def make_study(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     slurm = FakeSlurm.make(folder / "slurm")
     (package := folder / "package").mkdir()
     (package / "code.py").touch()
-    monkeypatch.setattr(snapshot, "PACKAGE", package)  # the whole takes longer to copy than all else
+    monkeypatch.setattr(
+        snapshot, "PACKAGE", package
+    )  # the whole takes longer to copy than all else
     monkeypatch.setattr(os, "sync", lambda: None)
     monkeypatch.setattr(queueing, "PAUSES_S", (0.001, 0.002, 0.004))
     monkeypatch.setattr(submissions, "WAIT_S", 0.0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from clusters import Submitted
 
 from isoflop.errors import ClusterError
-from isoflop.launching import slurm
+from isoflop.launching.slurm import client as slurm
 
 NODES = ("n1", "n2", "n3", "n4")
 FAILING = """\
@@ -111,7 +111,9 @@ class Faults:
             self.study.bed.run("scontrol", *(word.format(task) for word in words))
         except subprocess.CalledProcessError as problem:
             if task in self._running():
-                raise AssertionError(f"{problem}: {problem.stderr} {slurm.queue().get(task)}") from problem
+                raise AssertionError(
+                    f"{problem}: {problem.stderr} {slurm.queue().get(task)}"
+                ) from problem
             return False
         return True
 
@@ -163,7 +165,11 @@ class Faults:
         try:
             picture = self.study.look()
             assert not picture.certain
-            assert not any(where.again for where in picture.runs.values() if where.state in ("queued", "running"))
+            assert not any(
+                where.again
+                for where in picture.runs.values()
+                if where.state in ("queued", "running")
+            )
         finally:
             self.flag.unlink()
         return True
@@ -174,7 +180,9 @@ class Faults:
         """Cuts the newer of a run's two checkpoints, as soon as one has two: some are done soon after."""
         limit = time.monotonic() + 5
         while time.monotonic() < limit:
-            found = [sorted(run.checkpoints.glob("step-*.pt")) for run in self.study.runs if not run.done]
+            found = [
+                sorted(run.checkpoints.glob("step-*.pt")) for run in self.study.runs if not run.done
+            ]
             found = [checkpoints for checkpoints in found if len(checkpoints) > 1]
             if found:
                 newest = self.random.choice(found)[-1]
@@ -188,7 +196,12 @@ class Faults:
         directory = str(self.study.directory)
         some = [self.random.choice(self.study.plan.runs).run_id]
         arguments = {
-            "submit": [directory + "/sweep.yaml", "--cluster", directory + "/cluster.yaml", "--yes"],
+            "submit": [
+                directory + "/sweep.yaml",
+                "--cluster",
+                directory + "/cluster.yaml",
+                "--yes",
+            ],
             "status": [directory],
             "cancel": [directory, *some],
             "retry": [directory],
@@ -206,20 +219,28 @@ class Faults:
     # Help
 
     def _take_a_node(self, partition: str) -> bool:
-        tasks = {task: job for task, job in slurm.queue().items() if job.state == "RUNNING" and job.node}
+        tasks = {
+            task: job for task, job in slurm.queue().items() if job.state == "RUNNING" and job.node
+        }
         mine = {where.task for where in self.study.look().runs.values() if where.state == "running"}
         nodes = sorted({job.node for task, job in tasks.items() if task in mine})
         if not nodes:
             return False
         node = self.random.choice(nodes)
-        words = f"--no-requeue -J fault -p main -w {node} --exclusive -t 1 -o /dev/null --wrap".split()
+        words = (
+            f"--no-requeue -J fault -p main -w {node} --exclusive -t 1 -o /dev/null --wrap".split()
+        )
         self.study.bed.run("sbatch", *words, "sleep 1")
         return True
 
     def _running(self) -> list[str]:
         """Tasks that SLURM runs now; the look at them may have heard of a requeue that came in between."""
-        looked = {where.task for where in self.study.look().runs.values() if where.state == "running"}
-        return sorted(task for task, job in slurm.queue().items() if task in looked and job.state == "RUNNING")
+        looked = {
+            where.task for where in self.study.look().runs.values() if where.state == "running"
+        }
+        return sorted(
+            task for task, job in slurm.queue().items() if task in looked and job.state == "RUNNING"
+        )
 
     def _workers(self) -> list[int]:
         """Processes that train, as this machine numbers them."""

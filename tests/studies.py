@@ -22,13 +22,13 @@ from isoflop.data.documents import ORDERS, Utterance, encode_document
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
 from isoflop.data.vocabulary import vocabulary
-from isoflop.launching.directory import make_directory
-from isoflop.losslog import LOG_COLUMNS
+from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.loss_log import LOG_COLUMNS
+from isoflop.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from isoflop.training.ranks import Ranks
+    from isoflop.training.distributed import Ranks
 
 EXACT = list(LOG_COLUMNS)[:-3]
 """Columns of the loss log that repeat bit for bit."""
@@ -76,8 +76,14 @@ def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
             text = generator.choice(np.frombuffer(b"abcd", np.uint8), size=6)
             codes = np.tile(generator.integers(0, 3, size=(4, 1)), 8)
             order = ORDERS[len(documents) % 2]
-            documents.append(encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids))
-        shards.append(write_shard(folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids))
+            documents.append(
+                encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids)
+            )
+        shards.append(
+            write_shard(
+                folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids
+            )
+        )
     Manifest(ids, tuple(shards), data_identity(study.sweep.data), {}).write(folder)
     return folder
 
@@ -128,7 +134,9 @@ def finish(run: RunDirectory, steps: int, loss: float) -> None:
     common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
     kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
     rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
-    run.append_log([common | {"split": split} | row for split in ("train", "heldout") for row in rows])
+    run.append_log(
+        [common | {"split": split} | row for split in ("train", "heldout") for row in rows]
+    )
     run.set_state("done", attempt=1, step=steps)
     (run.path / "DONE").touch()
 
@@ -143,10 +151,19 @@ def finish_alike(root: Path, plan: Plan) -> None:
 def finish_all(plan: Plan, root: Path) -> Path:
     """Ends every run with a loss of a law whose optimum is at width 16."""
     directory = make_directory(plan, root)
-    best = np.log([next(s.params_total for s in plan.runs if s.budget == b and s.width == 16) for b in (4e8, 1e10)])
+    best = np.log(
+        [
+            next(s.params_total for s in plan.runs if s.budget == b and s.width == 16)
+            for b in (4e8, 1e10)
+        ]
+    )
     for number, spec in enumerate(plan.runs):
         away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
-        finish(run_of(root, plan, number), spec.steps, float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2))
+        finish(
+            run_of(root, plan, number),
+            spec.steps,
+            float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2),
+        )
     return directory
 
 
@@ -208,14 +225,16 @@ def meet_at(place: str, rank: int, size: int, nccl: bool = False) -> Ranks:
     import torch
     import torch.distributed as dist
 
-    from isoflop.training.ranks import meet
+    from isoflop.training.distributed import meet
 
     torch.set_num_threads(1)
     store = dist.FileStore(place, size)  # pyright: ignore[reportPrivateImportUsage]
     return meet(store, rank, size, rank, nccl=nccl)
 
 
-def _train_along(run: RunDirectory, rank: int, size: int, place: str, root: Path, nccl: bool) -> None:
+def _train_along(
+    run: RunDirectory, rank: int, size: int, place: str, root: Path, nccl: bool
+) -> None:
     import torch.distributed as dist
 
     from isoflop.training.loop import train
@@ -258,7 +277,14 @@ def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
     torch.save = half
 
 
-ENDS = ("half the weights", "no checksum", "no marker", "no state", "checkpoints", "half the checkpoints")
+ENDS = (
+    "half the weights",
+    "no checksum",
+    "no marker",
+    "no state",
+    "checkpoints",
+    "half the checkpoints",
+)
 """Moments in the end of a run, by what is missing or left over."""
 
 
@@ -311,7 +337,7 @@ def save_for_ever(folder: Path) -> None:
 
 def work_here(directory: Path, parent: int) -> None:
     """Works through a sweep's order, as a job does."""
-    from isoflop.launching.worker import Worker
+    from isoflop.launching.worker.pool_worker import Worker
 
     Worker(str(directory), parent)()
 

@@ -20,7 +20,9 @@ Output = tuple[int, str, str]
 
 
 @pytest.fixture
-def init(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Output]:
+def init(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Output]:
     """Runs `isoflop init` in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -34,7 +36,9 @@ def init(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", shipped_sweeps())
-def test_the_files_are_the_shipped_ones_and_plan_the_same(init: Callable[..., Output], name: str) -> None:
+def test_the_files_are_the_shipped_ones_and_plan_the_same(
+    init: Callable[..., Output], name: str
+) -> None:
     code, out, err = init("--from", name)
     assert (code, out) == (0, "")
     assert err == f"wrote {name}.yaml\nwrote cluster.yaml\nlay it out: sweep-plan {name}.yaml\n"
@@ -51,11 +55,16 @@ def test_the_default_is_soda_and_another_folder_is_made(init: Callable[..., Outp
     assert sorted(os.listdir("my studies/first")) == ["cluster.yaml", "soda.yaml"]
 
 
-def test_the_profile_is_complete_but_for_what_only_its_owner_knows(init: Callable[..., Output]) -> None:
+def test_the_profile_is_complete_but_for_what_only_its_owner_knows(
+    init: Callable[..., Output],
+) -> None:
     init()
     with pytest.raises(ConfigError, match=r"slurm\.account: has no value yet"):
         load_profile("cluster.yaml", {"root": "/shared"})
-    assert load_profile("cluster.yaml", {"slurm.account": "speech", "root": "/shared"}).executor == "slurm"
+    assert (
+        load_profile("cluster.yaml", {"slurm.account": "speech", "root": "/shared"}).executor
+        == "slurm"
+    )
 
 
 @pytest.mark.parametrize("mine", ["soda.yaml", "cluster.yaml"])
@@ -63,7 +72,10 @@ def test_files_that_are_there_stay_unless_forced(init: Callable[..., Output], mi
     Path(mine).write_text("mine")
     code, out, err = init()
     assert (code, out) == (2, "")
-    assert err == f"isoflop: error: {mine}: exists already; replace it with --force, or name another folder\n"
+    assert (
+        err
+        == f"isoflop: error: {mine}: exists already; replace it with --force, or name another folder\n"
+    )
     assert os.listdir() == [mine]
     assert Path(mine).read_text() == "mine"
     assert init("--force")[0] == 0
@@ -90,7 +102,9 @@ def test_bad_input_is_one_line_and_nothing_written(
     assert os.listdir() == []
 
 
-def test_both_files_or_neither(init: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_files_or_neither(
+    init: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(path: Path, data: bytes) -> int:
         if "cluster" in path.name:
             raise OSError(28, "No space left on device")
@@ -103,7 +117,9 @@ def test_both_files_or_neither(init: Callable[..., Output], monkeypatch: pytest.
     assert os.listdir() == []
 
 
-def test_the_files_can_be_edited_even_where_the_package_is_read_only(init: Callable[..., Output]) -> None:
+def test_the_files_can_be_edited_even_where_the_package_is_read_only(
+    init: Callable[..., Output],
+) -> None:
     init()
     assert Path("soda.yaml").stat().st_mode & stat.S_IWUSR
     assert not Path("soda.yaml").is_symlink()

@@ -23,7 +23,9 @@ OWN = ("--params", "N", "--tokens", "D", "--loss", "bits", "--budget", "C", "--l
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    frame = simulate_isoflop(points=7).rename(columns={"params": "N", "tokens": "D", "loss": "bits", "budget": "C"})
+    frame = simulate_isoflop(points=7).rename(
+        columns={"params": "N", "tokens": "D", "loss": "bits", "budget": "C"}
+    )
     frame["bits"] /= np.log(2)
     file = tmp_path / "runs.csv"
     frame.drop(columns="train_flops").to_csv(file, index=False)
@@ -66,13 +68,21 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     assert all(wanted <= profile.keys() for profile in fit["profiles"])
 
 
-def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_a_sweep_is_fitted_as_its_runs_are_now(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     plan = tiny_plan(tmp_path, *LAW)
     directory = finish_all(plan, root)
     by_loss = {}
     for loss in ("loss", "loss_text"):
-        document = json.loads(isoflop("fit", str(directory), "--loss", loss, "--bootstrap", "0", "--json")[1])
-        assert (document["recipe"], document["fits"][0]["loss"], document["data"]["rows"]) == ("pocket", loss, 20)
+        document = json.loads(
+            isoflop("fit", str(directory), "--loss", loss, "--bootstrap", "0", "--json")[1]
+        )
+        assert (document["recipe"], document["fits"][0]["loss"], document["data"]["rows"]) == (
+            "pocket",
+            loss,
+            20,
+        )
         by_loss[loss] = [profile["loss_opt"] for profile in document["fits"][0]["profiles"]]
     np.testing.assert_allclose(by_loss["loss_text"], 0.8 * np.array(by_loss["loss"]), rtol=1e-9)
     run_of(root, plan).path.joinpath("DONE").unlink()
@@ -86,14 +96,32 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(isoflop: Callable[..., Output], r
     ("arguments", "says"),
     [
         (["absent.csv"], "absent.csv: no such file or directory"),
-        (["runs.csv"], "no column 'params' or 'params_total'; did you mean 'N'? --params N. No column"),
+        (
+            ["runs.csv"],
+            "no column 'params' or 'params_total'; did you mean 'N'? --params N. No column",
+        ),
         (["runs.csv", "--params", "n"], "no column 'n'"),
-        (["OK", "--use", "good"], "unknown status 'good': interior, edge, one_sided, concave, too_few or all"),
+        (
+            ["OK", "--use", "good"],
+            "unknown status 'good': interior, edge, one_sided, concave, too_few or all",
+        ),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
-        (["OK", "--method", "isoflop,ridge"], "unknown method 'ridge': isoflop, joint, parametric, envelope"),
-        (["OK", "--huber-delta", "wide"], "unknown Huber delta 'wide': a number above 0, adaptive or chinchilla"),
-        (["OK", "--drop-outliers", "0"], "drop_outliers is a number of robust standard deviations above 0, not 0"),
-        (["OK", "--bootstrap", "5"], "5 resamples are too few for an interval: 100 or more, or 0 for none"),
+        (
+            ["OK", "--method", "isoflop,ridge"],
+            "unknown method 'ridge': isoflop, joint, parametric, envelope",
+        ),
+        (
+            ["OK", "--huber-delta", "wide"],
+            "unknown Huber delta 'wide': a number above 0, adaptive or chinchilla",
+        ),
+        (
+            ["OK", "--drop-outliers", "0"],
+            "drop_outliers is a number of robust standard deviations above 0, not 0",
+        ),
+        (
+            ["OK", "--bootstrap", "5"],
+            "5 resamples are too few for an interval: 100 or more, or 0 for none",
+        ),
     ],
 )
 def test_a_table_that_can_not_be_fitted_is_one_line(
@@ -108,8 +136,12 @@ def test_a_table_that_can_not_be_fitted_is_one_line(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["--axis", "flops"], ["--loss-unit", "bans"], ["--bootstrap", "-1"], ["--n", "x"]])
-def test_an_option_that_is_none_of_its_values(isoflop: Callable[..., Output], table: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    "options", [["--axis", "flops"], ["--loss-unit", "bans"], ["--bootstrap", "-1"], ["--n", "x"]]
+)
+def test_an_option_that_is_none_of_its_values(
+    isoflop: Callable[..., Output], table: Path, options: list[str]
+) -> None:
     code, out, err = isoflop("fit", str(table), *options)
     assert (code, out) == (2, "")
     assert options[0] in err
@@ -118,10 +150,14 @@ def test_an_option_that_is_none_of_its_values(isoflop: Callable[..., Output], ta
 def test_methods_stand_side_by_side_and_what_is_refused_says_why(
     isoflop: Callable[..., Output], tmp_path: Path
 ) -> None:
-    runs = simulate_isoflop(budgets=np.geomspace(1e18, 1e20, 130).tolist(), points=3).drop(columns="budget")
+    runs = simulate_isoflop(budgets=np.geomspace(1e18, 1e20, 130).tolist(), points=3).drop(
+        columns="budget"
+    )
     runs[["tokens", "train_flops"]] *= np.random.default_rng(0).uniform(0.97, 1.03, (len(runs), 1))
     runs.to_csv(tmp_path / "runs.csv", index=False)
-    code, out, err = isoflop("fit", "runs.csv", "--method", "joint,parametric,envelope", "--bootstrap", "0")
+    code, out, err = isoflop(
+        "fit", "runs.csv", "--method", "joint,parametric,envelope", "--bootstrap", "0"
+    )
     assert code == 0
     lines = out.splitlines()
     assert lines[0].split()[:5] == ["law", "a", "[95%]", "b", "[95%]"]
@@ -130,8 +166,12 @@ def test_methods_stand_side_by_side_and_what_is_refused_says_why(
     assert out.count("Source:") == 2
     reading, warning = err.splitlines()
     assert reading.startswith("read CSV with 390 rows: 390 runs")
-    assert warning.startswith("isoflop: warning: joint can't be fitted: runs.csv: the FLOPs don't fall into budgets")
-    document = json.loads(isoflop("fit", "runs.csv", "--method", "joint,parametric", "--bootstrap", "0", "--json")[1])
+    assert warning.startswith(
+        "isoflop: warning: joint can't be fitted: runs.csv: the FLOPs don't fall into budgets"
+    )
+    document = json.loads(
+        isoflop("fit", "runs.csv", "--method", "joint,parametric", "--bootstrap", "0", "--json")[1]
+    )
     assert [entry["method"] for entry in document["refused"]] == ["joint"]
     assert [fit["method"] for fit in document["fits"]] == ["parametric"]
     code, out, err = isoflop("fit", "runs.csv", "--method", "joint,isoflop")
@@ -177,9 +217,20 @@ def test_what_n_and_c_count_is_shown_where_there_is_a_choice(
     assert "decides the exponents" not in isoflop("fit", str(table), *OWN, "--bootstrap", "0")[1]
 
 
-def test_every_loss_side_by_side(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_every_loss_side_by_side(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
-    arguments = ("fit", str(directory), "--loss", "all", "--method", "isoflop,joint", "--bootstrap", "0")
+    arguments = (
+        "fit",
+        str(directory),
+        "--loss",
+        "all",
+        "--method",
+        "isoflop,joint",
+        "--bootstrap",
+        "0",
+    )
     code, out, _ = isoflop(*arguments)
     assert code == 0
     losses = ["loss", "loss_text", "loss_semantic", "loss_acoustic"]
@@ -198,7 +249,9 @@ def test_the_output_is_what_json_prints_and_predicts_as_the_fit(
     arguments = ("fit", str(directory), "--bootstrap", "200", "--seed", "3")
     code, _, err = isoflop(*arguments, "--output", "kept")
     assert (code, err.splitlines()[-1]) == (0, "wrote kept/fit.json")
-    assert json.loads((tmp_path / "kept" / "fit.json").read_text()) == json.loads(isoflop(*arguments, "--json")[1])
+    assert json.loads((tmp_path / "kept" / "fit.json").read_text()) == json.loads(
+        isoflop(*arguments, "--json")[1]
+    )
     saved = load_fit("kept")
     assert [fit.method for fit in saved] == ["isoflop", "joint", "parametric"]
     assert saved.sweep == tiny_plan(tmp_path, *LAW).sweep
@@ -209,22 +262,39 @@ def test_the_output_is_what_json_prints_and_predicts_as_the_fit(
 # isoflop predict
 
 
-def test_a_budget_is_answered_by_each_law(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_a_budget_is_answered_by_each_law(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     isoflop("fit", str(directory), "--bootstrap", "0", "--output", str(directory))
     code, out, err = isoflop("predict", f"{directory}/fit.json", "--flops", "1e11")
     assert code == 0
     assert out.startswith("At 1e11 training FLOPs:\n")
     firsts = [line.split()[0] for line in out.splitlines() if line.strip()]
-    assert [name for name in firsts if name in ("isoflop", "joint", "parametric")] == ["isoflop", "joint", "parametric"]
-    for words in ("with C = 6ND", "x apart", "Within 0.1 % of the least loss", "Within 1 %", "1/4 N*", "2 N*"):
+    assert [name for name in firsts if name in ("isoflop", "joint", "parametric")] == [
+        "isoflop",
+        "joint",
+        "parametric",
+    ]
+    for words in (
+        "with C = 6ND",
+        "x apart",
+        "Within 0.1 % of the least loss",
+        "Within 1 %",
+        "1/4 N*",
+        "2 N*",
+    ):
         assert words in out
     assert "recipe: pocket" in out
     assert "warning: fits" not in err
-    document = json.loads(isoflop("predict", str(directory), "--flops", "1e11,3e11", "--flops", "1e12", "--json")[1])
+    document = json.loads(
+        isoflop("predict", str(directory), "--flops", "1e11,3e11", "--flops", "1e12", "--json")[1]
+    )
     assert document.keys() == {"schema", "source", "predictions"}
     assert [prediction["flops"] for prediction in document["predictions"]] == [1e11, 3e11, 1e12]
-    assert {"statistical", "with_model_error", "value"} == set(document["predictions"][0]["laws"][0]["params"])
+    assert {"statistical", "with_model_error", "value"} == set(
+        document["predictions"][0]["laws"][0]["params"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +310,9 @@ def test_a_reader_that_goes_away_costs_no_file(
     finish_all(tiny_plan(tmp_path, *LAW), root)
     options = [*written.split(), *(["--recipe", "soda"] if arguments[0] == "predict" else [])]
     code = "import sys; from isoflop.cli import main; main(sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments, *options], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, *options], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.close()
     process.wait()
@@ -248,11 +320,15 @@ def test_a_reader_that_goes_away_costs_no_file(
 
 
 @pytest.mark.slow
-def test_the_run_that_is_predicted_trains(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_the_run_that_is_predicted_trains(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     write_corpus(root, tiny_plan(tmp_path))
     isoflop("fit", str(directory), "--bootstrap", "0", "--output", str(directory))
-    code, _, err = isoflop("predict", str(directory), "--flops", "1e8", "--method", "isoflop", "--yaml", "best.yaml")
+    code, _, err = isoflop(
+        "predict", str(directory), "--flops", "1e8", "--method", "isoflop", "--yaml", "best.yaml"
+    )
     assert code == 0
     assert err.splitlines()[-2:] == ["wrote best.yaml", "lay it out: sweep-plan best.yaml"]
     code, out, _ = isoflop("plan", "best.yaml", "--json")
@@ -275,22 +351,45 @@ def test_a_known_law_needs_no_file(isoflop: Callable[..., Output]) -> None:
     assert code == 0
     assert law["closed_form"]["params"]["value"] == pytest.approx(9.8e9, rel=5e-3)
     assert law["params"]["statistical"] == [None, None]
-    assert err == "isoflop: warning: soda: published without an uncertainty, so it has no intervals\n"
+    assert (
+        err == "isoflop: warning: soda: published without an uncertainty, so it has no intervals\n"
+    )
     assert isoflop("predict", "chinchilla", "--flops", "1e21", "--recipe", "soda")[0] == 0
-    assert "there is no training configuration; give --recipe" in isoflop("predict", "chinchilla", "--flops", "1e21")[2]
+    assert (
+        "there is no training configuration; give --recipe"
+        in isoflop("predict", "chinchilla", "--flops", "1e21")[2]
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["absent.json", "--flops", "1e20"], "absent.json: no such file; write one with: isoflop fit SOURCE --output"),
-        (["soda", "--flops", "many"], "--flops: expected a number of FLOPs such as 1.3e22, got 'many'"),
+        (
+            ["absent.json", "--flops", "1e20"],
+            "absent.json: no such file; write one with: isoflop fit SOURCE --output",
+        ),
+        (
+            ["soda", "--flops", "many"],
+            "--flops: expected a number of FLOPs such as 1.3e22, got 'many'",
+        ),
         (["soda", "--flops", "-1"], "a budget is a number of FLOPs above 0"),
-        (["soda", "--flops", "1e20", "--method", "joint"], "there is no law by 'joint'; there is parametric"),
-        (["soda", "--flops", "1e20", "--recipe", "sodda"], "sodda: no such file; did you mean soda"),
-        (["soda", "--flops", "1e20", "--confidence", "95"], "confidence is a share between 0 and 1, not 95"),
+        (
+            ["soda", "--flops", "1e20", "--method", "joint"],
+            "there is no law by 'joint'; there is parametric",
+        ),
+        (
+            ["soda", "--flops", "1e20", "--recipe", "sodda"],
+            "sodda: no such file; did you mean soda",
+        ),
+        (
+            ["soda", "--flops", "1e20", "--confidence", "95"],
+            "confidence is a share between 0 and 1, not 95",
+        ),
         (["soda", "--flops", "1e20,1e21", "--yaml", "x.yaml"], "--yaml: one run has one budget"),
-        (["chinchilla", "--flops", "1e20", "--yaml", "x.yaml"], "needs a recipe: give --recipe soda, or a sweep file"),
+        (
+            ["chinchilla", "--flops", "1e20", "--yaml", "x.yaml"],
+            "needs a recipe: give --recipe soda, or a sweep file",
+        ),
     ],
 )
 def test_what_can_not_be_predicted_is_one_line(
@@ -312,23 +411,40 @@ def arms(isoflop: Callable[..., Output], tmp_path: Path) -> list[str]:
     """Fits of three studies, the last with a law of its own."""
     from isoflop.fitting import SURFACES
 
-    for seed, (name, law) in enumerate({"text-5": "chinchilla", "text-20": "chinchilla", "music": "soda"}.items()):
+    for seed, (name, law) in enumerate(
+        {"text-5": "chinchilla", "text-20": "chinchilla", "music": "soda"}.items()
+    ):
         simulate_isoflop(SURFACES[law], seed=seed).to_csv(tmp_path / f"{name}.csv", index=False)
-        isoflop("fit", f"{name}.csv", "--method", "joint,parametric", "--bootstrap", "0", "--output", name)
+        isoflop(
+            "fit",
+            f"{name}.csv",
+            "--method",
+            "joint,parametric",
+            "--bootstrap",
+            "0",
+            "--output",
+            name,
+        )
     return ["text-5", "text-20", "music"]
 
 
 def test_arms_side_by_side(isoflop: Callable[..., Output], arms: list[str]) -> None:
     code, out, err = isoflop("compare", *arms)
     assert code == 0
-    assert [line.partition("fit.json: ")[2][:24] for line in err.splitlines()] == ["All losses are simulated"] * 3
+    assert [line.partition("fit.json: ")[2][:24] for line in err.splitlines()] == [
+        "All losses are simulated"
+    ] * 3
     lines = out.splitlines()
-    assert [line.split()[:2] for line in lines[1:7]] == [[arm, m] for arm in arms for m in ("joint", "parametric")]
+    assert [line.split()[:2] for line in lines[1:7]] == [
+        [arm, m] for arm in arms for m in ("joint", "parametric")
+    ]
     verdicts = {line.split("  ")[0]: line.rpartition("  ")[2] for line in lines[-5:]}
     assert verdicts["text-20 parametric"] == "not told apart"
     assert verdicts["music parametric"].startswith("differ in a, b")
     assert verdicts["text-5 parametric"] == "not tested: the same runs, so not independent"
-    document = json.loads(isoflop("compare", *arms, "--method", "parametric", "--flops", "1e23", "--json")[1])
+    document = json.loads(
+        isoflop("compare", *arms, "--method", "parametric", "--flops", "1e23", "--json")[1]
+    )
     assert (document["schema"], document["flops"], len(document["laws"])) == (1, 1e23, 3)
     assert [(p["first"], p["second"]) for p in document["pairs"]] == [
         ("text-5 parametric", "text-20 parametric"),
@@ -340,14 +456,22 @@ def test_arms_side_by_side(isoflop: Callable[..., Output], arms: list[str]) -> N
     ("arguments", "says"),
     [
         (["absent.json"], "absent.json: no such file"),
-        (["soda"], "these laws don't know the budgets of their runs; name one to compare at, e.g. --flops 1e22"),
+        (
+            ["soda"],
+            "these laws don't know the budgets of their runs; name one to compare at, e.g. --flops 1e22",
+        ),
         (["soda", "--method", "joint"], "--method: no fit is by joint"),
         (["soda", "--method", "ridge"], "unknown method 'ridge'"),
-        (["soda", "--flops", "1e20", "--confidence", "0"], "confidence is a share between 0 and 1, not 0"),
+        (
+            ["soda", "--flops", "1e20", "--confidence", "0"],
+            "confidence is a share between 0 and 1, not 0",
+        ),
         (["soda", "--flops", "x"], "--flops: expected a number of FLOPs"),
     ],
 )
-def test_what_can_not_be_compared_is_one_line(isoflop: Callable[..., Output], arguments: list[str], says: str) -> None:
+def test_what_can_not_be_compared_is_one_line(
+    isoflop: Callable[..., Output], arguments: list[str], says: str
+) -> None:
     code, out, err = isoflop("compare", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("isoflop: error: ")

@@ -14,7 +14,7 @@ import pytest
 
 from isoflop.cli import main, sweep_plan
 from isoflop.planning.plan import plan
-from isoflop.reporting.terminal import duration, flops, print_table, short, table_lines
+from isoflop.reporting.terminal.console import duration, flops, print_table, short, table_lines
 
 Output = tuple[int, str, str]
 
@@ -47,8 +47,14 @@ def test_the_table_has_a_line_a_run_and_totals(run: Callable[..., Output]) -> No
     cells = [" ".join(line.split()) for line in lines]
     assert cells[0] == "budget width layers heads batch steps lr beta2 params tokens epochs"
     assert "9e18 768 8 6 32 48,244 0.00243 0.9950 298M 6.32B 0.02" in cells
-    assert lines[65:] == ["", "64 runs, 7 budgets, 77.2M to 2.62B parameters, 5.15e21 training FLOPs"]
-    assert err == "21 candidates dropped (11 for batch, 10 for steps); list them: sweep-plan soda --dropped\n"
+    assert lines[65:] == [
+        "",
+        "64 runs, 7 budgets, 77.2M to 2.62B parameters, 5.15e21 training FLOPs",
+    ]
+    assert (
+        err
+        == "21 candidates dropped (11 for batch, 10 for steps); list them: sweep-plan soda --dropped\n"
+    )
     assert "\t" not in out
     assert "\x1b" not in out
 
@@ -77,7 +83,12 @@ def test_dropped_candidates_with_reasons(run: Callable[..., Output]) -> None:
 def test_json(run: Callable[..., Output]) -> None:
     laid_out = plan("soda")
     document = json.loads(run("soda", "--json")[1])
-    assert document == {"schema": 1, "sweep": "soda", "runs": laid_out.rows(), "totals": laid_out.totals()}
+    assert document == {
+        "schema": 1,
+        "sweep": "soda",
+        "runs": laid_out.rows(),
+        "totals": laid_out.totals(),
+    }
     dropped = json.loads(run("soda", "--json", "--dropped")[1])["dropped"]
     assert dropped[0] == {
         "budget": 3e18, "width": 128, "reason": "steps", "detail": "721,519 steps not under max_steps 400,000"
@@ -94,7 +105,9 @@ def test_files(run: Callable[..., Output], tmp_path: Path) -> None:
 
 def test_a_pipe_is_written_into(run: Callable[..., Output], tmp_path: Path) -> None:
     receiver, sender = os.pipe()  # as of sweep-plan --csv >(...)
-    code, _, err = run("soda", "--csv", f"/dev/fd/{sender}", "--parquet", str(tmp_path / "plan.parquet"))
+    code, _, err = run(
+        "soda", "--csv", f"/dev/fd/{sender}", "--parquet", str(tmp_path / "plan.parquet")
+    )
     os.close(sender)
     assert code == 0, err
     with os.fdopen(receiver) as file:
@@ -103,7 +116,9 @@ def test_a_pipe_is_written_into(run: Callable[..., Output], tmp_path: Path) -> N
 
 def test_a_sweep_from_a_pipe() -> None:
     program = "PYTHON -c 'from isoflop.cli import sweep_plan; sweep_plan()'"
-    done = shell(f'{program} <(PYTHON -c \'from isoflop.config.reading import *; print(find("soda", "sweeps").text)\')')
+    done = shell(
+        f'{program} <(PYTHON -c \'from isoflop.config.config_file import *; print(find("soda", "sweeps").text)\')'
+    )
     assert done.stdout.splitlines()[-1].startswith("64 runs, 7 budgets, "), done.stderr
 
 
@@ -116,9 +131,18 @@ def test_a_bill_follows_the_table(run: Callable[..., Output]) -> None:
     assert code == 0
     assert lines[0].split()[-3:] == ["gpus", "hours", "gpu_hours"]
     bill = [line.partition(": ") for line in lines[67:]]
-    assert [name for name, _, _ in bill] == ["cost", "finish", "critical", "restarts", "memory", "disk"]
+    assert [name for name, _, _ in bill] == [
+        "cost",
+        "finish",
+        "critical",
+        "restarts",
+        "memory",
+        "disk",
+    ]
     gpu_hours = sum(float(line.split()[-1].replace(",", "")) for line in lines[1:65])
-    said = re.match(r"([\d,]+) GPU-hours on h100, ([\d,]+) at 2.5 a GPU-hour \(speed: prior\)", bill[0][2])
+    said = re.match(
+        r"([\d,]+) GPU-hours on h100, ([\d,]+) at 2.5 a GPU-hour \(speed: prior\)", bill[0][2]
+    )
     assert said is not None
     assert float(said[1].replace(",", "")) == pytest.approx(gpu_hours, rel=1e-3)
     assert float(said[2].replace(",", "")) == pytest.approx(2.5 * gpu_hours, rel=1e-3)
@@ -133,24 +157,52 @@ def test_a_bill_follows_the_table(run: Callable[..., Output]) -> None:
 
 def test_a_bill_in_json(run: Callable[..., Output]) -> None:
     document = json.loads(run("soda", "--cluster", "h100", "--json", "--interruptions", "2")[1])
-    assert document["totals"]["gpu_hours"] == pytest.approx(sum(row["est_gpu_hours"] for row in document["runs"]))
-    assert document["totals"]["finish_hours"] > max(row["est_hours"] for row in document["runs"]) > 0
+    assert document["totals"]["gpu_hours"] == pytest.approx(
+        sum(row["est_gpu_hours"] for row in document["runs"])
+    )
+    assert (
+        document["totals"]["finish_hours"] > max(row["est_hours"] for row in document["runs"]) > 0
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--cluster", "h100", "--max-gpu-hours", "10"], 3, "isoflop: error: the study needs about 3,"),
-        (["--max-gpu-hours", "10"], 2, "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only"),
+        (
+            ["--cluster", "h100", "--max-gpu-hours", "10"],
+            3,
+            "isoflop: error: the study needs about 3,",
+        ),
+        (
+            ["--max-gpu-hours", "10"],
+            2,
+            "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only",
+        ),
         (["--submit"], 2, "isoflop: error: --submit: needs a cluster; add --cluster PROFILE"),
-        (["--order", "budget"], 2, "isoflop: error: --order: needs a cluster; add --cluster PROFILE"),
-        (["--interruptions", "0"], 2, "isoflop: error: --interruptions: needs a cluster; add --cluster PROFILE"),
+        (
+            ["--order", "budget"],
+            2,
+            "isoflop: error: --order: needs a cluster; add --cluster PROFILE",
+        ),
+        (
+            ["--interruptions", "0"],
+            2,
+            "isoflop: error: --interruptions: needs a cluster; add --cluster PROFILE",
+        ),
         *(
-            (["--cluster", "h100", "--interruptions", rate], 2, "isoflop: error: --interruptions: expected 0 to 10,000")
+            (
+                ["--cluster", "h100", "--interruptions", rate],
+                2,
+                "isoflop: error: --interruptions: expected 0 to 10,000",
+            )
             for rate in ("inf", "1e308")
         ),
         *(
-            (["--expect", "soda", "--target", text], 2, "isoflop: error: --target: expected a number above 0 to 1e+40")
+            (
+                ["--expect", "soda", "--target", text],
+                2,
+                "isoflop: error: --target: expected a number above 0 to 1e+40",
+            )
             for text in ("nan", "inf", "0", "-1e20", "1e300")
         ),
         *(
@@ -161,28 +213,51 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
             )
             for text in ("nan", "0", "1e-300", "-1", "2")
         ),
-        (["--cluster", "local"], 2, "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes"),
+        (
+            ["--cluster", "local"],
+            2,
+            "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes",
+        ),
         (["--cluster", "h1000"], 2, "isoflop: error: h1000: no such file; did you mean h100"),
     ],
 )
-def test_a_bill_that_is_refused(run: Callable[..., Output], arguments: list[str], code: int, says: str) -> None:
+def test_a_bill_that_is_refused(
+    run: Callable[..., Output], arguments: list[str], code: int, says: str
+) -> None:
     stopped, out, err = run("soda", *arguments)
     assert (stopped, out) == (code, "")
     assert err.startswith(says)
     assert err.count("\n") == 1
 
 
-def test_interruptions_go_on_to_the_submission(run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruptions_go_on_to_the_submission(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
-    monkeypatch.setattr("isoflop.cli.layout.submit", lambda *_, **options: asked.append(options))
-    arguments = ["soda", "--cluster", "h100", "--submit", "--interruptions", "2", "--order", "budget"]
+    monkeypatch.setattr(
+        "isoflop.cli.plan_commands.submit", lambda *_, **options: asked.append(options)
+    )
+    arguments = [
+        "soda",
+        "--cluster",
+        "h100",
+        "--submit",
+        "--interruptions",
+        "2",
+        "--order",
+        "budget",
+    ]
     assert run(*arguments)[0] == 0
-    assert [(one["interruptions"], one["order"], one["cluster"]) for one in asked] == [(2.0, "budget", "h100")]
+    assert [(one["interruptions"], one["order"], one["cluster"]) for one in asked] == [
+        (2.0, "budget", "h100")
+    ]
 
 
 def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:
     _, out, err = run("soda", "data.max_epochs=1")
-    assert err.startswith("isoflop: warning: 1 of 64 runs pass over a source more than 1 times (data.max_epochs)")
+    assert err.startswith(
+        "isoflop: warning: 1 of 64 runs pass over a source more than 1 times (data.max_epochs)"
+    )
     assert "warning" not in out
 
 
@@ -198,10 +273,15 @@ def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:
         (["soda", "--csv", "."], "isoflop: error: .: can't be written (Is a directory)"),
         (["soda", "--csv", ""], "isoflop: error: .: can't be written (Is a directory)"),
         (["soda", "--parquet", "/"], "isoflop: error: /: can't be written (Is a directory)"),
-        (["soda", "--csv", "/dev/null/plan.csv"], "isoflop: error: /dev/null/plan.csv: can't be written ("),
+        (
+            ["soda", "--csv", "/dev/null/plan.csv"],
+            "isoflop: error: /dev/null/plan.csv: can't be written (",
+        ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(run: Callable[..., Output], arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(
+    run: Callable[..., Output], arguments: list[str], says: str
+) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(says)
@@ -222,7 +302,9 @@ def test_a_recipe_that_fails_is_one_line(
     monkeypatch.syspath_prepend(tmp_path)
     code, out, err = run("soda", "recipe=failing_recipes:odd")
     assert (code, out) == (2, "")
-    assert err.startswith("isoflop: error: soda: recipe: failing_recipes:odd: solve of 3e18 at width 128: TypeError (")
+    assert err.startswith(
+        "isoflop: error: soda: recipe: failing_recipes:odd: solve of 3e18 at width 128: TypeError ("
+    )
     assert "unexpected keyword argument 'lr_scale'" in err
     assert err.count("\n") == 1
 
@@ -234,7 +316,9 @@ def test_bad_usage_is_exit_code_2(run: Callable[..., Output], arguments: list[st
     assert "Usage: sweep-plan" in err or err.startswith("Error: ")
 
 
-def test_interruption_is_exit_code_130(run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_is_exit_code_130(
+    run: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -249,13 +333,18 @@ def test_help_begins_with_an_example(run: Callable[..., Output]) -> None:
     assert code == 0
     assert run("-h")[1] == out
     assert run("plan", "-h", program=main)[1] == run("plan", "--help", program=main)[1]
-    assert out.split("\n\n")[1].strip() == "Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped"
+    assert (
+        out.split("\n\n")[1].strip()
+        == "Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped"
+    )
     assert re.search(r"plan +Lay out the runs of a sweep\.", run("--help", program=main)[1])
     assert run("--version", program=main)[1].strip()
 
 
 def test_the_package_is_the_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "isoflop", "-h"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop", "-h"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("Usage: isoflop [OPTIONS] COMMAND")
 
 
@@ -274,16 +363,23 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_reader_that_stops_and_a_full_disk_are_quiet() -> None:
     program = "PYTHON -c 'from isoflop.cli import sweep_plan; sweep_plan()' soda"
-    assert shell(f"{program} --json | head -1").stderr.count("\n") <= 1  # the hint on what was dropped
+    assert (
+        shell(f"{program} --json | head -1").stderr.count("\n") <= 1
+    )  # the hint on what was dropped
     full = shell(f"{program} > /dev/full")
-    assert (full.returncode, full.stderr) == (2, "isoflop: error: standard output: the disk is full\n")
+    assert (full.returncode, full.stderr) == (
+        2,
+        "isoflop: error: standard output: the disk is full\n",
+    )
 
 
 # Tables and numbers
 
 
 def test_plain_tables_are_aligned() -> None:
-    lines = list(table_lines(["name", "steps"], [["a", "1,000"], ["long name", "5"]], text=["name"]))
+    lines = list(
+        table_lines(["name", "steps"], [["a", "1,000"], ["long name", "5"]], text=["name"])
+    )
     assert lines == ["name       steps", "a          1,000", "long name      5"]
 
 
@@ -303,7 +399,14 @@ def test_tables_on_a_terminal_are_styled_unless_they_are_long(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (812, "812"), (999.6, "1.00k"), (37_594_000, "37.6M"), (999_600_000, "1.00B"), (2.11e9, "2.11B")],
+    [
+        (0, "0"),
+        (812, "812"),
+        (999.6, "1.00k"),
+        (37_594_000, "37.6M"),
+        (999_600_000, "1.00B"),
+        (2.11e9, "2.11B"),
+    ],
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text

@@ -20,9 +20,9 @@ from studies import LAW, finish_alike, finish_all, run_of, tiny_plan, write_corp
 from isoflop.data.codec import PocketCodec
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
-from isoflop.launching import study as launching
-from isoflop.launching.directory import make_directory
-from isoflop.results import read_runs
+from isoflop.launching import prepare_data as launching
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.runs.collect import read_runs
 
 Output = tuple[int, str, str]
 
@@ -41,7 +41,14 @@ def test_a_study_that_is_done_is_fitted_and_reported(
     assert re.search(r"^20 of 20 runs done in \d+ s$", err, re.MULTILINE)
     assert err.splitlines()[-1] == f"report: {root / 'tiny' / 'report.html'}"
     names = {path.name for path in (root / "tiny").iterdir()}
-    assert {"sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html"} <= names
+    assert {
+        "sweep.yaml",
+        "plan.parquet",
+        "runs.parquet",
+        "fit.json",
+        "fit.npz",
+        "report.html",
+    } <= names
     assert json.loads((root / "tiny" / "fit.json").read_text())["recipe"] == "pocket"
     assert not root.joinpath("data").exists()  # nothing was left to train
 
@@ -62,7 +69,10 @@ def test_too_few_budgets_are_no_law_but_the_runs_are_kept(
 
 @pytest.mark.parametrize(
     ("reason", "shown"),
-    [("the loss was not finite by step 9", " (log: {log})"), ("train failed with 3: no room; see {log}", "")],
+    [
+        ("the loss was not finite by step 9", " (log: {log})"),
+        ("train failed with 3: no room; see {log}", ""),
+    ],
 )
 def test_runs_that_did_not_end_are_named_with_their_log(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path, reason: str, shown: str
@@ -95,9 +105,18 @@ def test_runs_that_did_not_end_are_named_with_their_log(
             ["tiny.yaml", "seq_len=30000", "budgets=[1e13]"],
             "train split has not one window of 30000 tokens; raise data",
         ),
-        (["tiny.yaml", "metric.set=dev"], "metric.set: the pocket data have no split 'dev'; set metric.set=heldout"),
-        (["tiny.yaml", "data.codec=mimi", "budgets=[1e11]"], "only the pocket corpus can be prepared by this version"),
-        (["tiny.yaml", "data.tokens={}"], "data.tokens.pocket: missing; it says how many tokens to make"),
+        (
+            ["tiny.yaml", "metric.set=dev"],
+            "metric.set: the pocket data have no split 'dev'; set metric.set=heldout",
+        ),
+        (
+            ["tiny.yaml", "data.codec=mimi", "budgets=[1e11]"],
+            "only the pocket corpus can be prepared by this version",
+        ),
+        (
+            ["tiny.yaml", "data.tokens={}"],
+            "data.tokens.pocket: missing; it says how many tokens to make",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_trained(
@@ -115,13 +134,23 @@ def test_bad_input_is_one_line_and_nothing_is_trained(
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: (folder / "train-00001.bin").write_bytes(b"\x00" * 9), "train-00001.bin: damaged"),
+        (
+            lambda folder: (folder / "train-00001.bin").write_bytes(b"\x00" * 9),
+            "train-00001.bin: damaged",
+        ),
         (lambda folder: (folder / "heldout-00002.bin").unlink(), "heldout-00002.bin: missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json: not a readable manifest"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("{"),
+            "manifest.json: not a readable manifest",
+        ),
     ],
 )
 def test_damaged_data_is_found_before_any_run(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
+    isoflop: Callable[..., Output],
+    root: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    says: str,
 ) -> None:
     damage(write_corpus(root, tiny_plan(tmp_path)))
     code, _, err = isoflop("run", "tiny.yaml")
@@ -131,11 +160,16 @@ def test_damaged_data_is_found_before_any_run(
     assert not list(root.rglob("attempts"))
 
 
-def test_the_directory_of_another_study_is_refused(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_the_directory_of_another_study_is_refused(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     make_directory(tiny_plan(tmp_path), root)
     code, _, err = isoflop("run", "tiny.yaml", "metric.kind=text")
     assert code == 2
-    assert "made by another study: metric.kind was all, is text; give this one another name" in err.splitlines()[-1]
+    assert (
+        "made by another study: metric.kind was all, is text; give this one another name"
+        in err.splitlines()[-1]
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "prepare"])
@@ -148,7 +182,11 @@ def test_the_directory_of_another_study_is_refused(isoflop: Callable[..., Output
     ],
 )
 def test_a_root_that_can_not_be_is_one_line(
-    isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch, command: str, place: str, says: str
+    isoflop: Callable[..., Output],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    place: str,
+    says: str,
 ) -> None:
     monkeypatch.setenv("ISOFLOP_ROOT", place)
     code, _, err = isoflop(command, "tiny.yaml")
@@ -159,7 +197,9 @@ def test_a_root_that_can_not_be_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["run", "prepare"])
-def test_a_file_in_the_place_of_the_data_is_one_line(isoflop: Callable[..., Output], root: Path, command: str) -> None:
+def test_a_file_in_the_place_of_the_data_is_one_line(
+    isoflop: Callable[..., Output], root: Path, command: str
+) -> None:
     root.mkdir()
     (root / "data").touch()
     code, _, err = isoflop(command, "tiny.yaml")
@@ -189,14 +229,18 @@ def test_bad_usage_is_exit_code_2(isoflop: Callable[..., Output], arguments: lis
     assert isoflop("run", "tiny.yaml", *arguments)[0] == 2
 
 
-def test_an_interruption_says_how_to_go_on(isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_go_on(
+    isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launching, "train_study", interrupted)
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1].startswith("stopped; every run keeps its last checkpoint: the same command goes on")
+    assert err.splitlines()[-1].startswith(
+        "stopped; every run keeps its last checkpoint: the same command goes on"
+    )
 
 
 # isoflop prepare
@@ -249,7 +293,9 @@ def test_prepare_finds_what_was_damaged(
 # isoflop report
 
 
-def test_report_gathers_and_writes(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_report_gathers_and_writes(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     code, out, err = isoflop("report", str(directory))
     assert (code, out, err) == (0, f"{directory / 'report.html'}\n", "")
@@ -257,7 +303,9 @@ def test_report_gathers_and_writes(isoflop: Callable[..., Output], root: Path, t
 
 
 @pytest.mark.slow
-def test_report_of_a_kept_result(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_report_of_a_kept_result(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory, kept = finish_all(tiny_plan(tmp_path, *LAW), root), tmp_path / "kept"
     isoflop("report", str(directory))
     kept.mkdir()
@@ -266,7 +314,9 @@ def test_report_of_a_kept_result(isoflop: Callable[..., Output], root: Path, tmp
     code, out, _ = isoflop("report", str(kept))
     assert (code, out) == (0, f"{kept / 'report.html'}\n")
     assert (kept / "runs.parquet").read_bytes() == (directory / "runs.parquet").read_bytes()
-    assert json.loads(isoflop("fit", str(kept), "--bootstrap", "0", "--json")[1])["data"]["rows"] == 20
+    assert (
+        json.loads(isoflop("fit", str(kept), "--bootstrap", "0", "--json")[1])["data"]["rows"] == 20
+    )
 
 
 def test_report_of_no_sweep_is_one_line(isoflop: Callable[..., Output], tmp_path: Path) -> None:
@@ -284,7 +334,11 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
     directory = finish_all(plan, root)
     part = next((run_of(root, plan).path / "loss").iterdir())
     part.write_bytes(b"damaged")
-    for command in (["report", str(directory)], ["fit", str(directory)], ["run", "tiny.yaml", *LAW]):
+    for command in (
+        ["report", str(directory)],
+        ["fit", str(directory)],
+        ["run", "tiny.yaml", *LAW],
+    ):
         caplog.clear()
         code, _, err = isoflop(*command)
         assert (code, "Traceback" in err) == (int(command[0] == "run"), False)
@@ -298,7 +352,9 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
     assert run_of(root, plan).state()["state"] == "done"
 
 
-def test_a_refused_fit_leaves_none_to_predict_from(isoflop: Callable[..., Output], root: Path, tmp_path: Path) -> None:
+def test_a_refused_fit_leaves_none_to_predict_from(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     fewer = ("budgets=[4e8]", "widths=[8, 12]")
     assert isoflop("run", "tiny.yaml", *LAW)[0] == 0
@@ -308,7 +364,16 @@ def test_a_refused_fit_leaves_none_to_predict_from(isoflop: Callable[..., Output
     assert "fit.json: no such file" in isoflop("predict", str(directory), "--flops", "1e11")[2]
     isoflop("plan", "tiny.yaml")
     make_directory(tiny_plan(tmp_path, *LAW), root)
-    own = ["fit", str(directory), "--bootstrap", "0", "--method", "isoflop", "--output", str(directory)]
+    own = [
+        "fit",
+        str(directory),
+        "--bootstrap",
+        "0",
+        "--method",
+        "isoflop",
+        "--output",
+        str(directory),
+    ]
     assert isoflop(*own)[0] == 0
     assert isoflop("run", "tiny.yaml", *fewer)[0] == 2
     assert (directory / "fit.json").exists()  # a person's own
@@ -327,12 +392,29 @@ def edit_the_plan(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda directory: damage_a_log(directory, lambda log: log.drop(columns=["wall_s", "mfu"])), "no column mfu"),
-        (lambda directory: damage_a_log(directory, lambda log: log.drop(columns="step")), "no column step"),
-        (lambda directory: damage_a_log(directory, lambda log: log.assign(loss="x")), "its column loss holds"),
+        (
+            lambda directory: damage_a_log(
+                directory, lambda log: log.drop(columns=["wall_s", "mfu"])
+            ),
+            "no column mfu",
+        ),
+        (
+            lambda directory: damage_a_log(directory, lambda log: log.drop(columns="step")),
+            "no column step",
+        ),
+        (
+            lambda directory: damage_a_log(directory, lambda log: log.assign(loss="x")),
+            "its column loss holds",
+        ),
         (edit_the_plan, "plan.parquet: damaged (no column run_id)"),
-        (lambda directory: (directory / "fit.json").write_text('{"fits": 3}'), "fits: expected a list of fits"),
-        (lambda directory: (directory / "fit.json").write_text('{"fits": [3]}'), "fits: expected a list of fits"),
+        (
+            lambda directory: (directory / "fit.json").write_text('{"fits": 3}'),
+            "fits: expected a list of fits",
+        ),
+        (
+            lambda directory: (directory / "fit.json").write_text('{"fits": [3]}'),
+            "fits: expected a list of fits",
+        ),
     ],
 )
 def test_files_that_were_edited_by_hand_are_named(
@@ -359,8 +441,17 @@ def test_files_that_were_edited_by_hand_are_named(
 def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     environment = {**os.environ, "ISOFLOP_ROOT": str(tmp_path / "runs")}
-    command = [sys.executable, "-c", "from isoflop.cli import main; main()", "run", "tiny.yaml", "data.seed=3"]
-    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        "from isoflop.cli import main; main()",
+        "run",
+        "tiny.yaml",
+        "data.seed=3",
+    ]
+    first = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert first.returncode == 2, first.stderr
     lines = first.stderr.splitlines()
     assert lines[0] == "tiny: 3 runs, 3.01e8 training FLOPs"
@@ -376,13 +467,20 @@ def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     directory = tmp_path / "runs" / "tiny"
     runs = read_runs(directory)
     assert runs["state"].tolist() == ["done"] * 3
-    assert runs.loc[:, ["loss", "loss_text", "loss_semantic", "loss_acoustic"]].notna().to_numpy().all()
+    assert (
+        runs.loc[:, ["loss", "loss_text", "loss_semantic", "loss_acoustic"]]
+        .notna()
+        .to_numpy()
+        .all()
+    )
     assert (runs["loss"] < np.log(518)).all()
     manifest = Manifest.read(next((tmp_path / "runs" / "data").iterdir()))
     assert {"python", "espeak-ng", "codec"} <= manifest.versions.keys()
     assert "<svg" in (directory / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")}
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert again.returncode == 2
     assert "corpus: " not in again.stderr
     assert {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")} == before

@@ -13,12 +13,12 @@ import pytest
 from studies import run_of, tiny_plan, write_sweep
 
 from isoflop.config import load_sweep
-from isoflop.config.loading import to_yaml
-from isoflop.launching import snapshot
-from isoflop.launching.attempt import attempt, log_file
-from isoflop.launching.directory import make_directory
+from isoflop.config.sweep_definition import to_yaml
+from isoflop.launching.records import code_snapshot as snapshot
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker.attempt import attempt, log_file
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loggers
 
 Output = tuple[int, str, str]
@@ -66,7 +66,10 @@ def made(root: Path, tmp_path: Path) -> tuple[Path, Plan]:
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     """All that is under a folder."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
         for path in folder.rglob("*")
     }
 
@@ -84,12 +87,24 @@ def error(err: str) -> str:
 
 @pytest.mark.parametrize(("profile", "refused"), [("cpu", True), ("elsewhere", False)])
 def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_have_it(
-    isoflop: Callable[..., Output], root: Path, monkeypatch: pytest.MonkeyPatch, profile: str, refused: bool
+    isoflop: Callable[..., Output],
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    profile: str,
+    refused: bool,
 ) -> None:
-    Path("elsewhere.yaml").write_text(CPU.replace("ROOT", str(root)) + "python: apptainer exec image.sif python\n")
+    Path("elsewhere.yaml").write_text(
+        CPU.replace("ROOT", str(root)) + "python: apptainer exec image.sif python\n"
+    )
     monkeypatch.setitem(loggers.OLDEST, "wandb", (999, 0))
     code, out, err = isoflop(
-        "submit", "tiny.yaml", SIMULATED, "train.loggers=[wandb]", "--cluster", f"{profile}.yaml", "--dry-run"
+        "submit",
+        "tiny.yaml",
+        SIMULATED,
+        "train.loggers=[wandb]",
+        "--cluster",
+        f"{profile}.yaml",
+        "--dry-run",
     )
     if refused:
         assert (code, out) == (2, "")
@@ -102,13 +117,25 @@ def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_hav
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--cluster", "local"], "local: executor: is local; on this machine a sweep is run by `isoflop run soda`"),
-        (["--cluster", "h100"], "h100 (shipped): slurm.account: has no value yet (???); put yours in its place"),
+        (
+            ["--cluster", "local"],
+            "local: executor: is local; on this machine a sweep is run by `isoflop run soda`",
+        ),
+        (
+            ["--cluster", "h100"],
+            "h100 (shipped): slurm.account: has no value yet (???); put yours in its place",
+        ),
         (["--cluster", "h1000"], "h1000: no such file; did you mean h100, of the shipped ones: "),
         (["--cluster", "wrong.yaml"], "wrong.yaml: max_gpu: unknown key; did you mean max_gpus?"),
-        (["--cluster", "gpu.yaml", "seq_lne=3"], "soda (shipped), override seq_lne=3: seq_lne: unknown key; did you"),
+        (
+            ["--cluster", "gpu.yaml", "seq_lne=3"],
+            "soda (shipped), override seq_lne=3: seq_lne: unknown key; did you",
+        ),
         (["--cluster", "gpu.yaml", "--only", "budget >"], "--only 'budget >': "),
-        (["--cluster", "gpu.yaml", "--only", "width > 5e4"], "--only 'width > 5e4': chooses none of the 64 runs"),
+        (
+            ["--cluster", "gpu.yaml", "--only", "width > 5e4"],
+            "--only 'width > 5e4': chooses none of the 64 runs",
+        ),
         (["--cluster", "gpu.yaml", "--only", "@__import__"], "--only: a query has no @; "),
     ],
 )
@@ -126,11 +153,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_study_above_its_cap_is_refused_before_anything_is_written(
     isoflop: Callable[..., Output], root: Path
 ) -> None:
-    code, out, err = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--yes", "--max-gpu-hours", "10")
+    code, out, err = isoflop(
+        "submit", "soda", "--cluster", "gpu.yaml", "--yes", "--max-gpu-hours", "10"
+    )
     assert (code, out, err.count("\n")) == (3, "", 1)
-    assert re.match(r"what would be queued needs about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ", error(err))
+    assert re.match(
+        r"what would be queued needs about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ",
+        error(err),
+    )
     assert not root.exists()
-    code, out, _ = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--dry-run", "--max-gpu-hours", "1e5")
+    code, out, _ = isoflop(
+        "submit", "soda", "--cluster", "gpu.yaml", "--dry-run", "--max-gpu-hours", "1e5"
+    )
     assert (code, out[:2]) == (0, "# ")
 
 
@@ -141,9 +175,18 @@ def test_a_dry_run_shows_the_scripts_and_changes_nothing(
     code, out, err = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--dry-run")
     assert code == 0
     scripts = out.split("#!/bin/bash\n")[1:]
-    assert sum(int(line.split()[1]) for line in out.splitlines() if line.startswith("# ") and " runs: " in line) == 64
+    assert (
+        sum(
+            int(line.split()[1])
+            for line in out.splitlines()
+            if line.startswith("# ") and " runs: " in line
+        )
+        == 64
+    )
     for script in scripts:
-        assert {"#SBATCH --partition=gpu", "#SBATCH --account=speech", "module load cuda"} <= set(script.splitlines())
+        assert {"#SBATCH --partition=gpu", "#SBATCH --account=speech", "module load cuda"} <= set(
+            script.splitlines()
+        )
         assert f"{root / 'soda' / 'submissions'}" in script
     assert "64 new" in err
     assert "GPU-hours on gpu" in err
@@ -152,7 +195,9 @@ def test_a_dry_run_shows_the_scripts_and_changes_nothing(
 
 
 def test_only_what_is_chosen_would_be_queued(isoflop: Callable[..., Output]) -> None:
-    code, out, err = isoflop("submit", "soda", "--cluster", "gpu.yaml", "--dry-run", "--only", "budget <= 3e18")
+    code, out, err = isoflop(
+        "submit", "soda", "--cluster", "gpu.yaml", "--dry-run", "--only", "budget <= 3e18"
+    )
     assert code == 0
     runs = [line for line in out.splitlines() if line.startswith("# ") and " runs: " in line]
     assert 0 < sum(int(line.split()[1]) for line in runs) < 20
@@ -162,16 +207,26 @@ def test_only_what_is_chosen_would_be_queued(isoflop: Callable[..., Output]) -> 
     assert "3e18-" in shown["critical"]
     assert "1.8e20-" not in shown["critical"]
     hours = float(re.findall(r"cost: ([\d,]+) GPU-hours", err)[0].replace(",", ""))
-    assert hours < float(re.findall(r"the whole study takes ([\d,]+) GPU-hours", err)[0].replace(",", "")) / 20
+    assert (
+        hours
+        < float(re.findall(r"the whole study takes ([\d,]+) GPU-hours", err)[0].replace(",", ""))
+        / 20
+    )
 
 
 def test_a_dry_run_says_which_arrays_wait_for_others(isoflop: Callable[..., Output]) -> None:
     Path("few.yaml").write_text(Path("gpu.yaml").read_text() + "max_gpus: 16\n")
-    code, out, _ = isoflop("submit", "soda", "--cluster", "few.yaml", "--dry-run", "--order", "budget")
-    waits = re.findall(r"^# array (\d+), which starts once these have ended: ([\d, ]+)$", out, re.MULTILINE)
+    code, out, _ = isoflop(
+        "submit", "soda", "--cluster", "few.yaml", "--dry-run", "--order", "budget"
+    )
+    waits = re.findall(
+        r"^# array (\d+), which starts once these have ended: ([\d, ]+)$", out, re.MULTILINE
+    )
     assert code == 0
     assert waits
-    assert all(int(number) > int(other) >= 1 for number, others in waits for other in others.split(", "))
+    assert all(
+        int(number) > int(other) >= 1 for number, others in waits for other in others.split(", ")
+    )
 
 
 def test_files_from_pipes_are_read_as_often_as_needed(isoflop: Callable[..., Output]) -> None:
@@ -188,17 +243,26 @@ def test_files_from_pipes_are_read_as_often_as_needed(isoflop: Callable[..., Out
 def test_who_can_not_be_asked_has_to_say_yes(isoflop: Callable[..., Output], root: Path) -> None:
     code, out, err = isoflop("submit", "tiny.yaml", "--cluster", "cpu.yaml")
     assert (code, out) == (2, "")
-    assert error(err) == "not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look"
+    assert (
+        error(err)
+        == "not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look"
+    )
     assert not root.exists()
 
 
 def test_without_slurm_nothing_is_made(isoflop: Callable[..., Output], root: Path) -> None:
     code, out, err = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--yes")
     assert (code, out) == (4, "")
-    assert error(err) == "squeue: not found; is this a login node of the cluster, with SLURM on the PATH?"
+    assert (
+        error(err)
+        == "squeue: not found; is this a login node of the cluster, with SLURM on the PATH?"
+    )
     assert [path.name for path in root.rglob("*") if path.is_file()] == ["lease"]
     code, _, err = isoflop("status", str(root / "tiny"))
-    assert (code, error(err)) == (2, f"{root / 'tiny'}: was never submitted; see `isoflop submit --help`")
+    assert (code, error(err)) == (
+        2,
+        f"{root / 'tiny'}: was never submitted; see `isoflop submit --help`",
+    )
 
 
 def test_what_is_done_is_not_queued_again_and_needs_no_slurm(
@@ -215,7 +279,10 @@ def test_what_is_done_is_not_queued_again_and_needs_no_slurm(
 
 
 def test_who_adds_runs_hears_that_the_study_s_code_is_another(
-    isoflop: Callable[..., Output], made: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isoflop: Callable[..., Output],
+    made: tuple[Path, Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     directory, _ = made
     (package := tmp_path / "package").mkdir()
@@ -226,11 +293,17 @@ def test_who_adds_runs_hears_that_the_study_s_code_is_another(
     assert "study's code" not in isoflop(*command)[2]
     (package / "code.py").write_text("a = 2\n")
     lines = isoflop(*command)[2].splitlines()
-    assert [line for line in lines if line.startswith("isoflop: warning: new and queued runs use the study's code, ")]
+    assert [
+        line
+        for line in lines
+        if line.startswith("isoflop: warning: new and queued runs use the study's code, ")
+    ]
     assert "study's code" not in isoflop(*command, "--new-code")[2]
 
 
-def test_runs_that_are_added_or_left_are_said_first(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
+def test_runs_that_are_added_or_left_are_said_first(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan]
+) -> None:
     directory, plan = made
     attempt(RunDirectory(directory / plan.runs[0].run_id), lambda: False, None)
     command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
@@ -244,25 +317,42 @@ def test_runs_that_are_added_or_left_are_said_first(isoflop: Callable[..., Outpu
     assert "any more" not in err
 
 
-def test_a_run_directory_that_was_half_made_is_no_run(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
+def test_a_run_directory_that_was_half_made_is_no_run(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan]
+) -> None:
     directory, plan = made
     wanted = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
-    shutil.copytree(directory / plan.runs[0].run_id, directory / f".{plan.runs[0].run_id}.x1y2z3.tmp")
+    shutil.copytree(
+        directory / plan.runs[0].run_id, directory / f".{plan.runs[0].run_id}.x1y2z3.tmp"
+    )
     assert isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run") == wanted
 
 
-def test_the_directory_of_another_study_is_refused(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
-    code, _, err = isoflop("submit", "tiny.yaml", SIMULATED, "seq_len=64", "--cluster", "cpu.yaml", "--yes")
+def test_the_directory_of_another_study_is_refused(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan]
+) -> None:
+    code, _, err = isoflop(
+        "submit", "tiny.yaml", SIMULATED, "seq_len=64", "--cluster", "cpu.yaml", "--yes"
+    )
     assert code == 2
     assert "made by another study: seq_len was 32, is 64" in error(err)
 
 
-def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(isoflop: Callable[..., Output], root: Path) -> None:
+def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(
+    isoflop: Callable[..., Output], root: Path
+) -> None:
     code, out, err = isoflop(
-        "submit", "tiny.yaml", "train.trainer=simulated: sodda", "--cluster", "cpu.yaml", "--dry-run"
+        "submit",
+        "tiny.yaml",
+        "train.trainer=simulated: sodda",
+        "--cluster",
+        "cpu.yaml",
+        "--dry-run",
     )
     assert (code, out) == (2, "")
-    assert error(err).startswith("tiny.yaml: train.trainer: simulated: 'sodda' is no law that is known")
+    assert error(err).startswith(
+        "tiny.yaml: train.trainer: simulated: 'sodda' is no law that is known"
+    )
     assert not root.exists()
 
 
@@ -270,7 +360,9 @@ def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(isoflop: Callable
 
 
 @pytest.mark.parametrize("command", ["status", "cancel", "retry"])
-def test_a_folder_that_is_no_sweep(isoflop: Callable[..., Output], root: Path, tmp_path: Path, command: str) -> None:
+def test_a_folder_that_is_no_sweep(
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, command: str
+) -> None:
     for folder in (tmp_path, root / "absent"):
         before = files(tmp_path)
         code, out, err = isoflop(command, str(folder))
@@ -279,7 +371,9 @@ def test_a_folder_that_is_no_sweep(isoflop: Callable[..., Output], root: Path, t
         assert files(tmp_path) == before
     code, _, err = isoflop("logs", str(root / "absent"), "1e8")
     assert (code, err.count("\n")) == (2, 1)
-    assert error(err).startswith(f"{root / 'absent'}: no sweep's directory (it has no plan.parquet)")
+    assert error(err).startswith(
+        f"{root / 'absent'}: no sweep's directory (it has no plan.parquet)"
+    )
 
 
 @pytest.mark.parametrize("command", ["status", "retry"])
@@ -312,9 +406,16 @@ def test_logs_are_those_of_the_newest_attempt(
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("9e9-w8", "9e9-w8: fits no run of "), ("1e8-", "1e8-: fits 3 runs (1e8-w8-"), ("", ": fits 3 ")]
+    ("name", "says"),
+    [
+        ("9e9-w8", "9e9-w8: fits no run of "),
+        ("1e8-", "1e8-: fits 3 runs (1e8-w8-"),
+        ("", ": fits 3 "),
+    ],
 )
-def test_a_run_that_is_not_known(isoflop: Callable[..., Output], made: tuple[Path, Plan], name: str, says: str) -> None:
+def test_a_run_that_is_not_known(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan], name: str, says: str
+) -> None:
     directory, _ = made
     for command in ("logs", "cancel"):
         code, out, err = isoflop(command, str(directory), name)
@@ -322,7 +423,9 @@ def test_a_run_that_is_not_known(isoflop: Callable[..., Output], made: tuple[Pat
         assert error(err).startswith(says)
 
 
-def test_status_of_a_sweep_without_its_cluster(isoflop: Callable[..., Output], made: tuple[Path, Plan]) -> None:
+def test_status_of_a_sweep_without_its_cluster(
+    isoflop: Callable[..., Output], made: tuple[Path, Plan]
+) -> None:
     directory, plan = made
     (directory / "cluster.yaml").write_text(CPU.replace("ROOT", str(directory.parent)))
     done, diverged, _ = (RunDirectory(directory / spec.run_id) for spec in plan.runs)

@@ -13,9 +13,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from isoflop.config import Sweep, data_hash, load_profile, load_sweep, run_id, run_identity, shipped_sweeps
+from isoflop.config import (
+    Sweep,
+    data_hash,
+    load_profile,
+    load_sweep,
+    run_id,
+    run_identity,
+    shipped_sweeps,
+)
 from isoflop.config.identity import budget_label, canonical_hash
-from isoflop.config.loading import to_yaml
+from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.recipes import SODA, Candidate
 
@@ -55,7 +63,13 @@ def test_defaults(sweep_file: Callable[[str], Path]) -> None:
     assert sweep.name == "small"
     assert sweep.budgets == (1e11, 3e11)
     assert sweep.widths_at(1e11) == (16, 24)
-    assert (sweep.schema, sweep.kind, sweep.seeds, sweep.min_batch, sweep.max_steps) == (1, "isoflop", (0,), 1, None)
+    assert (sweep.schema, sweep.kind, sweep.seeds, sweep.min_batch, sweep.max_steps) == (
+        1,
+        "isoflop",
+        (0,),
+        1,
+        None,
+    )
     assert (sweep.train.optimizer.beta1, sweep.train.optimizer.eps) == (0.95, 1e-15)
     assert (sweep.train.schedule.warmup, sweep.train.schedule.decay) == (0.1, 0.2)
     assert (sweep.train.trainer, sweep.train.evals, sweep.train.log_points) == ("builtin", 4, 200)
@@ -63,7 +77,9 @@ def test_defaults(sweep_file: Callable[[str], Path]) -> None:
     assert sweep.data.composition == "s+a+t"
 
 
-def test_shipped_sweeps_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_sweeps_are_found_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "soda" in shipped_sweeps()
     assert load_sweep("soda").name == "soda"
@@ -112,7 +128,9 @@ def test_overrides_replace_the_value_at_a_key(sweep_file: Callable[[str], Path])
     assert load_sweep(path, {"seq_len": 128, "budgets.1": 5e11}).budgets == (1e11, 5e11)
 
 
-def test_interpolations_are_resolved(sweep_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpolations_are_resolved(
+    sweep_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("STUDY", "night")
     sweep = load_sweep(sweep_file(SMALL + "name: ${oc.env:STUDY}-${seq_len}\n"), ["seq_len=64"])
     assert sweep.name == "night-64"
@@ -130,7 +148,10 @@ BAD_FILES = [
     (SMALL + "seq_len: 512\n", ", line 9: found duplicate key seq_len"),
     ("\tseq_len: 1\n", ", line 1: "),
     (SMALL.replace("seq_len", "seqlen"), "seqlen: unknown key; did you mean seq_len?"),
-    (SMALL.replace("mixture", "mixtures"), "data.mixtures: unknown key; did you mean data.mixture?"),
+    (
+        SMALL.replace("mixture", "mixtures"),
+        "data.mixtures: unknown key; did you mean data.mixture?",
+    ),
     (SMALL + "mixture: {a: 1.0}\n", "mixture: unknown key; did you mean data.mixture?"),
     (SMALL + "trainer: builtin\n", "trainer: unknown key; did you mean train.trainer?"),
     (
@@ -149,7 +170,10 @@ BAD_FILES = [
     (SMALL.replace("[1.0e11, 3e11]", "1e11"), "budgets: expected a list, got 100000000000.0"),
     (SMALL.replace("3e11", "x"), "budgets[1]: expected a number, got 'x'"),
     (SMALL.replace("3e11", ".nan"), "budgets[1]: expected a finite number, got nan"),
-    (SMALL.replace("3e11", "-1"), "budgets[1]: expected training FLOPs above 0 and up to 1e+40, got -1"),
+    (
+        SMALL.replace("3e11", "-1"),
+        "budgets[1]: expected training FLOPs above 0 and up to 1e+40, got -1",
+    ),
     (SMALL.replace("3e11", "100000000000"), "budgets: 1e+11 is given twice; leave one out"),
     (SMALL.replace("[1.0e11, 3e11]", "[]"), "budgets: an empty list"),
     (
@@ -157,14 +181,35 @@ BAD_FILES = [
         "widths[1]: expected a whole number (or a rule in every place), got 24.5",
     ),
     (SMALL.replace("[16, 24]", "[16, 16]"), "widths[0].values: 16 is given twice"),
-    (SMALL.replace("[16, 24]", "[16, {start: 1}]"), "widths[0]: expected a mapping with keys such as until"),
-    (SMALL.replace("[16, 24]", "[{start: 16, stop: 32}]"), "widths[0].step: missing; a rule has start, stop and step"),
-    (SMALL.replace("[16, 24]", "[{start: 1, values: [2]}]"), "widths[0].start: give either values or start"),
-    (SMALL.replace("[16, 24]", "[{start: 9, stop: 8, step: 1}]"), "widths[0].stop: expected 9 (start) or more, got 8"),
-    (SMALL.replace("[16, 24]", "[{start: 9, stop: 8, step: 0}]"), "widths[0].step: expected 1 to 1,000,000, got 0"),
+    (
+        SMALL.replace("[16, 24]", "[16, {start: 1}]"),
+        "widths[0]: expected a mapping with keys such as until",
+    ),
+    (
+        SMALL.replace("[16, 24]", "[{start: 16, stop: 32}]"),
+        "widths[0].step: missing; a rule has start, stop and step",
+    ),
+    (
+        SMALL.replace("[16, 24]", "[{start: 1, values: [2]}]"),
+        "widths[0].start: give either values or start",
+    ),
+    (
+        SMALL.replace("[16, 24]", "[{start: 9, stop: 8, step: 1}]"),
+        "widths[0].stop: expected 9 (start) or more, got 8",
+    ),
+    (
+        SMALL.replace("[16, 24]", "[{start: 9, stop: 8, step: 0}]"),
+        "widths[0].step: expected 1 to 1,000,000, got 0",
+    ),
     (SMALL.replace("[16, 24]", "[{values: [8]}, {values: [9]}]"), "widths[1]: never used"),
-    (SMALL.replace("[16, 24]", "[{until: 2e11, values: [8]}]"), "widths: no rule for budget 3e+11; let the last rule"),
-    (SMALL.replace("[16, 24]", "[{start: 1, stop: 1000000, step: 1}]"), "widths: 2,000,000 candidates, more than"),
+    (
+        SMALL.replace("[16, 24]", "[{until: 2e11, values: [8]}]"),
+        "widths: no rule for budget 3e+11; let the last rule",
+    ),
+    (
+        SMALL.replace("[16, 24]", "[{start: 1, stop: 1000000, step: 1}]"),
+        "widths: 2,000,000 candidates, more than",
+    ),
     (SMALL + "kind: ablation\naxes: {a: [1]}\n", "kind: expected isoflop, got 'ablation'"),
     (SMALL + "schema: 2\n", "schema: expected 1, got 2"),
     (SMALL + "name: a/b\n", "name: expected a name of letters, digits, '.', '_' and '-'"),
@@ -173,10 +218,19 @@ BAD_FILES = [
     (SMALL + "seeds: [0, 0]\n", "seeds: 0 is given twice"),
     (SMALL + "seeds: 3\n", "seeds: expected a list, got 3"),
     (SMALL + "extra: [{budget: 1e11}]\n", "extra[0].width: missing"),
-    (SMALL + "replicates: [{budget: 1e11, width: 16, seeds: []}]\n", "replicates[0].seeds: an empty list"),
+    (
+        SMALL + "replicates: [{budget: 1e11, width: 16, seeds: []}]\n",
+        "replicates[0].seeds: an empty list",
+    ),
     (SMALL + "max_steps: 0\n", "max_steps: expected 2 or more, got 0"),
-    (SMALL + "metric: heldout\n", "metric: expected a mapping with keys such as set, kind, tokens, got 'heldout'"),
-    (SMALL + "metric: {set: train}\n", "metric.set: a loss on training batches can't be fitted; name a held-out set"),
+    (
+        SMALL + "metric: heldout\n",
+        "metric: expected a mapping with keys such as set, kind, tokens, got 'heldout'",
+    ),
+    (
+        SMALL + "metric: {set: train}\n",
+        "metric.set: a loss on training batches can't be fitted; name a held-out set",
+    ),
     (
         SMALL.replace("codec:", "composition: s\n  codec:") + "metric: {kind: text}\n",
         "metric.kind: data.composition s has no text tokens; take all or semantic",
@@ -185,41 +239,81 @@ BAD_FILES = [
         SMALL.replace("codec:", "composition: text\n  codec:") + "metric: {kind: acoustic}\n",
         "metric.kind: data.composition text has no acoustic tokens; take all or text",
     ),
-    (SMALL + "metric: {kind: words}\n", "metric.kind: expected one of all, text, semantic, acoustic, got 'words'"),
+    (
+        SMALL + "metric: {kind: words}\n",
+        "metric.kind: expected one of all, text, semantic, acoustic, got 'words'",
+    ),
     (SMALL.replace("1.0}", "0.9}"), "data.mixture: the shares add up to 0.9, not 1"),
     (SMALL.replace("1.0}", "half}"), "data.mixture.pocket: expected a number, got 'half'"),
     (
         SMALL.replace("{pocket: 1.0}", "{a: 1.5, b: -0.5}"),
         "data.mixture.a: expected a share above 0 and up to 1, got 1.5",
     ),
-    (SMALL.replace("{pocket: 1.0}", "[pocket]"), "data.mixture: expected a mapping of names to values"),
+    (
+        SMALL.replace("{pocket: 1.0}", "[pocket]"),
+        "data.mixture: expected a mapping of names to values",
+    ),
     (SMALL.replace("{pocket: 1.0}", "{}"), "data.mixture: empty; give at least one source"),
-    (SMALL.replace("{pocket: 1.0}", "{1: 1.0}"), "data.mixture: expected names as keys, got 1; put it in quotes"),
+    (
+        SMALL.replace("{pocket: 1.0}", "{1: 1.0}"),
+        "data.mixture: expected names as keys, got 1; put it in quotes",
+    ),
     (SMALL + "  tokens: {poket: 5}\n", "data.tokens.poket: no source of data.mixture (pocket)"),
-    (SMALL + "  heldout_share: 0.5\n", "data.heldout_share: expected a share above 0 and under 0.5, got 0.5"),
-    (SMALL + "  composition: s+t\n", "data.composition: expected one of s, s+a, s+a+t, text, got 's+t'"),
+    (
+        SMALL + "  heldout_share: 0.5\n",
+        "data.heldout_share: expected a share above 0 and under 0.5, got 0.5",
+    ),
+    (
+        SMALL + "  composition: s+t\n",
+        "data.composition: expected one of s, s+a, s+a+t, text, got 's+t'",
+    ),
     (SMALL + "train: {trainer: simulated}\n", "train.trainer: expected builtin, "),
-    (SMALL + "train: {batch_scale: 3}\n", "train.batch_scale: expected a power of two such as 0.5 or 2, got 3"),
-    (SMALL + "train: {lr_scale: 0}\n", "train.lr_scale: expected a factor above 0 and up to 1e6, got 0"),
+    (
+        SMALL + "train: {batch_scale: 3}\n",
+        "train.batch_scale: expected a power of two such as 0.5 or 2, got 3",
+    ),
+    (
+        SMALL + "train: {lr_scale: 0}\n",
+        "train.lr_scale: expected a factor above 0 and up to 1e6, got 0",
+    ),
     (SMALL + "train: {evals: 0}\n", "train.evals: expected 1 or more, got 0"),
-    (SMALL + "train: {loggers: [mlflow]}\n", "train.loggers[0]: expected one of tensorboard, wandb, got 'mlflow'"),
-    (SMALL + "train: {loggers: [wandb, wandb]}\n", "train.loggers: one is given twice; leave one out"),
+    (
+        SMALL + "train: {loggers: [mlflow]}\n",
+        "train.loggers[0]: expected one of tensorboard, wandb, got 'mlflow'",
+    ),
+    (
+        SMALL + "train: {loggers: [wandb, wandb]}\n",
+        "train.loggers: one is given twice; leave one out",
+    ),
     (
         SMALL + "train: {trainer: 'command: x', loggers: [wandb]}\n",
         "train.loggers: a program of your own logs by itself",
     ),
-    (SMALL + "train: {optimizer: {beta1: 1}}\n", "train.optimizer.beta1: expected 0 or more and under 1, got 1"),
-    (SMALL + "train: {schedule: {warmup: 0.9}}\n", "train.schedule.decay: warmup and decay add up to 1.1"),
-    (SMALL + "train: {optimizer: }\n", "train.optimizer: expected a mapping with keys such as name"),
+    (
+        SMALL + "train: {optimizer: {beta1: 1}}\n",
+        "train.optimizer.beta1: expected 0 or more and under 1, got 1",
+    ),
+    (
+        SMALL + "train: {schedule: {warmup: 0.9}}\n",
+        "train.schedule.decay: warmup and decay add up to 1.1",
+    ),
+    (
+        SMALL + "train: {optimizer: }\n",
+        "train.optimizer: expected a mapping with keys such as name",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("text", "says"), BAD_FILES, ids=[says[:50] for _, says in BAD_FILES])
-def test_a_bad_file_is_refused_in_one_line(text: str, says: str, sweep_file: Callable[[str], Path]) -> None:
+def test_a_bad_file_is_refused_in_one_line(
+    text: str, says: str, sweep_file: Callable[[str], Path]
+) -> None:
     path = sweep_file(text)
     with pytest.raises(ConfigError) as problem:
         load_sweep(path)
-    assert message(problem).startswith(f"{path}{says}" if says.startswith(",") else f"{path}: {says}")
+    assert message(problem).startswith(
+        f"{path}{says}" if says.startswith(",") else f"{path}: {says}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,13 +326,24 @@ def test_a_bad_file_is_refused_in_one_line(text: str, says: str, sweep_file: Cal
         ("seq_len.x=3", "override seq_len.x: seq_len holds a single value, so it has no x"),
         ("budgets[7]=3", "override budgets[7]: 7 is no place in a list of 2; count from 0"),
         ("budgets.x=3", "override budgets.x: x is no place in a list of 2"),
-        ("seq_len=many", "FILE, override seq_len='many': seq_len: expected a whole number, got 'many'"),
-        ("data.mixture.b=1.0", "FILE, override data.mixture.b=1.0: data.mixture: the shares add up to 2, not 1"),
-        ("data.codecs=mimi", "FILE, override data.codecs='mimi': data.codecs: unknown key; did you mean data.codec?"),
+        (
+            "seq_len=many",
+            "FILE, override seq_len='many': seq_len: expected a whole number, got 'many'",
+        ),
+        (
+            "data.mixture.b=1.0",
+            "FILE, override data.mixture.b=1.0: data.mixture: the shares add up to 2, not 1",
+        ),
+        (
+            "data.codecs=mimi",
+            "FILE, override data.codecs='mimi': data.codecs: unknown key; did you mean data.codec?",
+        ),
         ("kind=suite", "FILE, override kind='suite': kind: expected isoflop, got 'suite'"),
     ],
 )
-def test_a_bad_override_is_named(override: str, says: str, sweep_file: Callable[[str], Path]) -> None:
+def test_a_bad_override_is_named(
+    override: str, says: str, sweep_file: Callable[[str], Path]
+) -> None:
     path = sweep_file(SMALL)
     with pytest.raises(ConfigError) as problem:
         load_sweep(path, [override])
@@ -274,9 +379,14 @@ def test_a_pipe_is_read_like_a_file() -> None:
 
 
 def test_a_missing_file_names_what_is_shipped(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sodaa.yaml: no such file; did you mean soda, of the shipped ones: .*soda"):
+    with pytest.raises(
+        ConfigError,
+        match=r"sodaa.yaml: no such file; did you mean soda, of the shipped ones: .*soda",
+    ):
         load_sweep("sodaa.yaml")
-    with pytest.raises(ConfigError, match=r"is a folder; give a YAML file, or a shipped name: .*soda"):
+    with pytest.raises(
+        ConfigError, match=r"is a folder; give a YAML file, or a shipped name: .*soda"
+    ):
         load_sweep(tmp_path)
 
 
@@ -300,10 +410,15 @@ SCALARS = (
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=6) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-QUICK = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def sweep_or_error(source: str | Path, overrides: Any = ()) -> None:
@@ -323,13 +438,17 @@ def test_any_value_at_any_key(key: str, value: Any) -> None:
 
 
 @QUICK
-@given(st.text(max_size=40) | st.builds("{}={}".format, st.sampled_from(KEYS), st.text(max_size=20)))
+@given(
+    st.text(max_size=40) | st.builds("{}={}".format, st.sampled_from(KEYS), st.text(max_size=20))
+)
 def test_any_override(override: str) -> None:
     sweep_or_error("soda", [override])
 
 
 @QUICK
-@given(st.text(alphabet="ab:-[]{}&*!|>'\"%@#,? \n\t0.9e$\\\x00é", max_size=60) | st.text(max_size=40))
+@given(
+    st.text(alphabet="ab:-[]{}&*!|>'\"%@#,? \n\t0.9e$\\\x00é", max_size=60) | st.text(max_size=40)
+)
 @example("'a\n\nb': 1\n'a\n\nb': 2")
 @example('"a\\nb": 1')
 @example("&a [*a]")
@@ -357,7 +476,9 @@ def test_any_slip_of_the_keyboard(tmp_path: Path, place: int, slip: str) -> None
 
 def identity_hash(sweep: Sweep, **changes: Any) -> str:
     candidate = Candidate(SODA.shape(768, 1000, sweep.seq_len), 32, 48_244, 0.00243, 0.995)
-    return canonical_hash(run_identity(sweep, SODA, dataclasses.replace(candidate, **changes), seed=0))
+    return canonical_hash(
+        run_identity(sweep, SODA, dataclasses.replace(candidate, **changes), seed=0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,7 +538,10 @@ def test_each_setting_of_the_recipe_is_in_the_identity(change: dict[str, Any]) -
 
 
 def test_the_recipes_version_is_in_the_identity() -> None:
-    sweep, candidate = load_sweep("soda"), Candidate(SODA.shape(768, 1000, 4096), 32, 48_244, 0.00243, 0.995)
+    sweep, candidate = (
+        load_sweep("soda"),
+        Candidate(SODA.shape(768, 1000, 4096), 32, 48_244, 0.00243, 0.995),
+    )
     newer = dataclasses.replace(SODA, version=SODA.version + 1)
     assert run_identity(sweep, SODA, candidate, 0) != run_identity(sweep, newer, candidate, 0)
 
@@ -425,7 +549,10 @@ def test_the_recipes_version_is_in_the_identity() -> None:
 @QUICK
 @given(st.integers(1, 10**12))
 def test_a_number_has_one_identity_however_it_is_written(number: int) -> None:
-    as_float, as_int = (load_sweep("soda", [f"data.tokens={{emilia-en: {text}}}"]) for text in (float(number), number))
+    as_float, as_int = (
+        load_sweep("soda", [f"data.tokens={{emilia-en: {text}}}"])
+        for text in (float(number), number)
+    )
     assert data_hash(as_float.data) == data_hash(as_int.data)
 
 
@@ -436,7 +563,11 @@ def test_the_last_bits_of_a_float_are_not_in_the_identity(number: float) -> None
 
 
 @given(
-    st.dictionaries(st.text(max_size=5), st.integers() | st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+    st.dictionaries(
+        st.text(max_size=5),
+        st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        max_size=5,
+    )
 )
 def test_the_order_of_keys_is_not_in_the_identity(values: dict[str, float]) -> None:
     assert canonical_hash(values) == canonical_hash(dict(reversed(values.items())))
@@ -479,7 +610,12 @@ def test_a_profile(tmp_path: Path) -> None:
     path = tmp_path / "ours.yaml"
     path.write_text(PROFILE)
     profile = load_profile(path, ["max_gpus=16"])
-    assert (profile.name, profile.executor, profile.max_gpus, profile.root) == ("ours", "slurm", 16, "/shared/runs")
+    assert (profile.name, profile.executor, profile.max_gpus, profile.root) == (
+        "ours",
+        "slurm",
+        16,
+        "/shared/runs",
+    )
     assert profile.gpu is not None
     assert (profile.gpu.type, profile.gpu.per_node) == ("h100-sxm", 8)
     assert profile.slurm["gres"] == "gpu:8"
@@ -505,12 +641,27 @@ def test_a_profile_that_is_not_filled_in_yet_serves_for_planning() -> None:
     [
         (PROFILE.replace("root: /shared/runs\n", ""), "root: missing; a cluster needs a folder"),
         (PROFILE.replace("slurm:", "slrum:"), "slrum: unknown key; did you mean slurm?"),
-        (PROFILE.replace("executor: slurm", "executor: pbs"), "executor: expected one of slurm, local, got 'pbs'"),
-        (PROFILE.replace("executor: slurm", "executor: local"), "slurm: these options need executor: slurm"),
-        (PROFILE.replace('"48:00:00"', "48:00:00"), "slurm.time: 48:00:00 is read as 172800; put it in"),
-        (PROFILE.replace("partition: gpu", "partition: '???'"), "slurm.partition: has no value yet (???)"),
+        (
+            PROFILE.replace("executor: slurm", "executor: pbs"),
+            "executor: expected one of slurm, local, got 'pbs'",
+        ),
+        (
+            PROFILE.replace("executor: slurm", "executor: local"),
+            "slurm: these options need executor: slurm",
+        ),
+        (
+            PROFILE.replace('"48:00:00"', "48:00:00"),
+            "slurm.time: 48:00:00 is read as 172800; put it in",
+        ),
+        (
+            PROFILE.replace("partition: gpu", "partition: '???'"),
+            "slurm.partition: has no value yet (???)",
+        ),
         (PROFILE.replace("per_node: 8", "per_node: 0"), "gpu.per_node: expected 1 to 1024, got 0"),
-        (PROFILE.replace("per_node: 8", "per_node: 8, memory_gb: 0"), "gpu.memory_gb: expected a number above 0, got"),
+        (
+            PROFILE.replace("per_node: 8", "per_node: 8, memory_gb: 0"),
+            "gpu.memory_gb: expected a number above 0, got",
+        ),
         (PROFILE + "disk_gb: -1\n", "disk_gb: expected a number above 0, got -1"),
         (PROFILE + "price_per_gpu_hour: -1\n", "price_per_gpu_hour: expected 0 or more, got -1"),
         (PROFILE + "setup: module load cuda\n", "setup: expected a list, got 'module load cuda'"),

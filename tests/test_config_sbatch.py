@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 from isoflop.config.profile import Gpu, Profile
-from isoflop.config.sbatch import FixedGpus, asking_for_gpus, fixed_gpus, hours_of, takes_whole_nodes
+from isoflop.config.sbatch import (
+    FixedGpus,
+    asking_for_gpus,
+    fixed_gpus,
+    hours_of,
+    takes_whole_nodes,
+)
 from isoflop.errors import ConfigError
-from isoflop.launching.directory import root_of
+from isoflop.launching.records.sweep_directory import root_of
 
 H100 = Gpu(type="h100-sxm", per_node=8)
 
@@ -50,22 +56,39 @@ def test_only_what_names_gpus_asks_for_them(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"nodes": 1}, "slurm.nodes: with `gpu` it is for isoflop to say, by each run's size; leave it out"),
+        (
+            {"nodes": 1},
+            "slurm.nodes: with `gpu` it is for isoflop to say, by each run's size; leave it out",
+        ),
         ({"ntasks": 2}, "slurm.ntasks: with `gpu` it is for isoflop to say"),
         ({"ntasks-per-node": 4}, "slurm.ntasks-per-node: with `gpu` it is for isoflop to say"),
         ({"ntasks_per_gpu": 1}, "slurm.ntasks_per_gpu: with `gpu` it is for isoflop to say"),
         ({"tasks_per_node": 1}, "slurm.tasks_per_node: with `gpu` it is for isoflop to say"),
-        ({"gpus_per_task": 2}, "slurm.gpus_per_task: gives GPUs by tasks or sockets, which a bill can't count; leave"),
+        (
+            {"gpus_per_task": 2},
+            "slurm.gpus_per_task: gives GPUs by tasks or sockets, which a bill can't count; leave",
+        ),
         ({"gpus-per-socket": 2}, "slurm.gpus-per-socket: gives GPUs by tasks or sockets"),
-        ({"tres_per_task": "cpu=2,gres/gpu:1"}, "slurm.tres_per_task: gives GPUs by tasks or sockets"),
-        ({"gpus_per_node": "all"}, "slurm.gpus_per_node: can't tell how many GPUs 'all' are; leave it out"),
+        (
+            {"tres_per_task": "cpu=2,gres/gpu:1"},
+            "slurm.tres_per_task: gives GPUs by tasks or sockets",
+        ),
+        (
+            {"gpus_per_node": "all"},
+            "slurm.gpus_per_node: can't tell how many GPUs 'all' are; leave it out",
+        ),
         ({"gpus": "h100:4,a100:4"}, "slurm.gpus: can't tell how many GPUs 'h100:4,a100:4' are"),
         ({"gres": "gpu:h100:2,gpu:a100:2"}, "slurm.gres: can't tell how many GPUs"),
         ({"gres": "gpu:4,gpu:a:b:c"}, "slurm.gres: can't tell how many GPUs"),
-        ({"gres": "gpu:4", "gpus": 8}, "slurm.gres: slurm.gpus says how many GPUs a job gets too; leave one of them"),
+        (
+            {"gres": "gpu:4", "gpus": 8},
+            "slurm.gres: slurm.gpus says how many GPUs a job gets too; leave one of them",
+        ),
     ],
 )
-def test_what_would_change_the_gpus_of_a_run_unseen_is_refused(options: dict[str, Any], says: str) -> None:
+def test_what_would_change_the_gpus_of_a_run_unseen_is_refused(
+    options: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ConfigError) as problem:
         profile(options, gpu=H100)
     assert str(problem.value).startswith(says)
@@ -73,12 +96,16 @@ def test_what_would_change_the_gpus_of_a_run_unseen_is_refused(options: dict[str
 
 
 @pytest.mark.parametrize(
-    ("value", "whole"), [(True, True), ("", True), ("topo", True), ("user", False), ("mcs", False), (None, False)]
+    ("value", "whole"),
+    [(True, True), ("", True), ("topo", True), ("user", False), ("mcs", False), (None, False)],
 )
 def test_who_holds_whole_nodes(value: Any, whole: bool) -> None:
     options = {} if value is None else {"exclusive": value}
     assert takes_whole_nodes(options) == whole
-    held = [profile(options, gpu=H100).held_gpus(gpus, nodes) for gpus, nodes in ((1, 1), (8, 1), (16, 2), (0, 1))]
+    held = [
+        profile(options, gpu=H100).held_gpus(gpus, nodes)
+        for gpus, nodes in ((1, 1), (8, 1), (16, 2), (0, 1))
+    ]
     assert held == ([8, 8, 16, 0] if whole else [1, 8, 16, 0])
 
 
@@ -97,20 +124,31 @@ def test_times_as_sbatch_reads_them(text: str, hours: float) -> None:
 @pytest.mark.parametrize("section", ["slurm", "supervisor"])
 @pytest.mark.parametrize("value", ["", "soon", "1:2:3:4", "-5", "1-", "1\n", 172800, 30, True])
 def test_what_is_no_time_is_told_when_the_profile_is_read(section: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"^{section}.time: (expected text in quotes|expected a time|has a line)"):
+    with pytest.raises(
+        ConfigError, match=rf"^{section}.time: (expected text in quotes|expected a time|has a line)"
+    ):
         profile(**{"slurm": {}, section: {"time": value}})
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"gpus-per-node": 8, "gpus_per_node": 4}, "slurm.gpus_per_node: is the same option as slurm.gpus-per-node"),
+        (
+            {"gpus-per-node": 8, "gpus_per_node": 4},
+            "slurm.gpus_per_node: is the same option as slurm.gpus-per-node",
+        ),
         ({"mem": math.nan}, "slurm.mem: expected a number in decimals, or text in quotes, got nan"),
         ({"nice": math.inf}, "slurm.nice: expected a number in decimals"),
         ({"account": 1e20}, "slurm.account: expected a number in decimals"),
-        ({"exclusiv": True}, "slurm.exclusiv: is a beginning of slurm.exclusive; write the option out"),
+        (
+            {"exclusiv": True},
+            "slurm.exclusiv: is a beginning of slurm.exclusive; write the option out",
+        ),
         ({"arr": "0-3"}, "slurm.arr: is a beginning of slurm.array; write the option out"),
-        ({"gpus-per-n": 4}, "slurm.gpus-per-n: is a beginning of slurm.gpus_per_node; write the option out"),
+        (
+            {"gpus-per-n": 4},
+            "slurm.gpus-per-n: is a beginning of slurm.gpus_per_node; write the option out",
+        ),
     ],
 )
 def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], says: str) -> None:
@@ -122,9 +160,15 @@ def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], sa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"python": "a 'b"}, "python: can't be read as a command (No closing quotation), got \"a 'b\""),
+        (
+            {"python": "a 'b"},
+            "python: can't be read as a command (No closing quotation), got \"a 'b\"",
+        ),
         ({"python": "  "}, "python: is empty"),
-        ({"root": "~no-such-user/x"}, "root: ~no-such-user is no user of this machine; write the whole path"),
+        (
+            {"root": "~no-such-user/x"},
+            "root: ~no-such-user is no user of this machine; write the whole path",
+        ),
         ({"root": "a\0b"}, "root: has a NUL character in it"),
     ],
 )
@@ -137,6 +181,11 @@ def test_paths_and_commands_that_nothing_can_take(changes: dict[str, Any], says:
 def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
-        with pytest.raises(ConfigError, match=rf"^root: {tmp_path}/file is no folder; name one, and it is made$"):
+        with pytest.raises(
+            ConfigError, match=rf"^root: {tmp_path}/file is no folder; name one, and it is made$"
+        ):
             root_of(replace(profile({}), root=str(root)))
-    assert root_of(replace(profile({}), root=str(tmp_path / "new" / "runs"))) == tmp_path / "new" / "runs"
+    assert (
+        root_of(replace(profile({}), root=str(tmp_path / "new" / "runs")))
+        == tmp_path / "new" / "runs"
+    )

@@ -80,7 +80,9 @@ def start() -> Iterator[Start]:
 
     def start(program: str, *arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", program, *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield start
@@ -172,9 +174,12 @@ def test_on_a_full_disk_the_lock_does(tmp_path: Path, start: Start, settle_s: fl
 
 
 @pytest.mark.parametrize(
-    ("age_s", "free"), [(0.0, False), (STALE_S - 5, False), (-3600.0, False), (STALE_S + 5, True), (1e6, True)]
+    ("age_s", "free"),
+    [(0.0, False), (STALE_S - 5, False), (-3600.0, False), (STALE_S + 5, True), (1e6, True)],
 )
-def test_a_lease_of_another_machine_is_held_while_its_heart_beats(file: Path, age_s: float, free: bool) -> None:
+def test_a_lease_of_another_machine_is_held_while_its_heart_beats(
+    file: Path, age_s: float, free: bool
+) -> None:
     write(file, "otherhost 123 token\n", age_s)
     assert is_free(file) == free
     if not free:
@@ -187,7 +192,17 @@ def test_a_lease_of_this_machine_without_its_lock_is_free(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\n", "otherhost", "otherhost 123", "otherhost 1x3 token", "a b c d", b"\x00" * 40, b"\xff\xfe 1 a"]
+    "content",
+    [
+        "",
+        "\n",
+        "otherhost",
+        "otherhost 123",
+        "otherhost 1x3 token",
+        "a b c d",
+        b"\x00" * 40,
+        b"\xff\xfe 1 a",
+    ],
 )
 def test_what_names_nobody_is_free(file: Path, content: str | bytes) -> None:
     write(file, content)
@@ -207,7 +222,9 @@ def test_the_heart_beats(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert file.stat().st_mtime == 0
 
 
-def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "BEAT_S", 0.01)
     with take_lease(file) as mine:
         mine.check()
@@ -221,9 +238,14 @@ def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(file: Path, monkey
 
 
 @pytest.mark.parametrize("meeting", [1, 2], ids=["both found it free", "both emptied it"])
-def test_of_two_machines_at_the_same_moment_one_has_it(file: Path, start: Start, meeting: int) -> None:
+def test_of_two_machines_at_the_same_moment_one_has_it(
+    file: Path, start: Start, meeting: int
+) -> None:
     file.parent.mkdir()
-    machines = start(CONTEND, file, "one", "two", meeting, ""), start(CONTEND, file, "two", "one", meeting, "")
+    machines = (
+        start(CONTEND, file, "one", "two", meeting, ""),
+        start(CONTEND, file, "two", "one", meeting, ""),
+    )
     has_it = {machine: answer(machine) for machine in machines}
     assert sorted(has_it.values()) == [False, True]
     next(machine for machine in machines if not has_it[machine]).communicate()
@@ -236,7 +258,9 @@ def test_of_two_machines_at_the_same_moment_one_has_it(file: Path, start: Start,
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_without_locks_the_heartbeat_does(file: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_without_locks_the_heartbeat_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def none(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -270,9 +294,13 @@ def test_without_locks_one_process_has_it_until_it_is_killed(
     assert answer(start(WITHOUT_LOCKS + HOLD, file))
 
 
-def test_without_locks_one_of_two_processes_at_the_same_moment_has_it(file: Path, start: Start) -> None:
+def test_without_locks_one_of_two_processes_at_the_same_moment_has_it(
+    file: Path, start: Start
+) -> None:
     file.parent.mkdir()
-    both = [start(CONTEND, file, me, other, 2, "here") for me, other in (("one", "two"), ("two", "one"))]
+    both = [
+        start(CONTEND, file, me, other, 2, "here") for me, other in (("one", "two"), ("two", "one"))
+    ]
     assert sorted(map(answer, both)) == [False, True]
 
 

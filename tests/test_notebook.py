@@ -27,7 +27,9 @@ def executed(name: str) -> list[Any]:
 
 
 def outputs(notebook: Any) -> list[Any]:
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
 
 
 def text(found: list[Any]) -> str:
@@ -56,7 +58,9 @@ def test_our_study_runs_and_shows_figures() -> None:
 
 
 @pytest.mark.slow
-def test_published_studies_without_their_data_show_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_published_studies_without_their_data_show_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ISOFLOP_REFERENCE_DATA", str(tmp_path))
     found = executed("published.ipynb")
     assert not [output for output in found if output.output_type in ("error", "stream")]
@@ -66,7 +70,9 @@ def test_published_studies_without_their_data_show_ours(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (REFERENCE / "chinchilla_epoch.csv").exists(), reason="the published data are not here")
+@pytest.mark.skipif(
+    not (REFERENCE / "chinchilla_epoch.csv").exists(), reason="the published data are not here"
+)
 def test_published_studies_have_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOFLOP_REFERENCE_DATA", str(REFERENCE.resolve()))
     found = executed("published.ipynb")

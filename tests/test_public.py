@@ -9,22 +9,33 @@ import pytest
 
 import isoflop
 
-HEAVY = {"torch", "lightning", "pandas", "numpy", "scipy", "pyarrow", "matplotlib", "omegaconf", "typer", "rich"}
+HEAVY = {
+    "torch",
+    "lightning",
+    "pandas",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "matplotlib",
+    "omegaconf",
+    "typer",
+    "rich",
+}
 SURFACE = {
     "IsoflopError": "isoflop.errors",
     "ModelShape": "isoflop.shapes",
     "Plan": "isoflop.planning.plan",
-    "RunSpec": "isoflop.planning.runspec",
-    "compare": "isoflop.fitting.comparing",
-    "fit_envelope": "isoflop.fitting.envelope",
-    "fit_isoflop": "isoflop.fitting.isoflop",
-    "fit_joint": "isoflop.fitting.joint",
-    "fit_parametric": "isoflop.fitting.parametric",
-    "load_fit": "isoflop.fitting.loading",
+    "RunSpec": "isoflop.planning.run_spec",
+    "compare": "isoflop.fitting.comparison",
+    "fit_envelope": "isoflop.fitting.methods.envelope",
+    "fit_isoflop": "isoflop.fitting.methods.isoflop",
+    "fit_joint": "isoflop.fitting.methods.joint",
+    "fit_parametric": "isoflop.fitting.methods.parametric",
+    "load_fit": "isoflop.fitting.fitfile.read",
     "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
-    "predict": "isoflop.fitting.predicting",
-    "read_runs": "isoflop.results",
+    "predict": "isoflop.fitting.prediction.predict",
+    "read_runs": "isoflop.runs.collect",
 }
 """Every name, and the module that defines it. A name that is added or lost is a change for users: CHANGELOG.md."""
 
@@ -32,7 +43,9 @@ SURFACE = {
 def loads(code: str) -> set[str]:
     """The heavy packages that a new Python has loaded after running `code`."""
     report = f"{code}\nimport sys\nprint(*{HEAVY} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", report], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -67,10 +80,16 @@ def test_other_names_are_refused() -> None:
         ("import isoflop", set[str]()),
         ("import isoflop; dir(isoflop)", set[str]()),
         ("import isoflop; isoflop.__version__", set[str]()),
-        ("import isoflop; isoflop.ModelShape, isoflop.RunSpec, isoflop.Plan, isoflop.IsoflopError", set[str]()),
+        (
+            "import isoflop; isoflop.ModelShape, isoflop.RunSpec, isoflop.Plan, isoflop.IsoflopError",
+            set[str](),
+        ),
         ("import isoflop; isoflop.load_weights", set[str]()),
         ("import isoflop; isoflop.plan('soda')", {"omegaconf"}),
-        ("import isoflop; isoflop.fit_isoflop, isoflop.read_runs", HEAVY - {"torch", "lightning", "matplotlib"}),
+        (
+            "import isoflop; isoflop.fit_isoflop, isoflop.read_runs",
+            HEAVY - {"torch", "lightning", "matplotlib"},
+        ),
     ],
 )
 def test_nothing_is_loaded_before_it_is_used(code: str, may_load: set[str]) -> None:

@@ -27,15 +27,16 @@ from studies import exact, wait_for
 
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile
-from isoflop.losslog import LOG_COLUMNS
-from isoflop.planning.runspec import COLUMNS
+from isoflop.planning.run_spec import COLUMNS
 from isoflop.planning.trainers import NAMES
-from isoflop.runs import RunDirectory
+from isoflop.runs.loss_log import LOG_COLUMNS
+from isoflop.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(
-    r"^```(?P<kind>console|python)(?P<when> slow| slurm)?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^```(?P<kind>console|python)(?P<when> slow| slurm)?\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 _FILE = re.compile(r"^```\w+ (?P<name>\w+\.\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -50,7 +51,12 @@ class Block:
 
 def blocks(readme: str) -> list[Block]:
     return [
-        Block(found["kind"], (found["when"] or "").strip(), readme.count("\n", 0, found.start()) + 1, found["text"])
+        Block(
+            found["kind"],
+            (found["when"] or "").strip(),
+            readme.count("\n", 0, found.start()) + 1,
+            found["text"],
+        )
         for found in _BLOCK.finditer(readme)
     ]
 
@@ -69,7 +75,8 @@ def commands(text: str) -> list[tuple[str, str]]:
 def prints(expected: str, output: str) -> bool:
     """Whether an output is the expected one, where `...` alone on a line stands for any lines."""
     pattern = "".join(
-        r"(?:.*\n)*?" if line == "..." else re.escape(line) + r" *\n" for line in expected.rstrip("\n").split("\n")
+        r"(?:.*\n)*?" if line == "..." else re.escape(line) + r" *\n"
+        for line in expected.rstrip("\n").split("\n")
     )
     return re.fullmatch(pattern, output) is not None
 
@@ -94,7 +101,9 @@ def check(block: Block, folder: Path) -> None:
         done = execute(f"{command} --dry-run" if make else command, ROOT if make else folder)
         assert done.returncode == 0, f"README.md, line {block.line}: {command}\n{done.stdout}"
         if expected.strip():
-            assert prints(expected, done.stdout), f"README.md, line {block.line}: {command} prints\n{done.stdout}"
+            assert prints(expected, done.stdout), (
+                f"README.md, line {block.line}: {command} prints\n{done.stdout}"
+            )
 
 
 @pytest.fixture
@@ -121,7 +130,9 @@ def test_all_blocks(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_blocks_for_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_blocks_for_a_cluster(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_bed(tmp_path / "bed", 17600, accounting=True) as bed:
         monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
         for block in blocks(README):
@@ -131,19 +142,29 @@ def test_the_blocks_for_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_the_trainer_of_one_s_own_on_a_cluster(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trainer_of_one_s_own_on_a_cluster(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is stopped and goes on, and its losses are those of runs that nothing stopped."""
-    small = "name=own 'budgets=[3.0e10]' 'widths=[8, 16]' data.tokens.pocket=1.0e5 data.max_epochs=99"
+    small = (
+        "name=own 'budgets=[3.0e10]' 'widths=[8, 16]' data.tokens.pocket=1.0e5 data.max_epochs=99"
+    )
     here = execute(f"isoflop run own.yaml {small.replace('name=own', 'name=here')}", folder)
     assert "2 of 2 runs done" in here.stdout, here.stdout
     with open_bed(tmp_path / "bed", 17600, accounting=False) as bed:
         monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
-        submitted = execute(f"isoflop submit own.yaml {small} --cluster slurm/testbed.yaml --yes", folder)
+        submitted = execute(
+            f"isoflop submit own.yaml {small} --cluster slurm/testbed.yaml --yes", folder
+        )
         assert submitted.returncode == 0, submitted.stdout
-        runs = [RunDirectory(path.parent) for path in (folder / "runs" / "own").glob("*/config.yaml")]
+        runs = [
+            RunDirectory(path.parent) for path in (folder / "runs" / "own").glob("*/config.yaml")
+        ]
         for run in runs:
             losses = run.path / "losses.jsonl"
-            wait_for(lambda losses=losses: losses.exists() and losses.read_text().count("\n") > 5, 90)
+            wait_for(
+                lambda losses=losses: losses.exists() and losses.read_text().count("\n") > 5, 90
+            )
             bed.run("scontrol", "requeue", run.state()["job_id"])
         wait_for(lambda: all(run.done for run in runs), 180)
     for run in runs:
@@ -184,11 +205,17 @@ def test_every_key_of_a_sweep_with_its_default() -> None:
     assert set(told) == set(known)
     assert told.pop("name") == "the file's stem"
     for key, default in told.items():
-        assert (MISSING if default == "required" else yaml.safe_load(default.strip("`"))) == known[key], key
+        assert (MISSING if default == "required" else yaml.safe_load(default.strip("`"))) == known[
+            key
+        ], key
 
 
 def test_every_key_of_a_profile_with_its_default() -> None:
-    told = {key: default for keys, default, _ in table("## Keys of a cluster profile") for key in names(keys)}
+    told = {
+        key: default
+        for keys, default, _ in table("## Keys of a cluster profile")
+        for key in names(keys)
+    }
     assert set(told) == {field.name for field in fields(Profile)}
     for field in fields(Profile):
         default = field.default if field.default_factory is MISSING else field.default_factory()
@@ -201,13 +228,17 @@ def test_every_key_of_a_profile_with_its_default() -> None:
             assert yaml.safe_load(told[field.name].strip("`")) == wanted, field.name
 
 
-@pytest.mark.parametrize(("heading", "columns"), [("### plan.parquet", COLUMNS), ("### loss/*.parquet", LOG_COLUMNS)])
+@pytest.mark.parametrize(
+    ("heading", "columns"), [("### plan.parquet", COLUMNS), ("### loss/*.parquet", LOG_COLUMNS)]
+)
 def test_every_column(heading: str, columns: dict[str, Any]) -> None:
     assert [name for row in table(heading) for name in names(row[0])] == list(columns)
 
 
 def test_every_name_of_a_command() -> None:
-    assert {name for row in table("### Another trainer, or none") for name in names(row[0])} == set(NAMES)
+    assert {name for row in table("### Another trainer, or none") for name in names(row[0])} == set(
+        NAMES
+    )
 
 
 # The convention itself
@@ -230,9 +261,7 @@ def test_what_counts_as_printed(expected: str, output: str, same: bool) -> None:
 
 
 def test_blocks_and_commands_are_found() -> None:
-    text = (
-        "x\n```console\n$ a b\nout\n\nmore\n$ c\n```\n```sh\n$ d\n```\n```python slow\ne\n```\n```yaml f.yaml\ng\n```\n"
-    )
+    text = "x\n```console\n$ a b\nout\n\nmore\n$ c\n```\n```sh\n$ d\n```\n```python slow\ne\n```\n```yaml f.yaml\ng\n```\n"
     console, python = blocks(text)
     assert (console.kind, console.when, console.line) == ("console", "", 2)
     assert commands(console.text) == [("a b", "out\n\nmore\n"), ("c", "")]

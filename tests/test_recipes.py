@@ -27,11 +27,15 @@ from isoflop.recipes import (
 from isoflop.shapes import ModelShape
 
 # SODA's grid, reconstructed from its rule: the whole grid with the batch test applied, and the seven hand-set points.
-GRID = list(csv.DictReader((Path(__file__).parent / "planning" / "soda_grid.csv").read_text().splitlines()))
+GRID = list(
+    csv.DictReader((Path(__file__).parent / "planning" / "soda_grid.csv").read_text().splitlines())
+)
 UNITS = {"M": 1e6, "B": 1e9}
 
 
-def soda(width: int, budget: float, limits: Limits | None = None, **scales: float) -> Candidate | Dropped:
+def soda(
+    width: int, budget: float, limits: Limits | None = None, **scales: float
+) -> Candidate | Dropped:
     return SODA.solve(budget, SODA.shape(width, 144_644, 4096), limits or Limits(), **scales)
 
 
@@ -84,12 +88,20 @@ def test_soda_3e18_at_width_768() -> None:
     ("width", "budget", "limits", "reason", "detail"),
     [
         (1152, 3e18, Limits(min_batch=8), DropReason.BATCH, "batch 4 under min_batch 8"),
-        (128, 3e18, Limits(8, 400_000), DropReason.STEPS, "721,519 steps not under max_steps 400,000"),
+        (
+            128,
+            3e18,
+            Limits(8, 400_000),
+            DropReason.STEPS,
+            "721,519 steps not under max_steps 400,000",
+        ),
         (1024, 1e13, Limits(), DropReason.BUDGET, "1 steps miss the budget by"),
         (1024, 1.0, Limits(), DropReason.BUDGET, "0 steps miss the budget by 100.0%"),
     ],
 )
-def test_dropped(width: int, budget: float, limits: Limits, reason: DropReason, detail: str) -> None:
+def test_dropped(
+    width: int, budget: float, limits: Limits, reason: DropReason, detail: str
+) -> None:
     drop = soda(width, budget, limits)
     assert isinstance(drop, Dropped)
     assert (drop.budget, drop.width, drop.reason) == (budget, width, reason)
@@ -140,7 +152,9 @@ def test_batch_nears_the_target_steps(rounding: str, wanted: float, batch: int) 
 def test_learning_rate_counts_the_batch_in_its_unit() -> None:
     rule = LearningRateRule(2.0, 0.5, -1.0, "sequences", cap=1.0, halve_batch=False, source="")
     assert rule(SHAPE, 16) == pytest.approx(2.0 * 4 / 64)
-    assert dataclasses.replace(rule, unit="tokens")(SHAPE, 16) == pytest.approx(2.0 * math.sqrt(16 * 128) / 64)
+    assert dataclasses.replace(rule, unit="tokens")(SHAPE, 16) == pytest.approx(
+        2.0 * math.sqrt(16 * 128) / 64
+    )
 
 
 def test_a_learning_rate_above_the_cap_halves_the_batch_but_never_to_nothing() -> None:
@@ -154,7 +168,9 @@ def test_beta2_remembers_the_same_number_of_tokens() -> None:
     rule = Beta2Rule(base=0.98, reference=128, unit="sequences", source="")
     assert rule(SHAPE, 128) == pytest.approx(0.98)
     assert rule(SHAPE, 32) ** 4 == pytest.approx(0.98)
-    assert dataclasses.replace(rule, reference=128 * 128, unit="tokens")(SHAPE, 128) == pytest.approx(0.98)
+    assert dataclasses.replace(rule, reference=128 * 128, unit="tokens")(
+        SHAPE, 128
+    ) == pytest.approx(0.98)
 
 
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 48, 64, 96, 128])
@@ -195,11 +211,20 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (deep.name, deep.version, deep.shape(256, 1000, 128).layers) == ("deep", 3, 8)
     for name, reason in [
         ("lab_recipes:nothing", "is no recipe: it needs name, version, shape and solve"),
-        ("lab_recipes:missing", "^recipe 'lab_recipes:missing': lab_recipes has no 'missing'; it has SODA, deep$"),
-        ("empty_recipes:deep", "empty_recipes has no 'deep'; make it there: an object with name, version, shape and"),
+        (
+            "lab_recipes:missing",
+            "^recipe 'lab_recipes:missing': lab_recipes has no 'missing'; it has SODA, deep$",
+        ),
+        (
+            "empty_recipes:deep",
+            "empty_recipes has no 'deep'; make it there: an object with name, version, shape and",
+        ),
         ("broken_recipes:deep", r"can't be imported \(division by zero\)$"),
         ("needy_recipes:deep", r"can't be imported \(No module named 'absent_library'\)$"),
-        ("absent_recipes:deep", r"can't be imported \(.*\); is its folder .* If not: export PYTHONPATH=FOLDER$"),
+        (
+            "absent_recipes:deep",
+            r"can't be imported \(.*\); is its folder .* If not: export PYTHONPATH=FOLDER$",
+        ),
         ("absent_recipes.more:deep", "If not: export PYTHONPATH=FOLDER$"),
     ]:
         with pytest.raises(ConfigError, match=reason):

@@ -20,17 +20,25 @@ from pandas.testing import assert_frame_equal
 from studies import hold_lease, kill, run_of, start, tiny_study, wait_for
 
 from isoflop.errors import RunError
-from isoflop.launching.directory import make_directory, run_config
-from isoflop.losslog import LOG_COLUMNS
+from isoflop.launching.records.sweep_directory import make_directory, run_config
 from isoflop.planning.plan import Plan
-from isoflop.planning.runspec import COLUMNS
-from isoflop.results import read_runs, write_runs
-from isoflop.runs import RunDirectory, State
+from isoflop.planning.run_spec import COLUMNS
+from isoflop.runs.collect import read_runs, write_runs
+from isoflop.runs.loss_log import LOG_COLUMNS
+from isoflop.runs.run_directory import RunDirectory, State
 
 
 def rows(step: int, split: str = "train") -> list[dict[str, Any]]:
-    common = dict.fromkeys(LOG_COLUMNS, 0.5) | {"step": step, "tokens": 10 * step, "split": split, "targets": 8}
-    return [common | {"kind": kind, "loss": step + share} for kind, share in (("all", 0.0), ("text", 0.25))]
+    common = dict.fromkeys(LOG_COLUMNS, 0.5) | {
+        "step": step,
+        "tokens": 10 * step,
+        "split": split,
+        "targets": 8,
+    }
+    return [
+        common | {"kind": kind, "loss": step + share}
+        for kind, share in (("all", 0.0), ("text", 0.25))
+    ]
 
 
 # Configuration
@@ -67,12 +75,19 @@ def test_an_edited_configuration_is_refused(
         place = place[key]
     place[path[-1]] = value
     file.write_text(yaml.safe_dump(document))
-    with pytest.raises(RunError, match=f"config.yaml: its {part} is not the plan's; it was edited: restore it, or del"):
+    with pytest.raises(
+        RunError,
+        match=f"config.yaml: its {part} is not the plan's; it was edited: restore it, or del",
+    ):
         make_directory(plan, root)
 
 
-@pytest.mark.parametrize(("key", "value"), [("evals", 9), ("log_points", 3), ("checkpoint_minutes", 5.0)])
-def test_how_often_a_run_is_logged_may_differ(study: tuple[Path, Plan], key: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"), [("evals", 9), ("log_points", 3), ("checkpoint_minutes", 5.0)]
+)
+def test_how_often_a_run_is_logged_may_differ(
+    study: tuple[Path, Plan], key: str, value: float
+) -> None:
     root, plan = study
     file = run_of(root, plan).path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {key: value}))
@@ -82,13 +97,20 @@ def test_how_often_a_run_is_logged_may_differ(study: tuple[Path, Plan], key: str
 def test_numbers_that_differ_in_their_last_bits_are_the_same(study: tuple[Path, Plan]) -> None:
     root, plan = study
     run, config = run_of(root, plan), run_config(plan.sweep, plan.runs[0])
-    run.create(config | {"run": config["run"] | {"lr": config["run"]["lr"] * (1 + 2e-16), "sweep": "renamed"}})
+    run.create(
+        config
+        | {"run": config["run"] | {"lr": config["run"]["lr"] * (1 + 2e-16), "sweep": "renamed"}}
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"run: {", b"run: {}\n", b"\x00\x01", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"run: {", b"run: {}\n", b"\x00\x01", b"\xff\xfe\x00"]
+)
 def test_a_damaged_configuration_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(RunError, match=r"config\.yaml: .*delete the run's directory to start it again"):
+    with pytest.raises(
+        RunError, match=r"config\.yaml: .*delete the run's directory to start it again"
+    ):
         RunDirectory(tmp_path).config()
 
 
@@ -96,7 +118,9 @@ def test_a_full_disk_is_named_by_the_run_that_it_has_no_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, text: str) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does, which knows no name
+        raise OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC)
+        )  # as write() does, which knows no name
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left") as problem:
@@ -140,18 +164,37 @@ def test_a_full_disk_is_named_by_the_run_that_it_has_no_room_for(
 def test_without_a_readable_state_a_run_is_pending(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "state.json").write_text(content)
-    assert RunDirectory(tmp_path).state() == {"state": "pending", "reason": "", "attempt": 0, "step": 0}
+    assert RunDirectory(tmp_path).state() == {
+        "state": "pending",
+        "reason": "",
+        "attempt": 0,
+        "step": 0,
+    }
 
 
 @pytest.mark.parametrize(
     "stored",
     [
         {"state": "failed"},
-        {"state": "running", "loss": None, "tokens_per_second": None, "job_id": None, "start_step": None},
-        {"state": "diverged", "loss": float("inf"), "mine": [1], "failed_on": ["n1", "n1"], "failures": 2},
+        {
+            "state": "running",
+            "loss": None,
+            "tokens_per_second": None,
+            "job_id": None,
+            "start_step": None,
+        },
+        {
+            "state": "diverged",
+            "loss": float("inf"),
+            "mine": [1],
+            "failed_on": ["n1", "n1"],
+            "failures": 2,
+        },
     ],
 )
-def test_what_a_state_does_not_have_is_that_of_a_new_run(tmp_path: Path, stored: dict[str, Any]) -> None:
+def test_what_a_state_does_not_have_is_that_of_a_new_run(
+    tmp_path: Path, stored: dict[str, Any]
+) -> None:
     (tmp_path / "state.json").write_text(json.dumps(stored))
     assert RunDirectory(tmp_path).state() == {"reason": "", "attempt": 0, "step": 0, **stored}
 
@@ -162,7 +205,13 @@ def test_a_state_keeps_what_it_is_not_told(tmp_path: Path) -> None:
     run.set_state("failed", "no luck", step=5)
     state = run.state()
     assert state.pop("heartbeat") > 0
-    assert state == {"state": "failed", "reason": "no luck", "attempt": 2, "step": 5, "data_checksum": "abc"}
+    assert state == {
+        "state": "failed",
+        "reason": "no luck",
+        "attempt": 2,
+        "step": 5,
+        "data_checksum": "abc",
+    }
 
 
 def test_the_marker_says_done_whatever_the_state_says(tmp_path: Path) -> None:
@@ -218,7 +267,9 @@ def test_a_cut_log_is_the_log_up_to_there(log: tuple[list[list[int]], int], twic
             run.append_log([row for step in steps for row in rows(step) + rows(step, "heldout")])
         whole = run.log()
         assert list(whole["step"]) == sorted(whole["step"])
-        assert whole["loss"].tolist() == [step + share for part in parts for step in part for share in (0, 0.25) * 2]
+        assert whole["loss"].tolist() == [
+            step + share for part in parts for step in part for share in (0, 0.25) * 2
+        ]
         run.cut_log(cut)
         if twice:
             run.cut_log(cut)
@@ -234,7 +285,9 @@ def test_a_cut_that_was_killed_half_way_is_repeated(tmp_path: Path) -> None:
     part = next((tmp_path / "loss").iterdir())
     content = part.read_bytes()
     run.cut_log(5)
-    part.write_bytes(content)  # killed after the shorter part was written, before the longer one was removed
+    part.write_bytes(
+        content
+    )  # killed after the shorter part was written, before the longer one was removed
     run.cut_log(5)
     assert run.log()["step"].tolist() == [step for step in range(1, 6) for _ in range(2)]
 
@@ -249,7 +302,10 @@ def test_an_empty_log_has_the_columns() -> None:
 def test_half_written_files_are_removed_and_never_read(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.append_log(rows(1))
-    strays = [tmp_path / "loss" / ".000000002-000000002.parquet.77.tmp", tmp_path / "checkpoints" / ".step-1.pt.77.tmp"]
+    strays = [
+        tmp_path / "loss" / ".000000002-000000002.parquet.77.tmp",
+        tmp_path / "checkpoints" / ".step-1.pt.77.tmp",
+    ]
     strays[1].parent.mkdir()
     for stray in strays:
         stray.write_bytes(b"half")
@@ -265,7 +321,9 @@ def test_a_damaged_part_is_named(tmp_path: Path, damage: bytes | None) -> None:
     run.append_log(rows(1))
     part = next((tmp_path / "loss").iterdir())
     part.write_bytes(part.read_bytes()[:-20] if damage is None else damage)
-    with pytest.raises(RunError, match=r"000000001-000000001\.parquet: damaged .* delete the run's directory"):
+    with pytest.raises(
+        RunError, match=r"000000001-000000001\.parquet: damaged .* delete the run's directory"
+    ):
         run.log()
 
 
@@ -287,7 +345,17 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
     finish(run_of(root, plan, 0), plan.runs[0].steps, 3.0)
     run_of(root, plan, 1).set_state("diverged", "the loss was not finite")
     table = read_runs(directory)
-    results = ["state", "reason", "loss", "loss_text", "loss_semantic", "loss_acoustic", "gpu_hours", "mfu", "restarts"]
+    results = [
+        "state",
+        "reason",
+        "loss",
+        "loss_text",
+        "loss_semantic",
+        "loss_acoustic",
+        "gpu_hours",
+        "mfu",
+        "restarts",
+    ]
     results.append("simulated")
     assert [name for name in table.columns if name != "wall_s"] == [*COLUMNS, *results]
     assert table["run_id"].tolist() == [spec.run_id for spec in plan.runs]
@@ -341,7 +409,10 @@ def as_text(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
         (as_text("loss"), "(its column loss holds "),
         (as_text("step"), "(its column step holds "),
         (lambda frame: frame.assign(kind=7), "(its column kind holds int64, not str)"),
-        (lambda frame: frame.assign(kind="text"), "marked done without a loss after step 71; delete it to start it"),
+        (
+            lambda frame: frame.assign(kind="text"),
+            "marked done without a loss after step 71; delete it to start it",
+        ),
     ],
 )
 def test_a_log_that_is_no_log_fails_its_run_and_no_other(
@@ -364,13 +435,21 @@ def test_a_log_that_is_no_log_fails_its_run_and_no_other(
     assert says in reason
     assert "to start it again" in reason
     assert "\n" not in reason
-    assert table[["loss", "loss_text", "mfu"]].isna().to_numpy().all(axis=1).tolist() == [True, False, True]
+    assert table[["loss", "loss_text", "mfu"]].isna().to_numpy().all(axis=1).tolist() == [
+        True,
+        False,
+        True,
+    ]
     assert table["gpu_hours"].tolist() == [2.0, 0.0, 0.0]
     assert run.state()["state"] == "done"
 
 
-@pytest.mark.parametrize("content", ["run: {}", "run: 1\nidentity: 1\ndata: 1\nmetric: 1\nprecision: 1"])
-def test_a_configuration_that_is_none_fails_its_run_and_no_other(study: tuple[Path, Plan], content: str) -> None:
+@pytest.mark.parametrize(
+    "content", ["run: {}", "run: 1\nidentity: 1\ndata: 1\nmetric: 1\nprecision: 1"]
+)
+def test_a_configuration_that_is_none_fails_its_run_and_no_other(
+    study: tuple[Path, Plan], content: str
+) -> None:
     root, plan = study
     for number in range(2):
         finish(run_of(root, plan, number), plan.runs[number].steps, 3.0)
@@ -378,13 +457,18 @@ def test_a_configuration_that_is_none_fails_its_run_and_no_other(study: tuple[Pa
     file.write_text(content)
     table = read_runs(root / "tiny")
     assert table["state"].tolist() == ["failed", "done", "pending"]
-    assert table["reason"].iloc[0] == f"{file}: damaged; delete the run's directory to start it again"
+    assert (
+        table["reason"].iloc[0] == f"{file}: damaged; delete the run's directory to start it again"
+    )
 
 
 @pytest.mark.parametrize(
     ("edit", "lack"),
     [
-        *((without(name), f"no column {name}") for name in ("run_id", "budget", "tokens", "train_flops")),
+        *(
+            (without(name), f"no column {name}")
+            for name in ("run_id", "budget", "tokens", "train_flops")
+        ),
         (lambda plan: plan.assign(run_id=range(3)), "its column run_id holds int64, not str"),
         (as_text("budget"), "its column budget holds "),
     ],
@@ -394,7 +478,10 @@ def test_a_plan_that_is_none_is_refused(
 ) -> None:
     file = study[0] / "tiny" / "plan.parquet"
     edit(pd.read_parquet(file)).to_parquet(file)
-    with pytest.raises(RunError, match=rf"plan\.parquet: damaged \({lack}.*\); delete it, and the command that made"):
+    with pytest.raises(
+        RunError,
+        match=rf"plan\.parquet: damaged \({lack}.*\); delete it, and the command that made",
+    ):
         read_runs(study[0] / "tiny")
 
 

@@ -7,12 +7,31 @@ from pathlib import Path
 
 import pytest
 import set_up
-from set_up import Build, SetUpError, Way, build_of, choose, constraints, digest, explain, is_recent, pinned_torch, ways
+from set_up import (
+    Build,
+    SetUpError,
+    Way,
+    build_of,
+    choose,
+    constraints,
+    digest,
+    explain,
+    is_recent,
+    pinned_torch,
+    ways,
+)
 
 ROOT = Path(__file__).parents[1]
-OFFLINE = "no package index could be reached; check the network and pip's settings (pip config list)"
+OFFLINE = (
+    "no package index could be reached; check the network and pip's settings (pip config list)"
+)
 PIP, UV = ("python", "-m", "pip"), ("uv",)
-FULL = ["filelock", "jinja2", 'nvidia-cudnn-cu13==9.26.0.51; platform_system == "Linux"', "triton~=3.9.0"]
+FULL = [
+    "filelock",
+    "jinja2",
+    'nvidia-cudnn-cu13==9.26.0.51; platform_system == "Linux"',
+    "triton~=3.9.0",
+]
 LEAN = ["filelock", "jinja2", 'optree>=0.13.0; extra == "optree"', 'nvidia-extra; extra == "more"']
 
 
@@ -32,7 +51,9 @@ LEAN = ["filelock", "jinja2", 'optree>=0.13.0; extra == "optree"', 'nvidia-extra
         (True, None, {"pip's index": Build.CPU}, "pip's index"),
     ],
 )
-def test_the_place_taken(gpu: bool, uv: tuple[str, ...] | None, offers: dict[str, Build], taken: str) -> None:
+def test_the_place_taken(
+    gpu: bool, uv: tuple[str, ...] | None, offers: dict[str, Build], taken: str
+) -> None:
     assert choose(ways(gpu, "torch==2.13.0", PIP, uv), offering(offers), gpu).name == taken
 
 
@@ -117,9 +138,16 @@ def test_nothing_replaces_the_torch_that_is_there() -> None:
 
 def test_every_direct_need_is_pinned() -> None:
     project = set_up.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    needs = [
+        *project["dependencies"],
+        *(need for extra in project["optional-dependencies"].values() for need in extra),
+    ]
     names = {set_up.re.split(r"[\[<>=~! ]", need)[0] for need in needs}
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all("==" in line for line in pins)
     assert names | {"pip"} == {line.partition("==")[0] for line in pins}
 
@@ -138,7 +166,9 @@ def test_set_up_has_something_to_do_when_needs_pins_python_or_folder_change() ->
 
 @pytest.mark.parametrize("way", ["-c", "beside.py"])
 def test_a_clone_beside_a_script_is_not_what_it_imports(tmp_path: Path, way: str) -> None:
-    (tmp_path / "isoflop" / "isoflop").mkdir(parents=True)  # as a clone looks from the folder that holds it
+    (tmp_path / "isoflop" / "isoflop").mkdir(
+        parents=True
+    )  # as a clone looks from the folder that holds it
     (tmp_path / "beside.py").write_text(asks := "import isoflop; print(isoflop.plan.__module__)")
     words = [set_up.sys.executable, way, *([asks] if way == "-c" else [])]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)

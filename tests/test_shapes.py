@@ -13,7 +13,9 @@ SODA_VOCABULARY = 144_644
 SUITE_TOKENS = 238_419 * 512 * 4096  # 500B: SODA's suite
 
 
-def suite(width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> ModelShape:
+def suite(
+    width: int, mlp_width: int, layers: int, heads: int, kv_heads: int, head_dim: int
+) -> ModelShape:
     return ModelShape(width, layers, heads, kv_heads, head_dim, mlp_width, SODA_VOCABULARY, 4096)
 
 
@@ -24,7 +26,15 @@ SUITE = {
     "4b": suite(2560, 9728, 36, 32, 8, 128),
 }
 TINY = ModelShape(
-    width=12, layers=2, heads=4, kv_heads=2, head_dim=6, mlp_width=20, vocab_size=50, seq_len=16, tied=False
+    width=12,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=6,
+    mlp_width=20,
+    vocab_size=50,
+    seq_len=16,
+    tied=False,
 )
 
 
@@ -73,7 +83,9 @@ def test_flops_are_those_counted_by_hand() -> None:
         ("4b", 3.634e9, 4.004e9, 4.37e9),
     ],
 )
-def test_parameters_of_the_suite(name: str, non_embedding: float, one_embedding: float, total: float) -> None:
+def test_parameters_of_the_suite(
+    name: str, non_embedding: float, one_embedding: float, total: float
+) -> None:
     shape = SUITE[name]
     assert shape.params_non_embedding == pytest.approx(non_embedding, rel=1e-3)
     assert shape.params_one_embedding == pytest.approx(one_embedding, rel=4e-3)
@@ -118,14 +130,25 @@ def test_activations_grow_with_the_micro_batch_and_their_items_add_up() -> None:
     }
     assert TINY.activation_items(3, compiled=False)["logits"] == tokens * 50 * 20
     assert TINY.activation_items(3, 4, compiled=False)["logits"] == tokens * 50 * 24
-    assert TINY.activation_bytes(3) == sum(TINY.activation_items(3).values()) == 3 * TINY.activation_bytes(1)
+    assert (
+        TINY.activation_bytes(3)
+        == sum(TINY.activation_items(3).values())
+        == 3 * TINY.activation_bytes(1)
+    )
 
 
 def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layers_rest() -> None:
     deep = dataclasses.replace(TINY, layers=10)
-    kept, one = deep.activation_items(3, checkpointing=True), dataclasses.replace(TINY, layers=1).activation_items(3)
+    kept, one = (
+        deep.activation_items(3, checkpointing=True),
+        dataclasses.replace(TINY, layers=1).activation_items(3),
+    )
     assert kept == {**one, "inputs": 10 * 3 * 16 * 12 * 2}
-    assert deep.activation_bytes(3, checkpointing=True) == sum(kept.values()) < deep.activation_bytes(3)
+    assert (
+        deep.activation_bytes(3, checkpointing=True)
+        == sum(kept.values())
+        < deep.activation_bytes(3)
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,14 @@ SHIPPED = {f"isoflop/shipped/{folder}/{path.name}" for folder in ("sweeps", "slu
 
 def run(command: Sequence[str | Path], folder: Path) -> str:
     """Runs a command outside the checkout; returns what it printed to stdout."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=clean, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -37,7 +43,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built without network, from the source distribution of a copy of the checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for folder in ("isoflop", "sweeps", "slurm"):
-        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder,
+            source / folder,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     run([sys.executable, "-m", "build", "--no-isolation", "--outdir", target, source], target)
@@ -55,7 +66,20 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("environment")
     venv.create(place, with_pip=False, symlinks=True)
     python = place / "bin" / "python"
-    run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel], place)
+    run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            python,
+            "install",
+            "--no-deps",
+            "--no-index",
+            wheel,
+        ],
+        place,
+    )
     (site,) = place.glob("lib/python*/site-packages")
     (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = run([python, "-c", "import isoflop; print(isoflop.__file__)"], place).strip()
@@ -68,7 +92,10 @@ def test_the_wheel_holds_what_is_shipped_and_nothing_else(wheel: Path) -> None:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         assert {name for name in names if "/shipped/" in name} == SHIPPED
         for name in SHIPPED:
-            assert archive.read(name) == (ROOT / Path(name).relative_to("isoflop/shipped")).read_bytes()
+            assert (
+                archive.read(name)
+                == (ROOT / Path(name).relative_to("isoflop/shipped")).read_bytes()
+            )
     assert "isoflop/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     tops = {name.partition("/")[0] for name in names}

@@ -11,11 +11,18 @@ LIMITS = Limits()
 
 
 class Wild(Recipe):
-    def solve(self, budget: float, shape: ModelShape, limits: Limits = LIMITS, **scales: float) -> Candidate | Dropped:
+    def solve(
+        self, budget: float, shape: ModelShape, limits: Limits = LIMITS, **scales: float
+    ) -> Candidate | Dropped:
         found = super().solve(budget, shape, limits, **scales)
         if isinstance(found, Candidate) and budget == 5e8 and shape.width == 16:
             return dataclasses.replace(found, lr=1e30)
         return found
 
 
-RECIPE = Wild(**{**{item.name: getattr(POCKET, item.name) for item in dataclasses.fields(POCKET)}, "name": "wild"})
+RECIPE = Wild(
+    **{
+        **{item.name: getattr(POCKET, item.name) for item in dataclasses.fields(POCKET)},
+        "name": "wild",
+    }
+)

@@ -15,8 +15,15 @@ import numpy as np
 
 from isoflop.config import load_sweep
 from isoflop.data.codec import PocketCodec
-from isoflop.data.pocket import CODEC_DOCUMENTS, CODEC_FILE, make_codec, scripts_of, speak, split_sentences
-from isoflop.data.workers import in_fresh_processes
+from isoflop.data.pocket import (
+    CODEC_DOCUMENTS,
+    CODEC_FILE,
+    make_codec,
+    scripts_of,
+    speak,
+    split_sentences,
+)
+from isoflop.data.process_pool import in_fresh_processes
 
 PAIRS = 3
 SECONDS = (1.4, 2.2)
@@ -32,10 +39,24 @@ def main() -> None:
     for script, waveforms in zip(scripts, speak(scripts), strict=True):
         for sentence, waveform in zip(script.sentences, waveforms, strict=True):
             variant, seconds = script.voice.name.split("+")[1], len(waveform) / codec.sample_rate
-            if len(rows) < PAIRS and SECONDS[0] <= seconds <= SECONDS[1] and variant not in variants:
+            if (
+                len(rows) < PAIRS
+                and SECONDS[0] <= seconds <= SECONDS[1]
+                and variant not in variants
+            ):
                 variants.add(variant)
-                rows.append([len(rows) + 1, script.voice.name, script.voice.rate, f"{seconds:.2f}", sentence])
-                write_pair(len(rows), waveform, codec.decode(codec.encode(waveform)), codec.sample_rate)
+                rows.append(
+                    [
+                        len(rows) + 1,
+                        script.voice.name,
+                        script.voice.rate,
+                        f"{seconds:.2f}",
+                        sentence,
+                    ]
+                )
+                write_pair(
+                    len(rows), waveform, codec.decode(codec.encode(waveform)), codec.sample_rate
+                )
     with Path(__file__).with_name("pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["pair", "voice", "words_per_minute", "seconds", "sentence"], *rows])

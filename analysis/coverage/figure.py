@@ -11,7 +11,7 @@ import pandas as pd
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from isoflop.reporting.style import INK, MUTED
+from isoflop.plotting.style import INK, MUTED
 
 HERE = Path(__file__).parent
 TRUE = {
@@ -23,13 +23,19 @@ TRUE = {
     "parabola_a": "parabolas: a",
     "parabola_size": "parabolas: N*",
 }
-WRONG = {"parametric_size": "parametric: N*", "parametric_loss": "parametric: loss", "joint_size": "joint: N*"}
+WRONG = {
+    "parametric_size": "parametric: N*",
+    "parametric_loss": "parametric: loss",
+    "joint_size": "joint: N*",
+}
 
 
 def main() -> None:
     true, wrong = (pd.read_csv(HERE / name) for name in ("true.csv", "wrong.csv"))
     wrong = wrong[wrong["wrong"] != "true"]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.1, 1.0), layout="constrained")
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.2), width_ratios=(1.1, 1.0), layout="constrained"
+    )
     rows = [(words, true[f"{name}_covered"], INK) for name, words in TRUE.items()]
     _strips(left, rows, f"Where the law is true ({len(true)} cells)")
     rows = []
@@ -47,7 +53,16 @@ def _strips(ax, rows: list[tuple[str, pd.Series, str]], title: str) -> None:
     ax.axvline(0.95, color=MUTED, linewidth=0.8, zorder=1)
     for k, (_, values, colour) in enumerate(rows):
         y = k + rng.uniform(-0.22, 0.22, len(values))
-        ax.plot(values, y, linestyle="none", marker="o", markersize=3, alpha=0.55, color=colour, zorder=2)
+        ax.plot(
+            values,
+            y,
+            linestyle="none",
+            marker="o",
+            markersize=3,
+            alpha=0.55,
+            color=colour,
+            zorder=2,
+        )
     ax.set_yticks(range(len(rows)), [words for words, _, _ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)

@@ -19,17 +19,22 @@ import pandas as pd
 from scipy.special import stdtrit
 from worlds import DESIGNS, GRIDS, LAWS, UNEVEN, WRONG, World, noise, places, relative_sd
 
-from isoflop.fitting import estimate
-from isoflop.fitting import profiles as joint
-from isoflop.fitting.estimate import Estimate, Sample, estimate_many, estimate_one
-from isoflop.fitting.isoflop import profiles_of
-from isoflop.fitting.joint import best_of, curves_of, roll_out_joint
-from isoflop.fitting.parabola import fit_parabola
-from isoflop.fitting.parametric import roll_out_surface
-from isoflop.fitting.rollout import RollOut
-from isoflop.fitting.solver import Points
-from isoflop.fitting.surface import optimum
-from isoflop.fitting.table import read_table
+from isoflop.fitting.estimators import joint_estimate as joint
+from isoflop.fitting.estimators import surface_estimate as estimate
+from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.newton import Points
+from isoflop.fitting.estimators.parabola import fit_parabola
+from isoflop.fitting.estimators.surface_estimate import (
+    Estimate,
+    Sample,
+    estimate_many,
+    estimate_one,
+)
+from isoflop.fitting.methods.isoflop import profiles_of
+from isoflop.fitting.methods.joint import best_of, curves_of, roll_out_joint
+from isoflop.fitting.methods.parametric import roll_out_surface
+from isoflop.fitting.results.parametric_fit import optimum
+from isoflop.fitting.tables.runs_table import read_table
 
 HERE = Path(__file__).parent
 LEVEL = 0.95
@@ -47,7 +52,10 @@ def main() -> None:
         _write("true.csv", [_true(*kind, given.replicates) for kind in _shown(list(kinds))])
     if given.only in (None, "uneven"):
         kinds = itertools.product(LAWS, DESIGNS, GRIDS, (0.003,), ("gauss", "t3"), UNEVEN)
-        _write("uneven.csv", [_true(*kind[:5], given.replicates, kind[5]) for kind in _shown(list(kinds))])
+        _write(
+            "uneven.csv",
+            [_true(*kind[:5], given.replicates, kind[5]) for kind in _shown(list(kinds))],
+        )
     if given.only in (None, "wrong"):
         cases = [(wrong, much) for wrong, sizes in WRONG.items() for much in sizes]
         kinds = itertools.product(LAWS, DESIGNS, ("centred", "drifting to 3"), cases)
@@ -65,7 +73,9 @@ def _write(name: str, rows: list[dict]) -> None:
     pd.DataFrame(rows).to_csv(HERE / name, index=False, float_format="%.5g")
 
 
-def _true(law: str, design: str, grid: str, sd: float, kind: str, replicates: int, uneven: str = "") -> dict:
+def _true(
+    law: str, design: str, grid: str, sd: float, kind: str, replicates: int, uneven: str = ""
+) -> dict:
     """Coverage of a, of N* and of the loss at 10 times the largest budget, where the law is true."""
     world = World(LAWS[law], "true", 0.0, DESIGNS[design][0])
     row = {"law": law, "design": design, "grid": grid, "noise": sd, "kind": kind, "uneven": uneven}
@@ -77,7 +87,9 @@ def _true(law: str, design: str, grid: str, sd: float, kind: str, replicates: in
         row[f"{name}_covered"] = np.mean(np.abs(value - truth) <= half)
     if uneven:
         with patch.object(estimate, "UNEVEN", 0.0):
-            found = _in_chunks(world, design, grid, sd, kind, replicates, rolled=False, uneven=uneven)
+            found = _in_chunks(
+                world, design, grid, sd, kind, replicates, rolled=False, uneven=uneven
+            )
         for name, (value, half, truth, _) in found.items():
             row[f"{name}_covered_as_if_even"] = np.mean(np.abs(value - truth) <= half)
     return row
@@ -86,7 +98,14 @@ def _true(law: str, design: str, grid: str, sd: float, kind: str, replicates: in
 def _wrong(law: str, design: str, grid: str, case: tuple[str, float], replicates: int) -> dict:
     """Coverage of N* and of the loss at 10 times the largest budget, where the law is wrong, at 0.3 % noise."""
     world = World(LAWS[law], *case, DESIGNS[design][0])
-    row = {"law": law, "design": design, "grid": grid, "wrong": case[0], "much": case[1], "replicates": replicates}
+    row = {
+        "law": law,
+        "design": design,
+        "grid": grid,
+        "wrong": case[0],
+        "much": case[1],
+        "replicates": replicates,
+    }
     found = _in_chunks(world, design, grid, 0.003, "gauss", replicates, rolled=True)
     for name, (value, half, truth, more) in found.items():
         if name.endswith(("size", "loss")):
@@ -98,11 +117,20 @@ def _wrong(law: str, design: str, grid: str, case: tuple[str, float], replicates
 
 
 def _in_chunks(
-    world: World, design: str, grid: str, sd: float, kind: str, replicates: int, rolled: bool, uneven: str = ""
+    world: World,
+    design: str,
+    grid: str,
+    sd: float,
+    kind: str,
+    replicates: int,
+    rolled: bool,
+    uneven: str = "",
 ) -> dict:
     """Per quantity: estimates, half-widths, truth, allowance for model error, of all replicates."""
     parts = [
-        _estimates(world, design, grid, sd, kind, min(CHUNK, replicates - start), start, rolled, uneven)
+        _estimates(
+            world, design, grid, sd, kind, min(CHUNK, replicates - start), start, rolled, uneven
+        )
         for start in range(0, replicates, CHUNK)
     ]
     return {
@@ -113,7 +141,15 @@ def _in_chunks(
 
 
 def _estimates(
-    world: World, design: str, grid: str, sd: float, kind: str, count: int, seed: int, rolled: bool, uneven: str
+    world: World,
+    design: str,
+    grid: str,
+    sd: float,
+    kind: str,
+    count: int,
+    seed: int,
+    rolled: bool,
+    uneven: str,
 ) -> dict:
     params, tokens, budget = places(world.law, design, grid)
     clean = world.loss(params, tokens)
@@ -145,14 +181,26 @@ def _surface(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     half = {name: t * _errors(found, gradient) for name, gradient in of.items()}
     return {
         "parametric_a": (beta / (alpha + beta), half["a"], truth["a"], np.zeros(count)),
-        "parametric_size": (values[:, 0], half["size"], truth["size"], _more(roll, "params", far, count)),
-        "parametric_loss": (values[:, 2], half["loss"], truth["loss"], _more(roll, "loss", far, count)),
+        "parametric_size": (
+            values[:, 0],
+            half["size"],
+            truth["size"],
+            _more(roll, "params", far, count),
+        ),
+        "parametric_loss": (
+            values[:, 2],
+            half["loss"],
+            truth["loss"],
+            _more(roll, "loss", far, count),
+        ),
     }
 
 
 def _joint(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     count = len(losses)
-    frame = pd.DataFrame({"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean})
+    frame = pd.DataFrame(
+        {"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean}
+    )
     curves, x_mean, c_mean = curves_of(profiles_of(read_table(frame), "params"))
     order = np.lexsort((params, budget))
     first = best_of(curves, np.inf).theta
@@ -162,10 +210,18 @@ def _joint(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     t = stdtrit(len(curves.x) - curves.parameters, 0.5 + LEVEL / 2.0)
     unit = np.eye(5)
     at = unit[3] + (np.log(far) - c_mean) * unit[4]
-    spread = {name: np.sqrt(np.einsum("i,mij,j->m", g, found.spread, g)) for name, g in (("a", unit[4]), ("size", at))}
+    spread = {
+        name: np.sqrt(np.einsum("i,mij,j->m", g, found.spread, g))
+        for name, g in (("a", unit[4]), ("size", at))
+    }
     return {
         "joint_a": (found.theta[:, 4], t * spread["a"], truth["a"], np.zeros(count)),
-        "joint_size": (found.theta @ at + x_mean, t * spread["size"], truth["size"], _more(roll, "params", far, count)),
+        "joint_size": (
+            found.theta @ at + x_mean,
+            t * spread["size"],
+            truth["size"],
+            _more(roll, "params", far, count),
+        ),
     }
 
 
@@ -173,7 +229,9 @@ def _parabolas(params, tokens, budget, clean, losses, far, truth) -> dict:
     """The line through the vertices of parabolas with its t interval; the one printed is this or the bootstrap's,
     whichever is wider, so it holds the truth at least as often.
     """
-    frame = pd.DataFrame({"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean})
+    frame = pd.DataFrame(
+        {"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean}
+    )
     profiles = profiles_of(read_table(frame), "params")
     order = np.lexsort((params, budget))
     vertices, start = [], 0

@@ -21,7 +21,10 @@ DESIGNS = {  # budgets, sizes a budget
     "SODA's budgets x 9": (np.array([3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20]), 9),
 }
 GRIDS = {"centred": {}, "off by 3": {"offset": 3.0}, "drifting to 3": {"drift": 3.0}}
-UNEVEN = ("ends of a profile", "smallest budget")  # where noise is three times that of the middle, or of the largest
+UNEVEN = (
+    "ends of a profile",
+    "smallest budget",
+)  # where noise is three times that of the middle, or of the largest
 WRONG = {  # what is wrong with the law, by how much
     "true": [0.0],
     "beta falls by": [0.05, 0.1, -0.05],
@@ -90,7 +93,9 @@ def places(law: Surface, design: str, grid: str) -> tuple[Floats, Floats, Floats
 def noise(kind: str, sd: float, shape: tuple[int, int], seed: int) -> Floats:
     """Of ln loss: Gaussian, or Student's t with 3 degrees of freedom of the same standard deviation."""
     rng = np.random.default_rng(seed)
-    drawn = rng.normal(size=shape) if kind == "gauss" else rng.standard_t(3, size=shape) / np.sqrt(3.0)
+    drawn = (
+        rng.normal(size=shape) if kind == "gauss" else rng.standard_t(3, size=shape) / np.sqrt(3.0)
+    )
     return sd * drawn
 
 

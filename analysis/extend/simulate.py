@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: small matrices gain nothing from threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before numpy: small matrices gain nothing from threads
 
 import argparse
 import dataclasses
@@ -28,17 +30,17 @@ from scipy.special import stdtrit
 
 from isoflop.config import load_sweep
 from isoflop.config.schema import Point, Sweep, WidthRule
-from isoflop.fitting.design import Design
-from isoflop.fitting.diagnostics import LACK
-from isoflop.fitting.estimate import Estimate, Sample, estimate_many
-from isoflop.fitting.noise import Noise
-from isoflop.fitting.parametric import roll_out_surface
-from isoflop.fitting.solver import Points
-from isoflop.fitting.surface import optimum
-from isoflop.following.extend import choose
-from isoflop.following.greedy import Caps
-from isoflop.following.places import Place, places_of
-from isoflop.following.study import Study
+from isoflop.fitting.estimators.fisher import Design
+from isoflop.fitting.estimators.newton import Points
+from isoflop.fitting.estimators.noise import Noise
+from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, estimate_many
+from isoflop.fitting.methods.parametric import roll_out_surface
+from isoflop.fitting.results.diagnostics import LACK
+from isoflop.fitting.results.parametric_fit import optimum
+from isoflop.followup.candidates import Place, places_of
+from isoflop.followup.extend import choose
+from isoflop.followup.finished_study import Study
+from isoflop.followup.selection import Caps
 from isoflop.laws import SURFACES, Surface
 from isoflop.planning.plan import plan
 
@@ -96,7 +98,9 @@ def truth(law: str, wrong: str) -> Truth:
         "none": s.loss,
         "budgets": lambda n, d: s.loss(n, d) * (1.0 + 0.003 * np.log10(6.0 * n * d / 3e18)),
         "sizes": lambda n, d: s.loss(n, d) * (1.0 + 0.01 * 1e8 / n),
-        "form": lambda n, d: s.E + ((s.A * n**-s.alpha) ** (1 / 0.85) + (s.B * d**-s.beta) ** (1 / 0.85)) ** 0.85,
+        "form": lambda n, d: (
+            s.E + ((s.A * n**-s.alpha) ** (1 / 0.85) + (s.B * d**-s.beta) ** (1 / 0.85)) ** 0.85
+        ),
     }
     return Truth(law, wrong, found[wrong])
 
@@ -112,7 +116,9 @@ class Runs:
         self.losses: dict[Place, list[float]] = {}
 
     def train(self, place: Place, runs: int) -> None:
-        loss = float(self.truth.loss(np.array(float(place.params("total"))), np.array(float(place.tokens))))
+        loss = float(
+            self.truth.loss(np.array(float(place.params("total"))), np.array(float(place.tokens)))
+        )
         self.losses.setdefault(place, []).extend(loss * np.exp(self.rng.normal(0.0, NOISE, runs)))
 
     @property
@@ -129,19 +135,26 @@ class Runs:
 
     def between_seeds(self) -> tuple[float, int]:
         """Sum of squares of ln loss about the means of configurations, and its degrees of freedom."""
-        squares = sum(float(np.var(np.log(several)) * len(several)) for several in self.losses.values())
+        squares = sum(
+            float(np.var(np.log(several)) * len(several)) for several in self.losses.values()
+        )
         return squares, self.count - len(self.losses)
 
 
 def sample_at(places: list[Place], seeds: Any, losses: Any) -> Sample:
-    params, tokens = (np.array(v, float) for v in zip(*((p.params("total"), p.tokens) for p in places), strict=True))
+    params, tokens = (
+        np.array(v, float)
+        for v in zip(*((p.params("total"), p.tokens) for p in places), strict=True)
+    )
     budget = np.array([place.budget for place in places])
     points = Points.of(params, tokens, np.asarray(losses))
     return Sample(points, np.array(seeds, float), budget, budget, np.arange(len(places)))
 
 
 def grid_design(law: Surface) -> Design:
-    params, tokens = (np.array(v, float) for v in zip(*((p.params("total"), p.tokens) for p in GRID), strict=True))
+    params, tokens = (
+        np.array(v, float) for v in zip(*((p.params("total"), p.tokens) for p in GRID), strict=True)
+    )
     return Design.of(law, params, tokens, np.ones(len(GRID)), NOISE)
 
 
@@ -156,7 +169,9 @@ def measures(sample: Sample, estimate: Estimate) -> Floats:
     values, gradients = optimum(sample.points, estimate.theta, TARGET)
     by_loss = gradients[:, 2]
     t = float(stdtrit(sample.dof, 0.5 + CONFIDENCE / 2.0))
-    halves = [t * np.sqrt(np.einsum("mi,mij,mj->m", g, estimate.spread, g)) for g in (by_a, by_loss)]
+    halves = [
+        t * np.sqrt(np.einsum("mi,mij,mj->m", g, estimate.spread, g)) for g in (by_a, by_loss)
+    ]
     rollout = roll_out_surface(sample, estimate, None)
     more = np.full(len(alpha), np.nan) if rollout is None else rollout.allowance("loss", TARGET)
     return np.stack([beta / (alpha + beta), halves[0], values[:, 2], halves[1], more])
@@ -175,14 +190,23 @@ def doubt(sample: Sample, estimate: Estimate, runs: Runs) -> float:
 def fit_grid(true: Truth, replicates: int, rng: np.random.Generator) -> Floats:
     """`measures` of fits of the whole grid, all replicates as one batch."""
     design = grid_design(true.surface)
-    params, tokens = np.exp(design.points.x + design.points.x_mean), np.exp(design.points.y + design.points.y_mean)
+    params, tokens = (
+        np.exp(design.points.x + design.points.x_mean),
+        np.exp(design.points.y + design.points.y_mean),
+    )
     losses = true.loss(params, tokens) * np.exp(rng.normal(0.0, NOISE, (replicates, len(GRID))))
     sample = sample_at(list(GRID), np.ones(len(GRID)), losses)
-    return measures(sample, estimate_many(sample, np.repeat(design.theta[None], replicates, axis=0), None))
+    return measures(
+        sample, estimate_many(sample, np.repeat(design.theta[None], replicates, axis=0), None)
+    )
 
 
 def extend_until(
-    true: Truth, goal: str, enough: float, rng: np.random.Generator, places: Callable[[frozenset[float]], list[Place]]
+    true: Truth,
+    goal: str,
+    enough: float,
+    rng: np.random.Generator,
+    places: Callable[[frozenset[float]], list[Place]],
 ) -> list[dict[str, float]]:
     """The loop for one replicate: what each round knew and had spent, the last when it was enough."""
     runs, rounds = Runs(true, rng), []
@@ -200,7 +224,9 @@ def extend_until(
         rounds.append({"flops": runs.flops / GRID_FLOPS, "runs": runs.count, "half": half})
         search = None
         if half > enough and len(rounds) <= MOST_ROUNDS:
-            search, _ = choose(study, aim, Caps(ROUND[0] * runs.flops, ROUND[1], enough), None, CONFIDENCE)
+            search, _ = choose(
+                study, aim, Caps(ROUND[0] * runs.flops, ROUND[1], enough), None, CONFIDENCE
+            )
         if search is None or not search.picks:
             found = dict(zip(NAMES, map(float, measures(sample, estimate)[:, 0]), strict=True))
             return [*rounds[:-1], rounds[-1] | found | {"doubt": doubt(sample, estimate, runs)}]
@@ -218,7 +244,9 @@ def place_finder() -> Callable[[frozenset[float]], list[Place]]:
     def find(budgets: frozenset[float]) -> list[Place]:
         if budgets not in known:
             extra = tuple(Point(budget=budget, width=widths[0]) for budget in budgets)
-            sweep: Sweep = dataclasses.replace(soda, budgets=(3e18,), widths=(WidthRule(values=widths),), extra=extra)
+            sweep: Sweep = dataclasses.replace(
+                soda, budgets=(3e18,), widths=(WidthRule(values=widths),), extra=extra
+            )
             known[budgets] = places_of(sweep)
         return known[budgets]
 
@@ -245,7 +273,9 @@ def summary(values: Floats, true_a: float, true_loss: float) -> dict[str, Any]:
             "coverage": hit,
             "coverage_mc": float(np.sqrt(max(hit * (1 - hit), 0.25 / count) / count)),
         }
-    found["loss"]["coverage_with_roll_out"] = float(np.mean(np.abs(error) <= half + rows["loss_more"]))
+    found["loss"]["coverage_with_roll_out"] = float(
+        np.mean(np.abs(error) <= half + rows["loss_more"])
+    )
     found["loss"]["half_with_roll_out"] = float(np.median(half + rows["loss_more"]))
     return found
 
@@ -273,7 +303,8 @@ def study_scenario(
     paths: Paths = {}
     for goal in goals:
         paths[goal] = [
-            extend_until(true, goal, enough[goal], np.random.default_rng([seed, 1, k]), find) for k in range(replicates)
+            extend_until(true, goal, enough[goal], np.random.default_rng([seed, 1, k]), find)
+            for k in range(replicates)
         ]
         last = [path[-1] for path in paths[goal]]
         spent = np.array([end["flops"] for end in last])
@@ -310,13 +341,19 @@ def table(results: list[dict[str, Any]]) -> str:
     ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for result in results:
-        names = {"grid": "grid", "extended_for_a": "extended for a", "extended_for_loss": "extended for the loss"}
+        names = {
+            "grid": "grid",
+            "extended_for_a": "extended for a",
+            "extended_for_loss": "extended for the loss",
+        }
         for key, name in names.items():
             if key not in result:
                 continue
             found = result[key]
             a, loss, flops = found["a"], found["loss"], found.get("flops", {"mean": 1.0, "mc": 0.0})
-            share = f"{100 * flops['mean']:.1f} ({100 * flops['mc']:.1f})" if key != "grid" else "100"
+            share = (
+                f"{100 * flops['mean']:.1f} ({100 * flops['mc']:.1f})" if key != "grid" else "100"
+            )
             cells = [
                 result["law"], result["wrong"], name, share, f"{found['runs']:.0f}",
                 f"{a['bias']:+.4f} ({a['bias_mc']:.4f})", f"{a['half']:.4f}",
@@ -333,11 +370,14 @@ def draw(paths: Paths, goals: dict[str, float], file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    from isoflop.reporting.style import dress
+    from isoflop.plotting.style import dress
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     titles = {"a": "Exponent a", "loss": "Loss at 1.3e22 FLOPs"}
-    units = {"a": (1.0, "", [0.02, 0.03, 0.05, 0.08]), "loss": (100.0, ", % of the loss", [0.3, 0.5, 1.0, 2.0])}
+    units = {
+        "a": (1.0, "", [0.02, 0.03, 0.05, 0.08]),
+        "loss": (100.0, ", % of the loss", [0.3, 0.5, 1.0, 2.0]),
+    }
     for ax, (goal, several) in zip(figure.subplots(1, 2), paths.items(), strict=True):
         scale, unit, ticks = units[goal]
         for path in several[:60]:
@@ -345,7 +385,9 @@ def draw(paths: Paths, goals: dict[str, float], file: Path) -> None:
             ax.plot(x, y, color="#2c7fb8", alpha=0.2, lw=1)
         ends = np.array([(path[-1]["flops"] * 100, path[-1]["half"] * scale) for path in several])
         ax.plot(*ends.T, "o", ms=3, color="#08306b", alpha=0.5, label="enough, and stopped")
-        ax.axhline(goals[goal] * scale, color="#b30000", lw=1, ls="--", label="SODA's 64 runs (100 %)")
+        ax.axhline(
+            goals[goal] * scale, color="#b30000", lw=1, ls="--", label="SODA's 64 runs (100 %)"
+        )
         ax.set_yscale("log")
         ax.set_xlim(0, None)
         dress(ax, titles[goal], "share of the grid's FLOPs, %", f"half of the 95 % interval{unit}")

@@ -2,8 +2,7 @@
 
 Parsing only: what is printed is in `reporting`. Data goes to stdout, all else to stderr. Each command imports what it
 needs when it runs, so that help is instant. A new command is a function with `@app.command("name")` in the module of
-its kind (`layout`: plans and files to start from, `study`: on this machine, `cluster`, `laws`, `follow`: what comes
-next), and a place in `IN_HELP`.
+its kind (`plan_commands`, `run_commands`, `cluster_commands`, `fit_commands`, `extend_commands`), and a place in `IN_HELP`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import cluster, follow, laws, layout, study  # noqa: F401  the commands register themselves
-from isoflop.cli.shared import app, plan_app
+from isoflop.cli import (  # noqa: F401  the commands register themselves
+    cluster_commands,
+    extend_commands,
+    fit_commands,
+    plan_commands,
+    run_commands,
+)
+from isoflop.cli.options import app, plan_app
 from isoflop.errors import IsoflopError
 
 IN_HELP = (
@@ -68,7 +73,10 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
         if problem.errno == errno.ENOSPC:
             if not problem.filename:
                 _silence_stdout()
-            print(f"isoflop: error: {problem.filename or 'standard output'}: the disk is full", file=sys.stderr)
+            print(
+                f"isoflop: error: {problem.filename or 'standard output'}: the disk is full",
+                file=sys.stderr,
+            )
         elif problem.errno in PLAIN_ERRORS and problem.filename:
             print(f"isoflop: error: {problem.filename}: {problem.strerror}", file=sys.stderr)
         else:
@@ -93,7 +101,8 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def isoflop(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Example: isoflop plan sweeps/soda.yaml

@@ -1,9 +1,19 @@
 """Sweep files and cluster profiles: their schema, how they are read, and the identity of a run."""
 
 from isoflop.config.identity import data_hash, run_id, run_identity
-from isoflop.config.loading import load_sweep, shipped_sweeps
 from isoflop.config.profile import Profile, load_profile
-from isoflop.config.schema import Data, Metric, Optimizer, Point, Replicate, Schedule, Sweep, Train, WidthRule
+from isoflop.config.schema import (
+    Data,
+    Metric,
+    Optimizer,
+    Point,
+    Replicate,
+    Schedule,
+    Sweep,
+    Train,
+    WidthRule,
+)
+from isoflop.config.sweep_definition import load_sweep, shipped_sweeps
 
 __all__ = [
     "Data",

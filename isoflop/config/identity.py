@@ -38,7 +38,9 @@ def data_hash(data: Data) -> str:
     return canonical_hash(data_identity(data))[:DATA_HASH_DIGITS]
 
 
-def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: int) -> dict[str, Any]:
+def run_identity(
+    sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: int
+) -> dict[str, Any]:
     """All that changes the result of a run, as nested plain values; print it to see why two runs differ.
 
     Precision is in it only where the sweep pins it: `auto` lets a study move between machines.
@@ -58,7 +60,11 @@ def run_identity(sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: i
     }
     if sweep.train.trainer != "builtin":
         identity["trainer"] = list(sweep.train.program)
-    return identity if sweep.train.precision == "auto" else {**identity, "precision": sweep.train.precision}
+    return (
+        identity
+        if sweep.train.precision == "auto"
+        else {**identity, "precision": sweep.train.precision}
+    )
 
 
 def _shape_identity(shape: ModelShape) -> dict[str, Any]:
@@ -69,7 +75,9 @@ def _shape_identity(shape: ModelShape) -> dict[str, Any]:
     return values
 
 
-def run_id(budget: float, width: int, seed: int, identity: Mapping[str, Any], check: str = "") -> str:
+def run_id(
+    budget: float, width: int, seed: int, identity: Mapping[str, Any], check: str = ""
+) -> str:
     """E.g. `9e18-w768-s0-1a2b3c4d`: budget, width and seed to read, and the hash of `run_identity`.
 
     A run that checks the recipe says how it differs: `9e18-w768-lr0.5-s0-5e6f7a8b` for `lr x 0.5`.
@@ -86,7 +94,9 @@ def budget_label(budget: float) -> str:
 
 def canonical_hash(value: Any) -> str:
     """SHA-256 of a value's canonical JSON, in hexadecimal."""
-    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(
+        _canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from isoflop.config.reading import Overrides, find, read
+from isoflop.config.config_file import Overrides, find, read
 from isoflop.config.sbatch import check_gpu_options, check_options, takes_whole_nodes
-from isoflop.config.typed import UNSET, SchemaError, require, require_name, show
+from isoflop.config.validation import UNSET, SchemaError, require, require_name, show
 
 GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 NOT_GIVEN = "(not given)"
@@ -36,7 +36,11 @@ class Gpu:
         require(bool(self.type.strip()), "type", "empty; give the GPU's type, e.g. h100-sxm")
         require(1 <= self.per_node <= 1024, "per_node", f"expected 1 to 1024, got {self.per_node}")
         named = self.slurm_name is None or bool(GPU_NAME.fullmatch(self.slurm_name))
-        require(named, "slurm_name", f"expected a type as sinfo shows it, e.g. h100, got {show(self.slurm_name)}")
+        require(
+            named,
+            "slurm_name",
+            f"expected a type as sinfo shows it, e.g. h100, got {show(self.slurm_name)}",
+        )
         for key in ("peak_tflops", "memory_gb"):
             value = getattr(self, key)
             require(value is None or value > 0, key, f"expected a number above 0, got {value}")
@@ -51,7 +55,9 @@ class Node:
 
     def __post_init__(self) -> None:
         require(self.cpus >= 1, "cpus", f"expected 1 or more, got {self.cpus}")
-        require(self.memory_gb > 0, "memory_gb", f"expected a number above 0, got {self.memory_gb:g}")
+        require(
+            self.memory_gb > 0, "memory_gb", f"expected a number above 0, got {self.memory_gb:g}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,11 @@ class Profile:
     def __post_init__(self) -> None:
         require_name("name", self.name)
         if self.executor == "slurm":
-            require(bool(self.root), "root", "missing; a cluster needs a folder that all its nodes share")
+            require(
+                bool(self.root),
+                "root",
+                "missing; a cluster needs a folder that all its nodes share",
+            )
         else:
             require(not self.slurm, "slurm", "these options need executor: slurm")
         for key in ("max_gpus", "max_jobs"):
@@ -109,14 +119,28 @@ class Profile:
         if self.price_per_gpu_hour is not None:
             price = self.price_per_gpu_hour
             require(price >= 0, "price_per_gpu_hour", f"expected 0 or more, got {price:g}")
-        require(self.disk_gb is None or self.disk_gb > 0, "disk_gb", f"expected a number above 0, got {self.disk_gb}")
-        require("%" not in (self.root or ""), "root", "has a % in it, which SLURM would replace; take another folder")
-        require("\n" not in (self.root or ""), "root", "has a line break in it; take another folder")
-        require("\0" not in (self.root or ""), "root", "has a NUL character in it; take another folder")
+        require(
+            self.disk_gb is None or self.disk_gb > 0,
+            "disk_gb",
+            f"expected a number above 0, got {self.disk_gb}",
+        )
+        require(
+            "%" not in (self.root or ""),
+            "root",
+            "has a % in it, which SLURM would replace; take another folder",
+        )
+        require(
+            "\n" not in (self.root or ""), "root", "has a line break in it; take another folder"
+        )
+        require(
+            "\0" not in (self.root or ""), "root", "has a NUL character in it; take another folder"
+        )
         _check_home(self.root or "")
         _check_command(self.python)
         require(
-            not any("\n" in line for line in self.setup), "setup", "a line has a line break in it; make it two lines"
+            not any("\n" in line for line in self.setup),
+            "setup",
+            "a line has a line break in it; make it two lines",
         )
         check_options("slurm", self.slurm)
         check_options("supervisor", self.supervisor)
@@ -130,10 +154,16 @@ class Profile:
 
     def held_gpus(self, gpus: int, nodes: int) -> int:
         """GPUs that a run on so many keeps from others: its own, or with `slurm.exclusive` all of its nodes."""
-        return nodes * self.gpu.per_node if gpus and self.gpu and takes_whole_nodes(self.slurm) else gpus
+        return (
+            nodes * self.gpu.per_node
+            if gpus and self.gpu and takes_whole_nodes(self.slurm)
+            else gpus
+        )
 
 
-def load_profile(source: str | PathLike[str], overrides: Overrides = (), *, to_plan: bool = False) -> Profile:
+def load_profile(
+    source: str | PathLike[str], overrides: Overrides = (), *, to_plan: bool = False
+) -> Profile:
     """Reads and checks a cluster profile: a path, or the name of a shipped one such as `local`.
 
     Args:
@@ -174,5 +204,7 @@ def _check_command(python: str | None) -> None:
     try:
         words = ["python"] if python is None else shlex.split(python)
     except ValueError as problem:
-        raise SchemaError("python", f"can't be read as a command ({problem}), got {show(python)}") from None
+        raise SchemaError(
+            "python", f"can't be read as a command ({problem}), got {show(python)}"
+        ) from None
     require(bool(words), "python", "is empty; leave it out, or name an interpreter")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.config.typed import UNSET, SchemaError, join, require, show
+from isoflop.config.validation import UNSET, SchemaError, join, require, show
 
 OURS = {"array", "job_name", "output", "error"}
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -56,8 +56,12 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
         require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
         require(plain_name(name) not in OURS, key, "is for isoflop to say; leave it out")
         plain = plain_name(name)
-        whole = next((known for known in sorted(RECKONED_WITH) if known.startswith(plain)), plain)  # itself comes first
-        require(whole == plain, key, f"is a beginning of {join(section, whole)}; write the option out")
+        whole = next(
+            (known for known in sorted(RECKONED_WITH) if known.startswith(plain)), plain
+        )  # itself comes first
+        require(
+            whole == plain, key, f"is a beginning of {join(section, whole)}; write the option out"
+        )
         twice = names.setdefault(plain_name(name), key)
         require(twice == key, key, f"is the same option as {twice}; leave one out")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
@@ -67,12 +71,22 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
             f"expected text, a number or true, got {show(value)}",
         )
         written = not isinstance(value, float) or (math.isfinite(value) and "e" not in str(value))
-        require(written, key, f"expected a number in decimals, or text in quotes, got {show(value)}")
-        require("\n" not in str(value), key, "has a line break in it, which sbatch would take for a command")
+        require(
+            written, key, f"expected a number in decimals, or text in quotes, got {show(value)}"
+        )
+        require(
+            "\n" not in str(value),
+            key,
+            "has a line break in it, which sbatch would take for a command",
+        )
     if (time := options.get("time")) is not None:
         # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
         key = join(section, "time")
-        require(isinstance(time, str), key, f'expected text in quotes such as "48:00:00", got {show(time)}')
+        require(
+            isinstance(time, str),
+            key,
+            f'expected text in quotes such as "48:00:00", got {show(time)}',
+        )
         hours_of(time, key)
 
 
@@ -86,11 +100,15 @@ def hours_of(limit: str, key: str = "slurm.time") -> float:
         return math.inf
     found = re.fullmatch(r"(?:(?P<days>\d{1,9})-)?(?P<clock>\d{1,9}(?::\d{1,9}){0,2})", limit)
     if found is None:
-        raise SchemaError(key, f'expected a time such as "48:00:00" or "2-00:00:00", got {show(limit)}')
+        raise SchemaError(
+            key, f'expected a time such as "48:00:00" or "2-00:00:00", got {show(limit)}'
+        )
     parts = [int(part) for part in found["clock"].split(":")]
     # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
     units = (3600, 60, 1) if found["days"] or len(parts) == 3 else (60, 1)
-    seconds = 86400 * int(found["days"] or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
+    seconds = 86400 * int(found["days"] or 0) + sum(
+        part * unit for part, unit in zip(parts, units, strict=False)
+    )
     return -(-seconds // 60) / 60 if seconds else math.inf  # as sbatch reads 0
 
 
@@ -111,7 +129,8 @@ def asking_for_gpus(options: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in options.items()
-        if (plain := plain_name(name)) in GPU_OPTIONS and (plain.startswith("gpus") or _NAMES_GPU.search(str(value)))
+        if (plain := plain_name(name)) in GPU_OPTIONS
+        and (plain.startswith("gpus") or _NAMES_GPU.search(str(value)))
     ]
 
 
@@ -126,9 +145,17 @@ def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
         return None
     name, key = names[0], join("slurm", names[0])
     mend = "leave it out: a run asks for its own number, of the type gpu.slurm_name"
-    require(len(names) == 1, key, f"slurm.{names[-1]} says how many GPUs a job gets too; leave one of them out")
+    require(
+        len(names) == 1,
+        key,
+        f"slurm.{names[-1]} says how many GPUs a job gets too; leave one of them out",
+    )
     pattern = GPU_OPTIONS[plain_name(name)]
-    require(pattern is not None, key, f"gives GPUs by tasks or sockets, which a bill can't count; {mend}")
+    require(
+        pattern is not None,
+        key,
+        f"gives GPUs by tasks or sockets, which a bill can't count; {mend}",
+    )
     text = str(options[name])
     counts = pattern.findall(text) if pattern else []
     once = len(counts) == 1 and len(_NAMES_GPU.findall(text)) <= 1
@@ -145,11 +172,15 @@ def check_gpu_options(options: Mapping[str, Any]) -> None:
     for name in options:
         ours = plain_name(name).startswith(LAYOUT_OPTIONS)
         key = join("slurm", name)
-        require(not ours, key, "with `gpu` it is for isoflop to say, by each run's size; leave it out")
+        require(
+            not ours, key, "with `gpu` it is for isoflop to say, by each run's size; leave it out"
+        )
     fixed_gpus(options)
 
 
 def takes_whole_nodes(options: Mapping[str, Any]) -> bool:
     """Whether a job holds all of its nodes (`--exclusive`), not only against other users."""
-    value = next((value for name, value in options.items() if plain_name(name) == "exclusive"), "user")
+    value = next(
+        (value for name, value in options.items() if plain_name(name) == "exclusive"), "user"
+    )
     return value not in ("user", "mcs")

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isoflop.config.typed import SchemaError, require, require_name, show
+from isoflop.config.validation import SchemaError, require, require_name, show
 
 LARGEST_WIDTH = 1_000_000
 LARGEST_BUDGET = 1e40
@@ -45,18 +45,33 @@ class WidthRule:
         if self.until is not None:
             require(self.until > 0, "until", f"expected a budget above 0, got {self.until:g}")
         if self.values is not None:
-            require(not given, given[0] if given else "", "give either values or start, stop and step, not both")
+            require(
+                not given,
+                given[0] if given else "",
+                "give either values or start, stop and step, not both",
+            )
             require(bool(self.values), "values", "an empty list; give at least one width")
             _check_distinct("values", self.values)
         else:
             missing = [name for name in ends if name not in given]
             if missing:
                 raise SchemaError(missing[0], "missing; a rule has start, stop and step, or values")
-        for name, width in [*ends.items(), *((f"values[{i}]", width) for i, width in enumerate(self.values or ()))]:
+        for name, width in [
+            *ends.items(),
+            *((f"values[{i}]", width) for i, width in enumerate(self.values or ())),
+        ]:
             if width is not None:
-                require(0 < width <= LARGEST_WIDTH, name, f"expected 1 to {LARGEST_WIDTH:,}, got {width:,}")
+                require(
+                    0 < width <= LARGEST_WIDTH,
+                    name,
+                    f"expected 1 to {LARGEST_WIDTH:,}, got {width:,}",
+                )
         if self.start is not None and self.stop is not None:
-            require(self.start <= self.stop, "stop", f"expected {self.start} (start) or more, got {self.stop}")
+            require(
+                self.start <= self.stop,
+                "stop",
+                f"expected {self.start} (start) or more, got {self.stop}",
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -75,7 +90,11 @@ class Point:
 
     def __post_init__(self) -> None:
         _check_budget("budget", self.budget)
-        require(0 < self.width <= LARGEST_WIDTH, "width", f"expected 1 to {LARGEST_WIDTH:,}, got {self.width:,}")
+        require(
+            0 < self.width <= LARGEST_WIDTH,
+            "width",
+            f"expected 1 to {LARGEST_WIDTH:,}, got {self.width:,}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +135,41 @@ class Data:
 
     def __post_init__(self) -> None:
         require(bool(self.codec.strip()), "codec", "empty; use mimi, pocket or a folder")
-        require(bool(self.text_tokenizer.strip()), "text_tokenizer", "empty; use a Hugging Face tokenizer or bytes")
-        require(bool(self.mixture), "mixture", "empty; give at least one source, e.g. mixture: {pocket: 1.0}")
+        require(
+            bool(self.text_tokenizer.strip()),
+            "text_tokenizer",
+            "empty; use a Hugging Face tokenizer or bytes",
+        )
+        require(
+            bool(self.mixture),
+            "mixture",
+            "empty; give at least one source, e.g. mixture: {pocket: 1.0}",
+        )
         for source, share in self.mixture.items():
             require_name(f"mixture.{source}", source)
-            require(0 < share <= 1, f"mixture.{source}", f"expected a share above 0 and up to 1, got {share:g}")
+            require(
+                0 < share <= 1,
+                f"mixture.{source}",
+                f"expected a share above 0 and up to 1, got {share:g}",
+            )
         total = math.fsum(self.mixture.values())
         require(abs(total - 1) <= 1e-3, "mixture", f"the shares add up to {total:.5g}, not 1")
         for source, tokens in self.tokens.items():
             sources = ", ".join(self.mixture)
-            require(source in self.mixture, f"tokens.{source}", f"no source of data.mixture ({sources})")
+            require(
+                source in self.mixture, f"tokens.{source}", f"no source of data.mixture ({sources})"
+            )
             require(tokens >= 1, f"tokens.{source}", f"expected 1 token or more, got {tokens:g}")
-        require(self.max_epochs > 0, "max_epochs", f"expected a number above 0, got {self.max_epochs:g}")
+        require(
+            self.max_epochs > 0, "max_epochs", f"expected a number above 0, got {self.max_epochs:g}"
+        )
         require(self.seed >= 0, "seed", f"expected 0 or more, got {self.seed}")
         share = self.heldout_share
-        require(0 < share < 0.5, "heldout_share", f"expected a share above 0 and under 0.5, got {share:g}")
+        require(
+            0 < share < 0.5,
+            "heldout_share",
+            f"expected a share above 0 and under 0.5, got {share:g}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +185,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         require(0 <= self.beta1 < 1, "beta1", f"expected 0 or more and under 1, got {self.beta1:g}")
         require(self.eps > 0, "eps", f"expected a number above 0, got {self.eps:g}")
-        require(self.weight_decay >= 0, "weight_decay", f"expected 0 or more, got {self.weight_decay:g}")
+        require(
+            self.weight_decay >= 0, "weight_decay", f"expected 0 or more, got {self.weight_decay:g}"
+        )
         require(self.grad_clip > 0, "grad_clip", f"expected a norm above 0, got {self.grad_clip:g}")
 
 
@@ -164,7 +205,11 @@ class Schedule:
             value = getattr(self, name)
             require(0 <= value <= 1, name, f"expected a share from 0 to 1, got {value:g}")
         total = self.warmup + self.decay
-        require(total <= 1 + 1e-9, "decay", f"warmup and decay add up to {total:g}; they share one run, so at most 1")
+        require(
+            total <= 1 + 1e-9,
+            "decay",
+            f"warmup and decay add up to {total:g}; they share one run, so at most 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,21 +244,37 @@ class Train:
     def __post_init__(self) -> None:
         require(self.z_loss >= 0, "z_loss", f"expected 0 or more, got {self.z_loss:g}")
         kind, _, argument = self.trainer.partition(":")
-        known = self.trainer == "builtin" or (kind in ("command", "simulated") and bool(argument.strip()))
+        known = self.trainer == "builtin" or (
+            kind in ("command", "simulated") and bool(argument.strip())
+        )
         require(
-            known, "trainer", f'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got {show(self.trainer)}'
+            known,
+            "trainer",
+            f'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got {show(self.trainer)}',
         )
         fits = 0 < self.lr_scale <= 1e6
         require(fits, "lr_scale", f"expected a factor above 0 and up to 1e6, got {self.lr_scale:g}")
-        power_of_two = 2**-20 <= self.batch_scale <= 2**20 and math.frexp(self.batch_scale)[0] == 0.5
-        require(power_of_two, "batch_scale", f"expected a power of two such as 0.5 or 2, got {self.batch_scale:g}")
+        power_of_two = (
+            2**-20 <= self.batch_scale <= 2**20 and math.frexp(self.batch_scale)[0] == 0.5
+        )
+        require(
+            power_of_two,
+            "batch_scale",
+            f"expected a power of two such as 0.5 or 2, got {self.batch_scale:g}",
+        )
         require(self.evals >= 1, "evals", f"expected 1 or more, got {self.evals}")
         require(self.log_points >= 1, "log_points", f"expected 1 or more, got {self.log_points}")
         minutes = self.checkpoint_minutes
         require(minutes > 0, "checkpoint_minutes", f"expected a number above 0, got {minutes:g}")
-        require(len(set(self.loggers)) == len(self.loggers), "loggers", "one is given twice; leave one out")
         require(
-            not (self.loggers and kind == "command"), "loggers", "a program of your own logs by itself; leave it out"
+            len(set(self.loggers)) == len(self.loggers),
+            "loggers",
+            "one is given twice; leave one out",
+        )
+        require(
+            not (self.loggers and kind == "command"),
+            "loggers",
+            "a program of your own logs by itself; leave it out",
         )
 
     @property
@@ -238,7 +299,11 @@ class Metric:
 
     def __post_init__(self) -> None:
         require_name("set", self.set)
-        require(self.set != "train", "set", "a loss on training batches can't be fitted; name a held-out set")
+        require(
+            self.set != "train",
+            "set",
+            "a loss on training batches can't be fitted; name a held-out set",
+        )
         require(self.tokens >= 1, "tokens", f"expected 1 or more, got {self.tokens}")
 
 
@@ -280,7 +345,11 @@ class Sweep:
 
     def __post_init__(self) -> None:
         require_name("name", self.name)
-        require(0 < self.seq_len <= 2**24, "seq_len", f"expected 1 to {2**24:,} tokens, got {self.seq_len:,}")
+        require(
+            0 < self.seq_len <= 2**24,
+            "seq_len",
+            f"expected 1 to {2**24:,} tokens, got {self.seq_len:,}",
+        )
         require(bool(self.budgets), "budgets", "an empty list; give at least one budget")
         for i, budget in enumerate(self.budgets):
             _check_budget(f"budgets[{i}]", budget)
@@ -298,21 +367,33 @@ class Sweep:
         require(bool(self.widths), "widths", "an empty list; give widths or rules")
         limits = [math.inf if rule.until is None else rule.until for rule in self.widths]
         for i, (before, after) in enumerate(itertools.pairwise(limits), start=1):
-            require(after > before, f"widths[{i}]", "never used: the rule before it reaches as far; order by until")
+            require(
+                after > before,
+                f"widths[{i}]",
+                "never used: the rule before it reaches as far; order by until",
+            )
         top = max(self.budgets)
-        require(top <= limits[-1], "widths", f"no rule for budget {top:g}; let the last rule have no until")
+        require(
+            top <= limits[-1],
+            "widths",
+            f"no rule for budget {top:g}; let the last rule have no until",
+        )
         candidates = sum(len(self.widths_at(budget)) for budget in self.budgets) * len(self.seeds)
         message = f"{candidates:,} candidates, more than {MOST_CANDIDATES:,}; use a larger step or fewer budgets"
         require(candidates <= MOST_CANDIDATES, "widths", message)
 
     def widths_at(self, budget: float) -> tuple[int, ...]:
         """Widths to try at a budget, by the first rule whose `until` is not below it."""
-        return next((rule.widths for rule in self.widths if rule.until is None or budget <= rule.until), ())
+        return next(
+            (rule.widths for rule in self.widths if rule.until is None or budget <= rule.until), ()
+        )
 
 
 def _check_budget(key: str, budget: float) -> None:
     fits = 0 < budget <= LARGEST_BUDGET
-    require(fits, key, f"expected training FLOPs above 0 and up to {LARGEST_BUDGET:g}, got {budget:g}")
+    require(
+        fits, key, f"expected training FLOPs above 0 and up to {LARGEST_BUDGET:g}, got {budget:g}"
+    )
 
 
 def _check_seeds(key: str, seeds: tuple[int, ...]) -> None:

@@ -108,9 +108,13 @@ class PocketCodec:
                 codec = cls(stored["centroids"], stored["mean"])
                 whole = about["version"] == VERSION and about["checksum"] == codec.checksum
         except Exception as error:  # numpy and zipfile raise of many kinds for a damaged file
-            raise DataError(f"{path}: not a readable codec ({error}); delete its folder and prepare again") from None
+            raise DataError(
+                f"{path}: not a readable codec ({error}); delete its folder and prepare again"
+            ) from None
         if not whole:
-            raise DataError(f"{path}: damaged or of another version; delete its folder and prepare again")
+            raise DataError(
+                f"{path}: damaged or of another version; delete its folder and prepare again"
+            )
         return codec
 
 
@@ -131,7 +135,9 @@ def train_pocket_codec(waveforms: list[np.ndarray], seed: int) -> PocketCodec:
     codebooks, size = CODECS["pocket"]
     frames = np.concatenate([frames_of(waveform) for waveform in waveforms])
     if len(frames) < 10 * size:
-        raise DataError(f"{len(frames)} frames of speech are too few to train a codec: {10 * size} are needed")
+        raise DataError(
+            f"{len(frames)} frames of speech are too few to train a codec: {10 * size} are needed"
+        )
     generator = np.random.default_rng(seed)
     mean = frames.mean(0)
     residual, centroids = frames - mean, []
@@ -141,7 +147,9 @@ def train_pocket_codec(waveforms: list[np.ndarray], seed: int) -> PocketCodec:
     return PocketCodec(np.stack(centroids), mean)
 
 
-def _k_means(points: np.ndarray, count: int, generator: np.random.Generator, iterations: int = 20) -> np.ndarray:
+def _k_means(
+    points: np.ndarray, count: int, generator: np.random.Generator, iterations: int = 20
+) -> np.ndarray:
     """Lloyd's algorithm; a centroid that lost its points moves to a random point."""
     centroids = points[generator.choice(len(points), count, replace=False)]
     for _ in range(iterations):
@@ -149,7 +157,9 @@ def _k_means(points: np.ndarray, count: int, generator: np.random.Generator, ite
         members = (nearest == np.arange(count)[:, None]).astype(np.float32)
         sizes, sums = members.sum(1), members @ points
         spare = points[generator.choice(len(points), count, replace=False)]
-        centroids = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], spare).astype(np.float32)
+        centroids = np.where(
+            sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], spare
+        ).astype(np.float32)
     return centroids
 
 

@@ -36,7 +36,9 @@ def stft(waveform: np.ndarray) -> np.ndarray:
     padded = np.zeros((count - 1) * HOP + WINDOW)
     begin = (WINDOW - HOP) // 2
     padded[begin : begin + len(waveform)] = waveform[: len(padded) - begin]
-    return np.fft.rfft(np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW))
+    return np.fft.rfft(
+        np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] * np.hanning(WINDOW)
+    )
 
 
 def istft(spectra: np.ndarray) -> np.ndarray:

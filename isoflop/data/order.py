@@ -26,7 +26,9 @@ class Order:
             DataError: a batch that the ranks can't share evenly.
         """
         if self.batch_size % ranks:
-            raise DataError(f"a batch of {self.batch_size} sequences can't be shared evenly by {ranks} processes")
+            raise DataError(
+                f"a batch of {self.batch_size} sequences can't be shared evenly by {ranks} processes"
+            )
         part = self.batch_size // ranks
         begin = step * self.batch_size + rank * part
         epochs, positions = np.divmod(np.arange(begin, begin + part), self.windows)

@@ -21,11 +21,11 @@ import numpy as np
 
 from isoflop.data.codec import PocketCodec, train_pocket_codec
 from isoflop.data.documents import Composition, Utterance, encode_document, is_heldout, orders_of
-from isoflop.data.prose import sentences
+from isoflop.data.process_pool import in_fresh_processes
 from isoflop.data.shards import Manifest, Shard, write_shard
 from isoflop.data.speech import VOICES, Synthesizer, Voice
+from isoflop.data.text_corpus import sentences
 from isoflop.data.vocabulary import Vocabulary, vocabulary
-from isoflop.data.workers import in_fresh_processes
 from isoflop.errors import DataError
 
 DOCUMENTS_A_SHARD = 256
@@ -53,7 +53,10 @@ class _Job:
 
 
 def prepare_pocket(
-    folder: Path, data: dict[str, Any], processes: int, progress: Callable[[int, float], None] | None = None
+    folder: Path,
+    data: dict[str, Any],
+    processes: int,
+    progress: Callable[[int, float], None] | None = None,
 ) -> Manifest:
     """Makes the corpus in `folder` until the training split has `data["tokens"]["pocket"]` tokens, both orders counted.
 
@@ -73,7 +76,9 @@ def prepare_pocket(
     wanted, made = float(data["tokens"]["pocket"]), 0
     shards: list[Shard] = []
     with closing(
-        in_fresh_processes(_make_shard, chain(jobs("heldout", heldout, 1), jobs("train", train, None)), processes)
+        in_fresh_processes(
+            _make_shard, chain(jobs("heldout", heldout, 1), jobs("train", train, None)), processes
+        )
     ) as results:
         while made < wanted:
             shards.append(next(results))
@@ -108,7 +113,11 @@ def scripts_of(texts: list[str], seed: int, take: int) -> list[Script]:
     scripts, begin = [], 0
     while begin < len(shuffled):
         count = int(generator.integers(1, 5))
-        scripts.append(Script(tuple(shuffled[begin : begin + count]), VOICES[int(generator.integers(len(VOICES)))]))
+        scripts.append(
+            Script(
+                tuple(shuffled[begin : begin + count]), VOICES[int(generator.integers(len(VOICES)))]
+            )
+        )
         begin += count
     return scripts
 
@@ -122,7 +131,9 @@ def speak(scripts: list[Script]) -> Iterator[list[np.ndarray]]:
 
 def make_codec(folder: Path, seed: int, scripts: list[Script]) -> dict[str, str]:
     """Trains the corpus's codec on scripts and saves it in `folder`; the versions of all that it depends on."""
-    codec = train_pocket_codec([waveform for document in speak(scripts) for waveform in document], seed)
+    codec = train_pocket_codec(
+        [waveform for document in speak(scripts) for waveform in document], seed
+    )
     codec.save(folder / CODEC_FILE)
     return {
         "isoflop": version("isoflop"),
@@ -162,4 +173,6 @@ def _make_shard(job: _Job) -> Shard:
                 seconds += sum(map(len, waveforms)) / codec.sample_rate
     shuffle = np.random.default_rng([job.seed, job.number, 1]).permutation(len(documents))
     name = f"{job.split}-{job.number:05d}"
-    return write_shard(job.folder, name, job.split, [documents[i] for i in shuffle], seconds, job.vocabulary)
+    return write_shard(
+        job.folder, name, job.split, [documents[i] for i in shuffle], seconds, job.vocabulary
+    )

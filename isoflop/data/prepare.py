@@ -24,7 +24,9 @@ def data_folder(root: Path, data: Data) -> Path:
     return root / "data" / data_hash(data)
 
 
-def prepare(root: Path, data: Data, *, processes: int | None = None, progress: Progress | None = None) -> Path:
+def prepare(
+    root: Path, data: Data, *, processes: int | None = None, progress: Progress | None = None
+) -> Path:
     """The folder of a data specification's shards, which is made if it is not there.
 
     Raises:
@@ -51,7 +53,11 @@ def _check(folder: Path, data: Data) -> None:
     """Refuses a folder that holds other data than its name says."""
     made_from, wanted = Manifest.read(folder).data, data_identity(data)
     if canonical_hash(made_from) != canonical_hash(wanted):
-        differ = [key for key in wanted if made_from.get(key) != wanted[key]] if isinstance(made_from, dict) else []
+        differ = (
+            [key for key in wanted if made_from.get(key) != wanted[key]]
+            if isinstance(made_from, dict)
+            else []
+        )
         raise DataError(
             f"{folder}: made from another data section ({', '.join(differ) or 'edited'} differ); move it away, and "
             "prepare again"
@@ -67,7 +73,9 @@ def _maker(data: Data) -> Callable[[Path, dict[str, Any], int, Progress | None],
             f"data.mixture {{pocket: 1.0}} (given: {data.codec}, {data.text_tokenizer}, {', '.join(data.mixture)})"
         )
     if "pocket" not in data.tokens:
-        raise DataError("data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}")
+        raise DataError(
+            "data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}"
+        )
     return prepare_pocket
 
 

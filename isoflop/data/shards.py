@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.config.typed import SchemaError, build
+from isoflop.config.validation import SchemaError, build
 from isoflop.data.vocabulary import Kind, Vocabulary
 from isoflop.errors import DataError
 from isoflop.files import replace_file
@@ -33,7 +33,12 @@ class Shard:
 
 
 def write_shard(
-    folder: Path, name: str, split: str, documents: list[np.ndarray], seconds: float, vocabulary: Vocabulary
+    folder: Path,
+    name: str,
+    split: str,
+    documents: list[np.ndarray],
+    seconds: float,
+    vocabulary: Vocabulary,
 ) -> Shard:
     """Writes documents end to end as `name`.bin and describes them."""
     ids = np.concatenate(documents).astype(vocabulary.dtype)
@@ -92,16 +97,24 @@ class Manifest:
         path = folder / MANIFEST
         try:
             document = json.loads(path.read_text())
-            manifest = build(cls, {name: document[name] for name in ("vocabulary", "shards", "data", "versions")})
+            manifest = build(
+                cls, {name: document[name] for name in ("vocabulary", "shards", "data", "versions")}
+            )
         except FileNotFoundError:
             mend = (
-                "delete the folder and prepare again" if folder.exists() else "run `isoflop prepare SWEEP.yaml` first"
+                "delete the folder and prepare again"
+                if folder.exists()
+                else "run `isoflop prepare SWEEP.yaml` first"
             )
             raise DataError(f"{folder}: no prepared data here (no {MANIFEST}); {mend}") from None
         except (ValueError, KeyError, TypeError, SchemaError) as error:
-            raise DataError(f"{path}: not a readable manifest ({error}); delete the folder and prepare again") from None
+            raise DataError(
+                f"{path}: not a readable manifest ({error}); delete the folder and prepare again"
+            ) from None
         if document.get("schema") != SCHEMA or document.get("checksum") != manifest.checksum:
-            raise DataError(f"{path}: edited, damaged or of another version; delete the folder and prepare again")
+            raise DataError(
+                f"{path}: edited, damaged or of another version; delete the folder and prepare again"
+            )
         return manifest
 
     def check(self, folder: Path) -> None:
@@ -118,7 +131,9 @@ class Manifest:
 
             path = folder / CODEC_FILE
             if PocketCodec.load(path).checksum != self.versions["codec"]:
-                raise DataError(f"{path}: not the codec of these shards; delete the folder and prepare again")
+                raise DataError(
+                    f"{path}: not the codec of these shards; delete the folder and prepare again"
+                )
 
 
 class Windows:
@@ -127,7 +142,9 @@ class Windows:
     Windows do not span shards; what is left at a shard's end is not used.
     """
 
-    def __init__(self, folder: Path, split: str, seq_len: int, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self, folder: Path, split: str, seq_len: int, manifest: Manifest | None = None
+    ) -> None:
         self.manifest = manifest or Manifest.read(folder)
         self.seq_len = seq_len
         splits = sorted({shard.split for shard in self.manifest.shards})
@@ -169,7 +186,13 @@ def _open_shard(folder: Path, shard: Shard, dtype: str) -> np.ndarray:
     if not path.exists():
         raise DataError(f"{path}: missing; delete the folder and prepare again")
     whole = path.stat().st_size == shard.tokens * np.dtype(dtype).itemsize
-    ids = np.asarray(np.memmap(path, dtype=dtype, mode="r")) if whole and shard.tokens else np.empty(0, dtype)
+    ids = (
+        np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+        if whole and shard.tokens
+        else np.empty(0, dtype)
+    )
     if not whole or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
-        raise DataError(f"{path}: damaged (its content is not the manifest's); delete the folder and prepare again")
+        raise DataError(
+            f"{path}: damaged (its content is not the manifest's); delete the folder and prepare again"
+        )
     return ids

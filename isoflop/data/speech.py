@@ -43,7 +43,9 @@ class Synthesizer:
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         except OSError as error:
-            raise DataError(f"espeak-ng can't be loaded ({error}); reinstall espeakng-loader") from None
+            raise DataError(
+                f"espeak-ng can't be loaded ({error}); reinstall espeakng-loader"
+            ) from None
         data = espeakng_loader.get_data_path()
         if self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DONT_EXIT) != SAMPLE_RATE:
             raise DataError(
@@ -55,7 +57,9 @@ class Synthesizer:
             ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
         ]  # fmt: skip
         self._chunks: list[np.ndarray] = []
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+        callback = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
         self._callback = callback(self._receive)  # kept: espeak holds only its address
         self._library.espeak_SetSynthCallback(self._callback)
 
@@ -73,7 +77,10 @@ class Synthesizer:
         self._library.espeak_SetParameter(RATE, voice.rate, 0)
         self._chunks.clear()
         encoded = text.encode() + b"\0"
-        failed = self._library.espeak_Synth(encoded, len(encoded), 0, CHARACTERS, 0, UTF8, None, None) != 0
+        failed = (
+            self._library.espeak_Synth(encoded, len(encoded), 0, CHARACTERS, 0, UTF8, None, None)
+            != 0
+        )
         if failed or not self._chunks:
             raise DataError(f"espeak-ng could not speak {text!r}")
         return np.concatenate(self._chunks).astype(np.float32) / 32768
@@ -86,4 +93,7 @@ class Synthesizer:
         return 0
 
 
-VOICES = tuple(Voice(f"{dialect}+{variant}", rate) for dialect, variant, rate in product(DIALECTS, VARIANTS, RATES))
+VOICES = tuple(
+    Voice(f"{dialect}+{variant}", rate)
+    for dialect, variant, rate in product(DIALECTS, VARIANTS, RATES)
+)

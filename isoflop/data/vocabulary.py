@@ -87,9 +87,13 @@ class Vocabulary:
         import numpy as np
 
         if codes.ndim != 2 or codes.shape[1] > self.codebooks:
-            raise DataError(f"codes of shape {codes.shape}: expected (frames, up to {self.codebooks} codebooks)")
+            raise DataError(
+                f"codes of shape {codes.shape}: expected (frames, up to {self.codebooks} codebooks)"
+            )
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codebook_size:
-            raise DataError(f"codes from {codes.min()} to {codes.max()}: expected 0 to {self.codebook_size - 1}")
+            raise DataError(
+                f"codes from {codes.min()} to {codes.max()}: expected 0 to {self.codebook_size - 1}"
+            )
         offsets = self.first_audio + np.arange(codes.shape[1]) * self.codebook_size
         return (codes + offsets).reshape(-1)
 
@@ -105,7 +109,9 @@ class Vocabulary:
         frames = np.asarray(ids, dtype=np.int64)[: len(ids) // width * width].reshape(-1, width)
         codes = frames - self.first_audio - np.arange(width) * self.codebook_size
         if ((codes < 0) | (codes >= self.codebook_size)).any():
-            raise DataError("audio ids out of codebook order: expected codebooks 0, 1, ... in every frame")
+            raise DataError(
+                "audio ids out of codebook order: expected codebooks 0, 1, ... in every frame"
+            )
         return codes
 
 

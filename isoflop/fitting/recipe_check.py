@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import Fit
-from isoflop.fitting.frames import column, mask, records, rows
-from isoflop.fitting.isoflop import fit_isoflop
-from isoflop.fitting.joint import fit_joint
-from isoflop.fitting.parametric import fit_parametric
-from isoflop.fitting.table import ParamCount
+from isoflop.fitting.methods.isoflop import fit_isoflop
+from isoflop.fitting.methods.joint import fit_joint
+from isoflop.fitting.methods.parametric import fit_parametric
+from isoflop.fitting.results.base import Fit
+from isoflop.fitting.tables.runs_table import ParamCount
+from isoflop.frames import column, mask, records, rows
 
 Floats = np.ndarray
 Method = Literal["joint", "isoflop", "parametric"]
@@ -83,7 +83,9 @@ class RecipeCheck:
             )
         open_ends = int(np.count_nonzero(~mask(self.points, "bounded")))
         if open_ends:
-            lines.append(f"At {open_ends} of {len(self.points)} points the best lies beyond the factors run.")
+            lines.append(
+                f"At {open_ends} of {len(self.points)} points the best lies beyond the factors run."
+            )
         return "\n".join(lines)
 
 
@@ -117,16 +119,22 @@ def check_recipe(
     """
     counts = "params" if "params" in runs.columns and n == "total" else f"params_{n}"
     if missing := [name for name in (COLUMN, "budget", counts, loss) if name not in runs.columns]:
-        raise FitError(f"the runs have no column {missing[0]!r}: a recipe is checked with recipe_check in the sweep")
+        raise FitError(
+            f"the runs have no column {missing[0]!r}: a recipe is checked with recipe_check in the sweep"
+        )
     own = unchecked(runs)
     recipe = FITS[method](own.assign(loss=own[loss]), n)
     points = pd.DataFrame(_points(runs, counts, loss, recipe.noise.sd))
     if not len(points):
-        raise FitError("no size has a done run at half, one and double of a setting: nothing can be checked")
+        raise FitError(
+            "no size has a done run at half, one and double of a setting: nothing can be checked"
+        )
     excess = np.zeros(len(own))
     for _, several in points.groupby("setting"):
         excess += _interpolated(several, column(own, "budget"), column(own, counts))
-    return RecipeCheck(points, recipe, FITS[method](own.assign(loss=own[loss] * np.exp(-excess)), n))
+    return RecipeCheck(
+        points, recipe, FITS[method](own.assign(loss=own[loss] * np.exp(-excess)), n)
+    )
 
 
 def _points(runs: pd.DataFrame, counts: str, loss: str, noise: float) -> list[dict[str, object]]:
@@ -141,7 +149,10 @@ def _points(runs: pd.DataFrame, counts: str, loss: str, noise: float) -> list[di
     ln_loss, found = np.log(column(done, loss)), []
     for budget, size in sorted({(budget, size) for budget, size, check in places if check}):
         for setting in ("lr", "batch"):
-            three = [places.get((budget, size, check), []) for check in (f"{setting} x 0.5", "", f"{setting} x 2")]
+            three = [
+                places.get((budget, size, check), [])
+                for check in (f"{setting} x 0.5", "", f"{setting} x 2")
+            ]
             if not all(three):
                 continue
             steps = np.log([0.5, 1.0, 2.0])
@@ -166,12 +177,24 @@ def _vertex(x: Floats, y: Floats, noise: Floats) -> dict[str, object]:
         by_noise = float(np.sum((to_slope * noise) ** 2)) / (2.0 * bend)
         excess = slope**2 / (2.0 * bend)
         clear = excess > CLEAR**2 * by_noise
-        return {"best": float(np.exp(at)), "excess": excess, "noise": by_noise, "clear": clear, "bounded": True}
+        return {
+            "best": float(np.exp(at)),
+            "excess": excess,
+            "noise": by_noise,
+            "clear": clear,
+            "bounded": True,
+        }
     best = int(np.argmin(y))
     by_noise = float(np.hypot(noise[best], noise[1])) if best != 1 else 0.0
     excess = float(y[1] - y[best])
     clear = excess > CLEAR * by_noise
-    return {"best": float(np.exp(x[best])), "excess": excess, "noise": by_noise, "clear": clear, "bounded": False}
+    return {
+        "best": float(np.exp(x[best])),
+        "excess": excess,
+        "noise": by_noise,
+        "clear": clear,
+        "bounded": False,
+    }
 
 
 def _interpolated(points: pd.DataFrame, budget: Floats, params: Floats) -> Floats:

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.base import Fit
-from isoflop.fitting.fitted_laws import ENDS
-from isoflop.fitting.table import ParamCount, RunsTable
-from isoflop.fitting.together import FitSet, Method, Options, fit_one, methods_of, recount
+from isoflop.fitting.methods.fit_all import FitSet, Method, Options, fit_one, methods_of, recount
+from isoflop.fitting.results.base import Fit
+from isoflop.fitting.results.fitted_laws import ENDS
+from isoflop.fitting.tables.runs_table import ParamCount, RunsTable
 
 SIX_ND = "6ND"
 SAME = 0.01  # FLOPs that differ less from 6ND are 6ND
@@ -35,7 +35,12 @@ def sensitivity_of(fitted: FitSet, runs: Any) -> pd.DataFrame:
         A row for each choice: `method, n, c, a, a_low, a_high, b, b_low, b_high`; `c` is the table's column, or `6ND`.
         A choice that the runs can't be fitted by, or don't have, has none.
     """
-    rows = [row for fit in fitted.fits if fit.method != "envelope" for row in _of_method(fit, runs, fitted.options)]
+    rows = [
+        row
+        for fit in fitted.fits
+        if fit.method != "envelope"
+        for row in _of_method(fit, runs, fitted.options)
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -70,7 +75,9 @@ def _counted(fit: Fit, method: Method, runs: Any, n: ParamCount, options: Option
         return None  # it has one count
     try:
         table = recount(fit.runs, runs, n, options)
-        return fit_one(method, table, replace(options, bootstrap=0) if method == "parametric" else options)
+        return fit_one(
+            method, table, replace(options, bootstrap=0) if method == "parametric" else options
+        )
     except FitError:
         return None
 

@@ -45,7 +45,9 @@ def simulate_isoflop(
     flops = np.repeat(budget, points * seeds)
     size = np.repeat(params.ravel(), seeds)
     tokens = flops / (6.0 * size)
-    error = np.random.default_rng(seed).normal(0.0, noise, len(size)) if noise else np.zeros(len(size))
+    error = (
+        np.random.default_rng(seed).normal(0.0, noise, len(size)) if noise else np.zeros(len(size))
+    )
     return pd.DataFrame(
         {
             "run_id": [f"sim-{i:04d}" for i in range(len(size))],

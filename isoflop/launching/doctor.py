@@ -18,10 +18,10 @@ from pathlib import Path
 from isoflop.config.profile import Profile
 from isoflop.config.sbatch import hours_of
 from isoflop.errors import ClusterError, ConfigError
-from isoflop.launching import slurm
-from isoflop.launching.reconcile import explain, is_hopeless
-from isoflop.launching.signals import Job
-from isoflop.launching.snapshot import PACKAGE
+from isoflop.launching.queue.reconcile import explain, is_hopeless
+from isoflop.launching.records.code_snapshot import PACKAGE
+from isoflop.launching.slurm import client as slurm
+from isoflop.launching.slurm.signals import Job
 
 WAIT_S = 120.0
 POLL_S = 0.5
@@ -65,7 +65,9 @@ class Probe(Job):
 def _gpus() -> int:
     """How many GPUs NVIDIA's driver shows here."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60)
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60
+        )
     except (OSError, subprocess.SubprocessError):
         return 0
     return len(listed.stdout.splitlines())
@@ -75,13 +77,23 @@ def examine(profile: Profile, root: Path, wait_s: float = WAIT_S) -> Iterator[Ch
     """The checks of a profile in order; those that the failure of another makes pointless are left out."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     mend = "log in to a node of the cluster that has SLURM on its PATH"
-    yield Check("programs", not missing, f"missing: {', '.join(missing)}" if missing else ", ".join(PROGRAMS), mend)
+    yield Check(
+        "programs",
+        not missing,
+        f"missing: {', '.join(missing)}" if missing else ", ".join(PROGRAMS),
+        mend,
+    )
     if missing:
         return
     try:
         slurm.queue()
     except ClusterError as problem:
-        yield Check("controller", False, str(problem), "try again later, or ask the cluster's administrators")
+        yield Check(
+            "controller",
+            False,
+            str(problem),
+            "try again later, or ask the cluster's administrators",
+        )
         return
     yield Check("controller", True, f"answers; arrays of up to {slurm.max_array_size():,} runs")
     yield _accounting()
@@ -95,7 +107,11 @@ def _accounting() -> Check:
     try:
         slurm.call("sacct", "-n", "-X", "-S", "now-1minutes", "-o", "JobID")
     except ClusterError as problem:
-        return Check("accounting", True, f"not used: {problem}; runs are watched by the queue and their folders")
+        return Check(
+            "accounting",
+            True,
+            f"not used: {problem}; runs are watched by the queue and their folders",
+        )
     return Check("accounting", True, "answers")
 
 
@@ -104,10 +120,18 @@ def _partition(profile: Profile) -> Iterator[Check]:
     try:
         lines = slurm.call("scontrol", "-a", "-o", "show", "partition").splitlines()
     except ClusterError as problem:
-        yield Check("partition", False, str(problem), "try again later, or ask the cluster's administrators")
+        yield Check(
+            "partition", False, str(problem), "try again later, or ask the cluster's administrators"
+        )
         return False
-    known = {fields["PartitionName"]: fields for line in lines if (fields := dict(re.findall(r"(\w+)=(\S+)", line)))}
-    names = [name for name in re.split(r"[,\s]+", str(profile.slurm.get("partition") or "")) if name]
+    known = {
+        fields["PartitionName"]: fields
+        for line in lines
+        if (fields := dict(re.findall(r"(\w+)=(\S+)", line)))
+    }
+    names = [
+        name for name in re.split(r"[,\s]+", str(profile.slurm.get("partition") or "")) if name
+    ]
     if missing := [name for name in names if name not in known]:
         mend = f"slurm.partition: take one of {', '.join(known)}"
         yield Check("partition", False, f"{missing[0]!r} does not exist", mend)
@@ -130,7 +154,12 @@ def _takes(name: str, fields: dict[str, str], asked: str | None) -> Check:
     if state != "UP":
         return Check("partition", False, f"{name} is {state}", "slurm.partition: another one")
     if asked is not None and hours_of(asked) > hours_of(most):
-        return Check("partition", False, f"{name} allows {most}, slurm.time asks for {asked}", f'slurm.time: "{most}"')
+        return Check(
+            "partition",
+            False,
+            f"{name} allows {most}, slurm.time asks for {asked}",
+            f'slurm.time: "{most}"',
+        )
     return Check("partition", True, f"{name}, {fields.get('TotalNodes')} nodes, up to {most} a job")
 
 
@@ -140,7 +169,9 @@ def _root(root: Path) -> Iterator[Check]:
     try:
         folder.mkdir(parents=True)
     except OSError as problem:
-        yield Check("root", False, f"{root}: {problem.strerror}", "root: a folder that you may write to")
+        yield Check(
+            "root", False, f"{root}: {problem.strerror}", "root: a folder that you may write to"
+        )
         return None
     free = shutil.disk_usage(root).free / 1e9
     yield Check("root", True, f"{root}, {free:,.0f} GB free")
@@ -149,13 +180,18 @@ def _root(root: Path) -> Iterator[Check]:
 
 def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     """What a job sees of the same folder, of Python, of GPUs and of the time."""
-    from isoflop.launching.queueing import queue_job
+    from isoflop.launching.queue.submit_array import queue_job
 
     job_id = None
     try:
         gpus = profile.gpu.per_node if profile.gpu is not None else 0
         job_id = queue_job(
-            Probe(str(folder)), profile, folder, PACKAGE.parent, f"isoflop-doctor-{folder.name[-8:]}", gpus=gpus
+            Probe(str(folder)),
+            profile,
+            folder,
+            PACKAGE.parent,
+            f"isoflop-doctor-{folder.name[-8:]}",
+            gpus=gpus,
         )
         began, answer, task = time.monotonic(), folder / "answer.json", None
         queued = time.time()
@@ -191,18 +227,29 @@ def _node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check]:
     if profile.gpu is not None:
         mend = "gpu.per_node, or how the cluster wants GPUs asked for, e.g. slurm: {gres: ...}"
         yield Check("gpus", seen["gpus"] >= gpus, f"{seen['gpus']} seen, {gpus} asked for", mend)
-    off = max(0.0, queued - seen["time"], seen["time"] - answered)  # a shared file system may show the answer late
-    yield Check("clock", off < CLOCK_S, f"{off:.0f} s off this machine's", "the cluster's clocks (NTP)")
+    off = max(
+        0.0, queued - seen["time"], seen["time"] - answered
+    )  # a shared file system may show the answer late
+    yield Check(
+        "clock", off < CLOCK_S, f"{off:.0f} s off this machine's", "the cluster's clocks (NTP)"
+    )
 
 
 def _no_answer(task: slurm.Task | None, folder: Path, waited_s: float) -> Check:
     if task is not None and task.waits and is_hopeless(task.reason):
-        return Check("job", False, f"waits for ever: {task.reason}", explain(task.reason).partition(": ")[2])
+        return Check(
+            "job", False, f"waits for ever: {task.reason}", explain(task.reason).partition(": ")[2]
+        )
     if task is not None and task.waits:
         return Check("job", False, f"still waits after {waited_s:.0f} s ({explain(task.reason) or 'no reason given'})",
                      "wait longer (--wait SECONDS) where it is the queue, else the key that is named")  # fmt: skip
     if task is not None and task.active:
-        return Check("job", False, f"still runs on {task.node} after {waited_s:.0f} s", "wait longer (--wait SECONDS)")
+        return Check(
+            "job",
+            False,
+            f"still runs on {task.node} after {waited_s:.0f} s",
+            "wait longer (--wait SECONDS)",
+        )
     words = _words(folder, "err") or _words(folder, "out") or "it wrote nothing"
     return Check("job", False, f"ended without an answer: {words}",
                  "setup: lines that fail there; root: a folder that all nodes share; python: an interpreter that all "

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import Worker, write_order
+from isoflop.launching.worker.pool_worker import Worker, write_order
 from isoflop.planning.plan import Plan
-from isoflop.planning.runspec import RunSpec
-from isoflop.processes import children_of
-from isoflop.runs import SETTLED, RunDirectory
+from isoflop.planning.run_spec import RunSpec
+from isoflop.process_info import children_of
+from isoflop.runs.run_directory import SETTLED, RunDirectory
 
 OVERHEAD_FLOPS = 5e5  # a token of a tiny model costs a core about as long as this many more FLOPs; for order and ETA
 TIMEOUT_MIN = 60 * 24 * 365  # submitit's local executor ends a job after 2 minutes by default
@@ -68,7 +68,9 @@ class LocalPool:
     def left(self) -> list[RunSpec]:
         """What `run` would train, the longest first: not what is done or has diverged."""
         longest_first = sorted(self.plan.runs, key=_work, reverse=True)
-        return [spec for spec in longest_first if self._state(spec)["state"] not in ("done", "diverged")]
+        return [
+            spec for spec in longest_first if self._state(spec)["state"] not in ("done", "diverged")
+        ]
 
     def run(self) -> Generator[Progress]:
         """Starts the workers and yields twice a second until all runs have ended.
@@ -108,7 +110,9 @@ class LocalPool:
         limit = time.monotonic() + STRAYS_S
         while held := [spec.run_id for spec in self.left if self._dir(spec).is_leased()]:
             if time.monotonic() > limit:
-                raise RunError(f"{self.directory}: {held[0]} is being trained by another process; wait, or stop it")
+                raise RunError(
+                    f"{self.directory}: {held[0]} is being trained by another process; wait, or stop it"
+                )
             time.sleep(POLL_S)
 
     # Workers
@@ -119,7 +123,9 @@ class LocalPool:
 
         gpus = visible_gpus()
         free = [place for place in range(self.workers) if place not in self._jobs]
-        executor = submitit.LocalExecutor(self._submitit, python=f"{shlex.quote(sys.executable)} -P")
+        executor = submitit.LocalExecutor(
+            self._submitit, python=f"{shlex.quote(sys.executable)} -P"
+        )
         executor.update_parameters(timeout_min=TIMEOUT_MIN)
         for place in free[:wanted]:
             ours = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
@@ -148,7 +154,9 @@ class LocalPool:
             self._start(len(orphans))
 
     def _is_orphan(self, spec: RunSpec) -> bool:
-        return self._state(spec)["state"] in ("running", "pending") and not self._dir(spec).is_leased()
+        return (
+            self._state(spec)["state"] in ("running", "pending") and not self._dir(spec).is_leased()
+        )
 
     def _count_death(self, spec: RunSpec) -> None:
         if self._state(spec)["state"] != "running":
@@ -164,7 +172,9 @@ class LocalPool:
         self._in_vain = self._in_vain + 1 if attempts == self._attempts else 1
         self._attempts = attempts
         if self._in_vain > MOST_DEATHS:
-            raise RunError(f"{self.directory}: workers end before they train anything; see {job.paths.stderr}")
+            raise RunError(
+                f"{self.directory}: workers end before they train anything; see {job.paths.stderr}"
+            )
 
     def _stop(self) -> None:
         try:
@@ -183,14 +193,18 @@ class LocalPool:
         return [job for job in self._jobs.values() if not job.done()]
 
     def _ask_to_stop(self) -> None:
-        with contextlib.suppress(OSError):  # on a full disk: the signals say it too, one worker after the other
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk: the signals say it too, one worker after the other
             write_order(self.directory, [])
         limit, asked = time.monotonic() + STOP_S, -math.inf
         while (alive := self._alive) and time.monotonic() < limit:
             if time.monotonic() - asked > ASK_AGAIN_S:  # a worker that is starting misses a signal
                 asked = time.monotonic()
                 for job in alive:
-                    job._process.send_signal(signal.SIGTERM)  # passed on to the worker; submitit's cancel() is a SIGINT
+                    job._process.send_signal(
+                        signal.SIGTERM
+                    )  # passed on to the worker; submitit's cancel() is a SIGINT
             time.sleep(0.1)
 
     def _kill(self) -> None:
@@ -219,7 +233,9 @@ def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+        return [
+            str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))
+        ]
     return list(itertools.takewhile(_names_gpu, map(str.strip, visible.split(","))))
 
 

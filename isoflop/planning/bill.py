@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from isoflop.config.profile import NOT_GIVEN, Profile
 from isoflop.errors import BudgetError, ConfigError
+from isoflop.planning.array_limits import UNLIMITED, line_up, run_in_lanes, share_limits
 from isoflop.planning.calibration import Calibration
-from isoflop.planning.clock import Clock, Time
-from isoflop.planning.lanes import UNLIMITED, line_up, run_in_lanes, share_limits
-from isoflop.planning.queue import Job, Order, Schedule, simulate
+from isoflop.planning.queue_simulation import Job, Order, Schedule, simulate
 from isoflop.planning.sizing import Size, Sizer
+from isoflop.planning.wall_time import Clock, Time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isoflop.planning.plan import Plan
-    from isoflop.planning.runspec import RunSpec
+    from isoflop.planning.run_spec import RunSpec
 
 CHECKPOINTS = 3
 """Of a run at work: the two that are kept, and the one that is being written."""
@@ -82,7 +82,9 @@ class Bill:
         if self.calibration is None:
             return "prior"
         beyond = sum(size.source == "extrapolated" for size in self.sizes)
-        return f"measured {self.calibration.day}" + (f", extrapolated for {beyond} runs" if beyond else "")
+        return f"measured {self.calibration.day}" + (
+            f", extrapolated for {beyond} runs" if beyond else ""
+        )
 
     @property
     def gpu_hours(self) -> float:
@@ -188,10 +190,21 @@ def with_bill_of_rest(plan: Plan, left: Mapping[str, float]) -> Plan:
     schedule = _schedule(runs, sizes, hours, bill.profile, bill.order, bill.most_tasks)
     most, kept = _disk(runs, schedule)
     rest = replace(
-        bill, sizes=sizes, hours=hours, starts=starts, schedule=schedule, others={}, disk_bytes=most, kept_bytes=kept
+        bill,
+        sizes=sizes,
+        hours=hours,
+        starts=starts,
+        schedule=schedule,
+        others={},
+        disk_bytes=most,
+        kept_bytes=kept,
     )
     own = set(bill.warnings())
-    return replace(plan, bill=rest, warnings=(*(one for one in plan.warnings if one not in own), *rest.warnings()))
+    return replace(
+        plan,
+        bill=rest,
+        warnings=(*(one for one in plan.warnings if one not in own), *rest.warnings()),
+    )
 
 
 def _disk(runs: Sequence[RunSpec], schedule: Schedule) -> tuple[int, int]:
@@ -204,16 +217,22 @@ def _disk(runs: Sequence[RunSpec], schedule: Schedule) -> tuple[int, int]:
 def places_of(profile: Profile) -> int | None:
     """GPUs that the study may hold at once, on CPUs runs at once; None where nothing limits them."""
     if profile.gpu is not None and profile.executor == "local":  # where each run takes one
-        return min(profile.max_gpus or profile.gpu.per_node, profile.max_jobs or profile.gpu.per_node)
+        return min(
+            profile.max_gpus or profile.gpu.per_node, profile.max_jobs or profile.gpu.per_node
+        )
     if profile.gpu is not None:
         return profile.max_gpus
-    return profile.max_jobs or (len(os.sched_getaffinity(0)) if profile.executor == "local" else None)
+    return profile.max_jobs or (
+        len(os.sched_getaffinity(0)) if profile.executor == "local" else None
+    )
 
 
 _Layout = tuple[tuple[Size, ...], tuple[Time, ...], Schedule]
 
 
-def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_tasks: int) -> _Layout:
+def _lay_out(
+    sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_tasks: int
+) -> _Layout:
     """Sizes, times and schedule: those of no limit on jobs, or more GPUs a run where that limit makes the study later:
     the fewest that make up for it, as far as GPUs can.
     """
@@ -227,7 +246,11 @@ def _lay_out(sizer: Sizer, profile: Profile, order: Order, clock: Clock, most_ta
     for sizes in sizer.choices(most, max_jobs):
         times = tuple(clock.time(run, size.hours) for run, size in zip(runs, sizes, strict=True))
         hours = [time.hours for time in times]
-        least = max(max(hours), _gpu_hours(sizes, hours) / (most or math.inf), sum(hours) / (max_jobs or math.inf))
+        least = max(
+            max(hours),
+            _gpu_hours(sizes, hours) / (most or math.inf),
+            sum(hours) / (max_jobs or math.inf),
+        )
         trials.append((least, len(trials), tuple(sizes), times))
     found: dict[int, _Layout] = {}
     soonest = math.inf
@@ -279,7 +302,9 @@ def _on_other_gpus(profile: Profile, layout: Callable[[Profile], _Layout]) -> di
     for gpus in (most // 2, 2 * most):
         with suppress(ConfigError):  # half of them may be too few for a model
             sizes, times, schedule = layout(replace(profile, max_gpus=gpus))
-            found[gpus] = Total(schedule.finish_hours, _gpu_hours(sizes, (time.hours for time in times)))
+            found[gpus] = Total(
+                schedule.finish_hours, _gpu_hours(sizes, (time.hours for time in times))
+            )
     return found
 
 
@@ -293,13 +318,17 @@ def _existing(root: str | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def check_cap(gpu_hours: float, most_gpu_hours: float | None, what: str = "the study needs") -> None:
+def check_cap(
+    gpu_hours: float, most_gpu_hours: float | None, what: str = "the study needs"
+) -> None:
     """Refuses what is above a cap on GPU-hours.
 
     Raises:
         BudgetError: with what would be needed.
     """
-    if most_gpu_hours is not None and not gpu_hours <= most_gpu_hours:  # what is no number is no fit either
+    if (
+        most_gpu_hours is not None and not gpu_hours <= most_gpu_hours
+    ):  # what is no number is no fit either
         raise BudgetError(
             f"{what} about {gpu_hours:,.0f} GPU-hours, --max-gpu-hours allows {most_gpu_hours:,g}; "
             "leave out the largest budgets, or raise the cap"

@@ -19,11 +19,11 @@ from typing import Any
 from isoflop.config.identity import canonical_hash
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
-from isoflop.config.typed import build, require
+from isoflop.config.validation import build, require
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
-from isoflop.planning.gpus import PARALLEL_EFFICIENCY
-from isoflop.planning.runspec import RunSpec
+from isoflop.planning.gpu_specs import PARALLEL_EFFICIENCY
+from isoflop.planning.run_spec import RunSpec
 from isoflop.recipes import find_recipe
 from isoflop.shapes import ModelShape
 
@@ -91,12 +91,20 @@ class Calibration:
     @property
     def day(self) -> str:
         """When the newest measurement was made: 2026-11-25."""
-        return time.strftime("%Y-%m-%d", time.gmtime(max(found.measured for found in self.measurements)))
+        return time.strftime(
+            "%Y-%m-%d", time.gmtime(max(found.measured for found in self.measurements))
+        )
 
     def with_more(self, more: Iterable[Measurement]) -> Calibration:
         """These measurements and newer ones, which replace those of the same classes."""
         found = {one.key: one for one in (*self.measurements, *more)}
-        return Calibration(tuple(sorted(found.values(), key=lambda one: (one.gpus, _place(one.shape), one.batch_size))))
+        return Calibration(
+            tuple(
+                sorted(
+                    found.values(), key=lambda one: (one.gpus, _place(one.shape), one.batch_size)
+                )
+            )
+        )
 
     def flops_per_second(self, shape: ModelShape, batch_size: int, gpus: int) -> tuple[float, bool]:
         """Training FLOP/s of a run, and whether it lies within what was measured.
@@ -104,7 +112,9 @@ class Calibration:
         For a number of GPUs that was not measured it is that of the nearest, with the prior's loss for each doubling.
         """
         value, inside = self.at(shape, batch_size, gpus, lambda one: one.flops_per_second)
-        doublings = math.log2(gpus / counted) if (counted := self._near(gpus)[0].gpus) and gpus else 0.0
+        doublings = (
+            math.log2(gpus / counted) if (counted := self._near(gpus)[0].gpus) and gpus else 0.0
+        )
         return value * max(1, gpus) * PARALLEL_EFFICIENCY**doublings, inside
 
     def at(
@@ -128,13 +138,19 @@ class Calibration:
     def save_seconds(self, shape: ModelShape) -> float | None:
         """Of a model's checkpoint, by the measured model that is nearest in size; None where none was measured."""
         size = shape.checkpoint_bytes
-        found = [(one.shape.checkpoint_bytes, one.save_seconds) for one in self.measurements if one.save_seconds]
+        found = [
+            (one.shape.checkpoint_bytes, one.save_seconds)
+            for one in self.measurements
+            if one.save_seconds
+        ]
         near = min(found, key=lambda one: abs(math.log(one[0] / size)), default=None)
         return near and near[1] * size / near[0]
 
     def _near(self, gpus: int) -> list[Measurement]:
         """The measurements on the number of GPUs that is nearest."""
-        nearest = min({one.gpus for one in self.measurements}, key=lambda count: abs(_log(count) - _log(gpus)))
+        nearest = min(
+            {one.gpus for one in self.measurements}, key=lambda count: abs(_log(count) - _log(gpus))
+        )
         return [one for one in self.measurements if one.gpus == nearest]
 
 
@@ -158,10 +174,14 @@ def choose_classes(runs: Sequence[RunSpec]) -> list[RunSpec]:
     """
     sizes: dict[tuple[int, int], dict[tuple[ModelShape, int], RunSpec]] = {}
     for run in runs:
-        sizes.setdefault((run.gpus or 0, run.nodes or 1), {}).setdefault((run.shape, run.batch_size), run)
+        sizes.setdefault((run.gpus or 0, run.nodes or 1), {}).setdefault(
+            (run.shape, run.batch_size), run
+        )
     chosen = []
     for _, found in sorted(sizes.items()):
-        ranked = sorted(found.values(), key=lambda run: (run.shape.train_flops_per_token, run.batch_size))
+        ranked = sorted(
+            found.values(), key=lambda run: (run.shape.train_flops_per_token, run.batch_size)
+        )
         chosen += [ranked[place] for place in sorted({0, len(ranked) // 2, len(ranked) - 1})]
     return chosen
 
@@ -189,7 +209,9 @@ def read_calibration(root: Path, sweep: Sweep, profile: Profile) -> Calibration 
         if document["schema"] != 1 or not found:
             raise ValueError
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError):
-        raise ConfigError(f"{file}: damaged; delete it, and measure again with `isoflop calibrate`") from None
+        raise ConfigError(
+            f"{file}: damaged; delete it, and measure again with `isoflop calibrate`"
+        ) from None
     return Calibration(found)
 
 

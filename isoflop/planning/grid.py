@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
-from isoflop.config.typed import SchemaError
-from isoflop.planning.rules import Rules, place_label
+from isoflop.config.validation import SchemaError
+from isoflop.planning.checked_recipe import Rules, place_label
 from isoflop.recipes import Candidate, Dropped, Limits
 
 MOST_TOKENS = 2**63 - 1
-CHECKS = {"lr x 0.5": (0.5, 1.0), "lr x 2": (2.0, 1.0), "batch x 0.5": (1.0, 0.5), "batch x 2": (1.0, 2.0)}
+CHECKS = {
+    "lr x 0.5": (0.5, 1.0),
+    "lr x 2": (2.0, 1.0),
+    "batch x 0.5": (1.0, 0.5),
+    "batch x 2": (1.0, 2.0),
+}
 """Factors on learning rate and batch of the runs that check a recipe."""
 
 CHECK_UP_TO = 10.0 * (1.0 + 1e-9)
@@ -65,9 +70,7 @@ def lay_out(rules: Rules) -> Grid:
     def solve(budget: float, width: int, limits: Limits) -> Candidate | Dropped:
         solution = rules.solve(budget, rules.shape(width), limits)
         if isinstance(solution, Candidate) and solution.tokens > MOST_TOKENS:
-            message = (
-                f"{place_label(budget, width)} would take {solution.tokens:.2g} tokens, more than a table can hold"
-            )
+            message = f"{place_label(budget, width)} would take {solution.tokens:.2g} tokens, more than a table can hold"
             raise SchemaError("budgets", f"{message}; lower the budget or start with wider models")
         return solution
 
@@ -84,10 +87,14 @@ def lay_out(rules: Rules) -> Grid:
     for i, point in enumerate(sweep.extra):
         place = (own.setdefault(budget_label(point.budget), point.budget), point.width)
         if place in kept:
-            raise SchemaError(f"extra[{i}]", f"{place_label(*place)} is in the plan already; leave it out")
+            raise SchemaError(
+                f"extra[{i}]", f"{place_label(*place)} is in the plan already; leave it out"
+            )
         solution = solve(*place, Limits())
         if isinstance(solution, Dropped):
-            raise SchemaError(f"extra[{i}]", f"{place_label(*place)} can't be run: {solution.detail}")
+            raise SchemaError(
+                f"extra[{i}]", f"{place_label(*place)} can't be run: {solution.detail}"
+            )
         dropped.pop(place, None)
         kept[place] = solution
 
@@ -134,11 +141,17 @@ def _checked(places: set[tuple[float, int]]) -> list[tuple[float, int]]:
     for budget, width in sorted(places):
         by_budget.setdefault(budget, []).append(width)
     fit = [budget for budget, widths in by_budget.items() if len(widths) >= 3]
-    chosen = sorted({min(fit), max(budget for budget in fit if budget <= CHECK_UP_TO * min(fit))}) if fit else []
+    chosen = (
+        sorted({min(fit), max(budget for budget in fit if budget <= CHECK_UP_TO * min(fit))})
+        if fit
+        else []
+    )
     return [
         (budget, by_budget[budget][i])
         for budget in chosen
-        for i in sorted({round(share * (len(by_budget[budget]) - 1)) for share in (1 / 6, 1 / 2, 5 / 6)})
+        for i in sorted(
+            {round(share * (len(by_budget[budget]) - 1)) for share in (1 / 6, 1 / 2, 5 / 6)}
+        )
     ]
 
 

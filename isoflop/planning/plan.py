@@ -11,15 +11,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.config.config_file import Overrides
 from isoflop.config.identity import budget_label, run_id, run_identity
-from isoflop.config.loading import load_sweep
-from isoflop.config.reading import Overrides
 from isoflop.config.schema import Data, Sweep
+from isoflop.config.sweep_definition import load_sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.files import replace_file
+from isoflop.planning.checked_recipe import Rules
 from isoflop.planning.grid import Grid, lay_out
-from isoflop.planning.rules import Rules
-from isoflop.planning.runspec import COLUMNS, RunSpec
+from isoflop.planning.run_spec import COLUMNS, RunSpec
 from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import Dropped
 
@@ -76,7 +76,9 @@ class Plan:
         dtypes = {str: "string", int: "Int64", float: "float64"}
         empty = {"gpus", "nodes"}
         frame = pd.DataFrame(self.rows(), columns=list(COLUMNS))
-        whole = {name: "int64" for name, kind in COLUMNS.items() if kind is int and name not in empty}
+        whole = {
+            name: "int64" for name, kind in COLUMNS.items() if kind is int and name not in empty
+        }
         return frame.astype({name: dtypes[kind] for name, kind in COLUMNS.items()} | whole)
 
     def write_parquet(self, path: str | PathLike[str]) -> None:
@@ -103,14 +105,27 @@ class Plan:
 
     def __repr__(self) -> str:
         budgets = sorted({run.budget for run in self.runs})
-        span = " to ".join(budget_label(budget) for budget in dict.fromkeys((budgets[0], budgets[-1])))
+        span = " to ".join(
+            budget_label(budget) for budget in dict.fromkeys((budgets[0], budgets[-1]))
+        )
         return (
             f"<Plan {self.sweep.name}: {len(self.runs)} runs, {len(budgets)} budgets ({span}), "
             f"{budget_label(float(f'{self.total_flops:.3g}'))} training FLOPs, {len(self.dropped)} candidates dropped>"
         )
 
     def _repr_html_(self) -> str:
-        names = ["run_id", "budget", "width", "layers", "batch_size", "steps", "lr", "params_total", "tokens", "epochs"]
+        names = [
+            "run_id",
+            "budget",
+            "width",
+            "layers",
+            "batch_size",
+            "steps",
+            "lr",
+            "params_total",
+            "tokens",
+            "epochs",
+        ]
         head = "".join(f"<th>{name}</th>" for name in names)
         body = "".join(
             "<tr>" + "".join(f"<td>{_cell(getattr(run, name))}</td>" for name in names) + "</tr>"
@@ -132,12 +147,16 @@ def plan_rows(directory: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
 
     file = directory / "plan.parquet"
     if not file.exists():
-        raise RunError(f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed")
+        raise RunError(
+            f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed"
+        )
     try:
         with pq.ParquetFile(file) as table:
             return table.read(columns=list(columns)).select(list(columns)).to_pylist()
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{file}: damaged ({error}); delete it, and `isoflop submit` writes it anew") from None
+        raise RunError(
+            f"{file}: damaged ({error}); delete it, and `isoflop submit` writes it anew"
+        ) from None
 
 
 def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan:
@@ -210,7 +229,9 @@ def drop_counts(dropped: tuple[Dropped, ...]) -> Mapping[str, int]:
 
 def epochs_of(data: Data, tokens: int) -> dict[str, float]:
     """Passes over each source whose size is known."""
-    return {source: tokens * data.mixture[source] / unique for source, unique in data.tokens.items()}
+    return {
+        source: tokens * data.mixture[source] / unique for source, unique in data.tokens.items()
+    }
 
 
 def _warnings(sweep: Sweep, runs: list[RunSpec]) -> tuple[str, ...]:
@@ -231,7 +252,11 @@ def _nothing_left(grid: Grid) -> ConfigError:
     reason, count = next(iter(drop_counts(grid.dropped).items()))
     example = next(item for item in grid.dropped if item.reason == reason)
     place = f"{budget_label(example.budget)} at width {example.width}"
-    mends = {"batch": "lower min_batch or raise budgets", "steps": "raise max_steps", "budget": "raise budgets"}
+    mends = {
+        "batch": "lower min_batch or raise budgets",
+        "steps": "raise max_steps",
+        "budget": "raise budgets",
+    }
     return ConfigError(
         f"no runs are left: {count} of {len(grid.dropped)} candidates fell to {reason} "
         f"({place}: {example.detail}); {mends.get(reason, 'change budgets or widths')}"
@@ -244,8 +269,14 @@ def _write(path: str | PathLike[str], write: Any) -> None:
         with replace_file(target) as temporary:
             write(temporary)
     except OSError as problem:
-        raise IsoflopError(f"{fspath(path)}: can't be written ({problem.strerror or problem})") from None
+        raise IsoflopError(
+            f"{fspath(path)}: can't be written ({problem.strerror or problem})"
+        ) from None
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return (
+        ""
+        if value is None
+        else html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    )

@@ -10,8 +10,8 @@ from isoflop.config.profile import Gpu, Profile
 from isoflop.config.sbatch import fixed_gpus
 from isoflop.errors import ConfigError
 from isoflop.planning.calibration import Calibration
-from isoflop.planning.gpus import GpuType, gpu_type, mfu_prior
-from isoflop.planning.runspec import RunSpec
+from isoflop.planning.gpu_specs import GpuType, gpu_type, mfu_prior
+from isoflop.planning.run_spec import RunSpec
 from isoflop.shapes import ModelShape
 
 STATE_BYTES = 18
@@ -88,15 +88,25 @@ def value_bytes(precision: str) -> int:
 
 
 def needed_bytes(
-    shape: ModelShape, micro_batch: int, checkpointing: bool, compiled: bool = True, bytes_per_value: int = 2
+    shape: ModelShape,
+    micro_batch: int,
+    checkpointing: bool,
+    compiled: bool = True,
+    bytes_per_value: int = 2,
 ) -> int:
     """Estimated memory of a GPU that trains a model on `micro_batch` sequences at once."""
-    activations = shape.activation_bytes(micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled)
+    activations = shape.activation_bytes(
+        micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled
+    )
     return STATE_BYTES * shape.params_total + activations
 
 
 def fit_memory(
-    shape: ModelShape, sequences: int, memory_bytes: float, compiled: bool = True, bytes_per_value: int = 2
+    shape: ModelShape,
+    sequences: int,
+    memory_bytes: float,
+    compiled: bool = True,
+    bytes_per_value: int = 2,
 ) -> Fit | None:
     """The largest micro-batch of `sequences` that fits, without checkpointing if one does; None where nothing fits."""
     for checkpointing in (False, True):
@@ -136,7 +146,11 @@ class Sizer:
         Raises:
             ConfigError: GPUs of an unknown type, or CPUs of which nothing was measured.
         """
-        self.calibration, self.profile, self.value_bytes = calibration, profile, value_bytes(precision)
+        self.calibration, self.profile, self.value_bytes = (
+            calibration,
+            profile,
+            value_bytes(precision),
+        )
         self.fixed = fixed_gpus(profile.slurm)
         self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
         self.options: dict[tuple[ModelShape, int], list[Option]] = {}
@@ -165,9 +179,14 @@ class Sizer:
             least = sum(options[0].held * options[0].hours(flops) for flops, options in rows)
             longest = max(LONG_ENOUGH_H, least / most)
         yield (sizes := [_first_within(longest, flops, options) for flops, options in rows])
-        while max_jobs and any(size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True)):
+        while max_jobs and any(
+            size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True)
+        ):
             longest /= 2**0.5
-            before, sizes = sizes, [_first_within(longest, flops, options) for flops, options in rows]
+            before, sizes = (
+                sizes,
+                [_first_within(longest, flops, options) for flops, options in rows],
+            )
             if sizes != before:
                 yield sizes
 
@@ -179,17 +198,28 @@ class Sizer:
         kind, found, gpus = gpu_type(gpu), [], 1
         while gpus <= run.batch_size and (gpus == 1 or self.profile.executor == "slurm"):
             whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
-            if run.batch_size % gpus == 0 and whole and self._is_asked_for(gpus, -(-gpus // gpu.per_node)):
+            if (
+                run.batch_size % gpus == 0
+                and whole
+                and self._is_asked_for(gpus, -(-gpus // gpu.per_node))
+            ):
                 memory = kind.memory_gb * 1e9
-                fit = fit_memory(run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes)
+                fit = fit_memory(
+                    run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes
+                )
                 found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
             gpus *= 2
-        fastest = {option.held: option for option in sorted(found, key=lambda option: option.flops_per_second)}
+        fastest = {
+            option.held: option
+            for option in sorted(found, key=lambda option: option.flops_per_second)
+        }
         return sorted(fastest.values(), key=lambda option: option.held)
 
     def _is_asked_for(self, gpus: int, nodes: int) -> bool:
         """Whether sbatch would give so many, where the profile's own options say how many a job gets."""
-        return self.fixed is None or gpus == (self.fixed.gpus * (nodes if self.fixed.on_each_node else 1))
+        return self.fixed is None or gpus == (
+            self.fixed.gpus * (nodes if self.fixed.on_each_node else 1)
+        )
 
     def _on_gpus(self, run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Option:
         nodes = -(-gpus // gpu.per_node)
@@ -203,7 +233,9 @@ class Sizer:
             run.shape,
             run.batch_size,
             gpus,
-            lambda one: one.memory_bytes / self._needed(one.shape, one.micro_batch, one.checkpointing),
+            lambda one: (
+                one.memory_bytes / self._needed(one.shape, one.micro_batch, one.checkpointing)
+            ),
         )
         fit = replace(fit, memory_bytes=round(ratio * fit.memory_bytes))
         return Option(gpus, nodes, held, fit, speed, "measured" if inside else "extrapolated")
@@ -247,5 +279,9 @@ class Sizer:
 
 def _first_within(longest: float, train_flops: float, options: Sequence[Option]) -> Size:
     """The first of some resources with which a run takes up to `longest` hours, else the last."""
-    option = next((option for option in options if option.hours(train_flops) <= longest), options[-1])
-    return Size(option.gpus, option.nodes, option.held, option.hours(train_flops), option.fit, option.source)
+    option = next(
+        (option for option in options if option.hours(train_flops) <= longest), options[-1]
+    )
+    return Size(
+        option.gpus, option.nodes, option.held, option.hours(train_flops), option.fit, option.source
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError
-from isoflop.planning import runspec
+from isoflop.planning import run_spec as runspec
 
 if TYPE_CHECKING:
     from isoflop.laws import Surface
@@ -67,16 +67,24 @@ def find_law(name: str) -> Surface:
     from isoflop.laws import SURFACES
 
     if name not in SURFACES:
-        raise ConfigError(f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}")
+        raise ConfigError(
+            f"train.trainer: simulated: {name!r} is no law that is known; take {' or '.join(SURFACES)}"
+        )
     return SURFACES[name]
 
 
 def _check_command(template: str) -> None:
     fill(template, EXAMPLES)
     program, *words = shlex.split(template)
-    of_shell = [program] if _VARIABLE.match(program) else [word for word in words if _OF_SHELLS.fullmatch(word)]
+    of_shell = (
+        [program]
+        if _VARIABLE.match(program)
+        else [word for word in words if _OF_SHELLS.fullmatch(word)]
+    )
     if of_shell:
-        raise ConfigError(f"train.trainer: {of_shell[0]!r} has no effect: the command is no shell; use bash -c '...'")
+        raise ConfigError(
+            f"train.trainer: {of_shell[0]!r} has no effect: the command is no shell; use bash -c '...'"
+        )
     if not _fields(template) & {"losses", "run_dir"} and "ISOFLOP_RUN_DIR" not in template:
         raise ConfigError(
             "train.trainer: the command does not say where the program is to write its losses; "
@@ -86,7 +94,9 @@ def _check_command(template: str) -> None:
 
 def _fields(template: str) -> set[str]:
     """The names in braces."""
-    words = (name for word in shlex.split(template) for _, name, _, _ in Formatter().parse(word) if name)
+    words = (
+        name for word in shlex.split(template) for _, name, _, _ in Formatter().parse(word) if name
+    )
     return {re.split(r"[.\[]", name)[0] for name in words}
 
 

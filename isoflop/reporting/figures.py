@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.files import replace_file
-from isoflop.fitting.base import Fit
-from isoflop.fitting.result import IsoflopFit
-from isoflop.fitting.surface import ParametricFit
-from isoflop.reporting.plots import plot_loss_curves, plot_overview
+from isoflop.fitting.results.base import Fit
+from isoflop.fitting.results.isoflop_fit import IsoflopFit
+from isoflop.fitting.results.parametric_fit import ParametricFit
+from isoflop.plotting.profile_plots import plot_loss_curves, plot_overview
 
 PNG_DPI = 160
 NAMES = (
@@ -25,7 +25,9 @@ NAMES = (
 """All figures that a study can have."""
 
 
-def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None, kind: str = "all") -> dict[str, Figure]:
+def study_figures(
+    fits: Sequence[Fit], curves: pd.DataFrame | None, kind: str = "all"
+) -> dict[str, Figure]:
     """Name -> figure, in the order of the report; what can't be drawn is not there.
 
     Of the profiles the first fit of its kind is drawn, and so of the surface; of the curves that of a kind of token.
@@ -35,11 +37,16 @@ def study_figures(fits: Sequence[Fit], curves: pd.DataFrame | None, kind: str = 
     surface = next((fit for fit in fits if isinstance(fit, ParametricFit)), None)
     if profiles is not None:
         axes["profiles"] = profiles.plot()
-        axes["law_params"], axes["law_tokens"] = profiles.plot_law("params"), profiles.plot_law("tokens")
+        axes["law_params"], axes["law_tokens"] = (
+            profiles.plot_law("params"),
+            profiles.plot_law("tokens"),
+        )
         axes["overview"] = plot_overview(profiles)[0]
     if surface is not None:
         axes["surface"], axes["law_loss"] = surface.plot(), surface.plot_law("loss")
-    rolled = next((fit for fit in (profiles, surface) if fit is not None and fit.rollout is not None), None)
+    rolled = next(
+        (fit for fit in (profiles, surface) if fit is not None and fit.rollout is not None), None
+    )
     if rolled is not None:
         axes["rollout"] = rolled.plot_rollout("params")
     if surface is not None:

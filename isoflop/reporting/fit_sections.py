@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from isoflop.fitting.base import Fit, ProfileFit
-from isoflop.fitting.diagnostics import flops_text
-from isoflop.fitting.frames import records
-from isoflop.fitting.result import IsoflopFit
-from isoflop.fitting.summary import TITLES, number
-from isoflop.reporting import page
-from isoflop.reporting.law_plots import compute_of
+from isoflop.fitting.results.base import Fit, ProfileFit
+from isoflop.fitting.results.diagnostics import flops_text
+from isoflop.fitting.results.isoflop_fit import IsoflopFit
+from isoflop.fitting.results.summary import TITLES, number
+from isoflop.frames import records
+from isoflop.plotting.law_plots import compute_of
+from isoflop.reporting import markup as page
 
 STATUS_WORDS = {
     "interior": "the minimum lies inside the sizes that were run, with two sizes or more on either side",
@@ -41,19 +41,41 @@ def profile_section(fit: ProfileFit, art: Mapping[str, str]) -> str:
         "Hollow points belong to profiles that the laws leave out."
     )
     seen = list(dict.fromkeys(fit.profiles["status"]))
-    words = page.notes(page.Markup(f"<b>{s.replace('_', ' ')}</b>: {escape(STATUS_WORDS[s])}.") for s in seen)
-    drawing = page.figure(art["profiles"], caption, "IsoFLOP profiles: loss against size for each budget")
+    words = page.notes(
+        page.Markup(f"<b>{s.replace('_', ' ')}</b>: {escape(STATUS_WORDS[s])}.") for s in seen
+    )
+    drawing = page.figure(
+        art["profiles"], caption, "IsoFLOP profiles: loss against size for each budget"
+    )
     return page.section("IsoFLOP profiles", drawing, _profile_table(fit), words)
 
 
 def _profile_table(fit: ProfileFit) -> str:
     letter = "N*" if fit.axis == "params" else "D*"
-    headings = ("Budget", "N*", "D*", f"{letter} from", "to", "Loss", "Depth", "Depth/noise", "Sizes", "Profile")
+    headings = (
+        "Budget",
+        "N*",
+        "D*",
+        f"{letter} from",
+        "to",
+        "Loss",
+        "Depth",
+        "Depth/noise",
+        "Sizes",
+        "Profile",
+    )
     rows = []
     for row in records(fit.profiles):
         counts = [number(row[c]) for c in ("params_opt", "tokens_opt", "low", "high")]
-        fixed = [_fixed(row["loss_opt"], 4), _fixed(row["depth"], 4), _fixed(row["depth_to_noise"], 1)]
-        status = page.badge(f"{row['status'].replace('_', ' ')}{'' if row['used'] else ', not used'}", not row["used"])
+        fixed = [
+            _fixed(row["loss_opt"], 4),
+            _fixed(row["depth"], 4),
+            _fixed(row["depth_to_noise"], 1),
+        ]
+        status = page.badge(
+            f"{row['status'].replace('_', ' ')}{'' if row['used'] else ', not used'}",
+            not row["used"],
+        )
         rows.append([flops_text(row["budget"]), *counts, *fixed, str(row["n_points"]), status])
     return page.table(headings, rows, text=(9,))
 
@@ -64,7 +86,11 @@ def first_that_tells(fits: Sequence[Fit]) -> Fit | None:
 
 
 def law_section(
-    fit: Fit, art: Mapping[str, str], more_fits: Sequence[Fit], refused: Mapping[str, str], kind: str = "all"
+    fit: Fit,
+    art: Mapping[str, str],
+    more_fits: Sequence[Fit],
+    refused: Mapping[str, str],
+    kind: str = "all",
 ) -> str:
     """N*(C) and D*(C), and the exponents by every method, side by side; the column `loss` is of a `kind` of token."""
     captions = {
@@ -76,7 +102,11 @@ def law_section(
     alike = [f for f in fits if _same_question(f, fit)]
     parts = [_pair(art, captions), _method_table(fits, kind)]
     parts.append(page.paragraph(_agreement(alike)) if len(alike) > 1 else "")
-    parts.append(page.notes(f"{TITLES.get(method, method)}: not fitted: {why}" for method, why in refused.items()))
+    parts.append(
+        page.notes(
+            f"{TITLES.get(method, method)}: not fitted: {why}" for method, why in refused.items()
+        )
+    )
     profiles = [f for f in fits if isinstance(f, IsoflopFit)]
     parts.append(_interval_table(profiles, kind) if profiles else "")
     return page.section("The laws", *parts)
@@ -106,8 +136,17 @@ def prediction_section(fit: Fit, more_fits: Sequence[Fit]) -> str:
         "true; the one with model error allows for the law's own error beyond the data, as far as hidden budgets show "
         "it."
     )
-    headings = ("Compute", "Method", "", "Value", f"{level} statistical", f"{level} with model error")
-    return page.section("Where the laws lead", page.paragraph(text), page.table(headings, rows, text=(1, 2)))
+    headings = (
+        "Compute",
+        "Method",
+        "",
+        "Value",
+        f"{level} statistical",
+        f"{level} with model error",
+    )
+    return page.section(
+        "Where the laws lead", page.paragraph(text), page.table(headings, rows, text=(1, 2))
+    )
 
 
 def doubt_section(fit: Fit, more_fits: Sequence[Fit], art: Mapping[str, str]) -> str:
@@ -116,7 +155,10 @@ def doubt_section(fit: Fit, more_fits: Sequence[Fit], art: Mapping[str, str]) ->
     for one in [f for f in (fit, *more_fits) if _same_question(f, fit)]:
         new = [d for d in one.diagnostics if d["message"] not in said]
         said |= {d["message"] for d in new}
-        items = [page.Markup(f"{page.badge(d['code'].replace('_', ' '), False)} {escape(d['message'])}") for d in new]
+        items = [
+            page.Markup(f"{page.badge(d['code'].replace('_', ' '), False)} {escape(d['message'])}")
+            for d in new
+        ]
         parts += [page.subheading(method_name(one)), page.notes(items)] if items else []
     captions = {
         "rollout": "The largest budgets hidden and predicted from the smaller ones: how far off, by how far beyond.",
@@ -165,12 +207,31 @@ def _method_table(fits: Sequence[Fit], kind: str) -> str:
     rows = []
     for fit in fits:
         table = fit.intervals()
-        exponents = [span(table.loc[name].to_dict(), digits) for name, digits in (("a", 3), ("b", 3), ("ratio", 2))]
+        exponents = [
+            span(table.loc[name].to_dict(), digits)
+            for name, digits in (("a", 3), ("b", 3), ("ratio", 2))
+        ]
         off = "-" if math.isnan(fit.noise.residual_sd) else f"{fit.noise.residual_sd:.2%}"
         rows.append(
-            [method_name(fit), _loss_of(fit, kind), fit.n.replace("_", " "), *exponents, off, str(len(fit.runs))]
+            [
+                method_name(fit),
+                _loss_of(fit, kind),
+                fit.n.replace("_", " "),
+                *exponents,
+                off,
+                str(len(fit.runs)),
+            ]
         )
-    headings = ("Method", "Loss", "N counts", "a (N* ~ C^a)", "b (D* ~ C^b)", "b / a", "Off the fit", "Runs")
+    headings = (
+        "Method",
+        "Loss",
+        "N counts",
+        "a (N* ~ C^a)",
+        "b (D* ~ C^b)",
+        "b / a",
+        "Off the fit",
+        "Runs",
+    )
     return page.table(headings, rows, text=(0, 1, 2))
 
 
@@ -181,10 +242,23 @@ def _interval_table(fits: Sequence[IsoflopFit], kind: str) -> str:
         table = fit.intervals()
         for name in ("a", "b", "ratio"):
             row = table.loc[name].to_dict()
-            spans = [f"{row[f'{k}low']:.4f} to {row[f'{k}high']:.4f}" for k in ("", "bootstrap_", "line_")]
+            spans = [
+                f"{row[f'{k}low']:.4f} to {row[f'{k}high']:.4f}"
+                for k in ("", "bootstrap_", "line_")
+            ]
             what = "b / a" if name == "ratio" else name
-            rows.append([method_name(fit), _loss_of(fit, kind), what, f"{row['value']:.4f}", *spans])
-    headings = ("Method", "Loss", "Exponent", "Value", "Interval (the wider)", "Bootstrap", "Line over budgets")
+            rows.append(
+                [method_name(fit), _loss_of(fit, kind), what, f"{row['value']:.4f}", *spans]
+            )
+    headings = (
+        "Method",
+        "Loss",
+        "Exponent",
+        "Value",
+        "Interval (the wider)",
+        "Bootstrap",
+        "Line over budgets",
+    )
     return page.table(headings, rows, text=(0, 1, 2))
 
 
@@ -211,7 +285,13 @@ def _prediction(fit: Fit, flops: float, quantity: str, row: Mapping[str, float])
         both[1] = "not known"
     elif row["high"] > FARTHEST * row["value"]:
         both[1] = f"over {FARTHEST:g} times off is possible"
-    return [flops_text(float(f"{flops:.3g}")), method_name(fit), words[quantity], shown(row["value"]), *both]
+    return [
+        flops_text(float(f"{flops:.3g}")),
+        method_name(fit),
+        words[quantity],
+        shown(row["value"]),
+        *both,
+    ]
 
 
 def span(row: Mapping[str, float], digits: int = 3) -> str:
@@ -222,7 +302,10 @@ def span(row: Mapping[str, float], digits: int = 3) -> str:
 
 
 def _n_words(n: str) -> str:
-    words = {"one_embedding": "one embedding table (of two) and the body", "non_embedding": "the body, no embeddings"}
+    words = {
+        "one_embedding": "one embedding table (of two) and the body",
+        "non_embedding": "the body, no embeddings",
+    }
     return words.get(n, "all parameters, embedding and head included")
 
 

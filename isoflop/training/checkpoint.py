@@ -24,7 +24,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     _remove(_newest_first(folder)[KEPT:])
 
 
-def load_checkpoint(folder: Path, warn: Callable[[str], None] = log.warning) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, warn: Callable[[str], None] = log.warning
+) -> dict[str, Any] | None:
     """The newest valid checkpoint, on the CPU; None where there is none.
 
     Damaged ones are passed over with a warning, and removed, so that they are none of the two that are kept.

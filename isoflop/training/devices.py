@@ -14,7 +14,7 @@ from lightning_utilities.core import rank_zero
 
 from isoflop.errors import RunError
 from isoflop.node import is_job, node_name
-from isoflop.planning.gpus import find_gpu
+from isoflop.planning.gpu_specs import find_gpu
 from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
 
@@ -30,7 +30,9 @@ def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
     """Fabric for one device: a GPU with bf16 where there is one, else the CPU with fp32; `precision` may pin it."""
     cuda = torch.cuda.is_available()
     if cuda:
-        rank_zero.log.setLevel(logging.WARNING)  # Lightning's: it tells of the precision at every start
+        rank_zero.log.setLevel(
+            logging.WARNING
+        )  # Lightning's: it tells of the precision at every start
     chosen = ("bf16" if cuda else "fp32") if precision == "auto" else precision
     plugin = {"bf16": "bf16-mixed", "fp32": "32-true"}[chosen]
     return Fabric(
@@ -44,7 +46,9 @@ def make_fabric(precision: str, local_rank: int = 0) -> Fabric:
 def repeat_sums(deterministic: bool) -> None:
     """Whether a GPU takes only kernels whose sums repeat bit for bit; those of a CPU always do."""
     if torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it; read when CUDA starts
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # PyTorch asks for it; read when CUDA starts
         torch.use_deterministic_algorithms(deterministic)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -93,8 +97,12 @@ def compiles_on(device: torch.device) -> bool:
     if torch._dynamo.config.disable:
         return False
     torch._dynamo.reset()  # a worker's runs before this one don't count towards its limit on versions of a function
-    torch._inductor.config.deterministic = True  # else timings choose among kernels, and a resumed run has others
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # what is in float32 is meant to be
+    torch._inductor.config.deterministic = (
+        True  # else timings choose among kernels, and a resumed run has others
+    )
+    warnings.filterwarnings(
+        "ignore", "TensorFloat32 tensor cores"
+    )  # what is in float32 is meant to be
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as problem:
@@ -108,7 +116,11 @@ def compiles_on(device: torch.device) -> bool:
 
 
 def micro_batch(
-    shape: ModelShape, batch_size: int, device: torch.device, compiled: bool = False, bytes_per_value: int = 2
+    shape: ModelShape,
+    batch_size: int,
+    device: torch.device,
+    compiled: bool = False,
+    bytes_per_value: int = 2,
 ) -> tuple[int, bool]:
     """Sequences of a batch that go through at once, and whether with activation checkpointing.
 

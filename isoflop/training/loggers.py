@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from isoflop.errors import ConfigError
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 OLDEST = {"tensorboard": (2, 18), "wandb": (0, 28)}
 """The loggers, called as their packages are, and the versions from which they are known to work."""
@@ -79,7 +79,10 @@ class Loggers:
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         for name in list(self._open):
             try:
@@ -102,7 +105,9 @@ class Loggers:
     def _leave_out(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("%s failed and is left out until the run starts again; training goes on (%s)", name, why)
+        log.warning(
+            "%s failed and is left out until the run starts again; training goes on (%s)", name, why
+        )
 
 
 def _metrics(row: dict[str, Any]) -> Iterable[tuple[str, float]]:
@@ -117,7 +122,12 @@ def _metrics(row: dict[str, Any]) -> Iterable[tuple[str, float]]:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """What the run is: its identity, and its place in the study."""
-    return {**config["identity"], **config["run"], "metric": config["metric"], "precision": config["precision"]}
+    return {
+        **config["identity"],
+        **config["run"],
+        "metric": config["metric"],
+        "precision": config["precision"],
+    }
 
 
 class TensorBoard:
@@ -131,12 +141,16 @@ class TensorBoard:
         self._told = False
         for older in (run.path / FOLDER / "tensorboard").glob("events.out.tfevents.*"):
             older.unlink()  # it would count as newer, by its name, if it came from a machine whose clock is ahead
-        self._logger = TensorBoardLogger(run.path / FOLDER, name="tensorboard", version="", purge_step=0)
+        self._logger = TensorBoardLogger(
+            run.path / FOLDER, name="tensorboard", version="", purge_step=0
+        )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self._result in metrics and not self._told:
             # Its table of hyperparameters needs a number to go with them, and would else get one that is made up.
-            self._logger.log_hyperparams(self._settings, {self._result: metrics[self._result]}, step)
+            self._logger.log_hyperparams(
+                self._settings, {self._result: metrics[self._result]}, step
+            )
             metrics = {name: value for name, value in metrics.items() if name != self._result}
             self._told = True
         self._logger.log_metrics(metrics, step)
@@ -156,8 +170,12 @@ class WandB:
         from lightning.pytorch.loggers import WandbLogger
 
         _count_as_first()
-        os.environ.pop("WANDB_SERVICE", None)  # of the process that started this one, which may be on another machine
-        if wandb.run is not None:  # of a run before, in this process, that was left out; Lightning would go on in it
+        os.environ.pop(
+            "WANDB_SERVICE", None
+        )  # of the process that started this one, which may be on another machine
+        if (
+            wandb.run is not None
+        ):  # of a run before, in this process, that was left out; Lightning would go on in it
             wandb.finish()
         self._logger = WandbLogger(
             name=run.run_id,
@@ -165,7 +183,9 @@ class WandB:
             project=config["run"]["sweep"],
             save_dir=run.path / FOLDER,
             mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=wandb.Settings(console="off", silent=True, init_timeout=START_S, finish_timeout=END_S),
+            settings=wandb.Settings(
+                console="off", silent=True, init_timeout=START_S, finish_timeout=END_S
+            ),
         )
         (run.path / FOLDER).mkdir(exist_ok=True)
         self._logger.log_hyperparams(_settings(config))

@@ -17,18 +17,18 @@ from isoflop.data.order import Order
 from isoflop.data.shards import Manifest, Windows
 from isoflop.errors import DataError, RunError
 from isoflop.planning.sizing import value_bytes
-from isoflop.runs import RunDirectory, State
+from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.shapes import ModelShape
 from isoflop.training.checkpoint import load_checkpoint, load_same, save_checkpoint
 from isoflop.training.devices import make_fabric, may_compile, micro_batch, peak_flops, repeat_sums
+from isoflop.training.distributed import ALONE, Ranks
 from isoflop.training.loggers import Loggers
 from isoflop.training.loss import by_kind
+from isoflop.training.loss_recorder import Record, check_log, is_eval, is_row
+from isoflop.training.loss_sums import Tally
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
-from isoflop.training.ranks import ALONE, Ranks
-from isoflop.training.record import Record, check_log, is_eval, is_row
 from isoflop.training.schedule import wsd
-from isoflop.training.tally import Tally
 from isoflop.training.weights import save_weights
 
 log = logging.getLogger("isoflop")
@@ -39,7 +39,10 @@ REPORT_EVERY = 100
 
 
 def train(
-    run: RunDirectory, root: Path, should_stop: Callable[[], bool] = lambda: False, ranks: Ranks | None = None
+    run: RunDirectory,
+    root: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks | None = None,
 ) -> State:
     """Trains a run to its end, or until `should_stop()` is true at a step boundary.
 
@@ -104,15 +107,21 @@ class Trainer:
         self.fabric.seed_everything(self.plan["seed"], verbose=False)
         fails = not may_compile(self.fabric.device, self.plan["budget"])
         self.ranks.wait()  # in a sum it would give up while another still reads from a slow disk
-        self.compiled = not self.ranks.any(fails)[0]  # replicas that round differently would drift apart
+        self.compiled = not self.ranks.any(fails)[
+            0
+        ]  # replicas that round differently would drift apart
         self.most = sys.maxsize  # sequences at once, as long as memory is not found to be short
-        self.micro, checkpointing = self._micro_batch(max(1, self.plan["batch_size"] // self.ranks.size))
+        self.micro, checkpointing = self._micro_batch(
+            max(1, self.plan["batch_size"] // self.ranks.size)
+        )
         decoder = Decoder(self.shape, checkpointing)
         if self.compiled:
             decoder.compile_parts()
         self.model = self.fabric.setup_module(decoder)
         settings = self.config["identity"]["optimizer"]
-        groups = parameter_groups(self.model, settings["weight_decay"])  # on the device: they hold the weights
+        groups = parameter_groups(
+            self.model, settings["weight_decay"]
+        )  # on the device: they hold the weights
         self.flat_weights = [weight for group in groups for weight in group["params"]]
         optimizer = CautiousAdamC(
             groups,
@@ -130,7 +139,9 @@ class Trainer:
 
     def _restore(self) -> None:
         first = self.ranks.first
-        saved = load_checkpoint(self.run.checkpoints, self._warn) if first else None  # it removes what is damaged
+        saved = (
+            load_checkpoint(self.run.checkpoints, self._warn) if first else None
+        )  # it removes what is damaged
         step = 0 if saved is None else saved["step"]
         if first:
             self.run.remove_abandoned()
@@ -158,7 +169,9 @@ class Trainer:
         first = self.ranks.first
         with Loggers(self.run, self.config, first) as loggers:
             began = self.step, self.earlier_s
-            self.record = Record(self.run, self.config, self.shape, self.peak, loggers, first, *began)
+            self.record = Record(
+                self.run, self.config, self.shape, self.peak, loggers, first, *began
+            )
             return self._train(should_stop)
 
     def _train(self, should_stop: Callable[[], bool]) -> State:
@@ -182,7 +195,9 @@ class Trainer:
                 return self._end_diverged()
             saved_at = time.monotonic()
             if stop:
-                self._tell("pending", "stopped; resumes where it was", step=self.step, **self.record.pace())
+                self._tell(
+                    "pending", "stopped; resumes where it was", step=self.step, **self.record.pace()
+                )
                 return "pending"
         return self._end_done() if self._save() else self._end_diverged()
 
@@ -190,11 +205,19 @@ class Trainer:
         """One optimizer step; the gradient's norm before clipping."""
         train = self.config["identity"]
         schedule = train["schedule"]
-        factor = wsd(self.step, self.plan["steps"], schedule["warmup"], schedule["decay"], schedule["min_lr_ratio"])
+        factor = wsd(
+            self.step,
+            self.plan["steps"],
+            schedule["warmup"],
+            schedule["decay"],
+            schedule["min_lr_ratio"],
+        )
         self.lr = self.plan["lr"] * factor
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        windows = torch.from_numpy(self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)])
+        windows = torch.from_numpy(
+            self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)]
+        )
         while (found := self._gradients(windows, train["z_loss"])) is None:
             self.micro = self._less_than(self.micro)
             self.optimizer.zero_grad()
@@ -212,7 +235,9 @@ class Trainer:
         try:
             for part_BS in windows_BS.split(self.micro):
                 losses_T, objective_T, kinds_T = self._losses(part_BS, z_loss)
-                self.fabric.backward(objective_T.sum() / (self.order.batch_size * self.shape.seq_len))
+                self.fabric.backward(
+                    objective_T.sum() / (self.order.batch_size * self.shape.seq_len)
+                )
                 tally.add(*by_kind(losses_T, kinds_T))
         except torch.OutOfMemoryError:
             return None
@@ -231,7 +256,9 @@ class Trainer:
                 "larger GPU, or see (nvidia-smi) what else uses this one"
             )
         self.most = (sequences + 1) // 2
-        log.warning("out of memory: from step %d on %d sequences go through at once", self.step, self.most)
+        log.warning(
+            "out of memory: from step %d on %d sequences go through at once", self.step, self.most
+        )
         torch.cuda.empty_cache()
         return self.most
 
@@ -261,7 +288,9 @@ class Trainer:
         tally = Tally.empty(self.fabric.device)
         try:
             for begin in range(0, len(chosen), size):
-                losses_T, _, kinds_T = self._losses(torch.from_numpy(self.heldout[chosen[begin : begin + size]]))
+                losses_T, _, kinds_T = self._losses(
+                    torch.from_numpy(self.heldout[chosen[begin : begin + size]])
+                )
                 tally.add(*by_kind(losses_T, kinds_T))
         except torch.OutOfMemoryError:
             return None
@@ -300,7 +329,12 @@ class Trainer:
         return True
 
     def _save_checkpoint(self, **more: Any) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, **more}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            **more,
+        }
         save_checkpoint(self.run.checkpoints, self.step, state)
 
     def _end_done(self) -> State:

@@ -14,7 +14,9 @@ ALIGNED = 64
 """Rows of the head come in such bunches on a GPU: with an odd vocabulary its products run on slow kernels."""
 
 
-def token_losses(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+def token_losses(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, z_loss: float
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each target (T,), float32, and the same with the z-loss, which training minimises.
 
     Head and loss are one function so that, compiled, no float32 copy of the logits is ever written.
@@ -32,4 +34,6 @@ def by_kind(losses_T: Tensor, kinds_T: Tensor) -> tuple[Tensor, Tensor]:
     of_kind_KT = kinds_T == torch.arange(len(KINDS), device=kinds_T.device)[:, None]
     of_kind_KT[0] = True  # its code is that of control tokens
     # Sums along a dimension repeat bit for bit on a GPU; index_add does not.
-    return torch.where(of_kind_KT, losses_T.detach().double(), 0.0).sum(1), of_kind_KT.sum(1).double()
+    return torch.where(of_kind_KT, losses_T.detach().double(), 0.0).sum(1), of_kind_KT.sum(
+        1
+    ).double()

@@ -51,9 +51,13 @@ class Decoder(nn.Module):
     def forward(self, ids_BS: Tensor) -> Tensor:
         return self.head(self._hidden(ids_BS))
 
-    def losses(self, ids_BS: Tensor, targets_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, ids_BS: Tensor, targets_BS: Tensor, z_loss: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy (B x S,) of the targets, and the same with the z-loss: `loss.token_losses`."""
-        return self._token_losses(self._hidden(ids_BS).flatten(0, 1), self.head.weight, targets_BS.flatten(), z_loss)
+        return self._token_losses(
+            self._hidden(ids_BS).flatten(0, 1), self.head.weight, targets_BS.flatten(), z_loss
+        )
 
     def compile_parts(self) -> None:
         """Compiles a block, once for all of them, and the head with its loss.
@@ -126,7 +130,9 @@ class Attention(nn.Module):
         q_BHSE = rotate(self.query_norm(self._heads(self.query(x_BSD))), rope)
         k_BKSE = rotate(self.key_norm(self._heads(self.key(x_BSD))), rope)
         v_BKSE = self._heads(self.value(x_BSD))
-        y_BHSE = F.scaled_dot_product_attention(q_BHSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=self.grouped)
+        y_BHSE = F.scaled_dot_product_attention(
+            q_BHSE, k_BKSE, v_BKSE, is_causal=True, enable_gqa=self.grouped
+        )
         return self.output(y_BHSE.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BSD: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ class CautiousAdamC(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": max_lr, "weight_decay": weight_decay})
         self.max_lr, self.betas, self.eps = max_lr, betas, eps
-        self._masked_update = torch.compile(masked_update, dynamic=True) if compiled else masked_update
+        self._masked_update = (
+            torch.compile(masked_update, dynamic=True) if compiled else masked_update
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -60,16 +62,29 @@ class CautiousAdamC(torch.optim.Optimizer):
         state["step"] += 1
         bunches: list[list[int]] = group.get("sizes") or [[weight.numel()]]
         lengths = [sum(sizes) for sizes in bunches]
-        whole = (weight.view(-1), state["mean"].view(-1), state["square"].view(-1), gradient.reshape(-1))
+        whole = (
+            weight.view(-1),
+            state["mean"].view(-1),
+            state["square"].view(-1),
+            gradient.reshape(-1),
+        )
         for sizes, *part in zip(bunches, *(tensor.split(lengths) for tensor in whole), strict=True):
             self._update(part, sizes, state["step"], group["lr"], group["weight_decay"])
 
-    def _update(self, part: list[Tensor], sizes: list[int], step: int, lr: float, weight_decay: float) -> None:
+    def _update(
+        self, part: list[Tensor], sizes: list[int], step: int, lr: float, weight_decay: float
+    ) -> None:
         """Updates weights that are neighbours; `part` is weight, mean, square and gradient, (sum of sizes,) each."""
         weight, mean, square, gradient = part
         root, unbias = (1 - self.betas[1] ** step) ** 0.5, 1 - self.betas[0] ** step
-        update, mask = self._masked_update(mean, square, gradient, root, unbias, *self.betas, self.eps)
-        agreeing = torch.stack(torch._foreach_norm(mask.split(sizes), 1)) if len(sizes) > 1 else mask.sum()[None]
+        update, mask = self._masked_update(
+            mean, square, gradient, root, unbias, *self.betas, self.eps
+        )
+        agreeing = (
+            torch.stack(torch._foreach_norm(mask.split(sizes), 1))
+            if len(sizes) > 1
+            else mask.sum()[None]
+        )
         share = agreeing / torch.tensor(sizes, dtype=agreeing.dtype, device=agreeing.device)
         torch._foreach_div_(update.split(sizes), list((share + self.eps).unbind()))
         if weight_decay:
@@ -78,7 +93,14 @@ class CautiousAdamC(torch.optim.Optimizer):
 
 
 def masked_update(
-    mean: Tensor, square: Tensor, gradient: Tensor, root: float, unbias: float, beta1: float, beta2: float, eps: float
+    mean: Tensor,
+    square: Tensor,
+    gradient: Tensor,
+    root: float,
+    unbias: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Moves the moments on; the update where it agrees with the gradient, and a mask of where."""
     mean.lerp_(gradient, 1 - beta1)
@@ -91,7 +113,12 @@ def masked_update(
 
 def clip_gradients(weights: list[nn.Parameter], most: float) -> Tensor:
     """Scales gradients down to a norm of `most` where theirs, which is returned, is larger."""
-    parts = [part for weight in weights if weight.grad is not None for part in weight.grad.split(NORM_PART)]
+    parts = [
+        part
+        for weight in weights
+        if weight.grad is not None
+        for part in weight.grad.split(NORM_PART)
+    ]
     norm = torch.nn.utils.get_total_norm(parts)
     torch.nn.utils.clip_grads_with_norm_(weights, most, norm)
     return norm

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from isoflop.errors import RunError
 from isoflop.files import is_sound
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.shapes import ModelShape
 
 if TYPE_CHECKING:
@@ -46,9 +46,13 @@ def load_weights(run: str | os.PathLike[str]) -> Decoder:
     if not directory.done:
         raise RunError(f"{directory.path}: no run that is done, so it has no final weights")
     if not directory.weights.exists():
-        raise RunError(f"{directory.weights}: not there; only the builtin trainer keeps the weights of its runs")
+        raise RunError(
+            f"{directory.weights}: not there; only the builtin trainer keeps the weights of its runs"
+        )
     if not is_sound(directory.weights):
-        raise RunError(f"{directory.weights}: damaged; delete {directory.path} to train the run again")
+        raise RunError(
+            f"{directory.weights}: damaged; delete {directory.path} to train the run again"
+        )
     saved = torch.load(directory.weights, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=()):  # a model draws its first weights
         model = Decoder(ModelShape(**saved["config"]["identity"]["shape"]))

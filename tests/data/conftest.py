@@ -12,7 +12,7 @@ from hypothesis import settings
 from isoflop.data import pocket
 from isoflop.data.codec import PocketCodec
 from isoflop.data.pocket import CODEC_DOCUMENTS, CODEC_FILE, scripts_of, speak, split_sentences
-from isoflop.data.workers import in_fresh_processes
+from isoflop.data.process_pool import in_fresh_processes
 
 HELDOUT_SHARE = 0.03
 
@@ -27,7 +27,9 @@ def split() -> tuple[list[str], list[str]]:
 
 
 @pytest.fixture(scope="session")
-def codec(split: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> PocketCodec:
+def codec(
+    split: tuple[list[str], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> PocketCodec:
     """The codec of the shipped sweeps' corpus."""
     folder: Path = tmp_path_factory.mktemp("codec")
     scripts = scripts_of(split[1], 0, 0)[:CODEC_DOCUMENTS]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from isoflop.data import mel
 from isoflop.data.codec import Codec, PocketCodec, frames_of, train_pocket_codec
 from isoflop.data.pocket import scripts_of, speak
-from isoflop.data.workers import in_fresh_processes
+from isoflop.data.process_pool import in_fresh_processes
 from isoflop.errors import DataError
 
 
@@ -39,10 +39,22 @@ def small(thrice: list[PocketCodec]) -> PocketCodec:
 # Training and coding
 
 
-def test_it_is_a_codec_of_the_planned_sizes(small: PocketCodec, waveforms: list[np.ndarray]) -> None:
+def test_it_is_a_codec_of_the_planned_sizes(
+    small: PocketCodec, waveforms: list[np.ndarray]
+) -> None:
     codec: Codec = small
-    assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (22_050, 12.5, 8, 32)
-    for waveform in [*waveforms[:3], np.zeros(0, np.float32), np.zeros(1764, np.float32), np.zeros(1765, np.float32)]:
+    assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (
+        22_050,
+        12.5,
+        8,
+        32,
+    )
+    for waveform in [
+        *waveforms[:3],
+        np.zeros(0, np.float32),
+        np.zeros(1764, np.float32),
+        np.zeros(1765, np.float32),
+    ]:
         codes = codec.encode(waveform)
         assert codes.shape == (max(1, -(-len(waveform) // 1764)), 8)
         assert codes.min() >= 0
@@ -51,7 +63,9 @@ def test_it_is_a_codec_of_the_planned_sizes(small: PocketCodec, waveforms: list[
         assert (decoded.dtype, decoded.shape) == (np.float32, (1764 * len(codes),))
 
 
-def test_the_same_speech_and_seed_give_the_same_codec(thrice: list[PocketCodec], waveforms: list[np.ndarray]) -> None:
+def test_the_same_speech_and_seed_give_the_same_codec(
+    thrice: list[PocketCodec], waveforms: list[np.ndarray]
+) -> None:
     first, again, other = thrice
     assert again.checksum == first.checksum != other.checksum
     np.testing.assert_array_equal(again.centroids, first.centroids)
@@ -60,19 +74,24 @@ def test_the_same_speech_and_seed_give_the_same_codec(thrice: list[PocketCodec],
     np.testing.assert_array_equal(again.decode(codes), first.decode(codes))
 
 
-def test_every_codebook_brings_decoded_spectra_nearer(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+def test_every_codebook_brings_decoded_spectra_nearer(
+    codec: PocketCodec, heldout_speech: list[np.ndarray]
+) -> None:
     frames = np.concatenate([frames_of(waveform) for waveform in heldout_speech[:40]])
     codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:40]])
     spread = ((frames - codec.mean) ** 2).sum()
     left = [
-        ((frames - codec.spectra(codes[:, :books]).reshape(frames.shape)) ** 2).sum() / spread for books in range(1, 9)
+        ((frames - codec.spectra(codes[:, :books]).reshape(frames.shape)) ** 2).sum() / spread
+        for books in range(1, 9)
     ]
     assert left == sorted(left, reverse=True)
     assert left[0] < 0.5  # the first codebook is the coarse one
     assert left[-1] < 0.15
 
 
-def test_every_code_of_the_corpus_is_in_use(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+def test_every_code_of_the_corpus_is_in_use(
+    codec: PocketCodec, heldout_speech: list[np.ndarray]
+) -> None:
     codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:120]])
     for book in range(8):
         shares = np.bincount(codes[:, book], minlength=32) / len(codes)
@@ -82,7 +101,9 @@ def test_every_code_of_the_corpus_is_in_use(codec: PocketCodec, heldout_speech: 
 
 
 def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
-    with pytest.raises(DataError, match="frames of speech are too few to train a codec: 320 are needed"):
+    with pytest.raises(
+        DataError, match="frames of speech are too few to train a codec: 320 are needed"
+    ):
         train_pocket_codec(waveforms[:3], seed=0)
 
 
@@ -144,7 +165,9 @@ def refused(path: Path) -> None:
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_one_flipped_bit_is_found_or_harmless(place: float, bit: int, small: PocketCodec, tmp_path: Path) -> None:
+def test_one_flipped_bit_is_found_or_harmless(
+    place: float, bit: int, small: PocketCodec, tmp_path: Path
+) -> None:
     path = tmp_path / "codec.npz"
     small.save(path)
     content = bytearray(path.read_bytes())
@@ -171,7 +194,9 @@ def warped_costs(spectra: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     for row, other in zip(padded, others, strict=True):
         row[: len(other)] = other
     squares = (spectra**2).sum(1)[:, None, None] + (padded**2).sum(2)
-    distances = np.sqrt(np.maximum(squares - 2 * np.einsum("ib,njb->inj", spectra, padded, optimize=True), 0))
+    distances = np.sqrt(
+        np.maximum(squares - 2 * np.einsum("ib,njb->inj", spectra, padded, optimize=True), 0)
+    )
     previous = distances[0].cumsum(1)
     for row in distances[1:]:
         best = previous.copy()
@@ -183,7 +208,10 @@ def warped_costs(spectra: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
 
 def test_warping_is_the_textbooks() -> None:
     generator = np.random.default_rng(0)
-    spectra, others = generator.normal(size=(7, 3)), [generator.normal(size=(n, 3)) for n in (1, 4, 9)]
+    spectra, others = (
+        generator.normal(size=(7, 3)),
+        [generator.normal(size=(n, 3)) for n in (1, 4, 9)],
+    )
     expected = []
     for other in others:
         cost = np.full((8, len(other) + 1), np.inf)
@@ -200,13 +228,16 @@ def share_that_is_itself(codec: PocketCodec, speech: list[np.ndarray]) -> float:
     """Of utterances whose decoded sound is nearer to its own original than to any other's."""
     originals = [mel.log_mel(waveform)[::2] for waveform in speech]
     itself = [
-        warped_costs(mel.log_mel(codec.decode(codec.encode(waveform)))[::2], originals).argmin() == index
+        warped_costs(mel.log_mel(codec.decode(codec.encode(waveform)))[::2], originals).argmin()
+        == index
         for index, waveform in enumerate(speech)
     ]
     return float(np.mean(itself))
 
 
-def test_a_few_heldout_utterances_are_still_themselves(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
+def test_a_few_heldout_utterances_are_still_themselves(
+    codec: PocketCodec, heldout_speech: list[np.ndarray]
+) -> None:
     assert share_that_is_itself(codec, heldout_speech[:10]) == 1.0
 
 
@@ -223,15 +254,25 @@ PAIRS = Path(__file__).parents[2] / "analysis" / "codec"
 
 def read_wav(path: Path) -> np.ndarray:
     with wave.open(str(path)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, mel.SAMPLE_RATE)
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (
+            1,
+            2,
+            mel.SAMPLE_RATE,
+        )
         return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
 
 
 def test_the_committed_pairs_are_sound_that_is_still_itself() -> None:
     files = sorted(PAIRS.glob("*.wav"))
-    assert [file.name for file in files] == [f"{n}-{name}.wav" for n in (1, 2, 3) for name in ("decoded", "original")]
+    assert [file.name for file in files] == [
+        f"{n}-{name}.wav" for n in (1, 2, 3) for name in ("decoded", "original")
+    ]
     assert sum(file.stat().st_size for file in files) < 600_000
     spectra = {file.stem: mel.log_mel(read_wav(file)) for file in files}
     originals = [spectra[f"{n}-original"] for n in (1, 2, 3)]
-    assert [warped_costs(spectra[f"{n}-decoded"], originals).argmin() for n in (1, 2, 3)] == [0, 1, 2]
+    assert [warped_costs(spectra[f"{n}-decoded"], originals).argmin() for n in (1, 2, 3)] == [
+        0,
+        1,
+        2,
+    ]
     assert all(0.05 < np.abs(read_wav(file)).max() < 0.95 for file in files)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.data.documents import Composition, Order, Utterance, encode_document, is_heldout, orders_of
+from isoflop.data.documents import (
+    Composition,
+    Order,
+    Utterance,
+    encode_document,
+    is_heldout,
+    orders_of,
+)
 from isoflop.data.vocabulary import Vocabulary
 from isoflop.errors import DataError
 
@@ -36,21 +43,35 @@ def test_ids(order: Order, composition: Composition, expected: list[int]) -> Non
 
 
 @pytest.mark.parametrize(("order", "composition", "_expected"), CASES)
-def test_no_utterance_is_an_empty_document(order: Order, composition: Composition, _expected: list[int]) -> None:
+def test_no_utterance_is_an_empty_document(
+    order: Order, composition: Composition, _expected: list[int]
+) -> None:
     assert encode_document([], order, composition, SMALL).tolist() == [98, 99]
 
 
 def test_speech_of_no_frames_keeps_its_markers() -> None:
     silent = Utterance(np.array([5]), np.empty((0, 2), dtype=int))
-    assert encode_document([silent], "audio-first", "s+a+t", SMALL).tolist() == [98, 102, 103, 100, 5, 101, 99]
+    assert encode_document([silent], "audio-first", "s+a+t", SMALL).tolist() == [
+        98,
+        102,
+        103,
+        100,
+        5,
+        101,
+        99,
+    ]
 
 
 def test_codes_of_another_codec_are_refused() -> None:
     with pytest.raises(DataError, match="expected"):
-        encode_document([Utterance(np.array([5]), np.array([[1, 2, 3]]))], "audio-first", "s+a+t", SMALL)
+        encode_document(
+            [Utterance(np.array([5]), np.array([[1, 2, 3]]))], "audio-first", "s+a+t", SMALL
+        )
 
 
-@pytest.mark.parametrize(("composition", "orders"), [("s+a+t", 2), ("s+a", 1), ("s", 1), ("text", 1)])
+@pytest.mark.parametrize(
+    ("composition", "orders"), [("s+a+t", 2), ("s+a", 1), ("s", 1), ("text", 1)]
+)
 def test_twins_are_made_where_there_are_two_orders(composition: Composition, orders: int) -> None:
     assert len(orders_of(composition)) == orders
 

@@ -26,7 +26,9 @@ def test_every_window_comes_once(size: int, key: tuple[int, int]) -> None:
 
 
 @given(size=st.integers(2**20, 2**40), key=keys, seed=st.integers(0, 2**32))
-def test_windows_of_a_large_corpus_stay_apart_and_inside(size: int, key: tuple[int, int], seed: int) -> None:
+def test_windows_of_a_large_corpus_stay_apart_and_inside(
+    size: int, key: tuple[int, int], seed: int
+) -> None:
     positions = np.unique(np.random.default_rng(seed).integers(0, size, 500))
     images = permute(positions, size, key)
     assert images.min() >= 0
@@ -57,7 +59,9 @@ def test_small_sizes_use_all_their_permutations(size: int) -> None:
 def test_every_epoch_and_seed_has_its_own_order() -> None:
     def epoch(number: int, seed: int) -> list[int]:
         order = Order(windows=50, batch_size=10, seed=seed)
-        return np.concatenate([order.batch(step) for step in range(5 * number, 5 * number + 5)]).tolist()
+        return np.concatenate(
+            [order.batch(step) for step in range(5 * number, 5 * number + 5)]
+        ).tolist()
 
     orders = [epoch(number, seed) for number in range(3) for seed in (0, 1)]
     assert all(sorted(windows) == list(range(50)) for windows in orders)
@@ -71,24 +75,32 @@ def test_every_epoch_and_seed_has_its_own_order() -> None:
     step=st.integers(0, 10**9),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_ranks_share_the_batch_of_one_process(windows: int, batch: int, ranks: int, step: int, seed: int) -> None:
+def test_ranks_share_the_batch_of_one_process(
+    windows: int, batch: int, ranks: int, step: int, seed: int
+) -> None:
     order = Order(windows, batch * ranks, seed)
     whole = order.batch(step)
     parts = [order.batch(step, rank, ranks) for rank in range(ranks)]
     assert all(len(part) == batch for part in parts)
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert ((whole >= 0) & (whole < windows)).all()
-    np.testing.assert_array_equal(Order(windows, batch * ranks, seed).batch(step), whole)  # nothing is remembered
+    np.testing.assert_array_equal(
+        Order(windows, batch * ranks, seed).batch(step), whole
+    )  # nothing is remembered
 
 
 @given(windows=st.integers(1, 60), batch=st.integers(1, 30), steps=st.integers(1, 8))
 def test_no_window_comes_twice_more_than_another(windows: int, batch: int, steps: int) -> None:
     order = Order(windows, batch, seed=3)
-    counts = np.bincount(np.concatenate([order.batch(step) for step in range(steps)]), minlength=windows)
+    counts = np.bincount(
+        np.concatenate([order.batch(step) for step in range(steps)]), minlength=windows
+    )
     assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(8, 3), (1, 2), (6, 4)])
 def test_a_batch_that_ranks_cannot_share_is_refused(batch: int, ranks: int) -> None:
-    with pytest.raises(DataError, match=f"a batch of {batch} sequences can't be shared evenly by {ranks} processes"):
+    with pytest.raises(
+        DataError, match=f"a batch of {batch} sequences can't be shared evenly by {ranks} processes"
+    ):
         Order(10, batch, 0).batch(0, 0, ranks)

@@ -68,7 +68,9 @@ def test_the_manifest_tells_what_there_is(corpus: Path) -> None:
     )
     assert manifest.vocabulary == IDS
     assert manifest.data["tokens"] == {"pocket": 150_000.0}
-    assert manifest.tokens("train") >= 150_000 > manifest.tokens("train") - manifest.shards[-1].tokens
+    assert (
+        manifest.tokens("train") >= 150_000 > manifest.tokens("train") - manifest.shards[-1].tokens
+    )
     assert set(manifest.versions) == {"isoflop", "python", "espeak-ng", "codec"}
     assert manifest.versions["codec"] == PocketCodec.load(corpus / "codec.npz").checksum
     for shard in manifest.shards:
@@ -113,12 +115,16 @@ def test_documents_come_in_both_orders_with_the_same_content(corpus: Path) -> No
             assert 1 <= len(texts) == len(codes) <= 4
             contents[kinds[:2]].append((texts, [array.tolist() for array in codes]))
         assert sorted(contents["at"]) == sorted(contents["ta"])
-        assert [kinds[:2] for kinds, _, _ in found] not in (["at", "ta"] * (len(found) // 2),)  # shuffled
+        assert [kinds[:2] for kinds, _, _ in found] not in (
+            ["at", "ta"] * (len(found) // 2),
+        )  # shuffled
 
 
 def test_heldout_sentences_are_never_trained_on(corpus: Path, few_sentences: list[str]) -> None:
     said = {
-        split: {text for document in documents_of(corpus, split) for text in utterances_of(document)[1]}
+        split: {
+            text for document in documents_of(corpus, split) for text in utterances_of(document)[1]
+        }
         for split in ("train", "heldout")
     }
     assert said["heldout"] == {text for text in few_sentences if is_heldout(text, 0.35, 0)}
@@ -130,7 +136,10 @@ def test_codes_are_those_of_the_codec_for_that_speech(corpus: Path, small: list[
     codec = PocketCodec.load(corpus / "codec.npz")
     heldout, _ = pocket.split_sentences(0.35, 0)
     scripts = pocket.scripts_of(heldout, 0, 0)[:3]
-    documents = {tuple(texts): codes for _, texts, codes in map(utterances_of, documents_of(corpus, "heldout"))}
+    documents = {
+        tuple(texts): codes
+        for _, texts, codes in map(utterances_of, documents_of(corpus, "heldout"))
+    }
     (spoken,) = pocket.in_fresh_processes(speak_all, [scripts], 1)
     for script, waveforms in zip(scripts, spoken, strict=True):
         for waveform, codes in zip(waveforms, documents[script.sentences], strict=True):
@@ -160,9 +169,13 @@ def test_other_compositions_hold_what_they_say(
 # The same each time
 
 
-def test_the_number_of_processes_changes_nothing(corpus: Path, small: list[str], tmp_path: Path) -> None:
+def test_the_number_of_processes_changes_nothing(
+    corpus: Path, small: list[str], tmp_path: Path
+) -> None:
     made: list[tuple[int, float]] = []
-    again = prepare.prepare(tmp_path, DATA, processes=2, progress=lambda done, wanted: made.append((done, wanted)))
+    again = prepare.prepare(
+        tmp_path, DATA, processes=2, progress=lambda done, wanted: made.append((done, wanted))
+    )
     assert Manifest.read(again) == Manifest.read(corpus)
     for path in corpus.iterdir():
         if path.suffix == ".bin":
@@ -181,7 +194,11 @@ def test_takes_repeat_sentences_by_other_voices_and_neighbours(small: list[str])
     assert not {script.sentences for script in first if len(script.sentences) > 1} & {
         script.sentences for script in second
     }
-    assert first == pocket.scripts_of(small, seed=0, take=0) != pocket.scripts_of(small, seed=1, take=0)
+    assert (
+        first
+        == pocket.scripts_of(small, seed=0, take=0)
+        != pocket.scripts_of(small, seed=1, take=0)
+    )
 
 
 def test_a_second_call_finds_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,14 +230,19 @@ def test_an_interrupted_preparation_leaves_no_half_corpus(
     listed.write_text(json.dumps(few_sentences))
     program = Path(__file__).with_name("small_corpus.py")
     process = subprocess.Popen(
-        [sys.executable, program, tmp_path, listed], stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+        [sys.executable, program, tmp_path, listed],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("data/.*/heldout-*.bin")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.3)  # past the start of the next process: Python drops an interrupt that falls into a finalizer
+    time.sleep(
+        0.3
+    )  # past the start of the next process: Python drops an interrupt that falls into a finalizer
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == -number
@@ -252,7 +274,12 @@ def test_only_what_is_abandoned_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = socket.gethostname()
-    kept = [f".{folder.name}.{here}.1.tmp", f".{folder.name}.elsewhere.org.{gone.pid}.tmp", ".other.1.tmp", "other"]
+    kept = [
+        f".{folder.name}.{here}.1.tmp",
+        f".{folder.name}.elsewhere.org.{gone.pid}.tmp",
+        ".other.1.tmp",
+        "other",
+    ]
     removed = [f".{folder.name}.{here}.{gone.pid}.tmp", f".{folder.name}.{here}.{os.getpid()}.tmp"]
     for name in kept + removed:
         (folder.parent / name).mkdir(parents=True)
@@ -261,7 +288,9 @@ def test_only_what_is_abandoned_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_
     assert strays(tmp_path) == sorted([folder.name, *kept])
 
 
-def test_of_two_preparations_at_once_the_first_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_of_two_preparations_at_once_the_first_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = data_folder(tmp_path, DATA)
 
     def make(temporary: Path, *arguments: Any) -> Manifest:
@@ -274,7 +303,9 @@ def test_of_two_preparations_at_once_the_first_stays(monkeypatch: pytest.MonkeyP
     assert len(Windows(folder, "train", 50)) == 1
 
 
-def test_a_failing_preparation_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failing_preparation_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def make(folder: Path, *arguments: Any) -> Manifest:
         stub(folder, *arguments)
         raise OSError(errno.EIO, "the disk broke")
@@ -314,7 +345,10 @@ CASES = [
     ({"text_tokenizer": "stanford-crfm/marin-tokenizer"}, "data.text_tokenizer bytes"),
     ({"mixture": {"yodas2-en": 1.0}, "tokens": {}}, "given: pocket, bytes, yodas2-en"),
     ({"mixture": {"pocket": 0.5, "text": 0.5}}, "given: pocket, bytes, pocket, text"),
-    ({"tokens": {}}, "data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}"),
+    (
+        {"tokens": {}},
+        "data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}",
+    ),
 ]
 
 
@@ -329,9 +363,13 @@ def test_what_cannot_be_prepared_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_sentences_are_refused(small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_few_sentences_are_refused(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(pocket, "sentences", lambda: small[:150])
-    with pytest.raises(DataError, match=r"at least 100 of each are needed; .* or raise data.heldout_share"):
+    with pytest.raises(
+        DataError, match=r"at least 100 of each are needed; .* or raise data.heldout_share"
+    ):
         prepare.prepare(tmp_path, DATA)
     assert strays(tmp_path) == []
 
@@ -340,7 +378,9 @@ def test_a_folder_that_lost_its_manifest_is_named_and_left_alone(tmp_path: Path)
     folder = data_folder(tmp_path, DATA)
     folder.mkdir(parents=True)
     (folder / "train-00000.bin").write_bytes(b"something")
-    with pytest.raises(DataError, match=f"{folder}: no prepared data here .*; delete the folder and prepare again"):
+    with pytest.raises(
+        DataError, match=f"{folder}: no prepared data here .*; delete the folder and prepare again"
+    ):
         prepare.prepare(tmp_path, DATA)
     assert (folder / "train-00000.bin").read_bytes() == b"something"
 
@@ -351,7 +391,9 @@ def test_a_missing_espeak_is_said_before_the_corpus_is_begun(
     library = tmp_path / "espeakng_loader.py"  # found first by the processes that speak
     library.write_text("raise ImportError('not installed')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match=r"the pocket corpus needs espeak-ng: pip install 'isoflop\[pocket\]'"):
+    with pytest.raises(
+        DataError, match=r"the pocket corpus needs espeak-ng: pip install 'isoflop\[pocket\]'"
+    ):
         prepare.prepare(tmp_path, DATA, processes=1)
     assert strays(tmp_path) == []
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data import pocket, prose
-from isoflop.data.prose import sentences
+from isoflop.data import pocket
+from isoflop.data import text_corpus as prose
+from isoflop.data.text_corpus import sentences
 from isoflop.errors import DataError
 
 
@@ -38,7 +39,10 @@ def small_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 CASES = [
     ("This one is plain enough.", ["This one is plain enough."]),
-    ("The first goes here. The second goes there!", ["The first goes here.", "The second goes there!"]),
+    (
+        "The first goes here. The second goes there!",
+        ["The first goes here.", "The second goes there!"],
+    ),
     ("It is broken\n    over two lines.", ["It is broken over two lines."]),
     ("The `name` of a *thing* is kept.", ["The name of a thing is kept."]),
     ("Said twice is once. Said twice is once.", ["Said twice is once."]),
@@ -77,7 +81,9 @@ def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) 
     (small_library / "bad.py").write_text('"""This one is broken here."""\ndef (')
     (small_library / "null.py").write_bytes(b'"""This one has nothing."""\n\0')
     (small_library / "latin.py").write_bytes('"""This one is caf\u00e9."""\n'.encode("latin-1"))
-    (small_library / "escape.py").write_text('"""This one warns, but reads."""\nx = "\\d"\n')  # a SyntaxWarning
+    (small_library / "escape.py").write_text(
+        '"""This one warns, but reads."""\nx = "\\d"\n'
+    )  # a SyntaxWarning
     (small_library / "nowhere.py").symlink_to("absent.py")
     (small_library / "round.py").symlink_to("round.py")
     (small_library / "folder.py").mkdir()
@@ -89,6 +95,8 @@ def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) 
 
 def test_a_library_without_documentation_is_refused_in_one_line(small_library: Path) -> None:
     (small_library / "b.py").write_text('"""This one can be read."""\n')
-    with pytest.raises(DataError, match="at least 100 of each are needed; use a complete Python") as problem:
+    with pytest.raises(
+        DataError, match="at least 100 of each are needed; use a complete Python"
+    ) as problem:
         pocket.split_sentences(0.03, 0)
     assert "\n" not in str(problem.value)

@@ -39,7 +39,9 @@ def write(folder: Path, vocabulary: Vocabulary, lengths: dict[str, list[int]]) -
     for split, sizes in lengths.items():
         for number, size in enumerate(sizes):
             documents = np.array_split(stream(vocabulary, size, number), 2)
-            shards.append(write_shard(folder, f"{split}-{number}", split, documents, 1.5, vocabulary))
+            shards.append(
+                write_shard(folder, f"{split}-{number}", split, documents, 1.5, vocabulary)
+            )
     manifest = Manifest(vocabulary, tuple(shards), {"seed": 0}, VERSIONS)
     manifest.write(folder)
     return manifest
@@ -49,7 +51,12 @@ def write(folder: Path, vocabulary: Vocabulary, lengths: dict[str, list[int]]) -
 def test_a_shard_is_described_as_it_is(vocabulary: Vocabulary, tmp_path: Path) -> None:
     (shard,) = write(tmp_path, vocabulary, {"train": [1000]}).shards
     ids = np.fromfile(tmp_path / shard.file, dtype=vocabulary.dtype)
-    assert (shard.split, shard.tokens, shard.documents, shard.audio_seconds) == ("train", 1000, 2, 1.5)
+    assert (shard.split, shard.tokens, shard.documents, shard.audio_seconds) == (
+        "train",
+        1000,
+        2,
+        1.5,
+    )
     np.testing.assert_array_equal(ids, stream(vocabulary, 1000, 0))
     assert sum(shard.kinds.values()) == 1000
     first = vocabulary.first_audio
@@ -73,12 +80,16 @@ def test_the_checksum_is_of_content_and_vocabulary(tmp_path: Path) -> None:
     (train, heldout) = manifest.shards
     same = [
         dataclasses.replace(manifest, versions={"python": "3.12"}),
-        dataclasses.replace(manifest, shards=(dataclasses.replace(train, file="other.bin"), heldout)),
+        dataclasses.replace(
+            manifest, shards=(dataclasses.replace(train, file="other.bin"), heldout)
+        ),
     ]
     other = [
         dataclasses.replace(manifest, shards=(heldout, train)),
         dataclasses.replace(manifest, shards=(train,)),
-        dataclasses.replace(manifest, shards=(dataclasses.replace(train, split="heldout"), heldout)),
+        dataclasses.replace(
+            manifest, shards=(dataclasses.replace(train, split="heldout"), heldout)
+        ),
         dataclasses.replace(manifest, vocabulary=dataclasses.replace(SMALL, codebook_size=20)),
     ]
     assert {m.checksum for m in same} == {manifest.checksum}
@@ -149,34 +160,57 @@ BAD_MANIFESTS = [
         replaced("shards.0.tokens", "300"),
         "not a readable manifest (shards[0].tokens: expected a whole number, got '300')",
     ),
-    (replaced("shards.0.file", 3), "not a readable manifest (shards[0].file: expected text, got 3)"),
-    (replaced("shards.1.kinds", [1]), "not a readable manifest (shards[1].kinds: expected a mapping"),
-    (replaced("shards.1.audio_seconds", None), "not a readable manifest (shards[1].audio_seconds: expected a number"),
-    (replaced("vocabulary.text_size", "100"), "not a readable manifest (vocabulary.text_size: expected a whole number"),
+    (
+        replaced("shards.0.file", 3),
+        "not a readable manifest (shards[0].file: expected text, got 3)",
+    ),
+    (
+        replaced("shards.1.kinds", [1]),
+        "not a readable manifest (shards[1].kinds: expected a mapping",
+    ),
+    (
+        replaced("shards.1.audio_seconds", None),
+        "not a readable manifest (shards[1].audio_seconds: expected a number",
+    ),
+    (
+        replaced("vocabulary.text_size", "100"),
+        "not a readable manifest (vocabulary.text_size: expected a whole number",
+    ),
     (replaced("versions", "3.11"), "not a readable manifest"),
     (replaced("data", None), "not a readable manifest"),
     (replaced("shards", "none"), "not a readable manifest"),
     (replaced("shards", 3), "not a readable manifest"),
     (replaced("vocabulary", None), "not a readable manifest"),
-    (lambda document: {key: value for key, value in document.items() if key != "data"}, "not a readable manifest"),
+    (
+        lambda document: {key: value for key, value in document.items() if key != "data"},
+        "not a readable manifest",
+    ),
     (lambda document: [document], "not a readable manifest"),
     (lambda document: "manifest", "not a readable manifest"),
 ]
 
 
 @pytest.mark.parametrize(("edit", "message"), BAD_MANIFESTS)
-def test_an_edited_manifest_is_refused(edit: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
+def test_an_edited_manifest_is_refused(
+    edit: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
     write(tmp_path, SMALL, {"train": [300], "heldout": [50]})
     path = tmp_path / MANIFEST
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
-    refused(lambda: Manifest.read(tmp_path), f"{path}: {message}", "delete the folder and prepare again")
+    refused(
+        lambda: Manifest.read(tmp_path), f"{path}: {message}", "delete the folder and prepare again"
+    )
 
 
 @given(place=st.floats(0, 1), removed=st.integers(0, 20), added=st.binary(max_size=20))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_manifest_is_refused_or_harmless(place: float, removed: int, added: bytes, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_refused_or_harmless(
+    place: float, removed: int, added: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / MANIFEST
-    manifest = Manifest(SMALL, (Shard("train-0.bin", "train", 30, 2, {"text": 30}, 1.5, "0" * 64),), {}, VERSIONS)
+    manifest = Manifest(
+        SMALL, (Shard("train-0.bin", "train", 30, 2, {"text": 30}, 1.5, "0" * 64),), {}, VERSIONS
+    )
     if not path.exists():
         manifest.write(tmp_path)
         path.rename(tmp_path / "whole")
@@ -188,10 +222,18 @@ def test_a_damaged_manifest_is_refused_or_harmless(place: float, removed: int, a
 
 
 def test_a_folder_without_manifest_is_no_corpus(tmp_path: Path) -> None:
-    refused(lambda: Manifest.read(tmp_path / "none"), "no prepared data here", "run `isoflop prepare SWEEP.yaml`")
+    refused(
+        lambda: Manifest.read(tmp_path / "none"),
+        "no prepared data here",
+        "run `isoflop prepare SWEEP.yaml`",
+    )
     write(tmp_path, SMALL, {"train": [300]})
     (tmp_path / MANIFEST).unlink()
-    refused(lambda: Manifest.read(tmp_path), "no prepared data here", "delete the folder and prepare again")
+    refused(
+        lambda: Manifest.read(tmp_path),
+        "no prepared data here",
+        "delete the folder and prepare again",
+    )
 
 
 def flip_a_bit(path: Path) -> None:
@@ -217,7 +259,11 @@ def test_a_damaged_shard_is_refused(
 ) -> None:
     write(tmp_path, vocabulary, {"train": [300, 400], "heldout": [50]})
     damage(tmp_path / "train-1.bin")
-    refused(lambda: Windows(tmp_path, "train", 10), f"{tmp_path / 'train-1.bin'}: {message}", "prepare again")
+    refused(
+        lambda: Windows(tmp_path, "train", 10),
+        f"{tmp_path / 'train-1.bin'}: {message}",
+        "prepare again",
+    )
     assert len(Windows(tmp_path, "heldout", 10)) == 4  # the others are as good as before
 
 
@@ -229,7 +275,11 @@ def test_a_check_finds_a_damaged_shard_of_any_split(
     manifest = write(tmp_path, SMALL, {"train": [300, 400], "heldout": [50]})
     manifest.check(tmp_path)
     damage(tmp_path / file)
-    refused(lambda: manifest.check(tmp_path), f"{tmp_path / file}: {message}", "delete the folder and prepare again")
+    refused(
+        lambda: manifest.check(tmp_path),
+        f"{tmp_path / file}: {message}",
+        "delete the folder and prepare again",
+    )
 
 
 def codec(value: float) -> PocketCodec:
@@ -246,14 +296,21 @@ def test_a_check_finds_a_damaged_codec(tmp_path: Path) -> None:
     flip_a_bit(path)
     refused(lambda: manifest.check(tmp_path), f"{path}: ", "prepare again")
     codec(2.0).save(path)
-    refused(lambda: manifest.check(tmp_path), f"{path}: not the codec of these shards", "prepare again")
+    refused(
+        lambda: manifest.check(tmp_path), f"{path}: not the codec of these shards", "prepare again"
+    )
 
 
 @pytest.mark.parametrize(
     ("split", "seq_len", "message", "mend"),
     [
         ("train", 300, "the train split has not one window of 300 tokens", "raise data.tokens"),
-        ("heldout", 50, "the heldout split has not one window of 50 tokens", "raise data.heldout_share"),
+        (
+            "heldout",
+            50,
+            "the heldout split has not one window of 50 tokens",
+            "raise data.heldout_share",
+        ),
         ("test", 10, "no split 'test'", "there are heldout, train"),
     ],
 )
@@ -276,7 +333,9 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(tmp_path: Path) ->
     def write_on_a_full_disk() -> None:
         with replace_file(path) as temporary:
             temporary.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")  # as write() does, which knows no name
+            raise OSError(
+                errno.ENOSPC, "No space left on device"
+            )  # as write() does, which knows no name
 
     with pytest.raises(OSError, match="No space left") as problem:
         write_on_a_full_disk()
@@ -301,7 +360,11 @@ def test_a_link_stays_and_its_file_is_replaced(there: bool, tmp_path: Path) -> N
     if there:
         put(file, b"before")
     put(link, b"after")
-    assert (link.readlink(), file.is_symlink(), file.read_bytes()) == (Path("again"), False, b"after")
+    assert (link.readlink(), file.is_symlink(), file.read_bytes()) == (
+        Path("again"),
+        False,
+        b"after",
+    )
     assert [path.name for path in file.parent.iterdir()] == ["file"]
 
 

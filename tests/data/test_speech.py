@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from isoflop.data.process_pool import in_fresh_processes
 from isoflop.data.speech import SAMPLE_RATE, VOICES, Synthesizer, Voice
-from isoflop.data.workers import in_fresh_processes
 from isoflop.errors import DataError
 
 SENTENCES = ("The quick brown fox jumps over the lazy dog.", "Is this the end of the line?")
@@ -21,7 +21,9 @@ def digests(voices: tuple[Voice, ...]) -> list[str]:
     """Of the sound of a fixed sequence."""
     synthesizer = Synthesizer()
     return [
-        hashlib.sha256(synthesizer.say(text, voice).tobytes()).hexdigest() for voice in voices for text in SENTENCES
+        hashlib.sha256(synthesizer.say(text, voice).tobytes()).hexdigest()
+        for voice in voices
+        for text in SENTENCES
     ]
 
 
@@ -60,15 +62,22 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("broken", "message"),
-    [("get_library_path", "espeak-ng can't be loaded"), ("get_data_path", "espeak-ng can't read its data in /nowhere")],
+    [
+        ("get_library_path", "espeak-ng can't be loaded"),
+        ("get_data_path", "espeak-ng can't read its data in /nowhere"),
+    ],
 )
-def test_a_broken_package_is_an_error_and_not_the_end_of_the_process(broken: str, message: str) -> None:
+def test_a_broken_package_is_an_error_and_not_the_end_of_the_process(
+    broken: str, message: str
+) -> None:
     script = (
         f"import espeakng_loader; espeakng_loader.{broken} = lambda: '/nowhere'\n"
         "from isoflop.data.speech import Synthesizer\n"
         "from isoflop.errors import DataError\n"
         "try:\n    Synthesizer()\nexcept DataError as error:\n    print(error)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert (result.returncode, result.stdout.count("\n")) == (0, 1)
     assert result.stdout.startswith(message)

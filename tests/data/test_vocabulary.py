@@ -18,7 +18,12 @@ POCKET = vocabulary("pocket", "bytes")
 def test_layout_of_soda() -> None:
     assert SODA.size == vocabulary_size("mimi", "stanford-crfm/marin-tokenizer") == 144_644
     assert (SODA.bos, SODA.eos) == (128_000, 128_001)
-    assert (SODA.text_start, SODA.text_end, SODA.audio_start, SODA.audio_end) == (128_256, 128_257, 128_258, 128_259)
+    assert (SODA.text_start, SODA.text_end, SODA.audio_start, SODA.audio_end) == (
+        128_256,
+        128_257,
+        128_258,
+        128_259,
+    )
     assert SODA.dtype == "uint32"
     codes = np.array([[0] * 8, [2047] * 8, range(8)])
     ids = SODA.audio_ids(codes).reshape(3, 8)
@@ -50,7 +55,9 @@ def test_kinds_of_soda(first: int, last: int, kind: Kind) -> None:
     assert set(SODA.kinds[first : last + 1]) == {kind}
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")]
+)
 def test_the_smallest_type_that_holds_every_id(size: int, dtype: str) -> None:
     assert Vocabulary(size - 4 - 8 * 32, 0, 1, 8, 32).dtype == dtype
     assert np.iinfo(dtype).max >= size - 1
@@ -63,13 +70,19 @@ def test_the_smallest_type_that_holds_every_id(size: int, dtype: str) -> None:
     hanging=st.integers(0, 7),
     data=st.data(),
 )
-def test_codes_to_ids_and_back(which: Vocabulary, width: int, frames: int, hanging: int, data: st.DataObject) -> None:
-    codes = data.draw(npst.arrays(np.int64, (frames, width), elements=st.integers(0, which.codebook_size - 1)))
+def test_codes_to_ids_and_back(
+    which: Vocabulary, width: int, frames: int, hanging: int, data: st.DataObject
+) -> None:
+    codes = data.draw(
+        npst.arrays(np.int64, (frames, width), elements=st.integers(0, which.codebook_size - 1))
+    )
     ids = which.audio_ids(codes)
     assert ids.shape == (frames * width,)
     assert not frames or (ids.min() >= which.first_audio and ids.max() < which.size)
     assert [which.kinds[i] == Kind.SEMANTIC for i in ids] == [True, *[False] * (width - 1)] * frames
-    more = np.concatenate([ids, ids[: hanging % width]]).astype(which.dtype)  # a partial frame at the end
+    more = np.concatenate([ids, ids[: hanging % width]]).astype(
+        which.dtype
+    )  # a partial frame at the end
     np.testing.assert_array_equal(which.audio_codes(more, width), codes)
 
 
@@ -106,7 +119,11 @@ def test_other_tokens_among_audio_are_refused(id: int) -> None:
     ("codec", "tokenizer", "message"),
     [
         ("encodec", "bytes", "data.codec 'encodec': not known here, use one of pocket, mimi"),
-        ("pocket", "gpt2", "data.text_tokenizer 'gpt2': not known here, use one of bytes, stanford-crfm/marin"),
+        (
+            "pocket",
+            "gpt2",
+            "data.text_tokenizer 'gpt2': not known here, use one of bytes, stanford-crfm/marin",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(codec: str, tokenizer: str, message: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data.workers import in_fresh_processes
+from isoflop.data.process_pool import in_fresh_processes
 from isoflop.errors import DataError
 
 # Functions of jobs are here, at the top of a module, where a fresh process finds them.
@@ -64,7 +64,9 @@ def test_jobs_without_end_are_taken_as_they_are_needed() -> None:
     assert len(taken) <= 4
 
 
-def test_linear_algebra_has_one_thread_there_and_what_it_had_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_algebra_has_one_thread_there_and_what_it_had_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     assert list(in_fresh_processes(threads, [None], 1)) == ["1"]
@@ -73,7 +75,8 @@ def test_linear_algebra_has_one_thread_there_and_what_it_had_here(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    "error", [DataError("no voice 'en+x9'"), OSError(errno.ENOSPC, "No space left on device", "/somewhere")]
+    "error",
+    [DataError("no voice 'en+x9'"), OSError(errno.ENOSPC, "No space left on device", "/somewhere")],
 )
 def test_an_error_is_raised_as_it_was(error: Exception) -> None:
     with pytest.raises(type(error)) as problem:
@@ -82,7 +85,9 @@ def test_an_error_is_raised_as_it_was(error: Exception) -> None:
 
 
 def test_a_killed_process_is_an_error_and_not_a_wait_for_ever() -> None:
-    with pytest.raises(DataError, match=r"died \(exit code -9\), out of memory or killed; start it again"):
+    with pytest.raises(
+        DataError, match=r"died \(exit code -9\), out of memory or killed; start it again"
+    ):
         list(in_fresh_processes(die, [None, None], 2))
 
 
@@ -92,7 +97,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from isoflop.data.workers import in_fresh_processes\n"
+        "from isoflop.data.process_pool import in_fresh_processes\n"
         "from test_workers import sleep_and_write\n"
         "if __name__ == '__main__':\n"
         f"    list(in_fresh_processes(sleep_and_write, [Path({str(path)!r})], 1))\n"

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.fitting import simulate_isoflop
-from isoflop.fitting.finalloss import RULES
+from isoflop.fitting.tables.final_loss import RULES
 
 STUDY = simulate_isoflop(points=5, budgets=(1e18, 3e18, 1e19, 1e20)).drop(columns="simulated")
 NUMBERS = ["params", "tokens", "loss", "budget", "train_flops"]
@@ -96,7 +96,12 @@ def rename(frame: pd.DataFrame, column: str, name: Any) -> pd.DataFrame:
 
 
 def many_rows(frame: pd.DataFrame, count: int, step: str) -> pd.DataFrame:
-    if len(frame) == 0 or "loss" not in frame or frame.columns.has_duplicates or "loss" not in NUMBERS:
+    if (
+        len(frame) == 0
+        or "loss" not in frame
+        or frame.columns.has_duplicates
+        or "loss" not in NUMBERS
+    ):
         return frame
     count = min(count, max(1, MOST_ROWS // len(frame)))
     parts = [frame.assign(**{step: number * 10, "part": number}) for number in range(count)]
@@ -156,7 +161,9 @@ def written(frame: pd.DataFrame, kind: str, folder: Path) -> pd.DataFrame | Path
             elif kind == "parquet":
                 frame.to_parquet(path)
             else:
-                path.write_text("\n".join(json.dumps(row, default=str) for row in frame.to_dict("records")))
+                path.write_text(
+                    "\n".join(json.dumps(row, default=str) for row in frame.to_dict("records"))
+                )
         except (ValueError, TypeError, KeyError, OverflowError, NotImplementedError):
             return frame
     return path
@@ -185,14 +192,18 @@ def run_one(
 
 @search(100)
 @given(st.lists(edits, max_size=4), kinds, options, WAYS)
-def test_any_table_is_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any):
+def test_any_table_is_fitted_or_refused(
+    tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any
+):
     run_one(changes, kind, chosen, how, tmp_path)
 
 
 @pytest.mark.slow
 @search(1_000)
 @given(st.lists(edits, max_size=6), kinds, options, WAYS)
-def test_very_many_tables_are_fitted_or_refused(tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any):
+def test_very_many_tables_are_fitted_or_refused(
+    tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any
+):
     run_one(changes, kind, chosen, how, tmp_path)
 
 
@@ -201,7 +212,9 @@ def test_the_study_itself_is_fitted(tmp_path: Path, kind: str):
     assert answer(written(STUDY, kind, tmp_path), {}, {}) == "fitted"
 
 
-@pytest.mark.parametrize("cell", [c for c in ODD_CELLS if not isinstance(c, dict | list | np.ndarray)], ids=repr)
+@pytest.mark.parametrize(
+    "cell", [c for c in ODD_CELLS if not isinstance(c, dict | list | np.ndarray)], ids=repr
+)
 @pytest.mark.parametrize("column", NUMBERS)
 def test_one_odd_cell_is_a_number_or_is_named(cell: Any, column: str):
     table, refusal = read(set_cells(STUDY, column, [3], cell), {})
@@ -219,7 +232,9 @@ def test_one_odd_cell_is_a_number_or_is_named(cell: Any, column: str):
 
 
 @search(100)
-@given(st.binary(max_size=200), st.sampled_from(["csv", "tsv", "jsonl", "parquet", "wandb", "ndjson"]))
+@given(
+    st.binary(max_size=200), st.sampled_from(["csv", "tsv", "jsonl", "parquet", "wandb", "ndjson"])
+)
 def test_any_bytes_are_refused(tmp_path: Path, content: bytes, kind: str):
     path = tmp_path / f"runs.{kind}"
     path.write_bytes(content)

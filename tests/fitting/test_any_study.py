@@ -18,8 +18,8 @@ from answers import WAYS, answer, ask, draw, search, strict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.fitting.frames import column
-from isoflop.fitting.together import METHODS, Options, fit_laws
+from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
+from isoflop.frames import column
 
 Floats = np.ndarray
 
@@ -49,13 +49,24 @@ class Odd:
         budget, factor = np.tile(budget, self.repeats), np.tile(factor, self.repeats)
         params = (budget / 6.0) ** self.growth * self.off * factor
         tokens = budget / 6.0 / params
-        loss = self._loss(params, tokens, budget, factor, rng) * np.exp(self.noise * rng.standard_normal(len(budget)))
+        loss = self._loss(params, tokens, budget, factor, rng) * np.exp(
+            self.noise * rng.standard_normal(len(budget))
+        )
         runs = pd.DataFrame({"params": params, "tokens": tokens, "loss": loss, "budget": budget})
         if self.wrong:
             runs.loc[rng.integers(len(runs)), self.wrong[0]] *= self.wrong[1]
-        return runs.assign(loss=runs["loss"] * self.scales[0], params=runs["params"] * self.scales[1])
+        return runs.assign(
+            loss=runs["loss"] * self.scales[0], params=runs["params"] * self.scales[1]
+        )
 
-    def _loss(self, params: Floats, tokens: Floats, budget: Floats, factor: Floats, rng: np.random.Generator) -> Floats:
+    def _loss(
+        self,
+        params: Floats,
+        tokens: Floats,
+        budget: Floats,
+        factor: Floats,
+        rng: np.random.Generator,
+    ) -> Floats:
         match self.lie:
             case "by a law":
                 return 1.8 + 478.0 * params**-0.35 + 2143.0 * tokens**-0.36
@@ -73,7 +84,15 @@ class Odd:
                 return rng.uniform(0.5, 5.0, len(budget))
 
 
-LIES = ["by a law", "by a law with no floor", "by a steep law", "flat", "falling with size", "in bowls", "anywhere"]
+LIES = [
+    "by a law",
+    "by a law with no floor",
+    "by a steep law",
+    "flat",
+    "falling with size",
+    "in bowls",
+    "anywhere",
+]
 ODD = st.builds(
     Odd,
     smallest=st.sampled_from([1e8, 1e13, 1e18, 1e21]),
@@ -85,8 +104,13 @@ ODD = st.builds(
     lie=st.sampled_from(LIES),
     noise=st.sampled_from([0.0, 1e-15, 1e-9, 1e-3, 0.01, 0.3]),
     repeats=st.integers(1, 3),
-    wrong=st.none() | st.tuples(st.sampled_from(["loss", "params", "tokens"]), st.sampled_from([0.5, 2.0, 1e-3, 1e9])),
-    scales=st.tuples(st.sampled_from([1.0, 1e-6, 1e3, 1e40]), st.sampled_from([1.0, 1e-6, 1e6, 1e40])),
+    wrong=st.none()
+    | st.tuples(
+        st.sampled_from(["loss", "params", "tokens"]), st.sampled_from([0.5, 2.0, 1e-3, 1e9])
+    ),
+    scales=st.tuples(
+        st.sampled_from([1.0, 1e-6, 1e3, 1e40]), st.sampled_from([1.0, 1e-6, 1e6, 1e40])
+    ),
     seed=st.integers(0, 2**16),
 )
 
@@ -110,7 +134,20 @@ def test_a_plain_study_is_fitted() -> None:
 
 
 FOUND = [  # a traceback each, before it was mended
-    Odd(1e21, [2.0, 0.5, 0.05], 5, 0.1, 0.5, 1.0, "anywhere", 0.3, 1, ("tokens", 2.0), (1e-6, 1.0), 38541),
+    Odd(
+        1e21,
+        [2.0, 0.5, 0.05],
+        5,
+        0.1,
+        0.5,
+        1.0,
+        "anywhere",
+        0.3,
+        1,
+        ("tokens", 2.0),
+        (1e-6, 1.0),
+        38541,
+    ),
     Odd(
         1e18,
         [1.0, 2.0, 0.5, 2.0, 1.0, 0.05],
@@ -125,15 +162,132 @@ FOUND = [  # a traceback each, before it was mended
         (1.0, 1.0),
         257697,
     ),
-    Odd(1e18, [2.0, 1.0, 0.05], 5, 5.0, 0.7, 1.0, "by a steep law", 0.001, 2, ("loss", 0.5), (1.0, 1.0), 866149),
-    Odd(1e8, [0.3, 2.0, 1.0, 1.0, 1.0], 7, 0.1, 0.7, 1.0, "by a law with no floor", 1e-9, 2, None, (1.0, 1e6), 497212),
-    Odd(1e13, [2.0, 1.0, 2.0, 0.3, 0.5, 0.3], 6, 1.0, 0.3, 0.1, "anywhere", 0.01, 1, None, (1000.0, 1.0), 656077),
-    Odd(1e13, [0.05, 1.0, 1.0], 3, 0.1, 0.3, 1.0, "flat", 0.0, 1, ("loss", 0.5), (1000.0, 1.0), 998682),
-    Odd(1e18, [1.0, 2.0, 0.3, 2.0, 0.3], 4, 1.0, 0.7, 0.1, "by a steep law", 0.3, 1, None, (1.0, 1e6), 821478),
-    Odd(1e21, [1.0, 2.0, 0.5, 1.0, 2.0], 4, 0.1, 0.3, 1.0, "anywhere", 0.3, 1, ("loss", 0.5), (1000.0, 1.0), 797069),
-    Odd(1e8, [1e-9, 1e-9, 0.05], 2, 0.1, 0.3, 0.1, "anywhere", 0.0, 2, ("params", 0.5), (1.0, 1e40), 3),
-    Odd(1e21, [0.3, 1e-9, 2.0, 2.0, 2.0, 2.0], 4, 100.0, 0.7, 0.1, "anywhere", 0.01, 3, None, (1e40, 1e-6), 957),
-    Odd(1e13, [0.3, 0.05], 4, 0.1, 0.5, 3.0, "by a steep law", 1e-9, 2, ("tokens", 2.0), (1000.0, 1.0), 122506),
+    Odd(
+        1e18,
+        [2.0, 1.0, 0.05],
+        5,
+        5.0,
+        0.7,
+        1.0,
+        "by a steep law",
+        0.001,
+        2,
+        ("loss", 0.5),
+        (1.0, 1.0),
+        866149,
+    ),
+    Odd(
+        1e8,
+        [0.3, 2.0, 1.0, 1.0, 1.0],
+        7,
+        0.1,
+        0.7,
+        1.0,
+        "by a law with no floor",
+        1e-9,
+        2,
+        None,
+        (1.0, 1e6),
+        497212,
+    ),
+    Odd(
+        1e13,
+        [2.0, 1.0, 2.0, 0.3, 0.5, 0.3],
+        6,
+        1.0,
+        0.3,
+        0.1,
+        "anywhere",
+        0.01,
+        1,
+        None,
+        (1000.0, 1.0),
+        656077,
+    ),
+    Odd(
+        1e13,
+        [0.05, 1.0, 1.0],
+        3,
+        0.1,
+        0.3,
+        1.0,
+        "flat",
+        0.0,
+        1,
+        ("loss", 0.5),
+        (1000.0, 1.0),
+        998682,
+    ),
+    Odd(
+        1e18,
+        [1.0, 2.0, 0.3, 2.0, 0.3],
+        4,
+        1.0,
+        0.7,
+        0.1,
+        "by a steep law",
+        0.3,
+        1,
+        None,
+        (1.0, 1e6),
+        821478,
+    ),
+    Odd(
+        1e21,
+        [1.0, 2.0, 0.5, 1.0, 2.0],
+        4,
+        0.1,
+        0.3,
+        1.0,
+        "anywhere",
+        0.3,
+        1,
+        ("loss", 0.5),
+        (1000.0, 1.0),
+        797069,
+    ),
+    Odd(
+        1e8,
+        [1e-9, 1e-9, 0.05],
+        2,
+        0.1,
+        0.3,
+        0.1,
+        "anywhere",
+        0.0,
+        2,
+        ("params", 0.5),
+        (1.0, 1e40),
+        3,
+    ),
+    Odd(
+        1e21,
+        [0.3, 1e-9, 2.0, 2.0, 2.0, 2.0],
+        4,
+        100.0,
+        0.7,
+        0.1,
+        "anywhere",
+        0.01,
+        3,
+        None,
+        (1e40, 1e-6),
+        957,
+    ),
+    Odd(
+        1e13,
+        [0.3, 0.05],
+        4,
+        0.1,
+        0.5,
+        3.0,
+        "by a steep law",
+        1e-9,
+        2,
+        ("tokens", 2.0),
+        (1000.0, 1.0),
+        122506,
+    ),
 ]
 
 
@@ -145,7 +299,9 @@ def test_found_ones_are_answered(odd: Odd) -> None:
 @pytest.mark.slow
 @search(50)
 @given(ODD, st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4]))
-def test_what_is_fitted_is_predicted_compared_and_drawn(odd: Odd, recipe: str | None, beyond: float) -> None:
+def test_what_is_fitted_is_predicted_compared_and_drawn(
+    odd: Odd, recipe: str | None, beyond: float
+) -> None:
     use(odd, recipe, beyond)
 
 
@@ -155,7 +311,9 @@ def use(odd: Odd, recipe: str | None, beyond: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, law = str(Path(folder) / "runs.csv"), str(Path(folder) / "law")
         runs.to_csv(table, index=False)
-        if ask("fit", table, "--output", law, "--bootstrap", "100", "--method", ",".join(METHODS))[0]:
+        if ask("fit", table, "--output", law, "--bootstrap", "100", "--method", ",".join(METHODS))[
+            0
+        ]:
             return
         asked = ["predict", law, "--flops", flops, *(["--recipe", recipe] if recipe else [])]
         for words in (asked, ["compare", law], ["compare", law, "soda", "--flops", flops]):

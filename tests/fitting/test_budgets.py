@@ -10,15 +10,21 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, read_table, simulate_isoflop
-from isoflop.fitting.budgets import cluster, doubtful, group_budgets
+from isoflop.fitting.tables.budgets import cluster, doubtful, group_budgets
 
 STUDIES = 40
 
 
-def scattered(budgets: np.ndarray, points: int, jitter: float, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def scattered(
+    budgets: np.ndarray, points: int, jitter: float, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
     """FLOPs, sizes and true budgets; uniform or normal scatter, the same sizes or a grid that moves with the budget."""
     shape = (len(budgets), points)
-    error = rng.uniform(-jitter, jitter, shape) if rng.random() < 0.5 else rng.normal(0.0, jitter, shape)
+    error = (
+        rng.uniform(-jitter, jitter, shape)
+        if rng.random() < 0.5
+        else rng.normal(0.0, jitter, shape)
+    )
     moving = budgets[:, None] ** (0.5 * (rng.random() < 0.5))
     sizes = moving * np.geomspace(1.0, 8.0, points)
     order = rng.permutation(len(budgets) * points)
@@ -57,7 +63,9 @@ def test_budgets_that_overlap_are_refused_rather_than_guessed(points: int):
     assert count["wrong"] + count["doubted"] <= 0.05 * STUDIES
 
 
-@pytest.mark.parametrize(("jitter", "right"), [(0.0, 1.0), (0.001, 1.0), (0.005, 1.0), (0.01, 0.95), (0.02, 0.3)])
+@pytest.mark.parametrize(
+    ("jitter", "right"), [(0.0, 1.0), (0.001, 1.0), (0.005, 1.0), (0.01, 0.95), (0.02, 0.3)]
+)
 def test_close_budgets_among_distant_ones_stay_two_or_are_doubted(jitter: float, right: float):
     count = outcomes(np.array([3e18, 9e18, 1.8e19, 2e19, 9e19, 3e20]), jitter, 9)
     assert count["right"] >= right * STUDIES
@@ -71,7 +79,11 @@ def test_one_scattered_budget_is_one(jitter: float):
 
 def test_seeds_and_a_lone_run_far_away_do_not_disturb():
     flops = np.concatenate(
-        [np.repeat(1e18 * 3.0 ** np.arange(3), 10) * np.tile(np.repeat(np.linspace(1, 1.01, 5), 2), 3), [1e21]]
+        [
+            np.repeat(1e18 * 3.0 ** np.arange(3), 10)
+            * np.tile(np.repeat(np.linspace(1, 1.01, 5), 2), 3),
+            [1e21],
+        ]
     )
     sizes = np.append(np.tile(np.repeat(np.arange(1, 6), 2), 3), 9.0)
     found = group_budgets(flops, sizes)
@@ -84,9 +96,14 @@ def test_a_budget_that_holds_each_size_twice_is_two():
     budgets = np.array([1e18, 1e19, 1.1e19, 1e20])
     flops = (budgets[:, None] * np.exp(rng.uniform(-0.04, 0.04, (4, 9)))).ravel()
     assert group_budgets(flops, np.tile(np.geomspace(1e7, 1e8, 9), 4)) is None
-    runs = pd.DataFrame({"params": np.tile(np.geomspace(1e7, 1e8, 9), 4), "flops": flops, "loss": 3.0})
+    runs = pd.DataFrame(
+        {"params": np.tile(np.geomspace(1e7, 1e8, 9), 4), "flops": flops, "loss": 3.0}
+    )
     runs["tokens"] = runs["flops"] / (6 * runs["params"])
-    with pytest.raises(FitError, match=r"the FLOPs don't fall into budgets .* name a column of budgets with --budget"):
+    with pytest.raises(
+        FitError,
+        match=r"the FLOPs don't fall into budgets .* name a column of budgets with --budget",
+    ):
         read_table(runs)
     table = read_table(runs, need_budgets=False)
     assert (table.array("budget") == table.array("flops")).all()
@@ -95,15 +112,19 @@ def test_a_budget_that_holds_each_size_twice_is_two():
 
 def test_doubts_about_budgets_are_said():
     rng = np.random.default_rng(1)
-    two_in_one = np.concatenate([np.full(7, b) for b in (1e18, 1e19, 1.0e20, 1.12e20, 1e21)]) * np.exp(
-        rng.uniform(-0.05, 0.05, 35)
-    )
+    two_in_one = np.concatenate(
+        [np.full(7, b) for b in (1e18, 1e19, 1.0e20, 1.12e20, 1e21)]
+    ) * np.exp(rng.uniform(-0.05, 0.05, 35))
     sizes = np.arange(1.0, 36.0) * 1e6
-    runs = pd.DataFrame({"params": sizes, "tokens": two_in_one / 6 / sizes, "flops": two_in_one, "loss": 3.0})
+    runs = pd.DataFrame(
+        {"params": sizes, "tokens": two_in_one / 6 / sizes, "flops": two_in_one, "loss": 3.0}
+    )
     (finding,) = read_table(runs).findings
     assert finding.code == "budgets_unclear"
     assert "e+20 FLOPs is wider and has more runs than the others: it may be two" in finding.message
-    near = np.repeat(1e18 * 1.2 ** np.arange(5), 7) * np.tile(np.exp(np.linspace(-0.035, 0.035, 7)), 5)
+    near = np.repeat(1e18 * 1.2 ** np.arange(5), 7) * np.tile(
+        np.exp(np.linspace(-0.035, 0.035, 7)), 5
+    )
     runs = runs.assign(flops=near, tokens=near / 6 / sizes)
     (finding,) = read_table(runs).findings
     assert "scatter by 7% within one and are 12% apart between two" in finding.message
@@ -115,7 +136,9 @@ def test_a_law_from_clustered_budgets_is_that_of_planned_ones():
     runs = runs.assign(tokens=runs["tokens"] * scatter, train_flops=runs["train_flops"] * scatter)
     law = fit_isoflop(runs.drop(columns="budget"), bootstrap=0)
     assert len(law.profiles) == 5
-    assert law.exponents.loc["a", "value"] == pytest.approx(fit_isoflop(runs, bootstrap=0).exponents.loc["a", "value"])
+    assert law.exponents.loc["a", "value"] == pytest.approx(
+        fit_isoflop(runs, bootstrap=0).exponents.loc["a", "value"]
+    )
 
 
 def test_clusters_are_apart_by_more_than_the_gap():
@@ -138,9 +161,14 @@ LABELS = {
 def test_labels_in_another_unit_change_no_law_and_are_named(kind, fit):
     relabel, words = LABELS[kind]
     runs, options = simulate_isoflop(points=7, seed=1), {} if fit is fit_joint else {"bootstrap": 0}
-    right, other = fit(runs, **options), fit(runs.assign(budget=relabel(runs["budget"].to_numpy())), **options)
+    right, other = (
+        fit(runs, **options),
+        fit(runs.assign(budget=relabel(runs["budget"].to_numpy())), **options),
+    )
     assert other.reach == pytest.approx(right.reach, rel=1e-9)
-    pd.testing.assert_frame_equal(other.predict([1e20, 1e22]), right.predict([1e20, 1e22]), rtol=1e-6)
+    pd.testing.assert_frame_equal(
+        other.predict([1e20, 1e22]), right.predict([1e20, 1e22]), rtol=1e-6
+    )
     found = {d["code"]: d["message"] for d in other.diagnostics}
     assert words in found["budget_off"]
     assert "budget_mismatch" not in found

@@ -10,10 +10,10 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop
-from isoflop.fitting.comparing import gap_text
-from isoflop.fitting.frames import cell
-from isoflop.fitting.intervals import Interval
-from isoflop.fitting.origin import Origin
+from isoflop.fitting.comparison import gap_text
+from isoflop.fitting.estimators.intervals import Interval
+from isoflop.fitting.tables.provenance import Origin
+from isoflop.frames import cell
 
 ONE, AGAIN = (fit_parametric(simulate_isoflop(seed=seed), bootstrap=0) for seed in (0, 1))
 OTHER = fit_parametric(simulate_isoflop(SURFACES["soda"], seed=2), bootstrap=0)
@@ -31,22 +31,35 @@ def test_two_laws_are_told_apart() -> None:
     assert {"a", "b"} <= set(pair.differing)
     assert pair.verdict.startswith("differ in a, b")
     by_name = {d.quantity: d for d in pair.differences}
-    assert by_name["a"].value == pytest.approx(SURFACES["soda"].a - SURFACES["chinchilla"].a, abs=0.03)
+    assert by_name["a"].value == pytest.approx(
+        SURFACES["soda"].a - SURFACES["chinchilla"].a, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_an_exact_law_at_the_end_of_an_interval_is_just_told_apart(confidence: float, tmp_path: Path) -> None:
+def test_an_exact_law_at_the_end_of_an_interval_is_just_told_apart(
+    confidence: float, tmp_path: Path
+) -> None:
     end = cell(ONE.conf_int(confidence), "a", "high")
     laws = {"N": {"value": 1.0, "exponent": end}, "D": {"value": 1.0, "exponent": 1.0 - end}}
-    (tmp_path / "fit.json").write_text(json.dumps({"schema": 1, "fits": [{"method": "isoflop", "coefficients": laws}]}))
+    (tmp_path / "fit.json").write_text(
+        json.dumps({"schema": 1, "fits": [{"method": "isoflop", "coefficients": laws}]})
+    )
     (pair,) = compare({"one": ONE, "exact": load_fit(tmp_path)[0]}, confidence=confidence).pairs
     assert pair.differences[0].p == pytest.approx(1.0 - confidence)
 
 
 def test_false_alarms_are_as_rare_as_they_should_be() -> None:
-    fits = [fit_parametric(simulate_isoflop(points=7, seed=seed), bootstrap=0) for seed in range(40)]
-    p = [compare({"x": x, "y": y}).pairs[0].differences[0].p for x, y in zip(fits[::2], fits[1::2], strict=True)]
-    assert np.count_nonzero(np.array(p) < 0.05) <= 4  # 1 of 20 is expected; 5 or more have a chance of 0.3 %
+    fits = [
+        fit_parametric(simulate_isoflop(points=7, seed=seed), bootstrap=0) for seed in range(40)
+    ]
+    p = [
+        compare({"x": x, "y": y}).pairs[0].differences[0].p
+        for x, y in zip(fits[::2], fits[1::2], strict=True)
+    ]
+    assert (
+        np.count_nonzero(np.array(p) < 0.05) <= 4
+    )  # 1 of 20 is expected; 5 or more have a chance of 0.3 %
 
 
 def test_the_same_runs_are_not_tested() -> None:
@@ -84,7 +97,8 @@ def test_names_of_runs_count_only_where_they_hold_an_identity() -> None:
 def test_a_published_law_is_taken_as_exact() -> None:
     (chinchilla,), (soda,) = load_fit("chinchilla"), load_fit("soda")
     same, other, none = (
-        compare({"x": x, "y": y}, flops=1e21).pairs[0] for x, y in ((ONE, chinchilla), (ONE, soda), (soda, chinchilla))
+        compare({"x": x, "y": y}, flops=1e21).pairs[0]
+        for x, y in ((ONE, chinchilla), (ONE, soda), (soda, chinchilla))
     )
     assert same.verdict == "not told apart"
     assert {"a", "b"} <= set(other.differing)
@@ -93,7 +107,9 @@ def test_a_published_law_is_taken_as_exact() -> None:
 
 def test_n_that_counts_otherwise_is_not_compared() -> None:
     runs = simulate_isoflop(seed=1)
-    body = fit_parametric(runs.assign(params_non_embedding=0.5 * runs["params"]), n="non_embedding", bootstrap=0)
+    body = fit_parametric(
+        runs.assign(params_non_embedding=0.5 * runs["params"]), n="non_embedding", bootstrap=0
+    )
     (pair,) = compare({"total": ONE, "body": body}).pairs
     assert [d.quantity for d in pair.differences] == ["tokens", "loss"]
 
@@ -111,7 +127,10 @@ def test_the_budget_is_beyond_the_largest_that_all_have_seen() -> None:
 
 @pytest.mark.parametrize(
     ("laws", "says"),
-    [({}, "there is no law to compare"), ({"soda": load_fit("soda")[0]}, "name one to compare at, e.g. --flops 1e22")],
+    [
+        ({}, "there is no law to compare"),
+        ({"soda": load_fit("soda")[0]}, "name one to compare at, e.g. --flops 1e22"),
+    ],
 )
 def test_refusals(laws: dict, says: str) -> None:
     with pytest.raises(FitError, match=says):
@@ -133,7 +152,11 @@ def test_json_has_no_nan() -> None:
             "At 1e22 FLOPs N* is 1B (x) to 3B (y), 3.00x apart; the intervals of the two overlap.",
         ),
         (
-            {"y": Interval(3e9, 2.5e9, 4e9), "x": Interval(1e9, 5e8, 2e9), "z": Interval(2e9, 1e8, 4e9)},
+            {
+                "y": Interval(3e9, 2.5e9, 4e9),
+                "x": Interval(1e9, 5e8, 2e9),
+                "z": Interval(2e9, 1e8, 4e9),
+            },
             "At 1e22 FLOPs N* is 1B (x) to 3B (y), 3.00x apart; the intervals of the two do not overlap.",
         ),
         (

@@ -7,9 +7,9 @@ import pytest
 
 import isoflop
 from isoflop.errors import FitError
-from isoflop.fitting.design import Design
-from isoflop.fitting.estimate import Sample, estimate_many
-from isoflop.fitting.surface import optimum
+from isoflop.fitting.estimators.fisher import Design
+from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
+from isoflop.fitting.results.parametric_fit import optimum
 from isoflop.laws import SURFACES
 
 REPLICATES = 1500
@@ -18,8 +18,12 @@ TARGET = 1.3e22
 
 def soda_design(law: str, noise: float = 0.003, seeds: np.ndarray | None = None) -> Design:
     runs = isoflop.plan("soda").runs
-    params, tokens = (np.array([getattr(run, name) for run in runs], float) for name in ("params_total", "tokens"))
-    return Design.of(SURFACES[law], params, tokens, np.ones(len(runs)) if seeds is None else seeds, noise)
+    params, tokens = (
+        np.array([getattr(run, name) for run in runs], float) for name in ("params_total", "tokens")
+    )
+    return Design.of(
+        SURFACES[law], params, tokens, np.ones(len(runs)) if seeds is None else seeds, noise
+    )
 
 
 def test_soda_grid() -> None:
@@ -36,7 +40,9 @@ def test_fits_of_simulated_runs_scatter_as_much(law: str, seeds: int) -> None:
     design = soda_design(law)
     weight = np.where(np.arange(len(design.points)) < 20, seeds, 1.0)
     design = Design(design.law, design.points, weight, design.noise)
-    scatter = np.random.default_rng(0).normal(0.0, design.noise / np.sqrt(weight), (REPLICATES, len(weight)))
+    scatter = np.random.default_rng(0).normal(
+        0.0, design.noise / np.sqrt(weight), (REPLICATES, len(weight))
+    )
     losses = design.points.with_loss(design.points.loss * np.exp(scatter))
     flat = np.ones(len(weight))
     sample = Sample(losses, weight, flat, flat, np.arange(len(weight)))
@@ -53,7 +59,10 @@ def test_fits_of_simulated_runs_scatter_as_much(law: str, seeds: int) -> None:
 def test_leaving_a_configuration_out_is_the_design_without_it() -> None:
     design, k = soda_design("soda"), 5
     keep = np.arange(64) != k
-    params, tokens = np.exp(design.points.x + design.points.x_mean), np.exp(design.points.y + design.points.y_mean)
+    params, tokens = (
+        np.exp(design.points.x + design.points.x_mean),
+        np.exp(design.points.y + design.points.y_mean),
+    )
     rest = Design.of(design.law, params[keep], tokens[keep], np.ones(63), design.noise)
     assert design.without_each(design.exponent())[k] == pytest.approx(rest.sd(rest.exponent()))
     assert design.without_each(design.loss(TARGET))[k] == pytest.approx(rest.sd(rest.loss(TARGET)))
@@ -65,7 +74,9 @@ def test_a_seed_more_is_a_run_more() -> None:
     design, seeds = soda_design("soda"), np.ones(64)
     seeds[7] = 2.0
     again = soda_design("soda", seeds=seeds)
-    assert design.with_each(design.exponent(), design.rows)[7] == pytest.approx(again.sd(again.exponent()))
+    assert design.with_each(design.exponent(), design.rows)[7] == pytest.approx(
+        again.sd(again.exponent())
+    )
 
 
 def test_power() -> None:
@@ -73,11 +84,15 @@ def test_power() -> None:
     a = design.exponent()
     shift = abs(a.value - 0.5) / design.sd(a)
     drawn = np.random.default_rng(1)
-    t = (drawn.normal(shift, 1.0, 200_000)) / np.sqrt(drawn.chisquare(design.dof, 200_000) / design.dof)
+    t = (drawn.normal(shift, 1.0, 200_000)) / np.sqrt(
+        drawn.chisquare(design.dof, 200_000) / design.dof
+    )
     limit = design.half_width(a, 0.95) / design.sd(a)
     assert design.power(a, 0.5, 0.95) == pytest.approx(float(np.mean(np.abs(t) > limit)), abs=0.005)
     assert design.power(a, a.value, 0.95) == pytest.approx(0.05, abs=0.002)
-    assert soda_design("soda").power(soda_design("soda").exponent(), 0.5, 0.95) == pytest.approx(1.0)
+    assert soda_design("soda").power(soda_design("soda").exponent(), 0.5, 0.95) == pytest.approx(
+        1.0
+    )
 
 
 def test_runs_that_do_not_fix_the_law_are_refused() -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
-from isoflop.fitting.diagnostics import flops_text
+from isoflop.fitting.results.diagnostics import flops_text
 
 BASE = simulate_isoflop(points=9, noise=0.002)
 LOW = (1e18, 1e19, 1e20)
@@ -20,21 +20,39 @@ def narrow() -> pd.DataFrame:
 CASES = {
     "simulated": (BASE, {}, "Nothing here is a result"),
     "no_replicates": (BASE, {}, "noise can't be told from misfit"),
-    "few_budgets": (simulate_isoflop(budgets=LOW), {}, "3 budgets leave the power laws 1 degree of freedom"),
+    "few_budgets": (
+        simulate_isoflop(budgets=LOW),
+        {},
+        "3 budgets leave the power laws 1 degree of freedom",
+    ),
     "replicate_noise": (simulate_isoflop(seeds=3, noise=0.003), {}, "126 degrees of freedom"),
-    "epochs": (BASE.assign(epochs=[5.5] * 2 + [1.0] * 61), {}, "2 runs see its data more than 4 times (at most 5.5)"),
+    "epochs": (
+        BASE.assign(epochs=[5.5] * 2 + [1.0] * 61),
+        {},
+        "2 runs see its data more than 4 times (at most 5.5)",
+    ),
     "shallow": (narrow(), {"use": "all"}, "no deeper than 5 times the noise about the parabolas"),
     "no_minimum": (narrow().iloc[::6], {"use": "all"}, "count as unbounded"),
     "budget_off": (BASE.assign(budget=BASE["budget"] / 3), {}, "3.00 to 3.00 times the budget"),
-    "rows_dropped": (BASE.assign(state=["failed"] + ["done"] * 62), {}, "run sim-0000: state is failed, not done"),
-    "interpolation": (BASE.assign(tokens=BASE["tokens"] * (1 + 0.1 * (BASE.index % 2))), {}, "off it"),
+    "rows_dropped": (
+        BASE.assign(state=["failed"] + ["done"] * 62),
+        {},
+        "run sim-0000: state is failed, not done",
+    ),
+    "interpolation": (
+        BASE.assign(tokens=BASE["tokens"] * (1 + 0.1 * (BASE.index % 2))),
+        {},
+        "off it",
+    ),
 }
 
 
 @pytest.mark.parametrize("code", CASES)
 def test_findings(code):
     runs, options, words = CASES[code]
-    found = {d["code"]: d["message"] for d in fit_isoflop(runs, bootstrap=300, **options).diagnostics}
+    found = {
+        d["code"]: d["message"] for d in fit_isoflop(runs, bootstrap=300, **options).diagnostics
+    }
     assert words in found[code]
 
 
@@ -54,7 +72,11 @@ def test_what_was_trained_is_not_called_simulated(spelt):
 def test_what_is_simulated_is_called_so(spelt):
     runs = simulate_isoflop(seeds=2, noise=0.002)
     runs["simulated"] = [spelt] + [False] * (len(runs) - 1)
-    (message,) = [d["message"] for d in fit_isoflop(runs, bootstrap=100).diagnostics if d["code"] == "simulated"]
+    (message,) = [
+        d["message"]
+        for d in fit_isoflop(runs, bootstrap=100).diagnostics
+        if d["code"] == "simulated"
+    ]
     assert message.startswith(f"1 of {len(runs)} losses")
 
 
@@ -80,7 +102,8 @@ def test_budgets_that_are_too_few_for_a_law_are_told_so(budgets, words):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.8e19, "1.8e19"), (3.16228e18, "3.162e18"), (1e11, "1e11"), (512.0, "512")]
+    ("value", "text"),
+    [(1.8e19, "1.8e19"), (3.16228e18, "3.162e18"), (1e11, "1e11"), (512.0, "512")],
 )
 def test_flops_text(value, text):
     assert flops_text(value) == text

@@ -37,20 +37,27 @@ def test_a_column_in_another_unit(column: str, factor: float, words: str):
     scaled: dict[str, Any] = {column: f"{column}*{factor:g}"}
     mended = read_table(runs, **scaled)
     columns = ["params", "tokens", "loss", "flops", "budget"]
-    np.testing.assert_allclose(mended.frame[columns], read_table(STUDY.drop(columns="train_flops")).frame[columns])
+    np.testing.assert_allclose(
+        mended.frame[columns], read_table(STUDY.drop(columns="train_flops")).frame[columns]
+    )
     assert not mended.findings
     assert mended.columns[column] == f"{column}*{factor:g}"
 
 
 def test_two_columns_in_other_units():
-    runs = STUDY.drop(columns="train_flops").assign(params=STUDY["params"] / 1e6, tokens=STUDY["tokens"] / 1e9)
+    runs = STUDY.drop(columns="train_flops").assign(
+        params=STUDY["params"] / 1e6, tokens=STUDY["tokens"] / 1e9
+    )
     assert "column 'params' in millions and column 'tokens' in billions" in codes(runs)["units"]
 
 
 def test_units_without_flops_of_their_own():
     runs = STUDY.drop(columns=["train_flops", "budget"]).assign(params=STUDY["params"] / 1e6)
     runs["tokens"] /= 1e9
-    assert "column 'params' in millions and column 'tokens' in billions" in codes(runs, flops="6ND")["units"]
+    assert (
+        "column 'params' in millions and column 'tokens' in billions"
+        in codes(runs, flops="6ND")["units"]
+    )
     assert read_table(STUDY.drop(columns="train_flops"), flops="6nd").columns["flops"] == "6ND"
 
 
@@ -84,11 +91,14 @@ def test_runs_whose_numbers_do_not_belong_together():
 
 
 def test_losses_that_are_none():
-    assert "Is it a perplexity?" in codes(STUDY.assign(loss=np.exp(STUDY["loss"] + 1.0)))["loss_high"]
+    assert (
+        "Is it a perplexity?" in codes(STUDY.assign(loss=np.exp(STUDY["loss"] + 1.0)))["loss_high"]
+    )
     runs = STUDY.copy()
     runs.loc[[4, 9], "loss"] = 11.0
     assert (
-        "The loss of runs sim-0004, sim-0009 is more than 2 times the middle of its budget" in codes(runs)["diverged"]
+        "The loss of runs sim-0004, sim-0009 is more than 2 times the middle of its budget"
+        in codes(runs)["diverged"]
     )
     assert "diverged" in [d["code"] for d in fit_isoflop(runs, bootstrap=0, use="all").diagnostics]
 
@@ -100,7 +110,9 @@ def test_runs_that_are_there_twice():
     assert "rows 4, 127 are of one configuration and seed" in codes(unnamed)["duplicates"]
 
 
-@pytest.mark.parametrize(("name", "why"), [("loss", "loss is missing"), ("tokens", "tokens is missing")])
+@pytest.mark.parametrize(
+    ("name", "why"), [("loss", "loss is missing"), ("tokens", "tokens is missing")]
+)
 def test_broken_rows_are_left_out_with_row_and_column(name: str, why: str):
     runs = STUDY.drop(columns="run_id")
     runs.loc[[6, 8], name] = np.nan
@@ -121,12 +133,17 @@ def test_integer_products_do_not_overflow(kind: str):
     big = {"int64": (4_000_000_000_000, 9_000_000_000), "Int64": (4_000_000_000_000, 9_000_000_000)}
     params, tokens = big.get(kind, (2_000_000_000, 1_900_000_000))
     runs = pd.DataFrame(
-        {"params": [params, params // 2], "tokens": [tokens, tokens * 2 if kind == "int64" else tokens]}
+        {
+            "params": [params, params // 2],
+            "tokens": [tokens, tokens * 2 if kind == "int64" else tokens],
+        }
     )
     runs = runs.astype(kind).assign(loss=3.0)
     table = read_table(runs, flops="6ND")
     exact = sorted(6 * int(n) * int(d) for n, d in zip(runs["params"], runs["tokens"], strict=True))
-    np.testing.assert_allclose(np.sort(table.array("flops")), np.array(exact, dtype=np.float64), rtol=1e-15)
+    np.testing.assert_allclose(
+        np.sort(table.array("flops")), np.array(exact, dtype=np.float64), rtol=1e-15
+    )
 
 
 @pytest.mark.parametrize(

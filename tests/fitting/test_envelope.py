@@ -28,7 +28,9 @@ def test_a_budget_that_got_worse_is_not_on_it() -> None:
 def test_fine_grids_find_the_exponents() -> None:
     fit = fit_envelope(simulate_isoflop(SODA, points=101, noise=0.0))
     assert fit.exponents["value"].tolist() == pytest.approx([SODA.a, SODA.b], abs=0.01)
-    assert fit.predict(1e22)["value"].tolist() == pytest.approx([float(v) for v in SODA.optimum(1e22)], rel=0.1)
+    assert fit.predict(1e22)["value"].tolist() == pytest.approx(
+        [float(v) for v in SODA.optimum(1e22)], rel=0.1
+    )
     assert "nearest_run" in [d["code"] for d in fit.diagnostics]
 
 

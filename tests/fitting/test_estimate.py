@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from isoflop.fitting import fit_parametric, parametric, simulate_isoflop
-from isoflop.fitting.estimate import jacobian
+from isoflop.fitting import fit_parametric, simulate_isoflop
+from isoflop.fitting.estimators.surface_estimate import jacobian
+from isoflop.fitting.methods import parametric
 
 RUNS = simulate_isoflop(points=9)
 
@@ -36,7 +37,9 @@ def test_resamples_of_a_tiny_delta_move():
 
 
 @pytest.mark.parametrize("resampling", ["case", "wild"])
-def test_resamples_do_not_depend_on_how_many_are_held_at_once(resampling, monkeypatch: pytest.MonkeyPatch):
+def test_resamples_do_not_depend_on_how_many_are_held_at_once(
+    resampling, monkeypatch: pytest.MonkeyPatch
+):
     whole = fit_parametric(RUNS, bootstrap=1500, resampling=resampling).draws
     monkeypatch.setattr(parametric, "_BLOCK", 1)
     assert np.array_equal(whole, fit_parametric(RUNS, bootstrap=1500, resampling=resampling).draws)

@@ -12,8 +12,8 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import read_table, simulate_isoflop
-from isoflop.fitting.nested import unnest
-from isoflop.fitting.panels import unpivot
+from isoflop.fitting.tables.nested_columns import unnest
+from isoflop.fitting.tables.wandb_charts import unpivot
 
 STUDY = simulate_isoflop(points=5)
 
@@ -26,9 +26,13 @@ def same_as_study(source: pd.DataFrame | Path, rows: int = len(STUDY), **options
 
 
 def test_the_runs_page(tmp_path: Path):
-    page = pd.DataFrame({"Name": STUDY["run_id"], "State": "finished", "Notes": None, "User": "me", "Tags": ""})
+    page = pd.DataFrame(
+        {"Name": STUDY["run_id"], "State": "finished", "Notes": None, "User": "me", "Tags": ""}
+    )
     page["Created"], page["Runtime"], page["_step"] = "2025-01-01T00:00:00.000Z", 100, 999
-    page = page.assign(params=STUDY["params"], budget=STUDY["budget"], **{"eval/loss": STUDY["loss"]})
+    page = page.assign(
+        params=STUDY["params"], budget=STUDY["budget"], **{"eval/loss": STUDY["loss"]}
+    )
     page["tokens"] = STUDY["tokens"]
     page.loc[[3, 7], "State"] = "crashed"
     page.loc[[8], "State"] = "running"
@@ -46,13 +50,21 @@ def test_the_runs_page(tmp_path: Path):
 def test_the_export_of_the_api(tmp_path: Path, spelt: str):
     """As W&B's documentation exports runs: dictionaries in the columns summary and config, and the name."""
     rows = STUDY.to_dict("records")
-    summary = [{"loss": r["loss"], "tokens": r["tokens"], "bad": float("nan"), "_step": 10} for r in rows]
-    config = [{"model": {"params": r["params"]}, "budget": r["budget"], "none": None, "yes": True} for r in rows]
+    summary = [
+        {"loss": r["loss"], "tokens": r["tokens"], "bad": float("nan"), "_step": 10} for r in rows
+    ]
+    config = [
+        {"model": {"params": r["params"]}, "budget": r["budget"], "none": None, "yes": True}
+        for r in rows
+    ]
     frame = pd.DataFrame({"summary": summary, "config": config, "name": STUDY["run_id"]})
     same_as_study(frame)
     if spelt != "python":
         frame["summary"] = frame["summary"].map(json.dumps)
-        wrapped = [{k: {"desc": None, "value": v} for k, v in c.items()} if spelt == "value" else c for c in config]
+        wrapped = [
+            {k: {"desc": None, "value": v} for k, v in c.items()} if spelt == "value" else c
+            for c in config
+        ]
         frame["config"] = [json.dumps(c) for c in wrapped]
     if spelt == "value":
         frame = frame.assign(params=STUDY["params"])
@@ -60,26 +72,36 @@ def test_the_export_of_the_api(tmp_path: Path, spelt: str):
     same_as_study(tmp_path / "project.csv")
     if spelt != "value":
         same_as_study(
-            tmp_path / "project.csv", params="config.model.params", tokens="summary.tokens", loss="summary.loss"
+            tmp_path / "project.csv",
+            params="config.model.params",
+            tokens="summary.tokens",
+            loss="summary.loss",
         )
 
 
 def test_nested_rows_of_jsonl(tmp_path: Path):
     lines = [
-        {"id": r["run_id"], "config": {"params": r["params"], "budget": r["budget"]}, "result": {"loss": r["loss"]}}
+        {
+            "id": r["run_id"],
+            "config": {"params": r["params"], "budget": r["budget"]},
+            "result": {"loss": r["loss"]},
+        }
         for r in STUDY.to_dict("records")
     ]
     for line, tokens in zip(lines, STUDY["tokens"], strict=True):
         line["result"]["tokens"] = tokens
         line["config"]["note"] = "\u2028 \x85"
-    (tmp_path / "runs.jsonl").write_text("\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    (tmp_path / "runs.jsonl").write_text(
+        "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    )
     same_as_study(tmp_path / "runs.jsonl")
     pd.DataFrame(lines).to_parquet(tmp_path / "runs.parquet")
     same_as_study(tmp_path / "runs.parquet")
 
 
 @pytest.mark.parametrize(
-    "cell", ["{", "{not: python}", "{'a': open('x')}", "{1}", "[1]", "{}", "", None, 3.0, "{" * 5000]
+    "cell",
+    ["{", "{not: python}", "{'a': open('x')}", "{1}", "[1]", "{}", "", None, 3.0, "{" * 5000],
 )
 def test_cells_that_are_no_dictionary_stay(cell: object):
     assert list(unnest(pd.DataFrame({"config": [cell, cell]})).columns) == ["config"]
@@ -96,7 +118,12 @@ def history(**more: object) -> pd.DataFrame:
     for run, params in (("x", 1e7), ("y", 2e7), ("z", 3e7)):
         step = np.arange(0, 200, 2)
         train = pd.DataFrame(
-            {"_step": step, "_runtime": step * 0.5, "train/loss": 4.0 - step / 200, "tokens": step * 1e5}
+            {
+                "_step": step,
+                "_runtime": step * 0.5,
+                "train/loss": 4.0 - step / 200,
+                "tokens": step * 1e5,
+            }
         )
         held_out = pd.DataFrame({"_step": [99, 199], "eval/loss": [3.6, 3.1 + params / 1e9]})
         rows = pd.concat([train, held_out]).sort_values("_step", ignore_index=True)
@@ -121,7 +148,9 @@ def test_histories(tmp_path: Path, kind: str):
     assert table.array("tokens").tolist() == [198e5] * 3
     train = read_table(source, loss="train/loss")
     np.testing.assert_allclose(train.array("loss"), 3.01, rtol=1e-4)
-    with pytest.raises(FitError, match=r"column 'loss' could be '.*loss', '.*loss'; name one with (--loss|loss=)"):
+    with pytest.raises(
+        FitError, match=r"column 'loss' could be '.*loss', '.*loss'; name one with (--loss|loss=)"
+    ):
         read_table(source)
 
 
@@ -133,8 +162,13 @@ def test_charts(tmp_path: Path):
         wide[f"{run} - train/loss__MAX"] = wide[f"{run} - train/loss"] + 0.1
     wide.loc[50:, [c for c in wide if c.startswith("c")]] = np.nan
     wide.to_csv(tmp_path / "chart.csv", index=False)
-    (tmp_path / "runs.csv").write_text("Name,params,tokens,budget\na - b,1e7,1e9,6e16\nc,2e7,5e8,6e16\n")
+    (tmp_path / "runs.csv").write_text(
+        "Name,params,tokens,budget\na - b,1e7,1e9,6e16\nc,2e7,5e8,6e16\n"
+    )
     table = read_table(tmp_path / "chart.csv", beside=tmp_path / "runs.csv")
-    assert dict(zip(table.frame["run_id"], table.array("params"), strict=True)) == {"a - b": 1e7, "c": 2e7}
+    assert dict(zip(table.frame["run_id"], table.array("params"), strict=True)) == {
+        "a - b": 1e7,
+        "c": 2e7,
+    }
     np.testing.assert_allclose(table.array("loss"), [3.0 * 1.001, 4.0 * 1.051], rtol=1e-3)
     assert unpivot(STUDY) is STUDY

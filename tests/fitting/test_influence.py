@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from isoflop.fitting import fit_parametric, influence, simulate_isoflop
+from isoflop.fitting import fit_parametric, simulate_isoflop
+from isoflop.fitting.estimators import influence
 
 RUNS = simulate_isoflop(points=9)
 
@@ -36,7 +37,9 @@ def test_moves_are_in_standard_errors_that_allow_for_shared_noise() -> None:
     noise = rng.normal(size=(7, 9))
     for k in range(1, 9):
         noise[:, k] = 0.8 * noise[:, k - 1] + 0.6 * noise[:, k]
-    fit = fit_parametric(runs.assign(loss=runs["loss"] * np.exp(0.003 * noise.ravel())), bootstrap=0)
+    fit = fit_parametric(
+        runs.assign(loss=runs["loss"] * np.exp(0.003 * noise.ravel())), bootstrap=0
+    )
     shared, table, a = fit.core.shared, fit.influence, fit.exponents.loc["a"]
     assert shared is not None
     by_budgets = (a["high"] - a["value"]) / stdtrit(shared.dof, 0.975)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isoflop.fitting.intervals import Interval, Line, draws_interval, exponential, lines_through, t_interval, wider
+from isoflop.fitting.estimators.intervals import (
+    Interval,
+    Line,
+    draws_interval,
+    exponential,
+    lines_through,
+    t_interval,
+    wider,
+)
 
 X = np.log([1e18, 3e18, 1e19, 3e19, 1e20])
 Y = 0.5 * X + np.array([0.01, -0.02, 0.0, 0.03, -0.01])
@@ -26,7 +34,9 @@ def test_line_agrees_with_scipy():
 
 def test_lines_through_each_draw():
     slopes, intercepts = lines_through(X, np.stack([Y, 2.0 * Y]))
-    assert slopes.tolist() == pytest.approx([Line.through(X, Y).slope, 2.0 * Line.through(X, Y).slope])
+    assert slopes.tolist() == pytest.approx(
+        [Line.through(X, Y).slope, 2.0 * Line.through(X, Y).slope]
+    )
     assert intercepts[0] == pytest.approx(Line.through(X, Y).intercept)
 
 
@@ -37,7 +47,9 @@ def test_draws_are_stretched_to_t():
     assert 1.0 - interval.low == pytest.approx(0.1 * stats.t(8).ppf(0.975), rel=0.02)
 
 
-@pytest.mark.parametrize(("lost", "finite"), [(0.0, True), (0.04, True), (0.06, False), (1.0, False)])
+@pytest.mark.parametrize(
+    ("lost", "finite"), [(0.0, True), (0.04, True), (0.06, False), (1.0, False)]
+)
 def test_lost_draws_open_the_interval(lost, finite):
     draws = np.random.default_rng(0).normal(size=4000)
     whole = draws_interval(0.0, draws, 30, 0.95)

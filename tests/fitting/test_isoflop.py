@@ -11,10 +11,12 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, IsoflopFit, Surface, fit_isoflop, simulate_isoflop
-from isoflop.fitting.frames import column, mask, rows
+from isoflop.frames import column, mask, rows
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="reference data not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="reference data not beside the repository"
+)
 SYMMETRIC = Surface(E=1.8172, A=477.84, B=2143.86, alpha=0.357, beta=0.357)
 
 
@@ -44,7 +46,9 @@ def test_known_truth_table():
     assert fit.exponents.loc["a", "value"] == pytest.approx(0.5142816193, abs=5e-11)
     value, low, high = fit.exponents.loc["a"].tolist()
     assert low < 0.513905 < value < high
-    assert sum(fit.exponents["value"].tolist()) == pytest.approx(1.0, abs=1e-12)  # C = 6ND in this table
+    assert sum(fit.exponents["value"].tolist()) == pytest.approx(
+        1.0, abs=1e-12
+    )  # C = 6ND in this table
 
 
 @pytest.mark.parametrize("axis", ["params", "tokens"])
@@ -75,15 +79,25 @@ def test_seeds_are_one_point_of_a_profile():
     assert fit.profiles["n_runs"].tolist() == [27] * 7
     assert fit.noise.replicate_dof == 7 * 9 * 2
     assert fit.noise.replicate_sd == pytest.approx(0.003, rel=0.15)
-    means = cast(pd.DataFrame, runs.groupby(["budget", "params", "tokens"], as_index=False)[["loss"]].mean())
-    assert fit_isoflop(means).exponents.loc["a", "value"] == pytest.approx(fit.exponents.loc["a", "value"], abs=1e-12)
+    means = cast(
+        pd.DataFrame, runs.groupby(["budget", "params", "tokens"], as_index=False)[["loss"]].mean()
+    )
+    assert fit_isoflop(means).exponents.loc["a", "value"] == pytest.approx(
+        fit.exponents.loc["a", "value"], abs=1e-12
+    )
 
 
 def test_flops_set_the_line_and_the_budget_is_a_label():
-    runs = simulate_isoflop(SYMMETRIC, points=7, noise=0.0).assign(budget=lambda d: d["budget"] / 3.0)
+    runs = simulate_isoflop(SYMMETRIC, points=7, noise=0.0).assign(
+        budget=lambda d: d["budget"] / 3.0
+    )
     fit = fit_isoflop(runs)
-    assert fit.profiles["flops"].to_numpy() == pytest.approx(3.0 * fit.profiles["budget"].to_numpy())
-    assert fit.predict(1e20).loc["params", "value"] == pytest.approx(float(SYMMETRIC.optimum(1e20)[0]), rel=1e-6)
+    assert fit.profiles["flops"].to_numpy() == pytest.approx(
+        3.0 * fit.profiles["budget"].to_numpy()
+    )
+    assert fit.predict(1e20).loc["params", "value"] == pytest.approx(
+        float(SYMMETRIC.optimum(1e20)[0]), rel=1e-6
+    )
     assert "budget_off" in {d["code"] for d in fit.diagnostics}
 
 
@@ -110,11 +124,19 @@ def upside_down(runs: pd.DataFrame) -> pd.DataFrame:
 
 TWO = simulate_isoflop(budgets=(1e18, 1e19), points=9)
 REFUSED = {
-    "two budgets": (TWO, {}, "2 of 2 budgets can be used, 3 are needed. 1e18: interior; 1e19: interior"),
+    "two budgets": (
+        TWO,
+        {},
+        "2 of 2 budgets can be used, 3 are needed. 1e18: interior; 1e19: interior",
+    ),
     "one budget": (TWO.query("budget < 2e18"), {}, "1 of 1 budgets"),
     "concave": (upside_down(simulate_isoflop(points=9)), {}, "1e18: concave"),
     "one size": (simulate_isoflop(points=1), {}, "1e18: too_few (1 distinct size, 4 needed)"),
-    "edge": (simulate_isoflop(points=9, offset=40.0), {}, "edge (the minimum is below the smallest model)"),
+    "edge": (
+        simulate_isoflop(points=9, offset=40.0),
+        {},
+        "edge (the minimum is below the smallest model)",
+    ),
     "constant": (simulate_isoflop(points=9).assign(loss=3.0), {}, "concave"),
     "concave on request": (upside_down(simulate_isoflop()), {"use": "all"}, "0 of 7 budgets"),
     "axis": (TWO, {"axis": "flops"}, "unknown axis"),
@@ -126,7 +148,9 @@ REFUSED = {
             {
                 "budget": np.repeat([1e17, 1e18, 1e19], 4),
                 "params": np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
-                "tokens": np.repeat([1e17, 1e18, 1e19], 4) / 6 / np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
+                "tokens": np.repeat([1e17, 1e18, 1e19], 4)
+                / 6
+                / np.tile([1e5, 1.1e5, 1.2e5, 1e12], 3),
                 "loss": np.tile([3.0, 2.0, 1.5, 9.0], 3),
             }
         ),
@@ -199,6 +223,10 @@ def test_many_rows():
 
 
 def test_soda_surface_shows_more_data_than_size():
-    fit = fit_isoflop(simulate_isoflop(SURFACES["soda"], (3e18, 1e19, 3e19, 1e20, 3e20), 9, spread=3.0, noise=0.001))
+    fit = fit_isoflop(
+        simulate_isoflop(
+            SURFACES["soda"], (3e18, 1e19, 3e19, 1e20, 3e20), 9, spread=3.0, noise=0.001
+        )
+    )
     assert fit.ratio.tolist()[0] > 1.3
     assert "Optimal data grows" in fit.headline()

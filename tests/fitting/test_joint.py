@@ -12,10 +12,12 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, Surface, fit_isoflop, fit_joint, simulate_isoflop
-from isoflop.fitting import profiles as joint
+from isoflop.fitting.estimators import joint_estimate as joint
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="reference data not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="reference data not beside the repository"
+)
 SODA = SURFACES["soda"]
 GRIDS: list[dict[str, Any]] = [{}, {"offset": 3.0}, {"drift": 3.0}, {"offset": 0.4}]
 
@@ -23,12 +25,16 @@ GRIDS: list[dict[str, Any]] = [{}, {"offset": 3.0}, {"drift": 3.0}, {"offset": 0
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
 @pytest.mark.parametrize("grid", GRIDS, ids=["centred", "too large", "drifting", "too small"])
 @pytest.mark.parametrize("axis", ["params", "tokens"])
-def test_recovers_the_truth_without_noise(surface: Surface, grid: dict[str, Any], axis: Any) -> None:
+def test_recovers_the_truth_without_noise(
+    surface: Surface, grid: dict[str, Any], axis: Any
+) -> None:
     fit = fit_joint(simulate_isoflop(surface, noise=0.0, **grid), axis=axis)
     assert fit.exponents["value"].tolist() == pytest.approx([surface.a, surface.b], abs=1e-6)
     arms = (surface.alpha, surface.beta) if axis == "params" else (surface.beta, surface.alpha)
     assert fit.intervals().loc[["left", "right"], "value"].tolist() == pytest.approx(arms, abs=1e-5)
-    assert fit.predict(1e24)["value"].tolist() == pytest.approx([float(v) for v in surface.optimum(1e24)], rel=1e-4)
+    assert fit.predict(1e24)["value"].tolist() == pytest.approx(
+        [float(v) for v in surface.optimum(1e24)], rel=1e-4
+    )
     assert fit.profiles["loss_opt"].tolist() == pytest.approx(
         surface.loss(*surface.optimum(fit.profiles["budget"].to_numpy())).tolist(), rel=1e-7
     )
@@ -45,7 +51,9 @@ def test_where_parabolas_are_biased_it_is_not() -> None:
 def test_what_shifts_a_whole_budget_does_no_harm() -> None:
     """A recipe that is tuned unevenly over budgets moves every loss of a budget alike."""
     runs = simulate_isoflop(SODA, noise=0.0)
-    shifts = dict(zip(sorted(set(runs["budget"])), [0.0, 0.03, -0.02, 0.05, 0.0, -0.04, 0.02], strict=True))
+    shifts = dict(
+        zip(sorted(set(runs["budget"])), [0.0, 0.03, -0.02, 0.05, 0.0, -0.04, 0.02], strict=True)
+    )
     runs["loss"] += runs["budget"].map(shifts)
     assert fit_joint(runs).exponents.loc["a", "value"] == pytest.approx(SODA.a, abs=1e-6)
 
@@ -160,7 +168,12 @@ def test_losses_without_a_minimum_are_refused():
 
 @pytest.mark.parametrize(
     ("place", "value", "name", "law"),
-    [(4, 5.0, "a", True), (3, 80.0, "k", True), (0, -25.0, "ln curvature", False), (1, 5.0, "arms", False)],
+    [
+        (4, 5.0, "a", True),
+        (3, 80.0, "k", True),
+        (0, -25.0, "ln curvature", False),
+        (1, 5.0, "arms", False),
+    ],
 )
 def test_each_parameter_at_its_bound_is_named(place, value, name, law):
     fit = fit_joint(simulate_isoflop(points=7, noise=0.003))
@@ -168,7 +181,9 @@ def test_each_parameter_at_its_bound_is_named(place, value, name, law):
     theta = fit.estimate.theta.copy()
     theta[0, place] = value
     fit = dataclasses.replace(fit, estimate=dataclasses.replace(fit.estimate, theta=theta)).judged()
-    assert name in " ".join(found["message"] for found in fit.diagnostics if found["code"] == "at_bound")
+    assert name in " ".join(
+        found["message"] for found in fit.diagnostics if found["code"] == "at_bound"
+    )
     assert fit.headline().startswith(f"No law of compute: {name} is at a bound") == law
 
 
@@ -178,7 +193,12 @@ def test_outliers_where_the_noise_grows_may_be_none():
     runs["loss"] *= np.exp(scatter * np.random.default_rng(0).normal(size=len(runs)))
     found = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
     assert {"outliers", "uneven_noise"} <= set(found)
-    assert found["outliers"].count("The noise is not the same for all runs, so where it is high these may be no") == 1
+    assert (
+        found["outliers"].count(
+            "The noise is not the same for all runs, so where it is high these may be no"
+        )
+        == 1
+    )
 
 
 def test_outliers_are_named_and_good_runs_rarely():
@@ -188,7 +208,11 @@ def test_outliers_are_named_and_good_runs_rarely():
     assert found["outliers"].startswith("2 runs lie over 4 robust sd off the profiles: sim-00")
     assert all(name in found["outliers"] for name in ("sim-0010", "sim-0040"))
     alarms = [
-        "outliers" in {d["code"] for d in fit_joint(simulate_isoflop(points=9, noise=0.003, seed=seed)).diagnostics}
+        "outliers"
+        in {
+            d["code"]
+            for d in fit_joint(simulate_isoflop(points=9, noise=0.003, seed=seed)).diagnostics
+        }
         for seed in range(30)
     ]
     assert np.mean(alarms) <= 0.1

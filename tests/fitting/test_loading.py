@@ -24,7 +24,7 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.loading import laws_by_name
+from isoflop.fitting.fitfile.read import laws_by_name
 
 RUNS = simulate_isoflop(points=7)
 FITS = {
@@ -45,11 +45,24 @@ def file(tmp_path: Path) -> Path:
 def test_a_saved_fit_says_digit_for_digit_what_the_fit_did(file: Path, method: str) -> None:
     fit, saved = FITS[method], load_fit(file)[method]
     for confidence in (0.5, 0.95):
-        pd.testing.assert_frame_equal(saved.predict(BUDGETS, confidence), fit.predict(BUDGETS, confidence), rtol=0)
-        pd.testing.assert_frame_equal(saved.intervals(confidence), fit.intervals(confidence), rtol=0)
+        pd.testing.assert_frame_equal(
+            saved.predict(BUDGETS, confidence), fit.predict(BUDGETS, confidence), rtol=0
+        )
+        pd.testing.assert_frame_equal(
+            saved.intervals(confidence), fit.intervals(confidence), rtol=0
+        )
     assert saved.headline() == fit.headline()
-    assert (saved.method, saved.n, saved.loss_column, saved.dof) == (fit.method, fit.n, fit.loss_column, fit.dof)
-    assert (saved.reach, saved.origin, saved.diagnostics) == (fit.reach, fit.origin, fit.diagnostics)
+    assert (saved.method, saved.n, saved.loss_column, saved.dof) == (
+        fit.method,
+        fit.n,
+        fit.loss_column,
+        fit.dof,
+    )
+    assert (saved.reach, saved.origin, saved.diagnostics) == (
+        fit.reach,
+        fit.origin,
+        fit.diagnostics,
+    )
 
 
 NO_LAW = {
@@ -89,14 +102,18 @@ def test_more_roll_outs_than_are_shown_widen_a_prediction(file: Path) -> None:
 @pytest.mark.parametrize("method", ["isoflop", "parametric"])
 def test_resamples_are_read_back(file: Path, method: str) -> None:
     saved = load_fit(file)[method]
-    pd.testing.assert_frame_equal(saved.intervals(kind="percentile"), FITS[method].intervals(kind="percentile"), rtol=0)
+    pd.testing.assert_frame_equal(
+        saved.intervals(kind="percentile"), FITS[method].intervals(kind="percentile"), rtol=0
+    )
 
 
 def test_a_directory_stands_for_its_fit_and_the_sweep_comes_with_it(file: Path) -> None:
     loaded = load_fit(file.parent)
     assert [fit.method for fit in loaded] == list(FITS)
     assert (loaded.recipe, loaded.sweep, len(loaded)) == ("soda", load_sweep("soda"), 4)
-    with pytest.raises(FitError, match="has no fit by 'ridge'; it has isoflop, joint, parametric, envelope"):
+    with pytest.raises(
+        FitError, match="has no fit by 'ridge'; it has isoflop, joint, parametric, envelope"
+    ):
         _ = loaded["ridge"]
 
 
@@ -104,9 +121,12 @@ def test_without_the_draws_the_line_is_left(file: Path) -> None:
     (file.parent / "fit.npz").unlink()
     loaded = load_fit(file)
     assert loaded.notes[0] == "fit.npz is not beside it: intervals are the t intervals alone"
-    assert [note.partition("fit.json: ")[2][:24] for note in loaded.notes[1:]] == ["All losses are simulated"]
+    assert [note.partition("fit.json: ")[2][:24] for note in loaded.notes[1:]] == [
+        "All losses are simulated"
+    ]
     pd.testing.assert_frame_equal(
-        loaded["isoflop"].core.intervals(0.95), FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]]
+        loaded["isoflop"].core.intervals(0.95),
+        FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]],
     )
     with pytest.raises(FitError, match="no resamples"):
         loaded["isoflop"].intervals(kind="percentile")
@@ -121,7 +141,10 @@ def test_a_law_that_is_known_by_name(flops: float, size: float) -> None:
     table = law.predict(flops)
     assert table.loc["params", "value"] == pytest.approx(size, rel=6e-3)
     assert np.isnan(table[["low", "high"]].to_numpy()).all()
-    assert law.headline() == "Optimal data grows 1.6x faster than optimal model size: N* ~ C^0.391, D* ~ C^0.609"
+    assert (
+        law.headline()
+        == "Optimal data grows 1.6x faster than optimal model size: N* ~ C^0.391, D* ~ C^0.609"
+    )
 
 
 def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
@@ -136,7 +159,9 @@ def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
     assert 5.4e9 < table.loc["params", "value"] < 6.6e9
     assert 260e9 < table.loc["tokens", "value"] < 340e9
     assert np.isnan(table["low"].to_numpy()).all()
-    assert loaded.notes == ("fits[0] (isoflop): the file has no more than its values, so it has no intervals",)
+    assert loaded.notes == (
+        "fits[0] (isoflop): the file has no more than its values, so it has no intervals",
+    )
 
 
 def test_a_covariance_alone_gives_the_intervals(tmp_path: Path) -> None:
@@ -145,7 +170,9 @@ def test_a_covariance_alone_gives_the_intervals(tmp_path: Path) -> None:
     (law,) = load_fit(tmp_path)
     np.testing.assert_allclose(law.intervals(), FITS["parametric"].intervals(), rtol=1e-6)
     inner = ["value", "statistical_low", "statistical_high"]
-    np.testing.assert_allclose(law.predict(1e22)[inner], FITS["parametric"].predict(1e22)[inner], rtol=1e-6)
+    np.testing.assert_allclose(
+        law.predict(1e22)[inner], FITS["parametric"].predict(1e22)[inner], rtol=1e-6
+    )
 
 
 # Files that can't be read
@@ -169,16 +196,28 @@ def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[st
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (changed("schema", to=2), "has schema 2, and this isoflop reads 1; write it anew with: isoflop fit"),
+        (
+            changed("schema", to=2),
+            "has schema 2, and this isoflop reads 1; write it anew with: isoflop fit",
+        ),
         (changed("fits", drop=True), "no fit of isoflop: it has no `schema` and `fits`"),
         (changed("fits", to=[]), "fits: expected a list of fits"),
         (changed("fits", 1, to=7), "fits[1]: expected a mapping"),
         (changed("fits", 0, "method", to="ridge"), "fits[0].method: 'ridge' is none of parametric"),
         (changed("fits", 0, "n", to="some"), "fits[0].n: 'some' is none of total"),
-        (changed("fits", 0, "confidence", to=2), "fits[0].confidence: 2 is no share between 0 and 1"),
+        (
+            changed("fits", 0, "confidence", to=2),
+            "fits[0].confidence: 2 is no share between 0 and 1",
+        ),
         (changed("fits", 0, "law", "lines", "params", drop=True), "fits[0].law.params: missing"),
-        (changed("fits", 0, "law", "lines", "params", "slope", to="x"), "fits[0].law.slope: expected a number"),
-        (changed("fits", 1, "law", "covariance", to=[1, 2]), "fits[1].law.covariance: expected 5 x 5 numbers"),
+        (
+            changed("fits", 0, "law", "lines", "params", "slope", to="x"),
+            "fits[0].law.slope: expected a number",
+        ),
+        (
+            changed("fits", 1, "law", "covariance", to=[1, 2]),
+            "fits[1].law.covariance: expected 5 x 5 numbers",
+        ),
         (changed("fits", 2, "law", "theta", to=["a"] * 5), "fits[2].law.theta: expected numbers"),
         (changed("fits", 2, "law", "dof", to=-1), "fits[2].law.dof: expected a whole number"),
         (changed("fits", 2, "law", "rollout", "reach", drop=True), "fits[2].law.reach: missing"),
@@ -186,7 +225,9 @@ def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[st
         (changed("draws", to="0123"), "fit.npz beside it belongs to another fit"),
     ],
 )
-def test_a_damaged_file_is_one_line(file: Path, change: Callable[[dict[str, Any]], None], says: str) -> None:
+def test_a_damaged_file_is_one_line(
+    file: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
     document = json.loads(file.read_text())
     change(document)
     file.write_text(json.dumps(document))
@@ -203,7 +244,11 @@ def test_a_damaged_file_is_one_line(file: Path, change: Callable[[dict[str, Any]
         ("fit.json", b"{", "not JSON"),
         ("fit.json", b"\xff\xfe", "not JSON"),
         ("fit.json", b"[1]", "no fit of isoflop"),
-        ("fit.npz", b"PK\x03\x04", "fit.npz beside it is damaged; write it anew with: isoflop fit SOURCE"),
+        (
+            "fit.npz",
+            b"PK\x03\x04",
+            "fit.npz beside it is damaged; write it anew with: isoflop fit SOURCE",
+        ),
     ],
 )
 def test_no_file_of_ours_is_one_line(file: Path, name: str, text: bytes, says: str) -> None:
@@ -213,7 +258,9 @@ def test_no_file_of_ours_is_one_line(file: Path, name: str, text: bytes, says: s
 
 
 def test_what_is_not_there_names_the_known_laws(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match=r"no such file; write one with: isoflop fit SOURCE --output DIR.*soda"):
+    with pytest.raises(
+        FitError, match=r"no such file; write one with: isoflop fit SOURCE --output DIR.*soda"
+    ):
         load_fit(tmp_path / "absent.json")
 
 
@@ -225,5 +272,9 @@ def test_names_tell_the_laws_apart(tmp_path: Path) -> None:
     fits = [FITS["joint"], fit_joint(runs, loss="loss_text"), fit_joint(RUNS, axis="tokens")]
     one, two = (load_fit(write_fit(tmp_path / name, fits)) for name in ("one", "two"))
     assert list(laws_by_name([one])) == ["joint loss", "joint loss_text", "joint loss 2"]
-    assert list(laws_by_name([one, two]))[3:] == ["two joint loss", "two joint loss_text", "two joint loss 2"]
+    assert list(laws_by_name([one, two]))[3:] == [
+        "two joint loss",
+        "two joint loss_text",
+        "two joint loss 2",
+    ]
     assert len(laws_by_name([one, load_fit(write_fit(tmp_path / "more" / "one", fits))])) == 6

@@ -12,13 +12,15 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, read_table, simulate_isoflop
-from isoflop.fitting.finalloss import FinalRule, final_loss, is_held_out, rule_for
-from isoflop.results import read_runs
+from isoflop.fitting.tables.final_loss import FinalRule, final_loss, is_held_out, rule_for
+from isoflop.runs.collect import read_runs
 
 STUDY = Path(__file__).parents[2] / "analysis" / "pocket-64"
 
 
-def curve(rows: int, shape: float = 1.0, drop: float = 0.06) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curve(
+    rows: int, shape: float = 1.0, drop: float = 0.06
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of the run, loss without noise and learning rate of a warm-up-stable-decay schedule (decay of 20 %).
 
     The loss falls by `drop` over the decay, as 1 - lr^shape.
@@ -29,12 +31,25 @@ def curve(rows: int, shape: float = 1.0, drop: float = 0.06) -> tuple[np.ndarray
     return share, stable * np.where(share > 0.8, 1.0 - drop * (1.0 - rate**shape), 1.0), rate
 
 
-def log(run: str = "r", rows: int = 200, level: float = 1.0, noise: float = 0.0, **columns: Any) -> pd.DataFrame:
+def log(
+    run: str = "r", rows: int = 200, level: float = 1.0, noise: float = 0.0, **columns: Any
+) -> pd.DataFrame:
     share, loss, rate = curve(rows)
     error = np.random.default_rng(len(run)).normal(0.0, noise, rows)
-    table = {"run": run, "step": np.arange(1, rows + 1) * 10, "tokens": share * 1e9, "lr": rate * 3e-4}
+    table = {
+        "run": run,
+        "step": np.arange(1, rows + 1) * 10,
+        "tokens": share * 1e9,
+        "lr": rate * 3e-4,
+    }
     return pd.DataFrame(
-        {**table, "loss": level * loss * np.exp(error), "params": 1e7, "flops": share * 6e16, **columns}
+        {
+            **table,
+            "loss": level * loss * np.exp(error),
+            "params": 1e7,
+            "flops": share * 6e16,
+            **columns,
+        }
     )
 
 
@@ -47,7 +62,10 @@ def test_a_line_is_less_biased_than_a_mean_on_a_decaying_schedule(rows: int, sha
     assert bias["mean"] > 0.002
     assert abs(bias["line"]) < 1.2 * bias["mean"]
     noisy = np.random.default_rng(0).normal(0.0, 0.02, (300, rows))
-    drawn = {r: np.std([final_loss(share, loss * np.exp(e), r) for e in noisy]) for r in ("line", "mean", "last")}
+    drawn = {
+        r: np.std([final_loss(share, loss * np.exp(e), r) for e in noisy])
+        for r in ("line", "mean", "last")
+    }
     assert drawn["line"] < 1.7 * drawn["mean"]
     assert drawn["line"] < 0.5 * drawn["last"]
 
@@ -57,7 +75,9 @@ def test_training_logs_of_the_committed_study_end_where_its_held_out_losses_do()
     ends = {}
     rules: tuple[FinalRule, ...] = ("line", "mean")
     for rule in rules:
-        table = read_table(STUDY / "losses.parquet", split="train", beside=STUDY / "runs.parquet", final=rule)
+        table = read_table(
+            STUDY / "losses.parquet", split="train", beside=STUDY / "runs.parquet", final=rule
+        )
         ends[rule] = np.log(table.frame.set_index("run_id")["loss"] / runs["loss"])
     assert len(ends["line"]) == 80
     assert abs(ends["line"].mean()) < 0.003
@@ -67,7 +87,9 @@ def test_training_logs_of_the_committed_study_end_where_its_held_out_losses_do()
 def test_held_out_logs_of_the_committed_study_give_its_law():
     logs = read_table(STUDY / "losses.parquet", beside=STUDY / "runs.parquet")
     assert logs.hash == read_table(STUDY).hash
-    assert "69,996 rows of 80 loss logs; final 'loss' of heldout: the last value (80)" in logs.reading
+    assert (
+        "69,996 rows of 80 loss logs; final 'loss' of heldout: the last value (80)" in logs.reading
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +121,9 @@ def test_which_rule_is_taken(rows: int, rule: FinalRule, held_out: bool, taken: 
 
 
 def test_a_log_becomes_a_row_a_run():
-    runs = pd.concat([log("a", noise=0.01), log("b", level=1.1, noise=0.01)]).sample(frac=1.0, random_state=0)
+    runs = pd.concat([log("a", noise=0.01), log("b", level=1.1, noise=0.01)]).sample(
+        frac=1.0, random_state=0
+    )
     table = read_table(runs, final="last")
     assert table.frame["run_id"].tolist() == ["a", "b"]
     assert table.array("tokens").tolist() == [1e9, 1e9]
@@ -108,8 +132,9 @@ def test_a_log_becomes_a_row_a_run():
     np.testing.assert_allclose(table.array("loss"), last[["a", "b"]])
     line = read_table(runs).array("loss")
     np.testing.assert_allclose(line / curve(200)[1][-1], [1.0, 1.1], rtol=0.015)
-    assert "400 rows of 2 loss logs; final 'loss': the end of a straight line through the log loss of the last 10%" in (
-        read_table(runs).reading
+    assert (
+        "400 rows of 2 loss logs; final 'loss': the end of a straight line through the log loss of the last 10%"
+        in (read_table(runs).reading)
     )
 
 
@@ -124,14 +149,29 @@ def test_a_later_row_replaces_an_earlier_one_of_its_step():
 
 CUT = log("cut").iloc[:160]
 GONE = {
-    "diverged": (log("bad", loss=np.linspace(3.0, 6.0, 200)), "diverged: the loss ends more than 20% above"),
-    "nan": (log("bad", loss=[3.0] * 150 + [np.nan] * 50), "no finite loss in the last 5 % of the log"),
+    "diverged": (
+        log("bad", loss=np.linspace(3.0, 6.0, 200)),
+        "diverged: the loss ends more than 20% above",
+    ),
+    "nan": (
+        log("bad", loss=[3.0] * 150 + [np.nan] * 50),
+        "no finite loss in the last 5 % of the log",
+    ),
     "inf": (log("bad", loss=[3.0] * 150 + [np.inf] * 50), "diverged: the loss ends infinite"),
     "inf at last": (log("bad", loss=[3.0] * 199 + [np.inf]), "diverged: the loss ends infinite"),
-    "inf, then nan": (log("bad", loss=[3.0] * 198 + [np.inf, np.nan]), "diverged: the loss ends infinite"),
+    "inf, then nan": (
+        log("bad", loss=[3.0] * 198 + [np.inf, np.nan]),
+        "diverged: the loss ends infinite",
+    ),
     "no loss": (log("bad", loss=np.nan), "no loss in the log"),
-    "stopped": (log("bad", steps=2000).iloc[:190], "stopped before its planned steps (column 'steps')"),
-    "undecayed": (log("bad", lr=3e-4), "its learning rate did not decay (it ends above 50% of its peak)"),
+    "stopped": (
+        log("bad", steps=2000).iloc[:190],
+        "stopped before its planned steps (column 'steps')",
+    ),
+    "undecayed": (
+        log("bad", lr=3e-4),
+        "its learning rate did not decay (it ends above 50% of its peak)",
+    ),
     "cut": (log("bad").iloc[:170], "its learning rate did not decay"),
     "failed": (log("bad", state="failed"), "state is failed, not done"),
 }
@@ -190,7 +230,9 @@ def test_a_loss_from_before_the_end_is_said(runs: pd.DataFrame, share: str):
 
 
 def test_a_study_whose_logs_all_end_without_a_loss_is_read_with_a_finding():
-    table = read_table(pd.concat([ending(np.nan, 2).assign(run=name) for name in ("a", "b")]), loss="val_loss")
+    table = read_table(
+        pd.concat([ending(np.nan, 2).assign(run=name) for name in ("a", "b")]), loss="val_loss"
+    )
     assert len(table) == 2
     assert [f.code for f in table.findings] == ["no_last_loss", "early_loss"]
 
@@ -217,19 +259,35 @@ def test_a_table_beside_adds_what_the_log_lacks(tmp_path: Path):
 
 
 def test_a_table_beside_fills_what_some_runs_lack(tmp_path: Path):
-    runs = pd.concat([log("a"), log("b", params=np.nan), log("c", params=3e7, tokens=np.nan), log("d", flops=np.nan)])
-    runs.loc[(runs["run"] == "c").to_numpy(), "loss"] = np.nan  # its final loss is not that of the table
+    runs = pd.concat(
+        [
+            log("a"),
+            log("b", params=np.nan),
+            log("c", params=3e7, tokens=np.nan),
+            log("d", flops=np.nan),
+        ]
+    )
+    runs.loc[(runs["run"] == "c").to_numpy(), "loss"] = (
+        np.nan
+    )  # its final loss is not that of the table
     beside = tmp_path / "runs.csv"
-    beside.write_text("run,params,tokens,flops,loss\na,9e9,9e9,9e19,9\nb,2e7,,,9\nc,9e9,5e8,,9\nd,9e9,,6e16,9\n")
+    beside.write_text(
+        "run,params,tokens,flops,loss\na,9e9,9e9,9e19,9\nb,2e7,,,9\nc,9e9,5e8,,9\nd,9e9,,6e16,9\n"
+    )
     table = read_table(runs, beside=beside, final="last")
     assert table.frame.set_index("run_id")["params"].to_dict() == {"a": 1e7, "b": 2e7, "d": 1e7}
     assert table.array("flops").tolist() == [6e16, 6e16, 6e16]
     assert table.array("loss").tolist() == [curve(200)[1][-1]] * 3
     assert ("run c", "no loss in the log") in table.dropped
-    assert f"; 'params' of 1 run, 'tokens' of 1 run, 'flops' of 1 run from {beside}: 3 runs" in table.reading
+    assert (
+        f"; 'params' of 1 run, 'tokens' of 1 run, 'flops' of 1 run from {beside}: 3 runs"
+        in table.reading
+    )
 
 
-@pytest.mark.parametrize("named", [{"run": "name"}, {"split": "val"}, {"step": "stp"}, {"loss": "lss"}])
+@pytest.mark.parametrize(
+    "named", [{"run": "name"}, {"split": "val"}, {"step": "stp"}, {"loss": "lss"}]
+)
 def test_what_is_missing_names_the_file_and_the_option(tmp_path: Path, named: dict[str, Any]):
     log().to_csv(tmp_path / "log.csv", index=False)
     with pytest.raises(FitError) as problem:
@@ -242,7 +300,9 @@ def test_what_is_missing_names_the_file_and_the_option(tmp_path: Path, named: di
 
 
 def test_seeds_with_one_name_are_runs_of_their_own():
-    table = read_table(pd.concat([log("a", seed=0), log("a", seed=1, level=1.1), log("b", seed=0, params=2e7)]))
+    table = read_table(
+        pd.concat([log("a", seed=0), log("a", seed=1, level=1.1), log("b", seed=0, params=2e7)])
+    )
     assert table.frame["run_id"].tolist() == ["a seed 0", "a seed 1", "b seed 0"]
     assert table.configurations["seeds"].tolist() == [2, 1]
     assert not table.findings
@@ -257,12 +317,18 @@ def test_a_table_without_steps_takes_columns_from_the_one_beside():
 
 
 def test_splits_are_chosen():
-    both = pd.concat([log(split="train"), log(split="val", level=1.1).iloc[::50].assign(step=1, tokens=1e8)])
+    both = pd.concat(
+        [log(split="train"), log(split="val", level=1.1).iloc[::50].assign(step=1, tokens=1e8)]
+    )
     both = pd.concat([both, log(split="val", level=1.2).iloc[[-1]]])
     assert read_table(both).array("loss")[0] == pytest.approx(1.2 * curve(200)[1][-1])
-    assert read_table(both, split="train").array("loss")[0] == pytest.approx(curve(200)[1][-1], rel=0.01)
+    assert read_table(both, split="train").array("loss")[0] == pytest.approx(
+        curve(200)[1][-1], rel=0.01
+    )
     three = pd.concat([both, log(split="test")])
-    with pytest.raises(FitError, match="column 'split' has test, train, val; choose one with split="):
+    with pytest.raises(
+        FitError, match="column 'split' has test, train, val; choose one with split="
+    ):
         read_table(three)
     with pytest.raises(FitError, match="has no 'dev'; it has test, train, val"):
         read_table(three, split="dev")
@@ -296,7 +362,10 @@ def test_runs_with_one_row_each_are_no_log():
 def nameless(**columns: Any) -> pd.DataFrame:
     """Logs of 35 runs under a name that no reader knows."""
     study = simulate_isoflop(points=5)
-    rows = [study.assign(step=10 * k, tokens=study["tokens"] * k / 12, loss=study["loss"] * 12 / k) for k in range(13)]
+    rows = [
+        study.assign(step=10 * k, tokens=study["tokens"] * k / 12, loss=study["loss"] * 12 / k)
+        for k in range(13)
+    ]
     logs = pd.concat(rows[1:]).rename(columns={"run_id": "experiment"})
     logs["train_flops"] *= logs["step"] / 120
     return logs.assign(**columns)
@@ -309,18 +378,29 @@ def nameless(**columns: Any) -> pd.DataFrame:
         (nameless(), {"budget": "budget", "params": "params"}, "step"),
         (nameless().drop(columns="budget"), {}, "step"),
         (nameless().drop(columns="budget"), {"flops": "6ND"}, "step"),
-        (nameless().drop(columns="budget").assign(params=1e9), {}, "step"),  # steps of all runs, one size
-        (nameless().rename(columns={"step": "iteration"}).astype({"iteration": str}), {}, "iteration"),
+        (
+            nameless().drop(columns="budget").assign(params=1e9),
+            {},
+            "step",
+        ),  # steps of all runs, one size
+        (
+            nameless().rename(columns={"step": "iteration"}).astype({"iteration": str}),
+            {},
+            "iteration",
+        ),
         (nameless(step="unknown"), {}, "step"),
         (nameless(step="unknown").drop(columns="budget"), {}, "step"),
         (nameless(seed=0, batch_size=8, lr=np.arange(420)), {}, "step"),
     ],
 )
-def test_a_log_that_names_no_runs_is_refused(runs: pd.DataFrame, options: dict[str, Any], step: str):
+def test_a_log_that_names_no_runs_is_refused(
+    runs: pd.DataFrame, options: dict[str, Any], step: str
+):
     with pytest.raises(FitError) as caught:
         read_table(runs, **options)
-    assert f"column {step!r} says that this is a loss log, but no column names its runs; name it with run=" in str(
-        caught.value
+    assert (
+        f"column {step!r} says that this is a loss log, but no column names its runs; name it with run="
+        in str(caught.value)
     )
     assert "\n" not in str(caught.value)
 
@@ -333,7 +413,9 @@ def test_a_log_whose_runs_are_named_needs_steps_that_are_numbers():
 
 SIZES = pd.concat([simulate_isoflop(budgets=(c,), points=5).assign(params=[1e8, 2e8, 3e8, 4e8, 5e8]) for c in
                    (1e18, 3e18, 1e19, 3e19, 1e20, 3e20, 1e21, 3e21)], ignore_index=True)  # fmt: skip
-SIZES = SIZES.assign(tokens=SIZES["budget"] / 6 / SIZES["params"], step=(SIZES["budget"] / SIZES["params"]) // 6e5)
+SIZES = SIZES.assign(
+    tokens=SIZES["budget"] / 6 / SIZES["params"], step=(SIZES["budget"] / SIZES["params"]) // 6e5
+)
 
 
 @pytest.mark.parametrize(
@@ -386,8 +468,16 @@ def test_a_law_from_training_logs_is_the_true_one():
     rng = np.random.default_rng(0)
     for row in study.to_dict("records"):
         loss = row["loss"] * shape / shape[-1] * np.exp(rng.normal(0.0, 0.004, 100))
-        steps = {"step": np.arange(100), "tokens": share * row["tokens"], "train_flops": share * row["budget"]}
-        logs.append(pd.DataFrame({"run": row["run_id"], "params": row["params"], "lr": rate, "loss": loss, **steps}))
+        steps = {
+            "step": np.arange(100),
+            "tokens": share * row["tokens"],
+            "train_flops": share * row["budget"],
+        }
+        logs.append(
+            pd.DataFrame(
+                {"run": row["run_id"], "params": row["params"], "lr": rate, "loss": loss, **steps}
+            )
+        )
     law = fit_isoflop(pd.concat(logs))
     assert len(law.profiles) == 4
     a = law.exponents.loc["a"]

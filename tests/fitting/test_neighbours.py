@@ -21,12 +21,17 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.frames import column, mask, rows
-from isoflop.fitting.neighbours import Shared
+from isoflop.fitting.estimators.clustered_errors import Shared
+from isoflop.frames import column, mask, rows
 
 SODA = SURFACES["soda"]
-CLEAN = simulate_isoflop(SODA, (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), 9, noise=0.0).drop(columns="simulated")
-FITS: dict[str, Callable] = {"joint": fit_joint, "parametric": lambda runs: fit_parametric(runs, bootstrap=0)}
+CLEAN = simulate_isoflop(SODA, (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), 9, noise=0.0).drop(
+    columns="simulated"
+)
+FITS: dict[str, Callable] = {
+    "joint": fit_joint,
+    "parametric": lambda runs: fit_parametric(runs, bootstrap=0),
+}
 REPLICATES = 40
 Noise = Callable[[np.random.Generator], np.ndarray]
 BOTH = ["parametric", pytest.param("joint", marks=pytest.mark.slow)]
@@ -110,8 +115,12 @@ def test_what_is_shared_is_saved(tmp_path: Path, method: str):
 
 def test_runs_in_no_budgets_have_no_neighbours():
     runs = CLEAN.assign(loss=study(correlated, 3)["loss"]).drop(columns="budget")
-    flops = column(CLEAN, "budget") * np.exp(np.random.default_rng(1).uniform(-0.4, 0.4, len(CLEAN)))
-    fit = fit_parametric(runs.assign(train_flops=flops, tokens=flops / 6.0 / column(CLEAN, "params")), bootstrap=0)
+    flops = column(CLEAN, "budget") * np.exp(
+        np.random.default_rng(1).uniform(-0.4, 0.4, len(CLEAN))
+    )
+    fit = fit_parametric(
+        runs.assign(train_flops=flops, tokens=flops / 6.0 / column(CLEAN, "params")), bootstrap=0
+    )
     assert fit.neighbours is None
 
 
@@ -120,7 +129,9 @@ def of_parabolas(noise: Noise, seed: int):
     flops = column(CLEAN, "budget")
     params, tokens = SODA.optimum(flops)
     bowl = SODA.loss(params, tokens) + 0.065 * np.log(column(CLEAN, "params") / params) ** 2
-    return fit_isoflop(study(noise, seed).assign(loss=lambda s: s["loss"] / CLEAN["loss"] * bowl), bootstrap=200)
+    return fit_isoflop(
+        study(noise, seed).assign(loss=lambda s: s["loss"] / CLEAN["loss"] * bowl), bootstrap=200
+    )
 
 
 def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared():
@@ -143,7 +154,9 @@ def test_independent_noise_of_parabolas_is_rarely_called_shared():
 
 # SODA's own sizes, most of them at several budgets
 SIZES = isoflop.plan("soda").to_frame()[["budget", "params_total"]]
-GRID = pd.DataFrame({"budget": SIZES["budget"], "flops": SIZES["budget"], "params": SIZES["params_total"]})
+GRID = pd.DataFrame(
+    {"budget": SIZES["budget"], "flops": SIZES["budget"], "params": SIZES["params_total"]}
+)
 GRID["tokens"] = column(GRID, "budget") / 6.0 / column(GRID, "params")
 GRID["loss"] = SODA.loss(column(GRID, "params"), column(GRID, "tokens"))
 
@@ -188,4 +201,6 @@ def test_both_kinds_of_shared_noise_add_up():
     one, other = Shared(np.eye(5), 6), Shared(2.0 * np.eye(5), 15)
     both = one.joined(other)
     assert both.dof == 6
-    assert both.half(np.ones(5), 0.95) > max(one.half(np.ones(5), 0.95), other.half(np.ones(5), 0.95))
+    assert both.half(np.ones(5), 0.95) > max(
+        one.half(np.ones(5), 0.95), other.half(np.ones(5), 0.95)
+    )

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, read_table, simulate_isoflop
-from isoflop.fitting.diagnostics import of_noise
-from isoflop.fitting.noise import noise_of
+from isoflop.fitting.estimators.noise import noise_of
+from isoflop.fitting.results.diagnostics import of_noise
 
 BASE = simulate_isoflop(points=9, spread=2.5, noise=0.004, seed=3).drop(columns="simulated")
 TWICE = pd.concat([BASE, BASE.assign(seed=1, run_id=BASE["run_id"] + "-again")])
@@ -19,13 +19,19 @@ def codes(fit) -> set[str]:
     return {found["code"] for found in fit.diagnostics}
 
 
-@pytest.mark.parametrize(("runs", "words"), [(TWICE, "In 63 configurations seeds"), (ONE, "In 1 configuration seeds")])
+@pytest.mark.parametrize(
+    ("runs", "words"), [(TWICE, "In 63 configurations seeds"), (ONE, "In 1 configuration seeds")]
+)
 @pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric])
 def test_copies_switch_no_finding_off(fit, runs, words):
     options = {} if fit is fit_joint else {"bootstrap": 0}
     once, again = fit(BASE, **options), fit(runs, **options)
-    assert codes(again) - {"uneven_noise"} == codes(once) - {"no_replicates", "uneven_noise"} | {"equal_seeds"}
-    assert words in next(found["message"] for found in again.diagnostics if found["code"] == "equal_seeds")
+    assert codes(again) - {"uneven_noise"} == codes(once) - {"no_replicates", "uneven_noise"} | {
+        "equal_seeds"
+    }
+    assert words in next(
+        found["message"] for found in again.diagnostics if found["code"] == "equal_seeds"
+    )
     assert again.noise.replicate_dof == 0
     assert again.noise.sd == again.noise.residual_sd > 0.0
     assert np.all(np.isfinite(fit_isoflop(runs, bootstrap=0).profiles["depth_to_noise"]))
@@ -39,13 +45,21 @@ def test_copies_beside_true_seeds_do_not_make_noise_small():
     assert both[0].replicate_sd == pytest.approx(both[1].replicate_sd)
     assert [noise.replicate_dof for noise in both] == [126, 126]
     assert [noise.copies for noise in both] == [63, 0]
-    assert [code for code, _ in of_noise(both[0], "")] == ["lack_of_fit", "replicate_noise", "equal_seeds"]
+    assert [code for code, _ in of_noise(both[0], "")] == [
+        "lack_of_fit",
+        "replicate_noise",
+        "equal_seeds",
+    ]
 
 
-@pytest.mark.parametrize(("noise", "digits"), [(0.0005, 3), (0.0003, 3), (0.003, 2), (0.0005, 4), (0.003, 9)])
+@pytest.mark.parametrize(
+    ("noise", "digits"), [(0.0005, 3), (0.0003, 3), (0.003, 2), (0.0005, 4), (0.003, 9)]
+)
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("bits", [False, True])
-def test_seeds_that_rounding_makes_equal_count(noise: float, digits: int, seeds: int, bits: bool) -> None:
+def test_seeds_that_rounding_makes_equal_count(
+    noise: float, digits: int, seeds: int, bits: bool
+) -> None:
     """Leaving them out, and not those that differ by chance, would make noise 10 to 25 % too large."""
     found = []
     for seed in range(8):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from isoflop.fitting import parabola as para
+from isoflop.fitting.estimators import parabola as para
 
 X = np.log(np.geomspace(1e7, 1e9, 9))
 
@@ -35,7 +35,9 @@ def test_weights_are_repeated_runs():
     once = para.fit_parabola(profile(X, loss, weight))
     listed = np.polyfit(np.repeat(X, times) - X[4], np.repeat(loss, times), 2)
     assert once is not None
-    assert float(once.vertices(once.coefficients)) == pytest.approx(X[4] - listed[1] / (2 * listed[0]), abs=1e-9)
+    assert float(once.vertices(once.coefficients)) == pytest.approx(
+        X[4] - listed[1] / (2 * listed[0]), abs=1e-9
+    )
 
 
 FEW = X[[0, 2, 4, 6]]

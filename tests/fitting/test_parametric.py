@@ -11,21 +11,25 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, Surface, fit_parametric, simulate_isoflop
-from isoflop.fitting.estimate import Sample, estimate_many
-from isoflop.fitting.frames import column, rows
-from isoflop.fitting.parametric import sample_of
-from isoflop.fitting.solver import Points, solve, starts
-from isoflop.fitting.table import read_table
+from isoflop.fitting.estimators.newton import Points, solve, starts
+from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
+from isoflop.fitting.methods.parametric import sample_of
+from isoflop.fitting.tables.runs_table import read_table
+from isoflop.frames import column, rows
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="reference data not beside the repository")
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason="reference data not beside the repository"
+)
 TRUTH = SURFACES["chinchilla"]
 
 
 def chinchilla(rows: int = 240) -> pd.DataFrame:
     raw = pd.read_csv(DATA / "chinchilla_epoch.csv").sort_values("loss").iloc[:rows]
     flops, params = raw["Training FLOP"], raw["Model Size"]
-    return pd.DataFrame({"params": params, "tokens": flops / 6.0 / params, "flops": flops, "loss": raw["loss"]})
+    return pd.DataFrame(
+        {"params": params, "tokens": flops / 6.0 / params, "flops": flops, "loss": raw["loss"]}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,9 @@ def test_chinchilla_noise_is_uneven_and_the_t_interval_knows(published: Any) -> 
     codes = [d["code"] for d in published.diagnostics]
     assert {"uneven_noise", "small_delta"} <= set(codes)
     low, high = published.exponents.loc["a", ["low", "high"]]
-    assert 0.9 < (high - low) / 2.0 / (1.97 * 0.0200) < 1.5  # the published standard error; at this delta t is rough
+    assert (
+        0.9 < (high - low) / 2.0 / (1.97 * 0.0200) < 1.5
+    )  # the published standard error; at this delta t is rough
     adaptive = fit_parametric(chinchilla(), bootstrap=2000)
     t, drawn = adaptive.conf_int().loc["a"], adaptive.conf_int(kind="percentile").loc["a"]
     assert t.tolist() == pytest.approx(drawn.tolist(), abs=0.005)
@@ -86,25 +92,35 @@ def test_five_outliers_decide(rows: int, objective: float, alpha: float, beta: f
 
 @needs_data
 def test_known_truth_table() -> None:
-    fit = fit_parametric(DATA / "isoflop64_known_truth.csv", params="N", tokens="D", flops="C", bootstrap=0)
+    fit = fit_parametric(
+        DATA / "isoflop64_known_truth.csv", params="N", tokens="D", flops="C", bootstrap=0
+    )
     assert fit.exponents.loc["a", "value"] == pytest.approx(0.513905, abs=2 * 0.0039)
     low, high = fit.exponents.loc["a", ["low", "high"]]
     assert low < 0.513905 < high
 
 
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
-@pytest.mark.parametrize("grid", [{}, {"offset": 3.0}, {"drift": 3.0}], ids=["centred", "off", "drifting"])
+@pytest.mark.parametrize(
+    "grid", [{}, {"offset": 3.0}, {"drift": 3.0}], ids=["centred", "off", "drifting"]
+)
 @pytest.mark.parametrize("residual", ["log", "loss"])
 @pytest.mark.parametrize("delta", ["adaptive", "chinchilla", np.inf])
-def test_recovers_the_truth_without_noise(surface: Surface, grid: dict, residual: Any, delta: Any) -> None:
+def test_recovers_the_truth_without_noise(
+    surface: Surface, grid: dict, residual: Any, delta: Any
+) -> None:
     fit = fit_parametric(
-        simulate_isoflop(surface, noise=0.0, **grid), residual=residual, huber_delta=delta, bootstrap=0
+        simulate_isoflop(surface, noise=0.0, **grid),
+        residual=residual,
+        huber_delta=delta,
+        bootstrap=0,
     )
     assert fit.params.tolist() == pytest.approx(
         [surface.E, surface.A, surface.B, surface.alpha, surface.beta], rel=1e-5
     )
     assert fit.predict(1e24)["value"].tolist() == pytest.approx(
-        [*(float(v) for v in surface.optimum(1e24)), float(surface.loss(*surface.optimum(1e24)))], rel=1e-5
+        [*(float(v) for v in surface.optimum(1e24)), float(surface.loss(*surface.optimum(1e24)))],
+        rel=1e-5,
     )
     assert not {"not_converged", "at_bound"} & {d["code"] for d in fit.diagnostics}
 
@@ -135,7 +151,9 @@ def test_digits_do_not_depend_on_what_else_is_in_the_batch(points: int) -> None:
 def test_the_same_seed_gives_the_same_digits_whatever_the_order() -> None:
     runs = simulate_isoflop(noise=0.005, seeds=2)
     first = fit_parametric(runs, bootstrap=200, seed=4)
-    second = fit_parametric(pd.DataFrame(runs.sample(frac=1.0, random_state=3)), bootstrap=200, seed=4)
+    second = fit_parametric(
+        pd.DataFrame(runs.sample(frac=1.0, random_state=3)), bootstrap=200, seed=4
+    )
     assert first.to_json() == second.to_json()
     assert np.array_equal(first.draws, second.draws)
     other = fit_parametric(runs, bootstrap=200, seed=5)
@@ -144,10 +162,14 @@ def test_the_same_seed_gives_the_same_digits_whatever_the_order() -> None:
 
 @pytest.mark.parametrize("resampling", ["case", "wild"])
 def test_resamples_spread_as_the_t_interval_says(resampling: Any) -> None:
-    fit = fit_parametric(simulate_isoflop(points=15, noise=0.003), bootstrap=1000, resampling=resampling)
+    fit = fit_parametric(
+        simulate_isoflop(points=15, noise=0.003), bootstrap=1000, resampling=resampling
+    )
     t, drawn = fit.conf_int(), fit.conf_int(kind="percentile")
     for name in ("alpha", "beta", "a"):
-        ratio = (drawn.loc[name, "high"] - drawn.loc[name, "low"]) / (t.loc[name, "high"] - t.loc[name, "low"])
+        ratio = (drawn.loc[name, "high"] - drawn.loc[name, "low"]) / (
+            t.loc[name, "high"] - t.loc[name, "low"]
+        )
         assert 0.8 < ratio < 1.25
 
 
@@ -177,9 +199,13 @@ def test_influence_is_that_of_leaving_a_run_out() -> None:
     fit = fit_parametric(runs, huber_delta=0.004, bootstrap=0)
     for k in (0, 12, 34):
         config = fit.runs.frame.loc[k, "config"]
-        left = pd.DataFrame(fit.runs.frame.drop(index=k)[["params", "tokens", "loss", "flops", "budget"]])
+        left = pd.DataFrame(
+            fit.runs.frame.drop(index=k)[["params", "tokens", "loss", "flops", "budget"]]
+        )
         again = fit_parametric(left, huber_delta=0.004, bootstrap=0)
-        assert fit.influence.loc[config, "a"] == pytest.approx(again.exponents.loc["a", "value"], abs=1e-6)
+        assert fit.influence.loc[config, "a"] == pytest.approx(
+            again.exponents.loc["a", "value"], abs=1e-6
+        )
 
 
 def test_a_run_that_is_wrong_is_named() -> None:
@@ -188,14 +214,20 @@ def test_a_run_that_is_wrong_is_named() -> None:
     fit = fit_parametric(runs, bootstrap=0)
     (words,) = [d["message"] for d in fit.diagnostics if d["code"] == "outliers"]
     assert "sim-0030" in words
-    robust, squares = (fit_parametric(runs, huber_delta=d, bootstrap=0) for d in ("adaptive", np.inf))
+    robust, squares = (
+        fit_parametric(runs, huber_delta=d, bootstrap=0) for d in ("adaptive", np.inf)
+    )
     truth = TRUTH.a
-    assert abs(robust.exponents.loc["a", "value"] - truth) < abs(squares.exponents.loc["a", "value"] - truth)
+    assert abs(robust.exponents.loc["a", "value"] - truth) < abs(
+        squares.exponents.loc["a", "value"] - truth
+    )
 
 
 def test_integers_do_not_overflow() -> None:
     runs = simulate_isoflop(noise=0.002, budgets=[1e20, 1e21, 1e22, 1e23])
-    whole = runs.assign(params=runs["params"].astype("int64"), tokens=runs["tokens"].astype("int64"))
+    whole = runs.assign(
+        params=runs["params"].astype("int64"), tokens=runs["tokens"].astype("int64")
+    )
     a, b = (fit_parametric(t, bootstrap=0).exponents.loc["a", "value"] for t in (runs, whole))
     assert a == pytest.approx(b, abs=1e-6)
 
@@ -204,7 +236,11 @@ SMALL = simulate_isoflop(budgets=[1e18, 1e19, 1e20], points=5, noise=0.002)
 REFUSALS: dict[str, tuple[Any, dict, str]] = {
     "too few": (SMALL.iloc[:6], {}, "6 configurations"),
     "one size": (SMALL.assign(params=1e8), {}, "1 different model sizes"),
-    "two sizes": (SMALL.assign(params=np.where(SMALL.index % 2, 1e8, 2e8)), {}, "2 different model sizes"),
+    "two sizes": (
+        SMALL.assign(params=np.where(SMALL.index % 2, 1e8, 2e8)),
+        {},
+        "2 different model sizes",
+    ),
     "one token count": (SMALL.assign(tokens=1e9), {}, "1 different token counts"),
     "constant loss": (SMALL.assign(loss=3.0), {}, "all losses are 3"),
     "delta of zero": (SMALL, {"huber_delta": 0.0}, "above 0"),
@@ -262,7 +298,9 @@ def test_a_loss_without_a_floor_is_named() -> None:
 def test_coverage_of_even_and_uneven_noise() -> None:
     """In one batch; analysis/coverage has the whole study."""
     runs = simulate_isoflop(SURFACES["soda"], noise=0.0)
-    params, tokens, loss, budget = (runs[name].to_numpy() for name in ("params", "tokens", "loss", "budget"))
+    params, tokens, loss, budget = (
+        runs[name].to_numpy() for name in ("params", "tokens", "loss", "budget")
+    )
     points, rng = Points.of(params, tokens, loss), np.random.default_rng(8)
     size = np.log(params / SURFACES["soda"].optimum(budget)[0])
     truth = SURFACES["soda"]
@@ -277,7 +315,9 @@ def test_coverage_of_even_and_uneven_noise() -> None:
     )
     for spread in (np.zeros(63), np.abs(size)):
         noise = 0.003 * rng.normal(size=(400, 63)) * np.exp(spread * np.log(3.0) / np.log(6.0))
-        sample = Sample(points.with_loss(loss * np.exp(noise)), np.ones(63), budget, budget, np.arange(63))
+        sample = Sample(
+            points.with_loss(loss * np.exp(noise)), np.ones(63), budget, budget, np.arange(63)
+        )
         found = estimate_many(sample, np.repeat(start[None], 400, axis=0), None)
         alpha, beta = found.theta[:, 3], found.theta[:, 4]
         slope = np.stack([-beta, alpha], axis=1) / ((alpha + beta) ** 2)[:, None]

@@ -26,15 +26,15 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.fitted_laws import Laws
-from isoflop.fitting.frames import cell, column
-from isoflop.fitting.optimum import Optimum, closed_form
-from isoflop.fitting.realising import Family
-from isoflop.fitting.solver import Points
+from isoflop.fitting.estimators.newton import Points
+from isoflop.fitting.prediction.optimum import Optimum, closed_form
+from isoflop.fitting.prediction.recipe_models import Family
+from isoflop.fitting.results.fitted_laws import Laws
+from isoflop.frames import cell, column
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
 from isoflop.recipes import Recipe
-from isoflop.reporting.laws import print_prediction
+from isoflop.reporting.terminal.fit_text import print_prediction
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
@@ -89,14 +89,22 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
 
 @pytest.mark.parametrize(
     ("law", "recipe", "budget", "step"),
-    [("soda", "soda", 9e19, 128), ("soda", "soda", 1e23, 128), ("chinchilla", "pocket-64", 4e18, 4)],
+    [
+        ("soda", "soda", 9e19, 128),
+        ("soda", "soda", 1e23, 128),
+        ("chinchilla", "pocket-64", 4e18, 4),
+    ],
 )
-def test_the_best_model_is_the_best_of_all_that_can_be_made(law: str, recipe: str, budget: float, step: int) -> None:
+def test_the_best_model_is_the_best_of_all_that_can_be_made(
+    law: str, recipe: str, budget: float, step: int
+) -> None:
     (method,) = predict(law, budget, recipe=recipe).methods
     family = Family(load_sweep(recipe), "total")
     assert family.step == step
     shapes = [family.rules.shape(k * step) for k in range(1, 9000 // step)]
-    losses = [float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes]
+    losses = [
+        float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes
+    ]
     best = int(np.argmin(losses))
     assert 500 < shapes[best].width < 8000
     assert method.shape == shapes[best]
@@ -125,7 +133,9 @@ def test_near_optimal_models_are_inside_and_the_next_are_not(saved: FitFile) -> 
         assert near.low is not None
         assert near.high is not None
         shapes = family.shapes(near.low, near.high)
-        losses = [float(SURFACE.loss_at(s.params_total, 1e21 / s.train_flops_per_token)) for s in shapes]
+        losses = [
+            float(SURFACE.loss_at(s.params_total, 1e21 / s.train_flops_per_token)) for s in shapes
+        ]
         inside = np.array(losses) <= best.loss * (1.0 + near.share)
         assert inside[1:-1].all()
         assert not inside[-1]
@@ -171,7 +181,9 @@ def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend:
     def least(theta: np.ndarray) -> np.ndarray:
         u = middle + np.linspace(-3.0, 3.0, 2_000_001)
         cost = math.log(6.0) + middle + slope * (u - middle) + 0.5 * bend * (u - middle) ** 2
-        moved = Points(u - core.points.x_mean, math.log(flops) - cost - core.points.y_mean, u, 0.0, 0.0)
+        moved = Points(
+            u - core.points.x_mean, math.log(flops) - cost - core.points.y_mean, u, 0.0, 0.0
+        )
         place = int(np.argmin(moved.fitted(theta)))
         left, here, right = (float(v) for v in moved.fitted(theta)[place - 1 : place + 2])
         step = u[1] - u[0]
@@ -179,7 +191,9 @@ def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend:
         return np.array([u_best, math.log(flops) - np.interp(u_best, u, cost)])
 
     at = least(core.theta)
-    best = Optimum(math.exp(at[0]), math.exp(at[1]), 1.0, (), (), (slope + bend * (at[0] - middle), bend))
+    best = Optimum(
+        math.exp(at[0]), math.exp(at[1]), 1.0, (), (), (slope + bend * (at[0] - middle), bend)
+    )
     for k in range(1, 5):
         nudge = np.zeros(5)
         nudge[k] = 1e-4
@@ -187,13 +201,17 @@ def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend:
         alone = replace(core, spread=np.outer(nudge, nudge) / 1e-8, dof=10**9)
         got = best.intervals(alone, flops, 0.6826894921370859)  # one standard error
         for interval, derivative in zip((got["params"], got["tokens"]), moved, strict=True):
-            assert interval.high - interval.value == pytest.approx(abs(derivative), rel=2e-3, abs=1e-4)
+            assert interval.high - interval.value == pytest.approx(
+                abs(derivative), rel=2e-3, abs=1e-4
+            )
 
 
 def test_the_two_kinds_of_interval(saved: FitFile) -> None:
     for method in predict(saved, 1e22).methods:
         table = method.table
-        inner, outer = (column(table, high) - column(table, "value") for high in ("statistical_high", "high"))
+        inner, outer = (
+            column(table, high) - column(table, "value") for high in ("statistical_high", "high")
+        )
         assert np.all(outer == inner if method.law.rollout is None else outer > inner)
         assert (method.law.rollout is None) == (method.name == "envelope")
     narrow, wide = (predict(saved, 1e22, confidence=level).to_frame() for level in (0.5, 0.95))
@@ -204,7 +222,9 @@ def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
     prediction = predict(saved, 1e22)
     for fit, method in zip(ALL, prediction.methods, strict=True):
         alone = fit.predict(1e22)
-        pd.testing.assert_frame_equal(alone, method.table if method.closed_form is None else method.closed_form, rtol=0)
+        pd.testing.assert_frame_equal(
+            alone, method.table if method.closed_form is None else method.closed_form, rtol=0
+        )
         assert method.shape is not None
     assert "to" in prediction.gap
 
@@ -231,9 +251,15 @@ def test_the_run_is_laid_out_from_its_yaml(saved: FitFile, method: str, tmp_path
 
 def test_the_surest_law_is_trained_and_another_one_is_asked_for(saved: FitFile) -> None:
     prediction = predict(saved, 1e22)
-    widths = {m.name: m.size().high / m.size().low for m in prediction.methods if m.law.rollout is not None}
+    widths = {
+        m.name: m.size().high / m.size().low
+        for m in prediction.methods
+        if m.law.rollout is not None
+    }
     assert prediction.chosen.name == min(widths, key=lambda name: widths[name])
-    with pytest.raises(FitError, match="there is no law by 'ridge'; there is isoflop, joint, parametric, envelope"):
+    with pytest.raises(
+        FitError, match="there is no law by 'ridge'; there is isoflop, joint, parametric, envelope"
+    ):
         predict(saved, 1e22, method="ridge")
 
 
@@ -250,7 +276,9 @@ def test_a_recipe_of_ones_own_takes_the_window_of_the_runs(saved: FitFile) -> No
     assert prediction.configuration is not None
     assert prediction.configuration.sweep.recipe == "isoflop.recipes:SODA"
     assert prediction.configuration.runs[0].shape == predict(saved, 1e21).chosen.shape
-    with pytest.raises(ConfigError, match="has no window and vocabulary of its own; give a sweep file that uses it"):
+    with pytest.raises(
+        ConfigError, match="has no window and vocabulary of its own; give a sweep file that uses it"
+    ):
         predict(SURFACE, 1e21, recipe="isoflop.recipes:SODA")
 
 
@@ -274,7 +302,9 @@ def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
 # Words and refusals
 
 
-def test_a_recipe_may_fail_where_a_model_is_looked_for(monkeypatch: pytest.MonkeyPatch, saved: FitFile) -> None:
+def test_a_recipe_may_fail_where_a_model_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, saved: FitFile
+) -> None:
     shape, whole = Recipe.shape, predict(saved, 1e21).methods[0].shape
 
     def some(self: Recipe, width: int, vocab_size: int, seq_len: int):
@@ -293,7 +323,9 @@ def test_a_recipe_may_fail_where_a_model_is_looked_for(monkeypatch: pytest.Monke
 
 def test_a_recipe_that_can_not_be_imported_is_no_lack_of_models(saved: FitFile) -> None:
     absent: Sweep = replace(load_sweep("soda"), recipe="absent_recipes:deep")
-    with pytest.raises(ConfigError, match=r"^recipe 'absent_recipes:deep' can't be imported \(No module named"):
+    with pytest.raises(
+        ConfigError, match=r"^recipe 'absent_recipes:deep' can't be imported \(No module named"
+    ):
         predict(saved, 1e21, recipe=absent)
 
 
@@ -319,7 +351,11 @@ CUT = fit_isoflop(RUNS.query("budget < 3e20 or params < params.median()"), boots
         (ALL, 2e17, ""),
         (ALL, 3e16, "2.0 decades below the smallest budget fitted (3e18): a run there would"),
         ([CUT], 6e21, "1.5 decades beyond the largest budget fitted (1.8e20)"),
-        ([SURFACE, CUT], 6e21, "1.5 decades beyond the largest budget that isoflop was fitted to (1.8e20)"),
+        (
+            [SURFACE, CUT],
+            6e21,
+            "1.5 decades beyond the largest budget that isoflop was fitted to (1.8e20)",
+        ),
         ([SURFACE], 6e21, ""),
     ],
 )
@@ -355,7 +391,11 @@ def test_an_own_error_that_nothing_tells_is_not_known(
     prediction = predict(fit, flops)
     assert [note for note in prediction.notes if "own error" in note] == notes
     print_prediction(prediction)
-    sizes = [line for line in capsys.readouterr().out.splitlines() if " N* " in line and "1/4" not in line]
+    sizes = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if " N* " in line and "1/4" not in line
+    ]
     assert [line.endswith("not known") for line in sizes].count(True) == len(notes)
 
 
@@ -373,10 +413,18 @@ def test_no_confidence(confidence: float) -> None:
 
 def test_json_has_both_intervals_of_each_quantity(saved: FitFile) -> None:
     document = json.loads(json.dumps(predict(saved, 1e21).to_dict(), allow_nan=False))
-    assert [law["method"] for law in document["laws"]] == ["isoflop", "joint", "parametric", "envelope"]
+    assert [law["method"] for law in document["laws"]] == [
+        "isoflop",
+        "joint",
+        "parametric",
+        "envelope",
+    ]
     surface = document["laws"][2]
     for quantity in ("params", "tokens", "loss"):
-        (low, high), (least, most) = surface[quantity]["statistical"], surface[quantity]["with_model_error"]
+        (low, high), (least, most) = (
+            surface[quantity]["statistical"],
+            surface[quantity]["with_model_error"],
+        )
         assert least <= low <= surface[quantity]["value"] <= high <= most
     assert surface["over"] == "shapes"
     assert surface["closed_form"]["params"]["value"] != surface["params"]["value"]

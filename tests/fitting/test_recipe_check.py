@@ -21,13 +21,19 @@ Off = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """ln(best learning rate / the recipe's), of parameters and budget."""
 
 
-def study(off_lr: Off, off_batch: Off | None = None, noise: float = 0.0, seed: int = 0, **changes: Any) -> pd.DataFrame:
+def study(
+    off_lr: Off, off_batch: Off | None = None, noise: float = 0.0, seed: int = 0, **changes: Any
+) -> pd.DataFrame:
     """SODA's runs with those that check the recipe, whose learning rate and batch are off."""
     runs = isoflop.plan("soda", {"recipe_check": True, **changes}).to_frame()
-    params, tokens, budget = (runs[name].to_numpy(dtype=float) for name in ("params_total", "tokens", "budget"))
+    params, tokens, budget = (
+        runs[name].to_numpy(dtype=float) for name in ("params_total", "tokens", "budget")
+    )
     factor = {"lr x 0.5": -np.log(2.0), "lr x 2": np.log(2.0)}
     lr = np.array([factor.get(check, 0.0) for check in runs["check"]])
-    batch = np.log([{"batch x 0.5": 0.5, "batch x 2": 2.0}.get(check, 1.0) for check in runs["check"]])
+    batch = np.log(
+        [{"batch x 0.5": 0.5, "batch x 2": 2.0}.get(check, 1.0) for check in runs["check"]]
+    )
     excess = 0.5 * BEND * (lr - off_lr(params, budget)) ** 2
     excess += 0.5 * BEND * (batch - (off_batch(params, budget) if off_batch else 0.0)) ** 2
     scatter = np.random.default_rng(seed).normal(0.0, noise, len(runs))
@@ -56,16 +62,22 @@ def test_an_excess_over_size_is_taken_off_the_exponents(method: Method) -> None:
     """As far as the sizes checked reach: beyond them the excess is taken to stay what it is, and here it grows."""
     right = check_recipe(study(lambda n, c: np.zeros(len(n))), method=method).exponents
     off = check_recipe(study(small_off), method=method).exponents
-    biased, mended = (abs(off.loc["a", key] - right.loc["a", "recipe"]) for key in ("recipe", "tuned"))
+    biased, mended = (
+        abs(off.loc["a", key] - right.loc["a", "recipe"]) for key in ("recipe", "tuned")
+    )
     assert biased > 0.01
     assert mended < 0.8 * biased
     np.testing.assert_allclose(right["difference"], 0.0, atol=1e-9)
-    assert off.loc["b", "difference"] == pytest.approx(off.loc["b", "tuned"] - off.loc["b", "recipe"])
+    assert off.loc["b", "difference"] == pytest.approx(
+        off.loc["b", "tuned"] - off.loc["b", "recipe"]
+    )
 
 
 def test_an_excess_that_is_alike_everywhere_moves_nothing() -> None:
     check = check_recipe(study(lambda n, c: np.full(len(n), 0.5)))
-    assert check.points.query("setting == 'lr'")["excess"].to_numpy() == pytest.approx(0.5 * BEND * 0.25)
+    assert check.points.query("setting == 'lr'")["excess"].to_numpy() == pytest.approx(
+        0.5 * BEND * 0.25
+    )
     np.testing.assert_allclose(check.exponents["difference"], 0.0, atol=1e-6)
 
 
@@ -76,7 +88,9 @@ def test_excess_over_budgets_is_interpolated_in_compute() -> None:
         return np.sqrt(np.clip(np.log10(budget / 3e18), 0.0, 1.0)) * 0.6
 
     runs = study(by_budget)
-    tuned = check_recipe(runs, method="parametric").tuned.runs.frame.sort_values(["params", "tokens"])["loss"]
+    tuned = check_recipe(runs, method="parametric").tuned.runs.frame.sort_values(
+        ["params", "tokens"]
+    )["loss"]
     own = unchecked(runs).sort_values(["params_total", "tokens"])
     true = SODA.loss(own["params_total"].to_numpy(dtype=float), own["tokens"].to_numpy(dtype=float))
     np.testing.assert_allclose(tuned, true, rtol=1e-9)
@@ -109,10 +123,18 @@ def test_a_recipe_that_is_right_is_left_alone() -> None:
 
 def test_noise_of_an_excess() -> None:
     """The mean excess of a recipe that is right is what is told to come from noise."""
-    x, rng, noise = np.log([0.4, 1.0, 2.0]), np.random.default_rng(0), np.array([0.001, 0.0007, 0.001])
-    points = [_vertex(x, 1.0 + 0.5 * BEND * x**2 + rng.normal(0.0, noise), noise) for _ in range(4000)]
+    x, rng, noise = (
+        np.log([0.4, 1.0, 2.0]),
+        np.random.default_rng(0),
+        np.array([0.001, 0.0007, 0.001]),
+    )
+    points = [
+        _vertex(x, 1.0 + 0.5 * BEND * x**2 + rng.normal(0.0, noise), noise) for _ in range(4000)
+    ]
     assert all(point["bounded"] for point in points)
-    told, found = (np.mean([float(str(point[key])) for point in points]) for key in ("noise", "excess"))
+    told, found = (
+        np.mean([float(str(point[key])) for point in points]) for key in ("noise", "excess")
+    )
     assert found == pytest.approx(told, rel=0.1)
 
 
@@ -127,7 +149,9 @@ def test_checks_are_no_points_of_a_profile() -> None:
 
 def test_what_cannot_be_checked() -> None:
     runs = study(small_off)
-    with pytest.raises(FitError, match="no column 'check': a recipe is checked with recipe_check in the sweep"):
+    with pytest.raises(
+        FitError, match="no column 'check': a recipe is checked with recipe_check in the sweep"
+    ):
         check_recipe(runs.drop(columns="check"))
     runs.loc[runs["check"].str.endswith("0.5"), "state"] = "failed"
     with pytest.raises(FitError, match="no size has a done run at half, one and double"):

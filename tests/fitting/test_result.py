@@ -12,8 +12,8 @@ import pytest
 import isoflop.fitting
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
-from isoflop.fitting.diagnostics import why_no_law
-from isoflop.fitting.fitted_laws import Laws
+from isoflop.fitting.results.diagnostics import why_no_law
+from isoflop.fitting.results.fitted_laws import Laws
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
 
@@ -78,16 +78,36 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
     [
         (A, B, RATIO, "Optimal model size and data grow at about the same pace"),
         (A, B, (1.0, 0.2, 1.8), "Whether optimal model size or data grows faster can't be told"),
-        ((0.5, -1215.8, 1216.8), (0.5, -1215.8, 1216.8), (1.0, -4e3, 4e3), "How the optimum grows with compute can't"),
-        ((5.0, -444.0, 454.0), (-4.0, -453.0, 445.0), (-0.8, -90.0, 90.0), "How the optimum grows with compute can't"),
-        ((0.3, -np.inf, np.inf), (0.7, -np.inf, np.inf), (2.3, -np.inf, np.inf), "How the optimum grows with compute"),
+        (
+            (0.5, -1215.8, 1216.8),
+            (0.5, -1215.8, 1216.8),
+            (1.0, -4e3, 4e3),
+            "How the optimum grows with compute can't",
+        ),
+        (
+            (5.0, -444.0, 454.0),
+            (-4.0, -453.0, 445.0),
+            (-0.8, -90.0, 90.0),
+            "How the optimum grows with compute can't",
+        ),
+        (
+            (0.3, -np.inf, np.inf),
+            (0.7, -np.inf, np.inf),
+            (2.3, -np.inf, np.inf),
+            "How the optimum grows with compute",
+        ),
         (
             (1.1, 0.9, 1.3),
             (-0.1, -0.3, 0.1),
             (-0.09, -0.3, 0.1),
             "Whether optimal data grows with compute can't be told",
         ),
-        ((1.4, 1.3, 1.5), (-0.4, -0.5, -0.3), (-0.3, -0.4, -0.2), "Optimal data does not grow with compute"),
+        (
+            (1.4, 1.3, 1.5),
+            (-0.4, -0.5, -0.3),
+            (-0.3, -0.4, -0.2),
+            "Optimal data does not grow with compute",
+        ),
         (
             (-0.1, -0.3, 0.1),
             (1.1, 0.9, 1.3),
@@ -100,7 +120,12 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
             (1.5, 0.7, 2.3),
             "Optimal data grows 1.5x faster than optimal model size (eq",
         ),
-        ((0.4, np.nan, np.nan), (0.6, np.nan, np.nan), (1.5, np.nan, np.nan), "Optimal data grows 1.5x faster"),
+        (
+            (0.4, np.nan, np.nan),
+            (0.6, np.nan, np.nan),
+            (1.5, np.nan, np.nan),
+            "Optimal data grows 1.5x faster",
+        ),
     ],
 )
 def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatch):
@@ -110,7 +135,9 @@ def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatc
     assert bool(why_no_law(FIT)) == words.startswith("How")
 
 
-@pytest.mark.parametrize(("column", "words"), [("params", "Optimal model size does"), ("tokens", "Optimal data does")])
+@pytest.mark.parametrize(
+    ("column", "words"), [("params", "Optimal model size does"), ("tokens", "Optimal data does")]
+)
 def test_headline_of_a_law_that_shrinks(column, words):
     runs = simulate_isoflop(noise=0.0)
     fit = fit_isoflop(runs.assign(**{column: runs[column] / runs["budget"]}), bootstrap=200)
@@ -143,5 +170,7 @@ def test_public_names_load_without_torch():
 @pytest.mark.parametrize("confidence", [0, -1, 1, 1.5, 95, np.nan])
 def test_a_confidence_is_a_share(confidence: float) -> None:
     for ask in (FIT.conf_int, FIT.intervals, lambda level: FIT.predict(1e20, level)):
-        with pytest.raises(FitError, match=f"^confidence is a share between 0 and 1, not {confidence:g}$"):
+        with pytest.raises(
+            FitError, match=f"^confidence is a share between 0 and 1, not {confidence:g}$"
+        ):
             ask(confidence)

@@ -16,7 +16,9 @@ FIT = fit_isoflop(RUNS, bootstrap=200, seed=3)
 
 
 def test_document_has_the_agreed_keys(tmp_path: Path):
-    path = write_fit(tmp_path / "new", [FIT, fit_isoflop(RUNS, axis="tokens", bootstrap=200)], recipe="soda")
+    path = write_fit(
+        tmp_path / "new", [FIT, fit_isoflop(RUNS, axis="tokens", bootstrap=200)], recipe="soda"
+    )
     document = json.loads(path.read_text())
     assert {"schema", "source", "options", "data", "recipe", "fits"} <= set(document)
     assert (document["schema"], document["recipe"]) == (1, "soda")
@@ -24,7 +26,12 @@ def test_document_has_the_agreed_keys(tmp_path: Path):
     assert document["data"]["rows"] == len(RUNS)
     assert document["options"]["seed"] == 3
     first, second = document["fits"]
-    assert (first["method"], first["n"], first["axis"], second["axis"]) == ("isoflop", "total", "params", "tokens")
+    assert (first["method"], first["n"], first["axis"], second["axis"]) == (
+        "isoflop",
+        "total",
+        "params",
+        "tokens",
+    )
     assert first["exponents"]["a"]["value"] == FIT.exponents.loc["a", "value"]  # every digit
     assert {"value", "low", "high", "bootstrap", "line"} == set(first["exponents"]["b"])
     wanted = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
-from isoflop.fitting.frames import cell, column
-from isoflop.fitting.intervals import Line
+from isoflop.fitting.estimators.intervals import Line
+from isoflop.fitting.methods.fit_all import Options
 from isoflop.fitting.sensitivity import _of_six_nd
-from isoflop.fitting.together import Options
+from isoflop.frames import cell, column
 
 QUICK = Options(bootstrap=0)
 
@@ -20,13 +20,23 @@ def counted(vocabulary: float = 1.2e7) -> pd.DataFrame:
     runs = simulate_isoflop(SURFACES["chinchilla"], points=9, noise=0.0)
     total = runs.pop("params")
     head = vocabulary * (total / total.min()) ** 0.4 / 4.0
-    counts = {"params_total": total, "params_one_embedding": total - head, "params_non_embedding": total - 2 * head}
+    counts = {
+        "params_total": total,
+        "params_one_embedding": total - head,
+        "params_non_embedding": total - 2 * head,
+    }
     return runs.assign(**counts)
 
 
 def by_choice(table: pd.DataFrame, name: str = "a") -> dict[tuple[str, str, str], float]:
     """One column by method, N and C."""
-    return dict(zip(zip(table["method"], table["n"], table["c"], strict=True), column(table, name), strict=True))
+    return dict(
+        zip(
+            zip(table["method"], table["n"], table["c"], strict=True),
+            column(table, name),
+            strict=True,
+        )
+    )
 
 
 def test_the_gap_between_counts_is_told() -> None:
@@ -37,7 +47,9 @@ def test_the_gap_between_counts_is_told() -> None:
         alone = cell(fit_isoflop(runs, n=n, bootstrap=0).exponents, "a", "value")
         assert a["isoflop", n, "train_flops"] == pytest.approx(alone, rel=1e-12)
     for method in ("isoflop", "joint"):
-        body, one, both = (a[method, n, "train_flops"] for n in ("non_embedding", "one_embedding", "total"))
+        body, one, both = (
+            a[method, n, "train_flops"] for n in ("non_embedding", "one_embedding", "total")
+        )
         assert body > one + 0.01 > both + 0.02
     assert set(table.loc[table["method"] == "parametric", "c"]) == {"6ND"}
     assert a["parametric", "total", "6ND"] == pytest.approx(SURFACES["chinchilla"].a, rel=1e-4)
@@ -51,7 +63,8 @@ def test_c_of_6nd_is_the_slope_over_6nd_of_the_optima() -> None:
     profiles = fit_isoflop(runs, n="non_embedding", bootstrap=0).profiles
     size, data = (np.log(column(profiles, name)) for name in ("params_opt", "tokens_opt"))
     a, b, low, high = (
-        by_choice(table, name)["isoflop", "non_embedding", "6ND"] for name in ("a", "b", "a_low", "b_high")
+        by_choice(table, name)["isoflop", "non_embedding", "6ND"]
+        for name in ("a", "b", "a_low", "b_high")
     )
     assert a == pytest.approx(Line.through(size + data, size).slope, abs=2e-3)
     assert (a + b, low + high) == pytest.approx((1.0, 1.0))
@@ -77,14 +90,18 @@ def test_another_column_of_parameters_is_the_total_only_where_it_is_named() -> N
     runs = counted().assign(body=lambda t: t["params_non_embedding"])
     table = fit_study(runs, ["joint"], Options(bootstrap=0, columns={"params": "body"})).sensitivity
     a = by_choice(table)
-    assert a["joint", "total", "train_flops"] == pytest.approx(a["joint", "non_embedding", "train_flops"], rel=1e-9)
+    assert a["joint", "total", "train_flops"] == pytest.approx(
+        a["joint", "non_embedding", "train_flops"], rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(
     ("ratio", "half"),
     [(1.5, 0.2), (1.0, 1.9), (-0.5, 0.49)],
 )
-def test_the_interval_over_6nd_is_as_symmetric_as_that_of_the_ratio(ratio: float, half: float) -> None:
+def test_the_interval_over_6nd_is_as_symmetric_as_that_of_the_ratio(
+    ratio: float, half: float
+) -> None:
     a, low, high, b, b_low, b_high = _of_six_nd(ratio, ratio - half, ratio + half)
     assert a == pytest.approx(1.0 / (1.0 + ratio))
     assert high - a == pytest.approx(a - low) == pytest.approx(half / (1.0 + ratio) ** 2)

@@ -28,7 +28,9 @@ def test_published_surfaces():
 
 
 def test_grid_columns_and_noise():
-    runs = simulate_isoflop(budgets=(1e18, 1e20), points=5, spread=4.0, offset=2.0, drift=3.0, noise=0.01, seeds=400)
+    runs = simulate_isoflop(
+        budgets=(1e18, 1e20), points=5, spread=4.0, offset=2.0, drift=3.0, noise=0.01, seeds=400
+    )
     assert len(runs) == 2 * 5 * 400
     np.testing.assert_allclose(6.0 * runs["params"] * runs["tokens"], runs["train_flops"])
     middle = runs.groupby("budget")["params"].median().to_numpy()

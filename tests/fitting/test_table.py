@@ -23,11 +23,16 @@ from isoflop.fitting import (
     read_table,
     simulate_isoflop,
 )
-from isoflop.fitting.table import cluster
+from isoflop.fitting.tables.runs_table import cluster
 
 
 def frame(**changes: object) -> pd.DataFrame:
-    columns = {"params": [1e6, 2e6, 3e6], "tokens": [3e8, 2e8, 1e8], "loss": [3.0, 2.9, 3.1], "budget": [1e15] * 3}
+    columns = {
+        "params": [1e6, 2e6, 3e6],
+        "tokens": [3e8, 2e8, 1e8],
+        "loss": [3.0, 2.9, 3.1],
+        "budget": [1e15] * 3,
+    }
     return pd.DataFrame(columns | changes)
 
 
@@ -41,23 +46,55 @@ def without(*names: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("table", "options", "words"),
     [
-        (frame(loss=[3.0, np.nan, np.nan]), {}, "column 'loss' needs positive, finite numbers; not so in rows 2, 3"),
+        (
+            frame(loss=[3.0, np.nan, np.nan]),
+            {},
+            "column 'loss' needs positive, finite numbers; not so in rows 2, 3",
+        ),
         (frame(loss=[3.0, np.inf, -1.0]), {}, "rows 2, 3 (inf, -1.0)"),
-        (frame(loss=[np.nan] * 3), {}, "column 'loss' needs positive, finite numbers; not so in rows 1, 2, 3 (nan"),
+        (
+            frame(loss=[np.nan] * 3),
+            {},
+            "column 'loss' needs positive, finite numbers; not so in rows 1, 2, 3 (nan",
+        ),
         (frame(params=[0, 0, 2]), {}, "column 'params'"),
-        (frame(params=["1M", "2M", "3M"]), {}, "rows 1, 2, 3 ('1M', '2M', '3M'); write 1.5e6 for 1.5M"),
+        (
+            frame(params=["1M", "2M", "3M"]),
+            {},
+            "rows 1, 2, 3 ('1M', '2M', '3M'); write 1.5e6 for 1.5M",
+        ),
         (frame(params=["1e6", "two", 3]), {}, "row 2 ('two')"),
         (frame(params=["1e6", True, 3]), {}, "row 2 (True)"),
         (frame(loss=[[3.0], [2.9], [3.1]]), {}, "rows 1, 2, 3 ([3.0], [2.9], [3.1])"),
-        (frame().set_axis(pd.MultiIndex.from_product([["x"], list("abcd")]), axis=1), {}, "2 levels of names"),
-        (frame(**{"val.loss": 1.0, "train/loss": 2.0}).drop(columns="loss"), {}, "could be 'val.loss', 'train/loss'"),
+        (
+            frame().set_axis(pd.MultiIndex.from_product([["x"], list("abcd")]), axis=1),
+            {},
+            "2 levels of names",
+        ),
+        (
+            frame(**{"val.loss": 1.0, "train/loss": 2.0}).drop(columns="loss"),
+            {},
+            "could be 'val.loss', 'train/loss'",
+        ),
         (frame().rename(columns={"params": "num_params"}), {}, "did you mean 'num_params'?"),
         (frame().rename(columns={"tokens": "D"}), {}, "did you mean 'D'?"),
         (frame(), {"loss": "loss*-2"}, "no column 'loss*-2'; did you mean 'loss'?"),
         (frame(), {"loss": "lss*2"}, "no column 'lss'; did you mean 'loss'?"),
-        (frame(), {"final": "median"}, "unknown rule 'median' for the final loss: auto, line, mean, last"),
-        (frame(params=[1e6, 2e6, 3], budget=[1.8e15, 2.4e15, 1.8e15]), {}, "column 'params' has mixed units: in row 3"),
-        (frame(tokens=[3e8, 2e-1, 1e8]), {}, "column 'tokens' has mixed units: in row 2, C / 6ND is about 1e+9 times"),
+        (
+            frame(),
+            {"final": "median"},
+            "unknown rule 'median' for the final loss: auto, line, mean, last",
+        ),
+        (
+            frame(params=[1e6, 2e6, 3], budget=[1.8e15, 2.4e15, 1.8e15]),
+            {},
+            "column 'params' has mixed units: in row 3",
+        ),
+        (
+            frame(tokens=[3e8, 2e-1, 1e8]),
+            {},
+            "column 'tokens' has mixed units: in row 2, C / 6ND is about 1e+9 times",
+        ),
         (frame(tokens=[True, False, True]), {}, "holds bool, not numbers"),
         (frame(tokens=pd.to_datetime(["2020-01-01"] * 3)), {}, "not numbers"),
         (frame(tokens=[1 + 1j, 1, 1]), {}, "not numbers"),
@@ -76,9 +113,17 @@ def without(*names: str) -> pd.DataFrame:
             "you mean 'D'? tokens='D'. No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. No column of "
             "FLOPs; did you mean 'Flops'? flops='Flops'. Columns: N, Flops, D, Val_Loss",
         ),
-        (frame().rename(columns={"params": "Params"}), {}, "did you mean 'Params'? params='Params'."),
+        (
+            frame().rename(columns={"params": "Params"}),
+            {},
+            "did you mean 'Params'? params='Params'.",
+        ),
         (without("loss").assign(flops=1e15), {}, "no column 'loss'; name it with loss=."),
-        (frame().rename(columns={"loss": "L", "params": "P"}), {"loss": "l"}, "No column 'l'; did you mean 'L'?"),
+        (
+            frame().rename(columns={"loss": "L", "params": "P"}),
+            {"loss": "l"},
+            "No column 'l'; did you mean 'L'?",
+        ),
         (without("tokens").assign(token=1.0), {}, "no column 'tokens'; did you mean 'token'?"),
         (without("loss"), {}, "name it with loss="),
         (without("budget"), {}, "name it with flops= or budget=, or take flops='6ND'"),
@@ -87,10 +132,20 @@ def without(*names: str) -> pd.DataFrame:
         (frame(), {"n": "body"}, "unknown parameter count 'body'"),
         (frame(), {"loss_unit": "bytes"}, "unknown loss unit 'bytes'"),
         (frame(state=["failed", "failed", "running"]), {}, "no run is done (2 failed, 1 running)"),
-        (pd.concat([frame(), frame()[["loss"]]], axis=1), {}, "column 'loss' is there more than once"),
-        (frame(flops=np.geomspace(1e15, 1.5e15, 3)).drop(columns="budget").sample(frac=1), {}, None),
         (
-            pd.DataFrame({"params": 1e6, "tokens": 1e8, "loss": 3.0, "flops": np.geomspace(1e15, 3e15, 40)}),
+            pd.concat([frame(), frame()[["loss"]]], axis=1),
+            {},
+            "column 'loss' is there more than once",
+        ),
+        (
+            frame(flops=np.geomspace(1e15, 1.5e15, 3)).drop(columns="budget").sample(frac=1),
+            {},
+            None,
+        ),
+        (
+            pd.DataFrame(
+                {"params": 1e6, "tokens": 1e8, "loss": 3.0, "flops": np.geomspace(1e15, 3e15, 40)}
+            ),
             {},
             "the FLOPs don't fall into budgets (1e+15 to 3e+15",
         ),
@@ -117,10 +172,22 @@ def test_refusals_name_column_and_rows(table, options, words):
         ("long.csv", b"params,tokens\n1,2\n1,2,3\n", "can't be read"),
         ("long1.csv", b"params,tokens\n1,2,3\n", "can't be read"),
         ("latin.csv", "größe,é\n1,2\n".encode("latin-1"), "can't be read"),
-        ("excel.csv", "params,tokens\n1,2\n".encode("utf-16"), "is UTF-16, as Excel's 'Unicode text' is; save it as"),
+        (
+            "excel.csv",
+            "params,tokens\n1,2\n".encode("utf-16"),
+            "is UTF-16, as Excel's 'Unicode text' is; save it as",
+        ),
         ("excel.jsonl", '{"loss": 1}\n'.encode("utf-16"), "is UTF-16"),
-        ("comma.csv", b"params;tokens;loss;flops\n1e6;1e9;4,386;6e15\n", "write numbers with a decimal point, 4.38"),
-        ("thousands.csv", b'params,tokens,loss,flops\n"1,234,567",1e9,4.3,6e15\n', "without separators of thousands"),
+        (
+            "comma.csv",
+            b"params;tokens;loss;flops\n1e6;1e9;4,386;6e15\n",
+            "write numbers with a decimal point, 4.38",
+        ),
+        (
+            "thousands.csv",
+            b'params,tokens,loss,flops\n"1,234,567",1e9,4.3,6e15\n',
+            "without separators of thousands",
+        ),
         ("bad.jsonl", b'{"loss": 1}\n{"loss": \n', "line 2: not JSON"),
         ("list.jsonl", b"[1, 2]\n", "line 1: expected one JSON object"),
         ("twice.jsonl", b'{"loss": 1, "loss": 2}\n', "more than once"),
@@ -148,14 +215,24 @@ def test_every_kind_of_file_reads_alike(tmp_path: Path):
     runs.to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
     runs.to_parquet(tmp_path / "runs.parquet")
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, runs.to_dict("records"))))
-    for source in (tmp_path / "bom.csv", tmp_path / "runs.parquet", tmp_path / "runs.jsonl", tmp_path, str(tmp_path)):
+    for source in (
+        tmp_path / "bom.csv",
+        tmp_path / "runs.parquet",
+        tmp_path / "runs.jsonl",
+        tmp_path,
+        str(tmp_path),
+    ):
         table = read_table(source)
         assert table.hash == expected.hash
         pd.testing.assert_frame_equal(table.frame, expected.frame)
 
 
 def test_names_units_and_counts():
-    runs = frame(params_one_embedding=[1e5, 2e5, 3e5], bits=[1.0, 2.0, 3.0], train_flops=[1.01e15, 1e15, 1e15])
+    runs = frame(
+        params_one_embedding=[1e5, 2e5, 3e5],
+        bits=[1.0, 2.0, 3.0],
+        train_flops=[1.01e15, 1e15, 1e15],
+    )
     table = read_table(runs, n="one_embedding", loss="bits", loss_unit="bits")
     assert table.columns == {
         "params": "params_one_embedding",
@@ -170,12 +247,19 @@ def test_names_units_and_counts():
 
 
 def test_params_total_stands_in_for_params():
-    assert read_table(frame().rename(columns={"params": "params_total"})).columns["params"] == "params_total"
+    assert (
+        read_table(frame().rename(columns={"params": "params_total"})).columns["params"]
+        == "params_total"
+    )
     assert read_table(frame(), params="tokens").columns["params"] == "tokens"
 
 
 def test_integers_do_not_overflow():
-    runs = frame(params=np.array([4_000_000_000] * 3), tokens=np.array([9_000_000_000] * 3), budget=[10**19] * 3)
+    runs = frame(
+        params=np.array([4_000_000_000] * 3),
+        tokens=np.array([9_000_000_000] * 3),
+        budget=[10**19] * 3,
+    )
     assert runs["params"].dtype == np.int64
     table = read_table(runs)
     assert (table.array("params") * table.array("tokens") == 3.6e19).all()
@@ -193,7 +277,9 @@ def test_budgets_are_clustered_not_rounded():
 
 
 def test_only_done_runs_and_no_copies():
-    runs = frame(state=["done", "diverged", "done"], loss=[3.0, np.nan, 3.1], run_id=["x", "y", "z"])
+    runs = frame(
+        state=["done", "diverged", "done"], loss=[3.0, np.nan, 3.1], run_id=["x", "y", "z"]
+    )
     table = read_table(pd.concat([runs, runs.iloc[:1]]))
     assert len(table) == 2
     assert [tuple(d) for d in table.dropped] == [
@@ -203,7 +289,9 @@ def test_only_done_runs_and_no_copies():
 
 
 def test_seeds_are_one_configuration_but_settings_are_not():
-    runs = pd.DataFrame({"params": 1e6, "tokens": 1e8, "budget": 1e15, "loss": [3.0, 3.2, 3.3], "seed": [0, 1, 0]})
+    runs = pd.DataFrame(
+        {"params": 1e6, "tokens": 1e8, "budget": 1e15, "loss": [3.0, 3.2, 3.3], "seed": [0, 1, 0]}
+    )
     assert read_table(runs).configurations["seeds"].tolist() == [3]
     tuned = read_table(runs.assign(lr=[0.1, 0.1, 0.2])).configurations
     assert tuned["seeds"].tolist() == [2, 1]
@@ -232,7 +320,25 @@ def attempt(call: Callable[[], T]) -> tuple[str, T | None]:
 
 CELLS = st.one_of(
     st.floats(1e-3, 1e25),
-    st.sampled_from([1e18, 3e18, 1e19, 1e6, 1e9, 2.5, 0.0, -1.0, float("nan"), float("inf"), None, "x", "3", "", True]),
+    st.sampled_from(
+        [
+            1e18,
+            3e18,
+            1e19,
+            1e6,
+            1e9,
+            2.5,
+            0.0,
+            -1.0,
+            float("nan"),
+            float("inf"),
+            None,
+            "x",
+            "3",
+            "",
+            True,
+        ]
+    ),
     st.integers(-(2**70), 2**70),
 )
 ROWS = st.lists(
@@ -282,7 +388,9 @@ SIZES = st.floats(1e5, 1e12)
 )
 def test_any_good_table_is_fitted_or_refused(rows):
     budget, params, loss = np.array(rows).T
-    runs = pd.DataFrame({"budget": budget, "params": params, "tokens": budget / (6 * params), "loss": loss})
+    runs = pd.DataFrame(
+        {"budget": budget, "params": params, "tokens": budget / (6 * params), "loss": loss}
+    )
     refusal, fit = attempt(lambda: fit_isoflop(runs, use="all", bootstrap=100))
     if fit is None:
         assert "budgets can be used" in refusal or "no profile" in refusal
@@ -316,5 +424,7 @@ def test_runs_that_check_the_recipe_are_no_points_of_a_profile():
 @pytest.mark.parametrize("runs", [{"loss": [3.0]}, [{"loss": 3.0}], None, 3.0])
 @pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric, fit_envelope])
 def test_what_is_no_table_is_refused_in_a_line(fit, runs):
-    with pytest.raises(FitError, match="runs are a DataFrame, or the path of a table or of a sweep, not a"):
+    with pytest.raises(
+        FitError, match="runs are a DataFrame, or the path of a table or of a sweep, not a"
+    ):
         fit(runs)

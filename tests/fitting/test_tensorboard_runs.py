@@ -12,12 +12,17 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, read_table, simulate_isoflop
-from isoflop.fitting.sources import read_source
+from isoflop.fitting.tables.sources import read_source
 
 pytest.importorskip("tensorboard")
 
 
-def write(folder: Path, tags: dict[str, list[float]], hparams: dict[str, Any] | None = None, own: bool = False) -> None:
+def write(
+    folder: Path,
+    tags: dict[str, list[float]],
+    hparams: dict[str, Any] | None = None,
+    own: bool = False,
+) -> None:
     """A run as torch's SummaryWriter leaves it: hyperparameters in a folder of the run, or in the run's own."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -101,7 +106,12 @@ def test_damaged_and_empty_event_files(tmp_path: Path):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"\x00" * 50 + b"no events")
     with pytest.raises(FitError, match="the event files have no scalars"):
         read_table(tmp_path)
-    write(tmp_path / "a", {"loss": curve(3.0)}, {"params": 1e7, "tokens": 1e9, "budget": 6e16}, own=True)
+    write(
+        tmp_path / "a",
+        {"loss": curve(3.0)},
+        {"params": 1e7, "tokens": 1e9, "budget": 6e16},
+        own=True,
+    )
     (file, *_) = [f for f in (tmp_path / "a").iterdir() if f.stat().st_size > 2000]
     file.write_bytes(file.read_bytes()[:-30])
     assert len(read_source(tmp_path / "a").frame) >= 90
@@ -121,7 +131,9 @@ def test_a_study_from_event_files_has_its_law(tmp_path: Path):
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "tensorboard.plugins.hparams.plugin_data_pb2", None)
-    with pytest.raises(FitError, match=r"reading event files needs tensorboard .*'isoflop\[tensorboard\]'"):
+    with pytest.raises(
+        FitError, match=r"reading event files needs tensorboard .*'isoflop\[tensorboard\]'"
+    ):
         read_table(tmp_path)
 
 
@@ -129,5 +141,7 @@ def test_a_folder_of_both_kinds_is_not_guessed(tmp_path: Path):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"")
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "run-x.wandb").write_bytes(b"")
-    with pytest.raises(FitError, match="has W&B runs and TensorBoard event files; name the folder of one of them"):
+    with pytest.raises(
+        FitError, match="has W&B runs and TensorBoard event files; name the folder of one of them"
+    ):
         read_table(tmp_path)

@@ -10,19 +10,29 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, fit_study, simulate_isoflop
-from isoflop.fitting.together import METHODS, Options, fit_laws, loss_columns
+from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws, loss_columns
 
 RUNS = simulate_isoflop(points=7)
 QUICK = Options(bootstrap=0)
-SCATTERED = simulate_isoflop(budgets=np.geomspace(1e18, 1e20, 130).tolist(), points=3).drop(columns="budget")
-SCATTERED[["tokens", "train_flops"]] *= np.random.default_rng(0).uniform(0.97, 1.03, (len(SCATTERED), 1))
+SCATTERED = simulate_isoflop(budgets=np.geomspace(1e18, 1e20, 130).tolist(), points=3).drop(
+    columns="budget"
+)
+SCATTERED[["tokens", "train_flops"]] *= np.random.default_rng(0).uniform(
+    0.97, 1.03, (len(SCATTERED), 1)
+)
 """No budgets: the FLOPs lie evenly over two decades."""
 
 
 def test_methods_are_fitted_as_alone_in_the_order_asked_for() -> None:
-    fitted = fit_laws(RUNS, ["parametric", "isoflop", "parametric"], Options(bootstrap=200, seed=5, confidence=0.9))
+    fitted = fit_laws(
+        RUNS,
+        ["parametric", "isoflop", "parametric"],
+        Options(bootstrap=200, seed=5, confidence=0.9),
+    )
     assert [fit.method for fit in fitted.fits] == ["parametric", "isoflop"]
-    alone = [fit(RUNS, bootstrap=200, seed=5, confidence=0.9) for fit in (fit_parametric, fit_isoflop)]
+    alone = [
+        fit(RUNS, bootstrap=200, seed=5, confidence=0.9) for fit in (fit_parametric, fit_isoflop)
+    ]
     for fit, other in zip(fitted.fits, alone, strict=True):
         pd.testing.assert_frame_equal(fit.intervals(), other.intervals(), rtol=0)
     assert fitted.refused == {}
@@ -32,20 +42,32 @@ def test_a_method_that_is_refused_leaves_the_others() -> None:
     fitted = fit_laws(SCATTERED, METHODS, QUICK)
     assert [fit.method for fit in fitted.fits] == ["parametric", "envelope"]
     assert set(fitted.refused) == {"isoflop", "joint"}
-    assert "don't fall into budgets; name a column of budgets with --budget" in fitted.refused["joint"]
+    assert (
+        "don't fall into budgets; name a column of budgets with --budget" in fitted.refused["joint"]
+    )
 
 
 @pytest.mark.parametrize(
     ("runs", "methods", "says"),
     [
-        (RUNS.iloc[:5], METHODS, "no method can be fitted. isoflop: 0 of 1 budgets can be used, 3 are needed"),
+        (
+            RUNS.iloc[:5],
+            METHODS,
+            "no method can be fitted. isoflop: 0 of 1 budgets can be used, 3 are needed",
+        ),
         (SCATTERED, ["isoflop", "joint"], "the table: the FLOPs don't fall into budgets"),
-        (RUNS, ["isoflop", "ridge"], "unknown method 'ridge': isoflop, joint, parametric, envelope"),
+        (
+            RUNS,
+            ["isoflop", "ridge"],
+            "unknown method 'ridge': isoflop, joint, parametric, envelope",
+        ),
         (RUNS, [], "no method is named"),
         (RUNS.drop(columns="loss"), METHODS, "no column 'loss'"),
     ],
 )
-def test_where_no_method_is_left_the_reasons_are(runs: pd.DataFrame, methods: list[str], says: str) -> None:
+def test_where_no_method_is_left_the_reasons_are(
+    runs: pd.DataFrame, methods: list[str], says: str
+) -> None:
     with pytest.raises(FitError) as refused:
         fit_laws(runs, methods, QUICK)
     assert says in str(refused.value)
@@ -61,16 +83,23 @@ def test_where_no_method_is_left_the_reasons_are(runs: pd.DataFrame, methods: li
         ({"huber_delta": -1.0}, "Huber's delta is a number above 0, not -1"),
         ({"bootstrap": 5}, "5 resamples are too few"),
         ({"confidence": 1.0}, "confidence is a share between 0 and 1"),
-        ({"drop_outliers": 0.0}, "drop_outliers is a number of robust standard deviations above 0, not 0"),
+        (
+            {"drop_outliers": 0.0},
+            "drop_outliers is a number of robust standard deviations above 0, not 0",
+        ),
     ],
 )
-def test_an_option_that_no_method_takes_is_no_refusal_of_a_method(option: dict[str, Any], says: str) -> None:
+def test_an_option_that_no_method_takes_is_no_refusal_of_a_method(
+    option: dict[str, Any], says: str
+) -> None:
     with pytest.raises(FitError, match=says):
         fit_laws(RUNS, METHODS, Options(**option))
 
 
 def test_least_squares() -> None:
-    parametric, joint = fit_laws(RUNS, ["parametric", "joint"], Options(huber_delta=float("inf"), bootstrap=0)).fits
+    parametric, joint = fit_laws(
+        RUNS, ["parametric", "joint"], Options(huber_delta=float("inf"), bootstrap=0)
+    ).fits
     assert parametric.to_dict()["huber_delta"] is None
     assert joint.to_dict()["huber_delta"] is None  # infinite
 
@@ -86,13 +115,18 @@ def spoilt(*places: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("places", [(4,), (0, 30, 62)])
-def test_runs_far_off_the_law_are_dropped_for_every_method_and_named(places: tuple[int, ...]) -> None:
+def test_runs_far_off_the_law_are_dropped_for_every_method_and_named(
+    places: tuple[int, ...],
+) -> None:
     runs = spoilt(*places)
     fitted = fit_laws(runs, METHODS, Options(bootstrap=0, drop_outliers=6.0))
     clean = fit_laws(runs.drop(index=list(places)), METHODS, QUICK)
     for fit, other in zip(fitted.fits, clean.fits, strict=True):
         assert sorted(d.what for d in fit.runs.dropped) == [f"sim-{place:04d}" for place in places]
-        assert all(d.why.endswith(" robust standard deviations off the law (limit 6)") for d in fit.runs.dropped)
+        assert all(
+            d.why.endswith(" robust standard deviations off the law (limit 6)")
+            for d in fit.runs.dropped
+        )
         assert fit.runs.hash == other.runs.hash
         np.testing.assert_allclose(fit.exponents, other.exponents, rtol=1e-6)
     assert "rows_dropped" in [d["code"] for d in fitted.fits[0].diagnostics]
@@ -106,7 +140,10 @@ def test_all_seeds_of_an_outlier_go() -> None:
 
 
 def test_nothing_is_dropped_where_nothing_is_far_off() -> None:
-    kept, asked = fit_parametric(RUNS, bootstrap=0), fit_parametric(RUNS, bootstrap=0, drop_outliers=6.0)
+    kept, asked = (
+        fit_parametric(RUNS, bootstrap=0),
+        fit_parametric(RUNS, bootstrap=0, drop_outliers=6.0),
+    )
     assert asked.runs.dropped == ()
     pd.testing.assert_series_equal(kept.params, asked.params)
 
@@ -125,7 +162,9 @@ def test_every_loss_of_a_table() -> None:
     ]
     (entry,) = study.refused
     assert (entry["loss"], entry["method"]) == ("loss_flat", "isoflop, parametric")
-    assert study.reasons() == [f"isoflop, parametric of loss_flat can't be fitted: {entry['reason']}"]
+    assert study.reasons() == [
+        f"isoflop, parametric of loss_flat can't be fitted: {entry['reason']}"
+    ]
     with pytest.raises(FitError, match="there is nothing to fit"):
         fit_study(runs, ["parametric"], QUICK, "loss_flat")
 

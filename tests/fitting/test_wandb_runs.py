@@ -11,7 +11,7 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import read_table
-from isoflop.fitting.sources import read_source
+from isoflop.fitting.tables.sources import read_source
 
 pytest.importorskip("wandb")
 
@@ -36,7 +36,9 @@ for number, end in enumerate(["finish", "fail", "finish", "none"]):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("offline")
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     (killed,) = path.glob("wandb/offline-run-*-run3/run-run3.wandb")
     killed.write_bytes(killed.read_bytes()[:-100])
@@ -51,7 +53,9 @@ def test_rows_of_the_history_with_configuration_and_state(folder: Path):
     first = frame.groupby("run").get_group("run0")
     assert set(first["config.model.params"]) == {1e7}
     assert set(first["summary.best"]) == {2.5}
-    np.testing.assert_allclose([v for v in first["train.loss"] if v == v], 4.0 - 0.01 * np.arange(100))
+    np.testing.assert_allclose(
+        [v for v in first["train.loss"] if v == v], 4.0 - 0.01 * np.arange(100)
+    )
     assert first["_step"].tolist() == list(range(101))
 
 
@@ -61,13 +65,18 @@ def test_offline_runs_are_read(folder: Path):
     np.testing.assert_allclose(table.array("loss"), [3.0, 3.2])
     assert table.array("params").tolist() == [1e7, 3e7]
     assert table.array("tokens").tolist() == [1e9, 1e9]
-    assert {why for _, why in table.dropped} == {"state is failed, not done", "state is crashed, not done"}
+    assert {why for _, why in table.dropped} == {
+        "state is failed, not done",
+        "state is crashed, not done",
+    }
     (one,) = folder.glob("wandb/*-run2/*.wandb")
     assert read_table(one, loss="train.loss").array("loss")[0] == pytest.approx(5.01, rel=1e-4)
 
 
 def test_a_run_of_many_blocks_survives_and_a_damaged_one_ends_early(folder: Path, tmp_path: Path):
-    program = PROGRAM.replace('["finish", "fail", "finish", "none"]', '["finish"]').replace("range(100)", "range(1500)")
+    program = PROGRAM.replace('["finish", "fail", "finish", "none"]', '["finish"]').replace(
+        "range(100)", "range(1500)"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True)
     (file,) = tmp_path.glob("wandb/*-run0/*.wandb")
     assert file.stat().st_size > 5 * 32768
@@ -92,5 +101,7 @@ def test_what_is_no_run(folder: Path, tmp_path: Path):
 
 def test_without_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb.proto.wandb_internal_pb2", None)
-    with pytest.raises(FitError, match=r"reading W&B runs needs wandb .*: pip install 'isoflop\[wandb\]'"):
+    with pytest.raises(
+        FitError, match=r"reading W&B runs needs wandb .*: pip install 'isoflop\[wandb\]'"
+    ):
         read_table(folder)

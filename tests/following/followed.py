@@ -31,9 +31,14 @@ def every_second(largest: float) -> Sweep:
     return at_points([(run.budget, run.width) for run in runs[::2]])
 
 
-def with_losses(study: Plan, law: Surface = SODA, noise: float = NOISE, seed: int = 0) -> pd.DataFrame:
+def with_losses(
+    study: Plan, law: Surface = SODA, noise: float = NOISE, seed: int = 0
+) -> pd.DataFrame:
     """The study's runs, all done, with losses by a law; a run has the same loss in every study."""
     frame = study.to_frame()
     params, tokens = (frame[name].to_numpy(dtype=np.float64) for name in ("params_total", "tokens"))
-    scatter = [np.random.default_rng([seed, *run_id.encode()]).normal(0.0, noise) for run_id in frame["run_id"]]
+    scatter = [
+        np.random.default_rng([seed, *run_id.encode()]).normal(0.0, noise)
+        for run_id in frame["run_id"]
+    ]
     return frame.assign(state="done", loss=law.loss(params, tokens) * np.exp(scatter))

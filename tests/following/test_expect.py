@@ -11,8 +11,8 @@ import pytest
 import isoflop
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
-from isoflop.following.expect import expect
-from isoflop.following.laws import ExpectedLaw, expected_law
+from isoflop.followup.expected_law import ExpectedLaw, expected_law
+from isoflop.followup.power_analysis import expect
 from isoflop.laws import SURFACES
 
 SODA = ExpectedLaw("soda", SURFACES["soda"])
@@ -22,7 +22,9 @@ def test_soda() -> None:
     expected = expect(isoflop.plan("soda"), SODA, targets=[1.3e22])
     assert expected.sds["a"] == pytest.approx(0.0112, abs=5e-5)
     assert expected.intervals["a"].value == pytest.approx(0.3909, abs=1e-4)
-    assert expected.intervals["a"].width == pytest.approx(2 * 2.001 * expected.sds["a"], rel=1e-3)  # t, 59 dof
+    assert expected.intervals["a"].width == pytest.approx(
+        2 * 2.001 * expected.sds["a"], rel=1e-3
+    )  # t, 59 dof
     assert expected.intervals["b"].width == pytest.approx(expected.intervals["a"].width)
     assert list(expected.losses) == [3e21, 1.3e22]
     assert expected.losses[1.3e22].value == pytest.approx(3.250, abs=1e-3)
@@ -62,13 +64,17 @@ def test_without_a_run() -> None:
 
 def test_noise_scales_it() -> None:
     plan = isoflop.plan("soda")
-    assert expect(plan, SODA, noise=0.006).sds["a"] == pytest.approx(2.0 * expect(plan, SODA).sds["a"])
+    assert expect(plan, SODA, noise=0.006).sds["a"] == pytest.approx(
+        2.0 * expect(plan, SODA).sds["a"]
+    )
     with pytest.raises(FitError, match="share of the loss between 0 and 1"):
         expect(plan, SODA, noise=3.0)
 
 
 def test_too_few_configurations_are_refused() -> None:
-    plan = isoflop.plan("soda", {"budgets": [3e18], "extra": [], "widths": [256, 384, 512, 640, 768, 896]})
+    plan = isoflop.plan(
+        "soda", {"budgets": [3e18], "extra": [], "widths": [256, 384, 512, 640, 768, 896]}
+    )
     with pytest.raises(FitError, match="6 configurations can't fix a law of 5 parameters"):
         expect(plan, SODA)
 
@@ -77,7 +83,9 @@ def test_too_few_configurations_are_refused() -> None:
 
 
 def test_a_fitted_law_with_its_noise_and_count(tmp_path: Path) -> None:
-    runs = simulate_isoflop(SURFACES["soda"], noise=0.002, seeds=2).rename(columns={"params": "params_non_embedding"})
+    runs = simulate_isoflop(SURFACES["soda"], noise=0.002, seeds=2).rename(
+        columns={"params": "params_non_embedding"}
+    )
     fit = fit_parametric(runs, n="non_embedding", bootstrap=0)
     law = expected_law(str(write_fit(tmp_path, [fit])))
     assert law.n == "non_embedding"
@@ -85,11 +93,16 @@ def test_a_fitted_law_with_its_noise_and_count(tmp_path: Path) -> None:
     assert law.surface.alpha == fit.params["alpha"]
     plan = isoflop.plan("soda")
     assert expect(plan, law).noise == law.noise
-    assert expect(plan, law).sds["a"] != pytest.approx(expect(plan, ExpectedLaw("x", law.surface)).sds["a"], rel=0.01)
+    assert expect(plan, law).sds["a"] != pytest.approx(
+        expect(plan, ExpectedLaw("x", law.surface)).sds["a"], rel=0.01
+    )
 
 
 def test_laws_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(FitError, match=r"chinchila: no law of that name and no such file; did you mean chinchilla\?"):
+    with pytest.raises(
+        FitError,
+        match=r"chinchila: no law of that name and no such file; did you mean chinchilla\?",
+    ):
         expected_law("chinchila")
     with pytest.raises(FitError, match="has no parametric fit \\(it has isoflop\\)"):
         expected_law(str(write_fit(tmp_path, [fit_isoflop(simulate_isoflop(), bootstrap=0)])))

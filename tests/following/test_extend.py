@@ -13,8 +13,8 @@ from isoflop.config import load_sweep
 from isoflop.config.schema import Replicate
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_parametric
-from isoflop.following.extend import Extension, extend
-from isoflop.following.sweep_file import sweep_text, write_sweep
+from isoflop.followup.extend import Extension, extend
+from isoflop.followup.sweep_file import sweep_text, write_sweep
 from isoflop.planning.plan import Plan, plan
 
 START = every_second(3e19)
@@ -31,7 +31,11 @@ def run_ids(study: Plan) -> set[str]:
 
 def test_only_new_runs_are_added(extension: Extension) -> None:
     assert run_ids(extension.before) < run_ids(extension.after)
-    assert len(extension.added) == sum(pick.seeds for pick in extension.picks) == len(extension.after.runs) - 20
+    assert (
+        len(extension.added)
+        == sum(pick.seeds for pick in extension.picks)
+        == len(extension.after.runs) - 20
+    )
     assert extension.flops == sum(pick.train_flops for pick in extension.picks) <= 2e20
     assert len(extension.added) <= 12
 
@@ -43,7 +47,9 @@ def test_the_interval_now_is_the_fits(extension: Extension) -> None:
     assert extension.then < 0.8 * extension.now
     document = json.loads(json.dumps(extension.to_dict(), allow_nan=False))
     assert document["half_interval"]["expected"] == pytest.approx(extension.then)
-    assert [pick["width"] for pick in document["picks"]] == [pick.place.width for pick in extension.picks]
+    assert [pick["width"] for pick in document["picks"]] == [
+        pick.place.width for pick in extension.picks
+    ]
     assert [run["run_id"] for run in document["runs"]] == [run.run_id for run in extension.added]
 
 
@@ -91,7 +97,10 @@ def test_coming_runs_count_and_diverged_places_are_left_alone() -> None:
     alone = extend(START, runs, max_flops=1e20, max_runs=6)
     first = alone.picks[-1].place.key
     coming = extend(
-        alone.after.sweep, _pending(with_losses(alone.after), run_ids(alone.before)), max_flops=1e20, max_runs=6
+        alone.after.sweep,
+        _pending(with_losses(alone.after), run_ids(alone.before)),
+        max_flops=1e20,
+        max_runs=6,
     )
     assert coming.now == pytest.approx(alone.now)
     assert coming.picks[0].before == pytest.approx(alone.picks[-1].half)
@@ -131,7 +140,9 @@ def test_uneven_noise_is_allowed_for() -> None:
 
 def test_runs_that_cannot_be_extended() -> None:
     runs = with_losses(plan(START))
-    with pytest.raises(ConfigError, match="no column 'width': only a sweep's own runs can be extended"):
+    with pytest.raises(
+        ConfigError, match="no column 'width': only a sweep's own runs can be extended"
+    ):
         extend(START, runs.drop(columns="width"))
     few = at_points([(3e18, width) for width in (256, 512, 768, 896, 1024)])
     with pytest.raises(FitError, match="5 configurations can't fix a law of 5 parameters"):
@@ -150,7 +161,10 @@ def test_the_file_is_the_extended_sweep_with_reasons(extension: Extension, tmp_p
     commented = [line for line in lines[1:] if "#" in line]
     assert len(commented) == len(extension.entries)
     for _, pick in extension.entries:
-        assert any(extension.why(pick) in line and f"width: {pick.place.width}" in line for line in commented)
+        assert any(
+            extension.why(pick) in line and f"width: {pick.place.width}" in line
+            for line in commented
+        )
 
 
 def test_old_points_and_replicates_stay(tmp_path) -> None:
@@ -161,7 +175,9 @@ def test_old_points_and_replicates_stay(tmp_path) -> None:
     assert after.extra[: len(sweep.extra)] == sweep.extra
     assert after.replicates[0] == replicate
     assert run_ids(plan(after)) > run_ids(plan(sweep))
-    assert len(run_ids(plan(after))) == len(run_ids(plan(sweep))) + sum(pick.seeds for pick in chosen.picks)
+    assert len(run_ids(plan(after))) == len(run_ids(plan(sweep))) + sum(
+        pick.seeds for pick in chosen.picks
+    )
 
 
 def test_a_file_in_the_way_stays(extension: Extension, tmp_path) -> None:

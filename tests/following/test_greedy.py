@@ -9,9 +9,9 @@ import pytest
 from followed import NOISE, every_second
 from scipy.special import stdtrit
 
-from isoflop.fitting.design import Design
-from isoflop.following.greedy import Caps, Option, Pick, Search
-from isoflop.following.places import places_of
+from isoflop.fitting.estimators.fisher import Design
+from isoflop.followup.candidates import places_of
+from isoflop.followup.selection import Caps, Option, Pick, Search
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
 
@@ -40,7 +40,9 @@ def options(design: Design, seeds: int = 1) -> list[Option]:
 def search(caps: Caps, seeds: int = 1, loss: bool = False) -> Search:
     design = design_of([(run.params_total, run.tokens) for run in STUDY.runs])
     aim = design.loss(1.3e22) if loss else design.exponent()
-    return Search(options(design, seeds), design.rows.T @ design.rows, len(STUDY.runs), aim, caps, 0.95)
+    return Search(
+        options(design, seeds), design.rows.T @ design.rows, len(STUDY.runs), aim, caps, 0.95
+    )
 
 
 def runs_at(picks: list[Pick]) -> Counter[tuple[float, int]]:
@@ -57,9 +59,13 @@ def test_the_interval_told_is_that_of_the_whole_design(loss: bool) -> None:
     places, counts = {place.key: place for place in PLACES}, runs_at(found.picks)
     params = np.array([places[key].params("total") for key in counts], dtype=np.float64)
     tokens = np.array([places[key].tokens for key in counts], dtype=np.float64)
-    whole = Design.of(SODA, params, tokens, np.array(list(counts.values()), dtype=np.float64), NOISE)
+    whole = Design.of(
+        SODA, params, tokens, np.array(list(counts.values()), dtype=np.float64), NOISE
+    )
     aim = whole.loss(1.3e22) if loss else whole.exponent()
-    assert found.picks[-1].half == pytest.approx(whole.half_width(aim, 0.95), rel=1e-3)  # but for the vague prior
+    assert found.picks[-1].half == pytest.approx(
+        whole.half_width(aim, 0.95), rel=1e-3
+    )  # but for the vague prior
     halves = [found.picks[0].before, *(pick.half for pick in found.picks)]
     assert halves == sorted(halves, reverse=True)
     assert [pick.before for pick in found.picks] == halves[:-1]
@@ -91,7 +97,9 @@ def test_the_rules() -> None:
         assert max(offsets[offsets < 0]) >= -np.log(2.0)
         assert min(offsets[offsets > 0]) <= np.log(2.0)
         assert np.diff(np.sort(offsets)).min() >= np.log(1.15)
-    assert all(pick.kind != "repeat" or runs_at(found.picks)[pick.place.key] > 1 for pick in found.picks)
+    assert all(
+        pick.kind != "repeat" or runs_at(found.picks)[pick.place.key] > 1 for pick in found.picks
+    )
 
 
 def test_it_stops_where_it_is_enough() -> None:

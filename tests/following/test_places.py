@@ -9,7 +9,7 @@ from followed import every_second
 
 from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
-from isoflop.following.places import Place, budgets_of, places_of, widths_of
+from isoflop.followup.candidates import Place, budgets_of, places_of, widths_of
 from isoflop.planning.plan import plan
 from isoflop.recipes import SODA, Recipe
 
@@ -28,9 +28,13 @@ def test_the_plan_itself_is_among_them_with_the_same_configurations() -> None:
 def test_limits_hold() -> None:
     laid_out = plan("soda")
     places = places_of(laid_out.sweep)
-    assert all(place.candidate.batch_size >= 8 and place.candidate.steps < 400_000 for place in places)
+    assert all(
+        place.candidate.batch_size >= 8 and place.candidate.steps < 400_000 for place in places
+    )
     assert not keys(places) & {(item.budget, item.width) for item in laid_out.dropped}
-    free = places_of(load_sweep("soda", {"min_batch": 1, "max_steps": None, "data.max_epochs": 100}))
+    free = places_of(
+        load_sweep("soda", {"min_batch": 1, "max_steps": None, "data.max_epochs": 100})
+    )
     assert {(item.budget, item.width) for item in laid_out.dropped} <= keys(free)
 
 
@@ -53,14 +57,21 @@ def test_budgets() -> None:
 
 def test_data_are_not_repeated_beyond_what_the_sweep_allows() -> None:
     sweep = load_sweep("soda", {"data.max_epochs": 0.5})
-    most = {source: share for source, share in sweep.data.mixture.items() if source in sweep.data.tokens}
+    most = {
+        source: share for source, share in sweep.data.mixture.items() if source in sweep.data.tokens
+    }
     for place in places_of(sweep):
-        assert all(place.tokens * share / sweep.data.tokens[source] <= 0.5 for source, share in most.items())
+        assert all(
+            place.tokens * share / sweep.data.tokens[source] <= 0.5
+            for source, share in most.items()
+        )
     assert keys(places_of(sweep)) < keys(places_of(load_sweep("soda")))
 
 
 @pytest.mark.parametrize("error", [ConfigError, KeyError])
-def test_a_recipe_without_a_shape_for_some_widths(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_a_recipe_without_a_shape_for_some_widths(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     shape = Recipe.shape
 
     def only_even(self: Recipe, width: int, vocab_size: int, seq_len: int):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from isoflop.config import load_sweep
-from isoflop.fitting.parabola import Profile, status_at
-from isoflop.following.places import Place, places_of
-from isoflop.following.repair import ProfileSizes, repairs
+from isoflop.fitting.estimators.parabola import Profile, status_at
+from isoflop.followup.bracketing import ProfileSizes, repairs
+from isoflop.followup.candidates import Place, places_of
 
 BUDGET = 1.8e19
 PLACES = places_of(load_sweep("soda"))
@@ -43,7 +43,9 @@ def status(sizes: ProfileSizes, more: tuple[Place, ...], best: float | None = No
         ([640, 768, 1152, 1536], 1000, 640, "the smallest model is the best so far", 1),
     ],
 )
-def test_what_is_asked_for(widths: list[int], optimum: float, best: int, reason: str, count: int) -> None:
+def test_what_is_asked_for(
+    widths: list[int], optimum: float, best: int, reason: str, count: int
+) -> None:
     sizes = profile(widths, optimum, best)
     found = repairs([sizes], PLACES, "total")
     if not reason:
@@ -68,7 +70,9 @@ def test_soda_itself_needs_its_hand_set_points() -> None:
     rules = list(range(384, 2049, 256))
     here = {place.width: place for place in PLACES if place.budget == 3e20}
     x = np.array([np.log(here[width].params("total")) for width in rules if width in here])
-    (repair,) = repairs([ProfileSizes(3e20, x, float(np.log(2.0e9)), float(x[-1]))], PLACES, "total")
+    (repair,) = repairs(
+        [ProfileSizes(3e20, x, float(np.log(2.0e9)), float(x[-1]))], PLACES, "total"
+    )
     assert min(place.width for place in repair.places) in (2304, 2432)
     assert len(repair.places) == 2
 

@@ -13,7 +13,7 @@ import pytest
 from followed import with_losses
 
 from isoflop.fitting import fit_parametric
-from isoflop.following.extend import extend
+from isoflop.followup.extend import extend
 from isoflop.planning.plan import plan
 
 FOLDER = Path(__file__).parents[2] / "analysis" / "extend"
@@ -66,7 +66,9 @@ def test_its_loop_chooses_as_the_command_does(simulate: ModuleType) -> None:
     start = simulate.START
     points = tuple(simulate.Point(budget=place.budget, width=place.width) for place in start[1:])
     rule = simulate.WidthRule(values=(start[0].width,))
-    small = simulate.dataclasses.replace(sweep, budgets=(start[0].budget,), widths=(rule,), extra=points)
+    small = simulate.dataclasses.replace(
+        sweep, budgets=(start[0].budget,), widths=(rule,), extra=points
+    )
     frame = with_losses(plan(small), seed=3)
     chosen = extend(small, frame, max_flops=1e20, max_runs=20)
     fit = fit_parametric(frame, bootstrap=0)
@@ -75,7 +77,8 @@ def test_its_loop_chooses_as_the_command_does(simulate: ModuleType) -> None:
     study = simulate.Study.of(fit.sample, fit.estimate, {}, done, simulate.place_finder()(budgets))
     search, _ = simulate.choose(study, study.design.exponent(), simulate.Caps(1e20, 20), None, 0.95)
     mine, theirs = (
-        {pick.place.key for pick in picks if pick.kind != "repair"} for picks in (search.picks, chosen.picks)
+        {pick.place.key for pick in picks if pick.kind != "repair"}
+        for picks in (search.picks, chosen.picks)
     )
     assert len(mine & theirs) >= 0.7 * len(theirs)
 

@@ -9,8 +9,8 @@ import pytest
 from followed import NOISE, SODA, every_second, with_losses
 
 from isoflop.fitting import fit_parametric
-from isoflop.following.places import Place, places_of
-from isoflop.following.study import EFFICIENCY, MOST_RISE, Study, pooled
+from isoflop.followup.candidates import Place, places_of
+from isoflop.followup.finished_study import EFFICIENCY, MOST_RISE, Study, pooled
 from isoflop.planning.plan import plan
 
 
@@ -42,7 +42,8 @@ def test_the_optimum_of_a_budget_is_the_best_of_the_shapes_that_it_can_buy(study
     for budget in (3e18, 3e20):
         here = [place for place in study.places if place.budget == budget]
         params, tokens = (
-            np.array(v, dtype=float) for v in zip(*((p.params("total"), p.tokens) for p in here), strict=True)
+            np.array(v, dtype=float)
+            for v in zip(*((p.params("total"), p.tokens) for p in here), strict=True)
         )
         losses = SODA.loss(params, tokens)
         assert abs(study.optima[budget] - np.log(params[np.argmin(losses)])) < 0.2
@@ -77,7 +78,9 @@ def test_coming_runs_tell_as_if_they_were_done(study: Study) -> None:
     coming = Study(study.sample, study.law, study.noise, {place: 2}, study.done, study.places)
     assert coming.configurations == study.configurations + 1
     more = coming.rows.T @ coming.rows - study.rows.T @ study.rows
-    row = study.design.rows_at(*(np.array([float(v)]) for v in (place.params("total"), place.tokens)))[0]
+    row = study.design.rows_at(
+        *(np.array([float(v)]) for v in (place.params("total"), place.tokens))
+    )[0]
     np.testing.assert_allclose(more, 2.0 * np.outer(row, row), rtol=1e-9)
     (option,) = (option for option in coming.options() if option.place.key == place.key)
     assert option.known == 2

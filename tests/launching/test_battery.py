@@ -17,11 +17,11 @@ from studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
 
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError
-from isoflop.launching import slurm
-from isoflop.launching.directory import make_directory
-from isoflop.launching.steering import retry
+from isoflop.launching.control import retry
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.slurm import client as slurm
 from isoflop.planning.plan import Plan
-from isoflop.runs import SETTLED, RunDirectory
+from isoflop.runs.run_directory import SETTLED, RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk that one run fills; it is made before the nodes are, which keep the mounts they began with."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=False
+    ).returncode:
         pytest.skip("only root can mount a small disk")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -61,7 +63,11 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def odd_ones(plan: Plan) -> tuple[set[str], str, str]:
     """Runs that diverge, one that always fails, and one whose disk is full."""
-    crashing, full = (run.run_id for run in plan.runs if run.width == 8 and run.seed in (0, 1) and run.budget == 8e8)
+    crashing, full = (
+        run.run_id
+        for run in plan.runs
+        if run.width == 8 and run.seed in (0, 1) and run.budget == 8e8
+    )
     return {run.run_id for run in plan.runs if run.lr > 1}, crashing, full
 
 
@@ -83,17 +89,30 @@ def test_sixty_four_runs_come_through(
     wild, crashing, full = odd_ones(plan)
     assert len(wild) == 4
 
-    options = [f"root={root}", "slurm.partition=preempt", "max_jobs=6", "retries=4", "slurm.cpus_per_task=4"]
+    options = [
+        f"root={root}",
+        "slurm.partition=preempt",
+        "max_jobs=6",
+        "retries=4",
+        "slurm.cpus_per_task=4",
+    ]
     with open_bed(tmp_path / "bed", 17400 + 50 * accounting, accounting=accounting) as bed:
         monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
         flag = break_programs(tmp_path / "programs")
         study = Submitted(bed, root / plan.sweep.name, plan, load_profile(PROFILE, options))
-        for run_id in (crashing, full):  # they fail where they save, and would else be done before they do
+        for run_id in (
+            crashing,
+            full,
+        ):  # they fail where they save, and would else be done before they do
             file = study.directory / run_id / "config.yaml"
-            file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"checkpoint_minutes": 1e-6}))
+            file.write_text(
+                yaml.safe_dump(yaml.safe_load(file.read_text()) | {"checkpoint_minutes": 1e-6})
+            )
         (study.directory / crashing / "checkpoints").touch()
         (study.directory / full / "checkpoints").symlink_to(small_disk)
-        scavenging = dataclasses.replace(study.profile, slurm={**study.profile.slurm, "partition": "scavenge"})
+        scavenging = dataclasses.replace(
+            study.profile, slurm={**study.profile.slurm, "partition": "scavenge"}
+        )
         Submitted(bed, study.directory, plan, scavenging).submit(only="budget >= 1e9")
         study.submit()
 
@@ -105,7 +124,11 @@ def test_sixty_four_runs_come_through(
                 picture = study.look()
                 if picture.ids("cancelled"):
                     retry(study.directory, [])
-                if picture.held or picture.orphans or any(where.again for where in picture.runs.values()):
+                if (
+                    picture.held
+                    or picture.orphans
+                    or any(where.again for where in picture.runs.values())
+                ):
                     study.submit()
             except ClusterError as problem:
                 story.append(str(problem))
@@ -121,7 +144,9 @@ def test_sixty_four_runs_come_through(
                 if name := faults.inject():
                     story.append(f"{time.monotonic() - began:.0f} s: {name}")
                 injected = time.monotonic()
-            settled = (where.state in SETTLED and not where.again for where in picture.runs.values())
+            settled = (
+                where.state in SETTLED and not where.again for where in picture.runs.values()
+            )
             if all(settled):
                 faults.end()
                 if not any(job.active for job in slurm.queue().values()):
@@ -132,11 +157,13 @@ def test_sixty_four_runs_come_through(
         assert set(picture.ids("diverged")) == wild
         assert picture.runs[crashing].state == "failed"
         assert "checkpoints" in picture.runs[crashing].reason
-        assert sorted(picture.ids("done")) == sorted({run.run_id for run in plan.runs} - wild - {crashing})
-        sound = tuple(run for run in plan.runs if run.run_id in picture.ids("done"))
-        Submitted(bed, study.directory, dataclasses.replace(plan, runs=sound), study.profile).equals(
-            calm / plan.sweep.name
+        assert sorted(picture.ids("done")) == sorted(
+            {run.run_id for run in plan.runs} - wild - {crashing}
         )
+        sound = tuple(run for run in plan.runs if run.run_id in picture.ids("done"))
+        Submitted(
+            bed, study.directory, dataclasses.replace(plan, runs=sound), study.profile
+        ).equals(calm / plan.sweep.name)
         assert not [job for job in slurm.queue().values() if job.active]
         assert faults.counts["disk of a run full"] == 1
         missed = {name for name in faults.kinds if not faults.counts[name]}
@@ -144,4 +171,6 @@ def test_sixty_four_runs_come_through(
         starts = sum(run.state()["attempt"] for run in study.runs)
         with capsys.disabled():
             print(f"\n{faults.table()}\n   1  disk of a run full, made larger, tried again")
-            print(f"64 runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}")
+            print(
+                f"64 runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}"
+            )

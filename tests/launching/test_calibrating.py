@@ -18,9 +18,10 @@ from studies import tiny_plan, write_sweep
 
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import calibrating, queueing
-from isoflop.launching.calibrating import calibrate
-from isoflop.launching.measuring import FAILED, FOUND, ORDER, MeasureJob
+from isoflop.launching import calibrate as calibrating
+from isoflop.launching.calibrate import calibrate
+from isoflop.launching.queue import submit_array as queueing
+from isoflop.launching.worker.calibration_job import FAILED, FOUND, ORDER, MeasureJob
 from isoflop.lease import take_lease
 from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import Measurement, calibration_file, read_calibration
@@ -55,21 +56,37 @@ def test_the_command_measures_and_the_plan_takes_it(tmp_path: Path) -> None:
     done = call("main", "calibrate", "tiny.yaml", "--cluster", "here.yaml", "--seconds", "0.2")
     assert done.returncode == 0, done.stderr
     table = [line.split() for line in done.stdout.splitlines()]
-    assert [row[:2] for row in table] == [["gpus", "width"], ["CPU", "8"], ["CPU", "12"], ["CPU", "16"]]
+    assert [row[:2] for row in table] == [
+        ["gpus", "width"],
+        ["CPU", "8"],
+        ["CPU", "12"],
+        ["CPU", "16"],
+    ]
     (file,) = (tmp_path / "runs" / "calibrations").glob("*.json")
-    assert done.stderr.splitlines() == ["measuring 3 classes on CPUs: widths 8, 12, 16", f"wrote {file}"]
+    assert done.stderr.splitlines() == [
+        "measuring 3 classes on CPUs: widths 8, 12, 16",
+        f"wrote {file}",
+    ]
     assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.stem}.lease"}
 
     billed = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml", "--json")
     rows = json.loads(billed.stdout)["runs"]
     for row, one in zip(rows, json.loads(file.read_text())["measurements"], strict=True):
-        assert (row["est_source"], row["gpus"], one["shape"]["width"]) == ("measured", 0, row["width"])
+        assert (row["est_source"], row["gpus"], one["shape"]["width"]) == (
+            "measured",
+            0,
+            row["width"],
+        )
         trains = row["tokens"] / one["tokens_per_second"]
-        assert 3600 * row["est_hours"] == pytest.approx(trains + one["save_seconds"])  # it saves its weights once
+        assert 3600 * row["est_hours"] == pytest.approx(
+            trains + one["save_seconds"]
+        )  # it saves its weights once
         assert 1e8 < one["memory_bytes"] < 1e11
         assert one["mfu"] is None
     shown = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml").stdout
-    assert re.search(r"^time: .* on here, on CPUs \(speed: measured \d{4}-\d\d-\d\d\)$", shown, re.MULTILINE)
+    assert re.search(
+        r"^time: .* on here, on CPUs \(speed: measured \d{4}-\d\d-\d\d\)$", shown, re.MULTILINE
+    )
     assert re.search(r"^finish: .* with \d+ runs at once, longest runs first$", shown, re.MULTILINE)
 
 
@@ -78,7 +95,9 @@ def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
 ) -> None:
     plan, profile = tiny_plan(tmp_path), Profile(name="here", executor="local")
     monkeypatch.setattr(
-        calibrating.subprocess, "run", lambda command, **_: play(Path(command[-1]), fails={16: "no room\nat all"})
+        calibrating.subprocess,
+        "run",
+        lambda command, **_: play(Path(command[-1]), fails={16: "no room\nat all"}),
     )
     with pytest.raises(ClusterError, match=r"^width 16, batch \d+ on CPUs failed: no room at all$"):
         calibrate(plan, profile, tmp_path / "runs")
@@ -86,7 +105,9 @@ def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
     assert kept is not None
     assert [one.shape.width for one in kept.measurements] == [8, 12]
     monkeypatch.setattr(
-        calibrating.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9, "", "a\nKilled\n")
+        calibrating.subprocess,
+        "run",
+        lambda command, **_: subprocess.CompletedProcess(command, -9, "", "a\nKilled\n"),
     )
     with pytest.raises(ClusterError, match=r"^measuring on CPUs ended with -9: Killed$"):
         calibrate(plan, profile, tmp_path / "runs")
@@ -95,7 +116,9 @@ def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
 
 def test_only_what_isoflop_trains_itself_is_measured(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, "train.trainer=simulated: soda")
-    with pytest.raises(ConfigError, match=r"^train\.trainer: only the builtin trainer can be measured"):
+    with pytest.raises(
+        ConfigError, match=r"^train\.trainer: only the builtin trainer can be measured"
+    ):
         calibrate(plan, Profile(name="here", executor="local"), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -131,7 +154,16 @@ def play(
         if width in (fails or {}):
             (folder / run_id / FAILED).write_text((fails or {})[width])
             return subprocess.CompletedProcess([], 1, "", "")
-        of = ModelShape(width=width, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8, vocab_size=518, seq_len=32)
+        of = ModelShape(
+            width=width,
+            layers=1,
+            heads=1,
+            kv_heads=1,
+            head_dim=8,
+            mlp_width=8,
+            vocab_size=518,
+            seq_len=32,
+        )
         gpus = int(folder.name.partition("x")[0]) if "x" in folder.name else 0
         one = Measurement(of, gpus, 8, 8, False, 1000.0, None, 10**9, time.time(), "CPU")
         (folder / run_id / FOUND).write_text(json.dumps(dataclasses.asdict(one)))
@@ -156,8 +188,12 @@ class Cluster:
         """Measures; `then` is called with the work folder once the first job is queued."""
 
         def tell(line: str) -> None:
-            if line.startswith("queued ") and not any(before.startswith("queued ") for before in self.lines):
-                (work,) = (path for path in (self.root / "calibrations").glob(".*") if path.is_dir())
+            if line.startswith("queued ") and not any(
+                before.startswith("queued ") for before in self.lines
+            ):
+                (work,) = (
+                    path for path in (self.root / "calibrations").glob(".*") if path.is_dir()
+                )
                 then(work)
             self.lines.append(line)
 
@@ -168,7 +204,11 @@ class Cluster:
         self.slurm.change(queue={task: [state, "", reason] for task in queue})
 
     def left(self) -> list[str]:
-        return sorted(path.name for path in (self.root / "calibrations").iterdir() if not path.name.endswith(".lease"))
+        return sorted(
+            path.name
+            for path in (self.root / "calibrations").iterdir()
+            if not path.name.endswith(".lease")
+        )
 
 
 @pytest.fixture
@@ -185,7 +225,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> None:
     profile = dataclasses.replace(
-        load_profile("h100", {"root": str(cluster.root), "slurm": {"partition": "gpu", "time": "48:00:00"}}),
+        load_profile(
+            "h100", {"root": str(cluster.root), "slurm": {"partition": "gpu", "time": "48:00:00"}}
+        ),
         max_gpus=None,
     )
     cluster.profile = profile
@@ -200,7 +242,11 @@ def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> 
     calibration, file = cluster.calibrate(then, seconds=3.0)
     jobs = cluster.slurm.read()["jobs"]
     assert [
-        (int(job["options"]["gpus-per-node"]), int(job["options"]["nodes"]), int(job["options"]["ntasks-per-node"]))
+        (
+            int(job["options"]["gpus-per-node"]),
+            int(job["options"]["nodes"]),
+            int(job["options"]["ntasks-per-node"]),
+        )
         for job in jobs.values()
     ] == [(gpus // nodes, nodes, gpus // nodes) for gpus, nodes in sizes]
     assert {job["options"]["time"] for job in jobs.values()} == {"60:00"}
@@ -213,13 +259,23 @@ def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> 
 @pytest.mark.parametrize(
     ("state", "reason", "says"),
     [
-        ("PENDING", "PartitionTimeLimit", "waits for ever: PartitionTimeLimit: slurm.time is longer than the partiti"),
+        (
+            "PENDING",
+            "PartitionTimeLimit",
+            "waits for ever: PartitionTimeLimit: slurm.time is longer than the partiti",
+        ),
         ("PENDING", "Resources", r"still waits after 0 s \(Resources\); wait longer with --wait S"),
-        ("FAILED", "NonZeroExitCode", r"ended before all was measured \(failed\): it wrote nothing"),
+        (
+            "FAILED",
+            "NonZeroExitCode",
+            r"ended before all was measured \(failed\): it wrote nothing",
+        ),
         ("TIMEOUT", "TimeLimit", r"ended before all was measured \(timeout\): "),
     ],
 )
-def test_a_job_that_does_not_come_to_its_end_is_one_line(cluster: Cluster, state: str, reason: str, says: str) -> None:
+def test_a_job_that_does_not_come_to_its_end_is_one_line(
+    cluster: Cluster, state: str, reason: str, says: str
+) -> None:
     with pytest.raises(ClusterError, match=rf"^job 100 on CPUs {says}") as problem:
         cluster.calibrate(lambda work: cluster.waits(state, reason), wait_s=0.0)
     assert problem.value.exit_code == 4
@@ -238,7 +294,9 @@ def test_a_class_that_fails_in_its_job(cluster: Cluster) -> None:
 
 def test_a_controller_that_is_away_for_a_moment_is_waited_for(cluster: Cluster) -> None:
     def then(work: Path) -> None:
-        cluster.slurm.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 3)
+        cluster.slurm.answer(
+            "squeue", "slurm_load_jobs error: Unable to contact slurm controller", 3
+        )
         play(work / "0x1")
 
     calibration, _ = cluster.calibrate(then)
@@ -254,7 +312,10 @@ def test_without_slurm_nothing_is_made(cluster: Cluster) -> None:
 
 def test_what_the_cluster_refuses_names_the_key(cluster: Cluster) -> None:
     cluster.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main")
-    with pytest.raises(ConfigError, match=r"^slurm\.partition: sbatch refuses it: invalid partition specified: main"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^slurm\.partition: sbatch refuses it: invalid partition specified: main",
+    ):
         cluster.calibrate()
     assert cluster.left() == []
 

@@ -22,20 +22,20 @@ from hypothesis import strategies as st
 from studies import SWEEP, kill, start, tiny_plan, wait_for
 
 from isoflop.config import load_sweep
-from isoflop.config.loading import to_yaml
+from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError, RunError
-from isoflop.launching import command
-from isoflop.launching.attempt import attempt
-from isoflop.launching.command import run_command, values_of
-from isoflop.launching.directory import make_directory
-from isoflop.launching.program_losses import keep_rows, read_rows
-from isoflop.launching.steering import newest_log
+from isoflop.launching.control import newest_log
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker import external_trainer as command
+from isoflop.launching.worker.attempt import attempt
+from isoflop.launching.worker.external_losses import keep_rows, read_rows
+from isoflop.launching.worker.external_trainer import run_command, values_of
 from isoflop.lease import LeaseLostError
-from isoflop.losslog import LOG_COLUMNS, log_row
 from isoflop.planning.plan import Plan
 from isoflop.planning.trainers import COLUMNS, NAMES
-from isoflop.results import read_runs
-from isoflop.runs import RunDirectory, State
+from isoflop.runs.collect import read_runs
+from isoflop.runs.loss_log import LOG_COLUMNS, log_row
+from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.shapes import ModelShape
 
 STEPS = 71
@@ -180,7 +180,9 @@ def test_what_a_program_writes_is_the_run_s_loss_log(program: Program, text: str
     )
     assert log["step"].is_monotonic_increasing
     np.testing.assert_array_equal(log["tokens"], log["step"] * spec.batch_size * 32)
-    np.testing.assert_allclose(log["train_flops"] / spec.train_flops, log["step"] / STEPS, rtol=1e-12)
+    np.testing.assert_allclose(
+        log["train_flops"] / spec.train_flops, log["step"] / STEPS, rtol=1e-12
+    )
     assert log.query("split == 'train'")["lr"].tolist() == [0.5] * 3
     assert log.query("split == 'heldout'")["lr"].isna().tolist() == [True] * 2
     table = read_runs(study.directory)
@@ -191,7 +193,9 @@ def test_what_a_program_writes_is_the_run_s_loss_log(program: Program, text: str
 
 
 def test_a_loss_that_is_written_again_counts_as_it_was_written_last(program: Program) -> None:
-    study = program(writes(loss(1, 7.0), loss(2, 6.0), HELDOUT, loss(1, 8.0), loss(split="heldout", value=5.0)))
+    study = program(
+        writes(loss(1, 7.0), loss(2, 6.0), HELDOUT, loss(1, 8.0), loss(split="heldout", value=5.0))
+    )
     assert study.attempt() == "done"
     assert study.run.log()["loss"].tolist() == [8.0, 6.0, 5.0]
 
@@ -211,7 +215,9 @@ def test_a_torn_last_line_does_not_count(program: Program, end: str) -> None:
 
 
 def test_a_last_row_of_a_table_may_be_torn_too(program: Program) -> None:
-    study = program(tabulates("step,loss,split\n", "1,6.5,train\n", f"{STEPS},5.25,heldout\n", "72,5."))
+    study = program(
+        tabulates("step,loss,split\n", "1,6.5,train\n", f"{STEPS},5.25,heldout\n", "72,5.")
+    )
     assert study.attempt() == "done"
     assert study.run.log()["loss"].tolist() == [6.5, 5.25]
 
@@ -225,17 +231,25 @@ def test_a_last_row_of_a_table_may_be_torn_too(program: Program) -> None:
         tabulates("step,loss,split\n", "1,5.25,\n", f"{STEPS},5.25,heldout"),
     ],
 )
-def test_a_whole_last_line_counts_without_its_end_where_the_program_ended_well(program: Program, text: str) -> None:
+def test_a_whole_last_line_counts_without_its_end_where_the_program_ended_well(
+    program: Program, text: str
+) -> None:
     study = program(text)
     assert study.attempt() == "done", study.run.state()["reason"]
     assert study.run.log()["step"].tolist() == [1, STEPS]
 
 
-@pytest.mark.parametrize("end", ["sys.exit(1)", "import os; os.kill(os.getpid(), 9)"], ids=["failed", "killed"])
 @pytest.mark.parametrize(
-    "text", [writes(loss(1), loss(20).rstrip()), tabulates("step,loss\n", "1,5.25\n", "20,5.25")], ids=["JSONL", "CSV"]
+    "end", ["sys.exit(1)", "import os; os.kill(os.getpid(), 9)"], ids=["failed", "killed"]
 )
-def test_it_is_torn_where_the_program_did_not_end_well(program: Program, text: str, end: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [writes(loss(1), loss(20).rstrip()), tabulates("step,loss\n", "1,5.25\n", "20,5.25")],
+    ids=["JSONL", "CSV"],
+)
+def test_it_is_torn_where_the_program_did_not_end_well(
+    program: Program, text: str, end: str
+) -> None:
     study = program(text + end)
     assert study.attempt() == "failed"
     assert study.run.reached() == 1
@@ -282,7 +296,10 @@ MARK = "\ufeff"  # of the byte order, as Excel writes it
 )
 def test_a_table_may_be_spelt_as_programs_spell_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "losses.csv").write_bytes(text.encode())
-    assert [list(map(row.get, ("step", "split", "kind", "loss"))) for row in read_rows(RunDirectory(tmp_path))] == [
+    assert [
+        list(map(row.get, ("step", "split", "kind", "loss")))
+        for row in read_rows(RunDirectory(tmp_path))
+    ] == [
         [0, "train", "all", 6.5],
         [71, "heldout", "all", 5.25],
     ]
@@ -301,14 +318,19 @@ def test_a_table_may_be_spelt_as_programs_spell_it(tmp_path: Path, text: str) ->
 )
 def test_a_line_of_json_may_be_spelt_as_programs_spell_it(tmp_path: Path, line: str) -> None:
     (tmp_path / "losses.jsonl").write_bytes(f"{line}\n".encode())
-    assert read_rows(RunDirectory(tmp_path)) == [{"step": 71, "split": "train", "kind": "all", "loss": 5.25}]
+    assert read_rows(RunDirectory(tmp_path)) == [
+        {"step": 71, "split": "train", "kind": "all", "loss": 5.25}
+    ]
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ('{"step": -1, "loss": 6.5}', "step is -1, not a whole number from 0 to 999999999"),
-        ('{"step": 1e9, "loss": 6.5}', "step is 1000000000.0, not a whole number from 0 to 999999999"),
+        (
+            '{"step": 1e9, "loss": 6.5}',
+            "step is 1000000000.0, not a whole number from 0 to 999999999",
+        ),
         ('{"step": 1.5, "loss": 6.5}', "step is 1.5, not a whole number"),
         ('{"step": true, "loss": 6.5}', "step is True, not a whole number"),
         ('{"step": Infinity, "loss": 6.5}', "step is inf, not a whole number"),
@@ -317,7 +339,10 @@ def test_a_line_of_json_may_be_spelt_as_programs_spell_it(tmp_path: Path, line: 
         ('{"step": 1, "loss": [6.5]}', "loss is [6.5], not a number"),
         ('{"step": 1, "loss": 1' + 400 * "0" + "}", "loss is 1000"),
         ('{"step": 1, "loss": 6.5, "lr": "warm"}', "lr is 'warm', not a number"),
-        ('{"step": 1, "loss": 6.5, "tokens": 1e30}', "tokens is 1e+30, not a whole number from 0 to 9007199254740992"),
+        (
+            '{"step": 1, "loss": 6.5, "tokens": 1e30}',
+            "tokens is 1e+30, not a whole number from 0 to 9007199254740992",
+        ),
         ('{"step": 1, "loss": 6.5, "split": ["a"]}', "split is ['a'], not a text"),
         ('{"step": 1, "loss": 6.5, "kind": 7}', "kind is 7, not a text"),
         ('{"step": 1, "loss": 6.5, "kind": "\\ud800"}', "kind is '\\ud800', not a text"),
@@ -355,16 +380,30 @@ def test_a_row_of_a_table_that_is_no_loss_is_named(tmp_path: Path, line: str, sa
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["1", "1.0", "heldout", ""]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["1", "1.0", "heldout", ""]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=3,
 )
 numbers = st.integers(0, 99) | st.integers(0, 99).map(float)
 losses = st.fixed_dictionaries(
     {"step": numbers, "loss": st.floats()},
-    optional={"lr": st.floats() | st.none(), "split": st.text(), "targets": numbers, "batch_size": values},
+    optional={
+        "lr": st.floats() | st.none(),
+        "split": st.text(),
+        "targets": numbers,
+        "batch_size": values,
+    },
 )
-records = st.dictionaries(st.sampled_from([*LOG_COLUMNS, "shape"]) | st.text(), values) | values | st.text()
+records = (
+    st.dictionaries(st.sampled_from([*LOG_COLUMNS, "shape"]) | st.text(), values)
+    | values
+    | st.text()
+)
 
 
 def spelt(lines: list[object], table: bool) -> str:
@@ -387,7 +426,9 @@ def test_whatever_a_program_writes_is_a_loss_log_or_one_line(
             rows, refusal = read_rows(run), ""
         except RunError as problem:
             rows, refusal = [], str(problem)
-        assert not refusal or re.fullmatch(r"\S+: line \d+: .*; mend the line, or delete it", refusal)
+        assert not refusal or re.fullmatch(
+            r"\S+: line \d+: .*; mend the line, or delete it", refusal
+        )
         assert rows or refusal
         run.append_log([log_row(SHAPE, 8, **row) for row in rows])
         log = run.log()
@@ -406,7 +447,10 @@ def test_losses_that_are_kept_again_replace_those_before(program: Program) -> No
 @pytest.mark.parametrize("write", [writes, tabulates], ids=["JSONL", "CSV"])
 def test_a_program_s_own_columns_are_left_out(program: Program, write: Callable[..., str]) -> None:
     more = {"batch_size": 8, "shape": "8x2", "epoch": 0.5}
-    table = [f"step,loss,split,{','.join(more)}\n", f"{STEPS}.0,5.25,heldout,{','.join(map(str, more.values()))},9\n"]
+    table = [
+        f"step,loss,split,{','.join(more)}\n",
+        f"{STEPS}.0,5.25,heldout,{','.join(map(str, more.values()))},9\n",
+    ]
     study = program(write(*table) if write is tabulates else write(loss(split="heldout", **more)))
     assert study.attempt() == "done", study.run.state()["reason"]
     assert list(study.run.log().columns) == list(LOG_COLUMNS)
@@ -421,7 +465,9 @@ def test_what_is_empty_is_the_default(program: Program, row: str) -> None:
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("end", ["", "sys.exit(1)"], ids=["and it goes on", "and it fails"])
-def test_a_loss_that_is_not_finite_is_a_run_that_diverged(program: Program, value: str, end: str) -> None:
+def test_a_loss_that_is_not_finite_is_a_run_that_diverged(
+    program: Program, value: str, end: str
+) -> None:
     study = program(writes(loss(1), f'{{"step": 2, "loss": {value}}}\n', HELDOUT) + end)
     assert study.attempt() == "diverged"
     state = study.run.state()
@@ -442,7 +488,9 @@ with open(sys.argv[2], "w", buffering=1) as losses:
 """
 
 
-def test_a_program_that_goes_on_after_it_diverged_is_ended(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_goes_on_after_it_diverged_is_ended(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(command, "HEARTBEAT_S", 0.0)
     study = program(GOES_ON)
     assert study.attempt() == "diverged"
@@ -454,10 +502,16 @@ def test_a_program_that_goes_on_after_it_diverged_is_ended(program: Program, mon
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("print('no room')\nraise SystemExit(3)", r"failed with 3: no room; see \S+/attempts/1/log\.txt"),
+        (
+            "print('no room')\nraise SystemExit(3)",
+            r"failed with 3: no room; see \S+/attempts/1/log\.txt",
+        ),
         ("print('no room\\n', '=' * 60)\nraise SystemExit(3)", "failed with 3: no room; see"),
         (writes(HELDOUT) + "sys.exit(3)", "failed with 3: it wrote nothing"),
-        ("import nothing_like_it", "failed with 1: ModuleNotFoundError: No module named 'nothing_like_it'"),
+        (
+            "import nothing_like_it",
+            "failed with 1: ModuleNotFoundError: No module named 'nothing_like_it'",
+        ),
         ("import os\nos.kill(os.getpid(), 9)", "failed with -9: "),
         ("pass", rf"losses\.jsonl: {WITHOUT}: it wrote none there$"),
         (writes(HELDOUT.rstrip()[:-1]), f"{WITHOUT}: it wrote none there$"),
@@ -479,12 +533,23 @@ def test_a_program_that_goes_on_after_it_diverged_is_ended(program: Program, mon
             rf"{WITHOUT}: heldout losses go on to step 72, without one at 71; the last must be at 71 \(steps",
         ),
         (writes(HELDOUT.rstrip()) + "sys.exit(3)", "failed with 3: it wrote nothing"),
-        (writes("step 1\n", HELDOUT), r"losses\.jsonl: line 1: not a JSON object: step 1; mend the line, or delete it"),
-        (writes(loss(1), loss(-1), HELDOUT), r"losses\.jsonl: line 2: step is -1, not a whole number from 0 to"),
-        (writes(loss(1), loss(2, lr="warm"), HELDOUT), r"losses\.jsonl: line 2: lr is 'warm', not a number"),
+        (
+            writes("step 1\n", HELDOUT),
+            r"losses\.jsonl: line 1: not a JSON object: step 1; mend the line, or delete it",
+        ),
+        (
+            writes(loss(1), loss(-1), HELDOUT),
+            r"losses\.jsonl: line 2: step is -1, not a whole number from 0 to",
+        ),
+        (
+            writes(loss(1), loss(2, lr="warm"), HELDOUT),
+            r"losses\.jsonl: line 2: lr is 'warm', not a number",
+        ),
     ],
 )
-def test_a_program_that_failed_is_a_run_that_failed(program: Program, text: str, reason: str) -> None:
+def test_a_program_that_failed_is_a_run_that_failed(
+    program: Program, text: str, reason: str
+) -> None:
     study = program(text)
     assert study.attempt() == "failed"
     state = study.run.state()
@@ -557,7 +622,10 @@ def test_the_names_are_those_that_have_values(program: Program) -> None:
     assert {name: values[name] for name in COLUMNS if name in row} == {
         name: row[name] for name in COLUMNS if name in row
     }
-    assert (values["losses"], values["run_dir"]) == (study.run.path / "losses.jsonl", study.run.path)
+    assert (values["losses"], values["run_dir"]) == (
+        study.run.path / "losses.jsonl",
+        study.run.path,
+    )
     assert (values["tokens"], values["steps"]) == (spec.tokens, STEPS)
 
 
@@ -567,7 +635,10 @@ def test_the_names_are_those_that_have_values(program: Program) -> None:
         ({"CUDA_VISIBLE_DEVICES": ""}, 0),
         ({"CUDA_VISIBLE_DEVICES": "3"}, 1),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, 4),
-        ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_GPUS_ON_NODE": "4", "SLURM_NNODES": "3"}, 1),  # a shell in an allocation
+        (
+            {"CUDA_VISIBLE_DEVICES": "0", "SLURM_GPUS_ON_NODE": "4", "SLURM_NNODES": "3"},
+            1,
+        ),  # a shell in an allocation
         ({"SUBMITIT_EXECUTOR": "slurm", "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "3"}, 2),
     ],
 )
@@ -609,7 +680,9 @@ def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program
     state = study.run.state()
     assert (state["state"], state["step"], state["attempt"]) == ("pending", 20, 1)
     assert study.run.reached() == 20
-    assert newest_log(study.directory, study.run.run_id).read_text().startswith("saved\n")  # as `isoflop logs` has it
+    assert (
+        newest_log(study.directory, study.run.run_id).read_text().startswith("saved\n")
+    )  # as `isoflop logs` has it
     assert len(study.run.log()) == 0
     assert study.attempt() == "done"
     log = study.run.log().query("split == 'train'")
@@ -640,7 +713,9 @@ def test_a_program_that_dies_of_what_stops_it_has_not_failed(program: Program, l
 
 
 @pytest.mark.parametrize("who", ["both", "child"])
-def test_what_does_not_stop_is_killed(program: Program, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+def test_what_does_not_stop_is_killed(
+    program: Program, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
     monkeypatch.setattr(command, "GRACE_S", 0.1)
     study = program(DEAF.replace("WHO", repr(who)))
     losses = study.run.path / "losses.jsonl"
@@ -649,7 +724,9 @@ def test_what_does_not_stop_is_killed(program: Program, monkeypatch: pytest.Monk
     wait_for(lambda: not alive(study.run), 5)
 
 
-def test_where_another_process_has_taken_the_run_the_program_is_killed_at_once(program: Program) -> None:
+def test_where_another_process_has_taken_the_run_the_program_is_killed_at_once(
+    program: Program,
+) -> None:
     study = program(DEAF.replace("WHO", "'both'"))
     losses = study.run.path / "losses.jsonl"
 
@@ -706,7 +783,9 @@ def test_a_program_ends_with_its_keeper_too_and_the_run_has_failed(program: Prog
     os.kill(worker.pid or 0, signal.SIGSTOP)
     try:
         os.kill(int(keeper), signal.SIGKILL)
-        wait_for(lambda: f"/proc/{first}/stat" not in alive(study.run), 10)  # by the kernel: the worker can't now
+        wait_for(
+            lambda: f"/proc/{first}/stat" not in alive(study.run), 10
+        )  # by the kernel: the worker can't now
     finally:
         os.kill(worker.pid or 0, signal.SIGCONT)
     wait_for(lambda: not alive(study.run), 10)
@@ -718,7 +797,9 @@ def test_a_program_ends_with_its_keeper_too_and_the_run_has_failed(program: Prog
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV, signal.SIGINT, signal.SIGUSR1])
 def test_a_program_s_signal_is_told(program: Program, number: signal.Signals) -> None:
-    study = program(f"import os, signal\nsignal.signal({int(number)}, 0)\nos.kill(os.getpid(), {int(number)})")
+    study = program(
+        f"import os, signal\nsignal.signal({int(number)}, 0)\nos.kill(os.getpid(), {int(number)})"
+    )
     assert study.attempt() == "failed"
     assert f" failed with -{int(number)}: it wrote nothing" in study.run.state()["reason"]
 
@@ -746,12 +827,20 @@ def test_the_state_tells_how_far_it_is(program: Program, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("kind", "argument"),
-    [("simulated", "soda"), ("command", "python train.py --name 'a: b' {losses}"), ("command", "train {steps} # {lr}")],
+    [
+        ("simulated", "soda"),
+        ("command", "python train.py --name 'a: b' {losses}"),
+        ("command", "train {steps} # {lr}"),
+    ],
 )
 def test_a_trainer_is_a_text_or_a_mapping(tmp_path: Path, kind: str, argument: str) -> None:
     text, mapping = tmp_path / "text.yaml", tmp_path / "mapping.yaml"
-    text.write_text(SWEEP.replace("train: {", f"train: {{trainer: {json.dumps(f'{kind}: {argument}')}, "))
-    mapping.write_text(SWEEP.replace("train: {", f"train: {{trainer: {{{kind}: {json.dumps(argument)}}}, "))
+    text.write_text(
+        SWEEP.replace("train: {", f"train: {{trainer: {json.dumps(f'{kind}: {argument}')}, ")
+    )
+    mapping.write_text(
+        SWEEP.replace("train: {", f"train: {{trainer: {{{kind}: {json.dumps(argument)}}}, ")
+    )
     assert load_sweep(text) == load_sweep(mapping)
     assert load_sweep(text).train.program == (kind, argument)
     again = tmp_path / "again.yaml"
@@ -760,7 +849,13 @@ def test_a_trainer_is_a_text_or_a_mapping(tmp_path: Path, kind: str, argument: s
 
 
 def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
-    trainers = ("builtin", "simulated: soda", "simulated: chinchilla", "command: train {losses}", "command: t {losses}")
+    trainers = (
+        "builtin",
+        "simulated: soda",
+        "simulated: chinchilla",
+        "command: train {losses}",
+        "command: t {losses}",
+    )
     plans = [tiny_plan(tmp_path, f"train.trainer='{trainer}'") for trainer in trainers]
     assert len({run.run_id for plan in plans for run in plan.runs}) == 3 * len(trainers)
     assert [run.run_id for run in plans[0].runs] == [run.run_id for run in tiny_plan(tmp_path).runs]
@@ -785,6 +880,8 @@ def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
     ],
 )
 def test_a_trainer_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
-    with pytest.raises(ConfigError, match=r"override train\.trainer=.*: train\.trainer: expected") as problem:
+    with pytest.raises(
+        ConfigError, match=r"override train\.trainer=.*: train\.trainer: expected"
+    ) as problem:
         tiny_plan(tmp_path, f"train.trainer={given}")
     assert "\n" not in str(problem.value)

@@ -41,17 +41,39 @@ def found(study: Study, options: dict[str, Any], wait_s: float = 0.05) -> dict[s
     [
         ({}, "main, 4 nodes, up to 1-00:00:00 a job", None),
         ({"partition": "short"}, "short, 2 nodes, up to 00:02:00 a job", None),
-        ({"partition": "main,short"}, "main, 4 nodes, up to 1-00:00:00 a job; short, 2 nodes, up to 00:02:00", None),
-        ({"partition": "main,short", "time": "10:00"}, "main, 4 nodes, up to 1-00:00:00 a job; short allows 00", None),
+        (
+            {"partition": "main,short"},
+            "main, 4 nodes, up to 1-00:00:00 a job; short, 2 nodes, up to 00:02:00",
+            None,
+        ),
+        (
+            {"partition": "main,short", "time": "10:00"},
+            "main, 4 nodes, up to 1-00:00:00 a job; short allows 00",
+            None,
+        ),
         ({"partition": "down,main"}, "down is DOWN; main, 4 nodes", None),
-        ({"partition": "main,nope"}, "'nope' does not exist", "slurm.partition: take one of main, short, down, open"),
+        (
+            {"partition": "main,nope"},
+            "'nope' does not exist",
+            "slurm.partition: take one of main, short, down, open",
+        ),
         ({"partition": "down"}, "down is DOWN", "slurm.partition: another one"),
-        ({"time": "2-00:00:00"}, "main allows 1-00:00:00, slurm.time asks for 2-", 'slurm.time: "1-00:00:00"'),
-        ({"time": "UNLIMITED"}, "main allows 1-00:00:00, slurm.time asks for UNLIMITED", 'slurm.time: "1-00:00:00"'),
+        (
+            {"time": "2-00:00:00"},
+            "main allows 1-00:00:00, slurm.time asks for 2-",
+            'slurm.time: "1-00:00:00"',
+        ),
+        (
+            {"time": "UNLIMITED"},
+            "main allows 1-00:00:00, slurm.time asks for UNLIMITED",
+            'slurm.time: "1-00:00:00"',
+        ),
         ({"partition": "open", "time": "UNLIMITED"}, "open, 1 nodes, up to UNLIMITED a job", None),
     ],
 )
-def test_a_partition_that_takes_the_jobs(study: Study, options: dict[str, Any], says: str, mend: str | None) -> None:
+def test_a_partition_that_takes_the_jobs(
+    study: Study, options: dict[str, Any], says: str, mend: str | None
+) -> None:
     checks = found(study, options)
     assert checks["partition"].found.startswith(says)
     assert checks["partition"].fine == (mend is None)
@@ -60,16 +82,24 @@ def test_a_partition_that_takes_the_jobs(study: Study, options: dict[str, Any], 
 
 
 def test_a_controller_that_falls_silent_is_no_missing_partition(study: Study) -> None:
-    study.slurm.program("scontrol", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    study.slurm.program(
+        "scontrol", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1"
+    )
     check = found(study, {})["partition"]
-    assert (check.fine, check.found) == (False, "scontrol: slurm_load_partitions: Unable to contact slurm controller")
+    assert (check.fine, check.found) == (
+        False,
+        "scontrol: slurm_load_partitions: Unable to contact slurm controller",
+    )
 
 
 @pytest.mark.parametrize(
     ("reason", "mend"),
     [
         ("PartitionTimeLimit", "slurm.time is longer than the partition allows"),
-        ("job requeued in held state", "stopped and held (scontrol requeuehold); release it with `scontrol release`"),
+        (
+            "job requeued in held state",
+            "stopped and held (scontrol requeuehold); release it with `scontrol release`",
+        ),
     ],
 )
 def test_a_job_that_waits_for_ever_is_not_waited_for(study: Study, reason: str, mend: str) -> None:
@@ -100,7 +130,9 @@ def test_a_job_that_does_not_answer(study: Study, born: list[str], says: str) ->
 def test_a_job_that_died_is_quoted_and_no_folder_named_that_is_gone(study: Study) -> None:
     study.slurm.change(born=["FAILED", "n3", "NonZeroExitCode"])
     inner = (study.slurm.folder / "sbatch").read_text().removeprefix("#!/bin/sh\n")
-    study.slurm.program("sbatch", f'echo "no such\n interpreter" > "${{1%/*}}/100_0_log.err"\n{inner}')
+    study.slurm.program(
+        "sbatch", f'echo "no such\n interpreter" > "${{1%/*}}/100_0_log.err"\n{inner}'
+    )
     check = found(study, {})["job"]
     assert check.found == "ended without an answer: no such interpreter"
     assert ".doctor" not in check.found + check.mend

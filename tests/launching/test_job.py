@@ -11,10 +11,10 @@ from studies import tiny_plan
 from submitit.core.job_environment import _checkpoint
 from submitit.core.utils import DelayedSubmission, JobPaths, temporary_save_path
 
-from isoflop.launching import job
-from isoflop.launching.directory import make_directory
-from isoflop.launching.job import MOST_STARTS_IN_VAIN, RunJob
-from isoflop.runs import RunDirectory, State
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker import slurm_job as job
+from isoflop.launching.worker.slurm_job import MOST_STARTS_IN_VAIN, RunJob
+from isoflop.runs.run_directory import RunDirectory, State
 
 
 @pytest.fixture(params=["builtin", "'command: train {losses}'"], ids=["builtin", "command"])
@@ -39,18 +39,27 @@ def starts(run: RunDirectory, steps: list[int], monkeypatch: pytest.MonkeyPatch)
     return [RunJob(str(run.path))._train(run, lambda: None, None) for _ in steps]
 
 
-def test_a_run_that_gets_further_is_started_without_end(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_gets_further_is_started_without_end(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = list(range(1, 3 * MOST_STARTS_IN_VAIN))
     assert starts(run, steps, monkeypatch) == ["pending"] * len(steps)
 
 
-def test_a_run_that_gets_no_further_has_failed(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_gets_no_further_has_failed(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = starts(run, [7] * (MOST_STARTS_IN_VAIN + 3), monkeypatch)
     assert states.index("failed") == MOST_STARTS_IN_VAIN + 1  # the first start got to step 7
-    assert f"started {MOST_STARTS_IN_VAIN} times without getting past step 7: " in run.state()["reason"]
+    assert (
+        f"started {MOST_STARTS_IN_VAIN} times without getting past step 7: "
+        in run.state()["reason"]
+    )
 
 
-def test_a_step_further_begins_the_count_anew(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_further_begins_the_count_anew(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = [7] * MOST_STARTS_IN_VAIN + [8] * MOST_STARTS_IN_VAIN
     assert set(starts(run, steps, monkeypatch)) == {"pending"}
 
@@ -58,9 +67,16 @@ def test_a_step_further_begins_the_count_anew(run: RunDirectory, monkeypatch: py
 def test_a_job_is_requeued_though_a_killed_start_has_left_half_a_pickle(
     run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": str(tmp_path), "SLURM_JOB_ID": "7"}.items():
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SUBMITIT_FOLDER": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+    }.items():
         monkeypatch.setenv(name, value)
-    delayed, pickle = DelayedSubmission(RunJob(str(run.path))), JobPaths(tmp_path, "7").submitted_pickle
+    delayed, pickle = (
+        DelayedSubmission(RunJob(str(run.path))),
+        JobPaths(tmp_path, "7").submitted_pickle,
+    )
     delayed.set_timeout(60, 5)
     delayed.dump(pickle)
     with suppress(KeyboardInterrupt), temporary_save_path(pickle) as half:

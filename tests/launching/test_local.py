@@ -35,10 +35,10 @@ from studies import (
 from isoflop.errors import RunError
 from isoflop.launching import local
 from isoflop.launching.local import LocalPool, Progress, default_workers, visible_gpus
-from isoflop.launching.study import train_study
+from isoflop.launching.prepare_data import train_study
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint
 
 LONG = ("budgets=[3e10]", "widths=[8]", "seeds=[0, 1]")
@@ -99,15 +99,25 @@ def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
         monkeypatch.setenv(name, value)
     (tmp_path / "tells.py").write_text(TELLS)
     command = f"{sys.executable} -I {tmp_path / 'tells.py'} {{steps}} {{losses}}"
-    plan, root = tiny_plan(tmp_path, "widths=[8]", f"train.trainer=command: {command}"), tmp_path / "runs"
+    plan, root = (
+        tiny_plan(tmp_path, "widths=[8]", f"train.trainer=command: {command}"),
+        tmp_path / "runs",
+    )
     before = dict(os.environ)
     assert run_of(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
-    assert list(json.loads((run_of(root, plan).path / "losses.jsonl.seen").read_text()).values()) == seen
+    assert (
+        list(json.loads((run_of(root, plan).path / "losses.jsonl.seen").read_text()).values())
+        == seen
+    )
     assert dict(os.environ) == before
 
 
-@pytest.mark.parametrize("init", [None, "raise SystemExit('this is another isoflop')"], ids=["a clone", "a package"])
-def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(tmp_path: Path, init: str | None) -> None:
+@pytest.mark.parametrize(
+    "init", [None, "raise SystemExit('this is another isoflop')"], ids=["a clone", "a package"]
+)
+def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(
+    tmp_path: Path, init: str | None
+) -> None:
     (tmp_path / "isoflop" / "isoflop").mkdir(parents=True)
     if init:
         (tmp_path / "isoflop" / "__init__.py").write_text(init)
@@ -119,7 +129,9 @@ def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(tm
         [*program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         check=False,
     )  # fmt: skip
-    assert re.search(r"^loss \d+\.\d+\n1 of 1 runs done in ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^loss \d+\.\d+\n1 of 1 runs done in ", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
     assert done.returncode == 0
 
 
@@ -131,7 +143,9 @@ def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
     holder = start(hold_lease, held)
     wait_for((held.path / "held").exists)
     monkeypatch.setattr(local, "STRAYS_S", 0.1)
-    with pytest.raises(RunError, match=f"{held.run_id} is being trained by another process; wait, or stop it"):
+    with pytest.raises(
+        RunError, match=f"{held.run_id} is being trained by another process; wait, or stop it"
+    ):
         next(LocalPool(root / "tiny", plan, 1).run())
     kill(holder)
 
@@ -140,7 +154,9 @@ def test_two_at_once_are_refused(study: tuple[Path, Plan]) -> None:
     root, plan = study
     with take_lease(root / "tiny" / "workers" / "lease") as mine:
         assert mine
-        with pytest.raises(RunError, match="another `isoflop run` is at work here; wait for it, or stop it"):
+        with pytest.raises(
+            RunError, match="another `isoflop run` is at work here; wait for it, or stop it"
+        ):
             train_study(plan, root)
 
 
@@ -166,7 +182,10 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
     run_of(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
 
     progresses = list(LocalPool(root / "tiny", plan, 2).run())
-    ends = [(s["state"], s["attempt"]) for s in (run_of(root, plan, number).state() for number in range(4))]
+    ends = [
+        (s["state"], s["attempt"])
+        for s in (run_of(root, plan, number).state() for number in range(4))
+    ]
     assert ends == [("done", 1), ("failed", 1), ("diverged", 1), ("done", 1)]
     assert all(before.share <= after.share for before, after in itertools.pairwise(progresses))
     assert (progresses[-1].share, progresses[-1].count("done")) == (1.0, 2)
@@ -174,7 +193,10 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
 
     shutil.rmtree(part.parent)  # its mend; what diverged would diverge again
     list(LocalPool(root / "tiny", plan, 2).run())
-    ends = [(s["state"], s["attempt"]) for s in (run_of(root, plan, number).state() for number in range(4))]
+    ends = [
+        (s["state"], s["attempt"])
+        for s in (run_of(root, plan, number).state() for number in range(4))
+    ]
     assert ends == [("done", 1), ("done", 2), ("diverged", 1), ("done", 1)]
 
 
@@ -185,7 +207,12 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, deaths: int) -> Non
     run, other, killed = run_of(root, plan, 0), run_of(root, plan, 1), 0
     for progress in LocalPool(root / "tiny", plan, 2).run():
         state = progress.states[run.run_id]
-        if killed < deaths and state["state"] == "running" and state["attempt"] == killed + 1 and state.get("loss"):
+        if (
+            killed < deaths
+            and state["state"] == "running"
+            and state["attempt"] == killed + 1
+            and state.get("loss")
+        ):
             worker = int((run.path / "lease").read_text().split()[1])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
@@ -231,7 +258,9 @@ while True:
 """
 
 
-def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(tmp_path: Path) -> None:
+def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "deaf.py").write_text(DEAF)
     write_sweep(tmp_path)
     trainer = f"train.trainer=command: {sys.executable} -I {tmp_path / 'deaf.py'} {{losses}}.said"
@@ -242,7 +271,10 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(tm
     )  # fmt: skip
     assert process.stderr is not None
     plan = tiny_plan(tmp_path, "widths=[8]", trainer)
-    run, said = run_of(tmp_path / "runs", plan), run_of(tmp_path / "runs", plan).path / "losses.jsonl.said"
+    run, said = (
+        run_of(tmp_path / "runs", plan),
+        run_of(tmp_path / "runs", plan).path / "losses.jsonl.said",
+    )
     wait_for(lambda: said.exists() and len(said.read_text().split()) == 2, 60)
     process.send_signal(signal.SIGINT)
     lines = iter(process.stderr.readline, "")
@@ -251,7 +283,9 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(tm
     process.send_signal(signal.SIGINT)
     assert "the same command goes on from there" in process.communicate(timeout=30)[1]
     assert process.returncode == 130
-    wait_for(lambda: not any(Path("/proc", number).exists() for number in said.read_text().split()), 10)
+    wait_for(
+        lambda: not any(Path("/proc", number).exists() for number in said.read_text().split()), 10
+    )
     assert not run.is_leased()
 
 
@@ -267,7 +301,10 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env={**os.environ, "ISOFLOP_ROOT": str(root), "TERM": "xterm", "COLUMNS": "120"},
-            preexec_fn=lambda: (os.setsid(), os.close(os.open(os.ttyname(0), os.O_RDWR))),  # its controlling terminal
+            preexec_fn=lambda: (
+                os.setsid(),
+                os.close(os.open(os.ttyname(0), os.O_RDWR)),
+            ),  # its controlling terminal
         )
         os.close(slave)
         self.output = b""
@@ -323,7 +360,8 @@ def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
         terminal = Terminal(tmp_path / "tiny.yaml", root)
         terminal.wait(
             lambda before=before: all(
-                run.done or run.state().get("step", 0) > step for run, step in zip(runs, before, strict=True)
+                run.done or run.state().get("step", 0) > step
+                for run, step in zip(runs, before, strict=True)
             )
         )
         if stop is Terminal.press_ctrl_c:
@@ -333,7 +371,9 @@ def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
         terminal.wait(lambda terminal=terminal: terminal.process.poll() is not None)
         wait_for(lambda: not any(run.is_leased() for run in runs))
         ended = terminal.process.returncode
-        by_itself = ended == 2 and all(run.done for run in runs)  # on a fast machine; one budget is no law
+        by_itself = ended == 2 and all(
+            run.done for run in runs
+        )  # on a fast machine; one budget is no law
         assert by_itself or code is None or ended == code
         assert b"Traceback" not in terminal.output
         if ended == 130 and code == 130:

@@ -22,14 +22,16 @@ from studies import tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
-from isoflop.launching import notifying, slurm, supervising
-from isoflop.launching.approved import approve
-from isoflop.launching.kept import keep_profile, kept_profile
-from isoflop.launching.notifying import Teller
-from isoflop.launching.picture import Picture
-from isoflop.launching.steering import cancel, look, runs_of
-from isoflop.launching.submission import read_submissions, submissions_folder
-from isoflop.launching.supervising import Supervisor, add_supervisor, light, pause_s, supervise, tell
+from isoflop.launching import notifications as notifying
+from isoflop.launching import supervisor as supervising
+from isoflop.launching.control import cancel, look, runs_of
+from isoflop.launching.notifications import Teller
+from isoflop.launching.queue.sweep_status import Picture
+from isoflop.launching.records.approvals import approve
+from isoflop.launching.records.study_files import keep_profile, kept_profile
+from isoflop.launching.records.submissions import read_submissions, submissions_folder
+from isoflop.launching.slurm import client as slurm
+from isoflop.launching.supervisor import Supervisor, add_supervisor, light, pause_s, supervise, tell
 from isoflop.lease import take_lease
 
 H100, NODE = Gpu(type="h100-sxm", per_node=8), Node(cpus=96, memory_gb=1000)
@@ -58,7 +60,12 @@ def hooked(study: Study, told: Path) -> Profile:
 def test_a_command_is_told_each_thing_once(study: Study, hooked: Profile, told: Path) -> None:
     teller = Teller(study.directory)
     assert [teller.tell(hooked, "stuck", "a $(b) 'c'") for _ in range(2)] == [True, False]
-    assert told.read_text().splitlines() == ["two words", "stuck", str(study.directory), "a $(b) 'c'"]
+    assert told.read_text().splitlines() == [
+        "two words",
+        "stuck",
+        str(study.directory),
+        "a $(b) 'c'",
+    ]
     assert not Teller(study.directory).tell(hooked, "stuck", "a $(b) 'c'")
     assert teller.tell(hooked, "stuck", "something else")
     assert not teller.tell(study.profile, "done", "all")
@@ -102,9 +109,16 @@ def server() -> Iterator[tuple[str, list[Any]]]:
 def test_a_url_gets_a_document(study: Study, server: tuple[str, list[Any]]) -> None:
     url, documents = server
     profile = dataclasses.replace(study.profile, notify=url)
-    assert [Teller(study.directory).tell(profile, "failed", "r1 failed: why") for _ in range(2)] == [True, False]
+    assert [
+        Teller(study.directory).tell(profile, "failed", "r1 failed: why") for _ in range(2)
+    ] == [True, False]
     assert documents == [
-        {"sweep": "tiny", "directory": str(study.directory), "event": "failed", "message": "r1 failed: why"}
+        {
+            "sweep": "tiny",
+            "directory": str(study.directory),
+            "event": "failed",
+            "message": "r1 failed: why",
+        }
     ]
 
 
@@ -137,10 +151,15 @@ def answering() -> Iterator[Callable[[bytes], str]]:
 
 @pytest.mark.parametrize("answer", [*GARBAGE.values(), None], ids=[*GARBAGE, "no url"])
 def test_a_url_that_answers_garbage_is_a_hook_that_fails(
-    study: Study, answer: bytes | None, answering: Callable[[bytes], str], capsys: pytest.CaptureFixture[str]
+    study: Study,
+    answer: bytes | None,
+    answering: Callable[[bytes], str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = "http://no such host/\x7f" if answer is None else answering(answer)
-    assert not Teller(study.directory).tell(dataclasses.replace(study.profile, notify=url), "done", "all")
+    assert not Teller(study.directory).tell(
+        dataclasses.replace(study.profile, notify=url), "done", "all"
+    )
     assert capsys.readouterr().err.startswith("isoflop: warning: notify: ")
 
 
@@ -158,7 +177,9 @@ def calls(tmp_path: Path) -> int:
     return (tmp_path / "calls.txt").read_text().count("x")
 
 
-def test_a_hook_that_hangs_is_called_once_a_look(study: Study, hanging: Profile, tmp_path: Path) -> None:
+def test_a_hook_that_hangs_is_called_once_a_look(
+    study: Study, hanging: Profile, tmp_path: Path
+) -> None:
     teller = Teller(study.directory)
     for looks in range(1, 4):
         teller.begin()
@@ -197,7 +218,9 @@ def test_what_could_not_be_told_is_tried_again_ever_later(
     assert teller.untold == []
 
 
-def test_nothing_more_is_told_by_a_supervisor_that_must_stop(study: Study, hooked: Profile, told: Path) -> None:
+def test_nothing_more_is_told_by_a_supervisor_that_must_stop(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     stop = False
     teller = Teller(study.directory, lambda: stop)
     assert teller.tell(hooked, "failed", "r0")
@@ -232,7 +255,9 @@ def picture(study: Study, retries: int = 0) -> Picture:
     return look(study.directory, retries)
 
 
-def test_what_failed_for_good_and_what_waits_for_ever(study: Study, hooked: Profile, told: Path) -> None:
+def test_what_failed_for_good_and_what_waits_for_ever(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     study.queued()
     tell(Teller(study.directory), hooked, picture(study))
     assert events(told) == []
@@ -242,7 +267,10 @@ def test_what_failed_for_good_and_what_waits_for_ever(study: Study, hooked: Prof
     tell(Teller(study.directory), hooked, picture(study, retries=2))
     first, second, third = study.ids
     waits = "waits for ever: PartitionTimeLimit: slurm.time is longer than the partition allows"
-    assert events(told) == [("failed", f"{second} diverged: not finite"), ("stuck", f"{third} {waits}")]
+    assert events(told) == [
+        ("failed", f"{second} diverged: not finite"),
+        ("stuck", f"{third} {waits}"),
+    ]
     tell(Teller(study.directory), hooked, picture(study, retries=0))
     assert events(told)[2:] == [("failed", f"{first} failed: no luck")]
 
@@ -269,7 +297,9 @@ def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Pa
     assert message.startswith("slurm.partition: sbatch refuses it: ")
 
 
-def test_a_look_that_comes_to_nothing_is_not_told_of(study: Study, hooked: Profile, told: Path) -> None:
+def test_a_look_that_comes_to_nothing_is_not_told_of(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     study.queued()
     keep_profile(hooked, study.directory)
     with take_lease(submissions_folder(study.directory) / "lease") as mine:
@@ -303,7 +333,9 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
     assert supervise(study.directory) == "over"
     (stuck, message), done = events(told)
     assert stuck == "stuck"
-    assert message.startswith("no report: ended with -9: so far so good; " if killed else "no report: ended with 1: ")
+    assert message.startswith(
+        "no report: ended with -9: so far so good; " if killed else "no report: ended with 1: "
+    )
     assert killed or "the report can't be written" in message
     assert done == ("done", "all 3 runs are done")
 
@@ -323,7 +355,9 @@ def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unreported")
-def test_nothing_is_queued_that_nobody_has_submitted(study: Study, hooked: Profile, told: Path) -> None:
+def test_nothing_is_queued_that_nobody_has_submitted(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     study.profile = hooked
     first, second, third = study.ids
     study.submit(runs=[first, second])
@@ -336,7 +370,9 @@ def test_nothing_is_queued_that_nobody_has_submitted(study: Study, hooked: Profi
     over(study, [0, 1])
     assert supervise(study.directory) == "over"
     assert len(read_submissions(study.directory)) == 2
-    assert events(told) == [("done", "2 of 2 submitted runs are done; 1 more of the sweep were never submitted")]
+    assert events(told) == [
+        ("done", "2 of 2 submitted runs are done; 1 more of the sweep were never submitted")
+    ]
     assert look(study.directory).runs[third].state == "pending"
 
 
@@ -354,7 +390,9 @@ LIMIT = (
 )
 
 
-def test_while_the_cluster_takes_no_more_it_is_told_what_failed(study: Study, hooked: Profile, told: Path) -> None:
+def test_while_the_cluster_takes_no_more_it_is_told_what_failed(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     study.profile = dataclasses.replace(hooked, retries=0)
     study.submit(runs=study.ids[:1])
     approve(study.directory, study.ids)
@@ -366,7 +404,9 @@ def test_while_the_cluster_takes_no_more_it_is_told_what_failed(study: Study, ho
 
 
 @pytest.mark.usefixtures("unreported")
-def test_the_end_is_told_of_a_study_that_is_not_done_whole(study: Study, hooked: Profile, told: Path) -> None:
+def test_the_end_is_told_of_a_study_that_is_not_done_whole(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     study.queued()
     keep_profile(dataclasses.replace(hooked, retries=0), study.directory)
     study.slurm.change(queue={})
@@ -380,7 +420,9 @@ def test_the_end_is_told_of_a_study_that_is_not_done_whole(study: Study, hooked:
 
 
 @pytest.mark.usefixtures("unreported")
-def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(study: Study, hooked: Profile, told: Path) -> None:
+def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(
+    study: Study, hooked: Profile, told: Path
+) -> None:
     """One that waits, one that failed and has a try left, one that was interrupted."""
     study.queued()
     keep_profile(hooked, study.directory)
@@ -437,7 +479,11 @@ def test_a_look_that_had_to_wait_queues_nothing_that_was_cancelled_meanwhile(
 
 
 def test_a_look_that_fails_is_told_once_and_others_follow(
-    study: Study, hooked: Profile, told: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Study,
+    hooked: Profile,
+    told: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*_: Any, **__: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device", "state.json")
@@ -454,7 +500,10 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
                 nowhere.close()
     assert "Traceback" in capsys.readouterr().err
     assert events(told) == [
-        ("stuck", "a look failed, others follow: OSError: [Errno 28] No space left on device: 'state.json'")
+        (
+            "stuck",
+            "a look failed, others follow: OSError: [Errno 28] No space left on device: 'state.json'",
+        )
     ]
     assert supervise(study.directory) == "goes on"
 
@@ -522,7 +571,9 @@ def test_a_study_has_one_supervisor_under_a_name_used_once(study: Study) -> None
 
 
 @pytest.mark.parametrize("queued", [True, False])
-def test_a_call_that_was_killed_around_sbatch_leaves_one_supervisor(study: Study, queued: bool) -> None:
+def test_a_call_that_was_killed_around_sbatch_leaves_one_supervisor(
+    study: Study, queued: bool
+) -> None:
     study.prepare()
     first = add_supervisor(study.profile, study.directory)
     kept = json.loads(job_file(study).read_text())
@@ -537,15 +588,22 @@ def test_a_call_that_was_killed_around_sbatch_leaves_one_supervisor(study: Study
 
 
 @pytest.mark.parametrize("wrapper", [False, True])
-def test_a_supervisor_finds_what_it_is_to_do_where_sbatch_did_not_say_its_id(study: Study, wrapper: bool) -> None:
+def test_a_supervisor_finds_what_it_is_to_do_where_sbatch_did_not_say_its_id(
+    study: Study, wrapper: bool
+) -> None:
     study.prepare()
     if wrapper:
         (study.slurm.folder / "sbatch").rename(study.slurm.folder / "theirs")
-        study.slurm.program("sbatch", f"{study.slurm.folder / 'theirs'} \"$@\" >/dev/null && echo 'one job is queued'")
+        study.slurm.program(
+            "sbatch",
+            f"{study.slurm.folder / 'theirs'} \"$@\" >/dev/null && echo 'one job is queued'",
+        )
     else:
         study.slurm.answer("sbatch", TIMED_OUT, queues="now")
     job_id = add_supervisor(study.profile, study.directory)
-    assert pickle.loads(pickle_of(study, job_id).read_bytes()).function == Supervisor(str(study.directory))
+    assert pickle.loads(pickle_of(study, job_id).read_bytes()).function == Supervisor(
+        str(study.directory)
+    )
 
 
 def test_an_older_supervisor_that_has_ended_is_not_taken_for_one_that_could_not_be_queued(
@@ -573,7 +631,9 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
     study.prepare()
     with take_lease(submissions_folder(study.directory) / "lease") as mine:
         assert mine
-        with pytest.raises(BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work here"):
+        with pytest.raises(
+            BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work here"
+        ):
             add_supervisor(study.profile, study.directory)
 
 
@@ -584,12 +644,18 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
     ("changes", "wanted"),
     [
         ({}, {}),
-        ({"slurm": {"mem-per-gpu": "80G", "gres": "gpu:8", "partition": "gpu"}}, {"partition": "gpu", "mem": "1G"}),
+        (
+            {"slurm": {"mem-per-gpu": "80G", "gres": "gpu:8", "partition": "gpu"}},
+            {"partition": "gpu", "mem": "1G"},
+        ),
         ({"slurm": {"exclusive": True}}, {}),
         ({"node": NODE}, {}),
         ({"gpu": H100, "node": NODE}, {"mem": "1G"}),
         ({"gpu": H100, "node": NODE, "supervisor": {"mem-per-cpu": "2G"}}, {"mem-per-cpu": "2G"}),
-        ({"supervisor": {"partition": "cpu", "cpus_per_task": 2}}, {"partition": "cpu", "cpus_per_task": 2}),
+        (
+            {"supervisor": {"partition": "cpu", "cpus_per_task": 2}},
+            {"partition": "cpu", "cpus_per_task": 2},
+        ),
     ],
 )
 def test_a_supervisor_asks_for_little(changes: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from fake_slurm import FakeSlurm
 
-from isoflop.launching.attempt import log_file, record_failure
-from isoflop.launching.picture import Picture, Where
-from isoflop.launching.reconcile import explain, is_hopeless, reconcile
-from isoflop.launching.slurm import HOPELESS
-from isoflop.launching.submission import Submission
-from isoflop.runs import RunDirectory
+from isoflop.launching.queue.reconcile import explain, is_hopeless, reconcile
+from isoflop.launching.queue.sweep_status import Picture, Where
+from isoflop.launching.records.submissions import Submission
+from isoflop.launching.slurm.client import HOPELESS
+from isoflop.launching.worker.attempt import log_file, record_failure
+from isoflop.runs.run_directory import RunDirectory
 
 TASK = "100_0"
 BEGAN = {"state": "running", "attempt": 1, "job_id": TASK, "node": "n1"}
@@ -46,8 +46,13 @@ class Cluster:
     ) -> Picture:
         if stored:
             self.run.set_state(**stored)
-        for program, line, failing in (("squeue", queue, NO_ANSWER), ("sacct", known, NO_ACCOUNTING)):
-            self.slurm.program(program, failing if line is None else f"printf '%s' '{line and line + chr(10)}'")
+        for program, line, failing in (
+            ("squeue", queue, NO_ANSWER),
+            ("sacct", known, NO_ACCOUNTING),
+        ):
+            self.slurm.program(
+                program, failing if line is None else f"printf '%s' '{line and line + chr(10)}'"
+            )
         made = Submission(
             **{
                 "name": "tiny-1",
@@ -78,7 +83,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         ({"state": "done"}, "", "", 600, "done", False, ""),
         ({"state": "done"}, "100_0|RUNNING|n1|None", "", 600, "done", False, ""),
         ({"state": "done"}, None, "", 600, "done", False, ""),
-        ({"state": "diverged", "reason": "not finite"}, "", "100_0|FAILED|n1|1:0", 600, "diverged", False, "not"),
+        (
+            {"state": "diverged", "reason": "not finite"},
+            "",
+            "100_0|FAILED|n1|1:0",
+            600,
+            "diverged",
+            False,
+            "not",
+        ),
         # In the queue
         (NEW, "100_0|PENDING||Priority", "", 0, "queued", False, "Priority"),
         (NEW, "100_0|PENDING||None", "", 600, "queued", False, ""),
@@ -89,9 +102,33 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (SAVED, "100_0|PENDING||BeginTime", "", 600, "requeued", False, "BeginTime"),
         (BEGAN, "100_0|PENDING||Resources", "", 600, "requeued", False, "Resources"),
         (BEFORE, "100_0|PENDING||Resources", "", 600, "requeued", False, "Resources"),
-        (NEW, "100_0|PENDING||PartitionTimeLimit", "", 600, "queued", False, "PartitionTimeLimit: slurm.time is long"),
-        (NEW, "100_0|PENDING||(InvalidQOS)", "", 600, "queued", False, "InvalidQOS: slurm.qos is not valid"),
-        ({"state": "failed", **NEW, "attempt": 1}, "100_0|RUNNING|n1|None", "", 600, "running", False, ""),
+        (
+            NEW,
+            "100_0|PENDING||PartitionTimeLimit",
+            "",
+            600,
+            "queued",
+            False,
+            "PartitionTimeLimit: slurm.time is long",
+        ),
+        (
+            NEW,
+            "100_0|PENDING||(InvalidQOS)",
+            "",
+            600,
+            "queued",
+            False,
+            "InvalidQOS: slurm.qos is not valid",
+        ),
+        (
+            {"state": "failed", **NEW, "attempt": 1},
+            "100_0|RUNNING|n1|None",
+            "",
+            600,
+            "running",
+            False,
+            "",
+        ),
         # Not there yet, or never
         (NEW, "", None, 1, "queued", False, "not in the queue yet"),
         (NEW, "", "", 1, "queued", False, "not in the queue yet"),
@@ -115,20 +152,92 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
         (BEGAN, "100_0|TIMEOUT|n1|TimeLimit", None, 600, "pending", True, "interrupted (timeout)"),
         (BEGAN, "100_0|PREEMPTED|n1|None", None, 600, "pending", True, "interrupted (preempted)"),
         (BEGAN, "100_0|NODE_FAIL|n1|NodeDown", "", 600, "pending", True, "interrupted (node_fail)"),
-        (BEGAN, "100_0|TIMEOUT|n1|TimeLimit", "100_0|RUNNING|n1|0:0", 600, "pending", True, "interrupted (timeout)"),
+        (
+            BEGAN,
+            "100_0|TIMEOUT|n1|TimeLimit",
+            "100_0|RUNNING|n1|0:0",
+            600,
+            "pending",
+            True,
+            "interrupted (timeout)",
+        ),
         (SAVED, "", None, 600, "pending", True, "interrupted"),
         (SAVED, "", "100_0|COMPLETED|n1|0:0", 600, "pending", True, "interrupted"),
-        ({**SAVED, "reason": "stopped at step 7"}, "", "", 600, "pending", True, "stopped at step 7"),
-        (BEGAN, "", "100_0|CANCELLED by 1001|n1|0:15", 600, "cancelled", True, "its job was cancelled"),
+        (
+            {**SAVED, "reason": "stopped at step 7"},
+            "",
+            "",
+            600,
+            "pending",
+            True,
+            "stopped at step 7",
+        ),
+        (
+            BEGAN,
+            "",
+            "100_0|CANCELLED by 1001|n1|0:15",
+            600,
+            "cancelled",
+            True,
+            "its job was cancelled",
+        ),
         (NEW, "100_0|CANCELLED||None", None, 600, "cancelled", True, "its job was cancelled"),
         # Ended by what may be
-        (BEGAN, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "its job 100_0 died on n2 (failed, exit code 1:0)"),
-        (BEGAN, "", "100_0|OUT_OF_MEMORY|n2|0:125", 600, "failed", True, "died on n2 (out_of_memory, exit code 0:125)"),
-        (BEGAN, "", "100_0|FAILED|n2|0:9", 600, "failed", True, "died on n2 (failed, exit code 0:9): killed"),
-        (BEGAN, "100_0|FAILED|n2|NonZeroExitCode", None, 600, "failed", True, "its job 100_0 died on n2"),
+        (
+            BEGAN,
+            "",
+            "100_0|FAILED|n2|1:0",
+            600,
+            "failed",
+            True,
+            "its job 100_0 died on n2 (failed, exit code 1:0)",
+        ),
+        (
+            BEGAN,
+            "",
+            "100_0|OUT_OF_MEMORY|n2|0:125",
+            600,
+            "failed",
+            True,
+            "died on n2 (out_of_memory, exit code 0:125)",
+        ),
+        (
+            BEGAN,
+            "",
+            "100_0|FAILED|n2|0:9",
+            600,
+            "failed",
+            True,
+            "died on n2 (failed, exit code 0:9): killed",
+        ),
+        (
+            BEGAN,
+            "100_0|FAILED|n2|NonZeroExitCode",
+            None,
+            600,
+            "failed",
+            True,
+            "its job 100_0 died on n2",
+        ),
         (BEGAN, "", None, 600, "failed", True, "its job 100_0 died on n1: killed"),
-        (NEW, "", "100_0|FAILED|n2|1:0", 600, "failed", True, "ended on n2 (failed, exit code 1:0) before the run be"),
-        (NEW, "", "100_0|FAILED|n2|0:53", 600, "failed", True, "began and left no log (do all nodes share the profi"),
+        (
+            NEW,
+            "",
+            "100_0|FAILED|n2|1:0",
+            600,
+            "failed",
+            True,
+            "ended on n2 (failed, exit code 1:0) before the run be",
+        ),
+        (
+            NEW,
+            "",
+            "100_0|FAILED|n2|0:53",
+            600,
+            "failed",
+            True,
+            "began and left no log (do all nodes share the profi",
+        ),
     ],
 )
 def test_where_a_run_is(
@@ -151,7 +260,9 @@ def test_where_a_run_is(
         assert where.reason.endswith(f"; see {log}")
         assert (after["state"], after["failures"], after["reason"]) == ("failed", 1, where.reason)
         assert after["failed_on"] == ["n2" if queue or known else "n1"]
-        assert cluster.where({}, queue, known) == Where("r0", "failed", where.reason, None, where.node, after, True)
+        assert cluster.where({}, queue, known) == Where(
+            "r0", "failed", where.reason, None, where.node, after, True
+        )
         assert cluster.run.state()["failures"] == 1
     else:
         assert after["state"] == stored["state"]
@@ -160,7 +271,9 @@ def test_where_a_run_is(
 
 @pytest.mark.parametrize("stored", [NEW, BEGAN, SAVED, BEFORE, {**BEGAN, "state": "failed"}])
 @pytest.mark.parametrize("age", [1, 600])
-def test_a_queue_that_does_not_answer_proves_nothing(cluster: Cluster, stored: dict[str, Any], age: float) -> None:
+def test_a_queue_that_does_not_answer_proves_nothing(
+    cluster: Cluster, stored: dict[str, Any], age: float
+) -> None:
     picture = cluster.look(stored, None, "100_0|FAILED|n1|1:0", age=age)
     assert not picture.certain
     (note,) = picture.notes
@@ -179,11 +292,15 @@ def test_a_sweep_that_was_never_submitted_needs_no_slurm(cluster: Cluster) -> No
     assert (picture.runs["r0"].state, picture.runs["r0"].again) == ("pending", True)
 
 
-@pytest.mark.parametrize(("retries", "again"), [(0, [False] * 3), (1, [True, False, False]), (2, [True, True, False])])
+@pytest.mark.parametrize(
+    ("retries", "again"), [(0, [False] * 3), (1, [True, False, False]), (2, [True, True, False])]
+)
 def test_a_run_is_tried_again_so_often(cluster: Cluster, retries: int, again: list[bool]) -> None:
     found = []
     for attempt in range(1, 4):
-        where = cluster.where({**BEGAN, "attempt": attempt}, "", "100_0|FAILED|n1|1:0", retries=retries)
+        where = cluster.where(
+            {**BEGAN, "attempt": attempt}, "", "100_0|FAILED|n1|1:0", retries=retries
+        )
         assert (where.state, where.stored["failures"]) == ("failed", attempt)
         found.append(where.again)
     assert found == again
@@ -219,13 +336,17 @@ def test_a_run_that_somebody_begins_to_train_meanwhile_is_no_failure(cluster: Cl
 
 @pytest.mark.parametrize("known", ["100_0|CANCELLED by 0|n1|0:15", "100_0|FAILED|n1|0:9", "", None])
 @pytest.mark.parametrize("stored", [NEW, BEGAN, SAVED])
-def test_a_run_that_isoflop_cancelled_never_failed(cluster: Cluster, stored: dict[str, Any], known: str | None) -> None:
+def test_a_run_that_isoflop_cancelled_never_failed(
+    cluster: Cluster, stored: dict[str, Any], known: str | None
+) -> None:
     where = cluster.where(stored, "", known, submission={"cancelled": ("r0",)})
     assert (where.state, where.reason, where.again) == ("cancelled", "by isoflop cancel", True)
     assert "failures" not in cluster.run.state()
 
 
-@pytest.mark.parametrize("stored", [NEW, {"state": "running", "attempt": 1}, BEFORE, {**BEFORE, "job_id": None}])
+@pytest.mark.parametrize(
+    "stored", [NEW, {"state": "running", "attempt": 1}, BEFORE, {**BEFORE, "job_id": None}]
+)
 @pytest.mark.parametrize("age", [1, 600])
 def test_a_submission_without_an_id_yet_is_nobodys_failure(
     cluster: Cluster, stored: dict[str, Any], age: float
@@ -245,7 +366,10 @@ def test_a_run_alone_is_a_job_and_no_task(cluster: Cluster) -> None:
 def test_the_last_submission_of_a_run_is_what_counts(cluster: Cluster) -> None:
     cluster.run.set_state("pending", attempt=1, job_id="100_0")
     cluster.slurm.program("squeue", "printf '101|PENDING||Priority\\n100_0|FAILED|n1|None\\n'")
-    older, newer = (Submission(f"tiny-{n}", runs, 0, n, f"10{n}") for n, runs in enumerate([("r0", "r1"), ("r0",)]))
+    older, newer = (
+        Submission(f"tiny-{n}", runs, 0, n, f"10{n}")
+        for n, runs in enumerate([("r0", "r1"), ("r0",)])
+    )
     where = reconcile(cluster.run.path.parent, ["r0"], [older, newer], 2).runs["r0"]
     assert (where.state, where.task) == ("requeued", "101")
 
@@ -253,11 +377,14 @@ def test_the_last_submission_of_a_run_is_what_counts(cluster: Cluster) -> None:
 def test_many_runs_take_one_call_of_each_program(cluster: Cluster) -> None:
     cluster.slurm.program("squeue", "echo x >>squeue.calls\nprintf '100_0|PENDING||Priority\\n'")
     cluster.slurm.program(
-        "sacct", "echo \"$@\" >>sacct.calls\nprintf '100_1|TIMEOUT|n1|0:0\\n200_7|COMPLETED|n1|0:0\\n'"
+        "sacct",
+        "echo \"$@\" >>sacct.calls\nprintf '100_1|TIMEOUT|n1|0:0\\n200_7|COMPLETED|n1|0:0\\n'",
     )
     for name in ("squeue", "sacct"):
         script = (cluster.slurm.folder / name).read_text()
-        (cluster.slurm.folder / name).write_text(script.replace("\n", f"\ncd '{cluster.slurm.folder}'\n", 1))
+        (cluster.slurm.folder / name).write_text(
+            script.replace("\n", f"\ncd '{cluster.slurm.folder}'\n", 1)
+        )
     first = Submission("tiny-1", tuple(f"r{n}" for n in range(50)), 0, 0, "100")
     second = Submission("tiny-2", tuple(f"r{n}" for n in range(50, 100)), 0, 0, "200")
     picture = reconcile(cluster.run.path.parent, [f"r{n}" for n in range(100)], [first, second], 2)
@@ -277,7 +404,9 @@ FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
 ENDED = "100_0|FAILED|n1|NonZeroExitCode"
 
 
-@pytest.mark.parametrize("known", [None, "", "100_0|RUNNING|n1|0:0"], ids=["no accounting", "no row", "not ended"])
+@pytest.mark.parametrize(
+    "known", [None, "", "100_0|RUNNING|n1|0:0"], ids=["no accounting", "no row", "not ended"]
+)
 @pytest.mark.parametrize(
     ("code", "state", "reason"),
     [
@@ -320,9 +449,12 @@ def test_a_death_of_which_nobody_knows_more_counts_without_accounting(cluster: C
 
 @pytest.mark.parametrize("state", ["SPECIAL_EXIT", "REQUEUE_HOLD"])
 @pytest.mark.parametrize(
-    ("reason", "says"), [("None", "JobHeldUser: "), ("job requeued in held state", "job requeued in held state")]
+    ("reason", "says"),
+    [("None", "JobHeldUser: "), ("job requeued in held state", "job requeued in held state")],
 )
-def test_a_job_that_was_requeued_to_be_held_waits(cluster: Cluster, state: str, reason: str, says: str) -> None:
+def test_a_job_that_was_requeued_to_be_held_waits(
+    cluster: Cluster, state: str, reason: str, says: str
+) -> None:
     picture = cluster.look(SAVED, f"{TASK}|{state}||{reason}")
     where = picture.runs["r0"]
     assert (where.state, where.task, where.again) == ("requeued", TASK, False)
@@ -331,7 +463,9 @@ def test_a_job_that_was_requeued_to_be_held_waits(cluster: Cluster, state: str, 
     assert picture.held == []
 
 
-@pytest.mark.parametrize(("state", "orphan"), [("RUNNING", True), ("PENDING", True), ("COMPLETING", False)])
+@pytest.mark.parametrize(
+    ("state", "orphan"), [("RUNNING", True), ("PENDING", True), ("COMPLETING", False)]
+)
 def test_a_job_whose_cancellation_broke_off_is_an_orphan_and_not_gone(
     cluster: Cluster, state: str, orphan: bool
 ) -> None:
@@ -364,7 +498,9 @@ def test_what_a_job_waits_for_in_vain_is_explained_with_the_mend(reason: str) ->
     assert explain(f"({reason})") == explain(reason)
 
 
-@pytest.mark.parametrize("reason", ["Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", ""])
+@pytest.mark.parametrize(
+    "reason", ["Priority", "Resources", "BeginTime", "JobArrayTaskLimit", "Dependency", ""]
+)
 def test_what_passes_by_itself_is_left_as_it_is(reason: str) -> None:
     assert not is_hopeless(reason)
     assert explain(reason) == reason
@@ -381,7 +517,9 @@ def test_a_failure_is_kept_with_its_node(cluster: Cluster, node: str) -> None:
 # Jobs that nobody needs
 
 
-def test_a_waiting_job_of_a_run_that_is_over_or_has_a_newer_one_is_an_orphan(cluster: Cluster) -> None:
+def test_a_waiting_job_of_a_run_that_is_over_or_has_a_newer_one_is_an_orphan(
+    cluster: Cluster,
+) -> None:
     assert cluster.look(BEGAN, f"{TASK}|PENDING||Resources").orphans == ()
     cluster.run.set_state("done")
     (cluster.run.path / "DONE").touch()
@@ -410,11 +548,16 @@ def test_a_run_whose_own_job_waits_again_is_requeued_though_its_killed_worker_se
     assert (where.state, where.task, where.again) == (state, TASK, False)
 
 
-def test_a_cancelled_run_is_so_once_its_job_is_gone_though_its_killed_worker_seems_to_hold_it(cluster: Cluster) -> None:
+def test_a_cancelled_run_is_so_once_its_job_is_gone_though_its_killed_worker_seems_to_hold_it(
+    cluster: Cluster,
+) -> None:
     (cluster.run.path / "lease").write_text("another 1 token\n")
     mine = {"cancelled": ("r0",)}
     assert cluster.look(BEGAN, "").runs["r0"].state == "running"
-    assert cluster.look(BEGAN, f"{TASK}|COMPLETING|n1|None", submission=mine).runs["r0"].state == "running"
+    assert (
+        cluster.look(BEGAN, f"{TASK}|COMPLETING|n1|None", submission=mine).runs["r0"].state
+        == "running"
+    )
     where = cluster.look(BEGAN, "", submission=mine).runs["r0"]
     assert (where.state, where.again) == ("cancelled", True)
 
@@ -450,7 +593,9 @@ def test_a_suspended_run_says_so(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("stored", [NEW, BEGAN])
-def test_a_cancelled_run_is_cancelled_though_slurm_is_silent(cluster: Cluster, stored: dict[str, Any]) -> None:
+def test_a_cancelled_run_is_cancelled_though_slurm_is_silent(
+    cluster: Cluster, stored: dict[str, Any]
+) -> None:
     assert cluster.where(stored, None, None, submission={"cancelled": ("r0",)}).state == "cancelled"
 
 
@@ -459,7 +604,10 @@ def test_a_cancelled_run_that_this_machine_trains_runs(cluster: Cluster) -> None
     with cluster.run.lease() as mine:
         assert mine
         cancelled = {"cancelled": ("r0",)}
-        assert cluster.where({**BEGAN, "job_id": "4711"}, "", "", submission=cancelled).state == "running"
+        assert (
+            cluster.where({**BEGAN, "job_id": "4711"}, "", "", submission=cancelled).state
+            == "running"
+        )
         assert cluster.where(BEGAN, "", "", submission=cancelled).state == "cancelled"
 
 
@@ -467,7 +615,9 @@ def test_a_colleague_who_may_not_write_sees_a_death_and_records_none(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: path != cluster.run.path and may(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != cluster.run.path and may(path, mode)
+    )
     where = cluster.where(BEGAN, "", "100_0|FAILED|n1|0:9")
     assert where.state == "failed"
     assert "its job 100_0 died on n1" in where.reason
@@ -481,7 +631,10 @@ def test_jobs_of_whoever_submitted_are_asked_for(cluster: Cluster) -> None:
     made = Submission("tiny-1", ("r0",), 0, 0.0, "100", user=54321)
     picture = reconcile(cluster.run.path.parent, ["r0"], [made], 2)
     assert picture.certain
-    assert set(told.read_text().split("-u ")[1].split()[0].split(",")) == {str(os.geteuid()), "54321"}
+    assert set(told.read_text().split("-u ")[1].split()[0].split(",")) == {
+        str(os.geteuid()),
+        "54321",
+    }
 
 
 def test_of_several_nodes_none_is_to_blame(cluster: Cluster) -> None:

@@ -14,8 +14,8 @@ from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare
 from isoflop.data.shards import MANIFEST
 from isoflop.errors import ConfigError, DataError
-from isoflop.launching.directory import make_directory
-from isoflop.launching.study import prepare_data, train_study
+from isoflop.launching.prepare_data import prepare_data, train_study
+from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan
 
 Change = Callable[[Path, Plan], None]
@@ -25,10 +25,15 @@ def test_a_metric_without_targets_is_refused_before_anything_is_trained(tmp_path
     # The first window of the split begins with BOS, a marker and audio: among its first targets there is no text.
     root, few, many = (
         tmp_path / "runs",
-        *(tiny_plan(tmp_path, "metric.kind=text", f"metric.tokens={tokens}", "seq_len=4") for tokens in (1, 512)),
+        *(
+            tiny_plan(tmp_path, "metric.kind=text", f"metric.tokens={tokens}", "seq_len=4")
+            for tokens in (1, 512)
+        ),
     )
     write_corpus(root, few)
-    with pytest.raises(DataError, match=r"no text tokens among the 4 of split 'heldout' that are measured; raise "):
+    with pytest.raises(
+        DataError, match=r"no text tokens among the 4 of split 'heldout' that are measured; raise "
+    ):
         prepare_data(few.sweep, root)
     prepare_data(many.sweep, root)
 
@@ -48,7 +53,11 @@ def test_runs_of_one_sweep_have_the_same_data(tmp_path: Path) -> None:
         train_study(plan, root)
     says = f"{run.run_id} of this sweep began with {run.state()['data_checksum'][:12]}; restore that data, or give"
     assert says in str(problem.value)
-    assert [run_of(root, plan, number).state()["state"] for number in range(3)] == ["done", "pending", "pending"]
+    assert [run_of(root, plan, number).state()["state"] for number in range(3)] == [
+        "done",
+        "pending",
+        "pending",
+    ]
 
 
 def test_a_folder_with_another_corpus_than_its_name_says_is_refused(tmp_path: Path) -> None:
@@ -56,8 +65,13 @@ def test_a_folder_with_another_corpus_than_its_name_says_is_refused(tmp_path: Pa
     folder = prepare(root, plan.sweep.data)
     manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["data"] == data_identity(plan.sweep.data)
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "data": {**manifest["data"], "seed": 1}}))
-    with pytest.raises(DataError, match=r"made from another data section \(seed differ\); move it away, and prepare"):
+    (folder / MANIFEST).write_text(
+        json.dumps({**manifest, "data": {**manifest["data"], "seed": 1}})
+    )
+    with pytest.raises(
+        DataError,
+        match=r"made from another data section \(seed differ\); move it away, and prepare",
+    ):
         prepare(root, plan.sweep.data)
 
 

@@ -12,14 +12,14 @@ from pandas.testing import assert_frame_equal
 from studies import run_of, tiny_plan, write_sweep
 
 from isoflop.fitting import fit_isoflop, load_fit, write_fit
-from isoflop.launching import simulated
-from isoflop.launching.attempt import attempt
-from isoflop.launching.directory import make_directory
-from isoflop.launching.study import prepare_data
+from isoflop.launching.prepare_data import prepare_data
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker import simulated_trainer as simulated
+from isoflop.launching.worker.attempt import attempt
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import Plan, plan
-from isoflop.results import read_runs, write_runs
-from isoflop.runs import RunDirectory
+from isoflop.runs.collect import read_runs, write_runs
+from isoflop.runs.run_directory import RunDirectory
 
 SODA = "train.trainer={simulated: soda}"
 QUIET = 1e-4
@@ -37,11 +37,11 @@ GRID = (
 APART = """
 import sys
 from pathlib import Path
-from isoflop.launching.attempt import attempt
-from isoflop.launching.directory import make_directory
+from isoflop.launching.worker.attempt import attempt
+from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import plan
-from isoflop.results import read_runs
-from isoflop.runs import RunDirectory
+from isoflop.runs.collect import read_runs
+from isoflop.runs.run_directory import RunDirectory
 
 study = plan(sys.argv[1], ["train.trainer=simulated: soda"])
 directory = make_directory(study, Path(sys.argv[2]))
@@ -60,22 +60,31 @@ def simulate(study: Plan, root: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("law", "widths"),
-    [("chinchilla", [384, 512, 768, 1024, 1536, 2048]), ("soda", [512, 768, 1024, 1408, 2048, 2816])],
+    [
+        ("chinchilla", [384, 512, 768, 1024, 1536, 2048]),
+        ("soda", [512, 768, 1024, 1408, 2048, 2816]),
+    ],
 )
 def test_a_study_gives_its_law_back_and_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, law: str, widths: list[int]
 ) -> None:
     monkeypatch.setattr(simulated, "NOISE", QUIET)
-    directory = simulate(plan("soda", [*GRID, f"widths={widths}", f"train.trainer=simulated: {law}"]), tmp_path)
+    directory = simulate(
+        plan("soda", [*GRID, f"widths={widths}", f"train.trainer=simulated: {law}"]), tmp_path
+    )
     runs = write_runs(directory)
     assert runs["simulated"].tolist() == [True] * 18
     fit = fit_isoflop(directory, bootstrap=0)
     assert fit.lines["params"].slope == pytest.approx(SURFACES[law].a, abs=0.03)
     assert fit.diagnostics[0]["code"] == "simulated"
-    assert "All losses are simulated (train.trainer): drawn from a law" in " ".join(fit.summary().split())
+    assert "All losses are simulated (train.trainer): drawn from a law" in " ".join(
+        fit.summary().split()
+    )
     write_fit(tmp_path, [fit])
     (note,) = load_fit(tmp_path).notes
-    assert note.startswith(f"{tmp_path / 'fit.json'}: All losses are simulated (train.trainer): drawn from a law")
+    assert note.startswith(
+        f"{tmp_path / 'fit.json'}: All losses are simulated (train.trainer): drawn from a law"
+    )
 
 
 def test_a_log_is_that_of_a_run_that_was_trained(tmp_path: Path) -> None:
@@ -85,7 +94,9 @@ def test_a_log_is_that_of_a_run_that_was_trained(tmp_path: Path) -> None:
     log = run.log()
     assert log["step"].is_monotonic_increasing
     np.testing.assert_array_equal(log["tokens"], log["step"] * spec.batch_size * 32)
-    np.testing.assert_allclose(log["train_flops"] / spec.train_flops, log["step"] / spec.steps, rtol=1e-12)
+    np.testing.assert_allclose(
+        log["train_flops"] / spec.train_flops, log["step"] / spec.steps, rtol=1e-12
+    )
     assert set(log["lr"]) == {spec.lr}
     heldout, train = log.query("split == 'heldout'"), log.query("split == 'train'")
     assert heldout["step"].tolist() == [36, 71]
@@ -98,7 +109,9 @@ def test_a_log_is_that_of_a_run_that_was_trained(tmp_path: Path) -> None:
 
 
 def test_a_run_is_drawn_alike_again_and_its_seeds_differ_by_the_noise(tmp_path: Path) -> None:
-    study = tiny_plan(tmp_path, SODA, "widths=[12]", f"seeds={list(range(20))}", "train.log_points=2")
+    study = tiny_plan(
+        tmp_path, SODA, "widths=[12]", f"seeds={list(range(20))}", "train.log_points=2"
+    )
     directory = simulate(study, tmp_path)
     run, other = run_of(tmp_path, study), run_of(tmp_path / "again", study)
     make_directory(study, tmp_path / "again")

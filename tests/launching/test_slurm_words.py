@@ -12,12 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import ClusterError
-from isoflop.launching import slurm
-from isoflop.launching.reconcile import explain, is_hopeless
-from isoflop.launching.slurm import Task, _accounted, _queued, expand, is_submit_limit, key_to_mend, may_pass
+from isoflop.launching.queue.reconcile import explain, is_hopeless
+from isoflop.launching.slurm import client as slurm
+from isoflop.launching.slurm.client import (
+    Task,
+    _accounted,
+    _queued,
+    expand,
+    is_submit_limit,
+    key_to_mend,
+    may_pass,
+)
 
 indices = st.sets(st.integers(0, 10**6), min_size=1, max_size=20).map(sorted)
-words = st.text(st.characters(exclude_characters="|\n\r", exclude_categories=["C", "Z"]), max_size=20)
+words = st.text(
+    st.characters(exclude_characters="|\n\r", exclude_categories=["C", "Z"]), max_size=20
+)
 
 
 @pytest.fixture
@@ -50,7 +60,9 @@ def test_the_tasks_that_an_id_stands_for(job: str, tasks: list[str]) -> None:
 
 
 @given(st.integers(1, 10**9), indices, st.integers(0, 100))
-def test_every_list_of_tasks_is_read_as_it_was_meant(array: int, tasks: list[int], at_once: int) -> None:
+def test_every_list_of_tasks_is_read_as_it_was_meant(
+    array: int, tasks: list[int], at_once: int
+) -> None:
     spans: list[list[int]] = []
     for task in tasks:
         if spans and spans[-1][-1] == task - 1:
@@ -71,7 +83,12 @@ def test_every_list_of_tasks_is_read_as_it_was_meant(array: int, tasks: list[int
         ("12|PENDING||Priority", Task("12", "PENDING", "Priority"), True, True),
         ("12_3|RUNNING|n1|None", Task("12_3", "RUNNING", "", "n1"), True, False),
         ("12_3|COMPLETING|n[1-2]|None", Task("12_3", "COMPLETING", "", "n[1-2]"), True, False),
-        ("12_3|FAILED|n1|NonZeroExitCode", Task("12_3", "FAILED", "NonZeroExitCode", "n1"), False, False),
+        (
+            "12_3|FAILED|n1|NonZeroExitCode",
+            Task("12_3", "FAILED", "NonZeroExitCode", "n1"),
+            False,
+            False,
+        ),
         ("12_3|PREEMPTED|n1|None", Task("12_3", "PREEMPTED", "", "n1"), False, False),
         (
             "12|PENDING||(Nodes required for job are DOWN | DRAINED)",
@@ -110,8 +127,14 @@ def test_a_line_of_accounting(line: str, tasks: list[Task]) -> None:
 
 def test_the_queue_and_accounting_by_id(cluster: FakeSlurm) -> None:
     cluster.program("squeue", "printf '12_0|RUNNING|n1|None\\n12_1|PENDING||JobArrayTaskLimit\\n'")
-    cluster.program("sacct", "printf 'a banner\\n12_0|FAILED|n1|1:0\\n12_[1-2]|CANCELLED by 0|None assigned|0:0\\n'")
-    assert {task: found.state for task, found in slurm.queue().items()} == {"12_0": "RUNNING", "12_1": "PENDING"}
+    cluster.program(
+        "sacct",
+        "printf 'a banner\\n12_0|FAILED|n1|1:0\\n12_[1-2]|CANCELLED by 0|None assigned|0:0\\n'",
+    )
+    assert {task: found.state for task, found in slurm.queue().items()} == {
+        "12_0": "RUNNING",
+        "12_1": "PENDING",
+    }
     known = slurm.accounting(["12"])
     assert {task: found.state for task, found in known.items()} == dict(
         zip(["12_0", "12_1", "12_2"], ["FAILED", "CANCELLED", "CANCELLED"], strict=True)
@@ -137,7 +160,10 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
         ),
         ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
         ("Batch job submission failed: Invalid feature specification", "slurm.constraint"),
-        ("Batch job submission failed: Invalid node name specified", "slurm.nodelist or slurm.exclude"),
+        (
+            "Batch job submission failed: Invalid node name specified",
+            "slurm.nodelist or slurm.exclude",
+        ),
         ("Batch job submission failed: Invalid wckey specification", "slurm.wckey"),
         (
             "Memory specification can not be satisfied Batch job submission failed: Requested node configuration is "
@@ -208,8 +234,14 @@ def test_what_may_pass(refusal: str) -> None:
         ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or what a run asks for"),
     ],
 )
-def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(first: str, fewer_may: bool, key: str | None) -> None:
-    refusal = f"sbatch: error: {first} {LIMIT.rpartition(chr(10))[2]}" if first else LIMIT.rpartition("\n")[2]
+def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(
+    first: str, fewer_may: bool, key: str | None
+) -> None:
+    refusal = (
+        f"sbatch: error: {first} {LIMIT.rpartition(chr(10))[2]}"
+        if first
+        else LIMIT.rpartition("\n")[2]
+    )
     assert (is_submit_limit(refusal), may_pass(refusal)) == (fewer_may, False)
     assert key is None or key_to_mend(refusal) == key
 
@@ -238,13 +270,27 @@ def test_a_program_that_fails_is_one_line(cluster: FakeSlurm, script: str, says:
     assert str(problem.value) == says
 
 
-def test_what_the_user_has_set_changes_no_answer(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = ("SQUEUE_PARTITION", "SQUEUE_USERS", "SACCT_FORMAT", "SCANCEL_STATE", "SCONTROL_ALL", "SBATCH_ACCOUNT")
+def test_what_the_user_has_set_changes_no_answer(
+    cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = (
+        "SQUEUE_PARTITION",
+        "SQUEUE_USERS",
+        "SACCT_FORMAT",
+        "SCANCEL_STATE",
+        "SCONTROL_ALL",
+        "SBATCH_ACCOUNT",
+    )
     for name in (*theirs, "SLURM_CONF", "LOGNAME", "USER"):
         monkeypatch.setenv(name, "nobody")
     for program in ("squeue", "sacct", "scancel", "scontrol"):
         cluster.program(program, 'echo "$0 $*" >&2; /usr/bin/env >&2; exit 1')
-    calls = (slurm.queue, lambda: slurm.accounting(["1"]), lambda: slurm.cancel(["1"]), lambda: slurm.release(["1"]))
+    calls = (
+        slurm.queue,
+        lambda: slurm.accounting(["1"]),
+        lambda: slurm.cancel(["1"]),
+        lambda: slurm.release(["1"]),
+    )
     said = ""
     for call in calls:
         with pytest.raises(ClusterError) as problem:
@@ -255,7 +301,9 @@ def test_what_the_user_has_set_changes_no_answer(cluster: FakeSlurm, monkeypatch
     assert f" -a -t all -u {os.geteuid()} " in said
 
 
-@pytest.mark.parametrize("reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED])
+@pytest.mark.parametrize(
+    "reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED]
+)
 def test_what_waits_for_ever_comes_with_its_mend(reason: str) -> None:
     assert is_hopeless(reason)
     assert explain(reason).startswith(f"{reason}: ")
@@ -263,7 +311,10 @@ def test_what_waits_for_ever_comes_with_its_mend(reason: str) -> None:
 
 def test_a_program_that_is_missing(cluster: FakeSlurm) -> None:
     cluster.remove("squeue")
-    with pytest.raises(ClusterError, match="squeue: not found; is this a login node of the cluster, with SLURM on the"):
+    with pytest.raises(
+        ClusterError,
+        match="squeue: not found; is this a login node of the cluster, with SLURM on the",
+    ):
         slurm.queue()
 
 
@@ -271,7 +322,9 @@ def test_a_program_that_hangs_is_left(cluster: FakeSlurm, monkeypatch: pytest.Mo
     monkeypatch.setattr(slurm, "TIMEOUT_S", 0.2)
     cluster.program("squeue", "/bin/sleep 20")  # with a child that keeps its output open
     before = time.monotonic()
-    with pytest.raises(ClusterError, match=r"squeue: no answer in .* s; the same command may work later"):
+    with pytest.raises(
+        ClusterError, match=r"squeue: no answer in .* s; the same command may work later"
+    ):
         slurm.queue()
     assert time.monotonic() - before < 5
 
@@ -279,7 +332,10 @@ def test_a_program_that_hangs_is_left(cluster: FakeSlurm, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("config", "size"),
     [
-        ("Configuration data as of 2026\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n", 1001),
+        (
+            "Configuration data as of 2026\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n",
+            1001,
+        ),
         ("MaxArraySize=40001\n", 40001),
         ("MaxArraySize            = 0\n", 1),
         ("", 1001),
@@ -312,7 +368,10 @@ def test_the_largest_array_where_nobody_says(cluster: FakeSlurm) -> None:
     ],
 )
 def test_a_job_is_found_by_name(
-    cluster: FakeSlurm, queue: dict[str, list[str]], accounting: dict[str, list[str]] | None, found: str | None
+    cluster: FakeSlurm,
+    queue: dict[str, list[str]],
+    accounting: dict[str, list[str]] | None,
+    found: str | None,
 ) -> None:
     jobs = {"100": {"name": "tiny-1", "hidden": False}, "101": {"name": "tiny-10", "hidden": False}}
     cluster.change(jobs=jobs, queue=queue, accounting=accounting)
@@ -320,11 +379,18 @@ def test_a_job_is_found_by_name(
 
 
 @pytest.mark.parametrize(
-    ("state", "found"), [("PENDING", "100"), ("COMPLETING", "100"), ("COMPLETED", None), ("FAILED", None)]
+    ("state", "found"),
+    [("PENDING", "100"), ("COMPLETING", "100"), ("COMPLETED", None), ("FAILED", None)],
 )
-def test_a_job_that_has_ended_is_not_found_among_the_active(cluster: FakeSlurm, state: str, found: str | None) -> None:
+def test_a_job_that_has_ended_is_not_found_among_the_active(
+    cluster: FakeSlurm, state: str, found: str | None
+) -> None:
     known = {"100": ["RUNNING", "n1", "0:0"]}  # which accounting may say for ever
-    cluster.change(jobs={"100": {"name": "a", "hidden": False}}, queue={"100": [state, "n1", ""]}, accounting=known)
+    cluster.change(
+        jobs={"100": {"name": "a", "hidden": False}},
+        queue={"100": [state, "n1", ""]},
+        accounting=known,
+    )
     assert slurm.named("a", active=True) == found
     cluster.change(queue={})
     assert slurm.named("a", active=True) is None
@@ -338,7 +404,9 @@ def test_a_queue_that_does_not_answer_says_nothing_about_a_name(cluster: FakeSlu
 
 def test_thousands_are_cancelled_in_a_few_calls(cluster: FakeSlurm) -> None:
     slurm.cancel(f"100_{index}" for index in range(1201))
-    cancelled = [task for call in cluster.calls("scancel") for task in call["arguments"] if task != "--quiet"]
+    cancelled = [
+        task for call in cluster.calls("scancel") for task in call["arguments"] if task != "--quiet"
+    ]
     assert cancelled == [f"100_{index}" for index in range(1201)]
     assert len(cluster.calls("scancel")) == 3
     slurm.cancel([])

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.launching import snapshot
-from isoflop.launching.snapshot import commit_of, kept_code_differs, study_code
+from isoflop.launching.records import code_snapshot as snapshot
+from isoflop.launching.records.code_snapshot import commit_of, kept_code_differs, study_code
 
 AT_ONCE = """
 import sys
 from pathlib import Path
-from isoflop.launching import snapshot
+from isoflop.launching.records import code_snapshot as snapshot
 
 rename = snapshot.os.rename
 
@@ -37,7 +37,11 @@ print(*snapshot.study_code(Path(sys.argv[2])))
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package in the place of isoflop, with what a checkout has beside its code."""
     package = tmp_path / "tree" / "isoflop"
-    for name, text in (("__init__.py", ""), ("answer.py", "print(1)\n"), ("shipped/soda.yaml", "a: 1\n")):
+    for name, text in (
+        ("__init__.py", ""),
+        ("answer.py", "print(1)\n"),
+        ("shipped/soda.yaml", "a: 1\n"),
+    ):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text(text)
     (package / "__pycache__").mkdir()
@@ -61,7 +65,11 @@ def says(code: Path) -> str:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_a_study_keeps_the_code_of_its_first_submission(package: Path, tmp_path: Path) -> None:
@@ -80,7 +88,9 @@ def test_a_study_keeps_the_code_of_its_first_submission(package: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["answer.py", "more/new.py"], ids=["a module that was changed", "a module that was added"]
+    "name",
+    ["answer.py", "more/new.py"],
+    ids=["a module that was changed", "a module that was added"],
 )
 def test_any_change_of_the_code_is_seen(package: Path, tmp_path: Path, name: str) -> None:
     code, _ = study_code(tmp_path)
@@ -98,7 +108,9 @@ def checkout(package: Path, message: str) -> str:
     return found.stdout[:7]
 
 
-def test_other_code_than_the_study_s_is_said_with_both_commits(package: Path, tmp_path: Path) -> None:
+def test_other_code_than_the_study_s_is_said_with_both_commits(
+    package: Path, tmp_path: Path
+) -> None:
     assert kept_code_differs(tmp_path) is None
     first = checkout(package, "first")
     study_code(tmp_path)
@@ -126,7 +138,9 @@ def digest() -> str:
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_module_that_is_not_in_git_is_a_change_too(package: Path, tmp_path: Path, ignored: bool) -> None:
+def test_a_module_that_is_not_in_git_is_a_change_too(
+    package: Path, tmp_path: Path, ignored: bool
+) -> None:
     (package / ".gitignore").write_text("mine.py\n" if ignored else "")
     commit = checkout(package, "first")
     study_code(tmp_path)
@@ -135,7 +149,9 @@ def test_a_module_that_is_not_in_git_is_a_change_too(package: Path, tmp_path: Pa
     assert "-dirty" not in (commit_of() or "")
     (package / "mine.py").touch()
     assert re.fullmatch(rf"{commit}[0-9a-f]{{33}}-dirty", commit_of() or "")
-    assert f"commit {commit}, not commit {commit} with changes ({digest()}) that" in (kept_code_differs(tmp_path) or "")
+    assert f"commit {commit}, not commit {commit} with changes ({digest()}) that" in (
+        kept_code_differs(tmp_path) or ""
+    )
     code, _ = study_code(tmp_path, renew=True)
     assert (code / "changes.diff").read_text().splitlines()[1:] == ["not in git: isoflop/mine.py"]
 
@@ -179,7 +195,11 @@ def test_a_link_that_leads_nowhere_is_no_code(package: Path, tmp_path: Path, nam
     assert content(code).keys() >= {"isoflop/answer.py", "isoflop/also.yaml"}
     assert f"isoflop/{name}" not in content(code)
     assert not (code / "isoflop" / name).is_symlink()
-    assert (digest(), (commit_of() or "")[:7], "-dirty" in (commit_of() or "")) == (before, commit, False)
+    assert (digest(), (commit_of() or "")[:7], "-dirty" in (commit_of() or "")) == (
+        before,
+        commit,
+        False,
+    )
 
 
 def test_it_is_renewed_when_asked_and_then_kept(package: Path, tmp_path: Path) -> None:
@@ -210,7 +230,10 @@ def test_a_copy_that_was_killed_before_it_had_its_name_does_not_count(
 
 def test_two_at_once_make_one_copy(package: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", AT_ONCE, str(package), str(tmp_path / "study")]
-    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     first = [process.stdout.readline() for process in both if process.stdout]
     said = {process.communicate("go\n")[0] for process in both}
     assert first == ["copied\n"] * 2
@@ -229,5 +252,8 @@ def test_on_a_full_disk_there_is_no_copy_and_one_line(
     monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(OSError, match="No space left on device") as problem:
         study_code(tmp_path / "sweep")
-    assert (problem.value.errno, problem.value.filename) == (errno.ENOSPC, str(tmp_path / "sweep" / "code"))
+    assert (problem.value.errno, problem.value.filename) == (
+        errno.ENOSPC,
+        str(tmp_path / "sweep" / "code"),
+    )
     assert not list((tmp_path / "sweep").glob("code/.*"))

@@ -11,10 +11,18 @@ import pytest
 from fake_study import BUSY, Study, make_study
 
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import steering
-from isoflop.launching.attempt import record_failure
-from isoflop.launching.steering import cancel, choose, follow_log, look, newest_log, retry, waits_in_vain
-from isoflop.launching.submission import Submission, read_submissions, submissions_folder
+from isoflop.launching import control as steering
+from isoflop.launching.control import (
+    cancel,
+    choose,
+    follow_log,
+    look,
+    newest_log,
+    retry,
+    waits_in_vain,
+)
+from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
+from isoflop.launching.worker.attempt import record_failure
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def test_runs_are_chosen_by_the_beginning_of_their_names(study: Study) -> None:
         ("w8", "w8: fits no run"),
     ],
 )
-def test_a_beginning_that_fits_no_run_or_several_is_refused(study: Study, prefix: str, says: str) -> None:
+def test_a_beginning_that_fits_no_run_or_several_is_refused(
+    study: Study, prefix: str, says: str
+) -> None:
     study.prepare()
     with pytest.raises(RunError, match=says) as problem:
         choose(study.directory, [study.ids[0], prefix])
@@ -52,13 +62,17 @@ def test_a_beginning_that_fits_no_run_or_several_is_refused(study: Study, prefix
 
 
 def test_a_directory_of_no_sweep_is_refused(study: Study) -> None:
-    with pytest.raises(RunError, match=r"no sweep's directory \(it has no plan.parquet\); name the one that submit"):
+    with pytest.raises(
+        RunError, match=r"no sweep's directory \(it has no plan.parquet\); name the one that submit"
+    ):
         choose(study.folder, [])
 
 
 def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study: Study) -> None:
     study.queued()
-    study.slurm.answer("scancel", "scancel: error: Kill job error: Unable to contact slurm controller")
+    study.slurm.answer(
+        "scancel", "scancel: error: Kill job error: Unable to contact slurm controller"
+    )
     with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
         cancel(study.directory, [study.ids[1]])
     (made,) = read_submissions(study.directory)
@@ -132,12 +146,20 @@ def test_a_study_that_runs_on_this_machine_has_no_job_to_cancel(study: Study) ->
     with study.run(0).lease() as mine:
         assert mine
         for names in ([], [study.ids[0]]):
-            with pytest.raises(RunError, match="tiny: was never submitted; stop `isoflop run` with Ctrl-C"):
+            with pytest.raises(
+                RunError, match="tiny: was never submitted; stop `isoflop run` with Ctrl-C"
+            ):
                 cancel(study.directory, names)
         assert look(study.directory).runs[study.ids[0]].task is None
-        Submission("tiny-0", (study.ids[1],), 0, time.time(), "90").write(submissions_folder(study.directory))
-        study.slurm.change(queue={"90": ["RUNNING", "n1", "None"], "4711": ["RUNNING", "n1", "None"]})
-        with pytest.raises(RunError, match=f"{study.ids[0]}: was never submitted, so there is nothing to cancel"):
+        Submission("tiny-0", (study.ids[1],), 0, time.time(), "90").write(
+            submissions_folder(study.directory)
+        )
+        study.slurm.change(
+            queue={"90": ["RUNNING", "n1", "None"], "4711": ["RUNNING", "n1", "None"]}
+        )
+        with pytest.raises(
+            RunError, match=f"{study.ids[0]}: was never submitted, so there is nothing to cancel"
+        ):
             cancel(study.directory, [study.ids[0]])
         assert cancel(study.directory, []) == [study.ids[1]]
     assert cancelled(study) == ["90"]
@@ -147,11 +169,15 @@ def test_a_cancellation_that_broke_off_goes_on_at_the_next_submission(study: Stu
     study.queued()
     first, second, _ = study.ids
     study.slurm.change(queue={**study.slurm.read()["queue"], "100_0": ["RUNNING", "n1", "None"]})
-    study.slurm.answer("scancel", "scancel: error: Kill job error: Unable to contact slurm controller")
+    study.slurm.answer(
+        "scancel", "scancel: error: Kill job error: Unable to contact slurm controller"
+    )
     with pytest.raises(ClusterError):
         cancel(study.directory, [first, second])
     picture = look(study.directory)
-    assert [(picture.runs[run_id].state, picture.runs[run_id].reason) for run_id in (first, second)] == [
+    assert [
+        (picture.runs[run_id].state, picture.runs[run_id].reason) for run_id in (first, second)
+    ] == [
         ("running", "being cancelled; if that lasts, `isoflop cancel` again"),
         ("queued", "being cancelled; if that lasts, `isoflop cancel` again"),
     ]
@@ -180,7 +206,9 @@ def test_a_run_that_the_sweep_has_no_more_is_seen_and_can_be_cancelled(study: St
     assert picture.notes == (note,)
     assert choose(study.directory, ["1e8-w99"]) == choose(study.directory, ["0123"]) == [run_id]
     assert choose(study.directory, []) == study.ids
-    with pytest.raises(RunError, match=f"{run_id}: the sweep has it no more, so there is nothing to retry"):
+    with pytest.raises(
+        RunError, match=f"{run_id}: the sweep has it no more, so there is nothing to retry"
+    ):
         retry(study.directory, [run_id])
     assert cancel(study.directory, ["1e8-w99"]) == [run_id]
     assert cancelled(study) == ["90"]
@@ -203,7 +231,9 @@ def test_the_log_of_a_run_that_the_sweep_has_no_more(study: Study) -> None:
     (other / "state.json").write_text('{"state": "done", "attempt": 1}')
     (other / "attempts" / "1" / "log.txt").write_text("one\n")
     (run_id,) = choose(study.directory, ["1e8-w99"])
-    assert list(follow_log(study.directory, run_id)) == [(other / "attempts" / "1" / "log.txt", "one\n")]
+    assert list(follow_log(study.directory, run_id)) == [
+        (other / "attempts" / "1" / "log.txt", "one\n")
+    ]
 
 
 def test_nothing_is_cancelled_while_the_queue_does_not_answer(study: Study) -> None:
@@ -249,18 +279,24 @@ def test_nothing_is_made_ready_while_the_queue_does_not_answer(study: Study) -> 
     study.queued()
     study.run(0).set_state("failed", "no luck", failures=9)
     study.slurm.answer("squeue", BUSY)
-    with pytest.raises(ClusterError, match="Unable to contact slurm controller; nothing was queued, try again"):
+    with pytest.raises(
+        ClusterError, match="Unable to contact slurm controller; nothing was queued, try again"
+    ):
         retry(study.directory, [])
     assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("failed", 9)
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_what_a_retry_made_ready_and_could_not_queue_the_next_one_does(study: Study, named: bool) -> None:
+def test_what_a_retry_made_ready_and_could_not_queue_the_next_one_does(
+    study: Study, named: bool
+) -> None:
     study.queued()
     study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
     names = study.ids[:1] if named else []
     ready = retry(study.directory, names)
-    study.slurm.answer("sbatch", "sbatch: error: Batch job submission failed: Access/permission denied", 20)
+    study.slurm.answer(
+        "sbatch", "sbatch: error: Batch job submission failed: Access/permission denied", 20
+    )
     with pytest.raises(ConfigError, match="sbatch refuses it"):
         study.submit(runs=ready)
     study.slurm.change(answers={})
@@ -284,10 +320,14 @@ def test_only_what_failed_or_was_cancelled_can_be_retried(study: Study, state: s
 
 def test_the_newest_log_of_a_run(study: Study) -> None:
     study.queued()
-    with pytest.raises(RunError, match=f"{study.ids[0]}: has written nothing yet; see `isoflop status "):
+    with pytest.raises(
+        RunError, match=f"{study.ids[0]}: has written nothing yet; see `isoflop status "
+    ):
         newest_log(study.directory, study.ids[0])
     (made,) = read_submissions(study.directory)
-    errors = submissions_folder(study.directory) / made.name / f"{made.task(study.ids[0])}_0_log.err"
+    errors = (
+        submissions_folder(study.directory) / made.name / f"{made.task(study.ids[0])}_0_log.err"
+    )
     errors.parent.mkdir()
     errors.touch()
     assert newest_log(study.directory, study.ids[0]) == errors
@@ -298,7 +338,9 @@ def test_the_newest_log_of_a_run(study: Study) -> None:
     assert newest_log(study.directory, study.ids[0]) == log
 
 
-def test_a_log_is_followed_through_attempts_to_the_end(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_followed_through_attempts_to_the_end(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study.queued()
     run = study.run(0)
 
@@ -324,7 +366,10 @@ def test_a_log_is_followed_through_attempts_to_the_end(study: Study, monkeypatch
     monkeypatch.setattr(steering.time, "sleep", lambda _: events.pop(0)())
     pieces = list(follow_log(study.directory, study.ids[0]))
     assert events == []
-    written = {attempt: "".join(text for log, text in pieces if log.parent.name == attempt) for attempt in "12"}
+    written = {
+        attempt: "".join(text for log, text in pieces if log.parent.name == attempt)
+        for attempt in "12"
+    }
     assert written == {"1": "one \u00fc\nlast\n", "2": "two\nend\n"}
 
 
@@ -365,19 +410,29 @@ def test_a_log_is_followed_no_longer_than_somebody_may_write_it(
     ("reasons", "expected"),
     [
         (["Priority", "Resources", "Dependency"], {}),
-        (["PartitionTimeLimit"] * 3, {"PartitionTimeLimit: slurm.time is longer than the partition allows": 3}),
-        (["Priority", "JobHeldUser", "None"], {"JobHeldUser: held by its user; release it with `scontrol release`": 1}),
+        (
+            ["PartitionTimeLimit"] * 3,
+            {"PartitionTimeLimit: slurm.time is longer than the partition allows": 3},
+        ),
+        (
+            ["Priority", "JobHeldUser", "None"],
+            {"JobHeldUser: held by its user; release it with `scontrol release`": 1},
+        ),
     ],
 )
 def test_what_was_queued_and_can_never_run_is_known_at_once(
     study: Study, reasons: list[str], expected: dict[str, int]
 ) -> None:
     study.queued()
-    study.slurm.change(queue={f"100_{index}": ["PENDING", "", reason] for index, reason in enumerate(reasons)})
+    study.slurm.change(
+        queue={f"100_{index}": ["PENDING", "", reason] for index, reason in enumerate(reasons)}
+    )
     assert waits_in_vain(study.directory, 0.0) == expected
 
 
-def test_slurm_is_given_a_moment_to_look_at_what_was_queued(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_given_a_moment_to_look_at_what_was_queued(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study.queued()
     study.slurm.change(queue={f"100_{index}": ["PENDING", "", "None"] for index in range(3)})
     later = {f"100_{index}": ["PENDING", "", "PartitionConfig"] for index in range(3)}

@@ -21,21 +21,23 @@ from fake_study import BUSY, SIMULATED, TIMED_OUT, Study, make_study
 from studies import small_disk, tiny_plan
 
 from isoflop.cli import main
-from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
+from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
-from isoflop.launching import queueing, slurm, submitting
-from isoflop.launching.approved import approve
-from isoflop.launching.arrays import Array
-from isoflop.launching.attempt import record_failure
-from isoflop.launching.kept import keep_profile, kept_profile
-from isoflop.launching.nodes import bad_nodes, with_excluded
-from isoflop.launching.picture import Picture, Where
-from isoflop.launching.queueing import SubmitLimitError, heal, sbatch_script
-from isoflop.launching.steering import cancel, look, retry
-from isoflop.launching.submission import Submission, read_submissions, submissions_folder
-from isoflop.launching.submitting import intend
-from isoflop.runs import RunDirectory, State
+from isoflop.launching import submit as submitting
+from isoflop.launching.control import cancel, look, retry
+from isoflop.launching.queue import submit_array as queueing
+from isoflop.launching.queue.arrays import Array
+from isoflop.launching.queue.excluded_nodes import bad_nodes, with_excluded
+from isoflop.launching.queue.submit_array import SubmitLimitError, heal, sbatch_script
+from isoflop.launching.queue.sweep_status import Picture, Where
+from isoflop.launching.records.approvals import approve
+from isoflop.launching.records.study_files import keep_profile, kept_profile
+from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
+from isoflop.launching.slurm import client as slurm
+from isoflop.launching.submit import intend
+from isoflop.launching.worker.attempt import record_failure
+from isoflop.runs.run_directory import RunDirectory, State
 
 NO_NODE = "Batch job submission failed: Requested node configuration is not available"
 
@@ -55,7 +57,12 @@ def test_a_study_is_one_array_with_a_task_a_run(study: Study) -> None:
     assert done.counts() == {"new": 3}
     (made,) = read_submissions(study.directory)
     assert told == [made]
-    assert (made.job_id, sorted(made.runs), made.gpus, made.cancelled) == ("100", sorted(study.ids), 0, ())
+    assert (made.job_id, sorted(made.runs), made.gpus, made.cancelled) == (
+        "100",
+        sorted(study.ids),
+        0,
+        (),
+    )
     assert [made.task(run_id) for run_id in made.runs] == ["100_0", "100_1", "100_2"]
     assert list(study.slurm.read()["queue"]) == ["100_0", "100_1", "100_2"]
     assert study.slurm.read()["jobs"]["100"]["name"] == made.name
@@ -67,10 +74,14 @@ def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
     again = study.submit()
     assert (again.queued, again.counts()) == ((), {"queued": 3})
     assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
-    assert not list(study.directory.glob("*-*/lease"))  # thousands of leases would take longer than all else
+    assert not list(
+        study.directory.glob("*-*/lease")
+    )  # thousands of leases would take longer than all else
 
 
-def test_where_nothing_is_queued_no_run_is_made_or_read_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_is_queued_no_run_is_made_or_read_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study.queued()
 
     def refuse(*arguments: object) -> None:
@@ -106,7 +117,9 @@ def test_a_run_that_was_edited_by_hand_is_one_line_and_nothing_is_queued(study: 
     study.prepare()
     config = study.run(1).path / "config.yaml"
     config.write_text(config.read_text().replace("  lr: ", "  lr: 1"))
-    with pytest.raises(RunError, match=rf"^{config}: its run and identity is not the plan's; it was edited"):
+    with pytest.raises(
+        RunError, match=rf"^{config}: its run and identity is not the plan's; it was edited"
+    ):
         study.submit()
     assert study.slurm.calls("sbatch") == []
     assert study.records() == []
@@ -118,7 +131,9 @@ def test_a_folder_that_can_only_be_read_is_one_line(
     monkeypatch.setenv("PATH", f"{study.slurm.folder}:/usr/bin:/bin:/usr/sbin:/sbin")
     with small_disk(study.folder, "1m") as disk:
         subprocess.run(["/bin/mount", "-o", "remount,ro", str(disk)], check=True)
-        (study.folder / "ro.yaml").write_text(to_yaml(dataclasses.replace(study.profile, root=str(disk))))
+        (study.folder / "ro.yaml").write_text(
+            to_yaml(dataclasses.replace(study.profile, root=str(disk)))
+        )
         with pytest.raises(SystemExit) as stop:
             main(["submit", str(study.folder / "tiny.yaml"), SIMULATED, "--cluster", str(study.folder / "ro.yaml"),
                   "--yes"])  # fmt: skip
@@ -136,9 +151,16 @@ def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
 
 @pytest.mark.parametrize(
     ("only", "widths"),
-    [(None, {8, 12, 16}), ("width <= 12", {8, 12}), ("width == 8 and budget < 1e9", {8}), ("seed == 0", {8, 12, 16})],
+    [
+        (None, {8, 12, 16}),
+        ("width <= 12", {8, 12}),
+        ("width == 8 and budget < 1e9", {8}),
+        ("seed == 0", {8, 12, 16}),
+    ],
 )
-def test_only_what_a_query_chooses_is_queued(study: Study, only: str | None, widths: set[int]) -> None:
+def test_only_what_a_query_chooses_is_queued(
+    study: Study, only: str | None, widths: set[int]
+) -> None:
     queued = intend(study.plan, study.profile, only).queued
     assert {run.width for run in study.plan.runs if run.run_id in queued} == widths
 
@@ -198,10 +220,15 @@ def test_a_run_that_failed_once_more_before_the_call_was_through_has_failed(
 
 def concurrent(jobs: dict[str, dict[str, Any]], weight: dict[str, int]) -> int:
     """The most that arrays which don't wait for one another may come to at the same time."""
-    waits = {job: set(found["options"].get("dependency", "").split(":")[1:]) for job, found in jobs.items()}
+    waits = {
+        job: set(found["options"].get("dependency", "").split(":")[1:])
+        for job, found in jobs.items()
+    }
     for _ in waits:
         waits = {job: seen.union(*(waits[other] for other in seen)) for job, seen in waits.items()}
-    sets = [chosen for size in range(1, len(jobs) + 1) for chosen in itertools.combinations(jobs, size)]
+    sets = [
+        chosen for size in range(1, len(jobs) + 1) for chosen in itertools.combinations(jobs, size)
+    ]
     free = [chosen for chosen in sets if not any(a in waits[b] for a in chosen for b in chosen)]
     return max(sum(weight[job] for job in chosen) for chosen in free)
 
@@ -226,7 +253,9 @@ def test_arrays_together_keep_to_the_limits(
     study.plan = dataclasses.replace(
         study.plan,
         runs=tuple(
-            dataclasses.replace(run, gpus=count or None, nodes=1 if count else None, est_hours=hours[count])
+            dataclasses.replace(
+                run, gpus=count or None, nodes=1 if count else None, est_hours=hours[count]
+            )
             for run, count in zip(study.plan.runs, gpus, strict=True)
         ),
     )
@@ -235,7 +264,10 @@ def test_arrays_together_keep_to_the_limits(
     study.submit()
     jobs = study.slurm.read()["jobs"]
     arrays = {made.job_id: made for made in read_submissions(study.directory)}
-    at_once = {job: int(found["options"].get("array", "%1").partition("%")[2]) for job, found in jobs.items()}
+    at_once = {
+        job: int(found["options"].get("array", "%1").partition("%")[2])
+        for job, found in jobs.items()
+    }
     assert concurrent(jobs, at_once) <= limits.get("max_jobs", 99)
     weight = {job: at_once[job] * arrays[job].gpus for job in jobs}
     assert concurrent(jobs, weight) <= limits.get("max_gpus", 999)
@@ -268,7 +300,9 @@ def test_an_array_that_was_queued_though_sbatch_failed_is_found_by_its_name(
     assert study.has_pickles()
 
 
-def test_while_nobody_knows_whether_an_array_was_queued_it_is_not_queued_again_but_found_later(study: Study) -> None:
+def test_while_nobody_knows_whether_an_array_was_queued_it_is_not_queued_again_but_found_later(
+    study: Study,
+) -> None:
     study.slurm.answer("squeue", BUSY, times=99)
     study.slurm.answer("sbatch", TIMED_OUT, queues="now")
     with pytest.raises(ClusterError):
@@ -284,7 +318,9 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
     study.slurm.answer("sbatch", TIMED_OUT, times=99)
     with pytest.raises(ClusterError) as problem:
         study.submit_runs()
-    assert str(problem.value).startswith("sbatch: Batch job submission failed: Socket timed out on send/recv operation")
+    assert str(problem.value).startswith(
+        "sbatch: Batch job submission failed: Socket timed out on send/recv operation"
+    )
     assert len(study.slurm.calls("sbatch")) == 4
     study.slurm.change(answers={})
     assert set(study.submit().queued) == set(study.ids)
@@ -294,7 +330,10 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
 @pytest.mark.parametrize(
     ("refusal", "says"),
     [
-        ("Batch job submission failed: Invalid partition name specified", "slurm.partition: sbatch refuses it: Batch"),
+        (
+            "Batch job submission failed: Invalid partition name specified",
+            "slurm.partition: sbatch refuses it: Batch",
+        ),
         (
             "Batch job submission failed: Invalid account or account/partition combination specified",
             "slurm.account: ",
@@ -305,7 +344,10 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
             "configuration is not available",
             "slurm.mem or node.memory_gb: ",
         ),
-        ("Batch job submission failed: Requested node configuration is not available", "gpu.per_node, node or "),
+        (
+            "Batch job submission failed: Requested node configuration is not available",
+            "gpu.per_node, node or ",
+        ),
         ("Batch job submission failed: Invalid feature specification", "slurm.constraint: "),
         (
             "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
@@ -314,7 +356,9 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
         ("Batch job submission failed: Access/permission denied", "sbatch refuses it: "),
     ],
 )
-def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(study: Study, refusal: str, says: str) -> None:
+def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(
+    study: Study, refusal: str, says: str
+) -> None:
     study.slurm.answer("sbatch", f"sbatch: error: {refusal}")
     with pytest.raises(ConfigError) as problem:
         study.submit_runs()
@@ -328,8 +372,16 @@ def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(study: Study, ref
 @pytest.mark.parametrize(
     ("options", "refusal", "says"),
     [
-        ({"mem": "9000G"}, f"Memory specification can not be satisfied\nsbatch: error: {NO_NODE}", "slurm.mem or node"),
-        ({"gres": "gpu:a100:1"}, NO_NODE, "slurm.gres, node or slurm.constraint: sbatch refuses it: Batch job"),
+        (
+            {"mem": "9000G"},
+            f"Memory specification can not be satisfied\nsbatch: error: {NO_NODE}",
+            "slurm.mem or node",
+        ),
+        (
+            {"gres": "gpu:a100:1"},
+            NO_NODE,
+            "slurm.gres, node or slurm.constraint: sbatch refuses it: Batch job",
+        ),
         ({"gpus-per-node": 64}, NO_NODE, "slurm.gpus_per_node, node or slurm.constraint: "),
         ({}, NO_NODE, "gpu.per_node, node or slurm.constraint: "),
     ],
@@ -348,14 +400,17 @@ def test_the_record_that_slurm_keeps_of_a_refused_job_is_no_job(
 
 def test_a_refusal_after_an_answer_that_was_lost_finds_what_was_queued(study: Study) -> None:
     study.slurm.answer("sbatch", TIMED_OUT, queues="later")
-    study.slurm.answer("sbatch", "sbatch: error: Batch job submission failed: Access/permission denied")
+    study.slurm.answer(
+        "sbatch", "sbatch: error: Batch job submission failed: Access/permission denied"
+    )
     study.slurm.answer("squeue", BUSY)
     study.slurm.change(born=["COMPLETED", "n1", ""])
     assert study.submit_runs().job_id == "100"
 
 
 @pytest.mark.parametrize(
-    ("code", "out", "says"), [(3, "", r"it said nothing \(exit code 3\)"), (1, "no quota", "no quota")]
+    ("code", "out", "says"),
+    [(3, "", r"it said nothing \(exit code 3\)"), (1, "no quota", "no quota")],
 )
 def test_an_sbatch_that_fails_without_words(study: Study, code: int, out: str, says: str) -> None:
     study.slurm.program("sbatch", f"echo '{out}'; exit {code}")
@@ -364,7 +419,9 @@ def test_an_sbatch_that_fails_without_words(study: Study, code: int, out: str, s
 
 
 @pytest.mark.parametrize(("limit", "queued", "calls"), [(5, 3, 1), (2, 1, 2), (1, 1, 2)])
-def test_of_more_runs_than_may_be_submitted_the_first_are(study: Study, limit: int, queued: int, calls: int) -> None:
+def test_of_more_runs_than_may_be_submitted_the_first_are(
+    study: Study, limit: int, queued: int, calls: int
+) -> None:
     study.slurm.change(limit=limit)
     made = study.submit_runs()
     assert made.runs == tuple(study.ids[:queued])
@@ -381,7 +438,8 @@ def test_where_not_one_more_run_may_be_submitted_it_is_said_at_once(
     monkeypatch.setattr(queueing, "PAUSES_S", (60.0,))
     study.slurm.change(limit=0)
     with pytest.raises(
-        SubmitLimitError, match="limit lets no more in: submit again when some have ended, or use --sup"
+        SubmitLimitError,
+        match="limit lets no more in: submit again when some have ended, or use --sup",
     ):
         study.submit_runs()
     assert len(study.slurm.calls("sbatch")) == 2
@@ -389,23 +447,37 @@ def test_where_not_one_more_run_may_be_submitted_it_is_said_at_once(
 
 
 @pytest.mark.parametrize(
-    ("options", "time"), [({}, None), ({"time": "2:00:00"}, "2:00:00"), ({"time": "UNLIMITED"}, "UNLIMITED")]
+    ("options", "time"),
+    [({}, None), ({"time": "2:00:00"}, "2:00:00"), ({"time": "UNLIMITED"}, "UNLIMITED")],
 )
-def test_a_time_is_sent_where_the_profile_has_one(study: Study, options: dict[str, Any], time: str | None) -> None:
+def test_a_time_is_sent_where_the_profile_has_one(
+    study: Study, options: dict[str, Any], time: str | None
+) -> None:
     study.profile = dataclasses.replace(study.profile, slurm=options)
     made = study.submit_runs()
     sent = study.slurm.read()["jobs"]["100"]["options"]
     assert sent.get("time") == time
-    script = sbatch_script(Array(study.plan.runs, 0, 1, 3), study.profile, study.directory, study.folder / "code")
-    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")]
+    script = sbatch_script(
+        Array(study.plan.runs, 0, 1, 3), study.profile, study.directory, study.folder / "code"
+    )
+    lines = [
+        line.removeprefix("#SBATCH --")
+        for line in script.splitlines()
+        if line.startswith("#SBATCH")
+    ]
     assert {line.partition("=")[0] for line in lines} == sent.keys()
     for file in (submissions_folder(study.directory) / made.name).glob("*_submitted.pkl"):
         assert pickle.loads(file.read_bytes())._timeout_min == (120 if ":" in str(time) else 1440)
 
 
 def test_an_unknown_option_is_named(study: Study) -> None:
-    study.slurm.answer("sbatch", "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information")
-    with pytest.raises(ConfigError, match=r"^slurm.*: sbatch refuses it: .*unrecognized option '--foo=1'"):
+    study.slurm.answer(
+        "sbatch",
+        "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information",
+    )
+    with pytest.raises(
+        ConfigError, match=r"^slurm.*: sbatch refuses it: .*unrecognized option '--foo=1'"
+    ):
         study.submit_runs()
     assert study.records() == []
 
@@ -413,21 +485,30 @@ def test_an_unknown_option_is_named(study: Study) -> None:
 @pytest.mark.parametrize("program", ["squeue", "sbatch", "srun"])
 def test_without_slurm_nothing_is_queued_and_one_line_says_why(study: Study, program: str) -> None:
     study.slurm.remove(program)
-    with pytest.raises(ClusterError, match=f"{program}: not found; is this a login node of the cluster"):
+    with pytest.raises(
+        ClusterError, match=f"{program}: not found; is this a login node of the cluster"
+    ):
         study.submit()
     assert study.records() == []
 
 
 def test_a_queue_that_does_not_answer_is_found_before_anything_is_made(study: Study) -> None:
     study.slurm.answer("squeue", BUSY)
-    with pytest.raises(ClusterError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"):
+    with pytest.raises(
+        ClusterError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    ):
         study.submit()
     assert not list(study.directory.glob("*/config.yaml"))
     assert study.slurm.calls("sbatch") == []
 
 
 def test_sbatch_hears_nothing_but_the_script(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = {"SBATCH_ACCOUNT": "theirs", "SBATCH_TIMELIMIT": "1", "SLURM_CONF": "/etc/s.conf", "SLURM_CLUSTERS": "a"}
+    theirs = {
+        "SBATCH_ACCOUNT": "theirs",
+        "SBATCH_TIMELIMIT": "1",
+        "SLURM_CONF": "/etc/s.conf",
+        "SLURM_CLUSTERS": "a",
+    }
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
     study.submit_runs()
@@ -436,8 +517,15 @@ def test_sbatch_hears_nothing_but_the_script(study: Study, monkeypatch: pytest.M
     assert theirs.items() <= os.environ.items()
 
 
-def test_sbatch_does_not_hear_of_the_job_that_submits(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "theirs", "SLURM_CONF": "/etc/s.conf"}
+def test_sbatch_does_not_hear_of_the_job_that_submits(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_MEM_PER_NODE": "1",
+        "SBATCH_PARTITION": "theirs",
+        "SLURM_CONF": "/etc/s.conf",
+    }
     for name, value in ours.items():
         monkeypatch.setenv(name, value)
     study.submit_runs()
@@ -455,15 +543,21 @@ def test_what_a_killed_call_left_is_finished_or_dropped(study: Study, sbatch_ran
     half = study.half_made()
     if sbatch_ran:
         queue = {f"100_{index}": ["PENDING", "", "Priority"] for index in range(3)}
-        study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, queue=queue, next=101)
-    assert heal(study.directory) == ([dataclasses.replace(half, job_id="100")] if sbatch_ran else [])
+        study.slurm.change(
+            jobs={"100": {"name": half.name, "hidden": False}}, queue=queue, next=101
+        )
+    assert heal(study.directory) == (
+        [dataclasses.replace(half, job_id="100")] if sbatch_ran else []
+    )
     assert read_submissions(study.directory) == heal(study.directory)
     assert study.has_pickles()
     assert len(list(submissions_folder(study.directory).iterdir())) == 2 * sbatch_ran
     assert len(study.submit().queued) == (0 if sbatch_ran else 3)
 
 
-def test_an_array_that_ended_before_its_id_was_written_down_is_known_to_accounting(study: Study) -> None:
+def test_an_array_that_ended_before_its_id_was_written_down_is_known_to_accounting(
+    study: Study,
+) -> None:
     study.prepare()
     half = study.half_made()
     known = {f"100_{index}": ["COMPLETED", "n1", "0:0"] for index in range(3)}
@@ -487,7 +581,9 @@ def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> No
     assert read_submissions(study.directory) == [half]
 
 
-def test_a_record_that_another_call_drops_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_another_call_drops_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept = Submission("tiny-1", ("a", "b"), 8, 5.0, "100")
     for made in (kept, Submission("tiny-0", ("a", "b"), 8, 4.0)):
         made.write(submissions_folder(tmp_path))
@@ -509,7 +605,9 @@ def test_a_record_of_another_version_has_keys_more_or_less(tmp_path: Path) -> No
     record = json.loads(file.read_text())
     file.write_text(json.dumps({**record, "more": 1}))
     assert read_submissions(tmp_path) == [made]
-    file.write_text(json.dumps({key: value for key, value in record.items() if key not in ("at_once", "user")}))
+    file.write_text(
+        json.dumps({key: value for key, value in record.items() if key not in ("at_once", "user")})
+    )
     assert read_submissions(tmp_path) == [dataclasses.replace(made, at_once=0, user=None)]
 
 
@@ -525,12 +623,25 @@ OF_WRONG_TYPES = [
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "[]", "3", '{"name": "x"}', '{"runs": 3, "cancelled": []}', "\xff", *OF_WRONG_TYPES],
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "3",
+        '{"name": "x"}',
+        '{"runs": 3, "cancelled": []}',
+        "\xff",
+        *OF_WRONG_TYPES,
+    ],
 )
 def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
     Submission("tiny-1", ("a", "b"), 0, 5.0, "100").write(submissions_folder(tmp_path))
     (submissions_folder(tmp_path) / "tiny-bad.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"tiny-bad\.json: damaged; cancel its jobs \(squeue -n tiny-bad\) and dele"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tiny-bad\.json: damaged; cancel its jobs \(squeue -n tiny-bad\) and dele",
+    ):
         read_submissions(tmp_path)
 
 
@@ -542,7 +653,10 @@ def held(path: Path) -> Iterator[None]:
         "with take_lease(Path(sys.argv[1])) as lease: print(bool(lease), flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdin
         assert process.stdout
@@ -554,8 +668,14 @@ def held(path: Path) -> Iterator[None]:
 def test_two_at_once_are_refused(study: Study) -> None:
     study.queued()
     with held(submissions_folder(study.directory) / "lease"):
-        for act in (study.submit, lambda: cancel(study.directory, []), lambda: retry(study.directory, [])):
-            with pytest.raises(BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work"):
+        for act in (
+            study.submit,
+            lambda: cancel(study.directory, []),
+            lambda: retry(study.directory, []),
+        ):
+            with pytest.raises(
+                BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work"
+            ):
                 act()
     assert study.slurm.read()["calls"] == []
     assert study.submit().queued == ()
@@ -614,13 +734,17 @@ def bad_nodes_of(*runs: Where) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("failed_time", [100.0, None])
-def test_a_node_on_which_those_that_failed_there_are_done_is_not_left_out(failed_time: float | None) -> None:
+def test_a_node_on_which_those_that_failed_there_are_done_is_not_left_out(
+    failed_time: float | None,
+) -> None:
     mended = [ran(run_id, "done", "n1", 400.0, "n1", failed_time) for run_id in "abc"]
     assert bad_nodes_of(*mended, ran("d", "done", "n2", 50.0)) == ()
 
 
 @pytest.mark.parametrize(("worked", "bad"), [(300.0, ()), (99.0, ("n1",))])
-def test_a_failure_is_as_old_as_it_is_however_the_run_gets_on_elsewhere(worked: float, bad: tuple[str, ...]) -> None:
+def test_a_failure_is_as_old_as_it_is_however_the_run_gets_on_elsewhere(
+    worked: float, bad: tuple[str, ...]
+) -> None:
     moved = [ran(run_id, "running", "n2", 400.0, "n1", 100.0) for run_id in "abc"]
     assert bad_nodes_of(*moved, ran("d", "done", "n1", worked), ran("e", "done", "n3", 50.0)) == bad
 
@@ -647,7 +771,9 @@ def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(large: Study) -
     for number in range(3):
         record_failure(large.run(number), "no luck", "n1")
     large.run(3).set_state("done", node="n2")
-    large.profile = dataclasses.replace(large.profile, slurm={**large.profile.slurm, "exclude": "n[7-8]"})
+    large.profile = dataclasses.replace(
+        large.profile, slurm={**large.profile.slurm, "exclude": "n[7-8]"}
+    )
     large.submit()
     assert large.slurm.read()["jobs"]["100"]["options"]["exclude"] == "n[7-8],n1"
     assert kept_profile(large.directory).slurm["exclude"] == "n[7-8]"
@@ -659,7 +785,9 @@ def test_a_refusal_says_which_nodes_were_left_out_and_leaves_what_failed(large: 
         record_failure(large.run(number), "no luck", "n1")
     large.run(3).set_state("done", node="n2")
     large.slurm.answer("sbatch", "sbatch: error: Requested node configuration is not available")
-    with pytest.raises(ConfigError, match=r"without n1, where runs failed and nowhere else; `isoflop retry` takes"):
+    with pytest.raises(
+        ConfigError, match=r"without n1, where runs failed and nowhere else; `isoflop retry` takes"
+    ):
         large.submit()
     assert [large.run(number).state()["state"] for number in range(3)] == ["failed"] * 3
 
@@ -689,8 +817,12 @@ def test_nodes_are_left_out_beside_those_of_the_profile(
     assert found.slurm.get("exclude") == exclude
 
 
-def test_the_profile_of_the_last_submission_is_kept_as_it_was(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RunError, match="tiny: no such directory; give that of a sweep, such as runs/soda"):
+def test_the_profile_of_the_last_submission_is_kept_as_it_was(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        RunError, match="tiny: no such directory; give that of a sweep, such as runs/soda"
+    ):
         kept_profile(study.directory)
     study.prepare()
     with pytest.raises(RunError, match="tiny: was never submitted; see `isoflop submit --help`"):
@@ -704,7 +836,9 @@ def test_the_profile_of_the_last_submission_is_kept_as_it_was(study: Study, monk
     )
     study.profile = load_profile(file)
     keep_profile(study.profile, study.directory)
-    assert kept_profile(study.directory) == dataclasses.replace(study.profile, root=str(study.folder / "runs"))
+    assert kept_profile(study.directory) == dataclasses.replace(
+        study.profile, root=str(study.folder / "runs")
+    )
 
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -715,7 +849,9 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert newer == made
     assert (older.name, older.task("c"), newer.task("b")) == ("tiny-0", "99", "100_1")
     assert dataclasses.replace(made, job_id=None).task("a") is None
-    assert json.loads((submissions_folder(tmp_path) / "tiny-1.json").read_text())["name"] == "tiny-1"
+    assert (
+        json.loads((submissions_folder(tmp_path) / "tiny-1.json").read_text())["name"] == "tiny-1"
+    )
 
 
 # What sites and colleagues do
@@ -747,13 +883,24 @@ def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatc
     (made,) = read_submissions(study.directory)
     dataclasses.replace(made, user=os.geteuid() + 1).write(submissions_folder(study.directory))
     assert look(study.directory).certain
-    for act in (study.submit, lambda: cancel(study.directory, []), lambda: retry(study.directory, [])):
-        with pytest.raises(RunError, match=r"tiny: submitted by \S.*, who alone can submit, cancel or retry its runs"):
+    for act in (
+        study.submit,
+        lambda: cancel(study.directory, []),
+        lambda: retry(study.directory, []),
+    ):
+        with pytest.raises(
+            RunError,
+            match=r"tiny: submitted by \S.*, who alone can submit, cancel or retry its runs",
+        ):
             act()
-    assert not [call for call in study.slurm.read()["calls"] if call["program"] in ("sbatch", "scancel")]
+    assert not [
+        call for call in study.slurm.read()["calls"] if call["program"] in ("sbatch", "scancel")
+    ]
 
 
-def test_a_cancellation_that_can_not_be_written_down_cancels(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancellation_that_can_not_be_written_down_cancels(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The disk is full, which is when somebody wants to."""
     study.queued()
 
@@ -761,7 +908,9 @@ def test_a_cancellation_that_can_not_be_written_down_cancels(study: Study, monke
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "submissions/tiny-1.json")
 
     monkeypatch.setattr(Submission, "write", full)
-    with pytest.raises(RunError, match=r"3 jobs were cancelled, but that could not be written down \(No space left"):
+    with pytest.raises(
+        RunError, match=r"3 jobs were cancelled, but that could not be written down \(No space left"
+    ):
         cancel(study.directory, [])
     assert not any(task.active for task in slurm.queue().values())
 

@@ -14,18 +14,18 @@ from typing import NoReturn
 import pytest
 from fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
 
-from isoflop.config.loading import to_yaml
 from isoflop.config.profile import Gpu, load_profile
+from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import BudgetError
-from isoflop.launching.arrays import group
-from isoflop.launching.kept import kept_profile
-from isoflop.launching.steering import cancel
-from isoflop.launching.submission import read_submissions
-from isoflop.launching.submitting import submit as queue
+from isoflop.launching.control import cancel
+from isoflop.launching.queue.arrays import group
+from isoflop.launching.records.study_files import kept_profile
+from isoflop.launching.records.submissions import read_submissions
+from isoflop.launching.submit import submit as queue
 from isoflop.planning.bill import with_bill
 from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.plan import plan_rows
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 Output = tuple[int, str, str]
 
@@ -57,11 +57,15 @@ def scontrol(study: Study) -> Callable[[], list[str]]:
     """What scontrol is told from now on."""
     told = study.folder / "told"
     told.touch()
-    study.slurm.program("scontrol", f'echo "$@" >>{told}; exec /bin/cat {study.slurm.folder / "config"}')
+    study.slurm.program(
+        "scontrol", f'echo "$@" >>{told}; exec /bin/cat {study.slurm.folder / "config"}'
+    )
     return lambda: told.read_text().splitlines()
 
 
-def test_what_a_killed_call_left_half_made_is_queued_by_the_next(study: Study, submit: Callable[..., Output]) -> None:
+def test_what_a_killed_call_left_half_made_is_queued_by_the_next(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     study.prepare()
     study.half_made()
     code, _, err = submit()
@@ -70,7 +74,9 @@ def test_what_a_killed_call_left_half_made_is_queued_by_the_next(study: Study, s
     assert len(study.slurm.read()["queue"]) == 3
 
 
-def test_after_an_sbatch_that_kept_failing_submitting_again_queues(study: Study, submit: Callable[..., Output]) -> None:
+def test_after_an_sbatch_that_kept_failing_submitting_again_queues(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     study.slurm.answer("sbatch", TIMED_OUT, times=99)
     code, _, err = submit()
     assert (code, "submit again later" in err) == (4, True)
@@ -102,10 +108,14 @@ def test_a_cancellation_of_all_that_waited_for_a_larger_sweep_ends_that(
     study.queued()
     act_meanwhile(study, monkeypatch, lambda: submit("budgets=[1.0e8, 2.0e8]"))
     assert len(cancel(study.directory, [])) > 3
-    assert not any(state[0] in ("PENDING", "RUNNING") for state in study.slurm.read()["queue"].values())
+    assert not any(
+        state[0] in ("PENDING", "RUNNING") for state in study.slurm.read()["queue"].values()
+    )
 
 
-def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
+def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     study.queued()
     (study.directory / "plan.parquet").write_bytes(b"damaged")
     assert submit()[0] == 0
@@ -123,7 +133,9 @@ def test_runs_that_leave_the_sweep_leave_its_plan_though_nothing_is_queued(
     assert [row["run_id"] for row in plan_rows(study.directory, ["run_id"])] == study.ids[:2]
 
 
-def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(study: Study, submit: Callable[..., Output]) -> None:
+def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     study.queued()
     queue = study.slurm.read()["queue"]
     study.slurm.change(queue={**queue, "100_1": ["PENDING", "", "launch failed requeued held"]})
@@ -143,18 +155,31 @@ def test_code_that_can_not_be_copied_is_one_line(
 
     monkeypatch.setattr(shutil, "copytree", fails)
     found, _, err = submit()
-    assert (found, err.splitlines()[-1]) == (2, f"isoflop: error: {study.directory / 'code'}: {os.strerror(code)}")
+    assert (found, err.splitlines()[-1]) == (
+        2,
+        f"isoflop: error: {study.directory / 'code'}: {os.strerror(code)}",
+    )
 
 
 def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., Output]) -> None:
-    small = ("budgets=[1.0e8, 1.0e18]", "widths=[8, 12]", "data.tokens={}", "max_steps=100000000000000")
+    small = (
+        "budgets=[1.0e8, 1.0e18]",
+        "widths=[8, 12]",
+        "data.tokens={}",
+        "max_steps=100000000000000",
+    )
     code, _, err = submit(*small, "--max-gpu-hours", "0.1", cluster="gpu.yaml")
     assert code == 3
     assert "what would be queued needs about " in err
-    code, _, err = submit(*small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml")
+    code, _, err = submit(
+        *small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml"
+    )
     assert code == 0
     assert "cost: 0 GPU-hours on testbed" in err
-    assert re.search(r"this bill is of what is to be queued, from where it is; the whole study takes 1\d\d GPU-h", err)
+    assert re.search(
+        r"this bill is of what is to be queued, from where it is; the whole study takes 1\d\d GPU-h",
+        err,
+    )
 
 
 def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[..., Output]) -> None:
@@ -162,7 +187,9 @@ def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[...
     large = ["budgets=[1.0e21]", "widths=[8]", "data.tokens={}", "max_steps=100000000000000000"]
     (run,) = lay_out("tiny.yaml", [SIMULATED, *large]).runs
     _, _, err = submit(*large, "--max-gpu-hours", "0", cluster="gpu.yaml")
-    hours = int(re.findall(r"would be queued needs about ([\d,]+) GPU-hours", err)[0].replace(",", ""))
+    hours = int(
+        re.findall(r"would be queued needs about ([\d,]+) GPU-hours", err)[0].replace(",", "")
+    )
     RunDirectory(study.directory / run.run_id).set_state("pending", step=75, steps=100, attempt=1)
     code, _, err = submit(*large, "--max-gpu-hours", f"{0.24 * hours}", cluster="gpu.yaml")
     assert code == 3
@@ -173,9 +200,14 @@ def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[...
     assert f"the whole study takes {hours:,} GPU-hours\n" in err
 
 
-def test_interruptions_without_a_bill_are_refused(study: Study, submit: Callable[..., Output]) -> None:
+def test_interruptions_without_a_bill_are_refused(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     code, _, err = submit("--interruptions", "3")
-    assert (code, "--interruptions: goes with a bill; give the profile its `gpu`" in err) == (2, True)
+    assert (code, "--interruptions: goes with a bill; give the profile its `gpu`" in err) == (
+        2,
+        True,
+    )
     assert not study.slurm.read()["jobs"]
 
 
@@ -200,7 +232,9 @@ def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> No
     )
     assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 1]
     study.submit()
-    study.slurm.change(queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]})
+    study.slurm.change(
+        queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]}
+    )
     study.run(0).set_state("diverged", "the loss was not finite")
     told = scontrol(study)
     study.submit(runs=())
@@ -215,7 +249,9 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     study.slurm.change(limit=2)
     code, _, err = submit()
     assert code == 4
-    assert "the cluster's submit limit lets 1 of these 3 runs in: submit again when some have" in err
+    assert (
+        "the cluster's submit limit lets 1 of these 3 runs in: submit again when some have" in err
+    )
     assert len(study.slurm.read()["queue"]) == 1
     code, _, err = submit("--supervise")
     assert code == 4  # one more run, and the supervisor has no place
@@ -232,20 +268,32 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     assert len(study.slurm.read()["queue"]) == 4
 
 
-def test_a_changed_profile_counts_though_nothing_is_queued(study: Study, submit: Callable[..., Output]) -> None:
+def test_a_changed_profile_counts_though_nothing_is_queued(
+    study: Study, submit: Callable[..., Output]
+) -> None:
     assert submit()[0] == 0
     changed = dataclasses.replace(study.profile, retries=7, notify="true")
     (study.folder / "cpu.yaml").write_text(to_yaml(changed))
     code, _, err = submit()
     assert (code, "3 queued" in err) == (0, True)
-    assert (kept_profile(study.directory).retries, kept_profile(study.directory).notify) == (7, "true")
+    assert (kept_profile(study.directory).retries, kept_profile(study.directory).notify) == (
+        7,
+        "true",
+    )
     (study.directory / "cluster.yaml").unlink()
     assert submit()[0] == 0
     assert kept_profile(study.directory).retries == 7
 
 
-def test_a_cap_holds_where_slurm_was_silent_for_a_moment(study: Study, submit: Callable[..., Output]) -> None:
-    small = ("budgets=[1.0e8, 1.0e18]", "widths=[8, 12]", "data.tokens={}", "max_steps=100000000000000")
+def test_a_cap_holds_where_slurm_was_silent_for_a_moment(
+    study: Study, submit: Callable[..., Output]
+) -> None:
+    small = (
+        "budgets=[1.0e8, 1.0e18]",
+        "widths=[8, 12]",
+        "data.tokens={}",
+        "max_steps=100000000000000",
+    )
     assert submit(*small, "--only", "budget < 1e9 and width == 8", cluster="gpu.yaml")[0] == 0
     before = len(read_submissions(study.directory))
     study.slurm.answer("squeue", "slurm_load_jobs error: Socket timed out on send/recv operation")
@@ -260,13 +308,18 @@ def test_a_cap_holds_where_slurm_was_silent_for_a_moment(study: Study, submit: C
 
 
 def test_a_retry_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
-    study: Study, submit: Callable[..., Output], isoflop: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+    study: Study,
+    submit: Callable[..., Output],
+    isoflop: Callable[..., Output],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study.queued()
     cancel(study.directory, [study.ids[0]])
     (study.folder / "more.yaml").write_text(to_yaml(dataclasses.replace(study.profile, retries=7)))
     extend = ("--only", "budget > 1.5e8")
-    act_meanwhile(study, monkeypatch, lambda: submit("budgets=[1.0e8, 2.0e8]", *extend, cluster="more.yaml"))
+    act_meanwhile(
+        study, monkeypatch, lambda: submit("budgets=[1.0e8, 2.0e8]", *extend, cluster="more.yaml")
+    )
     code, _, err = isoflop("retry", str(study.directory))
     assert (code, "1 runs, on CPUs" in err) == (0, True)
     assert len(plan_rows(study.directory, ["run_id"])) > 3

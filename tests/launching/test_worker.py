@@ -14,15 +14,26 @@ from pathlib import Path
 import pytest
 import studies
 from pandas.testing import assert_frame_equal
-from studies import EVERY_STEP, exact, hold_a_worker, hold_lease, kill, run_of, start, tiny_study, wait_for, work_here
+from studies import (
+    EVERY_STEP,
+    exact,
+    hold_a_worker,
+    hold_lease,
+    kill,
+    run_of,
+    start,
+    tiny_study,
+    wait_for,
+    work_here,
+)
 
 from isoflop.errors import RunError
-from isoflop.launching import worker
-from isoflop.launching.attempt import _reason
-from isoflop.launching.worker import Worker, write_order
+from isoflop.launching.worker import pool_worker as worker
+from isoflop.launching.worker.attempt import _reason
+from isoflop.launching.worker.pool_worker import Worker, write_order
 from isoflop.lease import Lease, LeaseLostError
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint
 
 LONG = ("budgets=[1e10]", "widths=[8]", EVERY_STEP)
@@ -56,7 +67,11 @@ def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
     run_of(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
     finish(order(root, plan))
     states = [run_of(root, plan, number).state() for number in range(3)]
-    assert [(state["state"], state["attempt"]) for state in states] == [("done", 1), ("diverged", 1), ("done", 1)]
+    assert [(state["state"], state["attempt"]) for state in states] == [
+        ("done", 1),
+        ("diverged", 1),
+        ("done", 1),
+    ]
     assert "done after" in (run_of(root, plan).path / "attempts" / "1" / "log.txt").read_text()
     heartbeats = [run_of(root, plan, number).state()["heartbeat"] for number in (0, 2)]
     finish(root / "tiny")
@@ -102,7 +117,9 @@ def _work_without_locks(directory: Path, parent: int) -> None:
     work_here(directory, parent)
 
 
-def test_two_workers_share_runs_where_the_file_system_knows_no_locks(study: tuple[Path, Plan]) -> None:
+def test_two_workers_share_runs_where_the_file_system_knows_no_locks(
+    study: tuple[Path, Plan],
+) -> None:
     root, plan = study
     directory = order(root, plan)
     workers = [start(_work_without_locks, directory, os.getpid()) for _ in range(2)]
@@ -113,7 +130,9 @@ def test_two_workers_share_runs_where_the_file_system_knows_no_locks(study: tupl
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_stops_it_at_a_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
     run = run_of(root, plan)
     process = start(work_here, order(root, plan), os.getpid())
@@ -134,14 +153,18 @@ def test_it_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     parent = start(hold_a_worker, order(root, plan))
     wait_for(lambda: run.state().get("loss"))
     parent.kill()
-    wait_for(lambda: not run.is_leased())  # the parent is not waited for yet: what is left of it does not count
+    wait_for(
+        lambda: not run.is_leased()
+    )  # the parent is not waited for yet: what is left of it does not count
     parent.join()
     state, saved = run.state(), load_checkpoint(run.checkpoints)
     assert saved is not None
     assert (state["state"], state["step"]) == ("pending", saved["step"])
 
 
-def test_it_takes_no_run_once_its_parent_is_gone(study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_takes_no_run_once_its_parent_is_gone(
+    study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, plan = study
     taken = []
 
@@ -181,7 +204,10 @@ def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
             OSError(errno.ENOSPC, "No space left on device", "x.pt"),
             "the disk is full (x.pt); make room, and the same command goes on from the last checkpoint",
         ),
-        (OSError(errno.EIO, "Input/output error", "x.pt"), "OSError: [Errno 5] Input/output error: 'x.pt'"),
+        (
+            OSError(errno.EIO, "Input/output error", "x.pt"),
+            "OSError: [Errno 5] Input/output error: 'x.pt'",
+        ),
     ],
 )
 def test_why_a_run_failed_in_one_line(error: Exception, reason: str) -> None:
@@ -209,10 +235,16 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
                     pass
     assert shutil.disk_usage(small_disk).free == 0
     process.join()
-    ended = [run_of(root, plan, number) for number in range(3) if not run_of(root, plan, number).done]
+    ended = [
+        run_of(root, plan, number) for number in range(3) if not run_of(root, plan, number).done
+    ]
     assert ended
     for run in ended:
-        assert run.state()["state"] in ("failed", "running", "pending")  # a full disk may not take the new state
+        assert run.state()["state"] in (
+            "failed",
+            "running",
+            "pending",
+        )  # a full disk may not take the new state
         if run.state()["state"] == "failed":
             assert run.state()["reason"].startswith("the disk is full (")
     filler.unlink()
@@ -220,8 +252,14 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
         run.set_state("pending")
     finish(directory)
     for number in range(3):
-        assert_frame_equal(exact(run_of(root, plan, number)), exact(run_of(elsewhere, plan, number)), check_exact=True)
-    assert not [path for path in directory.rglob(".*.tmp") if path.parent.name in ("checkpoints", "loss")]
+        assert_frame_equal(
+            exact(run_of(root, plan, number)),
+            exact(run_of(elsewhere, plan, number)),
+            check_exact=True,
+        )
+    assert not [
+        path for path in directory.rglob(".*.tmp") if path.parent.name in ("checkpoints", "loss")
+    ]
 
 
 def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another_has_let_go(
@@ -232,7 +270,9 @@ def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another
 
     def stopped_meanwhile(run: RunDirectory, *_: object) -> str:
         taken.append(run.run_id)
-        write_order(directory, [])  # as the pool does, before its signals reach one worker after the other
+        write_order(
+            directory, []
+        )  # as the pool does, before its signals reach one worker after the other
         return "done"
 
     monkeypatch.setattr(worker, "attempt", stopped_meanwhile)
@@ -245,7 +285,9 @@ def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another
     assert taken == [plan.runs[0].run_id]
 
 
-def test_it_stops_once_another_machine_has_its_run(study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_once_another_machine_has_its_run(
+    study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when this one slept."""
     root, plan = study
 

@@ -11,11 +11,11 @@ import pytest
 
 from isoflop.config.profile import Gpu, Profile, load_profile
 from isoflop.errors import BudgetError, ConfigError
-from isoflop.launching.arrays import group
+from isoflop.launching.queue.arrays import group
 from isoflop.planning.bill import Bill, check_cap, with_bill, with_bill_of_rest
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.queue import Order
-from isoflop.planning.runspec import RunSpec
+from isoflop.planning.queue_simulation import Order
+from isoflop.planning.run_spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,9 @@ def test_a_plan_with_its_bill(soda: Plan, h100: Profile) -> None:
     assert (soda.bill, soda.totals()["gpu_hours"], soda.runs[0].gpus) == (None, None, None)
 
 
-def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(soda: Plan, h100: Profile) -> None:
+def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(
+    soda: Plan, h100: Profile
+) -> None:
     bill = bill_of(with_bill(soda, h100))
     assert bill.kept_bytes == sum(4 * run.params_total for run in soda.runs)
     spans = list(zip(soda.runs, bill.schedule.starts, bill.schedule.ends, strict=True))
@@ -81,37 +83,64 @@ def test_small_budgets_first_give_early_results_and_a_later_end(soda: Plan, h100
 
 def test_interruptions_cost_what_was_not_saved_and_a_restart(soda: Plan, h100: Profile) -> None:
     unlimited = replace(h100, slurm={})
-    plain, busy = (bill_of(with_bill(soda, unlimited, interruptions_per_day=rate)) for rate in (0, 24))
-    lost = 10 / 60 / 2 + 0.25  # half of ten minutes between checkpoints, a quarter of an hour to start again
+    plain, busy = (
+        bill_of(with_bill(soda, unlimited, interruptions_per_day=rate)) for rate in (0, 24)
+    )
+    lost = (
+        10 / 60 / 2 + 0.25
+    )  # half of ten minutes between checkpoints, a quarter of an hour to start again
     assert busy.gpu_hours == pytest.approx(plain.gpu_hours * (1 + lost))
     assert busy.finish_hours > plain.finish_hours
 
 
-def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(soda: Plan, h100: Profile) -> None:
+def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(
+    soda: Plan, h100: Profile
+) -> None:
     preemptible = replace(h100, preemptible=True)
-    bills = [bill_of(with_bill(soda, preemptible, interruptions_per_day=rate)) for rate in (None, 2.0, 0.0)]
+    bills = [
+        bill_of(with_bill(soda, preemptible, interruptions_per_day=rate))
+        for rate in (None, 2.0, 0.0)
+    ]
     assert [bill.interruptions_per_day for bill in bills] == [2.0, 2.0, 0.0]
-    assert bills[0].gpu_hours == bills[1].gpu_hours > bills[2].gpu_hours == bill_of(with_bill(soda, h100)).gpu_hours
+    assert (
+        bills[0].gpu_hours
+        == bills[1].gpu_hours
+        > bills[2].gpu_hours
+        == bill_of(with_bill(soda, h100)).gpu_hours
+    )
 
 
-def test_runs_longer_than_a_job_are_started_again_and_each_start_costs(soda: Plan, h100: Profile) -> None:
+def test_runs_longer_than_a_job_are_started_again_and_each_start_costs(
+    soda: Plan, h100: Profile
+) -> None:
     unlimited = bill_of(with_bill(soda, replace(h100, slurm={})))
     assert set(unlimited.starts) == {1}
     for limit, hours in (("48:00:00", 48), ("4:00:00", 4), ("1:00:00", 1)):
         bill = bill_of(with_bill(soda, replace(h100, slurm={"time": limit})))
         # Less what a job takes to save before its end: a minute, and the checkpoint at half a GB a second.
-        leads = [min(max(90, 60 + 16 * run.params_total / 0.5e9), 360 * hours) / 3600 for run in soda.runs]
-        starts = [math.ceil(whole / (hours - lead)) for whole, lead in zip(unlimited.hours, leads, strict=True)]
+        leads = [
+            min(max(90, 60 + 16 * run.params_total / 0.5e9), 360 * hours) / 3600
+            for run in soda.runs
+        ]
+        starts = [
+            math.ceil(whole / (hours - lead))
+            for whole, lead in zip(unlimited.hours, leads, strict=True)
+        ]
         assert list(bill.starts) == starts
         again = [0.25 * (count - 1) for count in starts]
-        assert bill.hours == pytest.approx([whole + more for whole, more in zip(unlimited.hours, again, strict=True)])
+        assert bill.hours == pytest.approx(
+            [whole + more for whole, more in zip(unlimited.hours, again, strict=True)]
+        )
         assert max(bill.starts) > 1
         assert bill.gpu_hours > unlimited.gpu_hours
 
 
 @pytest.mark.parametrize("text", ["0:10", "1:00", "1", "0:00:11"])
 def test_jobs_too_short_for_a_checkpoint_are_refused(soda: Plan, h100: Profile, text: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^slurm.time: {text} is too short for a checkpoint of 3e20-w2\S+, which"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^slurm.time: {text} is too short for a checkpoint of 3e20-w2\S+, which",
+    ):
         with_bill(replace(soda, runs=soda.runs[-2:]), replace(h100, slurm={"time": text}))
 
 
@@ -128,9 +157,12 @@ def saving_hours(run: RunSpec, trained: float, minutes: float) -> float:
 def test_an_interruption_costs_no_more_than_half_of_what_was_trained(
     soda: Plan, h100: Profile, minutes: float, lost: float | None
 ) -> None:
-    study = replace(soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes)))
+    study = replace(
+        soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes))
+    )
     never, hourly = (
-        bill_of(with_bill(study, replace(h100, slurm={}), interruptions_per_day=rate)) for rate in (0.0, 24.0)
+        bill_of(with_bill(study, replace(h100, slurm={}), interruptions_per_day=rate))
+        for rate in (0.0, 24.0)
     )
     for size, plain, busy in zip(hourly.sizes, never.hours, hourly.hours, strict=True):
         assert busy == pytest.approx(plain * (1 + min(size.hours / 2, lost or math.inf) + 0.25))
@@ -150,7 +182,9 @@ def test_the_bill_of_a_part_is_of_what_is_left(soda: Plan, h100: Profile) -> Non
     bill, whole = bill_of(rest), bill_of(billed)
     own = [number for number, run in enumerate(soda.runs) if run.run_id in small]
     assert bill.hours == tuple(whole.hours[number] / 2 for number in own)
-    assert bill.gpu_hours == pytest.approx(sum(whole.sizes[n].held * whole.hours[n] / 2 for n in own))
+    assert bill.gpu_hours == pytest.approx(
+        sum(whole.sizes[n].held * whole.hours[n] / 2 for n in own)
+    )
     assert set(bill.schedule.critical) <= set(small)
     assert max(bill.hours) <= bill.finish_hours < whole.finish_hours
     assert bill.kept_bytes == sum(4 * soda.runs[number].params_total for number in own)
@@ -164,7 +198,9 @@ def test_the_bill_of_a_part_is_of_what_is_left(soda: Plan, h100: Profile) -> Non
 
 @pytest.mark.parametrize("minutes", [10, 60, 7])
 def test_a_run_waits_while_it_saves(soda: Plan, h100: Profile, minutes: float) -> None:
-    study = replace(soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes)))
+    study = replace(
+        soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes))
+    )
     bill = bill_of(with_bill(study, replace(h100, slurm={})))
     for run, size, hours in zip(soda.runs, bill.sizes, bill.hours, strict=True):
         assert hours == pytest.approx(size.hours + saving_hours(run, size.hours, minutes), rel=1e-3)
@@ -177,7 +213,9 @@ def test_a_checkpoint_after_every_step_is_the_most(h100: Profile) -> None:
     study = plan("soda", ["budgets=[3.0e18]", "extra=[]", "train.checkpoint_minutes=1e-300"])
     bill = bill_of(with_bill(study, replace(h100, slurm={})))
     saves = [run.steps * 12 * run.params_total / 0.5e9 / 3600 for run in study.runs]
-    assert bill.hours == pytest.approx([size.hours + more for size, more in zip(bill.sizes, saves, strict=True)])
+    assert bill.hours == pytest.approx(
+        [size.hours + more for size, more in zip(bill.sizes, saves, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("max_gpus", [64, 256, None])
@@ -193,7 +231,9 @@ def test_a_limit_on_jobs_that_limits_nothing_costs_nothing(
 
 
 @pytest.mark.parametrize("max_jobs", [1, 2, 3, 5])
-def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(soda: Plan, h100: Profile, max_jobs: int) -> None:
+def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(
+    soda: Plan, h100: Profile, max_jobs: int
+) -> None:
     """About as soon as with any number of jobs, or, where they are too few for that, as on as many GPUs as help."""
     many, few, any_number = (
         bill_of(with_bill(soda, replace(h100, max_gpus=gpus, max_jobs=jobs))).finish_hours
@@ -203,7 +243,8 @@ def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(soda: Plan, h100: 
 
 
 @pytest.mark.parametrize(
-    ("max_gpus", "max_jobs"), [(64, 3), (8, 3), (16, 3), (64, 1), (64, 8), (128, 16), (512, 4), (16, 30)]
+    ("max_gpus", "max_jobs"),
+    [(64, 3), (8, 3), (16, 3), (64, 1), (64, 8), (128, 16), (512, 4), (16, 30)],
 )
 def test_few_jobs_at_once_take_as_many_gpus_as_end_the_study_soon(
     soda: Plan, h100: Profile, max_gpus: int, max_jobs: int
@@ -211,7 +252,10 @@ def test_few_jobs_at_once_take_as_many_gpus_as_end_the_study_soon(
     bill = bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=max_jobs)))
     least = max(*bill.hours, bill.gpu_hours / max_gpus, sum(bill.hours) / max_jobs)
     assert least <= bill.finish_hours <= 1.5 * least
-    assert bill.finish_hours <= 1.6 * bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus))).finish_hours
+    assert (
+        bill.finish_hours
+        <= 1.6 * bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus))).finish_hours
+    )
     assert bill.others[2 * max_gpus].finish_hours <= bill.finish_hours
 
 
@@ -219,7 +263,9 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
     bill = bill_of(with_bill(soda, h100))
     check_cap(bill.gpu_hours, None)
     check_cap(bill.gpu_hours, bill.gpu_hours)
-    with pytest.raises(BudgetError, match=r"needs about [\d,]+ GPU-hours, --max-gpu-hours allows 100;") as problem:
+    with pytest.raises(
+        BudgetError, match=r"needs about [\d,]+ GPU-hours, --max-gpu-hours allows 100;"
+    ) as problem:
         check_cap(bill.gpu_hours, 100)
     for hours, cap in ((math.nan, 100), (math.inf, 100), (1.0, math.nan)):
         with pytest.raises(BudgetError):
@@ -229,7 +275,10 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
 
 def test_hours_of_bf16_for_fp32_are_warned_about(h100: Profile) -> None:
     (warning,) = with_bill(plan("soda", ["train.precision=fp32"]), h100).warnings
-    assert warning == "the hours are those of bf16, and train.precision is fp32: measure it with `isoflop calibrate`"
+    assert (
+        warning
+        == "the hours are those of bf16, and train.precision is fp32: measure it with `isoflop calibrate`"
+    )
     assert with_bill(plan("soda", ["train.precision=bf16"]), h100).warnings == ()
 
 
@@ -256,7 +305,13 @@ def test_free_disk_is_that_of_the_root_or_where_it_will_be(
 @pytest.mark.parametrize("order", ["longest", "budget"])
 @pytest.mark.parametrize("most_tasks", [1001, 5])
 @pytest.mark.parametrize(
-    "limits", [{"max_gpus": 64}, {"max_gpus": 24, "max_jobs": 9}, {"max_gpus": None}, {"slurm": {"exclusive": True}}]
+    "limits",
+    [
+        {"max_gpus": 64},
+        {"max_gpus": 24, "max_jobs": 9},
+        {"max_gpus": None},
+        {"slurm": {"exclusive": True}},
+    ],
 )
 def test_the_finish_is_that_of_the_arrays_which_are_submitted(
     soda: Plan, h100: Profile, order: Any, most_tasks: int, limits: dict[str, Any]
@@ -264,7 +319,9 @@ def test_the_finish_is_that_of_the_arrays_which_are_submitted(
     profile = replace(h100, **limits)
     billed = with_bill(soda, profile, order=order, most_tasks=most_tasks)
     ends: list[float] = []
-    for array in group(billed.runs, profile, most_tasks, order):  # each place takes the next run as it is free
+    for array in group(
+        billed.runs, profile, most_tasks, order
+    ):  # each place takes the next run as it is free
         free = [max((ends[number] for number in array.after), default=0.0)] * array.at_once
         for run in array.runs:
             assert run.est_hours is not None
@@ -277,7 +334,10 @@ def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
     few = bill_of(with_bill(soda, replace(h100, max_jobs=4)))
     assert few.finish_hours >= sum(few.hours) / 4
     spans = list(zip(few.schedule.starts, few.schedule.ends, strict=True))
-    assert max(sum(start <= moment < end for start, end in spans) for moment in few.schedule.starts) <= 4
+    assert (
+        max(sum(start <= moment < end for start, end in spans) for moment in few.schedule.starts)
+        <= 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,7 +357,9 @@ def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
 def test_what_the_profile_says_of_the_gpus_is_what_runs_get(
     soda: Plan, h100: Profile, options: dict[str, Any], gpus: set[int]
 ) -> None:
-    small = replace(soda, runs=tuple(run for run in soda.runs if run.params_total < 5e8 or run.budget < 1e20))
+    small = replace(
+        soda, runs=tuple(run for run in soda.runs if run.params_total < 5e8 or run.budget < 1e20)
+    )
     billed = with_bill(small if gpus <= {1, 2} else soda, replace(h100, slurm=options))
     assert {(run.gpus or 0) // (run.nodes or 1) for run in billed.runs} <= gpus
     assert max(run.gpus or 0 for run in billed.runs) == max(gpus) or len(gpus) == 1
@@ -305,7 +367,8 @@ def test_what_the_profile_says_of_the_gpus_is_what_runs_get(
 
 def test_gpus_that_a_batch_can_not_be_shared_among_are_refused(soda: Plan, h100: Profile) -> None:
     with pytest.raises(
-        ConfigError, match=r"^slurm.gres: asks for 3 GPUs, with which .* can't be trained; leave it out"
+        ConfigError,
+        match=r"^slurm.gres: asks for 3 GPUs, with which .* can't be trained; leave it out",
     ):
         with_bill(soda, replace(h100, slurm={"gres": "gpu:h100:3"}))
 
@@ -321,9 +384,14 @@ def test_whole_nodes_are_paid_for_and_used_where_a_batch_can_be_shared(
         assert run.est_gpu_hours == 8 * hours
     assert bill.gpu_hours == 8 * sum(bill.hours)
     spans = list(zip(bill.schedule.starts, bill.schedule.ends, strict=True))
-    assert max(sum(start <= moment < end for start, end in spans) for moment in bill.schedule.starts) == 8
+    assert (
+        max(sum(start <= moment < end for start, end in spans) for moment in bill.schedule.starts)
+        == 8
+    )
 
 
 def test_fewer_gpus_than_a_run_holds_are_refused(soda: Plan, h100: Profile) -> None:
-    with pytest.raises(ConfigError, match=r"^max_gpus: 3e18-\S+ holds 8 GPUs at least, 4 are allowed; raise it"):
+    with pytest.raises(
+        ConfigError, match=r"^max_gpus: 3e18-\S+ holds 8 GPUs at least, 4 are allowed; raise it"
+    ):
         with_bill(soda, replace(h100, slurm={"exclusive": True}, max_gpus=4))

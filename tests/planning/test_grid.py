@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
+from isoflop.planning.checked_recipe import Rules
 from isoflop.planning.grid import Grid, lay_out
 from isoflop.planning.plan import drop_counts, plan
-from isoflop.planning.rules import Rules
 from isoflop.recipes import SODA, Candidate, Dropped, Limits
 
 GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
@@ -47,11 +47,17 @@ def test_soda_has_64_runs_with_its_extra_points() -> None:
 
 
 def test_soda_is_the_reconstructed_grid() -> None:
-    kept = [(float(row["budget"]), int(row["width"])) for row in GRID if row["kind"] in ("kept", "extra")]
+    kept = [
+        (float(row["budget"]), int(row["width"]))
+        for row in GRID
+        if row["kind"] in ("kept", "extra")
+    ]
     too_long = [(float(row["budget"]), int(row["width"])) for row in GRID if row["kind"] == "steps"]
     grid = soda()
     assert places(grid) == sorted(kept)
-    assert [(item.budget, item.width) for item in grid.dropped if item.reason == "steps"] == sorted(too_long)
+    assert [(item.budget, item.width) for item in grid.dropped if item.reason == "steps"] == sorted(
+        too_long
+    )
 
 
 def test_extra_points_are_exempt_from_the_limits_and_bring_back_what_was_dropped() -> None:
@@ -82,8 +88,13 @@ NEAR = 2.9999999999999997e18
 
 
 @pytest.mark.parametrize(("of_grid", "of_point"), [(NEAR, 3e18), (3e18, NEAR)])
-def test_points_take_the_budget_of_the_grid_where_they_differ_by_rounding(of_grid: float, of_point: float) -> None:
-    extra, replicates = [point(of_point, 128), point(of_point, 100)], [point(of_point, 768, 1), point(of_point, 100, 2)]
+def test_points_take_the_budget_of_the_grid_where_they_differ_by_rounding(
+    of_grid: float, of_point: float
+) -> None:
+    extra, replicates = (
+        [point(of_point, 128), point(of_point, 100)],
+        [point(of_point, 768, 1), point(of_point, 100, 2)],
+    )
     grid = soda(budgets=[of_grid, 9e18], extra=extra, replicates=replicates)
     assert {budget for budget, _ in places(grid)} == {of_grid, 9e18}
     seeds = {(point.budget, point.width): point.seeds for point in grid.points}
@@ -92,8 +103,13 @@ def test_points_take_the_budget_of_the_grid_where_they_differ_by_rounding(of_gri
 
 
 def test_points_beyond_the_grid_take_the_first_ones_budget() -> None:
-    grid = soda(budgets=[9e18], extra=[point(3e18, 640), point(NEAR, 768)], replicates=[point(NEAR, 640, 1)])
-    assert [(p.budget, p.width, p.seeds) for p in grid.points[:2]] == [(3e18, 640, (0, 1)), (3e18, 768, (0,))]
+    grid = soda(
+        budgets=[9e18], extra=[point(3e18, 640), point(NEAR, 768)], replicates=[point(NEAR, 640, 1)]
+    )
+    assert [(p.budget, p.width, p.seeds) for p in grid.points[:2]] == [
+        (3e18, 640, (0, 1)),
+        (3e18, 768, (0,)),
+    ]
 
 
 def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
@@ -103,9 +119,18 @@ def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ({"extra": [point(3e18, 768)]}, "extra[0]: 3e18 at width 768 is in the plan already; leave it out"),
-        ({"extra": [point(NEAR, 768)]}, "extra[0]: 3e18 at width 768 is in the plan already; leave it out"),
-        ({"extra": [point(3e20, 2304)] * 2}, "extra[1]: 3e20 at width 2304 is in the plan already; leave it out"),
+        (
+            {"extra": [point(3e18, 768)]},
+            "extra[0]: 3e18 at width 768 is in the plan already; leave it out",
+        ),
+        (
+            {"extra": [point(NEAR, 768)]},
+            "extra[0]: 3e18 at width 768 is in the plan already; leave it out",
+        ),
+        (
+            {"extra": [point(3e20, 2304)] * 2},
+            "extra[1]: 3e20 at width 2304 is in the plan already; leave it out",
+        ),
         (
             {"extra": [point(1e12, 2304)]},
             "extra[0]: 1e12 at width 2304 can't be run: 0 steps miss the budget by 100.0%",
@@ -136,7 +161,9 @@ def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_same_point_twice_or_a_point_that_is_not_there(overrides: dict[str, Any], says: str) -> None:
+def test_the_same_point_twice_or_a_point_that_is_not_there(
+    overrides: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ConfigError) as problem:
         soda(**overrides)
     assert str(problem.value) == says
@@ -147,7 +174,9 @@ def test_the_same_point_twice_or_a_point_that_is_not_there(overrides: dict[str, 
     st.floats(1e-6, 1e40), st.integers(1, 1_000_000), st.integers(1, 2**24), st.sampled_from(["soda", "pocket"]),
     st.sampled_from([2.0**-20, 1.0, 2.0**20]),
 )  # fmt: skip
-def test_any_point_is_planned_or_refused(budget: float, width: int, seq_len: int, recipe: str, scale: float) -> None:
+def test_any_point_is_planned_or_refused(
+    budget: float, width: int, seq_len: int, recipe: str, scale: float
+) -> None:
     overrides = {
         "budgets": [budget], "widths": [width], "seq_len": seq_len, "recipe": recipe, "extra": [], "min_batch": 1,
         "max_steps": None, "train.batch_scale": scale,
@@ -195,29 +224,59 @@ def failing(problem: Exception) -> Callable[..., Any]:
 
 PLACE = "3e18 at width 128"
 BAD_RECIPES = [
-    ({"solve": failing(ZeroDivisionError("by zero"))}, f"solve of {PLACE}: ZeroDivisionError (by zero)"),
+    (
+        {"solve": failing(ZeroDivisionError("by zero"))},
+        f"solve of {PLACE}: ZeroDivisionError (by zero)",
+    ),
     ({"solve": failing(ValueError("two\nlines"))}, f"solve of {PLACE}: ValueError (two lines)"),
     ({"shape": failing(KeyError(128))}, "shape of width 128: KeyError (128)"),
     ({"shape": lambda *_: (128, 2)}, "shape of width 128: expected a ModelShape, got (128, 2)"),
-    ({"solve": lambda *_, **__: None}, f"solve of {PLACE}: expected a Candidate or Dropped, got nothing"),
-    ({"solve": lambda *_: None}, f"solve of {PLACE}: TypeError (<lambda>() got an unexpected keyword"),
+    (
+        {"solve": lambda *_, **__: None},
+        f"solve of {PLACE}: expected a Candidate or Dropped, got nothing",
+    ),
+    (
+        {"solve": lambda *_: None},
+        f"solve of {PLACE}: TypeError (<lambda>() got an unexpected keyword",
+    ),
     ({"solve": 3}, f"solve of {PLACE}: TypeError ('int' object is not callable)"),
     (giving(shape=None), f"solve of {PLACE}: shape: expected a ModelShape, got nothing"),
     (
         giving(batch_size=0),
         f"solve of {PLACE}: batch_size: expected a whole number (int) above 0 and up to 1e+40, got 0",
     ),
-    (giving(batch_size=10**400), f"solve of {PLACE}: batch_size: expected a whole number (int) above 0"),
-    (giving(batch_size=True), f"solve of {PLACE}: batch_size: expected a whole number (int) above 0"),
+    (
+        giving(batch_size=10**400),
+        f"solve of {PLACE}: batch_size: expected a whole number (int) above 0",
+    ),
+    (
+        giving(batch_size=True),
+        f"solve of {PLACE}: batch_size: expected a whole number (int) above 0",
+    ),
     (giving(steps=-1), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
     (giving(steps=3.0), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
     (giving(steps=np.int64(3)), f"solve of {PLACE}: steps: expected a whole number (int) above 0"),
     (giving(lr=-1.0), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got -1.0"),
-    (giving(lr=float("nan")), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got nan"),
-    (giving(lr=float("inf")), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got inf"),
-    (giving(lr="0.1"), f"solve of {PLACE}: lr: expected a finite number (float) above 0, got '0.1'"),
-    (giving(beta2=1.0), f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got 1.0"),
-    (giving(beta2=None), f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got nothing"),
+    (
+        giving(lr=float("nan")),
+        f"solve of {PLACE}: lr: expected a finite number (float) above 0, got nan",
+    ),
+    (
+        giving(lr=float("inf")),
+        f"solve of {PLACE}: lr: expected a finite number (float) above 0, got inf",
+    ),
+    (
+        giving(lr="0.1"),
+        f"solve of {PLACE}: lr: expected a finite number (float) above 0, got '0.1'",
+    ),
+    (
+        giving(beta2=1.0),
+        f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got 1.0",
+    ),
+    (
+        giving(beta2=None),
+        f"solve of {PLACE}: beta2: expected a number (float) from 0 to under 1, got nothing",
+    ),
     ({"version": None}, "version: expected a whole number or text, got nothing"),
     ({"version": 1.5}, "version: expected a whole number or text, got 1.5"),
     ({"name": 3}, "name: expected text, got 3"),
@@ -238,10 +297,16 @@ def test_what_a_recipe_itself_refuses_is_said_as_it_is() -> None:
 
 
 def test_a_recipe_that_fails_in_a_check_is_named_too() -> None:
-    def solve(budget: float, shape: Any, limits: Any, *, lr_scale: float, batch_scale: float) -> Candidate | Dropped:
-        return SODA.solve(budget, shape, limits, lr_scale=lr_scale / (batch_scale != 2), batch_scale=batch_scale)
+    def solve(
+        budget: float, shape: Any, limits: Any, *, lr_scale: float, batch_scale: float
+    ) -> Candidate | Dropped:
+        return SODA.solve(
+            budget, shape, limits, lr_scale=lr_scale / (batch_scale != 2), batch_scale=batch_scale
+        )
 
-    with pytest.raises(ConfigError, match=r"^recipe: soda: solve of 3e18 at width 384: ZeroDivisionError"):
+    with pytest.raises(
+        ConfigError, match=r"^recipe: soda: solve of 3e18 at width 384: ZeroDivisionError"
+    ):
         lay_out(Rules(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve)))
 
 
@@ -258,7 +323,9 @@ def test_a_recipe_is_checked_at_three_sizes_of_two_budgets() -> None:
     assert {(point.budget, point.width) for point in checks} == {
         (3e18, 384), (3e18, 640), (3e18, 896), (3e19, 640), (3e19, 1152), (3e19, 1664)
     }  # fmt: skip
-    base = {(point.budget, point.width): point.candidate for point in grid.points if not point.check}
+    base = {
+        (point.budget, point.width): point.candidate for point in grid.points if not point.check
+    }
     for point in checks:
         mine, own = point.candidate, base[point.budget, point.width]
         setting, factor = point.check.split(" x ")
@@ -283,12 +350,16 @@ def test_checks_keep_to_what_the_sweep_scales() -> None:
 def test_a_batch_of_one_is_not_halved() -> None:
     grid = lay_out(Rules(load_sweep("pocket", {"recipe_check": True})))
     checks = Counter(point.check for point in grid.points if point.check)
-    smallest = [p for p in grid.points if p.check.startswith("batch") and p.candidate.batch_size < 1]
+    smallest = [
+        p for p in grid.points if p.check.startswith("batch") and p.candidate.batch_size < 1
+    ]
     assert not smallest
     assert checks["batch x 0.5"] < checks["batch x 2"] == checks["lr x 2"] == 6
 
 
 def test_budgets_with_few_sizes_are_not_checked() -> None:
     assert not [
-        point for point in soda(recipe_check=True, budgets=[3e18], widths=[512, 768], extra=[]).points if point.check
+        point
+        for point in soda(recipe_check=True, budgets=[3e18], widths=[512, 768], extra=[]).points
+        if point.check
     ]

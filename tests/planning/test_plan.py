@@ -16,7 +16,7 @@ import pytest
 from isoflop.config import load_sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.planning.plan import Plan, plan, plan_rows
-from isoflop.planning.runspec import COLUMNS
+from isoflop.planning.run_spec import COLUMNS
 
 # what readers of plan.parquet rely on
 PLAN_COLUMNS = """
@@ -56,7 +56,9 @@ def test_checks_of_the_recipe_leave_the_other_runs_their_names(soda: Plan) -> No
     checks = checked.runs[64:]
     assert len(checks) == 24
     assert len({run.run_id for run in checked.runs}) == 88
-    (run,) = (run for run in checks if (run.budget, run.width, run.check) == (3e18, 640, "lr x 0.5"))
+    (run,) = (
+        run for run in checks if (run.budget, run.width, run.check) == (3e18, 640, "lr x 0.5")
+    )
     assert run.run_id.startswith("3e18-w640-lr0.5-s0-")
     assert list(checked.to_frame()["check"])[60:] == [""] * 4 + [run.check for run in checks]
 
@@ -92,7 +94,10 @@ def test_files_hold_the_same_table(soda: Plan, tmp_path: Path) -> None:
     soda.write_parquet(tmp_path / "plan.parquet")
     soda.write_csv(tmp_path / "plan.csv")
     assert pq.read_table(tmp_path / "plan.parquet").to_pylist() == soda.rows()
-    text = [{name: "" if value is None else str(value) for name, value in row.items()} for row in soda.rows()]
+    text = [
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        for row in soda.rows()
+    ]
     assert list(csv.DictReader((tmp_path / "plan.csv").read_text().splitlines())) == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.csv", "plan.parquet"]
     assert list(pd.read_csv(tmp_path / "plan.csv")["lr"]) == [run.lr for run in soda.runs]
@@ -117,7 +122,10 @@ def test_epochs_are_unknown_without_sizes() -> None:
 
 def test_too_many_epochs_are_warned_about() -> None:
     (warning,) = plan("soda", ["data.tokens.emilia-en=1e9"]).warnings
-    assert "runs pass over a source more than 4 times (data.max_epochs); the most: 3e20-w640-s0-" in warning
+    assert (
+        "runs pass over a source more than 4 times (data.max_epochs); the most: 3e20-w640-s0-"
+        in warning
+    )
     assert warning.endswith("41.6 epochs of emilia-en")
 
 
@@ -141,11 +149,26 @@ def test_run_ids_do_not_change_from_release_to_release(soda: Plan) -> None:
     [
         (["recipe=sodaa"], "soda: recipe 'sodaa' is not known; did you mean soda?"),
         (["data.codec=mimo"], "soda: data.codec 'mimo': not known here"),
-        (["extra=[{budget: 3e18, width: 768}]"], "soda: extra[0]: 3e18 at width 768 is in the plan already"),
-        (["max_steps=2", "extra=[]"], "soda: no runs are left: 69 of 80 candidates fell to steps (3e18 at width 128:"),
-        (["min_batch=1024", "extra=[]"], "soda: no runs are left: 80 of 80 candidates fell to batch"),
-        (["budgets=[1e9]", "extra=[]", "min_batch=1"], "soda: no runs are left: 16 of 16 candidates fell to budget"),
-        (["budgets=[1e40]", "extra=[]", "max_steps=null"], "soda: budgets: 1e40 at width 128 would take"),
+        (
+            ["extra=[{budget: 3e18, width: 768}]"],
+            "soda: extra[0]: 3e18 at width 768 is in the plan already",
+        ),
+        (
+            ["max_steps=2", "extra=[]"],
+            "soda: no runs are left: 69 of 80 candidates fell to steps (3e18 at width 128:",
+        ),
+        (
+            ["min_batch=1024", "extra=[]"],
+            "soda: no runs are left: 80 of 80 candidates fell to batch",
+        ),
+        (
+            ["budgets=[1e9]", "extra=[]", "min_batch=1"],
+            "soda: no runs are left: 16 of 16 candidates fell to budget",
+        ),
+        (
+            ["budgets=[1e40]", "extra=[]", "max_steps=null"],
+            "soda: budgets: 1e40 at width 128 would take",
+        ),
     ],
 )
 def test_a_sweep_that_cannot_be_laid_out(overrides: list[str], says: str) -> None:
@@ -156,7 +179,10 @@ def test_a_sweep_that_cannot_be_laid_out(overrides: list[str], says: str) -> Non
 
 
 def test_printed_and_in_a_notebook(soda: Plan) -> None:
-    assert repr(soda) == "<Plan soda: 64 runs, 7 budgets (3e18 to 3e20), 5.15e21 training FLOPs, 21 candidates dropped>"
+    assert (
+        repr(soda)
+        == "<Plan soda: 64 runs, 7 budgets (3e18 to 3e20), 5.15e21 training FLOPs, 21 candidates dropped>"
+    )
     page = soda._repr_html_()
     assert page.count("<tr>") == 65
     assert "9e18-w768-s0-" in page
@@ -182,12 +208,16 @@ def test_columns_of_a_plan_are_read_without_pandas(soda: Plan, tmp_path: Path) -
         "import sys; from pathlib import Path; from isoflop.planning.plan import plan_rows; "
         "plan_rows(Path(sys.argv[1]), ['run_id']); print('pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PAR1", b"PAR1 and then not PAR1", None], ids=["empty", "cut", "other", "folder"]
+    "content",
+    [b"", b"PAR1", b"PAR1 and then not PAR1", None],
+    ids=["empty", "cut", "other", "folder"],
 )
 def test_a_damaged_plan_is_one_line(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "plan.parquet"

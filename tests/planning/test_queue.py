@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.planning.queue import Job, Order, simulate
+from isoflop.planning.queue_simulation import Job, Order, simulate
 
 
 def jobs(*asked: tuple[int, float]) -> list[Job]:
@@ -24,19 +24,31 @@ CASES = [
     ([(1, 1.0), (1, 2.0), (1, 4.0)], 2, "longest", (2, 0, 0), ("c",)),
     ([(1, 1.0), (1, 2.0), (1, 4.0)], 2, "budget", (0, 0, 1), ("a", "c")),
     ([(4, 5.0), (3, 4.0), (1, 3.0)], 4, "longest", (0, 5, 5), ("a", "b")),
-    ([(2, 5.0), (4, 4.0), (2, 3.0)], 4, "longest", (0, 5, 0), ("a", "b")),  # c fits beside a, b has to wait
+    (
+        [(2, 5.0), (4, 4.0), (2, 3.0)],
+        4,
+        "longest",
+        (0, 5, 0),
+        ("a", "b"),
+    ),  # c fits beside a, b has to wait
     ([(4, 5.0), (4, 4.0)], None, "longest", (0, 0), ("a",)),
 ]
 
 
 @pytest.mark.parametrize(("asked", "gpus", "order", "starts", "critical"), CASES)
 def test_by_hand(
-    asked: list[tuple[int, float]], gpus: int | None, order: Order, starts: tuple[float, ...], critical: tuple[str, ...]
+    asked: list[tuple[int, float]],
+    gpus: int | None,
+    order: Order,
+    starts: tuple[float, ...],
+    critical: tuple[str, ...],
 ) -> None:
     schedule = simulate(jobs(*asked), gpus, order)
     assert schedule.starts == starts
     assert schedule.critical == critical
-    assert schedule.finish_hours == max((s + hours for s, (_, hours) in zip(starts, asked, strict=True)), default=0.0)
+    assert schedule.finish_hours == max(
+        (s + hours for s, (_, hours) in zip(starts, asked, strict=True)), default=0.0
+    )
 
 
 def test_a_job_that_is_wider_than_the_cluster_is_refused() -> None:
@@ -80,8 +92,14 @@ def test_of_any_jobs_no_gpu_is_given_twice_and_none_idles_for_long(
     assert schedule.finish_hours >= work / gpus - 1e-9
     assert schedule.finish_hours >= max((hours for _, hours in asked), default=0.0)
     # While a job waits, more than gpus - 8 are busy.
-    assert schedule.finish_hours <= work / (gpus - 7) + max((hours for _, hours in asked), default=0.0) + 1e-9
-    times = {job.name: (s, e) for job, s, e in zip(jobs(*asked), schedule.starts, schedule.ends, strict=True)}
+    assert (
+        schedule.finish_hours
+        <= work / (gpus - 7) + max((hours for _, hours in asked), default=0.0) + 1e-9
+    )
+    times = {
+        job.name: (s, e)
+        for job, s, e in zip(jobs(*asked), schedule.starts, schedule.ends, strict=True)
+    }
     chain = [times[name] for name in schedule.critical]
     assert all(before[1] == after[0] for before, after in itertools.pairwise(chain))
     assert not chain or (chain[0][0] == 0 and chain[-1][1] == schedule.finish_hours)

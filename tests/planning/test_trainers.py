@@ -46,10 +46,15 @@ NOWHERE = "does not say where the program is to write its losses; give it {losse
             "train {losses} {budget:d}",
             "can't be read as a command (Unknown format code 'd' for object of type 'float')",
         ),
-        ("train {losses} {steps:s}", "can't be read as a command (Unknown format code 's' for object of type 'int')"),
+        (
+            "train {losses} {steps:s}",
+            "can't be read as a command (Unknown format code 's' for object of type 'int')",
+        ),
     ],
 )
-def test_a_command_that_no_run_could_use_is_one_line(tmp_path: Path, command: str, says: str) -> None:
+def test_a_command_that_no_run_could_use_is_one_line(
+    tmp_path: Path, command: str, says: str
+) -> None:
     with pytest.raises(ConfigError) as problem:
         tiny_plan(tmp_path, f"train.trainer={{command: {json.dumps(command)}}}")
     assert says in str(problem.value)
@@ -80,10 +85,15 @@ def test_a_command_that_can_be_used_is_planned(tmp_path: Path, command: str) -> 
             ["train.trainer={simulated: foo}"],
             "train.trainer: simulated: 'foo' is no law that is known; take chinchilla",
         ),
-        (["metric.set=foo"], "metric.set: the pocket data have no split 'foo'; set metric.set=heldout"),
+        (
+            ["metric.set=foo"],
+            "metric.set: the pocket data have no split 'foo'; set metric.set=heldout",
+        ),
     ],
 )
-def test_a_law_or_a_split_that_is_not_there_is_one_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+def test_a_law_or_a_split_that_is_not_there_is_one_line(
+    tmp_path: Path, overrides: list[str], says: str
+) -> None:
     with pytest.raises(ConfigError) as problem:
         tiny_plan(tmp_path, *overrides)
     assert str(problem.value).startswith(f"{tmp_path / 'tiny.yaml'}: {says}")

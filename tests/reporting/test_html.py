@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.summary import number
-from isoflop.reporting import html, plot_profiles, write_report
+from isoflop.fitting.results.summary import number
+from isoflop.reporting import plot_profiles, write_report
+from isoflop.reporting import report_page as html
 from isoflop.reporting.figures import NAMES, inline_svg, write_figures
 
 RUNS = simulate_isoflop(points=7)
@@ -27,7 +28,9 @@ NASTY = '<script>alert("x")</script>&'
 class Balance(HTMLParser):
     """Notes tags that are closed without having been opened, or never."""
 
-    VOID = frozenset({"meta", "br", "link", "img", "path", "use", "rect", "circle", "stop", "image", "line"})
+    VOID = frozenset(
+        {"meta", "br", "link", "img", "path", "use", "rect", "circle", "stop", "image", "line"}
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +79,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_files(written):
     path, _ = written
     names = {p.name for p in (path.parent / "figures").iterdir()}
-    stems = {"profiles", "law_params", "law_tokens", "overview", "surface", "law_loss", "rollout", "residuals"}
+    stems = {
+        "profiles",
+        "law_params",
+        "law_tokens",
+        "overview",
+        "surface",
+        "law_loss",
+        "rollout",
+        "residuals",
+    }
     stems.add("loss_curves")
     assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
     assert sorted(p.name for p in path.parent.iterdir()) == ["figures", "report.html"]
@@ -127,7 +139,12 @@ def test_figures_of_an_earlier_study_go(tmp_path: Path):
     write_figures(tmp_path, {name: Figure() for name in NAMES})
     assert len(list(tmp_path.iterdir())) == 2 * len(NAMES) + 2
     write_figures(tmp_path, {"profiles": Figure()})
-    assert {p.name for p in tmp_path.iterdir()} == {"mine.png", "surface.txt", "profiles.png", "profiles.svg"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "mine.png",
+        "surface.txt",
+        "profiles.png",
+        "profiles.svg",
+    }
 
 
 def test_same_study_same_drawing():
@@ -141,7 +158,9 @@ def test_same_study_same_drawing():
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing, which takes seconds."""
-    monkeypatch.setattr(html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>"))
+    monkeypatch.setattr(
+        html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -149,12 +168,17 @@ def test_real_runs_have_no_banner(tmp_path: Path):
     runs = RUNS.drop(columns="simulated")
     fit = fit_isoflop(runs, bootstrap=200)
     assert "Simulated runs" not in write_report(tmp_path / "a", runs, fit).read_text()
-    assert "Simulated runs" in write_report(tmp_path / "b", runs, fit, None, {"simulated": True}).read_text()
+    assert (
+        "Simulated runs"
+        in write_report(tmp_path / "b", runs, fit, None, {"simulated": True}).read_text()
+    )
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_refused_fit_still_has_a_page(tmp_path: Path):
-    page = write_report(tmp_path, RUNS, None, None, {"name": "x"}, refusal="2 of 4 budgets < 3").read_text()
+    page = write_report(
+        tmp_path, RUNS, None, None, {"name": "x"}, refusal="2 of 4 budgets < 3"
+    ).read_text()
     assert "No law could be fitted" in page
     assert "2 of 4 budgets &lt; 3" in page
     assert "All 49 runs" in page
@@ -171,7 +195,9 @@ def test_more_fits_are_listed(tmp_path: Path):
 @pytest.mark.usefixtures("undrawn")
 def test_methods_stand_side_by_side(tmp_path: Path):
     fits = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), fit_parametric(RUNS, bootstrap=0)]
-    page = write_report(tmp_path, RUNS, fits[0], more_fits=fits[1:], refused={"envelope": "x < y"}).read_text()
+    page = write_report(
+        tmp_path, RUNS, fits[0], more_fits=fits[1:], refused={"envelope": "x < y"}
+    ).read_text()
     names = ("IsoFLOP profiles", "IsoFLOP profiles, jointly", "L = E + A / N^alpha + B / D^beta")
     for fit, name in zip(fits, names, strict=True):
         a = fit.exponents.loc["a"]
@@ -180,9 +206,14 @@ def test_methods_stand_side_by_side(tmp_path: Path):
         predicted = [r for r in cells(page) if len(r) == 6 and r[1] == name and r[2] == "D*"]
         assert [r[0] for r in predicted] == ["1e21", "1e22"]
         said = fit.predict(1e22).loc["tokens"]
-        assert predicted[1][4] == f"{number(said['statistical_low'])} to {number(said['statistical_high'])}"
+        assert (
+            predicted[1][4]
+            == f"{number(said['statistical_low'])} to {number(said['statistical_high'])}"
+        )
         assert predicted[1][5] == f"{number(said['low'])} to {number(said['high'])}"
-    assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + ["loss"]
+    assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + [
+        "loss"
+    ]
     assert "lies in every interval" in page
     assert "Envelope: not fitted: x &lt; y" in page
 
@@ -203,9 +234,21 @@ def held_out(*shares: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("kind", "shares", "caption"),
     [
-        ("all", (0.5, 1.0), "by budget; the dot is the loss after the last step, the one that is fitted."),
-        ("text", (0.5, 1.0), "by budget; the dot is the loss of text tokens after the last step, the one that is"),
-        ("all", (1.0,), "by budget: the loss on training batches; the dot is the held-out loss after the last step"),
+        (
+            "all",
+            (0.5, 1.0),
+            "by budget; the dot is the loss after the last step, the one that is fitted.",
+        ),
+        (
+            "text",
+            (0.5, 1.0),
+            "by budget; the dot is the loss of text tokens after the last step, the one that is",
+        ),
+        (
+            "all",
+            (1.0,),
+            "by budget: the loss on training batches; the dot is the held-out loss after the last step",
+        ),
         (
             "text",
             (1.0,),
@@ -213,7 +256,9 @@ def held_out(*shares: float) -> pd.DataFrame:
         ),
     ],
 )
-def test_the_loss_that_is_fitted_is_named(tmp_path: Path, kind: str, shares: tuple[float, ...], caption: str):
+def test_the_loss_that_is_fitted_is_named(
+    tmp_path: Path, kind: str, shares: tuple[float, ...], caption: str
+):
     fit = fit_isoflop(RUNS, bootstrap=200)
     page = write_report(tmp_path, RUNS, fit, held_out(*shares), kind=kind).read_text()
     assert caption in page
@@ -237,7 +282,9 @@ def test_a_law_needs_three_budgets(tmp_path: Path, budgets: tuple[float, ...]):
 @pytest.mark.usefixtures("undrawn")
 def test_a_fit_that_did_not_converge_is_no_headline(tmp_path: Path):
     sure, lost = fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)
-    lost = dataclasses.replace(lost, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}])
+    lost = dataclasses.replace(
+        lost, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}]
+    )
     page = write_report(tmp_path, RUNS, lost).read_text()
     assert "<h1>These runs tell no law of compute</h1>" in page
     assert "The fit did not converge: x. What was fitted all the same stands below." in page
@@ -258,7 +305,9 @@ def test_findings_have_their_codes_and_shared_ones_stand_once(tmp_path: Path):
 def test_methods_that_disagree_are_said_to(tmp_path: Path):
     steep = simulate_isoflop(SURFACES["chinchilla"], drift=1.0).assign(run_id="x")
     other = fit_isoflop(steep.assign(params=steep["params"] ** 1.5), bootstrap=200)
-    page = write_report(tmp_path, RUNS, fit_isoflop(RUNS, bootstrap=200), more_fits=[other]).read_text()
+    page = write_report(
+        tmp_path, RUNS, fit_isoflop(RUNS, bootstrap=200), more_fits=[other]
+    ).read_text()
     assert "The methods do not agree" in page
 
 

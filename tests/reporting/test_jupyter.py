@@ -41,6 +41,8 @@ def test_text_from_outside_is_escaped():
 
 def test_unbounded_intervals_are_words():
     fit = fit_isoflop(RUNS, bootstrap=200)
-    lost = fit.draws | {name: np.full(200, np.nan) for name in ("a", "b", "ln_k_params", "ln_k_tokens")}
+    lost = fit.draws | {
+        name: np.full(200, np.nan) for name in ("a", "b", "ln_k_params", "ln_k_tokens")
+    }
     shown = replace(fit, draws=lost)._repr_html_()
     assert [row[2] for row in cells(shown) if len(row) == 3][1:] == ["unbounded"] * 3

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
 
-LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] + [("parametric", "loss")]
+LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] + [
+    ("parametric", "loss")
+]
 
 
 @pytest.mark.parametrize(("name", "quantity"), LAWS)
@@ -34,7 +36,9 @@ def test_laws_and_their_bands_are_predictions(name, quantity):
 
 @pytest.mark.parametrize(("count", "label"), [(3, "95% with skew"), (4, "95% with model error")])
 def test_without_a_roll_out_the_wide_band_is_the_skews(count, label):
-    fit = fit_isoflop(simulate_isoflop(budgets=[10.0 ** (18 + k) for k in range(count)]), bootstrap=0)
+    fit = fit_isoflop(
+        simulate_isoflop(budgets=[10.0 ** (18 + k) for k in range(count)]), bootstrap=0
+    )
     assert fit.skew is not None
     assert [text for text in legend(fit.plot_law()) if " with " in text] == [label]
 
@@ -57,7 +61,8 @@ def test_the_legend_has_the_exponent_and_names_what_is_not_used():
 
 
 @pytest.mark.parametrize(
-    ("name", "quantity"), [("isoflop", "params"), ("joint", "tokens"), ("parametric", "loss"), ("parametric", None)]
+    ("name", "quantity"),
+    [("isoflop", "params"), ("joint", "tokens"), ("parametric", "loss"), ("parametric", None)],
 )
 def test_rollouts_are_the_misses(name, quantity):
     fit = FITS[name]
@@ -66,7 +71,9 @@ def test_rollouts_are_the_misses(name, quantity):
     ax = fit.plot_rollout(quantity)
     what = quantity or "loss"
     drawn = sorted(float(xy(line)[1][0]) for line in marked(ax, "o"))
-    assert drawn == pytest.approx(sorted(100.0 * np.expm1(m.errors[what].item()) for m in fit.rollout.misses))
+    assert drawn == pytest.approx(
+        sorted(100.0 * np.expm1(m.errors[what].item()) for m in fit.rollout.misses)
+    )
     allowed = band(ax, "what predictions allow for")[1]
     reach = float(np.exp(max(m.distance for m in fit.rollout.misses)))
     x = np.exp(np.linspace(0.0, np.log(reach) * 1.08, 100))
@@ -94,7 +101,8 @@ def test_the_legend_lies_beside_the_data(name, quantity):
 
 
 @pytest.mark.parametrize(
-    "budgets", [(1e18, 1.15e18, 1.3e18, 1.5e18), (1e18, 1.5e18, 2e18, 3e18, 4e18), (1e18, 1e19, 1e20, 1e21)]
+    "budgets",
+    [(1e18, 1.15e18, 1.3e18, 1.5e18), (1e18, 1.5e18, 2e18, 3e18, 4e18), (1e18, 1e19, 1e20, 1e21)],
 )
 def test_a_short_reach_has_ticks_too(budgets):
     fit = fit_parametric(simulate_isoflop(budgets=budgets, points=9), bootstrap=0)

@@ -10,9 +10,9 @@ import pytest
 from drawn import axes_in_axes_out, legend, marked, xy
 
 from isoflop.fitting import IsoflopFit, fit_envelope, fit_isoflop, fit_joint, simulate_isoflop
+from isoflop.plotting.profile_plots import default_split
+from isoflop.plotting.style import budget_colours, count_label, flops_label
 from isoflop.reporting import plot_loss_curves, plot_overview, plot_profiles
-from isoflop.reporting.plots import default_split
-from isoflop.reporting.style import budget_colours, count_label, flops_label
 
 RUNS = simulate_isoflop(points=7)
 
@@ -30,7 +30,11 @@ def curves() -> pd.DataFrame:
     share = np.geomspace(0.01, 1.0, 500)
     parts = []
     for row in RUNS.iloc[::7].to_dict("records"):
-        steps = {"run_id": row["run_id"], "budget": row["budget"], "train_flops": row["budget"] * share}
+        steps = {
+            "run_id": row["run_id"],
+            "budget": row["budget"],
+            "train_flops": row["budget"] * share,
+        }
         for split in ("train", "dev"):
             loss = row["loss"] * share**-0.05
             parts.append(pd.DataFrame(steps | {"split": split, "kind": "all", "loss": loss}))
@@ -38,7 +42,9 @@ def curves() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@pytest.mark.parametrize("draw", [plot_profiles, lambda fit, ax=None: plot_loss_curves(curves(), ax)])
+@pytest.mark.parametrize(
+    "draw", [plot_profiles, lambda fit, ax=None: plot_loss_curves(curves(), ax)]
+)
 def test_axes_in_axes_out(draw):
     axes_in_axes_out(lambda ax=None: draw(FIT, ax=ax))
 
@@ -55,7 +61,9 @@ def test_profiles_draw_every_run_and_mark_what_is_left_out():
 
 
 def test_unbounded_intervals_are_drawn():
-    draws = FIT.draws | {name: np.full(200, np.nan) for name in ("a", "b", "ln_k_params", "ln_k_tokens")}
+    draws = FIT.draws | {
+        name: np.full(200, np.nan) for name in ("a", "b", "ln_k_params", "ln_k_tokens")
+    }
     unbounded = replace(FIT, draws=draws)
     assert not np.isfinite(unbounded.exponents["high"]).any()
     axes = plot_overview(unbounded)
@@ -85,7 +93,9 @@ def test_loss_curves_are_of_the_kind_that_is_asked_for():
 def test_one_held_out_point_a_run_is_the_dot_of_its_training_curve():
     frame = curves().query("kind == 'all'")
     last = (frame["train_flops"] == frame["budget"]) & (frame["split"] == "dev")
-    frame = frame.loc[last | (frame["split"] == "train")].assign(loss=lambda f: f["loss"] + 0.1 * (f["split"] == "dev"))
+    frame = frame.loc[last | (frame["split"] == "train")].assign(
+        loss=lambda f: f["loss"] + 0.1 * (f["split"] == "dev")
+    )
     assert default_split(frame) == "train"
     assert default_split(frame.loc[last]) == "dev"
     ax = plot_loss_curves(frame)
@@ -137,7 +147,8 @@ def test_count_labels(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1e18, "$10^{18}$"), (1.8e19, r"$1.8\times10^{19}$"), (9.96e18, "$10^{19}$")]
+    ("value", "text"),
+    [(1e18, "$10^{18}$"), (1.8e19, r"$1.8\times10^{19}$"), (9.96e18, "$10^{19}$")],
 )
 def test_flops_labels(value, text):
     assert flops_label(value) == text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from isoflop.launching.local import Progress
-from isoflop.reporting.progress import StudyProgress
+from isoflop.reporting.terminal.progress_text import StudyProgress
 
 RUNS = {"a": 100, "b": 200}
 
@@ -43,11 +43,16 @@ def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
         ({"state": "done", "loss": 4.25, "loss_split": "train"}, "done, training loss 4.250"),
         ({"state": "done", "loss": 4.25, "loss_split": "heldout"}, "done, held-out loss 4.250"),
         ({"state": "diverged", "loss": 4.25, "loss_split": "dev"}, "diverged, held-out loss 4.250"),
-        ({"state": "diverged", "reason": "it is not finite", "loss": float("nan")}, "diverged: it is not finite"),
+        (
+            {"state": "diverged", "reason": "it is not finite", "loss": float("nan")},
+            "diverged: it is not finite",
+        ),
         ({"state": "failed", "loss": None}, "failed"),
     ],
 )
-def test_a_loss_is_called_what_it_is(capsys: pytest.CaptureFixture[str], state: dict[str, Any], says: str) -> None:
+def test_a_loss_is_called_what_it_is(
+    capsys: pytest.CaptureFixture[str], state: dict[str, Any], says: str
+) -> None:
     with StudyProgress(RUNS) as shown:
         shown.runs_at(progress(0.0, None, a={"state": "running"}))
         shown.runs_at(progress(1.0, None, a=state))
@@ -65,24 +70,39 @@ def test_what_an_earlier_call_did_is_not_told_again(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_bars_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "150")
     with StudyProgress(RUNS) as shown:
         shown.data(1_000_000, 2e6)
         shown.data(2_000_000, 2e6)
-        shown.runs_at(progress(0.3, 40.0, a={"state": "running", "step": 25, "loss": 4.5}, b={"state": "pending"}))
+        shown.runs_at(
+            progress(
+                0.3, 40.0, a={"state": "running", "step": 25, "loss": 4.5}, b={"state": "pending"}
+            )
+        )
         shown.live.refresh()
         shown.runs_at(progress(0.5, 30.0, a={"state": "done", "loss": 4.0}, b={"state": "pending"}))
     out, err = capsys.readouterr()
     assert out == ""
-    for text in ("25%", "loss 4.500", "all runs", "0 of 2 runs, 40 s left", "[1/2] a done, training loss 4.000"):
+    for text in (
+        "25%",
+        "loss 4.500",
+        "all runs",
+        "0 of 2 runs, 40 s left",
+        "[1/2] a done, training loss 4.000",
+    ):
         assert text in err
 
 
 def test_a_warning_is_told_once_and_not_by_a_later_call(capsys: pytest.CaptureFixture[str]) -> None:
-    old, new = {"state": "running", "warning": "old"}, {"state": "running", "warning": "went back to step 20"}
+    old, new = (
+        {"state": "running", "warning": "old"},
+        {"state": "running", "warning": "went back to step 20"},
+    )
     with StudyProgress(RUNS) as shown:
         shown.runs_at(progress(0.0, None, a=old, b={"state": "running"}))
         shown.runs_at(progress(0.0, None, a=old, b=new))

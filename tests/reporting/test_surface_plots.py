@@ -41,7 +41,9 @@ def test_named_losses_stand_where_their_contours_leave_the_frame():
 
 
 def test_lines_of_equal_compute_are_6nd():
-    lines = [xy(line) for line in FIT.plot().lines if line.get_linestyle() == ":" and len(xy(line)[0])]
+    lines = [
+        xy(line) for line in FIT.plot().lines if line.get_linestyle() == ":" and len(xy(line)[0])
+    ]
     assert len(lines) >= 3
     for n, d in lines:
         powers = np.log10(6.0 * n * d)
@@ -57,7 +59,9 @@ def test_exponents_show_resamples_intervals_and_their_region():
     axes_in_axes_out(FIT.plot_exponents, x_scale="linear")
     ax = FIT.plot_exponents()
     assert xy(named(ax, "resamples"))[0] == pytest.approx(FIT.draws[:, 3])
-    assert list(xy(named(ax, "t intervals"))[0]) == pytest.approx(FIT.conf_int().loc["alpha"].tolist())
+    assert list(xy(named(ax, "t intervals"))[0]) == pytest.approx(
+        FIT.conf_int().loc["alpha"].tolist()
+    )
     ellipse = named(ax, "95% region of both")
     path = ellipse.get_patch_transform().transform_path(ellipse.get_path())
     edge = np.array([c[-2:] for c, _ in path.iter_segments() if len(c) > 2]) - FIT.theta[3:]

@@ -9,24 +9,31 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from isoflop.config.loading import load_sweep, to_yaml
+from isoflop.config.sweep_definition import load_sweep, to_yaml
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
-from isoflop.losslog import LOG_COLUMNS
-from isoflop.reporting import html, report_sweep
+from isoflop.reporting import report_page as html
+from isoflop.reporting import report_sweep
 from isoflop.reporting.figures import NAMES
-from isoflop.reporting.sweep import loss_curves
+from isoflop.reporting.sweep_report import loss_curves
+from isoflop.runs.loss_log import LOG_COLUMNS
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing, which takes seconds (test_html.py draws)."""
-    monkeypatch.setattr(html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>"))
+    monkeypatch.setattr(
+        html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
+    )
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    runs = simulate_isoflop(points=5, spread=8.0).rename(columns={"params": "params_total"}).assign(state="done")
+    runs = (
+        simulate_isoflop(points=5, spread=8.0)
+        .rename(columns={"params": "params_total"})
+        .assign(state="done")
+    )
     runs["loss_text"] = runs["loss"] * 0.8
     runs.to_parquet(tmp_path / "runs.parquet")
     for row in runs.iloc[:10].to_dict("records"):
@@ -41,12 +48,17 @@ def sweep(tmp_path: Path) -> Path:
                 "train_flops": row["budget"] * step / 10,
                 "loss": row["loss"],
             }
-            pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(folder / f"{part}.parquet")
+            pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(
+                folder / f"{part}.parquet"
+            )
     return tmp_path
 
 
 def test_report_repeats_the_fit_that_was_written(sweep: Path):
-    fits = [fit_isoflop(sweep, loss=name, bootstrap=300, seed=5, confidence=0.9) for name in ("loss_text", "loss")]
+    fits = [
+        fit_isoflop(sweep, loss=name, bootstrap=300, seed=5, confidence=0.9)
+        for name in ("loss_text", "loss")
+    ]
     write_fit(sweep, fits, recipe="soda")
     page = report_sweep(sweep).read_text()
     row = fits[0].intervals().loc["a"]
@@ -144,7 +156,9 @@ def test_broken_files_are_named(sweep: Path, content: str, says: str):
     with pytest.raises(FitError, match=says) as problem:
         report_sweep(sweep)
     assert str(problem.value).startswith(f"{sweep}/fit.json: ")
-    assert str(problem.value).endswith(f"; delete it, or write it anew with: isoflop fit {sweep} --output {sweep}")
+    assert str(problem.value).endswith(
+        f"; delete it, or write it anew with: isoflop fit {sweep} --output {sweep}"
+    )
     assert "\n" not in str(problem.value)
 
 

@@ -8,7 +8,7 @@ import torch
 from studies import trained
 
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 
 
 @pytest.fixture(autouse=True)

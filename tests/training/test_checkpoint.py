@@ -97,7 +97,9 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_none_of_the_two_that_are_kept(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_one_is_none_of_the_two_that_are_kept(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     save(tmp_path, 10, 20)
     damage(tmp_path / "step-000000020.pt")
     assert loaded(tmp_path)["step"] == 10
@@ -146,7 +148,9 @@ def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, seed: int) -> Non
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(tmp_path: Path) -> None:
+def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(
+    tmp_path: Path,
+) -> None:
     root, plan = tiny_study(tmp_path, "widths=[24]", "budgets=[1e9]")
     run, shape = run_of(root, plan), plan.runs[0].shape
     stopped = iter([True])
@@ -154,14 +158,18 @@ def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(
     saved = loaded(run.checkpoints)
     weights = sum(weight.nbytes for weight in saved["model"].values())
     moments = [value for state in saved["optimizer"]["state"].values() for value in state.values()]
-    many = [value.nbytes for value in moments if isinstance(value, torch.Tensor) and value.numel() > 1]
+    many = [
+        value.nbytes for value in moments if isinstance(value, torch.Tensor) and value.numel() > 1
+    ]
     assert weights == shape.weight_bytes()
     assert sum(many) == shape.optimizer_bytes()
     (file,) = run.checkpoints.glob("*.pt")
     assert weights + sum(many) < file.stat().st_size <= shape.checkpoint_bytes
 
 
-def test_what_can_not_be_read_for_now_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_read_for_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1, 2)
     before = sorted(tmp_path.iterdir())
 
@@ -174,7 +182,9 @@ def test_what_can_not_be_read_for_now_is_not_removed(tmp_path: Path, monkeypatch
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_checkpoint_that_another_process_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoint_that_another_process_has_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, 1, 2)
     assert load_same(tmp_path, 1)["weights"][0] == 1
     late = threading.Timer(0.2, lambda: save(tmp_path, 3))
@@ -182,5 +192,8 @@ def test_the_checkpoint_that_another_process_has_chosen(tmp_path: Path, monkeypa
     assert load_same(tmp_path, 3)["weights"][0] == 3
     late.join()
     monkeypatch.setattr(checkpoint, "LATE_S", 0.0)
-    with pytest.raises(RunError, match=r"step-000000009.pt: not seen on \S+, though another node of this job has read"):
+    with pytest.raises(
+        RunError,
+        match=r"step-000000009.pt: not seen on \S+, though another node of this job has read",
+    ):
         load_same(tmp_path, 9)

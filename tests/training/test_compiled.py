@@ -15,7 +15,7 @@ import torch
 from pandas.testing import assert_frame_equal
 from studies import exact, run_of, tiny_study
 
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loop
 from isoflop.training.devices import COMPILED_FROM_FLOPS, compiles_on, may_compile
 from isoflop.training.loop import Trainer, train
@@ -39,14 +39,21 @@ def off(run: RunDirectory, other: RunDirectory) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler; on Debian and Ubuntu: apt install g++")
-@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns of itself, and as errors that ends a compilation
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no C++ compiler; on Debian and Ubuntu: apt install g++"
+)
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # PyTorch's compiler warns of itself, and as errors that ends a compilation
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_compiled_run_has_the_losses_of_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     how = f"train.precision={precision}"
-    eager, exactly = trained(tmp_path / "eager", how), trained(tmp_path / "exactly", "train.precision=fp32")
+    eager, exactly = (
+        trained(tmp_path / "eager", how),
+        trained(tmp_path / "exactly", "train.precision=fp32"),
+    )
     monkeypatch.setattr(loop, "may_compile", lambda device, _: compiles_on(device))
     whole, resumed = trained(tmp_path / "whole", how), trained(tmp_path / "resumed", how, stop=40)
     assert_frame_equal(exact(whole), exact(resumed), check_exact=True)
@@ -62,7 +69,9 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(
 def test_blocks_and_head_work_in_the_precision_of_the_run(tmp_path: Path, precision: str) -> None:
     root, study = tiny_study(tmp_path, f"train.precision={precision}")
     trainer, seen = Trainer(run_of(root, study), root), []
-    down = next(module for name, module in trainer.model.named_modules() if name.endswith("mlp.down"))
+    down = next(
+        module for name, module in trainer.model.named_modules() if name.endswith("mlp.down")
+    )
     down.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     losses_T, *_ = trainer._losses(torch.from_numpy(trainer.windows[np.arange(1)]))
     assert seen == [torch.float32 if precision == "fp32" else torch.bfloat16]
@@ -91,10 +100,20 @@ def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
         "import logging, torch; from isoflop.training.devices import compiles_on; "
         "logging.basicConfig(format='%(message)s'); print(compiles_on(torch.device('cpu')))"
     )
-    environment = {**os.environ, "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+    }
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "False\n", done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("torch.compile does not work here")]
+    said = [
+        line
+        for line in done.stderr.splitlines()
+        if line.startswith("torch.compile does not work here")
+    ]
     assert len(said) == 1
-    assert said[0].endswith("; install a C compiler (gcc) on the node, or set TORCH_COMPILE_DISABLE=1 to do without")
+    assert said[0].endswith(
+        "; install a C compiler (gcc) on the node, or set TORCH_COMPILE_DISABLE=1 to do without"
+    )

@@ -19,18 +19,20 @@ from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
 from isoflop.data.vocabulary import vocabulary
-from isoflop.launching.directory import run_config
+from isoflop.launching.records.sweep_directory import run_config
 from isoflop.planning.plan import plan
 from isoflop.planning.sizing import MEMORY_SHARE, needed_bytes
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import devices
 from isoflop.training.loop import Trainer
-from isoflop.training.measuring import measure
+from isoflop.training.throughput import measure
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore"),  # as in test_compiled.py
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"
+    ),
 ]
 
 SWEEP = """\
@@ -54,13 +56,25 @@ def study(folder: Path, *overrides: str) -> tuple[RunDirectory, Path]:
     folder.mkdir(exist_ok=True)
     (folder / "gpu.yaml").write_text(SWEEP)
     found, root = plan(folder / "gpu.yaml", overrides), folder / "runs"
-    ids, generator = vocabulary(found.sweep.data.codec, found.sweep.data.text_tokenizer), np.random.default_rng(0)
+    ids, generator = (
+        vocabulary(found.sweep.data.codec, found.sweep.data.text_tokenizer),
+        np.random.default_rng(0),
+    )
     words = generator.integers(0, ids.size, WORDS)
     shards = tuple(
-        write_shard(data_folder(root, found.sweep.data), split, split, [generator.choice(words, tokens)], 0.0, ids)
+        write_shard(
+            data_folder(root, found.sweep.data),
+            split,
+            split,
+            [generator.choice(words, tokens)],
+            0.0,
+            ids,
+        )
         for split, tokens in (("train", 1 << 18), ("heldout", 1 << 14))
     )
-    Manifest(ids, shards, data_identity(found.sweep.data), {}).write(data_folder(root, found.sweep.data))
+    Manifest(ids, shards, data_identity(found.sweep.data), {}).write(
+        data_folder(root, found.sweep.data)
+    )
     config = run_config(found.sweep, found.runs[0])
     config["run"].update(steps=STEPS, batch_size=BATCH)
     run = RunDirectory(root / found.sweep.name / found.runs[0].run_id)
@@ -101,13 +115,19 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     tmp_path: Path, deterministic: bool, compiled: bool
 ) -> None:
     how = f"train.deterministic={deterministic}"
-    (whole, root), (killed, other_root) = (study(tmp_path / name, how) for name in ("whole", "killed"))
+    (whole, root), (killed, other_root) = (
+        study(tmp_path / name, how) for name in ("whole", "killed")
+    )
     train_in(whole, root, compiled)
     train_in(killed, other_root, compiled, kill_at=35)
     assert killed.checkpointed_step() == 11
     train_in(killed, other_root, compiled)
     assert_near(losses_of(killed), losses_of(whole))
-    same = exact(whole).columns if deterministic else ["step", "split", "kind", "tokens", "targets", "lr"]
+    same = (
+        exact(whole).columns
+        if deterministic
+        else ["step", "split", "kind", "tokens", "targets", "lr"]
+    )
     assert_frame_equal(exact(whole).loc[:, same], exact(killed).loc[:, same], check_exact=True)
     if deterministic:
         ours, theirs = final_weights(whole), final_weights(killed)
@@ -119,7 +139,9 @@ def test_processes_train_as_one(tmp_path: Path, size: int, nccl: bool) -> None:
     """By gloo on one GPU; by NCCL, as in a job, with one each."""
     if nccl and torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} GPUs")
-    (one, one_root), (several, several_root) = (study(tmp_path / name) for name in ("one", "several"))
+    (one, one_root), (several, several_root) = (
+        study(tmp_path / name) for name in ("one", "several")
+    )
     train_together(one, one_root, 1, nccl=nccl)
     train_together(several, several_root, size, nccl=nccl)
     same = ["step", "split", "kind", "tokens", "targets", "lr"]
@@ -133,7 +155,9 @@ def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:
     code = "import sys; from isoflop.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "run", str(tmp_path / "tiny.yaml")]
     environment = {**os.environ, "ISOFLOP_ROOT": str(root), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     runs = pd.read_parquet(root / "tiny" / "runs.parquet")
     print(done.stdout[-2000:], done.stderr[-2000:], runs.to_string())
     assert runs["state"].tolist() == ["done"] * len(tiny.runs)
@@ -142,7 +166,11 @@ def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:
 
 def test_compiled_or_not_in_bf16_or_not_a_run_has_about_the_same_losses(tmp_path: Path) -> None:
     losses = []
-    for name, compiled, precision in (("fast", True, "bf16"), ("eager", False, "bf16"), ("exact", False, "fp32")):
+    for name, compiled, precision in (
+        ("fast", True, "bf16"),
+        ("eager", False, "bf16"),
+        ("exact", False, "fp32"),
+    ):
         run, root = study(tmp_path / name, f"train.precision={precision}")
         train_in(run, root, compiled)
         losses.append(losses_of(run))
@@ -168,11 +196,18 @@ def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Pat
     """No C compiler on the path: one line says so."""
     run, root = study(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from studies import train_here; from isoflop.runs import RunDirectory; "
+        "import sys; from pathlib import Path; from studies import train_here; from isoflop.runs.run_directory import RunDirectory; "
         "train_here(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
-    caches = {name: str(tmp_path / name) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
-    environment = {**os.environ, **caches, "PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    caches = {
+        name: str(tmp_path / name) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    environment = {
+        **os.environ,
+        **caches,
+        "PATH": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     environment.pop("CC", None)
     command = [sys.executable, "-c", code, str(run.path), str(root)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

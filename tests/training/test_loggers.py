@@ -17,17 +17,28 @@ import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from pandas.testing import assert_frame_equal
-from studies import EVERY_STEP, exact, final_weights, kill, run_of, small_disk, start, tiny_study, train_here, wait_for
+from studies import (
+    EVERY_STEP,
+    exact,
+    final_weights,
+    kill,
+    run_of,
+    small_disk,
+    start,
+    tiny_study,
+    train_here,
+    wait_for,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 from wandb.proto import wandb_internal_pb2
 
 from isoflop.errors import ConfigError
-from isoflop.launching.directory import make_directory
-from isoflop.launching.study import train_study
-from isoflop.losslog import log_row
+from isoflop.launching.prepare_data import train_study
+from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.loss_log import log_row
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loggers
 from isoflop.training.loggers import Loggers, WandB
 from isoflop.training.loop import Trainer, train
@@ -58,13 +69,18 @@ def rows_of(run: RunDirectory) -> Shown:
         split, step, whole = row["split"], int(row["step"]), row["kind"] == "all"
         wanted[f"{split}/loss" if whole else f"{split}/loss_{row['kind']}", step] = row["loss"]
         if split == "train" and whole:  # the peak of a CPU, of which mfu is a share, is not known
-            wanted |= {(f"train/{name}", step): row[name] for name in ("lr", "grad_norm", "tokens_per_second")}
+            wanted |= {
+                (f"train/{name}", step): row[name]
+                for name in ("lr", "grad_norm", "tokens_per_second")
+            }
     return wanted
 
 
 def tensorboard(run: RunDirectory) -> Shown:
     """What TensorBoard shows of a run, by its own reader; no step may be there twice."""
-    reader = EventAccumulator(str(run.path / "loggers" / "tensorboard"), size_guidance={"scalars": 0})
+    reader = EventAccumulator(
+        str(run.path / "loggers" / "tensorboard"), size_guidance={"scalars": 0}
+    )
     reader.Reload()
     points = [(tag, event) for tag in reader.Tags()["scalars"] for event in reader.Scalars(tag)]
     shown = {(tag, event.step): event.value for tag, event in points}
@@ -74,7 +90,10 @@ def tensorboard(run: RunDirectory) -> Shown:
 
 def offline_runs(run: RunDirectory) -> list[Path]:
     """What W&B wrote of a run, a file each start, the oldest first."""
-    return sorted((run.path / "loggers" / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    return sorted(
+        (run.path / "loggers" / "wandb").glob("offline-run-*/*.wandb"),
+        key=lambda path: path.stat().st_mtime,
+    )
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
@@ -104,7 +123,10 @@ def finished(file: Path) -> list[Any]:
 def wandb(file: Path) -> Shown:
     shown: Shown = {}
     for record in finished(file):
-        items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        items = {
+            item.key or item.nested_key[0]: json.loads(item.value_json)
+            for item in record.history.item
+        }
         for name, value in items.items():
             if "/loss" in name or name.startswith("train/"):
                 assert (name, items["_step"]) not in shown
@@ -176,8 +198,14 @@ def test_they_know_what_the_run_is(logged: tuple[Plan, RunDirectory]) -> None:
     records = finished(file)
     (made,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (made.run_id, made.display_name, made.project) == (run.run_id, run.run_id, "tiny")
-    config = {item.key: json.loads(item.value_json) for record in records for item in record.config.update}
-    assert (config["lr"], config["shape"]["width"], config["budget"]) == (spec.lr, spec.width, spec.budget)
+    config = {
+        item.key: json.loads(item.value_json) for record in records for item in record.config.update
+    }
+    assert (config["lr"], config["shape"]["width"], config["budget"]) == (
+        spec.lr,
+        spec.width,
+        spec.budget,
+    )
 
 
 def test_only_the_first_process_has_them(study: tuple[Path, Plan]) -> None:
@@ -213,7 +241,9 @@ def test_the_user_decides_whether_wandb_is_offline(
 # Stopped, killed, resumed
 
 
-def test_a_run_that_goes_on_has_every_step_once(tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_a_run_that_goes_on_has_every_step_once(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+) -> None:
     root, study = tiny_study(tmp_path, BOTH)
     run = run_of(root, study)
     for stop in (20, 40):
@@ -223,13 +253,20 @@ def test_a_run_that_goes_on_has_every_step_once(tmp_path: Path, whole: tuple[Pat
     assert train(run, root) == "done"
     assert_shown(run)
     assert_same_run(run, whole[2])
-    ids = {record.run.run_id for file in offline_runs(run) for record in wandb_records(file) if record.run.run_id}
+    ids = {
+        record.run.run_id
+        for file in offline_runs(run)
+        for record in wandb_records(file)
+        if record.run.run_id
+    }
     assert len(offline_runs(run)) == 3
     assert len(list((run.path / "loggers" / "tensorboard").iterdir())) == 1
     assert ids == {run.run_id}
 
 
-def test_a_run_that_is_killed_has_every_step_once(tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_a_run_that_is_killed_has_every_step_once(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+) -> None:
     root, study = tiny_study(tmp_path, EVERY_STEP, BOTH)
     run, moments = run_of(root, study), random.Random(0)
     for step in (5, 40):
@@ -295,7 +332,10 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (fail_later, "(ConnectionError: the network is down)"),
         (fail_at_the_start, "wandb failed and is left out"),
-        (fail_at_the_end, "wandb failed and is left out until the run starts again; training goes on (TimeoutError: "),
+        (
+            fail_at_the_end,
+            "wandb failed and is left out until the run starts again; training goes on (TimeoutError: ",
+        ),
     ],
 )
 def test_a_logger_that_fails_is_warned_of_once_and_left_out(
@@ -320,7 +360,9 @@ def test_a_logger_that_fails_is_warned_of_once_and_left_out(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_is_full_of_loggers_stops_no_run(tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_a_disk_that_is_full_of_loggers_stops_no_run(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+) -> None:
     root, study = tiny_study(tmp_path, "train.loggers=[tensorboard]")
     run = run_of(root, study)
     with small_disk(tmp_path, "8k") as disk:

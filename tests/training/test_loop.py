@@ -20,10 +20,10 @@ from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, Windows
 from isoflop.data.vocabulary import Kind
 from isoflop.errors import RunError
-from isoflop.losslog import LOG_COLUMNS
 from isoflop.planning.plan import Plan
-from isoflop.results import read_runs
-from isoflop.runs import RunDirectory, State
+from isoflop.runs.collect import read_runs
+from isoflop.runs.loss_log import LOG_COLUMNS
+from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.training import devices, loop
 from isoflop.training.loop import Trainer, train
 from isoflop.training.loss import KINDS, by_kind
@@ -68,18 +68,25 @@ def test_targets_are_counted_by_kind(whole: tuple[Path, Plan, RunDirectory]) -> 
     windows, kinds = Windows(folder, "train", 32), Manifest.read(folder).vocabulary.kinds
     order, log = Order(len(windows), 1, 0), run.log()
     for step in (3, 39, 69):
-        targets = np.concatenate([windows[order.batch(k)][:, 1:].ravel() for k in range(step - 3, step)])
+        targets = np.concatenate(
+            [windows[order.batch(k)][:, 1:].ravel() for k in range(step - 3, step)]
+        )
         row = log.loc[(log["split"] == "train") & (log["step"] == step)].set_index("kind")
         counts = np.bincount(kinds[targets], minlength=len(Kind))
         assert row["targets"].to_dict() == {
             "all": 96, "text": counts[Kind.TEXT], "semantic": counts[Kind.SEMANTIC], "acoustic": counts[Kind.ACOUSTIC]
         }  # fmt: skip
         others = row.loc[["text", "semantic", "acoustic"]]
-        control = row.loc["all", "targets"] * row.loc["all", "loss"] - (others["targets"] * others["loss"]).sum()
+        control = (
+            row.loc["all", "targets"] * row.loc["all", "loss"]
+            - (others["targets"] * others["loss"]).sum()
+        )
         assert control / counts[Kind.CONTROL] > 0
 
 
-def test_the_heldout_loss_is_that_of_the_final_weights(whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_the_heldout_loss_is_that_of_the_final_weights(
+    whole: tuple[Path, Plan, RunDirectory],
+) -> None:
     root, plan, run = whole
     model = load_weights(run.path)
     windows = Windows(data_folder(root, plan.sweep.data), "heldout", 32)
@@ -87,7 +94,9 @@ def test_the_heldout_loss_is_that_of_the_final_weights(whole: tuple[Path, Plan, 
     with torch.no_grad():
         loss = F.cross_entropy(model(chosen[:, :-1]).flatten(0, 1), chosen[:, 1:].flatten())
     log = run.log()
-    logged = log.loc[(log["split"] == "heldout") & (log["kind"] == "all") & (log["step"] == STEPS), "loss"]
+    logged = log.loc[
+        (log["split"] == "heldout") & (log["kind"] == "all") & (log["step"] == STEPS), "loss"
+    ]
     assert logged.tolist() == pytest.approx([float(loss)], rel=1e-6)
 
 
@@ -109,12 +118,16 @@ def test_the_learning_rate_follows_the_schedule(whole: tuple[Path, Plan, RunDire
     assert rates[STEPS] == pytest.approx(peak * 1 / 14)  # 14 of 71 steps decay
 
 
-def test_mfu_is_the_share_of_the_peak_that_went_into_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mfu_is_the_share_of_the_peak_that_went_into_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "peak_flops", lambda device: 2e9)
     _, plan, run = trained(tmp_path)
     log, spec = run.log(), plan.runs[0]
     rows = log.loc[log["split"] == "train"]
-    np.testing.assert_allclose(rows["mfu"], rows["tokens_per_second"] * (spec.train_flops / spec.tokens) / 2e9)
+    np.testing.assert_allclose(
+        rows["mfu"], rows["tokens_per_second"] * (spec.train_flops / spec.tokens) / 2e9
+    )
     assert log.loc[log["split"] == "heldout", "mfu"].isna().all()
     assert read_runs(run.path.parent)["mfu"].iloc[0] == rows["mfu"].median()
 
@@ -132,8 +145,14 @@ def test_a_run_that_diverges_says_what_it_has_cost_and_how_to_mend_it(tmp_path: 
 @pytest.mark.parametrize(
     ("stops", "said"),
     [
-        ([50], "the only checkpoint, step-000000050.pt in {}, is damaged or not finished; the run began anew"),
-        ([20, 50], "step-000000050.pt in {}, is damaged or not finished; the run went back to step-000000020.pt"),
+        (
+            [50],
+            "the only checkpoint, step-000000050.pt in {}, is damaged or not finished; the run began anew",
+        ),
+        (
+            [20, 50],
+            "step-000000050.pt in {}, is damaged or not finished; the run went back to step-000000020.pt",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_costs_no_bit_and_is_told(
@@ -155,7 +174,12 @@ def test_a_damaged_checkpoint_costs_no_bit_and_is_told(
 def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirectory]) -> None:
     root, plan, run = whole
     state = run.state()
-    assert (state["state"], state["step"], state["steps"], state["gpus"]) == ("done", STEPS, STEPS, 0)
+    assert (state["state"], state["step"], state["steps"], state["gpus"]) == (
+        "done",
+        STEPS,
+        STEPS,
+        0,
+    )
     assert state["data_checksum"] == Manifest.read(data_folder(root, plan.sweep.data)).checksum
     assert run.done
     assert not list(run.path.rglob(".*"))
@@ -180,9 +204,15 @@ def test_a_slow_disk_is_told_less_often(tmp_path: Path, monkeypatch: pytest.Monk
     assert 1 <= reports <= 1 + (time.monotonic() - began) / (100 * took)
 
 
-def test_parts_of_a_batch_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_batch_give_the_same_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
-    for tokens, micro in ((4096, 4), (96, 2), (32, 1)):  # even parts: 96 tokens hold 3 sequences, of which 2 are taken
+    for tokens, micro in (
+        (4096, 4),
+        (96, 2),
+        (32, 1),
+    ):  # even parts: 96 tokens hold 3 sequences, of which 2 are taken
         monkeypatch.setattr(devices, "CPU_MICRO_TOKENS", tokens)
         root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
         assert plan.runs[0].batch_size == 4
@@ -191,14 +221,22 @@ def test_parts_of_a_batch_give_the_same_loss(tmp_path: Path, monkeypatch: pytest
         assert trainer.train(lambda: False) == "done"
         runs.append(trainer.run.log())
     for log in runs[1:]:
-        assert_frame_equal(log[["step", "split", "kind", "targets"]], runs[0][["step", "split", "kind", "targets"]])
+        assert_frame_equal(
+            log[["step", "split", "kind", "targets"]], runs[0][["step", "split", "kind", "targets"]]
+        )
         np.testing.assert_allclose(log["loss"][:8], runs[0]["loss"][:8], rtol=1e-5)
-        np.testing.assert_allclose(log["loss"], runs[0]["loss"], rtol=0.1)  # steps amplify the last bits
+        np.testing.assert_allclose(
+            log["loss"], runs[0]["loss"], rtol=0.1
+        )  # steps amplify the last bits
 
 
-def test_z_loss_holds_the_partition_function(whole: tuple[Path, Plan, RunDirectory], tmp_path: Path) -> None:
+def test_z_loss_holds_the_partition_function(
+    whole: tuple[Path, Plan, RunDirectory], tmp_path: Path
+) -> None:
     root, plan, with_z = trained(tmp_path, "train.z_loss=0.5")
-    chosen = torch.from_numpy(Windows(data_folder(root, plan.sweep.data), "heldout", 32)[np.arange(8)])[:, :-1]
+    chosen = torch.from_numpy(
+        Windows(data_folder(root, plan.sweep.data), "heldout", 32)[np.arange(8)]
+    )[:, :-1]
     sizes = []
     for run in (whole[2], with_z):
         with torch.no_grad():
@@ -212,7 +250,9 @@ def test_z_loss_holds_the_partition_function(whole: tuple[Path, Plan, RunDirecto
 
 def test_losses_by_kind_in_closed_form() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
-    sums, counts = by_kind(losses, torch.tensor([Kind.CONTROL, Kind.TEXT, Kind.TEXT, Kind.SEMANTIC, 3, 3]))
+    sums, counts = by_kind(
+        losses, torch.tensor([Kind.CONTROL, Kind.TEXT, Kind.TEXT, Kind.SEMANTIC, 3, 3])
+    )
     assert sums.tolist() == [63.0, 6.0, 8.0, 48.0]
     assert counts.tolist() == [6, 2, 1, 2]
     assert sums.dtype == counts.dtype == torch.float64
@@ -220,10 +260,15 @@ def test_losses_by_kind_in_closed_form() -> None:
 
 def test_losses_by_kind_are_plain_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, targets = torch.randn(300, 40, generator=generator), torch.randint(40, (300,), generator=generator)
+    logits, targets = (
+        torch.randn(300, 40, generator=generator),
+        torch.randint(40, (300,), generator=generator),
+    )
     kinds = torch.arange(40) % 4
     sums, counts = by_kind(F.cross_entropy(logits, targets, reduction="none"), kinds[targets])
-    assert float(sums[0] / counts[0]) == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-6)
+    assert float(sums[0] / counts[0]) == pytest.approx(
+        float(F.cross_entropy(logits, targets)), rel=1e-6
+    )
     for kind in (1, 2, 3):
         mine = kinds[targets] == kind
         plain = F.cross_entropy(logits[mine], targets[mine])
@@ -253,10 +298,14 @@ def with_memory_for(trainer: Trainer, sequences: int, *, backward: bool = True) 
     trainer._losses = short  # type: ignore[method-assign]
 
 
-def test_where_memory_is_short_less_goes_through_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_memory_is_short_less_goes_through_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = []
     for name, micro in (("short", 4), ("small", 2)):
-        root, plan = tiny_study(tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
+        root, plan = tiny_study(
+            tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]"
+        )
         trainer = Trainer(run_of(root, plan), root)
         assert trainer.order.batch_size == 8
         trainer.micro = micro
@@ -271,7 +320,9 @@ def test_where_memory_is_short_less_goes_through_at_once(tmp_path: Path, caplog:
     assert said == ["out of memory: from step 0 on 2 sequences go through at once"]
 
 
-def test_where_memory_is_short_less_is_measured_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_memory_is_short_less_is_measured_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = []
     for name in ("short", "whole"):
         root, plan = tiny_study(tmp_path / name, "budgets=[2e8]", "widths=[8]")
@@ -293,5 +344,7 @@ def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
     trainer = Trainer(run_of(root, plan), root)
     with_memory_for(trainer, 0)
-    with pytest.raises(RunError, match=r"^out of memory with one sequence of 32 tokens at a time; .*larger GPU"):
+    with pytest.raises(
+        RunError, match=r"^out of memory with one sequence of 32 tokens at a time; .*larger GPU"
+    ):
         trainer.train(lambda: False)

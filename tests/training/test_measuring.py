@@ -10,8 +10,9 @@ import torch
 from studies import run_of, tiny_study
 
 from isoflop.errors import RunError
-from isoflop.training import loop, measuring
-from isoflop.training.measuring import PARTS, WARM_UP, measure
+from isoflop.training import loop
+from isoflop.training import throughput as measuring
+from isoflop.training.throughput import PARTS, WARM_UP, measure
 
 
 def test_a_run_is_measured_and_leaves_no_log(tmp_path: Path) -> None:
@@ -36,7 +37,9 @@ def test_mfu_is_the_share_of_the_peak(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(loop, "peak_flops", lambda device: 2e9)
     root, study = tiny_study(tmp_path)
     found, spec = measure(run_of(root, study), root, 0.05), study.runs[0]
-    assert found.mfu == pytest.approx(found.tokens_per_second * (spec.train_flops / spec.tokens) / 2e9)
+    assert found.mfu == pytest.approx(
+        found.tokens_per_second * (spec.train_flops / spec.tokens) / 2e9
+    )
 
 
 @pytest.mark.parametrize(("step_s", "steps"), [(1.0, 1), (0.25, 4), (1e-9, measuring.MOST_STEPS)])
@@ -47,19 +50,25 @@ def test_the_median_of_the_parts_counts(
     asked: list[int] = []
 
     def timed(bench: object, count: int) -> float:
-        slow = 100.0 if len(asked) in (0, WARM_UP + 1) else 1.0  # the first step, and one of the parts
+        slow = (
+            100.0 if len(asked) in (0, WARM_UP + 1) else 1.0
+        )  # the first step, and one of the parts
         asked.append(count)
         return slow * count * step_s
 
     monkeypatch.setattr(measuring._Bench, "_time", timed)
     found = measure(run_of(root, study), root, 5.0)
     assert asked == [1] * WARM_UP + [steps] * PARTS
-    assert found.tokens_per_second == pytest.approx(study.runs[0].batch_size * 32 / step_s, rel=1e-3)
+    assert found.tokens_per_second == pytest.approx(
+        study.runs[0].batch_size * 32 / step_s, rel=1e-3
+    )
 
 
 def test_a_gpu_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
     root, study = tiny_study(tmp_path)
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(RunError, match=r"^the job asks for 2 GPUs, and its processes see 0; see `isoflop doctor`$"):
+    with pytest.raises(
+        RunError, match=r"^the job asks for 2 GPUs, and its processes see 0; see `isoflop doctor`$"
+    ):
         measure(run_of(root, study), root, 0.05, gpus=2)

@@ -15,10 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.shapes import ModelShape
 from isoflop.training.model import NORM_EPS, Decoder, rope_tables, rotate
 
-PLAIN = ModelShape(width=16, layers=2, heads=4, kv_heads=4, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24)
-GROUPED = dataclasses.replace(PLAIN, heads=6, kv_heads=2, head_dim=8)  # heads * head_dim is not the width
+PLAIN = ModelShape(
+    width=16, layers=2, heads=4, kv_heads=4, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24
+)
+GROUPED = dataclasses.replace(
+    PLAIN, heads=6, kv_heads=2, head_dim=8
+)  # heads * head_dim is not the width
 TIED = dataclasses.replace(GROUPED, layers=3, tied=True)
-ONE_KEY = ModelShape(width=8, layers=1, heads=3, kv_heads=1, head_dim=2, mlp_width=6, vocab_size=514, seq_len=7)
+ONE_KEY = ModelShape(
+    width=8, layers=1, heads=3, kv_heads=1, head_dim=2, mlp_width=6, vocab_size=514, seq_len=7
+)
 SHAPES = [PLAIN, GROUPED, TIED, ONE_KEY]
 BATCH = 3
 
@@ -34,7 +40,9 @@ def decoder(shape: ModelShape, seed: int = 0) -> Decoder:
 
 
 def ids_of(shape: ModelShape, seed: int = 1) -> Tensor:
-    return torch.randint(shape.vocab_size, (BATCH, shape.seq_len), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        shape.vocab_size, (BATCH, shape.seq_len), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 # Size and cost
@@ -57,7 +65,11 @@ def test_every_part_has_the_planned_parameters(shape: ModelShape) -> None:
         (part,) = [
             part
             for part, names in PARTS.items()
-            if (name == "norm.weight" if part == "final_norm" else any(f".{piece}" in f".{name}" for piece in names))
+            if (
+                name == "norm.weight"
+                if part == "final_norm"
+                else any(f".{piece}" in f".{name}" for piece in names)
+            )
         ]
         counts[part] += weight.numel()
     assert counts == shape.parameter_items()
@@ -70,7 +82,9 @@ def counted(shape: ModelShape, backward: bool) -> dict[str, float]:
         logits = model(ids)
         if backward:
             F.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
-    return {name: sum(flops.values()) / ids.numel() for name, flops in counter.get_flop_counts().items()}
+    return {
+        name: sum(flops.values()) / ids.numel() for name, flops in counter.get_flop_counts().items()
+    }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,7 +92,11 @@ def test_forward_flops_are_torchs_and_three_per_score(shape: ModelShape) -> None
     counts, planned = counted(shape, backward=False), shape.flops_items()
 
     def layers(*names: str) -> float:
-        return sum(counts[f"Decoder.blocks.{layer}.{name}"] for layer in range(shape.layers) for name in names)
+        return sum(
+            counts[f"Decoder.blocks.{layer}.{name}"]
+            for layer in range(shape.layers)
+            for name in names
+        )
 
     projections = ("attention.query", "attention.key", "attention.value")
     assert layers("mlp") == planned["mlp"]
@@ -157,7 +175,9 @@ def test_grouped_attention_is_full_attention_with_repeated_heads() -> None:
     for name, weight in weights.items():
         if name.endswith(("key.weight", "value.weight")):
             heads = weight.unflatten(0, (GROUPED.kv_heads, GROUPED.head_dim))
-            weights[name] = heads.repeat_interleave(GROUPED.heads // GROUPED.kv_heads, 0).flatten(0, 1)
+            weights[name] = heads.repeat_interleave(GROUPED.heads // GROUPED.kv_heads, 0).flatten(
+                0, 1
+            )
     full.load_state_dict(weights)
     ids = ids_of(GROUPED)
     torch.testing.assert_close(full(ids), grouped(ids))
@@ -179,7 +199,16 @@ def test_the_first_loss_is_that_of_a_guess(shape: ModelShape) -> None:
 
 def test_weights_begin_at_the_scale_of_their_fan_in() -> None:
     torch.manual_seed(0)
-    shape = ModelShape(width=256, layers=2, heads=4, kv_heads=2, head_dim=32, mlp_width=512, vocab_size=99, seq_len=8)
+    shape = ModelShape(
+        width=256,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        mlp_width=512,
+        vocab_size=99,
+        seq_len=8,
+    )
     block = Decoder(shape).blocks[1]
     expected = {
         "attention.query": 256**-0.5,
@@ -210,7 +239,9 @@ def test_bf16_autocast_gives_nearly_the_same_loss_and_trains(shape: ModelShape) 
     loss = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=0.02)
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters()
+    )
 
 
 # Rotary embedding
@@ -237,7 +268,9 @@ def test_angles_are_those_of_llama_3(head_dim: int) -> None:
             angle = position * published_frequency(index, head_dim)
             for column, sign in ((index, -1), (index + head_dim // 2, 1)):
                 assert cos_SE[position, column].item() == pytest.approx(math.cos(angle), abs=1e-6)
-                assert sin_SE[position, column].item() == pytest.approx(sign * math.sin(angle), abs=1e-6)
+                assert sin_SE[position, column].item() == pytest.approx(
+                    sign * math.sin(angle), abs=1e-6
+                )
 
 
 def test_the_bands_of_the_scaling_at_head_dim_128() -> None:
@@ -309,7 +342,10 @@ def test_it_is_qwen3(shape: ModelShape) -> None:
         )
     ).eval()
     ours = decoder(shape)
-    weights = {".".join(QWEN3.get(part, part) for part in name.split(".")): w for name, w in ours.state_dict().items()}
+    weights = {
+        ".".join(QWEN3.get(part, part) for part in name.split(".")): w
+        for name, w in ours.state_dict().items()
+    }
     other.load_state_dict(weights)
     assert other.num_parameters() == shape.params_total
     ids = ids_of(shape)

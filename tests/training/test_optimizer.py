@@ -14,7 +14,9 @@ from isoflop.shapes import ModelShape
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
 
-SHAPE = ModelShape(width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24)
+SHAPE = ModelShape(
+    width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24
+)
 MAX_LR = 0.02
 RATES = [0.0, 0.01, 0.02, 0.02, 0.015, 0.005]  # warm-up, stable, decay
 
@@ -35,7 +37,10 @@ def plain_step(
         for i, g in enumerate(gradient):
             mean[i] = beta1 * mean[i] + (1 - beta1) * g
             square[i] = beta2 * square[i] + (1 - beta2) * g * g
-            corrected_mean, corrected_square = mean[i] / (1 - beta1**step), square[i] / (1 - beta2**step)
+            corrected_mean, corrected_square = (
+                mean[i] / (1 - beta1**step),
+                square[i] / (1 - beta2**step),
+            )
             updates.append(corrected_mean / (corrected_square**0.5 + eps))
         agree = [u * g > 0 for u, g in zip(updates, gradient, strict=True)]
         share = sum(agree) / len(agree)
@@ -77,20 +82,32 @@ def test_steps_are_those_of_the_formula(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    begun = torch.linspace(-1, 1, 40, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(shape)
+    begun = torch.linspace(-1, 1, 40, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(
+        shape
+    )
     gradients = gradients_of(shape, seed=3, kind=kind)
     expected = plain_step(
-        begun.flatten().tolist(), [g.flatten().tolist() for g in gradients], RATES, weight_decay, betas, eps
+        begun.flatten().tolist(),
+        [g.flatten().tolist() for g in gradients],
+        RATES,
+        weight_decay,
+        betas,
+        eps,
     )
     weight = torch.nn.Parameter(begun.to(dtype))
-    optimizer = CautiousAdamC([weight], max_lr=MAX_LR, betas=betas, eps=eps, weight_decay=weight_decay)
+    optimizer = CautiousAdamC(
+        [weight], max_lr=MAX_LR, betas=betas, eps=eps, weight_decay=weight_decay
+    )
     for gradient, rate in zip(gradients, RATES, strict=True):
         take_step(optimizer, [weight], [gradient.to(dtype)], rate)
     assert weight.flatten().tolist() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
 def take_step(
-    optimizer: CautiousAdamC, weights: list[torch.nn.Parameter], gradients: list[Tensor], rate: float
+    optimizer: CautiousAdamC,
+    weights: list[torch.nn.Parameter],
+    gradients: list[Tensor],
+    rate: float,
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -103,7 +120,9 @@ def test_the_first_step_moves_every_number_by_the_rate() -> None:
     """Bias correction makes the first update the gradient's sign, and all of it agrees with the gradient."""
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
-    take_step(optimizer, [weight], [torch.tensor([3.0, -1e-3, 20.0, -7.0], dtype=torch.float64)], 0.1)
+    take_step(
+        optimizer, [weight], [torch.tensor([3.0, -1e-3, 20.0, -7.0], dtype=torch.float64)], 0.1
+    )
     assert weight.tolist() == pytest.approx([-0.1, 0.1, -0.1, 0.1])
 
 
@@ -112,12 +131,17 @@ def test_a_weight_of_very_many_numbers_moves_as_others_do() -> None:
     weight = torch.nn.Parameter(torch.zeros(3 << 23))
     weight.grad = torch.full_like(weight, 1e-3)
     CautiousAdamC([weight], max_lr=MAX_LR, betas=(0.95, 0.98), weight_decay=0.0).step()
-    torch.testing.assert_close(weight.detach()[::1000], torch.full_like(weight.detach()[::1000], -MAX_LR))
+    torch.testing.assert_close(
+        weight.detach()[::1000], torch.full_like(weight.detach()[::1000], -MAX_LR)
+    )
 
 
 def test_gradients_of_very_many_numbers_are_clipped_by_their_norm() -> None:
     small, large = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(3 << 23))
-    small.grad, large.grad = torch.ones(1), torch.randn(3 << 23, generator=torch.Generator().manual_seed(0))
+    small.grad, large.grad = (
+        torch.ones(1),
+        torch.randn(3 << 23, generator=torch.Generator().manual_seed(0)),
+    )
     exact = float((1 + large.grad.double().square().sum()).sqrt())
     before = large.grad[:1000].clone()
     assert float(clip_gradients([small, large], 2.0)) == pytest.approx(exact, rel=1e-4)
@@ -132,7 +156,9 @@ def test_an_update_against_the_gradient_is_held_back_and_the_rest_scaled_up() ->
     ones = torch.ones(4, dtype=torch.float64)
     take_step(optimizer, [weight], [ones], 0.1)
     before = weight.detach().clone()
-    turned = torch.tensor([1.0, 1.0, 1.0, -0.5], dtype=torch.float64)  # its mean still points the other way
+    turned = torch.tensor(
+        [1.0, 1.0, 1.0, -0.5], dtype=torch.float64
+    )  # its mean still points the other way
     take_step(optimizer, [weight], [turned], 0.1)
     moved = (weight - before).tolist()
     assert moved[3] == 0.0
@@ -176,7 +202,8 @@ def grouped(model: Decoder) -> list[list[str]]:
     groups = parameter_groups(model, 0.1)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     return [
-        [name for name, weight in model.named_parameters() if lives_in(weight, group["params"][0])] for group in groups
+        [name for name, weight in model.named_parameters() if lives_in(weight, group["params"][0])]
+        for group in groups
     ]
 
 
@@ -209,7 +236,9 @@ def test_a_frozen_weight_is_in_no_group() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
-def test_flat_weights_step_as_the_weights_would_alone(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flat_weights_step_as_the_weights_would_alone(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("isoflop.training.optimizer.AT_ONCE", at_once)
     torch.manual_seed(0)
     model, alone = Decoder(SHAPE).double(), Decoder(SHAPE).double()
@@ -219,7 +248,9 @@ def test_flat_weights_step_as_the_weights_would_alone(at_once: int, monkeypatch:
     flat = CautiousAdamC(parameter_groups(model, 0.0), **settings)
     apart = CautiousAdamC(weights[1], weight_decay=0.0, **settings)
     for step, rate in enumerate(RATES):
-        ids = torch.randint(SHAPE.vocab_size, (2, SHAPE.seq_len), generator=torch.Generator().manual_seed(step))
+        ids = torch.randint(
+            SHAPE.vocab_size, (2, SHAPE.seq_len), generator=torch.Generator().manual_seed(step)
+        )
         for decoder, optimizer in ((model, flat), (alone, apart)):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(decoder(ids).flatten(0, 1), ids.flatten()).backward()
@@ -229,7 +260,9 @@ def test_flat_weights_step_as_the_weights_would_alone(at_once: int, monkeypatch:
         torch.testing.assert_close(together, single, rtol=1e-9, atol=1e-12)
 
 
-def trained(optimizer_of: Callable[[Decoder], CautiousAdamC], swap_at: int | None, path: str) -> dict[str, Tensor]:
+def trained(
+    optimizer_of: Callable[[Decoder], CautiousAdamC], swap_at: int | None, path: str
+) -> dict[str, Tensor]:
     """Weights after six steps; at `swap_at` model and optimizer go through a file into new ones."""
     torch.manual_seed(0)
     model = Decoder(SHAPE)
@@ -242,7 +275,9 @@ def trained(optimizer_of: Callable[[Decoder], CautiousAdamC], swap_at: int | Non
             optimizer = optimizer_of(model)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
-        ids = torch.randint(SHAPE.vocab_size, (2, SHAPE.seq_len), generator=torch.Generator().manual_seed(step))
+        ids = torch.randint(
+            SHAPE.vocab_size, (2, SHAPE.seq_len), generator=torch.Generator().manual_seed(step)
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()

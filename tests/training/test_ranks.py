@@ -24,14 +24,14 @@ from pandas.testing import assert_frame_equal
 from studies import exact, meet_at, tiny_plan, together, train_together, wait_for, write_corpus
 
 from isoflop.errors import RunError
-from isoflop.launching.attempt import attempt, failure_of_another
-from isoflop.launching.directory import make_directory
-from isoflop.launching.measuring import FAILED, ORDER, MeasureJob
-from isoflop.runs import RunDirectory
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker.attempt import attempt, failure_of_another
+from isoflop.launching.worker.calibration_job import FAILED, ORDER, MeasureJob
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import checkpoint, loop
-from isoflop.training import ranks as module
+from isoflop.training import distributed as module
+from isoflop.training.distributed import Ranks, is_end_of_another, join
 from isoflop.training.loop import Trainer
-from isoflop.training.ranks import Ranks, is_end_of_another, join
 
 FIRST = 30
 """Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
@@ -65,7 +65,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(two["loss"][last], one["loss"][last], rtol=0.01)
 
 
-def _train_part(run: RunDirectory, rank: int, size: int, place: str, root: Path, until: int, late: bool) -> None:
+def _train_part(
+    run: RunDirectory, rank: int, size: int, place: str, root: Path, until: int, late: bool
+) -> None:
     """Trains on to a step; a node that sees files late has no list of the newest checkpoint yet."""
     if late:
         find = checkpoint._newest_first
@@ -88,7 +90,9 @@ def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: 
     assert_frame_equal(exact(run), exact(calm), check_exact=True)
 
 
-def _train_slowly(run: RunDirectory, rank: int, size: int, place: str, root: Path, what: str) -> None:
+def _train_slowly(
+    run: RunDirectory, rank: int, size: int, place: str, root: Path, what: str
+) -> None:
     """Trains where one process reads until the other waits for it elsewhere than in a sum, which has a limit."""
     ranks = meet_at(place, rank, size)
     owner, name, late = SLOW_READS[what]
@@ -146,7 +150,10 @@ def test_a_run_that_fails_in_another_process_says_why_and_where(tmp_path: Path) 
     together(run, 4, _fail_part)
     state, reason = run.state(), "in process 1 of 4: out of memory with one sequence"
     assert (state["state"], state["failed_on"], state["reason"]) == ("failed", ["n2"], reason)
-    assert failure_of_another(run, 1) == (reason, "n2")  # the others, which saw it go, have said nothing
+    assert failure_of_another(run, 1) == (
+        reason,
+        "n2",
+    )  # the others, which saw it go, have said nothing
 
 
 def _fail_late_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
@@ -221,7 +228,9 @@ def _measure_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
 
 def test_a_measurement_that_fails_in_another_process_says_why(tmp_path: Path) -> None:
     run, _ = study(tmp_path / "failing")
-    (run.path.parent / ORDER).write_text(json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0}))
+    (run.path.parent / ORDER).write_text(
+        json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0})
+    )
     together(run, 4, _measure_part)
     assert (run.path / FAILED).read_text() == "RunError: out of memory with one sequence\n"
 
@@ -229,7 +238,9 @@ def test_a_measurement_that_fails_in_another_process_says_why(tmp_path: Path) ->
 GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"
 RESET = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:7: Connection reset by peer"
 SLOW = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
-NCCL_GONE = "NCCL error: remote process exited or there was a network error\nncclRemoteError: A call failed"
+NCCL_GONE = (
+    "NCCL error: remote process exited or there was a network error\nncclRemoteError: A call failed"
+)
 NCCL_OWN = "NCCL error: invalid usage\nncclInvalidUsage: Duplicate GPU detected: rank 0 and rank 1 both on CUDA device"
 
 
@@ -262,7 +273,13 @@ JOB = {
     "SLURM_JOB_NODELIST": "localhost",
     "SLURM_NODEID": "0",
 }
-LEFT = {"MASTER_PORT": "1", "MASTER_ADDR": "nowhere", "RANK": "7", "WORLD_SIZE": "9", "CUDA_VISIBLE_DEVICES": "4,5"}
+LEFT = {
+    "MASTER_PORT": "1",
+    "MASTER_ADDR": "nowhere",
+    "RANK": "7",
+    "WORLD_SIZE": "9",
+    "CUDA_VISIBLE_DEVICES": "4,5",
+}
 """What a shell may hold that a study is submitted from, and what SLURM says of GPUs."""
 
 EPHEMERAL = 32_768
@@ -285,7 +302,7 @@ def free_job(restarts: int) -> tuple[str, int]:
 MEETS = """
 import atexit, os
 import torch.distributed as dist
-from isoflop.training.ranks import join
+from isoflop.training.distributed import join
 
 atexit.register(lambda: print("left", not dist.is_initialized()))
 ranks = join(on_gpus=False)
@@ -305,12 +322,14 @@ def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
         )
         for rank in ("0", "1")
     ]
-    assert [process.communicate()[0].splitlines() for process in processes] == [["[True] 5 4,5", "left True"]] * 2
+    assert [process.communicate()[0].splitlines() for process in processes] == [
+        ["[True] 5 4,5", "left True"]
+    ] * 2
     assert [process.returncode for process in processes] == [0, 0]
 
 
 FINDS_ITS_PORT_TAKEN = """
-from isoflop.training import ranks
+from isoflop.training import distributed as ranks
 
 ranks.time.sleep = lambda _: (print("taken", flush=True), input())
 print(ranks.join(on_gpus=False).size)
@@ -347,7 +366,9 @@ def test_a_shell_in_an_allocation_is_no_job(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_job_with_gpus_that_torch_does_not_see_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_with_gpus_that_torch_does_not_see_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = study(tmp_path / "blind")
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")

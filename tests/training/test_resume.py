@@ -32,9 +32,9 @@ from studies import (
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
 from isoflop.errors import DataError, RunError
-from isoflop.launching.directory import make_directory
+from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.loop import Trainer, train
 from isoflop.training.weights import load_weights
@@ -105,7 +105,11 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
         assert not run.done
     newest = max(int(path.stem.split("-")[1]) for path in run.checkpoints.glob("step-*.pt"))
     process = start(train_until_half_a_checkpoint, run, root, newest + 4)
-    wait_for(lambda: any(path.name > f".step-{newest + 4:09d}" and has_bytes(path) for path in strays(".*.tmp")))
+    wait_for(
+        lambda: any(
+            path.name > f".step-{newest + 4:09d}" and has_bytes(path) for path in strays(".*.tmp")
+        )
+    )
     kill(process)
     assert list(strays(".*.tmp"))
     assert train(run, root) == "done"
@@ -237,12 +241,20 @@ def cut_part(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lose_part, "loss: no train rows for step 9, which the run has passed; restore them, or delete"),
-        (lose_heldout, "loss: no heldout rows for step 36, which the run has passed; restore them, or delete"),
+        (
+            lose_part,
+            "loss: no train rows for step 9, which the run has passed; restore them, or delete",
+        ),
+        (
+            lose_heldout,
+            "loss: no heldout rows for step 36, which the run has passed; restore them, or delete",
+        ),
         (cut_part, r"000000009-000000009\.parquet: damaged"),
     ],
 )
-def test_a_log_that_is_not_whole_is_refused(tmp_path: Path, damage: Callable[[RunDirectory], None], says: str) -> None:
+def test_a_log_that_is_not_whole_is_refused(
+    tmp_path: Path, damage: Callable[[RunDirectory], None], says: str
+) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
     run = run_of(root, plan)
     train_to(run, root, 40)
@@ -256,15 +268,23 @@ def test_other_data_under_a_run_is_refused(study: tuple[Path, Plan]) -> None:
     run = run_of(root, plan)
     train_to(run, root, 5)
     write_corpus(root, plan, tokens=30_000)
-    with pytest.raises(DataError, match=r"began with [0-9a-f]{12}; restore that data, or delete the run's directory"):
+    with pytest.raises(
+        DataError,
+        match=r"began with [0-9a-f]{12}; restore that data, or delete the run's directory",
+    ):
         train(run, root)
 
 
 @pytest.mark.parametrize(
     ("tokens", "says"),
-    [(20, "the train split has not one window of 64 tokens; raise data.tokens"), (None, "train-00001.bin: damaged")],
+    [
+        (20, "the train split has not one window of 64 tokens; raise data.tokens"),
+        (None, "train-00001.bin: damaged"),
+    ],
 )
-def test_a_corpus_that_is_too_small_or_damaged_is_refused(tmp_path: Path, tokens: int | None, says: str) -> None:
+def test_a_corpus_that_is_too_small_or_damaged_is_refused(
+    tmp_path: Path, tokens: int | None, says: str
+) -> None:
     root, plan = tiny_study(tmp_path, "seq_len=64", "budgets=[4e8]")
     folder = write_corpus(root, plan, tokens)
     if tokens is None:

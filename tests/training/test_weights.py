@@ -14,7 +14,7 @@ from studies import final_weights, run_of, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
-from isoflop.runs import RunDirectory
+from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.loop import train
 from isoflop.training.weights import load_weights
 
@@ -72,7 +72,9 @@ def lose_marker(run: RunDirectory) -> None:
         (lose_marker, "no run that is done, so it has no final weights"),
     ],
 )
-def test_what_can_not_be_loaded(copy: RunDirectory, damage: Callable[[RunDirectory], None], says: str) -> None:
+def test_what_can_not_be_loaded(
+    copy: RunDirectory, damage: Callable[[RunDirectory], None], says: str
+) -> None:
     damage(copy)
     with pytest.raises(RunError, match=says):
         load_weights(copy.path)

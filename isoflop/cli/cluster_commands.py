@@ -1,0 +1,307 @@
+"""Commands for a study on a SLURM cluster."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.options import (
+    Directory,
+    Interruptions,
+    MaxGpuHours,
+    Order,
+    Overrides,
+    Runs,
+    Sweep,
+    app,
+    calibration_of,
+    with_bill,
+)
+from isoflop.errors import ClusterError, ConfigError
+
+WATCH_S = 5.0
+
+
+@app.command("submit", short_help="Queue a sweep on a SLURM cluster, after showing the bill.")
+def submit(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the bill and the scripts; queue nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Queue without asking.")] = False,
+    max_gpu_hours: MaxGpuHours = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="EXPR", help="Queue some runs: a query such as 'budget <= 3e18'."),
+    ] = None,
+    order: Annotated[Order, typer.Option(help="Which runs start first.")] = "longest",
+    interruptions: Interruptions = None,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise", help="Queue a job of one core too, which queues again what is lost."
+        ),
+    ] = False,
+    new_code: Annotated[
+        bool,
+        typer.Option(
+            "--new-code", help="Give what is not done today's code, not the first submission's."
+        ),
+    ] = False,
+) -> None:
+    """Example: isoflop submit sweeps/soda.yaml --cluster slurm/h100.yaml
+
+    Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.control import REASONS_S, waits_in_vain
+    from isoflop.launching.queue.submit_array import SubmitLimitError
+    from isoflop.launching.records.approvals import approved
+    from isoflop.launching.records.code_snapshot import kept_code_differs
+    from isoflop.launching.records.submissions import submissions_folder
+    from isoflop.launching.slurm.client import max_array_size
+    from isoflop.launching.submit import intend
+    from isoflop.launching.submit import submit as queue
+    from isoflop.planning.bill import with_bill_of_rest
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.terminal.bill_text import (
+        print_bill,
+        print_intent,
+        print_scripts,
+        print_submission,
+        print_submitted,
+    )
+    from isoflop.reporting.terminal.console import warn
+    from isoflop.reporting.terminal.progress_text import StudyProgress
+
+    profile = load_profile(cluster)
+    if profile.executor != "slurm":
+        raise ConfigError(
+            f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`"
+        )
+    plan = lay_out(sweep, overrides or ())
+    if (
+        profile.gpu is not None
+        or max_gpu_hours is not None
+        or calibration_of(plan, profile) is not None
+    ):
+        plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
+    elif interruptions is not None:
+        raise ConfigError(
+            "--interruptions: goes with a bill; give the profile its `gpu`, or run `isoflop calibrate`"
+        )
+    intent = intend(plan, profile, only)
+    intent.check_cap(plan, max_gpu_hours)
+    rest = with_bill_of_rest(plan, intent.rest())
+    print_intent(rest)
+    if rest.bill is not None:
+        print_bill(rest.bill, sys.stderr)
+    print_submission(intent, plan)
+    if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
+        warn(differs)
+    if dry_run:
+        print_scripts(plan, profile, intent, order)
+        return
+    intent.picture.check("queued")
+    if intent.queued and not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(
+                "not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look"
+            )
+        if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
+            raise typer.Exit(0)
+    if intent.queued or submissions_folder(intent.directory).exists():
+        # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
+        agreed = {*intent.queued, *approved(intent.directory)}
+        options = {
+            "order": order,
+            "only": only,
+            "new_code": new_code,
+            "max_gpu_hours": max_gpu_hours,
+        }
+        try:
+            with StudyProgress({}) as shown:
+                told = {"on_data": shown.data, "on_queued": print_submitted}
+                queue(plan, profile, runs=agreed, shown=intent.queued, **options, **told)
+        except SubmitLimitError as problem:
+            if not supervise:
+                raise
+            warn(problem.what)
+    for reason, count in waits_in_vain(
+        intent.directory, REASONS_S if intent.queued else 0.0
+    ).items():
+        mend = "" if "scontrol release" in reason else "; mend it, cancel them and submit again"
+        warn(f"{count} runs wait for ever: {reason}{mend}")
+    if supervise:
+        from isoflop.launching.supervisor import add_supervisor
+
+        try:
+            job_id = add_supervisor(profile, intent.directory)
+        except SubmitLimitError as problem:
+            raise ClusterError(
+                f"no supervisor was queued, so nothing is tried again by itself: {problem}"
+            ) from None
+        print(
+            f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already",
+            file=sys.stderr,
+        )
+    print(intent.directory)
+
+
+@app.command("status", short_help="Where every run of a submitted sweep is.")
+def status(
+    directory: Directory,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Example: isoflop status runs/soda --watch
+
+    State, progress, speed and reason of every run, and totals. Exit code 1 where a run failed or diverged.
+    """
+    from isoflop.launching.records.study_files import kept_profile
+    from isoflop.reporting.terminal.status_text import print_status, print_status_json, read_status
+
+    retries = kept_profile(directory).retries
+    while True:
+        found = read_status(directory, retries)
+        if watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print_status_json(found) if as_json else print_status(found)
+        if not watch or not found.picture.ids("queued", "running", "requeued"):
+            break
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+    if found.picture.ids("failed", "diverged"):
+        raise typer.Exit(1)
+
+
+@app.command("cancel", short_help="Cancel the jobs of a submitted sweep.")
+def cancel(directory: Directory, runs: Runs = None) -> None:
+    """Example: isoflop cancel runs/soda 3e20-w2304
+
+    Cancels the jobs of some runs, or of all. What they reached is kept: `isoflop submit` goes on from there.
+    """
+    from isoflop.launching.control import cancel as stop
+
+    stopped = stop(directory.resolve(), runs or ())
+    print(f"cancelled {len(stopped)} runs; each keeps its last checkpoint", file=sys.stderr)
+
+
+@app.command("retry", short_help="Queue failed or cancelled runs again.")
+def retry(directory: Directory, runs: Runs = None) -> None:
+    """Example: isoflop retry runs/soda 3e20-w2304
+
+    Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
+    """
+    from isoflop.launching.control import retry as make_ready
+    from isoflop.launching.records.study_files import lease_study
+    from isoflop.launching.submit import submit as queue
+    from isoflop.reporting.terminal.bill_text import print_submitted
+
+    directory = directory.resolve()
+    with lease_study(directory) as (plan, profile, lease):
+        ready = make_ready(directory, runs or (), lease)
+        if not ready:
+            print("no run has failed or was cancelled", file=sys.stderr)
+            return
+        queue(plan, profile, runs=ready, lease=lease, on_queued=print_submitted)
+
+
+@app.command("logs", short_help="What a run has written.")
+def logs(
+    directory: Directory,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")
+    ] = False,
+) -> None:
+    """Example: isoflop logs runs/soda 3e20-w2304 --follow
+
+    The log of a run's newest attempt; of its job, where the run has not begun.
+    """
+    from isoflop.launching.control import choose, follow_log
+
+    (run_id,) = choose(directory, [run])
+    shown = None
+    for log, text in follow_log(directory, run_id):
+        if log != shown:
+            print(log, file=sys.stderr)
+            shown = log
+        print(text, end="", flush=True)
+        if not follow:
+            break
+
+
+@app.command("doctor", short_help="Check a cluster and its profile.")
+def doctor(
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    wait: Annotated[
+        float, typer.Option(min=1, metavar="S", help="Seconds that a small job may wait.")
+    ] = 120.0,
+) -> None:
+    """Example: isoflop doctor --cluster slurm/h100.yaml
+
+    Checks SLURM, partition, limits, shared folder, and with a small job Python, GPUs and clock on a node; says how to
+    mend what is wrong.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.doctor import examine
+    from isoflop.launching.records.sweep_directory import root_of
+
+    profile = load_profile(cluster)
+    if profile.executor != "slurm":
+        raise ConfigError(f"{cluster}: executor: is local; there is no cluster to check")
+    wrong = 0
+    for check in examine(profile, root_of(profile), wait):
+        print(f"{'ok   ' if check.fine else 'WRONG'} {check.name}: {check.found}", flush=True)
+        if not check.fine:
+            wrong += 1
+            print(f"      mend: {check.mend}", flush=True)
+    if wrong:
+        raise typer.Exit(ClusterError.exit_code)
+
+
+@app.command("calibrate", short_help="Measure speed and memory on a cluster.")
+def calibrate(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    *,
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="How long each class is timed.")
+    ] = 20.0,
+    wait: Annotated[
+        float, typer.Option(min=1, metavar="S", help="Seconds that a job may wait in the queue.")
+    ] = 1800.0,
+) -> None:
+    """Example: isoflop calibrate sweeps/soda.yaml --cluster slurm/h100.yaml
+
+    Trains the smallest, the middle and the largest models of each number of GPUs for some steps, in short jobs. From
+    then on plans and bills for this profile take the speed and memory that were measured.
+    """
+    from isoflop.config.profile import load_profile
+    from isoflop.launching.calibrate import calibrate as measure
+    from isoflop.launching.records.sweep_directory import root_of
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.terminal.bill_text import print_calibration
+
+    profile = load_profile(cluster)
+    plan = lay_out(sweep, overrides or ())
+    if profile.gpu is not None:
+        plan = with_bill(plan, cluster, "longest", None, None)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    calibration, file = measure(
+        plan, profile, root_of(profile), seconds=seconds, wait_s=wait, tell=tell
+    )
+    print_calibration(calibration)
+    print(f"wrote {file}", file=sys.stderr)

@@ -1,0 +1,124 @@
+"""Commands for what comes after a study."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from isoflop.cli.options import Directory, app, check_number
+from isoflop.errors import ConfigError
+
+ParamCount = Literal["total", "one_embedding", "non_embedding"]
+Purpose = Literal["exponents", "loss"]
+
+
+@app.command(
+    "extend", short_help="Choose the follow-up runs of a study that are worth their compute."
+)
+def extend(
+    directory: Directory,
+    max_flops: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", help="Of all new runs; default: what the study's runs have cost."
+        ),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, metavar="K", help="Most new runs.")] = 24,
+    purpose: Annotated[
+        Purpose | None,
+        typer.Option(
+            "--for",
+            help="Whose interval is to become narrow; default: the exponents, with --target the loss.",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOPS",
+            help="Where the loss is to be predicted; default: 10 times the largest budget.",
+        ),
+    ] = None,
+    until: Annotated[
+        float,
+        typer.Option(
+            min=0.0, metavar="X", help="Stop where the interval is +/- X (the loss: as a share)."
+        ),
+    ] = 0.0,
+    n: Annotated[
+        ParamCount, typer.Option(help="Which parameter count the law is about.")
+    ] = "total",
+    loss: Annotated[
+        str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", metavar="FILE", help="Sweep file to write; default: NAME-extended.yaml."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file if it is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Example: isoflop extend runs/soda --max-flops 1e20 --runs 12
+
+    Mends profiles that do not bracket their optimum, then adds the runs that narrow the interval most for their price,
+    and writes a sweep file with them: submitted or run, it trains only what is new.
+    """
+    from isoflop.config import load_sweep
+    from isoflop.config.schema import LARGEST_BUDGET
+    from isoflop.followup.extend import extend as choose
+    from isoflop.followup.sweep_file import write_sweep
+    from isoflop.reporting.terminal.console import warn
+    from isoflop.reporting.terminal.followup_text import print_extension
+    from isoflop.runs.collect import read_runs
+
+    check_number("--target", target, LARGEST_BUDGET)
+    check_number("--max-flops", max_flops, LARGEST_BUDGET)
+    check_number("--until", until or None, 1e3)
+    definition = directory / "sweep.yaml"
+    if not definition.exists():
+        raise ConfigError(
+            f"{directory}: has no sweep.yaml; only a study that was laid out here can be extended"
+        )
+    if purpose == "exponents" and target is not None:
+        raise ConfigError(
+            "--target: the exponents are the same at any compute; leave it out, or ask --for loss"
+        )
+    sweep, table = load_sweep(definition), read_runs(directory)
+    if "simulated" in table and bool(table["simulated"].any()):
+        warn(
+            f"{directory}: its losses are simulated (train.trainer), and so is what other runs would tell"
+        )
+    extension = choose(
+        sweep, table, purpose=purpose or ("loss" if target is not None else "exponents"), target=target,
+        max_flops=max_flops, max_runs=runs, enough=until, n=n, loss=loss,
+    )  # fmt: skip
+    file = None
+    if extension.picks:
+        file = write_sweep(extension, output or Path(f"{sweep.name}-extended.yaml"), force=force)
+    if as_json:
+        print(
+            json.dumps(
+                extension.to_dict() | {"file": file and str(file)}, indent=2, allow_nan=False
+            )
+        )
+    else:
+        print_extension(extension, file, _next_step(directory, sweep.name, file) if file else "")
+
+
+def _next_step(directory: Path, name: str, file: Path) -> str:
+    """How to train what is new, in the directory that has the rest."""
+    from isoflop.launching.records.sweep_directory import runs_root
+
+    if not any(directory.glob("*/config.yaml")):
+        return f"{directory} keeps a table and no runs: run from there, all of them would be trained anew"
+    here = directory.resolve()
+    root = "" if here.parent == runs_root() else f"ISOFLOP_ROOT={shlex.quote(str(here.parent))} "
+    renamed = "" if here.name == name else f" {shlex.quote(f'name={here.name}')}"
+    return f"train what is new: {root}isoflop run {shlex.quote(str(file))}{renamed}"

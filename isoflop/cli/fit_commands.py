@@ -1,0 +1,280 @@
+"""Commands for scaling laws: fitted to runs, asked for a budget, compared."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from isoflop.cli.options import app
+from isoflop.errors import FitError
+
+if TYPE_CHECKING:
+    from isoflop.fitting.estimators.parabola import Status
+    from isoflop.fitting.methods.parametric import Delta
+
+ParamCount = Literal["total", "one_embedding", "non_embedding"]
+Axis = Literal["params", "tokens"]
+LossUnit = Literal["nats", "bits"]
+FinalRule = Literal["auto", "line", "mean", "last"]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command("fit", short_help="Fit scaling laws to a sweep's directory or a table of runs.")
+def fit(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A sweep's directory, a table of runs or loss logs, a logger's folder.",
+        ),
+    ],
+    method: Annotated[
+        str, typer.Option(metavar="M,...", help="Methods: isoflop, joint, parametric, envelope.")
+    ] = "isoflop,joint,parametric",
+    params: Annotated[str | None, typer.Option(metavar="COL", help="Column of parameters.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COL", help="Column of training tokens.")
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="COL", help="Column of the loss, several with commas, or all."),
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(metavar="COL", help="Column of training FLOPs, or 6ND.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="COL", help="Column of planned budgets.")
+    ] = None,
+    n: Annotated[
+        ParamCount, typer.Option(help="Which parameter count of our own tables.")
+    ] = "total",
+    axis: Annotated[Axis, typer.Option(help="What the profiles are in.")] = "params",
+    use: Annotated[
+        str,
+        typer.Option(help="Profiles that enter the laws of isoflop: statuses with commas, or all."),
+    ] = "interior",
+    huber_delta: Annotated[
+        str,
+        typer.Option(
+            metavar="X", help="Of the parametric law: adaptive, chinchilla (1e-3), inf or a number."
+        ),
+    ] = "adaptive",
+    drop_outliers: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Leave out runs over X robust sd off the parametric law."),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, metavar="K", help="Resamples.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    loss_unit: Annotated[LossUnit, typer.Option(help="Unit of the loss column.")] = "nats",
+    run: Annotated[
+        str | None, typer.Option(metavar="COL", help="Loss logs: column of the runs' names.")
+    ] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="COL", help="Loss logs: column of steps.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Loss logs: the split that is fitted.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Loss logs: a table of their runs.")
+    ] = None,
+    final: Annotated[FinalRule, typer.Option(help="Loss logs: rule of the final loss.")] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write fit.json and fit.npz there, to predict from."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Example: isoflop fit runs/pocket --loss loss_text
+
+    Optimal model size and data as power laws of compute, by several methods side by side. Methods that the runs can't
+    be fitted by are named with the reason. SOURCE is a sweep's directory; a CSV, TSV, Parquet or JSONL table with a row
+    a run, or with many (loss logs); or a folder of such tables, of TensorBoard's event files or of offline W&B runs.
+    COL may have a factor: --params 'millions*1e6'.
+    """
+    from isoflop.config.sweep_definition import sweep_in
+    from isoflop.fitting.fitfile.write import fit_document, write_fit
+    from isoflop.fitting.methods.fit_all import Options
+    from isoflop.fitting.study_fits import fit_study
+    from isoflop.reporting.terminal.console import warn
+    from isoflop.reporting.terminal.fit_text import print_fits
+    from isoflop.runs.collect import write_runs
+
+    if (Path(source) / "plan.parquet").exists():
+        try:
+            write_runs(Path(source))
+        except OSError as problem:
+            if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise  # somebody else's study is fitted as its owner left it
+    options = Options(
+        axis=axis, n=n, columns={"params": params, "tokens": tokens, "flops": flops, "budget": budget},
+        logs={"run": run, "step": step, "split": split, "beside": beside, "final": final},
+        loss_unit=loss_unit, use="all" if use == "all" else cast("list[Status]", _names(use)),
+        huber_delta=_delta(huber_delta), drop_outliers=drop_outliers, bootstrap=bootstrap, seed=seed,
+        confidence=confidence,
+    )  # fmt: skip
+    study = fit_study(source, _names(method), options, loss)
+    parts: dict[str, Any] = {"sweep": sweep_in(source), "more": study.parts()}
+    written = (
+        None if output is None else write_fit(output, study.fits, **parts)
+    )  # a closed pipe ends what is printed
+    if as_json:
+        print(json.dumps(fit_document(study.fits, **parts), indent=2, allow_nan=False))
+    else:
+        print_fits(study)
+    sys.stdout.flush()
+    print(f"read {study.fits[0].runs.reading}", file=sys.stderr)
+    for reason in study.reasons():
+        warn(reason)
+    if written is not None:
+        print(f"wrote {written}", file=sys.stderr)
+
+
+@app.command("predict", short_help="Model size, data and loss for a budget, and one run to train.")
+def predict(
+    fit: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIT", help="A fit.json, its directory, or a known law: soda, chinchilla."
+        ),
+    ],
+    flops: Annotated[
+        list[str],
+        typer.Option(
+            metavar="C", help="Budget in training FLOPs; give several with commas, or again."
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SWEEP", help="A sweep file or shipped sweep whose models are chosen among."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(metavar="M", help="Whose optimum is trained; default: the surest.")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the intervals; default: the fit's.")
+    ] = None,
+    yaml: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the run as a sweep file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Example: isoflop predict runs/pocket/fit.json --flops 1e13 --yaml best.yaml
+
+    The best model and its data for a budget by each law of a fit, with two intervals: what holds if the law is true,
+    and what allows for its own error beyond the runs. With it, sizes that are nearly as good, what others would cost,
+    and one run as a sweep file.
+    """
+    from isoflop.files import replace_file
+    from isoflop.fitting.fitfile.read import load_fit
+    from isoflop.fitting.prediction.predict import predict as ask
+    from isoflop.reporting.terminal.console import warn
+    from isoflop.reporting.terminal.fit_text import print_prediction
+
+    budgets = [_flops(text) for given in flops for text in given.split(",")]
+    if yaml is not None and len(budgets) > 1:
+        raise FitError(
+            f"--yaml: one run has one budget; give --flops one of {', '.join(f'{b:g}' for b in budgets)}"
+        )
+    law = load_fit(fit)
+    predictions = [
+        ask(law, budget, recipe=recipe, method=method, confidence=confidence) for budget in budgets
+    ]
+    if yaml is not None:  # a closed pipe ends what is printed
+        text = predictions[0].yaml()
+        with replace_file(yaml) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        document = {
+            "schema": 1,
+            "source": law.label,
+            "predictions": [p.to_dict() for p in predictions],
+        }
+        print(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        for place, prediction in enumerate(predictions):
+            print(end="\n" if place else "")
+            print_prediction(prediction)
+    sys.stdout.flush()
+    for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
+        warn(note)
+    if yaml is not None:
+        print(f"wrote {yaml}\nlay it out: sweep-plan {yaml}", file=sys.stderr)
+
+
+@app.command("compare", short_help="Fits side by side, and whether they differ.")
+def compare(
+    fits: Annotated[
+        list[str],
+        typer.Argument(metavar="FIT ...", help="fit.json files, their directories, or known laws."),
+    ],
+    flops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C", help="Budget to predict at; default: 10 x the largest common one."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(metavar="M,...", help="Only these methods.")] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Of the intervals and the tests.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Example: isoflop compare runs/text-5/fit.json runs/text-20/fit.json
+
+    Exponents and predictions of several fits: methods, ablation arms, other data, published laws. Fits of different
+    runs are tested for a difference; those of the same runs are not independent, and are not.
+    """
+    from isoflop.fitting.comparison import compare as put_side_by_side
+    from isoflop.fitting.fitfile.read import laws_by_name, load_fit
+    from isoflop.fitting.methods.fit_all import methods_of
+    from isoflop.reporting.terminal.console import warn
+    from isoflop.reporting.terminal.fit_text import print_comparison, print_pairs
+
+    files = [load_fit(fit) for fit in dict.fromkeys(fits)]
+    laws = laws_by_name(files)
+    if method is not None:
+        wanted = methods_of(_names(method))
+        laws = {name: law for name, law in laws.items() if law.method in wanted}
+    if not laws:
+        raise FitError(f"--method: no fit is by {method}")
+    comparison = put_side_by_side(laws, None if flops is None else _flops(flops), confidence)
+    if as_json:
+        print(json.dumps({"schema": 1, **comparison.to_dict()}, indent=2, allow_nan=False))
+    else:
+        print_comparison(comparison)
+        print_pairs(comparison)
+    sys.stdout.flush()
+    for note in dict.fromkeys(
+        [*(note for file in files for note in file.notes), *comparison.notes]
+    ):
+        warn(note)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _delta(text: str) -> Delta:
+    """Huber's delta: a preset, or a number; the fit checks it."""
+    try:
+        return float(text)
+    except ValueError:
+        return cast("Delta", text)
+
+
+def _flops(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise FitError(
+            f"--flops: expected a number of FLOPs such as 1.3e22, got {text!r}"
+        ) from None

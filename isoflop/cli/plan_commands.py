@@ -1,0 +1,179 @@
+"""Commands that lay out a study."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.cluster_commands import submit
+from isoflop.cli.options import (
+    Interruptions,
+    MaxGpuHours,
+    Order,
+    app,
+    check_number,
+    plan_app,
+    with_bill,
+)
+from isoflop.errors import ConfigError
+
+
+@plan_app.command("plan")
+@app.command("plan", short_help="Lay out the runs of a sweep.")
+def plan(
+    context: typer.Context,
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as soda.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")
+    ] = None,
+    dropped: Annotated[
+        bool, typer.Option("--dropped", help="List what the rules dropped, and why.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the runs as CSV too.")
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the runs as Parquet too.")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE", help="A cluster profile: adds GPUs, hours, cost, finish time."
+        ),
+    ] = None,
+    order: Annotated[
+        Order | None, typer.Option(help="Which runs start first on the cluster; default: longest.")
+    ] = None,
+    interruptions: Interruptions = None,
+    max_gpu_hours: MaxGpuHours = None,
+    law: Annotated[
+        str | None,
+        typer.Option(
+            "--expect",
+            metavar="LAW",
+            help="Add the intervals to expect: soda, chinchilla or a fit.json.",
+        ),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With --expect: sd between seeds; default: the fit.json's, else .003.",
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(metavar="FLOPS", help="With --expect: predict the loss there too."),
+    ] = None,
+    submit_too: Annotated[
+        bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --submit: queue without asking.")
+    ] = False,
+) -> None:
+    """Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped
+
+    Lays out the runs of a sweep, with totals. Works offline and trains nothing.
+    """
+    from isoflop.config.schema import LARGEST_BUDGET
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.terminal.bill_text import (
+        drop_reasons,
+        print_dropped,
+        print_plan,
+        print_plan_json,
+    )
+    from isoflop.reporting.terminal.console import warn
+
+    check_number("--noise", noise, 1.0, 1e-9)
+    check_number("--target", target, LARGEST_BUDGET)
+    laid_out = lay_out(sweep, overrides or ())
+    if cluster is not None:
+        laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
+    elif max_gpu_hours is not None:
+        raise ConfigError(
+            "--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE"
+        )
+    for name, given in (
+        ("--submit", submit_too),
+        ("--order", order),
+        ("--interruptions", interruptions is not None),
+    ):
+        if given and cluster is None:
+            raise ConfigError(f"{name}: needs a cluster; add --cluster PROFILE")
+    expected = None
+    if law is not None:
+        from isoflop.followup.expected_law import expected_law
+        from isoflop.followup.power_analysis import expect
+
+        expected = expect(
+            laid_out, expected_law(law), noise=noise, targets=[] if target is None else [target]
+        )
+    elif noise is not None or target is not None:
+        raise ConfigError(
+            f"{'--noise' if noise is not None else '--target'}: goes with a law; add --expect LAW"
+        )
+    if csv is not None:
+        laid_out.write_csv(csv)
+    if parquet is not None:
+        laid_out.write_parquet(parquet)
+    if as_json:
+        print_plan_json(laid_out, dropped, expected)
+    else:
+        print_plan(laid_out)
+        if dropped:
+            print_dropped(laid_out)
+        if expected is not None:
+            from isoflop.reporting.terminal.followup_text import print_expectation
+
+            print_expectation(expected)
+    sys.stdout.flush()
+    for message in laid_out.warnings:
+        warn(message)
+    if laid_out.dropped and not dropped:
+        command = shlex.join(
+            [*context.command_path.split(), sweep, *(overrides or ()), "--dropped"]
+        )
+        print(
+            f"{len(laid_out.dropped)} candidates dropped ({drop_reasons(laid_out)}); list them: {command}",
+            file=sys.stderr,
+        )
+    for path in filter(None, (csv, parquet)):
+        print(f"wrote {path}", file=sys.stderr)
+    if submit_too and cluster is not None:
+        submit(
+            sweep,
+            overrides,
+            cluster=cluster,
+            yes=yes,
+            max_gpu_hours=max_gpu_hours,
+            order=order or "longest",
+            interruptions=interruptions,
+        )
+
+
+@app.command("init", short_help="Write a sweep file and a cluster profile to start from.")
+def init(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go.")] = Path(),
+    source: Annotated[
+        str, typer.Option("--from", metavar="NAME", help="The shipped sweep to start from.")
+    ] = "soda",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Example: isoflop init --from soda my-study
+
+    Writes NAME.yaml and cluster.yaml, commented copies of shipped files, to change as you like.
+    """
+    from isoflop.config.init_files import write_start
+
+    sweep, profile = write_start(source, directory, force)
+    print(f"wrote {sweep}\nwrote {profile}", file=sys.stderr)
+    print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)

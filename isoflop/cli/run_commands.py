@@ -1,0 +1,122 @@
+"""Commands for a study on this machine, and for its results."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.options import Overrides, Sweep, app
+from isoflop.errors import FitError
+
+
+@app.command("run", short_help="Plan, prepare, train, fit and report on this machine.")
+def run(
+    sweep: Sweep,
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at once; default: one for each GPU, else each core."),
+    ] = None,
+) -> None:
+    """Example: isoflop run sweeps/pocket.yaml
+
+    The whole study on this machine: plan, prepare data, train every run, fit, report. What is done is skipped, what was
+    interrupted resumes where it was.
+    """
+    from isoflop.launching.prepare_data import conclude_study, train_study
+    from isoflop.launching.records.sweep_directory import runs_root
+    from isoflop.planning.plan import plan as lay_out
+    from isoflop.reporting.terminal.bill_text import print_intent, print_study
+    from isoflop.reporting.terminal.progress_text import StudyProgress
+
+    plan, began = lay_out(sweep, overrides or ()), time.monotonic()
+    print_intent(plan)
+    try:
+        with (
+            _all_stops_interrupt(),
+            StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown,
+        ):
+            tell = {
+                "on_data": shown.data,
+                "on_progress": shown.runs_at,
+                "on_stopping": shown.stopping,
+            }
+            directory = train_study(plan, runs_root(), workers=workers, **tell)
+    except KeyboardInterrupt:
+        print(
+            "stopped; every run keeps its last checkpoint: the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
+    study = conclude_study(directory)
+    print_study(study, time.monotonic() - began)
+    if len(study.unfinished):
+        if study.refusal:
+            print(study.refusal, file=sys.stderr)
+        raise typer.Exit(1)
+    if study.refusal and len(study.runs) > 1:  # one run is no study, and asks for no law
+        raise FitError(study.refusal)
+
+
+@app.command("prepare", short_help="Make the data that a sweep names.")
+def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
+    """Example: isoflop prepare sweeps/pocket.yaml
+
+    Tokenises and shards the data that a sweep names, once: another sweep with the same data section uses it too. Data
+    that are there are read through, to find what was damaged since.
+    """
+    from isoflop.config import load_sweep
+    from isoflop.data.prepare import prepare as make
+    from isoflop.data.shards import Manifest
+    from isoflop.launching.records.sweep_directory import runs_root
+    from isoflop.reporting.terminal.console import short
+    from isoflop.reporting.terminal.progress_text import StudyProgress
+
+    loaded = load_sweep(sweep, overrides or ())
+    with StudyProgress({}) as shown:
+        folder = make(runs_root(), loaded.data, progress=shown.data)
+    manifest = Manifest.read(folder)
+    manifest.check(folder)
+    print(folder)
+    print(
+        f"{short(manifest.tokens('train'))} training and {short(manifest.tokens('heldout'))} held-out tokens, "
+        f"vocabulary {manifest.vocabulary.size:,}, checksum {manifest.checksum[:12]}",
+        file=sys.stderr,
+    )
+
+
+@app.command("report", short_help="Write the HTML report of a sweep's directory.")
+def report(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A sweep's directory.")],
+) -> None:
+    """Example: isoflop report runs/pocket
+
+    Gathers the runs, and writes figures and one self-contained page.
+    """
+    from isoflop.launching.prepare_data import conclude_study
+
+    study = conclude_study(Path(directory))
+    print(study.report)
+    if study.refusal:
+        raise FitError(study.refusal)
+
+
+@contextmanager
+def _all_stops_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does, unless they are ignored, as under nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for number in before:
+            if before[number] == signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

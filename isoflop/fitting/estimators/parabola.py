@@ -1,0 +1,200 @@
+"""One budget's parabola: least squares, leverage, vertex, status; and all its resamples as one batch.
+
+Loss is a parabola in x = ln N or ln D: L = c0 + c1 u + c2 u^2, with u = (x - centre) / scale in [-1, 1] so that the
+3x3 system is well conditioned. Weights are the number of seeds behind each mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+Status = Literal["interior", "edge", "one_sided", "concave", "too_few"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+MIN_SIZES = 4  # three sizes fix a parabola exactly: nothing is left to tell a minimum from noise
+MIN_PER_SIDE = 2  # one run alone decides that arm of the parabola: if it is bad, so is the optimum
+SAME_SIZE = 0.01  # sizes nearer than 1 % are one size
+_FLAT = 1e-9  # curvature below this share of the loss is rounding
+MOST_LEVERAGE = 0.999  # above, the residual is zero whatever the noise was, and tells nothing
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Configurations of one budget and the parabola through them.
+
+    Attributes:
+        budget: label, FLOPs.
+        flops: geometric mean of the runs' training FLOPs.
+        x: ln of the axis (parameters or tokens), ascending.
+        loss: mean loss of each configuration, nats per token.
+        weight: seeds of each configuration.
+        other: ln of the other axis.
+    """
+
+    budget: float
+    flops: float
+    x: Floats
+    loss: Floats
+    weight: Floats
+    other: Floats
+
+    @property
+    def sizes(self) -> int:
+        """How many distinct sizes there are."""
+        return distinct(self.x)
+
+
+@dataclass(frozen=True, eq=False)
+class Parabola:
+    """Least-squares parabola of a profile, with the operator that solves every resample of it."""
+
+    centre: float
+    scale: float
+    coefficients: Floats  # (3,)
+    solve: Floats  # (3, n): coefficients = solve @ loss
+    fitted: Floats  # (n,)
+    leverage: Floats  # (n,)
+
+    @property
+    def curvature(self) -> float:
+        """Second derivative of the loss in ln(axis), nats."""
+        return float(2.0 * self.coefficients[2]) / self.scale**2
+
+    @property
+    def convex(self) -> bool:
+        """Whether there is a minimum: curvature above what rounding makes."""
+        return bool(self.coefficients[2] > _FLAT * abs(self.coefficients[0]))
+
+    def vertices(self, coefficients: Floats) -> Floats:
+        """ln(axis) at the minimum, for coefficients (..., 3); NaN where there is none."""
+        c1, c2 = coefficients[..., 1], coefficients[..., 2]
+        convex = c2 > _FLAT * np.abs(coefficients[..., 0])
+        return np.where(
+            convex, self.centre - 0.5 * self.scale * c1 / np.where(convex, c2, 1.0), np.nan
+        )
+
+    def lowest(self, coefficients: Floats) -> Floats:
+        """Loss at the minimum; NaN where there is none."""
+        c0, c1, c2 = np.moveaxis(coefficients, -1, 0)
+        convex = c2 > _FLAT * np.abs(c0)
+        return np.where(convex, c0 - 0.25 * c1**2 / np.where(convex, c2, 1.0), np.nan)
+
+
+def fit_parabola(profile: Profile) -> Parabola | None:
+    """Weighted least squares by QR; None below three distinct sizes."""
+    if profile.sizes < 3:
+        return None
+    low, high = float(profile.x[0]), float(profile.x[-1])
+    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
+    u = (profile.x - centre) / scale
+    root = np.sqrt(profile.weight)
+    q, r = np.linalg.qr(np.stack([np.ones_like(u), u, u * u], axis=1) * root[:, None])
+    solve = np.linalg.solve(r, q.T) * root
+    coefficients = solve @ profile.loss
+    fitted = coefficients[0] + u * (coefficients[1] + u * coefficients[2])
+    return Parabola(centre, scale, coefficients, solve, fitted, np.einsum("ij,ij->i", q, q))
+
+
+def distinct(x: Floats) -> int:
+    """Number of sizes in ln(size), in any order, counting only those more than 1 % above the last that was counted."""
+    count, index, x = 0, 0, np.sort(x)
+    while index < len(x):
+        count, index = count + 1, int(np.searchsorted(x, x[index] + SAME_SIZE, side="right"))
+    return count
+
+
+def status_of(profile: Profile, parabola: Parabola | None) -> Status:
+    """The first that holds.
+
+    * `too_few`: fewer than 4 distinct sizes.
+    * `concave`: the curvature is not above zero: there is no minimum.
+    * `edge`: the minimum lies outside the sizes that were run: an extrapolation.
+    * `one_sided`: the minimum is inside, but the best run is the smallest or the largest, or fewer than 2 distinct
+      sizes lie on one side of the minimum.
+    * `interior`: none of these.
+    """
+    if parabola is None or profile.sizes < MIN_SIZES:
+        return "too_few"
+    return (
+        status_at(profile, float(parabola.vertices(parabola.coefficients)))
+        if parabola.convex
+        else "concave"
+    )
+
+
+def status_at(profile: Profile, optimum: float) -> Status:
+    """`edge`, `one_sided` or `interior` for a minimum at ln(axis) = optimum; see `status_of`."""
+    x = profile.x
+    if not x[0] <= optimum <= x[-1]:
+        return "edge"
+    best = x[int(np.argmin(profile.loss))]
+    best_at_end = min(best - x[0], x[-1] - best) <= SAME_SIZE
+    sides = min(distinct(x[x < optimum]), distinct(x[x > optimum]))
+    return "one_sided" if best_at_end or sides < MIN_PER_SIDE else "interior"
+
+
+def depth_of(profile: Profile, lowest: float) -> float:
+    """How far the lesser of the two arms rises above the minimum, nats: mean loss at the smallest and largest size."""
+    x = profile.x
+    ends = (x - x[0] <= SAME_SIZE, x[-1] - x <= SAME_SIZE)
+    return (
+        min(float(np.average(profile.loss[end], weights=profile.weight[end])) for end in ends)
+        - lowest
+    )
+
+
+def residual_sum(profile: Profile, parabola: Parabola) -> tuple[float, int]:
+    """Weighted sum of squared relative residuals, and its degrees of freedom."""
+    relative = profile.loss / parabola.fitted - 1.0
+    return float(np.sum(profile.weight * relative**2)), len(profile.x) - 3
+
+
+def residual_pool(pairs: list[tuple[Profile, Parabola]]) -> Floats:
+    """Residuals of all profiles on one scale: relative to the fitted loss, times the root of the seeds, divided by
+    sqrt(1 - leverage), and centred. Without the leverage they are too small and intervals too narrow; relative, since
+    noise is near a constant share of the loss (ends of a profile are 5 to 10 % above its minimum).
+    """
+    parts = []
+    for profile, parabola in pairs:
+        free = parabola.leverage < MOST_LEVERAGE
+        relative = profile.loss / parabola.fitted - 1.0
+        parts.append(
+            (
+                relative
+                * np.sqrt(profile.weight / (1.0 - np.minimum(parabola.leverage, MOST_LEVERAGE)))
+            )[free]
+        )
+    pool = np.concatenate(parts)
+    return pool - pool.mean()
+
+
+def resample(profile: Profile, parabola: Parabola, pool: Floats, picks: np.ndarray) -> Floats:
+    """Coefficients (draws, 3) of the parabolas through fitted values plus residuals picked (draws, n) from the pool."""
+    noise = pool[picks] * (parabola.fitted / np.sqrt(profile.weight))
+    return (parabola.fitted + noise) @ parabola.solve.T
+
+
+def other_at(profile: Profile, x: Floats) -> tuple[Floats, Floats, float]:
+    """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
+
+    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs'
+    tokens are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    """
+    low, high = float(profile.x[0]), float(profile.x[-1])
+    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
+    u = (profile.x - centre) / scale
+    c2, c1, c0 = (
+        np.polyfit(u, profile.other, 2)
+        if profile.sizes > 2
+        else (0.0, *np.polyfit(u, profile.other, 1))
+    )
+    at = (x - centre) / scale
+    inside = np.clip(at, -1.0, 1.0)
+    slope = c1 + 2.0 * c2 * inside
+    value = c0 + inside * (c1 + inside * c2) + slope * (at - inside)
+    error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
+    return value, slope / scale, error

@@ -1,0 +1,1 @@
+"""fit.json and fit.npz: writing, reading, and the laws read back."""

@@ -1,0 +1,225 @@
+"""Laws read back from fit.json and fit.npz, or known by name: enough to predict from and to compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.config.schema import Sweep
+from isoflop.config.sweep_definition import load_sweep, shipped_sweeps, sweep_of
+from isoflop.errors import ConfigError, FitError
+from isoflop.fitting.estimators.newton import NAMES
+from isoflop.fitting.fitfile.saved_fit import DamagedError, SavedFit, mapping_at, saved_fit
+from isoflop.fitting.fitfile.write import SCHEMA, draws_hash
+from isoflop.fitting.results.fitted_laws import Laws
+from isoflop.fitting.tables.provenance import Origin
+from isoflop.laws import SURFACES
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class FitFile:
+    """The fits of one source.
+
+    Attributes:
+        label: the file, or the name of a law.
+        fits: in the file's order.
+        recipe: of the runs, where known.
+        sweep: that made the runs, where known.
+        notes: what the reader must know, a line each.
+    """
+
+    label: str
+    fits: tuple[SavedFit, ...]
+    recipe: str | None = None
+    sweep: Sweep | None = None
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[SavedFit]:
+        return iter(self.fits)
+
+    def __len__(self) -> int:
+        return len(self.fits)
+
+    def __getitem__(self, place: int | str) -> SavedFit:
+        """A fit by its place, or the first of a method."""
+        if isinstance(place, int):
+            return self.fits[place]
+        found = next((fit for fit in self.fits if fit.method == place), None)
+        if found is None:
+            has = ", ".join(dict.fromkeys(fit.method for fit in self.fits))
+            raise FitError(f"{self.label}: has no fit by {place!r}; it has {has}")
+        return found
+
+
+def load_fit(source: str | Path) -> FitFile:
+    """Reads a fit.json with the fit.npz beside it.
+
+    Args:
+        source: the file, the directory that it is in, or the name of a law that is known (`soda`, `chinchilla`).
+
+    Raises:
+        FitError: a file that is missing, damaged, of a later version or no fit at all, in one line.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "fit.json"
+    if not path.exists():
+        if str(source) in SURFACES:
+            return known_law(str(source))
+        raise FitError(
+            f"{path}: no such file; write one with: isoflop fit SOURCE --output DIR, or name a law that is known "
+            f"({', '.join(SURFACES)})"
+        )
+    document = _document(path)
+    try:
+        return _fits(document, path)
+    except DamagedError as problem:
+        raise FitError(
+            f"{path}: {problem}; write it anew with: isoflop fit SOURCE --output DIR"
+        ) from None
+
+
+def known_law(name: str) -> FitFile:
+    """A published surface as a fit without intervals."""
+    surface = SURFACES[name]
+    params = {key: float(getattr(surface, key)) for key in NAMES}
+    entry = {"method": "parametric", "n": "total", "params": params}
+    note = f"{name}: published without an uncertainty, so it has no intervals"
+    sweep = load_sweep(name) if name in shipped_sweeps() else None
+    return FitFile(
+        name, (saved_fit(entry, {}, Origin(name, "")),), sweep and sweep.recipe, sweep, (note,)
+    )
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FitError(f"{path}: can't be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise FitError(
+            f"{path}: not JSON ({' '.join(str(error).split())[:120]}); is it a fit.json?"
+        ) from None
+    if not isinstance(document, dict) or not {"schema", "fits"} <= document.keys():
+        raise FitError(
+            f"{path}: no fit of isoflop: it has no `schema` and `fits`; isoflop fit SOURCE writes one"
+        )
+    if document["schema"] != SCHEMA:
+        raise FitError(
+            f"{path}: has schema {document['schema']!r}, and this isoflop reads {SCHEMA}; write it anew with: "
+            "isoflop fit SOURCE --output DIR"
+        )
+    return document
+
+
+def _fits(document: dict[str, Any], path: Path) -> FitFile:
+    entries = document["fits"]
+    if not isinstance(entries, list) or not entries:
+        raise DamagedError("fits: expected a list of fits")
+    draws, notes = _draws(path.with_name("fit.npz"), document)
+    data = mapping_at(document, "data") if "data" in document else {}
+    ids = frozenset(map(str, data.get("run_ids") or ()))
+    fits = []
+    for i, entry in enumerate(entries):
+        own = {
+            name.partition("_")[2]: values
+            for name, values in draws.items()
+            if name.startswith(f"{i}_")
+        }
+        try:
+            origin = Origin(
+                str(document.get("source", "")),
+                str(entry.get("hash") or data.get("hash") or ""),
+                ids,
+            )
+            fits.append(saved_fit(entry, own, origin))
+        except DamagedError as problem:
+            raise DamagedError(f"fits[{i}].{problem}") from None
+        except AttributeError:
+            raise DamagedError(f"fits[{i}]: expected a mapping") from None
+    notes += [
+        f"fits[{i}] ({fit.method}): the file has no more than its values, so it has no intervals"
+        for i, fit in enumerate(fits)
+        if "law" not in fit.entry and math.isnan(fit.exponents.loc["a", "low"])
+    ]
+    drawn = (
+        found["message"]
+        for fit in fits
+        for found in fit.diagnostics
+        if found.get("code") == "simulated"
+    )
+    notes += [f"{path}: {message}" for message in dict.fromkeys(drawn)]
+    sweep = document.get("sweep")
+    if sweep is not None:
+        try:
+            sweep = sweep_of(mapping_at(document, "sweep"), "sweep")
+        except ConfigError as problem:
+            raise DamagedError(str(problem)) from None
+    return FitFile(str(path), tuple(fits), document.get("recipe"), sweep, tuple(notes))
+
+
+def _draws(path: Path, document: dict[str, Any]) -> tuple[dict[str, Floats], list[str]]:
+    """The arrays of fit.npz that belong to the document."""
+    wanted = document.get("draws")
+    if not path.exists():
+        lines = any(
+            entry.get("method") == "isoflop" and "law" in entry for entry in document["fits"]
+        )
+        return {}, [
+            "fit.npz is not beside it: intervals are the t intervals alone"
+        ] if lines else []
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file)
+            draws = {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        raise DamagedError(f"{path.name} beside it is damaged") from None
+    if wanted is not None and draws_hash(draws) != wanted:
+        raise DamagedError(f"{path.name} beside it belongs to another fit")
+    return draws, []
+
+
+def laws_by_name(files: Sequence[FitFile]) -> dict[str, Laws]:
+    """The fits of several files, each by the name of its file or of its file's directory, and its own; see
+    `named_laws`.
+    """
+    if len(files) == 1:
+        return named_laws(files[0].fits)
+    labels = [_label(file.label) for file in files]
+    if len(set(labels)) < len(labels):
+        labels = [file.label for file in files]
+    names: dict[str, Laws] = {}
+    for label, file in zip(labels, files, strict=True):
+        names |= {f"{label} {name}": law for name, law in named_laws(file.fits).items()}
+    return names
+
+
+def named_laws(laws: Sequence[Laws]) -> dict[str, Laws]:
+    """Laws by method, and by what else tells them apart: the loss, the count of N."""
+    losses, counts = {law.loss_column for law in laws}, {law.n for law in laws}
+    names: dict[str, Laws] = {}
+    for law in laws:
+        parts = [
+            law.method,
+            *([law.loss_column] if len(losses) > 1 else []),
+            *([law.n] if len(counts) > 1 else []),
+        ]
+        name, place = " ".join(parts), 2
+        while name in names:
+            name, place = f"{' '.join(parts)} {place}", place + 1
+        names[name] = law
+    return names
+
+
+def _label(file: str) -> str:
+    path = Path(file)
+    return path.resolve().parent.name if path.name == "fit.json" else path.stem

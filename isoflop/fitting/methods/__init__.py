@@ -1,0 +1,1 @@
+"""The fitting methods, one function each."""

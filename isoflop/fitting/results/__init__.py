@@ -1,0 +1,1 @@
+"""Frozen results of fits: laws, intervals, diagnostics, text, JSON and HTML."""

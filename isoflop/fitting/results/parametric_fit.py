@@ -1,0 +1,403 @@
+"""A fitted surface L = E + A / N^alpha + B / D^beta: exponents, intervals, optima and predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from isoflop.errors import FitError
+from isoflop.fitting.estimators.clustered_errors import Neighbours, Shared, shared_of
+from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.influence import influence_table
+from isoflop.fitting.estimators.intervals import Interval, exponential, percentile_interval
+from isoflop.fitting.estimators.newton import EXPONENTS, NAMES, Points
+from isoflop.fitting.estimators.noise import Noise
+from isoflop.fitting.estimators.residuals import residual_table
+from isoflop.fitting.estimators.surface_estimate import (
+    PARAMETERS,
+    Estimate,
+    Sample,
+    jacobian,
+    robust_sd,
+)
+from isoflop.fitting.results.base import Fit
+from isoflop.fitting.results.fitted_laws import ENDS, Kind
+from isoflop.fitting.tables.budgets import OWN
+from isoflop.fitting.tables.runs_table import RunsTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from isoflop.fitting.results.diagnostics import Diagnostic
+
+Floats = np.ndarray
+LOGS = ("E", "ln_A", "ln_B", "alpha", "beta")
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceCore:
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token.
+
+    Attributes:
+        theta: ln E, ln A', ln B', alpha, beta, (5,), with A' and B' the terms at the mean ln N and ln D.
+        spread: its covariance, (5, 5).
+        dof: configurations less parameters.
+        points: has the means.
+        draws: resamples of theta, (R, 5).
+        shared: the covariance if runs of a budget or of a size share noise; None where they don't.
+    """
+
+    theta: Floats
+    spread: Floats
+    dof: int
+    points: Points
+    draws: Floats
+    shared: Shared | None = None
+
+    @property
+    def params(self) -> pd.Series:
+        """E, A, B (nats per token at N = D = 1), alpha, beta."""
+        return pd.Series(self.points.natural(self.theta), index=list(NAMES), name="value")
+
+    @property
+    def covariance(self) -> pd.DataFrame:
+        """Of E, ln A, ln B, alpha, beta."""
+        turn = self._log_gradient()
+        return pd.DataFrame(turn @ self.spread @ turn.T, index=list(LOGS), columns=list(LOGS))
+
+    def _log_gradient(self) -> Floats:
+        """d(E, ln A, ln B, alpha, beta) / d(theta)."""
+        points, turn = self.points, np.eye(5)
+        turn[0, 0] = float(np.exp(self.theta[0]))
+        turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
+        return turn
+
+    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+        """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
+
+        `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
+        """
+        rows = (
+            self._percentiles(confidence) if kind == "percentile" else self._t_intervals(confidence)
+        )
+        return pd.DataFrame.from_dict(
+            {k: list(v) for k, v in rows.items()}, orient="index", columns=ENDS
+        )
+
+    def _t_intervals(self, confidence: float) -> dict[str, Interval]:
+        turn = self._log_gradient()
+        turn[0, 0] = 1.0
+        logs = turn @ self.theta
+        rows = {
+            name: self.t(float(value), row, confidence)
+            for name, value, row in zip(NAMES, logs, turn, strict=True)
+        }
+        rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
+        alpha, beta = self.theta[3:]
+        slope = self.gradient_of_a()
+        share = float(beta / (alpha + beta))
+        ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
+        return rows | {
+            "a": self.t(share, slope, confidence),
+            "b": self.t(1.0 - share, slope, confidence),
+            "ratio": self.t(float(alpha / beta), ratio, confidence),
+        }
+
+    def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        """The t interval of a function of theta, from its value and its gradient, (5,); the wider of that by runs and,
+        where they share noise, that by budgets or sizes.
+        """
+        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
+        if self.shared is not None:
+            half = max(half, self.shared.half(gradient, confidence))
+        return Interval(value, value - half, value + half)
+
+    def gradient_of_a(self) -> Floats:
+        """d(a) / d(theta), (5,)."""
+        alpha, beta = self.theta[3:]
+        return np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+
+    def error_of_a(self) -> float:
+        """Standard error of a; where runs share noise, the larger of that by runs and that by budgets or sizes."""
+        gradient = self.gradient_of_a()
+        return max(
+            self._error(gradient), 0.0 if self.shared is None else self.shared.error(gradient)
+        )
+
+    def _error(self, gradient: Floats) -> float:
+        """Standard error of a function of theta, by runs."""
+        return float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+
+    def _percentiles(self, confidence: float) -> dict[str, Interval]:
+        if not len(self.draws):
+            raise FitError(
+                "there are no resamples to take percentiles of: fit with bootstrap=4000 or so"
+            )
+        points = self.points
+        values: dict[str, Floats] = dict(zip(NAMES, points.natural(self.theta), strict=True))
+        drawn: dict[str, Floats] = dict(zip(NAMES, points.natural(self.draws).T, strict=True))
+        for table in (values, drawn):
+            table["a"] = table["beta"] / (table["alpha"] + table["beta"])
+            table["b"] = 1.0 - table["a"]
+            table["ratio"] = table["alpha"] / table["beta"]
+        return {
+            name: percentile_interval(float(values[name]), drawn[name], confidence)
+            for name in values
+        }
+
+    def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """ln N*, ln D* and ln loss at C = 6ND."""
+        values, gradients = optimum(self.points, self.theta, flops)
+        names = ("params", "tokens", "loss")
+        return {
+            k: self.t(float(v), g, confidence)
+            for k, v, g in zip(names, values, gradients, strict=True)
+        }
+
+    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
+        """Loss in nats per token at N parameters and D tokens."""
+        return np.exp(self.theta[0]) + self._term(1, params) + self._term(2, tokens)
+
+    def tokens_for(self, params: float, loss: float) -> float:
+        """Tokens with which N parameters reach a loss; NaN where no number of them is enough."""
+        return self._of_term(2, loss - float(np.exp(self.theta[0]) + self._term(1, params)))
+
+    def params_for(self, tokens: float, loss: float) -> float:
+        """Parameters with which D tokens reach a loss; NaN where no number of them is enough."""
+        return self._of_term(1, loss - float(np.exp(self.theta[0]) + self._term(2, tokens)))
+
+    def _term(self, which: int, values: Floats | float) -> Floats:
+        """A/N^alpha (1) or B/D^beta (2), from N and D about their means: A and B alone may be too large for numbers."""
+        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
+        with np.errstate(over="ignore"):
+            return np.exp(self.theta[which] - self.theta[which + 2] * (np.log(values) - mean))
+
+    def _of_term(self, which: int, term: float) -> float:
+        """The N or D that makes such a term; NaN where it is not above 0."""
+        if not term > 0.0:
+            return float("nan")
+        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
+        with np.errstate(over="ignore"):
+            return float(np.exp(mean + (self.theta[which] - np.log(term)) / self.theta[which + 2]))
+
+    def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
+        """Of ln loss at N parameters and D tokens, if the law is true."""
+        points = Points.of(np.array([params]), np.array([tokens]), np.ones(1))
+        moved = np.array([points.x_mean - self.points.x_mean, points.y_mean - self.points.y_mean])
+        here = Points(moved[:1], moved[1:], np.ones(1), self.points.x_mean, self.points.y_mean)
+        return self.t(
+            float(np.log(here.fitted(self.theta)[0])), here.jacobian(self.theta)[0], confidence
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "theta": self.theta.tolist(),
+            "covariance": self.spread.tolist(),
+            "dof": self.dof,
+            "centre": [float(self.points.x_mean), float(self.points.y_mean)],
+        } | ({} if self.shared is None else {"shared": self.shared.to_dict()})
+
+
+@dataclass(frozen=True, eq=False)
+class ParametricFit(Fit):
+    """L(N, D) = E + A / N^alpha + B / D^beta in nats per token; see `Fit`.
+
+    Attributes:
+        runs: the table that was fitted.
+        sample: its configurations.
+        estimate: theta, its covariance and how it was reached, one of each.
+        draws: resamples of theta, (R, 5).
+        huber_delta: what was asked for; `estimate.delta` is what it came to.
+        drop_outliers: robust standard deviations off the law beyond which configurations were left out.
+    """
+
+    runs: RunsTable
+    sample: Sample
+    estimate: Estimate
+    draws: Floats
+    noise: Noise
+    rollout: RollOut | None
+    huber_delta: float | str
+    resampling: str
+    bootstrap: int
+    confidence: float
+    seed: int
+    drop_outliers: float | None = None
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    method = "parametric"
+
+    @property
+    def theta(self) -> Floats:
+        """ln E, ln A', ln B', alpha, beta, with A' and B' the terms at the mean ln N and ln D (`solver.Points`)."""
+        return self.estimate.theta[0]
+
+    @property
+    def objective(self) -> float:
+        """The sum of Huber's loss that was minimised."""
+        return float(self.estimate.objective[0])
+
+    @property
+    def core(self) -> SurfaceCore:
+        spread, points = self.estimate.spread[0], self.sample.points
+        shared = shared_of(self.neighbours, self.recurring)
+        return SurfaceCore(self.theta, spread, self.sample.dof, points, self.draws, shared)
+
+    @property
+    def at_bounds(self) -> list[str]:
+        params: dict[Any, float] = self.params.to_dict()
+        return [
+            name for name in ("alpha", "beta") if not EXPONENTS[0] < params[name] < EXPONENTS[1]
+        ]
+
+    @cached_property
+    def neighbours(self) -> Neighbours | None:
+        """Residuals within budgets; None where the runs fall into none."""
+        if self.runs.columns.get("budget") == OWN:
+            return None
+        sample, delta = self.sample, float(self.estimate.delta[0])
+        group = np.unique(sample.budget, return_inverse=True)[1]
+        nothing = np.empty((len(sample), 0))
+        return Neighbours.of(
+            self._jacobian, sample.residuals(self.theta), delta, group, sample.points.x, nothing
+        )
+
+    @cached_property
+    def recurring(self) -> Neighbours:
+        """Residuals of sizes that were run at several budgets."""
+        sample, nothing = self.sample, np.empty((len(self.sample), 0))
+        residuals, delta = sample.residuals(self.theta), float(self.estimate.delta[0])
+        return Neighbours.of_sizes(
+            self._jacobian, residuals, delta, sample.points.x, np.log(sample.flops), nothing
+        )
+
+    @property
+    def params(self) -> pd.Series:
+        """E, A, B (nats per token at N = D = 1), alpha, beta."""
+        return self.core.params
+
+    @property
+    def covariance(self) -> pd.DataFrame:
+        """Of E, ln A, ln B, alpha, beta."""
+        return self.core.covariance
+
+    def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
+        """Loss in nats per token at N parameters and D tokens."""
+        return self.core.loss_at(params, tokens)
+
+    @cached_property
+    def leverage(self) -> Floats:
+        """Of each configuration, (K,)."""
+        q, _ = np.linalg.qr(self._jacobian)
+        return np.einsum("ij,ij->i", q, q)
+
+    @cached_property
+    def _jacobian(self) -> Floats:
+        return jacobian(self.sample, self.theta)
+
+    @cached_property
+    def condition(self) -> float:
+        """Condition number of the Jacobian with columns of length 1."""
+        lengths = np.linalg.norm(self._jacobian, axis=0)
+        return float(np.linalg.cond(self._jacobian / np.maximum(lengths, 1e-300)))
+
+    @cached_property
+    def influence(self) -> pd.DataFrame:
+        """Each configuration left out in turn, the law fitted anew (see `influence.without_each`): a row each.
+
+        Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
+        run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
+        """
+        return influence_table(self)
+
+    @cached_property
+    def residuals(self) -> pd.DataFrame:
+        """A row a configuration: budget, params, tokens, flops, loss, `residual` (of ln loss, or nats) and `sds`, the
+        residual in robust standard deviations of one run.
+        """
+        points, sample = self.sample.points, self.sample
+        columns = {
+            "budget": sample.budget,
+            "params": np.exp(points.x + points.x_mean),
+            "flops": sample.flops,
+        }
+        columns |= {
+            "tokens": np.exp(points.y + points.y_mean),
+            "loss": points.loss,
+            "seeds": sample.seeds,
+        }
+        gap = sample.residuals(self.theta) / np.sqrt(sample.seeds)
+        return residual_table(
+            pd.DataFrame(columns, index=pd.Index(sample.config, name="config")), gap, PARAMETERS
+        )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Contours of the loss over size and data, the runs, and the optimum for each compute."""
+        from isoflop.plotting.surface_plots import plot_surface
+
+        return plot_surface(self, ax)
+
+    def plot_exponents(self, ax: Axes | None = None) -> Axes:
+        """Resamples of alpha and beta with the t intervals of both and of a."""
+        from isoflop.plotting.surface_plots import plot_exponents
+
+        return plot_exponents(self, ax)
+
+    def plot_residuals(
+        self, against: Literal["params", "tokens", "flops"] = "params", ax: Axes | None = None
+    ) -> Axes:
+        """Residuals about the surface."""
+        from isoflop.plotting.residual_plots import plot_residuals
+
+        return plot_residuals(self, against, ax)
+
+    def plot_influence(self, ax: Axes | None = None, *, runs: int = 12) -> Axes:
+        """a without each of the runs that move it most."""
+        from isoflop.plotting.residual_plots import plot_influence
+
+        return plot_influence(self, ax, runs=runs)
+
+    @property
+    def robust_sd(self) -> float:
+        """Of one run about the law, from the median absolute residual."""
+        return float(robust_sd(self.sample.residuals(self.theta)))
+
+
+def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
+    """ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their gradients by theta, (..., 3, 5).
+
+    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The gradient of L*
+    is that of L at fixed N and D, since L is stationary there.
+    """
+    e, a, b, alpha, beta, sixth = np.broadcast_arrays(
+        *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
+    )
+    total = alpha + beta
+    a_far, b_far = a + alpha * points.x_mean, b + beta * points.y_mean
+    size = (np.log(alpha) + a_far - np.log(beta) - b_far + beta * sixth) / total
+    data = sixth - size
+    p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
+    floor = np.exp(e)
+    loss = floor + p + q
+    zero, one = np.zeros_like(total), np.ones_like(total)
+    of_size = np.stack(
+        [
+            zero,
+            one,
+            -one,
+            1.0 / alpha + points.x_mean - size,
+            sixth - size - 1.0 / beta - points.y_mean,
+        ],
+        axis=-1,
+    )
+    of_size = of_size / total[..., None]
+    of_loss = np.stack(
+        [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q], axis=-1
+    )
+    values = np.stack([size, data, np.log(loss)], axis=-1)
+    return values, np.stack([of_size, -of_size, of_loss / loss[..., None]], axis=-2)

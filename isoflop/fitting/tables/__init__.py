@@ -1,0 +1,1 @@
+"""From any source of runs to a `RunsTable`."""

@@ -1,0 +1,1 @@
+"""The queued jobs of a study: arrays, states, reconciliation."""

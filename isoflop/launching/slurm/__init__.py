@@ -1,0 +1,1 @@
+"""SLURM's commands and signals; nothing here knows of studies."""

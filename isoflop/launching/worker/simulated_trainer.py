@@ -1,0 +1,52 @@
+"""`trainer: simulated`: losses drawn from a law with noise, in milliseconds, to rehearse a study on its cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from isoflop.planning.trainers import find_law
+from isoflop.runs.loss_log import log_row
+from isoflop.runs.run_directory import RunDirectory, State
+from isoflop.shapes import ModelShape
+
+NOISE = 0.003
+"""Standard deviation of a run's final loss between seeds, as a share of it."""
+
+
+def simulate(run: RunDirectory, law: str) -> State:
+    """Writes the loss log of a run as a law would have it, and marks the run as done and simulated.
+
+    Raises:
+        ConfigError: a law that is not known.
+    """
+    surface = find_law(law)
+    config = run.config()
+    plan, shape = config["run"], ModelShape(**config["identity"]["shape"])
+    generator = np.random.default_rng([plan["seed"], *run.run_id.encode()])
+    shift = float(np.exp(NOISE * generator.standard_normal()))
+    rows: list[dict[str, Any]] = []
+    points = np.unique(
+        np.ceil(np.geomspace(1, plan["steps"], config["log_points"])).astype(int)
+    ).tolist()
+    evals = [-(-plan["steps"] * k // config["evals"]) for k in range(1, config["evals"] + 1)]
+    for split, steps in (("train", points), (config["metric"]["set"], sorted(set(evals)))):
+        for step in steps:
+            tokens = step * plan["batch_size"] * shape.seq_len
+            loss = shift * float(surface.loss(shape.params_total, tokens))
+            known = {
+                "split": split,
+                "kind": config["metric"]["kind"],
+                "targets": tokens,
+                "loss": loss,
+            }
+            rows.append(
+                log_row(shape, plan["batch_size"], step, **known, lr=plan["lr"], wall_s=0.0)
+            )
+    run.cut_log(0)
+    run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
+    run.mark_done()
+    last = {"step": plan["steps"], "loss": rows[-1]["loss"], "loss_split": rows[-1]["split"]}
+    run.set_state("done", steps=plan["steps"], **last, simulated=True)
+    return "done"

@@ -1,0 +1,1 @@
+"""Figures from numbers: every function takes arrays or tables and returns Axes."""

@@ -1,0 +1,152 @@
+"""How figures look: axes in real units, one colour a budget. Nothing here touches matplotlib's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from isoflop.fitting.tables.runs_table import ParamCount
+
+FONT = 10
+SMALL = 9
+INK = "#222222"
+MUTED = "#6b7280"
+GRID = "#e5e7eb"
+PANEL = "#eef0f3"
+BAND = "#3b82f6"
+_COUNTS: dict[ParamCount, str] = {
+    "total": "all",
+    "one_embedding": "one embedding counted",
+    "non_embedding": "without embeddings",
+}
+_MOST_LEGEND_ROWS = 14
+_DARKEST, _LIGHTEST = 0.02, 0.86  # the last part of viridis can't be read on white
+
+
+def new_axes(ax: Axes | None, width: float = 7.2, height: float = 4.6) -> Axes:
+    """The axes given, or new ones in a figure of their own (not pyplot's: show it with `ax.figure`)."""
+    return (
+        ax
+        if ax is not None
+        else Figure(figsize=(width, height), layout="constrained").add_subplot()
+    )
+
+
+def budget_colours(budgets: Iterable[float]) -> dict[float, str]:
+    """Budget -> colour, dark to light by rank on a perceptually ordered map."""
+    ordered = sorted(set(budgets))
+    shades = np.linspace(_DARKEST, _LIGHTEST, max(len(ordered), 2))
+    return {b: to_hex(colormaps["viridis"](s)) for b, s in zip(ordered, shades, strict=False)}
+
+
+def dress(ax: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Title to the left, light grid, two spines."""
+    ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK, pad=8)
+    ax.set_xlabel(x_label, fontsize=FONT, color=INK)
+    ax.set_ylabel(y_label, fontsize=FONT, color=INK)
+    ax.tick_params(labelsize=SMALL, colors=INK, which="both")
+    ax.tick_params(which="minor", length=2)
+    ax.grid(True, color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def log_axis(ax: Axes, which: Literal["x", "y"], unit: Literal["flops", "count"]) -> None:
+    """A logarithmic axis with ticks that can be read: powers of ten, and 2 and 5 (3 for FLOPs) on short ranges."""
+    low, high = sorted(ax.get_xlim() if which == "x" else ax.get_ylim())
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    (ax.set_xlim if which == "x" else ax.set_ylim)(low, high)
+    decades = np.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=_subs(float(decades)), numticks=20))
+    axis.set_minor_locator(
+        LogLocator(subs=tuple(range(2, 10)), numticks=40) if decades < 4 else NullLocator()
+    )
+    axis.set_major_formatter(
+        FuncFormatter(lambda v, _: flops_label(v) if unit == "flops" else count_label(v))
+    )
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _subs(decades: float) -> tuple[float, ...]:
+    if decades < 0.7:
+        return (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    if decades < 1.6:
+        return (1.0, 2.0, 5.0)
+    return (1.0, 3.0) if decades < 2.6 else (1.0,)
+
+
+def times_axis(ax: Axes) -> None:
+    """A logarithmic x axis of factors: 1, 2, 5, 10 times, or finer on a short range."""
+    low, high = ax.get_xlim()
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    if high / low < 4.0:
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    else:
+        ax.xaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 50.0 else (1.0, 3.0), numticks=20)
+        )
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}x"))
+
+
+def linear_axis(ax: Axes, which: Literal["x", "y"]) -> None:
+    """At most seven ticks."""
+    (ax.xaxis if which == "x" else ax.yaxis).set_major_locator(
+        MaxNLocator(7, steps=[1, 2, 2.5, 5, 10])
+    )
+
+
+def flops_label(value: float, digits: int = 2) -> str:
+    """1.8e19 as mathematical text."""
+    mantissa, power = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    ten = f"10^{{{int(power)}}}"
+    return f"${ten}$" if mantissa == "1" else rf"${mantissa}\times{ten}$"
+
+
+def count_label(value: float) -> str:
+    """Parameters or tokens with K, M, B, T."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def size_unit(n: str, unit: str) -> str:
+    """`parameters` with what is counted; another unit as it is."""
+    return f"{unit}, {_COUNTS[n]}" if unit == "parameters" else unit  # pyright: ignore[reportArgumentType]
+
+
+def ends(values: np.ndarray) -> tuple[float, float]:
+    """Least and greatest."""
+    return float(np.min(values)), float(np.max(values))
+
+
+def margins(values: np.ndarray, factor: float) -> tuple[float, float]:
+    """Least and greatest, further out by a factor."""
+    low, high = ends(values)
+    return low / factor, high * factor
+
+
+def budget_legend(ax: Axes, title: str | None = "Budget (FLOPs)", beside: float = 1.01) -> None:
+    """Least to most, read downwards, beside the axes: so many of their widths from the left."""
+    handles, _ = ax.get_legend_handles_labels()
+    columns = 1 + (len(handles) - 1) // _MOST_LEGEND_ROWS
+    place = {
+        "loc": "upper left",
+        "bbox_to_anchor": (beside, 1.0),
+        "fontsize": SMALL,
+        "frameon": False,
+    }
+    legend = ax.legend(ncols=columns, title=title, **place)  # pyright: ignore[reportArgumentType]
+    legend.get_title().set_fontsize(FONT)

@@ -1,0 +1,1 @@
+"""Run directories, loss logs and the table of a study's runs."""

@@ -1,0 +1,137 @@
+"""The runs table: what came of the runs of a sweep, a row each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.errors import RunError
+from isoflop.files import replace_file
+from isoflop.runs.loss_log import lack_of
+from isoflop.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("isoflop")
+
+PLAN_COLUMNS = {"run_id": "str", "budget": "float64", "tokens": "int64", "train_flops": "float64"}
+"""Columns of the plan without which its runs are no study."""
+
+
+def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
+    """The runs of a sweep's directory, a row each: the plan's columns, state and held-out losses.
+
+    A kept result, with `runs.parquet` and no run directories, is read as it is.
+
+    A run that is done, and whose files can't be read, is `failed` here, with the reason: the others count all the same.
+
+    Raises:
+        RunError: no plan in the directory, or a damaged one.
+    """
+    import pandas as pd
+
+    directory = Path(sweep)
+    file = directory / ("runs.parquet" if _is_kept_result(directory) else "plan.parquet")
+    if not file.exists():
+        raise RunError(
+            f"{directory}: no sweep's directory (it has no plan.parquet); see `isoflop run --help`"
+        )
+    try:
+        plan = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file}: damaged ({error}); delete it, and the command that made it writes it anew"
+        ) from None
+    if file.name == "runs.parquet":
+        return plan
+    if lack := lack_of(plan, PLAN_COLUMNS):
+        raise RunError(
+            f"{file}: damaged ({lack}); delete it, and the command that made it writes it anew"
+        )
+    results = pd.DataFrame(
+        [_result(RunDirectory(directory / str(run_id))) for run_id in plan["run_id"]],
+        index=plan.index,
+    )
+    return pd.concat([plan, results], axis=1)
+
+
+def write_runs(sweep: Path) -> pd.DataFrame:
+    """Reads a sweep's runs and keeps them as `runs.parquet`."""
+    runs = read_runs(sweep)
+    if not _is_kept_result(sweep):
+        with replace_file(sweep / "runs.parquet") as temporary:
+            runs.to_parquet(temporary, index=False)
+    return runs
+
+
+def _is_kept_result(directory: Path) -> bool:
+    return (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
+
+
+def _result(run: RunDirectory) -> dict[str, Any]:
+    state = run.state()
+    reason = state.get("reason", "") or str(state.get("warning", ""))
+    result: dict[str, Any] = {"state": state["state"], "reason": reason}
+    result |= {
+        name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")
+    }
+    result |= {
+        "gpu_hours": _gpu_hours(state, state.get("wall_s", 0.0)),
+        "mfu": float("nan"),
+        "wall_s": float("nan"),
+    }
+    result["restarts"] = max(0, state.get("attempt", 0) - 1)
+    result["simulated"] = bool(state.get("simulated"))
+    if state["state"] == "done":
+        try:
+            result |= _measured(run, state)
+        except RunError as problem:
+            log.warning("%s; until then the run counts as failed", problem)
+            result |= {"state": "failed", "reason": str(problem)}
+    return result
+
+
+def _measured(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Losses and cost of a run that is done.
+
+    Raises:
+        RunError: files that can't be read, or that lack the loss that is fitted.
+    """
+    rows, config = run.log(), run.config()
+    try:
+        split, fitted, steps = (
+            config["metric"]["set"],
+            config["metric"]["kind"],
+            config["run"]["steps"],
+        )
+    except (KeyError, TypeError):
+        raise RunError(
+            f"{run.path / 'config.yaml'}: damaged; delete the run's directory to start it again"
+        ) from None
+    final = rows[(rows["split"] == split) & (rows["step"] == steps)].set_index("kind")["loss"]
+    if fitted not in final.index:
+        raise RunError(
+            f"{run.path}: marked done without a loss after step {steps}; delete it to start it again"
+        )
+    found: dict[str, Any] = {
+        "loss" if kind == "all" else f"loss_{kind}": loss for kind, loss in final.items()
+    }
+    found["loss"] = final[fitted]
+    wall_s = float(rows["wall_s"].iloc[-1])
+    found["wall_s"] = (
+        state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s
+    )  # of a program that doesn't say
+    found["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].median())
+    return {**found, "gpu_hours": _gpu_hours(state, found["wall_s"])}
+
+
+def _gpu_hours(state: Mapping[str, Any], wall_s: float) -> float:
+    hours = (
+        min(state.get("gpus", 0), 1e6) * min(wall_s, 1e10) / 3600
+    )  # somebody may have written any number
+    return hours if math.isfinite(hours) else 0.0

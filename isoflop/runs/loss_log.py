@@ -1,0 +1,85 @@
+"""The loss log of a run: its columns, its rows, and the Parquet files that it comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.errors import RunError
+from isoflop.files import replace_file
+from isoflop.shapes import ModelShape
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOG_COLUMNS = {
+    "step": "int64",
+    "tokens": "int64",
+    "train_flops": "float64",
+    "split": "str",
+    "kind": "str",
+    "targets": "int64",
+    "loss": "float64",
+    "lr": "float64",
+    "grad_norm": "float64",
+    "tokens_per_second": "float64",
+    "mfu": "float64",
+    "wall_s": "float64",
+}
+"""Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+
+
+def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dict[str, Any]:
+    """A row of the loss log after `step` updates of `batch_size` sequences; what is not given is not known."""
+    tokens = step * batch_size * shape.seq_len
+    counts = {
+        "step": step,
+        "tokens": tokens,
+        "train_flops": float(tokens * shape.train_flops_per_token),
+        "targets": 0,
+    }
+    return {**dict.fromkeys(LOG_COLUMNS, float("nan")), **counts, **values}
+
+
+def frame_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table with the columns of the log."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=list(LOG_COLUMNS)).astype(LOG_COLUMNS)
+
+
+def write_part(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a part file: whole or not at all."""
+    with replace_file(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def read_part(path: Path) -> pd.DataFrame:
+    """A part file.
+
+    Raises:
+        RunError: one that can't be read, or that lacks a column.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise RunError(
+            f"{path}: damaged ({why}); delete the run's directory to start it again"
+        ) from None
+    if lack := lack_of(frame, LOG_COLUMNS):
+        raise RunError(f"{path}: damaged ({lack}); delete the run's directory to start it again")
+    return frame
+
+
+def lack_of(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """What keeps a table, which may have been edited by hand, from being reckoned with; empty where nothing does."""
+    for name, kind in columns.items():
+        if name not in frame.columns:
+            return f"no column {name}"
+        if (frame[name].dtype.kind in "iuf") is (kind == "str"):
+            return f"its column {name} holds {frame[name].dtype}, not {kind}"
+    return ""
