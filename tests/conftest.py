@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from studies import tiny_study, write_sweep
+from support.studies import tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from studies import small_disk, wait_for
+from support.studies import small_disk, wait_for
 
 from isoflop import lease as module
 from isoflop.lease import STALE_S, LeaseLostError, is_leased, take_lease

@@ -22,8 +22,8 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
-from clusters import open_bed
-from studies import exact, wait_for
+from support.clusters import open_bed
+from support.studies import exact, wait_for
 
 from isoflop.config import Sweep
 from isoflop.config.profile import Profile

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_corpus import DATA, SENTENCES, SIZES
+from support import small_corpus
+from support.small_corpus import DATA, SENTENCES, SIZES
 
 from isoflop.data import pocket, prepare
 from isoflop.data.codec import PocketCodec
@@ -228,7 +229,7 @@ def test_an_interrupted_preparation_leaves_no_half_corpus(
 ) -> None:
     listed = tmp_path / "sentences.json"
     listed.write_text(json.dumps(few_sentences))
-    program = Path(__file__).with_name("small_corpus.py")
+    program = Path(small_corpus.__file__)
     process = subprocess.Popen(
         [sys.executable, program, tmp_path, listed],
         stderr=subprocess.PIPE,

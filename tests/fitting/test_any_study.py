@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from answers import WAYS, answer, ask, draw, search, strict
 from hypothesis import given
 from hypothesis import strategies as st
+from support.known_answers import WAYS, answer, ask, draw, search, strict
 
 from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
 from isoflop.frames import column

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from clusters import PROFILE, Submitted, open_bed
-from faults import Faults, break_programs
-from studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
+from support.clusters import PROFILE, Submitted, open_bed
+from support.faults import Faults, break_programs
+from support.studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
 
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError
@@ -26,7 +26,7 @@ from isoflop.runs.run_directory import SETTLED, RunDirectory
 pytestmark = pytest.mark.slow
 
 GRID = (
-    "recipe=wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
+    "recipe=support.wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
     "data.tokens.pocket=8.0e4", "data.max_epochs=1000", LONG_CHECKPOINTS,
 )  # fmt: skip
 EVERY_S = 6.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_study import Study, make_study
+from support.fake_study import Study, make_study
 
 from isoflop.launching import doctor
 from isoflop.launching.doctor import Check, examine

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from studies import (
+from support.studies import (
     exact,
     hold_lease,
     kill,

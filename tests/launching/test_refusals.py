@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from studies import run_of, tiny_plan, tiny_study, trained, write_corpus
+from support.studies import run_of, tiny_plan, tiny_study, trained, write_corpus
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare

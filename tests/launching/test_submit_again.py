@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
+from support.fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
 
 from isoflop.config.profile import Gpu, load_profile
 from isoflop.config.sweep_definition import to_yaml

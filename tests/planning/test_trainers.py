@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from studies import tiny_plan
+from support.studies import tiny_plan
 
 from isoflop.errors import ConfigError
 from isoflop.planning.plan import plan

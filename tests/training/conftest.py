@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from studies import trained
+from support.studies import trained
 
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory

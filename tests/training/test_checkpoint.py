@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from studies import kill, run_of, save_for_ever, start, tiny_study, wait_for
+from support.studies import kill, run_of, save_for_ever, start, tiny_study, wait_for
 
 from isoflop import files
 from isoflop.errors import RunError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from studies import exact, run_of, tiny_study
+from support.studies import exact, run_of, tiny_study
 
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loop

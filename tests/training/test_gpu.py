@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from studies import exact, final_weights, start, tiny_plan, train_together, write_corpus
+from support.studies import exact, final_weights, start, tiny_plan, train_together, write_corpus
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder

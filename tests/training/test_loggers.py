@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from pandas.testing import assert_frame_equal
-from studies import (
+from support.studies import (
     EVERY_STEP,
     exact,
     final_weights,

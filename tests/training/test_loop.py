@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
-from studies import EXACT, exact, run_of, tiny_study, trained
+from support.studies import EXACT, exact, run_of, tiny_study, trained
 
 from isoflop.data.order import Order
 from isoflop.data.prepare import data_folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
-from studies import (
+from support.studies import (
     ENDS,
     EVERY_STEP,
     exact,

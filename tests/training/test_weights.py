@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from studies import final_weights, run_of, tiny_study
+from support.studies import final_weights, run_of, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan

@@ -1,0 +1,113 @@
+"""Jobs in fresh processes: in order, ended with their parent, and none lost without a word."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+
+import pytest
+
+from isoflop.data.process_pool import in_fresh_processes
+from isoflop.errors import DataError
+
+# Functions of jobs are here, at the top of a module, where a fresh process finds them.
+
+
+def number_and_process(number: int) -> tuple[int, int]:
+    time.sleep(0.2 * (number == 0))  # the first ends last
+    return number, os.getpid()
+
+
+def threads(_job: None) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def fail(job: Exception) -> None:
+    raise job
+
+
+def die(_job: None) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_and_write(path: Path) -> None:
+    path.with_suffix(".begun").touch()
+    time.sleep(1.5)
+    path.touch()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_results_come_in_order_each_from_its_own_process(processes: int) -> None:
+    results = list(in_fresh_processes(number_and_process, range(4), processes))
+    assert [number for number, _ in results] == [0, 1, 2, 3]
+    assert len({process for _, process in results} | {os.getpid()}) == 5
+
+
+def test_jobs_without_end_are_taken_as_they_are_needed() -> None:
+    taken = []
+
+    def jobs() -> Iterator[int]:
+        for number in count():
+            taken.append(number)
+            yield number
+
+    results = in_fresh_processes(number_and_process, jobs(), 1)
+    assert [number for number, _ in islice(results, 2)] == [0, 1]
+    results.close()
+    assert len(taken) <= 4
+
+
+def test_linear_algebra_has_one_thread_there_and_what_it_had_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    assert list(in_fresh_processes(threads, [None], 1)) == ["1"]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DataError("no voice 'en+x9'"), OSError(errno.ENOSPC, "No space left on device", "/somewhere")],
+)
+def test_an_error_is_raised_as_it_was(error: Exception) -> None:
+    with pytest.raises(type(error)) as problem:
+        list(in_fresh_processes(fail, [error], 1))
+    assert str(problem.value) == str(error)
+
+
+def test_a_killed_process_is_an_error_and_not_a_wait_for_ever() -> None:
+    with pytest.raises(
+        DataError, match=r"died \(exit code -9\), out of memory or killed; start it again"
+    ):
+        list(in_fresh_processes(die, [None, None], 2))
+
+
+def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "written"
+    script = tmp_path / "parent.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from isoflop.data.process_pool import in_fresh_processes\n"
+        "from test_process_pool import sleep_and_write\n"
+        "if __name__ == '__main__':\n"
+        f"    list(in_fresh_processes(sleep_and_write, [Path({str(path)!r})], 1))\n"
+    )
+    parent = subprocess.Popen([sys.executable, script])
+    deadline = time.monotonic() + 60
+    while not path.with_suffix(".begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    time.sleep(1.7)
+    assert not path.exists()

@@ -1,0 +1,413 @@
+"""What SLURM's programs say, taken apart; and programs that are missing, fail or hang."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_slurm import LIMIT, FakeSlurm
+
+from isoflop.errors import ClusterError
+from isoflop.launching.queue.reconcile import explain, is_hopeless
+from isoflop.launching.slurm import client as slurm
+from isoflop.launching.slurm.client import (
+    Task,
+    _accounted,
+    _queued,
+    expand,
+    is_submit_limit,
+    key_to_mend,
+    may_pass,
+)
+
+indices = st.sets(st.integers(0, 10**6), min_size=1, max_size=20).map(sorted)
+words = st.text(
+    st.characters(exclude_characters="|\n\r", exclude_categories=["C", "Z"]), max_size=20
+)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    made = FakeSlurm.make(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", str(made.folder))
+    return made
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("job", "tasks"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("12_[3]", ["12_3"]),
+        ("12_[3,5-6%2]", ["12_3", "12_5", "12_6"]),
+        ("12_[0-6:3]", ["12_0", "12_3", "12_6"]),
+        ("12_[0-1,8-9:1%4]", ["12_0", "12_1", "12_8", "12_9"]),
+        ("12_[0-99,...]", ["12_[0-99,...]"]),
+        ("12+0", ["12+0"]),
+        ("12.batch", ["12.batch"]),
+        ("", [""]),
+    ],
+)
+def test_the_tasks_that_an_id_stands_for(job: str, tasks: list[str]) -> None:
+    assert expand(job) == tasks
+
+
+@given(st.integers(1, 10**9), indices, st.integers(0, 100))
+def test_every_list_of_tasks_is_read_as_it_was_meant(
+    array: int, tasks: list[int], at_once: int
+) -> None:
+    spans: list[list[int]] = []
+    for task in tasks:
+        if spans and spans[-1][-1] == task - 1:
+            spans[-1].append(task)
+        else:
+            spans.append([task])
+    text = ",".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+    limit = f"%{at_once}" if at_once else ""
+    assert expand(f"{array}_[{text}{limit}]") == [f"{array}_{task}" for task in tasks]
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    ("line", "task", "active", "waits"),
+    [
+        ("12|PENDING||Priority", Task("12", "PENDING", "Priority"), True, True),
+        ("12_3|RUNNING|n1|None", Task("12_3", "RUNNING", "", "n1"), True, False),
+        ("12_3|COMPLETING|n[1-2]|None", Task("12_3", "COMPLETING", "", "n[1-2]"), True, False),
+        (
+            "12_3|FAILED|n1|NonZeroExitCode",
+            Task("12_3", "FAILED", "NonZeroExitCode", "n1"),
+            False,
+            False,
+        ),
+        ("12_3|PREEMPTED|n1|None", Task("12_3", "PREEMPTED", "", "n1"), False, False),
+        (
+            "12|PENDING||(Nodes required for job are DOWN | DRAINED)",
+            Task("12", "PENDING", "(Nodes required for job are DOWN | DRAINED)"),
+            True,
+            True,
+        ),
+    ],
+)
+def test_a_line_of_the_queue(line: str, task: Task, active: bool, waits: bool) -> None:
+    found = _queued(line)
+    assert found == task
+    assert (found.active, found.waits) == (active, waits)
+
+
+@given(words, words, words, words.filter(lambda reason: reason != "None"))
+def test_every_field_of_the_queue_is_kept(job: str, state: str, node: str, reason: str) -> None:
+    assert _queued(f"{job}|{state}|{node}|{reason}") == Task(job, state, reason, node)
+
+
+@pytest.mark.parametrize(
+    ("line", "tasks"),
+    [
+        ("12_3|COMPLETED|n1|0:0", [Task("12_3", "COMPLETED", "", "n1", "0:0")]),
+        ("12|CANCELLED by 1001|n1|0:15", [Task("12", "CANCELLED", "", "n1", "0:15")]),
+        (
+            "12_[3-4]|PENDING|None assigned|0:0",
+            [Task("12_3", "PENDING", exit_code="0:0"), Task("12_4", "PENDING", exit_code="0:0")],
+        ),
+        ("12|||", [Task("12", "")]),
+    ],
+)
+def test_a_line_of_accounting(line: str, tasks: list[Task]) -> None:
+    assert _accounted(*line.split("|")) == tasks
+
+
+def test_the_queue_and_accounting_by_id(cluster: FakeSlurm) -> None:
+    cluster.program("squeue", "printf '12_0|RUNNING|n1|None\\n12_1|PENDING||JobArrayTaskLimit\\n'")
+    cluster.program(
+        "sacct",
+        "printf 'a banner\\n12_0|FAILED|n1|1:0\\n12_[1-2]|CANCELLED by 0|None assigned|0:0\\n'",
+    )
+    assert {task: found.state for task, found in slurm.queue().items()} == {
+        "12_0": "RUNNING",
+        "12_1": "PENDING",
+    }
+    known = slurm.accounting(["12"])
+    assert {task: found.state for task, found in known.items()} == dict(
+        zip(["12_0", "12_1", "12_2"], ["FAILED", "CANCELLED", "CANCELLED"], strict=True)
+    )
+
+
+def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
+    assert slurm.accounting([]) == {}
+    assert cluster.calls("sacct") == []
+
+
+# Refusals, as sbatch prints them
+
+
+@pytest.mark.parametrize(
+    ("refusal", "key"),
+    [
+        ("Batch job submission failed: Invalid partition name specified", "slurm.partition"),
+        ("invalid partition specified: gpux", "slurm.partition"),
+        (
+            "Batch job submission failed: Invalid account or account/partition combination specified",
+            "slurm.account",
+        ),
+        ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
+        ("Batch job submission failed: Invalid feature specification", "slurm.constraint"),
+        (
+            "Batch job submission failed: Invalid node name specified",
+            "slurm.nodelist or slurm.exclude",
+        ),
+        ("Batch job submission failed: Invalid wckey specification", "slurm.wckey"),
+        (
+            "Memory specification can not be satisfied Batch job submission failed: Requested node configuration is "
+            "not available",
+            "slurm.mem or node.memory_gb",
+        ),
+        (
+            "Batch job submission failed: Requested node configuration is not available",
+            "gpu.per_node, node or slurm.constraint",
+        ),
+        ("Batch job submission failed: Invalid generic resource (gres) specification", "gpu"),
+        (
+            "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+            "slurm.time",
+        ),
+        ('"a" is not a valid node count', "slurm.nodes"),
+        ("Batch job submission failed: Requested reservation is invalid", "slurm.reservation"),
+        ("Batch job submission failed: Invalid license specification", "slurm.licenses"),
+        ("unrecognized option '--foo=1' Try \"sbatch --help\" for more information", "slurm"),
+        ("Batch job submission failed: Access/permission denied", None),
+    ],
+)
+def test_a_refusal_names_the_key_to_mend(refusal: str, key: str | None) -> None:
+    assert key_to_mend(f"sbatch: error: {refusal}") == key
+    assert not may_pass(refusal)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "key"),
+    [
+        ("sbatch: error: Invalid --time specification", "slurm.time"),
+        ("sbatch: error: Invalid --mem specification", "slurm.mem"),
+        ("sbatch: error: Invalid --exclusive specification", "slurm.exclusive"),
+        ('sbatch: error: Invalid numeric value "x" for --cpus-per-task.', "slurm.cpus_per_task"),
+    ],
+)
+def test_a_refused_option_is_named_as_the_profile_names_it(refusal: str, key: str) -> None:
+    """Words of SLURM 22.05."""
+    assert (key_to_mend(refusal) or "").replace("-", "_") == key
+    assert not may_pass(refusal)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "Batch job submission failed: Socket timed out on send/recv operation",
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "Batch job submission failed: Zero Bytes were transmitted or received",
+        "Batch job submission failed: Slurm temporarily unable to accept job, sleeping and retrying",
+        "Batch job submission failed: Connection refused",
+        "Batch job submission failed: Slurm backup controller in standby mode",
+    ],
+)
+def test_what_may_pass(refusal: str) -> None:
+    assert may_pass(f"sbatch: error: {refusal}")
+    assert not is_submit_limit(refusal)
+
+
+@pytest.mark.parametrize(
+    ("first", "fewer_may", "key"),
+    [
+        ("", True, None),
+        ("AssocMaxSubmitJobLimit", True, None),
+        ("QOSMaxSubmitJobPerUserLimit", True, None),
+        ("QOSMaxWallDurationPerJobLimit", False, "slurm.time"),
+        ("QOSMaxGRESPerJob", False, None),
+        ("QOSMaxCpuPerUserLimit", False, "slurm.qos, slurm.account or what a run asks for"),
+        ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or what a run asks for"),
+    ],
+)
+def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(
+    first: str, fewer_may: bool, key: str | None
+) -> None:
+    refusal = (
+        f"sbatch: error: {first} {LIMIT.rpartition(chr(10))[2]}"
+        if first
+        else LIMIT.rpartition("\n")[2]
+    )
+    assert (is_submit_limit(refusal), may_pass(refusal)) == (fewer_may, False)
+    assert key is None or key_to_mend(refusal) == key
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("exit 3", "squeue: failed with 3"),
+        (
+            "printf 'slurm_load_jobs error:\\n  Unable to contact\\n' >&2; exit 1",
+            "squeue: slurm_load_jobs error: Unable to contact",
+        ),
+        (
+            "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1",
+            "squeue: finds no cluster; is this a login node? SLURM_CONF names its slurm.conf",
+        ),
+    ],
+)
+def test_a_program_that_fails_is_one_line(cluster: FakeSlurm, script: str, says: str) -> None:
+    cluster.program("squeue", script)
+    with pytest.raises(ClusterError) as problem:
+        slurm.queue()
+    assert str(problem.value) == says
+
+
+def test_what_the_user_has_set_changes_no_answer(
+    cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = (
+        "SQUEUE_PARTITION",
+        "SQUEUE_USERS",
+        "SACCT_FORMAT",
+        "SCANCEL_STATE",
+        "SCONTROL_ALL",
+        "SBATCH_ACCOUNT",
+    )
+    for name in (*theirs, "SLURM_CONF", "LOGNAME", "USER"):
+        monkeypatch.setenv(name, "nobody")
+    for program in ("squeue", "sacct", "scancel", "scontrol"):
+        cluster.program(program, 'echo "$0 $*" >&2; /usr/bin/env >&2; exit 1')
+    calls = (
+        slurm.queue,
+        lambda: slurm.accounting(["1"]),
+        lambda: slurm.cancel(["1"]),
+        lambda: slurm.release(["1"]),
+    )
+    said = ""
+    for call in calls:
+        with pytest.raises(ClusterError) as problem:
+            call()
+        said += str(problem.value)
+    assert said.count("SLURM_CONF=nobody") == 4
+    assert not [name for name in theirs if name in said]
+    assert f" -a -t all -u {os.geteuid()} " in said
+
+
+@pytest.mark.parametrize(
+    "reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED]
+)
+def test_what_waits_for_ever_comes_with_its_mend(reason: str) -> None:
+    assert is_hopeless(reason)
+    assert explain(reason).startswith(f"{reason}: ")
+
+
+def test_a_program_that_is_missing(cluster: FakeSlurm) -> None:
+    cluster.remove("squeue")
+    with pytest.raises(
+        ClusterError,
+        match="squeue: not found; is this a login node of the cluster, with SLURM on the",
+    ):
+        slurm.queue()
+
+
+def test_a_program_that_hangs_is_left(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "TIMEOUT_S", 0.2)
+    cluster.program("squeue", "/bin/sleep 20")  # with a child that keeps its output open
+    before = time.monotonic()
+    with pytest.raises(
+        ClusterError, match=r"squeue: no answer in .* s; the same command may work later"
+    ):
+        slurm.queue()
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (
+            "Configuration data as of 2026\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n",
+            1001,
+        ),
+        ("MaxArraySize=40001\n", 40001),
+        ("MaxArraySize            = 0\n", 1),
+        ("", 1001),
+    ],
+)
+def test_the_largest_array(cluster: FakeSlurm, config: str, size: int) -> None:
+    cluster.change(config=config)
+    assert slurm.max_array_size() == size
+
+
+def test_the_largest_array_where_nobody_says(cluster: FakeSlurm) -> None:
+    cluster.answer("scontrol", "slurm_load_ctl_conf error: Unable to contact slurm controller")
+    assert slurm.max_array_size() == 1001
+
+
+@pytest.mark.parametrize(
+    ("queue", "accounting", "found"),
+    [
+        ({"100_0": ["RUNNING", "n1", ""], "100_1": ["PENDING", "", ""]}, {}, "100"),
+        ({"100": ["CANCELLED", "", ""]}, {}, "100"),
+        ({}, {"100_0": ["FAILED", "n1", "1:0"]}, "100"),
+        ({"100_0": ["FAILED", "n1", "NonZeroExitCode"]}, {}, "100"),
+        ({"100_0": ["FAILED", "", "BadConstraints"]}, {}, None),
+        ({}, {"100_0": ["FAILED", "None assigned", "1:0"]}, None),
+        ({}, {"100_0": ["CANCELLED by 0", "None assigned", "0:0"]}, "100"),
+        ({}, {"100_[0-4]": ["PENDING", "", "0:0"]}, "100"),
+        ({"101": ["RUNNING", "n1", ""]}, {}, None),
+        ({}, {}, None),
+        ({}, None, None),
+    ],
+)
+def test_a_job_is_found_by_name(
+    cluster: FakeSlurm,
+    queue: dict[str, list[str]],
+    accounting: dict[str, list[str]] | None,
+    found: str | None,
+) -> None:
+    jobs = {"100": {"name": "tiny-1", "hidden": False}, "101": {"name": "tiny-10", "hidden": False}}
+    cluster.change(jobs=jobs, queue=queue, accounting=accounting)
+    assert slurm.named("tiny-1") == found
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [("PENDING", "100"), ("COMPLETING", "100"), ("COMPLETED", None), ("FAILED", None)],
+)
+def test_a_job_that_has_ended_is_not_found_among_the_active(
+    cluster: FakeSlurm, state: str, found: str | None
+) -> None:
+    known = {"100": ["RUNNING", "n1", "0:0"]}  # which accounting may say for ever
+    cluster.change(
+        jobs={"100": {"name": "a", "hidden": False}},
+        queue={"100": [state, "n1", ""]},
+        accounting=known,
+    )
+    assert slurm.named("a", active=True) == found
+    cluster.change(queue={})
+    assert slurm.named("a", active=True) is None
+
+
+def test_a_queue_that_does_not_answer_says_nothing_about_a_name(cluster: FakeSlurm) -> None:
+    cluster.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(ClusterError):
+        slurm.named("tiny-1")
+
+
+def test_thousands_are_cancelled_in_a_few_calls(cluster: FakeSlurm) -> None:
+    slurm.cancel(f"100_{index}" for index in range(1201))
+    cancelled = [
+        task for call in cluster.calls("scancel") for task in call["arguments"] if task != "--quiet"
+    ]
+    assert cancelled == [f"100_{index}" for index in range(1201)]
+    assert len(cluster.calls("scancel")) == 3
+    slurm.cancel([])
+    assert len(cluster.calls("scancel")) == 3

@@ -1,0 +1,149 @@
+"""A true SLURM for tests: the test bed of `slurm/testbed`, and studies submitted to it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isoflop.config.profile import Profile, load_profile
+from isoflop.launching.control import look
+from isoflop.launching.queue.sweep_status import Picture
+from isoflop.launching.submit import submit
+from isoflop.planning.plan import Plan
+from isoflop.runs.run_directory import RunDirectory
+from support.studies import exact, tiny_plan, wait_for, write_corpus
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed.sh"
+PROFILE = SCRIPT.parents[1] / "testbed.yaml"
+
+LONG = ("budgets=[2.0e9]", "widths=[8, 12]", "data.tokens.pocket=8.0e4", "data.max_epochs=1000")
+"""Two runs of about 1,500 steps, which take seconds."""
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A test bed that is up, in its folder."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str) -> str:
+        """Calls the test bed's script."""
+        return self.run(str(SCRIPT), *arguments)
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout
+
+
+@contextmanager
+def open_bed(folder: Path, port: int, *, accounting: bool) -> Iterator[Bed]:
+    """A cluster of its own, in `folder`; the test is skipped where SLURM is not installed."""
+    needed = [
+        "slurmctld",
+        "slurmd",
+        "munged",
+        "sbatch",
+        *(["slurmdbd", "mariadbd"] if accounting else []),
+    ]
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    if missing := [program for program in needed if shutil.which(program, path=path) is None]:
+        pytest.skip(
+            f"{' and '.join(missing)} not installed; get them with: sudo make slurm-install"
+        )
+    settings = {
+        "TESTBED": str(folder),
+        "TESTBED_PORT": str(port),
+        "TESTBED_ACCOUNTING": str(int(accounting)),
+    }
+    bed = Bed(folder, {**settings, "SLURM_CONF": str(folder / "etc" / "slurm.conf")})
+    try:
+        bed("up")
+        yield bed
+    finally:
+        bed("down")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A study on a test bed."""
+
+    bed: Bed
+    directory: Path
+    plan: Plan
+    profile: Profile
+
+    def submit(self, **options: Any) -> Any:
+        return submit(self.plan, self.profile, **options)
+
+    def look(self) -> Picture:
+        return look(self.directory, self.profile.retries)
+
+    @property
+    def runs(self) -> list[RunDirectory]:
+        return [RunDirectory(self.directory / run.run_id) for run in self.plan.runs]
+
+    def wait(self, happened: Callable[[Picture], Any], seconds: float = 120.0) -> Picture:
+        """Looks until it has happened."""
+        limit = time.monotonic() + seconds
+        while not happened(picture := self.look()):
+            assert time.monotonic() < limit, (picture.runs, self.words())
+            time.sleep(0.5)
+        return picture
+
+    def wait_for_step(self, step: int, number: int = 0) -> None:
+        """Until a run has a checkpoint at `step` or later."""
+        wait_for(lambda: self.runs[number].checkpointed_step() >= step, 90)
+
+    def finish(self, seconds: float = 180.0, *, resubmit: bool = False) -> None:
+        """Until every run is done; `resubmit` as a supervisor does."""
+
+        def done(picture: Picture) -> bool:
+            if resubmit and (picture.held or any(where.again for where in picture.runs.values())):
+                self.submit()
+            assert resubmit or not picture.ids("failed"), (picture.runs, self.words())
+            return all(where.state == "done" for where in picture.runs.values())
+
+        self.wait(done, seconds)
+
+    def words(self) -> str:
+        """What the jobs wrote, for a failure's message."""
+        logs = [
+            *self.directory.glob("submissions/*/*_log.err"),
+            *self.directory.glob("*/attempts/*/log.txt"),
+        ]
+        return "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in logs)
+
+    def equals(self, undisturbed: Path) -> None:
+        """Every loss log is that of a study that nothing disturbed, and has each step once."""
+        for run in self.runs:
+            log, wanted = exact(run), exact(RunDirectory(undisturbed / run.run_id))
+            assert log.equals(wanted), run.run_id
+            assert not log.duplicated(["step", "split", "kind"]).any()
+
+
+def submitted(
+    bed: Bed, folder: Path, *overrides: str, options: tuple[str, ...] = (), **profile: Any
+) -> Submitted:
+    """A study of two runs of some seconds with its corpus, ready to be submitted to a test bed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, root = tiny_plan(folder, *LONG, *overrides), folder / "runs"
+    write_corpus(root, plan)
+    changes = [f"root={root}", *options, *(f"{key}={value}" for key, value in profile.items())]
+    return Submitted(bed, root / plan.sweep.name, plan, load_profile(PROFILE, changes))

@@ -1,0 +1,365 @@
+"""Tiny studies for tests: a sweep, a corpus in the real format, run directories, and processes that can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoflop.config.identity import data_identity
+from isoflop.data.documents import ORDERS, Utterance, encode_document
+from isoflop.data.prepare import data_folder
+from isoflop.data.shards import Manifest, write_shard
+from isoflop.data.vocabulary import vocabulary
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.planning.plan import Plan, plan
+from isoflop.runs.loss_log import LOG_COLUMNS
+from isoflop.runs.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from isoflop.training.distributed import Ranks
+
+EXACT = list(LOG_COLUMNS)[:-3]
+"""Columns of the loss log that repeat bit for bit."""
+
+SWEEP = """\
+schema: 1
+name: tiny
+recipe: pocket
+seq_len: 32
+budgets: [1.0e8]
+widths: [8, 12, 16]
+data: {codec: pocket, text_tokenizer: bytes, mixture: {pocket: 1.0}, tokens: {pocket: 4.0e4}}
+train: {evals: 2, log_points: 20, checkpoint_minutes: 10}
+metric: {set: heldout, kind: all, tokens: 512}
+"""
+"""Three runs of 71, 39 and 28 steps."""
+
+LONG_CHECKPOINTS = "train.checkpoint_minutes=0.01"
+"""Checkpoints twice in a second or so."""
+
+EVERY_STEP = "train.checkpoint_minutes=1e-6"
+"""Checkpoints after every step."""
+
+
+def write_sweep(folder: Path) -> Path:
+    """The sweep as a file, with the name that it gives itself."""
+    file = folder / "tiny.yaml"
+    file.write_text(SWEEP)
+    return file
+
+
+def tiny_plan(folder: Path, *overrides: str) -> Plan:
+    return plan(write_sweep(folder), overrides)
+
+
+def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
+    """Shards of a study's data specification: documents of few different tokens, so that there is much to learn."""
+    folder, ids = data_folder(root, study.sweep.data), vocabulary("pocket", "bytes")
+    generator = np.random.default_rng(0)
+    wanted = int(study.sweep.data.tokens["pocket"]) if tokens is None else tokens
+    shards = []
+    for split, size in (("train", wanted // 2), ("train", wanted - wanted // 2), ("heldout", 2000)):
+        documents = []
+        while sum(map(len, documents)) < size:
+            text = generator.choice(np.frombuffer(b"abcd", np.uint8), size=6)
+            codes = np.tile(generator.integers(0, 3, size=(4, 1)), 8)
+            order = ORDERS[len(documents) % 2]
+            documents.append(
+                encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids)
+            )
+        shards.append(
+            write_shard(
+                folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids
+            )
+        )
+    Manifest(ids, tuple(shards), data_identity(study.sweep.data), {}).write(folder)
+    return folder
+
+
+def tiny_study(folder: Path, *overrides: str) -> tuple[Path, Plan]:
+    """A root with a study's corpus and run directories, none of them trained."""
+    folder.mkdir(exist_ok=True)
+    study, root = tiny_plan(folder, *overrides), folder / "runs"
+    write_corpus(root, study)
+    make_directory(study, root)
+    return root, study
+
+
+def run_of(root: Path, study: Plan, number: int = 0) -> RunDirectory:
+    return RunDirectory(root / study.sweep.name / study.runs[number].run_id)
+
+
+def exact(run: RunDirectory) -> pd.DataFrame:
+    """What of a run's loss log has to repeat bit for bit."""
+    return run.log().loc[:, EXACT]
+
+
+def final_weights(run: RunDirectory) -> dict[str, Any]:
+    """Weights of a run that is done, by name."""
+    from isoflop.training.weights import load_weights
+
+    return load_weights(run.path).state_dict()
+
+
+def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
+    """A tiny study whose first run is done."""
+    from isoflop.training.loop import train
+
+    root, study = tiny_study(folder, *overrides)
+    run = run_of(root, study)
+    assert train(run, root) == "done"
+    return root, study, run
+
+
+# Runs that are done
+
+LAW = ("budgets=[4e8, 1e9, 3e9, 1e10]", "widths=[8, 12, 16, 24, 32]")
+"""Four profiles of five widths."""
+
+
+def finish(run: RunDirectory, steps: int, loss: float) -> None:
+    """What a run that is done leaves."""
+    common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
+    kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
+    rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
+    run.append_log(
+        [common | {"split": split} | row for split in ("train", "heldout") for row in rows]
+    )
+    run.set_state("done", attempt=1, step=steps)
+    (run.path / "DONE").touch()
+
+
+def finish_alike(root: Path, plan: Plan) -> None:
+    """Ends every run with one and the same loss."""
+    make_directory(plan, root)
+    for number, spec in enumerate(plan.runs):
+        finish(run_of(root, plan, number), spec.steps, 3.0)
+
+
+def finish_all(plan: Plan, root: Path) -> Path:
+    """Ends every run with a loss of a law whose optimum is at width 16."""
+    directory = make_directory(plan, root)
+    best = np.log(
+        [
+            next(s.params_total for s in plan.runs if s.budget == b and s.width == 16)
+            for b in (4e8, 1e10)
+        ]
+    )
+    for number, spec in enumerate(plan.runs):
+        away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
+        finish(
+            run_of(root, plan, number),
+            spec.steps,
+            float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2),
+        )
+    return directory
+
+
+# Processes that can be killed
+
+
+def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Calls a function of a module in a process of its own, quickly: torch has been imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["isoflop.training.loop", "pandas", "support.studies"])
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def kill(process: BaseProcess) -> None:
+    """kill -9."""
+    process.kill()
+    process.join()
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """The first true value of a condition."""
+    limit = time.monotonic() + seconds
+    while not (value := happened()):
+        assert time.monotonic() < limit, "it did not happen"
+        time.sleep(0.002)
+    return value
+
+
+def train_here(run: RunDirectory, root: Path) -> None:
+    """Trains a run as a worker does."""
+    import torch
+
+    from isoflop.training.loop import train
+
+    torch.set_num_threads(1)
+    with run.lease() as mine:
+        assert mine
+        train(run, root)
+
+
+def train_together(run: RunDirectory, root: Path, size: int, *, nccl: bool = False) -> None:
+    """Trains a run with several processes, with NCCL on a GPU each."""
+    together(run, size, _train_along, root, nccl)
+
+
+def together(run: RunDirectory, size: int, part: Callable[..., Any], *arguments: Any) -> None:
+    """Calls `part(run, rank, size, place, ...)` in several processes, which can meet at that place."""
+    place = str(run.path / f"meeting-{uuid.uuid4().hex[:8]}")
+    processes = [start(part, run, rank, size, place, *arguments) for rank in range(size)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * size
+
+
+def meet_at(place: str, rank: int, size: int, nccl: bool = False) -> Ranks:
+    """The processes of this machine that train a run together."""
+    import torch
+    import torch.distributed as dist
+
+    from isoflop.training.distributed import meet
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(place, size)  # pyright: ignore[reportPrivateImportUsage]
+    return meet(store, rank, size, rank, nccl=nccl)
+
+
+def _train_along(
+    run: RunDirectory, rank: int, size: int, place: str, root: Path, nccl: bool
+) -> None:
+    import torch.distributed as dist
+
+    from isoflop.training.loop import train
+
+    assert train(run, root, ranks=meet_at(place, rank, size, nccl)) == "done"
+    dist.destroy_process_group()
+
+
+def hold_lease(run: RunDirectory) -> None:
+    with run.lease() as mine:
+        assert mine
+        (run.path / "held").touch()
+        time.sleep(600)
+
+
+def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> None:
+    """Trains, and stays for ever in the middle of writing the checkpoint of a step."""
+    _save_half(lambda state: state["step"] >= step)
+    train_here(run, root)
+
+
+def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
+    """Lets torch write half of a chosen file, and stay there for ever."""
+    import io
+
+    import torch
+
+    save = torch.save
+
+    def half(state: dict[str, Any], file: Any) -> None:
+        if not chosen(state):
+            save(state, file)
+            return
+        whole = io.BytesIO()
+        save(state, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        time.sleep(600)
+
+    torch.save = half
+
+
+ENDS = (
+    "half the weights",
+    "no checksum",
+    "no marker",
+    "no state",
+    "checkpoints",
+    "half the checkpoints",
+)
+"""Moments in the end of a run, by what is missing or left over."""
+
+
+def train_until_the_end(run: RunDirectory, root: Path, moment: str) -> None:
+    """Trains, and stays for ever at one of the moments of `ENDS`."""
+    from isoflop import files
+    from isoflop.training import loop
+
+    def stay(*_: Any, **__: Any) -> None:
+        time.sleep(600)
+
+    def stay_without_checksum(path: Path) -> Path:
+        if path.name == "weights.pt":
+            stay()
+        return path.with_suffix(".sha256")
+
+    def stay_in_the_middle(self: RunDirectory) -> None:
+        next(self.checkpoints.iterdir()).unlink()
+        stay()
+
+    def stay_once_done(trainer: Any, state: str, *_: Any, **__: Any) -> None:
+        if state == "done":
+            stay()
+
+    if moment == "half the weights":
+        _save_half(lambda state: "step" not in state)
+    elif moment == "no checksum":
+        files.checksum_file = stay_without_checksum
+    elif moment == "no marker":
+        RunDirectory.mark_done = stay
+    elif moment == "no state":
+        loop.Trainer._tell = stay_once_done  # type: ignore[method-assign]
+    else:
+        RunDirectory.remove_checkpoints = stay if moment == "checkpoints" else stay_in_the_middle
+    train_here(run, root)
+
+
+def save_for_ever(folder: Path) -> None:
+    """Writes one checkpoint after another, each with its step in every weight."""
+    import torch
+
+    from isoflop.training.checkpoint import save_checkpoint
+
+    for step in range(1, 10**9):
+        save_checkpoint(folder, step, {"step": step, "weights": torch.full((20_000,), float(step))})
+
+
+# Workers
+
+
+def work_here(directory: Path, parent: int) -> None:
+    """Works through a sweep's order, as a job does."""
+    from isoflop.launching.worker.pool_worker import Worker
+
+    Worker(str(directory), parent)()
+
+
+def hold_a_worker(directory: Path) -> None:
+    """A process with a worker that takes it for its parent, and that outlives it."""
+    me = os.getpid()
+    if os.fork() == 0:
+        work_here(directory, me)
+        os._exit(0)
+    time.sleep(600)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of `size` (as mount's tmpfs takes it) in `folder`; the test is skipped where it can't be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
