@@ -12,11 +12,11 @@ from scipy.special import stdtr, stdtrit
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.intervals import Interval, check_confidence
-from isoflop.fitting.results.diagnostics import flops_text
-from isoflop.fitting.results.fitted_laws import ENDS, Laws
-from isoflop.fitting.results.summary import number
+from isoflop.fitting.results.fitted_laws import Laws
+from isoflop.fitting.terms import ENDS
 from isoflop.frames import column
 from isoflop.json_values import plain
+from isoflop.text import count_text, flops_text
 
 BEYOND = 10.0
 """Predictions are compared at so many times the largest budget that all laws have seen."""
@@ -185,7 +185,7 @@ def gap_text(sizes: Mapping[str, Interval], flops: float) -> str:
         return ""
     ordered = sorted(sizes, key=lambda name: sizes[name].value)
     low, high = ordered[0], ordered[-1]
-    span = f"{number(sizes[low].value)} ({low}) to {number(sizes[high].value)} ({high})"
+    span = f"{count_text(sizes[low].value)} ({low}) to {count_text(sizes[high].value)} ({high})"
     words = f"At {flops_text(flops)} FLOPs N* is {span}, {sizes[high].value / sizes[low].value:.2f}x apart"
     if any(math.isnan(sizes[name].low) for name in (low, high)):
         return f"{words}."

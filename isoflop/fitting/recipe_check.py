@@ -20,8 +20,8 @@ from isoflop.fitting.methods.isoflop import fit_isoflop
 from isoflop.fitting.methods.joint import fit_joint
 from isoflop.fitting.methods.parametric import fit_parametric
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.runs_table import ParamCount
 from isoflop.frames import column, mask, records, rows
+from isoflop.shapes import ParamCount
 
 Floats = np.ndarray
 Method = Literal["joint", "isoflop", "parametric"]

@@ -12,8 +12,9 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.methods.fit_all import FitSet, Method, Options, fit_one, methods_of, recount
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.fitted_laws import ENDS
-from isoflop.fitting.tables.runs_table import ParamCount, RunsTable
+from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.terms import ENDS
+from isoflop.shapes import ParamCount
 
 SIX_ND = "6ND"
 SAME = 0.01  # FLOPs that differ less from 6ND are 6ND

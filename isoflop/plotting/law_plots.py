@@ -1,25 +1,26 @@
-"""Laws against compute, N*(C), D*(C) and L*(C), with both intervals; and the roll-outs that one of them comes from."""
+"""Laws against compute, N*(C), D*(C) and L*(C), with both intervals; and the roll-outs that widen
+one of them.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from isoflop.errors import FitError
-from isoflop.fitting.methods.envelope import EnvelopeFit
-from isoflop.fitting.results.base import Fit, ProfileFit
-from isoflop.frames import column, mask, records, rows
+from isoflop.frames import Floats, column, mask, records, rows
 from isoflop.plotting.style import (
     BAND,
     INK,
     MUTED,
     PANEL,
+    QUANTITIES,
     budget_colours,
     budget_legend,
-    dress,
     ends,
     flops_label,
     linear_axis,
@@ -27,109 +28,148 @@ from isoflop.plotting.style import (
     margins,
     new_axes,
     size_unit,
+    style_axes,
     times_axis,
 )
 
 Quantity = Literal["params", "tokens", "loss"]
-WORDS = {"params": ("Model size", "parameters", "N"), "tokens": ("Training data", "tokens", "D")}
 _TITLES = {"params": "Optimal model size", "tokens": "Optimal data", "loss": "Loss at the optimum"}
-_BEYOND = 10.0  # how far a law is drawn beyond its data, times their compute
-_BEFORE = 3.0
-_AWAY = 1e4
-_POINTS = 160
+_SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "loss"}
+FACTOR_ABOVE_DATA = 10.0
+"""A law is drawn up to so many times the largest compute of its data."""
+FACTOR_BELOW_DATA = 3.0
+MAX_FACTOR_OFF_POINTS = 1e4
+_GRID_POINTS = 160
 
 
-def plot_law(fit: Fit, quantity: Quantity = "params", ax: Axes | None = None) -> Axes:
-    """Optimal size, data or loss against compute: the law, two bands, what it was fitted to; dashed beyond the data.
+@dataclass(frozen=True)
+class Optima:
+    """Optima of profiles as points: the table `ProfileFit.profiles`, and its axis."""
 
-    The inner band (statistical) is right where the law is true; the outer one allows for the law's own error beyond
-    the data, as the roll-out shows it (with model error), or for the skew of parabolas alone where there is no roll-out
-    (with skew): the columns of `Fit.predict`. Points are the optima of
-    budgets, the frontier, or, for a surface, the runs.
+    profiles: pd.DataFrame
+    axis: str
 
-    Raises:
-        FitError: the loss of a fit that has no law of it.
+
+@dataclass(frozen=True)
+class Frontier:
+    """Best runs as points: training FLOPs and the quantity, (K,) each."""
+
+    flops: Floats
+    values: Floats
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs as points: training FLOPs and the quantity, (K,) each."""
+
+    flops: Floats
+    values: Floats
+
+
+LawPoints = Optima | Frontier | Runs
+
+
+@dataclass(frozen=True)
+class LawData:
+    """Numbers of a law of compute to draw.
+
+    Attributes:
+        quantity: `params`, `tokens` or `loss`.
+        predict: from training FLOPs, (K,), to a table with columns value, low, high,
+            statistical_low, statistical_high, a row each.
+        fitted_flops: training FLOPs of the points that the law was fitted to.
+        points: drawn with the law.
+        exponent: value, low, high of the exponent; empty for a loss.
+        confidence: level of the intervals.
+        allowance: `model error` or `skew`, whichever the outer band allows for; empty for none.
+        n: parameter count of a model size, such as `total`.
     """
-    if quantity == "loss" and "loss" not in fit.law_at(1e18, fit.confidence):
-        raise FitError(f"the {fit.method} fit has no law of the loss: fit_parametric has")
+
+    quantity: Quantity
+    predict: Callable[[Floats], pd.DataFrame]
+    fitted_flops: Floats
+    points: LawPoints
+    exponent: Mapping[str, float]
+    confidence: float
+    allowance: str
+    n: str
+
+
+def plot_law(data: LawData, ax: Axes | None = None) -> Axes:
+    """Draw optimal size, data or loss against compute: law, two bands and points; dashed beyond the
+    data.
+
+    The inner band (statistical) holds if the law is true. The outer one allows for the law's own
+    error beyond the data, as the roll-out shows it (with model error), or for the skew of parabolas
+    alone if there is no roll-out (with skew): the columns of `Fit.predict`. Points are the optima
+    of budgets, the frontier, or, for a surface, the runs.
+    """
     ax = new_axes(ax, 7.2, 4.2)
-    low, high = ends(compute_of(fit))
-    grid = np.geomspace(low / _BEFORE, high * _BEYOND, _POINTS)
-    law = cast(pd.DataFrame, fit.predict(grid).xs(quantity, level="quantity"))
+    low, high = ends(data.fitted_flops)
+    limits = low / FACTOR_BELOW_DATA, high * FACTOR_ABOVE_DATA
+    grid = np.geomspace(*limits, _GRID_POINTS)
+    law = data.predict(grid)
     value, inside = column(law, "value"), (grid >= low) & (grid <= high)
     ax.axvspan(low, high, color=PANEL, linewidth=0, zorder=0, label="range of the data")
-    _bands(ax, grid, law, fit)
+    _draw_bands(ax, grid, law, data)
     ax.plot(grid, value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
-    ax.plot(grid[inside], value[inside], color=INK, linewidth=1.7, label=_law_label(fit, quantity))
-    points = _points(ax, fit, quantity)
-    dress(ax, _TITLES[quantity], "Training compute (FLOPs)", _y_label(fit, quantity))
-    ax.set_xlim(low / _BEFORE, high * _BEYOND)
-    _y_axis(ax, quantity, value, points)
+    ax.plot(grid[inside], value[inside], color=INK, linewidth=1.7, label=_law_label(data))
+    points = _draw_points(ax, data)
+    style_axes(ax, _TITLES[data.quantity], "Training compute (FLOPs)", _y_label(data))
+    ax.set_xlim(*limits)
+    _scale_y(ax, data.quantity, value, points)
     log_axis(ax, "x", "flops")
     budget_legend(ax, None)
     return ax
 
 
-def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = None) -> Axes:
-    """Hidden budgets as the smaller ones predict them: the error against how far the budget lies beyond those kept.
+def plot_rollout(
+    errors: pd.DataFrame, quantity: Quantity, rate: float, ax: Axes | None = None
+) -> Axes:
+    """Draw hidden budgets as the smaller ones predict them: error against distance beyond those
+    kept.
 
-    Bars are what an error could be by noise alone (a standard error). The band is what predictions are widened by: it
-    grows as the square of ln(distance) and holds the worst roll-out of those that reach far enough to tell
-    (`RollOut.allowance`).
+    Bars are the standard error of noise alone. The band is the allowance of predictions: it grows
+    as the square of ln(distance) and holds the worst roll-out of those that reach far enough to be
+    informative (`RollOut.allowance`).
 
     Args:
-        quantity: `params`, `tokens` or `loss`; default the loss where the law has it, else what profiles are in.
-
-    Raises:
-        FitError: a fit with too few budgets to hide one; the loss of a fit that has no law of it.
+        errors: see `RollOut.errors`.
+        quantity: which one they are of.
+        rate: allowance of ln(quantity) at a distance of 1 in ln C.
     """
-    if fit.rollout is None:
-        raise FitError(
-            f"the {fit.method} fit was not rolled out: it has too few budgets to hide one"
-        )
-    known = dict.fromkeys(name for miss in fit.rollout.misses for name in miss.errors)
-    chosen = quantity or ("loss" if "loss" in known else getattr(fit, "axis", "params"))
-    if chosen not in known:
-        raise FitError(f"the {fit.method} fit rolls out {', '.join(known)}, not the {chosen}")
     ax = new_axes(ax, 5.6, 4.2)
-    misses = [miss for miss in fit.rollout.misses if chosen in miss.errors]
-    distances = np.array([m.distance for m in misses])
-    farthest = float(distances.max()) * 1.08
+    farthest = float(column(errors, "distance").max()) * 1.08
     grid = np.linspace(0.0, farthest, 100)
-    rate = fit.rollout.allowance(chosen, fit.rollout.reach[1] * np.e).item()
     band = _percent(rate * grid**2), _percent(-rate * grid**2)
-    ax.fill_between(
-        np.exp(grid), *band, color=BAND, alpha=0.14, linewidth=0, label="what predictions allow for"
-    )
+    label = "allowance of predictions"
+    ax.fill_between(np.exp(grid), *band, color=BAND, alpha=0.14, linewidth=0, label=label)
     ax.axhline(0.0, color=INK, linewidth=1.0)
-    colours = budget_colours([m.budget for m in misses])
-    seen: set[float] = set()
+    colours = budget_colours(column(errors, "budget"))
+    labelled: set[float] = set()
     lowest = highest = 0.0
-    for miss in sorted(misses, key=lambda m: m.budget):
-        error, se = miss.errors[chosen].item(), miss.ses[chosen].item()
-        at, low, high = _percent(np.array([error, error - se, error + se]))
-        label = None if miss.budget in seen else flops_label(miss.budget)
-        colour = colours[miss.budget]
-        x = float(np.exp(miss.distance))
+    for row in records(errors.sort_values("budget", kind="stable")):
+        error, se, budget = row["error"], row["se"], row["budget"]
+        centre, low, high = _percent(np.array([error, error - se, error + se]))
         ax.errorbar(
-            [x],
-            [at],
-            yerr=([at - low], [high - at]),
-            color=colour,
+            [float(np.exp(row["distance"]))],
+            [centre],
+            yerr=([centre - low], [high - centre]),
+            color=colours[budget],
             marker="o",
             ms=5,
             capsize=2.5,
             lw=1.2,
-            label=label,
+            label=None if budget in labelled else flops_label(budget),
         )
         lowest, highest = min(lowest, float(low)), max(highest, float(high))
-        seen.add(miss.budget)
-    names = {"params": "N*", "tokens": "D*", "loss": "loss"}
-    dress(
+        labelled.add(budget)
+    symbol = _SYMBOLS[quantity]
+    style_axes(
         ax,
-        f"Hidden budgets, predicted: {names[chosen]}",
+        f"Hidden budgets, predicted: {symbol}",
         "Compute beyond the largest budget kept",
-        f"Predicted over measured {names[chosen]} (%)",
+        f"Predicted over measured {symbol} (%)",
     )
     ax.set_xlim(1.0, float(np.exp(farthest)))
     room = max(0.15 * (highest - lowest), 0.01)
@@ -140,119 +180,72 @@ def plot_rollout(fit: Fit, quantity: Quantity | None = None, ax: Axes | None = N
     return ax
 
 
-def _percent(ln_ratio: np.ndarray) -> np.ndarray:
-    """Of a ratio's excess over 1; what no figure can show is cut."""
+def _percent(ln_ratio: Floats) -> Floats:
+    """Return the excess of a ratio over 1 in percent, cut to a range that a figure can show."""
     return 100.0 * np.expm1(np.clip(ln_ratio, -50.0, 50.0))
 
 
-def compute_of(fit: Fit) -> np.ndarray:
-    """Training FLOPs of what the laws were fitted to."""
-    if isinstance(fit, ProfileFit):
-        return column(rows(fit.profiles, mask(fit.profiles, "used")), "flops")
-    return (
-        column(fit.frontier, "flops") if isinstance(fit, EnvelopeFit) else fit.runs.array("flops")
-    )
-
-
-def _bands(ax: Axes, grid: np.ndarray, law: pd.DataFrame, fit: Fit) -> None:
-    value, level = column(law, "value"), f"{fit.confidence:.0%}"
+def _draw_bands(ax: Axes, grid: Floats, law: pd.DataFrame, data: LawData) -> None:
+    value, level = column(law, "value"), f"{data.confidence:.0%}"
 
     def band(prefix: str, alpha: float, label: str) -> None:
         low = np.clip(column(law, f"{prefix}low"), value * 1e-6, None)
         high = np.clip(column(law, f"{prefix}high"), None, np.minimum(value, 1e300) * 1e6)
         ax.fill_between(grid, low, high, color=BAND, alpha=alpha, linewidth=0, label=label)
 
-    if fit.rollout is not None or fit.skew is not None:
-        band("", 0.15, f"{level} with {'skew' if fit.rollout is None else 'model error'}")
+    if data.allowance:
+        band("", 0.15, f"{level} with {data.allowance}")
     band("statistical_", 0.3, f"{level} statistical")
 
 
-def _points(ax: Axes, fit: Fit, quantity: Quantity) -> np.ndarray:
-    """Draws what the law goes through, or what it was fitted to; returns all that must be in view."""
-    if isinstance(fit, ProfileFit):
-        return _optima(ax, fit, quantity)
-    if isinstance(fit, EnvelopeFit):
-        x, y = column(fit.frontier, "flops"), column(fit.frontier, quantity)
-        ax.plot(
-            x,
-            y,
-            marker="o",
-            markersize=5,
-            color=INK,
-            linestyle="none",
-            zorder=4,
-            label="best run so far",
-        )
-        return y
-    x, y = fit.runs.array("flops"), fit.runs.array(quantity)
-    ax.plot(
-        x,
-        y,
-        marker="o",
-        markersize=3,
-        color=MUTED,
-        alpha=0.55,
-        linestyle="none",
-        zorder=2,
-        label="runs",
-    )
-    return y
+def _draw_points(ax: Axes, data: LawData) -> Floats:
+    """Draw the points and return the values that must stay in view."""
+    points = data.points
+    if isinstance(points, Optima):
+        return _draw_optima(ax, points, data.quantity)
+    if isinstance(points, Frontier):
+        style = {"markersize": 5, "color": INK, "zorder": 4, "label": "best run so far"}
+    else:
+        style = {"markersize": 3, "color": MUTED, "alpha": 0.55, "zorder": 2, "label": "runs"}
+    ax.plot(points.flops, points.values, marker="o", linestyle="none", **style)
+    return points.values
 
 
-def _optima(ax: Axes, fit: ProfileFit, quantity: Quantity) -> np.ndarray:
-    colours = budget_colours(column(fit.profiles, "budget"))
-    known = fit.profiles.dropna(subset=[f"{quantity}_opt"])
+def _draw_optima(ax: Axes, points: Optima, quantity: str) -> Floats:
+    colours = budget_colours(column(points.profiles, "budget"))
+    known = points.profiles.dropna(subset=[f"{quantity}_opt"])
     for row in records(known):
         colour, value, used = colours[row["budget"]], row[f"{quantity}_opt"], row["used"]
         face = colour if used else "white"
-        ax.plot(
-            [row["flops"]],
-            [value],
-            marker="o",
-            markersize=6,
-            color=colour,
-            markerfacecolor=face,
-            zorder=4,
-        )
-        if used and quantity == fit.axis and np.isfinite([row["low"], row["high"]]).all():
+        style = {"color": colour, "markerfacecolor": face, "zorder": 4}
+        ax.plot([row["flops"]], [value], marker="o", markersize=6, **style)
+        if used and quantity == points.axis and np.isfinite([row["low"], row["high"]]).all():
             ax.vlines(row["flops"], row["low"], row["high"], color=colour, linewidth=1.6, zorder=3)
     if not mask(known, "used").all():
-        ax.plot(
-            [],
-            [],
-            marker="o",
-            markersize=6,
-            color=MUTED,
-            markerfacecolor="white",
-            ls="none",
-            label="not used",
-        )
+        empty: dict[str, Any] = {"color": MUTED, "markerfacecolor": "white", "ls": "none"}
+        ax.plot([], [], marker="o", markersize=6, label="not used", **empty)
     return column(rows(known, mask(known, "used")), f"{quantity}_opt")
 
 
-def _law_label(fit: Fit, quantity: Quantity) -> str:
-    if quantity == "loss":
+def _law_label(data: LawData) -> str:
+    if data.quantity == "loss":
         return "$L^*(C)$ at $C = 6ND$"
-    row: dict[Any, Any] = fit.exponents.loc["a" if quantity == "params" else "b"].to_dict()
-    span = (
-        f"{row['low']:.3f}, {row['high']:.3f}"
-        if np.isfinite(row["high"] - row["low"])
-        else "unbounded"
-    )
-    return rf"${WORDS[quantity][2]}^* \propto C^{{{row['value']:.3f}}}$  [{span}]"
+    value, low, high = (data.exponent[end] for end in ("value", "low", "high"))
+    span = f"{low:.3f}, {high:.3f}" if np.isfinite(high - low) else "unbounded"
+    return rf"${QUANTITIES[data.quantity].letter}^* \propto C^{{{value:.3f}}}$  [{span}]"
 
 
-def _y_label(fit: Fit, quantity: Quantity) -> str:
-    if quantity == "loss":
+def _y_label(data: LawData) -> str:
+    if data.quantity == "loss":
         return "Loss (nats per token)"
-    title, unit, letter = WORDS[quantity]
-    return f"{title} {letter}* ({size_unit(fit.n, unit)})"
+    title, unit, letter = QUANTITIES[data.quantity]
+    return f"{title} {letter}* ({size_unit(data.n, unit)})"
 
 
-def _y_axis(ax: Axes, quantity: Quantity, value: np.ndarray, points: np.ndarray) -> None:
-    # A law that its runs don't fix may lead anywhere: it leaves the frame, and the points stay readable.
+def _scale_y(ax: Axes, quantity: Quantity, value: Floats, points: Floats) -> None:
+    # A law that its runs do not fix may lead anywhere: it leaves the frame, the points stay.
     least, most = ends(points)
-    value = np.clip(value, least / _AWAY, most * _AWAY)
+    value = np.clip(value, least / MAX_FACTOR_OFF_POINTS, most * MAX_FACTOR_OFF_POINTS)
     if quantity != "loss":
         ax.set_ylim(*margins(np.concatenate([value, points]), 1.6))
         log_axis(ax, "y", "count")

@@ -2,133 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from isoflop.fitting.methods.envelope import EnvelopeFit
-from isoflop.fitting.results.base import ProfileFit
-from isoflop.frames import column, mask, records, rows
-from isoflop.plotting.law_plots import WORDS, plot_law
+from isoflop.frames import Floats, column, mask, records, rows
 from isoflop.plotting.style import (
     INK,
     MUTED,
+    QUANTITIES,
     SMALL,
     budget_colours,
     budget_legend,
-    dress,
     flops_label,
     linear_axis,
     log_axis,
     margins,
     new_axes,
     size_unit,
+    style_axes,
 )
 
-_BEYOND = 4.0
-_FAR = 1.5  # times the middle loss of a budget
-CURVE_POINTS = 300  # a run's curve is thinned to so many points, evenly in log FLOPs
+MAX_FACTOR_BEYOND_SIZES = 4.0
+FAR_LOSS_FACTOR = 1.5  # times the middle loss of a budget
 
 
-def plot_profiles(fit: ProfileFit, ax: Axes | None = None) -> Axes:
-    """Loss against size, a colour a budget: runs, fitted profiles, optima with their intervals.
+@dataclass(frozen=True)
+class ProfileData:
+    """IsoFLOP profiles to draw.
 
-    A profile is thick where the loss is within 0.1 % of its least. Filled points and solid curves enter the laws;
-    hollow points on a dotted line don't. Where losses lie far off their budget's (runs that diverged), the frame
-    leaves them out, and arrows at its edge show where they are.
+    Attributes:
+        profiles: see `ProfileFit.profiles`.
+        runs: a row a configuration: budget, params, tokens, loss.
+        axis: `params` or `tokens`.
+        curve: fitted loss of a budget's profile at sizes on the axis, nats per token.
+        confidence: level of the intervals.
+        n: parameter count of a model size, such as `total`.
+    """
+
+    profiles: pd.DataFrame
+    runs: pd.DataFrame
+    axis: str
+    curve: Callable[[float, Floats], Floats]
+    confidence: float
+    n: str
+
+
+def plot_profiles(data: ProfileData, ax: Axes | None = None) -> Axes:
+    """Draw loss against size, a colour a budget: runs, fitted profiles, optima with their intervals.
+
+    A profile is thick where the loss is within 0.1% of its least. Filled points and solid curves
+    enter the laws; hollow points on a dotted line do not. Losses far off their budget's (diverged
+    runs) lie outside the frame, and arrows at its edge mark them.
     """
     ax = new_axes(ax)
-    colours = budget_colours(column(fit.profiles, "budget"))
-    runs = fit.runs.configurations
-    for row in records(fit.profiles):
-        points = rows(runs, column(runs, "budget") == row["budget"]).sort_values(by=[fit.axis])
-        _profile(ax, fit, row, points, colours[row["budget"]])
-    ax.set_xlim(*_view(fit))
-    _optima(ax, fit)
-    ax.plot(
-        [],
-        [],
-        color=MUTED,
-        lw=5.0,
-        alpha=0.35,
-        solid_capstyle="round",
-        label="within 0.1% of the least loss",
-    )
-    title, unit, _ = WORDS[fit.axis]
-    dress(
-        ax, "Loss at equal compute", f"{title} ({size_unit(fit.n, unit)})", "Loss (nats per token)"
-    )
+    colours = budget_colours(column(data.profiles, "budget"))
+    for row in records(data.profiles):
+        at_budget = column(data.runs, "budget") == row["budget"]
+        points = rows(data.runs, at_budget).sort_values(by=[data.axis])
+        _draw_profile(ax, data, row, points, colours[row["budget"]])
+    ax.set_xlim(*_view(data))
+    _draw_optima(ax, data)
+    near = {"lw": 5.0, "alpha": 0.35, "label": "within 0.1% of the least loss"}
+    ax.plot([], [], color=MUTED, solid_capstyle="round", **near)
+    title, unit, _ = QUANTITIES[data.axis]
+    x_label = f"{title} ({size_unit(data.n, unit)})"
+    style_axes(ax, "Loss at equal compute", x_label, "Loss (nats per token)")
     log_axis(ax, "x", "count")
-    _cut_far(ax, fit, colours)
+    _cut_far_losses(ax, data, colours)
     linear_axis(ax, "y")
     budget_legend(ax)
     return ax
 
 
-def plot_loss_curves(
-    frame: pd.DataFrame, ax: Axes | None = None, *, split: str | None = None, kind: str = "all"
-) -> Axes:
-    """Loss against training FLOPs so far, a line a run, a colour a budget, a dot at the end of each.
+def plot_frontier(runs: pd.DataFrame, frontier: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw loss against compute: all runs, and those that no other one beats with as much compute or
+    less.
 
     Args:
-        frame: columns `run_id, budget, train_flops, split, kind, loss`.
-        split: which loss; default the first that is not `train`, or where that is no curve, since no run has two
-            points of it, `train`, with dots of the other.
-        kind: of token, whose loss it is.
+        runs, frontier: columns `flops` and `loss`.
     """
-    ax = new_axes(ax)
-    chosen = split or default_split(frame, kind)
-    drawn = _points_of(frame, chosen, kind)
-    dots = split or _heldout(frame) or chosen
-    ends = _ends(_points_of(frame, dots, kind))
-    colours = budget_colours(column(frame, "budget"))
-    seen: set[float] = set()
-    for run_id, run in drawn.groupby("run_id", sort=False):
-        x, y = _thinned(column(run, "train_flops"), column(run, "loss"))
-        budget = float(column(run, "budget")[0])
-        colour, label = colours[budget], None if budget in seen else flops_label(budget)
-        ax.plot(x, y, color=colour, linewidth=0.9, alpha=0.75, label=label)
-        end = rows(ends, (ends["run_id"] == run_id).to_numpy(dtype=bool))
-        x, y = column(end, "train_flops"), column(end, "loss")
-        ax.plot(x, y, color=colour, marker="o", markersize=3.2, linestyle="none", zorder=3)
-        seen.add(budget)
-    name = {"train": "training", "held-out": "held-out"}.get(chosen, f"held-out: {chosen}")
-    name += "" if dots == chosen else "; dots: held-out"
-    what = "Loss" if kind == "all" else f"Loss of {kind} tokens"
-    dress(
-        ax,
-        "Loss while training",
-        "Training compute so far (FLOPs)",
-        f"{what}, {_plain(name)} (nats per token)",
-    )
-    if len(drawn):
-        _curve_limits(ax, pd.concat([drawn, ends]))
-        log_axis(ax, "x", "flops")
-        budget_legend(ax)
-    linear_axis(ax, "y")
-    return ax
-
-
-def plot_frontier(fit: EnvelopeFit, ax: Axes | None = None) -> Axes:
-    """Loss against compute: all runs, and those that no other one beats with as much compute or less."""
     ax = new_axes(ax, 5.6, 4.2)
-    runs, best = fit.runs.configurations, fit.frontier
     x, y = column(runs, "flops"), column(runs, "loss")
     ax.plot(x, y, marker="o", ms=3.5, color=MUTED, alpha=0.6, ls="none", label="runs")
-    ax.plot(
-        column(best, "flops"),
-        column(best, "loss"),
-        color=INK,
-        lw=1.4,
-        marker="o",
-        ms=5,
-        label="frontier",
-        zorder=3,
-    )
-    dress(ax, "Frontier of loss and compute", "Training compute (FLOPs)", "Loss (nats per token)")
+    best = {"color": INK, "lw": 1.4, "marker": "o", "ms": 5, "label": "frontier", "zorder": 3}
+    ax.plot(column(frontier, "flops"), column(frontier, "loss"), **best)
+    title = "Frontier of loss and compute"
+    style_axes(ax, title, "Training compute (FLOPs)", "Loss (nats per token)")
     ax.set_xlim(*margins(x, 1.3))
     log_axis(ax, "x", "flops")
     linear_axis(ax, "y")
@@ -136,45 +100,10 @@ def plot_frontier(fit: EnvelopeFit, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_overview(fit: ProfileFit, fig: Figure | None = None) -> np.ndarray:
-    """Profiles, N*(C) and D*(C) side by side; an array of three Axes (the figure: `axes[0].figure`)."""
-    fig = fig if fig is not None else Figure(figsize=(20.0, 4.4), layout="constrained")
-    axes = fig.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
-    plot_profiles(fit, axes[0])
-    plot_law(fit, "params", axes[1])
-    plot_law(fit, "tokens", axes[2])
-    return axes
-
-
-def default_split(frame: pd.DataFrame, kind: str = "all") -> str:
-    """The first split that is not `train`, if a run has two points of it or there is no other; else `train`."""
-    heldout = _heldout(frame)
-    if heldout is None:
-        return "train"
-    points, others = _points_of(frame, heldout, kind), _points_of(frame, "train", kind)
-    return heldout if len(_ends(points)) < len(points) or not len(others) else "train"
-
-
-def _heldout(frame: pd.DataFrame) -> str | None:
-    return next((s for s in sorted(set(frame["split"].astype(str))) if s != "train"), None)
-
-
-def _points_of(frame: pd.DataFrame, split: str, kind: str) -> pd.DataFrame:
-    """What can be drawn of a loss, run by run."""
-    wanted = ((frame["split"] == split) & (frame["kind"] == kind)).to_numpy(dtype=bool)
-    wanted = wanted & np.isfinite(column(frame, "loss")) & (column(frame, "train_flops") > 0)
-    return rows(frame, wanted).sort_values(by=["budget", "run_id", "train_flops"], kind="stable")
-
-
-def _ends(points: pd.DataFrame) -> pd.DataFrame:
-    """The last point of each run."""
-    return points.drop_duplicates("run_id", keep="last")
-
-
-def _profile(
-    ax: Axes, fit: ProfileFit, row: dict[str, Any], points: pd.DataFrame, colour: str
+def _draw_profile(
+    ax: Axes, data: ProfileData, row: dict[str, Any], points: pd.DataFrame, colour: str
 ) -> None:
-    x, y = column(points, fit.axis), column(points, "loss")
+    x, y = column(points, data.axis), column(points, "loss")
     label = flops_label(row["budget"])
     if not row["used"]:
         note = f"{label} ({row['status'].replace('_', ' ')}, not used)"
@@ -191,10 +120,10 @@ def _profile(
         )
         return
     ax.plot(x, y, color=colour, marker="o", markersize=4.5, linestyle="none", label=label)
-    left, right = _view(fit)
-    optimum = float(np.clip(row[f"{fit.axis}_opt"], left, right))
+    left, right = _view(data)
+    optimum = float(np.clip(row[f"{data.axis}_opt"], left, right))
     curve = np.geomspace(min(x[0], optimum), max(x[-1], optimum), 240)
-    loss = fit.curve(row["budget"], curve)
+    loss = data.curve(row["budget"], curve)
     near = (curve >= row["near_0.1_low"]) & (curve <= row["near_0.1_high"])
     ax.plot(curve, loss, color=colour, linewidth=1.3)
     ax.plot(
@@ -202,19 +131,22 @@ def _profile(
     )
 
 
-def _view(fit: ProfileFit) -> tuple[float, float]:
+def _view(data: ProfileData) -> tuple[float, float]:
     """From the least size to the greatest, or to an optimum that lies beyond by at most a factor of 4."""
-    runs = column(fit.runs.frame, fit.axis)
-    optima = column(rows(fit.profiles, mask(fit.profiles, "used")), f"{fit.axis}_opt")
-    near = optima[(optima > runs.min() / _BEYOND) & (optima < runs.max() * _BEYOND)]
+    runs = column(data.runs, data.axis)
+    optima = column(rows(data.profiles, mask(data.profiles, "used")), f"{data.axis}_opt")
+    near = optima[
+        (optima > runs.min() / MAX_FACTOR_BEYOND_SIZES)
+        & (optima < runs.max() * MAX_FACTOR_BEYOND_SIZES)
+    ]
     return margins(np.concatenate([runs, near]), 1.12)
 
 
-def _optima(ax: Axes, fit: ProfileFit) -> None:
+def _draw_optima(ax: Axes, data: ProfileData) -> None:
     """Diamonds at the optima with the interval as a bar, cut at the frame."""
-    used = rows(fit.profiles, mask(fit.profiles, "used"))
-    used = rows(used, _inside(ax, column(used, f"{fit.axis}_opt")))
-    x, y = column(used, f"{fit.axis}_opt"), column(used, "loss_opt")
+    used = rows(data.profiles, mask(data.profiles, "used"))
+    used = rows(used, _inside(ax, column(used, f"{data.axis}_opt")))
+    x, y = column(used, f"{data.axis}_opt"), column(used, "loss_opt")
     low, high = _cut(ax, column(used, "low"), column(used, "high"))
     ax.errorbar(
         x,
@@ -233,15 +165,15 @@ def _optima(ax: Axes, fit: ProfileFit) -> None:
         "markeredgecolor": INK,
         "linestyle": "none",
     }
-    ax.plot(x, y, zorder=5, label=f"optimum, {fit.confidence:.0%} interval", **cast(Any, style))
+    ax.plot(x, y, zorder=5, label=f"optimum, {data.confidence:.0%} interval", **cast(Any, style))
 
 
-def _cut_far(ax: Axes, fit: ProfileFit, colours: dict[float, str]) -> None:
+def _cut_far_losses(ax: Axes, data: ProfileData, colours: dict[float, str]) -> None:
     """Frames the losses that are not far off the middle of their budget; the others are arrows at the edge."""
-    runs = fit.runs.configurations
-    budget, size, loss = (column(runs, name) for name in ("budget", fit.axis, "loss"))
+    runs = data.runs
+    budget, size, loss = (column(runs, name) for name in ("budget", data.axis, "loss"))
     middle = runs["loss"].groupby(runs["budget"]).transform("median").to_numpy(dtype=np.float64)
-    far = np.abs(np.log(loss / middle)) > np.log(_FAR)
+    far = np.abs(np.log(loss / middle)) > np.log(FAR_LOSS_FACTOR)
     if not far.any():
         return
     low, high = float(loss[~far].min()), float(loss[~far].max())
@@ -275,26 +207,3 @@ def _cut(ax: Axes, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.clip(np.nan_to_num(low, nan=left), left, right), np.clip(
         np.nan_to_num(high, nan=right), left, right
     )
-
-
-def _curve_limits(ax: Axes, drawn: pd.DataFrame) -> None:
-    """Leaves out the first, steepest part of the curves, so that their ends can be told apart."""
-    loss, flops = column(drawn, "loss"), column(drawn, "train_flops")
-    last = drawn.groupby("run_id")["train_flops"].transform("max").to_numpy(dtype=np.float64)
-    low, high = float(loss.min()), float(loss[flops >= 0.02 * last].max())
-    pad = 0.04 * max(high - low, 1e-3)
-    ax.set_ylim(low - pad, high + pad)
-    ax.set_xlim(*margins(flops[loss <= high], 1.3))
-
-
-def _plain(text: str) -> str:
-    """A name from outside, without what would be read as mathematical text."""
-    return text.replace("$", r"\$")
-
-
-def _thinned(flops: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if len(flops) <= CURVE_POINTS:
-        return flops, loss
-    wanted = np.searchsorted(flops, np.geomspace(flops[0], flops[-1], CURVE_POINTS))
-    keep = np.unique(np.append(np.minimum(wanted, len(flops) - 1), len(flops) - 1))
-    return flops[keep], loss[keep]

@@ -1,16 +1,16 @@
-"""How runs lie about what was fitted, and how much each of them decides."""
+"""Residuals of runs about the fit, and the influence of each run on it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
-from isoflop.fitting.results.base import ProfileFit
-from isoflop.fitting.results.parametric_fit import ParametricFit
-from isoflop.fitting.tables.budgets import OWN, cluster
-from isoflop.frames import column
+from isoflop.frames import Floats, column
 from isoflop.plotting.style import (
     BAND,
     INK,
@@ -18,7 +18,6 @@ from isoflop.plotting.style import (
     SMALL,
     budget_colours,
     budget_legend,
-    dress,
     ends,
     flops_label,
     linear_axis,
@@ -26,120 +25,117 @@ from isoflop.plotting.style import (
     margins,
     new_axes,
     size_unit,
+    style_axes,
 )
 
 Against = Literal["params", "tokens", "flops"]
 _X_LABELS = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
 _TITLES = {"params": "model size", "tokens": "training data", "flops": "training compute"}
-_IN_A_BIN = 8
-_BINS = 10
+MIN_RUNS_PER_GROUP = 8
+MAX_GROUPS = 10
+GROUP_GAP = 0.1
+"""In ln x: runs that lie nearer together are of one group."""
 
 
-def plot_residuals(
-    fit: ProfileFit | ParametricFit, against: Against = "params", ax: Axes | None = None
-) -> Axes:
-    """Residuals in robust standard deviations of one run, against size, data or compute; a colour a budget.
+@dataclass(frozen=True)
+class ResidualData:
+    """Residuals to draw.
 
-    The line joins medians, of budgets or of equally many runs (8 or more): where it leaves zero the fit misses in one
-    direction. See the fit's `residuals` for the numbers.
+    Attributes:
+        table: budget, params, tokens, flops, `sds` (residual in robust standard deviations of one
+            run), a row a configuration; `attrs["robust_sd"]` is that standard deviation.
+        scale: `log` for residuals of ln loss, `loss` for residuals in nats.
+        n: parameter count of a model size, such as `total`.
+        budgets_are_flops: runs without common budgets, each with a budget of its own.
+    """
+
+    table: pd.DataFrame
+    scale: str
+    n: str
+    budgets_are_flops: bool
+
+
+def plot_residuals(data: ResidualData, against: Against = "params", ax: Axes | None = None) -> Axes:
+    """Draw residuals in robust standard deviations against size, data or compute, a colour a budget.
+
+    The line joins medians, of budgets or of equally many runs (8 or more): where it leaves zero the
+    fit misses in one direction.
     """
     ax = new_axes(ax)
-    table = fit.residuals
-    x, y, budgets = (column(table, name) for name in (against, "sds", "budget"))
-    colours = budget_colours(budgets)
-    for budget, colour in colours.items():
-        here = budgets == budget
-        ax.plot(
-            x[here],
-            y[here],
-            marker="o",
-            ms=4.2,
-            color=colour,
-            ls="none",
-            alpha=0.85,
-            label=flops_label(budget),
-        )
+    x, y, budgets = (column(data.table, name) for name in (against, "sds", "budget"))
+    for budget, colour in budget_colours(budgets).items():
+        members = budgets == budget
+        style = {"marker": "o", "ms": 4.2, "color": colour, "ls": "none", "alpha": 0.85}
+        ax.plot(x[members], y[members], label=flops_label(budget), **style)
     for level, style in ((0.0, "-"), (2.0, ":"), (-2.0, ":")):
         ax.axhline(level, color=MUTED, linewidth=0.9, linestyle=style, zorder=1)
-    parts = _groups(x)
-    if len(parts) > 1:
-        middle = (
-            [np.exp(np.mean(np.log(x[part]))) for part in parts],
-            [np.median(y[part]) for part in parts],
-        )
-        ax.plot(*middle, color=INK, linewidth=1.6, zorder=4, label="median")
-    sd = float(table.attrs["robust_sd"])
-    in_nats = isinstance(fit, ParametricFit) and fit.sample.points.scale == "loss"
-    unit, size = ("of the loss", f"{sd:.2g} nats") if in_nats else ("of ln loss", f"{sd:.2%}")
-    what = _X_LABELS[against] if against != "params" else size_unit(fit.n, "parameters")
+    groups = _groups(x)
+    if len(groups) > 1:
+        centres = [np.exp(np.mean(np.log(x[group]))) for group in groups]
+        medians = [np.median(y[group]) for group in groups]
+        ax.plot(centres, medians, color=INK, linewidth=1.6, zorder=4, label="median")
+    sd = float(data.table.attrs["robust_sd"])
+    unit, size = ("of the loss", f"{sd:.2g} nats")
+    if data.scale == "log":
+        unit, size = ("of ln loss", f"{sd:.2%}")
+    x_unit = size_unit(data.n, "parameters") if against == "params" else _X_LABELS[against]
     title = _TITLES[against]
-    dress(
+    style_axes(
         ax,
         f"Residuals against {title}",
-        f"{title.capitalize()} ({what})",
+        f"{title.capitalize()} ({x_unit})",
         f"Residual {unit} (robust sd = {size})",
     )
     ax.set_xlim(*margins(x, 1.15))
     log_axis(ax, "x", "flops" if against == "flops" else "count")
     linear_axis(ax, "y")
-    budget_legend(
-        ax, "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == OWN else "Budget (FLOPs)"
-    )
+    budget_legend(ax, "Compute up to (FLOPs)" if data.budgets_are_flops else "Budget (FLOPs)")
     return ax
 
 
-def _groups(x: np.ndarray) -> list[np.ndarray]:
-    """Budgets where the x are those of few, else equally many runs by ascending x."""
-    places = cluster(x, 0.1)
-    if places.max() < _BINS and len(x) >= _IN_A_BIN // 2 * (places.max() + 1):
-        return [np.flatnonzero(places == k) for k in range(places.max() + 1)]
-    return np.array_split(np.argsort(x, kind="stable"), max(min(_BINS, len(x) // _IN_A_BIN), 1))
+def _groups(x: Floats) -> list[np.ndarray]:
+    """Return indices of groups: budgets if the x are those of few, else equally many runs by
+    ascending x.
+    """
+    order = np.argsort(x, kind="stable")
+    gaps = np.flatnonzero(np.diff(np.log(x[order])) > GROUP_GAP) + 1
+    count = len(gaps) + 1
+    if count <= MAX_GROUPS and len(x) >= MIN_RUNS_PER_GROUP // 2 * count:
+        return np.split(order, gaps)
+    return np.array_split(order, max(min(MAX_GROUPS, len(x) // MIN_RUNS_PER_GROUP), 1))
 
 
-def plot_influence(fit: ParametricFit, ax: Axes | None = None, *, runs: int = 12) -> Axes:
-    """The exponent a with one run left out, for the runs that move it most; the band is a's interval with all.
+def plot_influence(
+    influence: pd.DataFrame,
+    names: Sequence[str],
+    interval: Mapping[str, float],
+    confidence: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the exponent a without each of some runs; the band is a's interval with all runs.
 
     Args:
-        runs: how many are shown; `fit.influence` has all.
+        influence: column `a`, the exponent without the run; drawn from the bottom up.
+        names: of the runs.
+        interval: value, low and high of a with all runs.
+        confidence: level of the interval.
     """
-    ax = new_axes(ax, 6.4, 0.9 + 0.3 * min(runs, len(fit.influence)))
-    table = (
-        fit.influence.assign(size=fit.influence["a_shift"].abs())
-        .sort_values("size", kind="stable")
-        .tail(runs)
-    )
-    interval = fit.intervals().loc["a"].to_dict()
-    without, places = column(table, "a"), np.arange(len(table))
-    ax.axvspan(
-        interval["low"],
-        interval["high"],
-        color=BAND,
-        alpha=0.14,
-        lw=0,
-        label=f"{fit.confidence:.0%} interval",
-    )
-    ax.axvline(
-        interval["value"], color=INK, linewidth=1.2, label=f"all runs: a = {interval['value']:.4f}"
-    )
-    ax.hlines(places, interval["value"], without, color=MUTED, linewidth=1.2)
-    ax.plot(
-        without,
-        places,
-        marker="o",
-        ms=5,
-        color=INK,
-        linestyle="none",
-        zorder=3,
-        label="without the run",
-    )
-    dress(ax, "Runs that move a most when left out", "Exponent a (N* ~ C^a) without the run", "")
-    ax.set_yticks(places, [fit.name_of(int(config)) for config in table.index])
+    ax = new_axes(ax, 6.4, 0.9 + 0.3 * len(influence))
+    value, low, high = (interval[end] for end in ("value", "low", "high"))
+    without, positions = column(influence, "a"), np.arange(len(influence))
+    ax.axvspan(low, high, color=BAND, alpha=0.14, lw=0, label=f"{confidence:.0%} interval")
+    ax.axvline(value, color=INK, linewidth=1.2, label=f"all runs: a = {value:.4f}")
+    ax.hlines(positions, value, without, color=MUTED, linewidth=1.2)
+    style = {"marker": "o", "ms": 5, "color": INK, "linestyle": "none", "zorder": 3}
+    ax.plot(without, positions, label="without the run", **style)
+    x_label = "Exponent a (N* ~ C^a) without the run"
+    style_axes(ax, "Runs that move a most when left out", x_label, "")
+    ax.set_yticks(positions, list(names))
     ax.grid(False, axis="y")
-    low, high = ends(np.append(without, [interval["low"], interval["high"]]))
-    room = max(0.05 * (high - low), 1e-6)
-    ax.set_xlim(low - room, high + room)
+    least, most = ends(np.append(without, [low, high]))
+    room = max(0.05 * (most - least), 1e-6)
+    ax.set_xlim(least - room, most + room)
     linear_axis(ax, "x")
-    ax.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=SMALL, frameon=False
-    )
+    legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
+    ax.legend(fontsize=SMALL, frameon=False, **legend)
     return ax

@@ -1,9 +1,9 @@
-"""How figures look: axes in real units, one colour a budget. Nothing here touches matplotlib's global state."""
+"""Style of figures: axes in real units, one colour a budget; no global state of matplotlib changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,8 +12,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from isoflop.fitting.tables.runs_table import ParamCount
-
 FONT = 10
 SMALL = 9
 INK = "#222222"
@@ -21,33 +19,48 @@ MUTED = "#6b7280"
 GRID = "#e5e7eb"
 PANEL = "#eef0f3"
 BAND = "#3b82f6"
-_COUNTS: dict[ParamCount, str] = {
+
+
+class QuantityLabel(NamedTuple):
+    """Title, unit and letter of a quantity in figures."""
+
+    title: str
+    unit: str
+    letter: str
+
+
+QUANTITIES = {
+    "params": QuantityLabel("Model size", "parameters", "N"),
+    "tokens": QuantityLabel("Training data", "tokens", "D"),
+}
+_PARAM_COUNTS = {
     "total": "all",
     "one_embedding": "one embedding counted",
     "non_embedding": "without embeddings",
 }
-_MOST_LEGEND_ROWS = 14
+_MAX_LEGEND_ROWS = 14
 _DARKEST, _LIGHTEST = 0.02, 0.86  # the last part of viridis can't be read on white
 
 
 def new_axes(ax: Axes | None, width: float = 7.2, height: float = 4.6) -> Axes:
-    """The axes given, or new ones in a figure of their own (not pyplot's: show it with `ax.figure`)."""
-    return (
-        ax
-        if ax is not None
-        else Figure(figsize=(width, height), layout="constrained").add_subplot()
-    )
+    """Return the axes given, or new ones in a figure outside pyplot (show it with `ax.figure`).
+
+    Width and height are in inches.
+    """
+    if ax is not None:
+        return ax
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
 def budget_colours(budgets: Iterable[float]) -> dict[float, str]:
-    """Budget -> colour, dark to light by rank on a perceptually ordered map."""
+    """Return a colour for each budget, dark to light by rank on a perceptually ordered map."""
     ordered = sorted(set(budgets))
     shades = np.linspace(_DARKEST, _LIGHTEST, max(len(ordered), 2))
     return {b: to_hex(colormaps["viridis"](s)) for b, s in zip(ordered, shades, strict=False)}
 
 
-def dress(ax: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title to the left, light grid, two spines."""
+def style_axes(ax: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Set title (to the left) and labels, a light grid and two spines."""
     ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK, pad=8)
     ax.set_xlabel(x_label, fontsize=FONT, color=INK)
     ax.set_ylabel(y_label, fontsize=FONT, color=INK)
@@ -60,7 +73,9 @@ def dress(ax: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def log_axis(ax: Axes, which: Literal["x", "y"], unit: Literal["flops", "count"]) -> None:
-    """A logarithmic axis with ticks that can be read: powers of ten, and 2 and 5 (3 for FLOPs) on short ranges."""
+    """Make an axis logarithmic, with readable ticks: powers of ten, and 2 and 5 (3 for FLOPs) on
+    short ranges.
+    """
     low, high = sorted(ax.get_xlim() if which == "x" else ax.get_ylim())
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
@@ -85,7 +100,7 @@ def _subs(decades: float) -> tuple[float, ...]:
 
 
 def times_axis(ax: Axes) -> None:
-    """A logarithmic x axis of factors: 1, 2, 5, 10 times, or finer on a short range."""
+    """Make x a logarithmic axis of factors: 1, 2, 5, 10 times, or finer on a short range."""
     low, high = ax.get_xlim()
     ax.set_xscale("log")
     ax.set_xlim(low, high)
@@ -100,14 +115,14 @@ def times_axis(ax: Axes) -> None:
 
 
 def linear_axis(ax: Axes, which: Literal["x", "y"]) -> None:
-    """At most seven ticks."""
+    """Give a linear axis at most seven ticks."""
     (ax.xaxis if which == "x" else ax.yaxis).set_major_locator(
         MaxNLocator(7, steps=[1, 2, 2.5, 5, 10])
     )
 
 
 def flops_label(value: float, digits: int = 2) -> str:
-    """1.8e19 as mathematical text."""
+    """Return 1.8e19 as mathematical text."""
     mantissa, power = f"{value:.{digits - 1}e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".")
     ten = f"10^{{{int(power)}}}"
@@ -115,7 +130,7 @@ def flops_label(value: float, digits: int = 2) -> str:
 
 
 def count_label(value: float) -> str:
-    """Parameters or tokens with K, M, B, T."""
+    """Return parameters or tokens of a tick with K, M, B, T, without padding: 1K, 2.5B."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"
@@ -123,25 +138,30 @@ def count_label(value: float) -> str:
 
 
 def size_unit(n: str, unit: str) -> str:
-    """`parameters` with what is counted; another unit as it is."""
-    return f"{unit}, {_COUNTS[n]}" if unit == "parameters" else unit  # pyright: ignore[reportArgumentType]
+    """Return `parameters` with the count that `n` names; another unit unchanged."""
+    return f"{unit}, {_PARAM_COUNTS[n]}" if unit == "parameters" else unit
 
 
 def ends(values: np.ndarray) -> tuple[float, float]:
-    """Least and greatest."""
+    """Return the least and the greatest value."""
     return float(np.min(values)), float(np.max(values))
 
 
 def margins(values: np.ndarray, factor: float) -> tuple[float, float]:
-    """Least and greatest, further out by a factor."""
+    """Return the least value over a factor, and the greatest times it."""
     low, high = ends(values)
     return low / factor, high * factor
 
 
 def budget_legend(ax: Axes, title: str | None = "Budget (FLOPs)", beside: float = 1.01) -> None:
-    """Least to most, read downwards, beside the axes: so many of their widths from the left."""
+    """Add a legend beside the axes, from the least budget down to the greatest.
+
+    Args:
+        title: of the legend.
+        beside: its place in widths of the axes from the left.
+    """
     handles, _ = ax.get_legend_handles_labels()
-    columns = 1 + (len(handles) - 1) // _MOST_LEGEND_ROWS
+    columns = 1 + (len(handles) - 1) // _MAX_LEGEND_ROWS
     place = {
         "loc": "upper left",
         "bbox_to_anchor": (beside, 1.0),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from scipy.special import fdtri
 
-from isoflop.fitting.results.parametric_fit import ParametricFit, optimum
-from isoflop.fitting.tables.budgets import OWN
+from isoflop.frames import Floats
 from isoflop.plotting.style import (
     BAND,
     INK,
@@ -18,134 +19,158 @@ from isoflop.plotting.style import (
     SMALL,
     budget_colours,
     budget_legend,
-    dress,
     ends,
     flops_label,
     linear_axis,
     log_axis,
     new_axes,
     size_unit,
+    style_axes,
 )
 
-_MESH = 160
-_LEVELS = 11
-_AWAY = float(np.log(1e3))
-_BEYOND = 10.0  # the path is drawn so far beyond the data, times their compute
-_SHOWN_DRAWS = 4000
+_MESH_POINTS = 160
+_LEVEL_COUNT = 11
+MAX_LN_OFF_RUNS = float(np.log(1e3))
+FACTOR_ABOVE_DATA = 10.0
+"""The path of the optimum is drawn up to so many times the largest compute of the data."""
+MAX_DRAWS_SHOWN = 4000
 CONTOUR, CONTOUR_INK = "#94a3b8", "#64748b"
 
 
-def plot_surface(fit: ParametricFit, ax: Axes | None = None) -> Axes:
-    """Contours of the loss over size and data, the runs, the best N and D for each compute, and lines of equal compute.
+@dataclass(frozen=True)
+class SurfaceData:
+    """A fitted surface L(N, D) and its runs, to draw.
+
+    Attributes:
+        params, tokens, budget: of the K configurations, (K,) each.
+        max_flops, min_flops: of the configurations, training FLOPs.
+        optimum: from training FLOPs, (M,), to ln N*, ln D* and ln L*, (M, 3).
+        loss_at: loss at N and D, nats per token; broadcasts.
+        tokens_for: tokens with which N parameters reach a loss; NaN if none do.
+        params_for: parameters with which D tokens reach a loss; NaN if none do.
+        n: parameter count of a model size, such as `total`.
+        budgets_are_flops: runs without common budgets, each with a budget of its own.
+    """
+
+    params: Floats
+    tokens: Floats
+    budget: Floats
+    min_flops: float
+    max_flops: float
+    optimum: Callable[[Floats], Floats]
+    loss_at: Callable[[Floats, Floats], Floats]
+    tokens_for: Callable[[float, float], float]
+    params_for: Callable[[float, float], float]
+    n: str
+    budgets_are_flops: bool
+
+
+@dataclass(frozen=True)
+class ExponentData:
+    """Exponents of a fitted surface, to draw.
+
+    Attributes:
+        alpha, beta: estimates.
+        draws: resamples of both, (R, 2).
+        covariance: of both, (2, 2).
+        dof: its degrees of freedom.
+        intervals: t intervals of `alpha`, `beta` and `a`, each with value, low and high.
+        confidence: their level.
+    """
+
+    alpha: float
+    beta: float
+    draws: Floats
+    covariance: Floats
+    dof: int
+    intervals: Mapping[str, Mapping[str, float]]
+    confidence: float
+
+
+def plot_surface(data: SurfaceData, ax: Axes | None = None) -> Axes:
+    """Draw contours of the loss over size and data, the runs, the optimum for each compute and lines
+    of equal compute.
 
     The path of the optimum is dashed beyond the compute that was run.
     """
     ax = new_axes(ax, 7.2, 5.0)
-    points = fit.sample.points
-    ln_n, ln_d = points.x + points.x_mean, points.y + points.y_mean
-    low, high = ends(np.log(fit.sample.flops))
-    ln_c = np.linspace(low, high + np.log(_BEYOND), 120)
-    path, _ = optimum(points, fit.theta, np.exp(ln_c))
-    for k, runs in enumerate(
-        (ln_n, ln_d)
-    ):  # an optimum far from all runs is cut off, and they stay readable
-        path[:, k] = np.clip(path[:, k], runs.min() - _AWAY, runs.max() + _AWAY)
-    limits = [ends(np.concatenate([runs, path[:, k]])) for k, runs in enumerate((ln_n, ln_d))]
-    mesh = [np.linspace(least - 0.3, most + 0.3, _MESH) for least, most in limits]
-    loss = fit.loss_at(np.exp(mesh[0])[None, :], np.exp(mesh[1])[:, None])
+    runs = np.log(data.params), np.log(data.tokens)
+    low, high = np.log(data.min_flops), np.log(data.max_flops)
+    ln_c = np.linspace(low, high + np.log(FACTOR_ABOVE_DATA), 120)
+    path = data.optimum(np.exp(ln_c))
+    for k, sizes in enumerate(runs):  # a far optimum is cut off, so that the runs stay readable
+        path[:, k] = np.clip(
+            path[:, k], sizes.min() - MAX_LN_OFF_RUNS, sizes.max() + MAX_LN_OFF_RUNS
+        )
+    limits = [ends(np.concatenate([sizes, path[:, k]])) for k, sizes in enumerate(runs)]
+    mesh = [np.linspace(least - 0.3, most + 0.3, _MESH_POINTS) for least, most in limits]
+    x, y = np.exp(mesh[0]), np.exp(mesh[1])
     levels = _levels(path[:, 2])
-    ax.contour(
-        np.exp(mesh[0]), np.exp(mesh[1]), loss, levels=levels, colors=CONTOUR, linewidths=0.9
-    )
-    ax.set_xlim(*ends(np.exp(mesh[0])))
-    ax.set_ylim(*ends(np.exp(mesh[1])))
+    loss = data.loss_at(x[None, :], y[:, None])
+    ax.contour(x, y, loss, levels=levels, colors=CONTOUR, linewidths=0.9)
+    ax.set_xlim(*ends(x))
+    ax.set_ylim(*ends(y))
     log_axis(ax, "x", "count")
     log_axis(ax, "y", "count")
-    _name_levels(ax, fit, levels)
-    _runs(ax, fit, np.exp(ln_n), np.exp(ln_d))
-    size, data = np.exp(path[:, 0]), np.exp(path[:, 1])
+    _label_levels(ax, data, levels)
+    _draw_runs(ax, data)
+    size, tokens = np.exp(path[:, 0]), np.exp(path[:, 1])
     inside = ln_c <= high
-    ax.plot(size, data, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), zorder=4)
-    ax.plot(size[inside], data[inside], color=INK, linewidth=2.0, zorder=4, label="optimum N*, D*")
-    _iso_flops(ax, mesh)
-    dress(
-        ax,
-        "Loss over size and data",
-        f"Model size N ({size_unit(fit.n, 'parameters')})",
-        "Training data D (tokens)",
-    )
+    ax.plot(size, tokens, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), zorder=4)
+    path_style = {"linewidth": 2.0, "zorder": 4, "label": "optimum N*, D*"}
+    ax.plot(size[inside], tokens[inside], color=INK, **path_style)
+    _draw_equal_compute(ax, mesh)
+    x_label = f"Model size N ({size_unit(data.n, 'parameters')})"
+    style_axes(ax, "Loss over size and data", x_label, "Training data D (tokens)")
     ax.grid(False)
-    title = "Compute up to (FLOPs)" if fit.runs.columns.get("budget") == OWN else "Budget (FLOPs)"
+    title = "Compute up to (FLOPs)" if data.budgets_are_flops else "Budget (FLOPs)"
     budget_legend(ax, title, beside=1.09)
     return ax
 
 
-def plot_exponents(fit: ParametricFit, ax: Axes | None = None) -> Axes:
-    """Resamples of alpha and beta, the t intervals of both and their joint region, and a's t interval as a wedge.
+def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
+    """Draw resamples of alpha and beta, the t intervals of both and their joint region, and a's t
+    interval as a wedge.
 
     a = beta / (alpha + beta) is constant on a ray from the origin, so a wedge holds its interval.
     """
     ax = new_axes(ax, 5.4, 4.6)
-    alpha, beta = map(float, fit.theta[3:])
-    table = fit.intervals(kind="t")
-    draws = fit.draws[:_SHOWN_DRAWS, 3:]
+    alpha, beta = data.alpha, data.beta
+    draws = data.draws[:MAX_DRAWS_SHOWN]
     if len(draws):
-        ax.plot(
-            *draws.T,
-            marker="o",
-            ms=1.8,
-            mew=0,
-            color=MUTED,
-            alpha=0.3,
-            ls="none",
-            label="resamples",
-            zorder=2,
-        )
-    rows = {name: table.loc[name].to_dict() for name in ("alpha", "beta", "a")}
-    _limits(ax, draws, rows)
-    _wedge(ax, rows["a"]["low"], rows["a"]["high"], fit.confidence)
-    share = rows["a"]["value"]
-    ends_of_ray = np.array(ax.get_xlim())
-    ax.plot(
-        ends_of_ray,
-        ends_of_ray * share / (1.0 - share),
-        color=BAND,
-        linewidth=1.1,
-        label=f"a = {share:.3f}",
-    )
-    ax.add_patch(_region(fit))
-    for name, place in (("alpha", 0), ("beta", 1)):
-        low, high = rows[name]["low"], rows[name]["high"]
-        x, y = ([low, high], [beta, beta]) if place == 0 else ([alpha, alpha], [low, high])
-        ax.plot(
-            x, y, color=INK, linewidth=1.6, zorder=4, label="t intervals" if place == 0 else None
-        )
-    ax.plot(
-        [alpha],
-        [beta],
-        marker="D",
-        ms=5,
-        color=INK,
-        mfc="white",
-        ls="none",
-        zorder=5,
-        label="estimate",
-    )
-    dress(ax, "How well the exponents are known", "alpha, of A / N^alpha", "beta, of B / D^beta")
+        style = {"marker": "o", "ms": 1.8, "mew": 0, "color": MUTED, "alpha": 0.3, "ls": "none"}
+        ax.plot(*draws.T, label="resamples", zorder=2, **style)
+    _limit_view(ax, draws, data.intervals)
+    a = data.intervals["a"]
+    _draw_wedge(ax, a["low"], a["high"], data.confidence)
+    ray = np.array(ax.get_xlim())
+    slope = a["value"] / (1.0 - a["value"])
+    ax.plot(ray, ray * slope, color=BAND, linewidth=1.1, label=f"a = {a['value']:.3f}")
+    ax.add_patch(_joint_region(data))
+    for name in ("alpha", "beta"):
+        span = [data.intervals[name]["low"], data.intervals[name]["high"]]
+        x, y = (span, [beta, beta]) if name == "alpha" else ([alpha, alpha], span)
+        label = "t intervals" if name == "alpha" else None
+        ax.plot(x, y, color=INK, linewidth=1.6, zorder=4, label=label)
+    style = {"marker": "D", "ms": 5, "color": INK, "mfc": "white", "ls": "none", "zorder": 5}
+    ax.plot([alpha], [beta], label="estimate", **style)
+    title = "How well the exponents are known"
+    style_axes(ax, title, "alpha, of A / N^alpha", "beta, of B / D^beta")
     linear_axis(ax, "x")
     linear_axis(ax, "y")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=SMALL, frameon=False)
+    legend = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    ax.legend(fontsize=SMALL, frameon=False, **legend)
     return ax
 
 
 def _levels(ln_loss: np.ndarray) -> list[float]:
-    """Losses at even steps of compute along the optimum and as far again above, each at three digits."""
-    steps = np.linspace(ln_loss[-1], ln_loss[0] + 0.5 * (ln_loss[0] - ln_loss[-1]), _LEVELS)
+    """Return losses, three digits each, at even steps of compute along the optimum and half as far above."""
+    steps = np.linspace(ln_loss[-1], ln_loss[0] + 0.5 * (ln_loss[0] - ln_loss[-1]), _LEVEL_COUNT)
     return sorted({float(f"{level:.3g}") for level in np.exp(steps)})
 
 
-def _name_levels(ax: Axes, fit: ParametricFit, levels: list[float]) -> None:
-    """Each contour's loss where it leaves the frame: to the right, else on top."""
+def _label_levels(ax: Axes, data: SurfaceData, levels: list[float]) -> None:
+    """Print each contour's loss where it leaves the frame: to the right, else on top."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     style = {
         "fontsize": SMALL - 1,
@@ -154,15 +179,16 @@ def _name_levels(ax: Axes, fit: ParametricFit, levels: list[float]) -> None:
         "annotation_clip": False,
     }
     for level in levels:
-        data, size = fit.core.tokens_for(right, level), fit.core.params_for(top, level)
-        if bottom < data < top:
-            ax.annotate(f"{level:g}", (right, data), xytext=(3, 0), ha="left", va="center", **style)
+        tokens, size = data.tokens_for(right, level), data.params_for(top, level)
+        if bottom < tokens < top:
+            end = (right, tokens)
+            ax.annotate(f"{level:g}", end, xytext=(3, 0), ha="left", va="center", **style)
         elif left < size < right and size**2 > left * right:  # the title stands over the left half
             ax.annotate(f"{level:g}", (size, top), xytext=(0, 2), ha="center", va="bottom", **style)
 
 
-def _iso_flops(ax: Axes, mesh: list[np.ndarray]) -> None:
-    """A dotted line at powers of ten of 6ND, each named inside the frame, at its lower end."""
+def _draw_equal_compute(ax: Axes, mesh: list[np.ndarray]) -> None:
+    """Draw a dotted line at powers of ten of 6ND, each labelled inside the frame at its lower end."""
     (left, right), (bottom, top) = (ends(m) for m in mesh)
     low, high = (np.log10(6.0) + (x + y) / np.log(10.0) for x, y in ((left, bottom), (right, top)))
     inset = 0.045
@@ -200,23 +226,22 @@ def _iso_flops(ax: Axes, mesh: list[np.ndarray]) -> None:
     ax.plot([], [], color=CONTOUR, linewidth=0.9, label="equal loss (nats per token)")
 
 
-def _runs(ax: Axes, fit: ParametricFit, size: np.ndarray, data: np.ndarray) -> None:
-    for budget, colour in budget_colours(fit.sample.budget).items():
-        here = fit.sample.budget == budget
-        ax.plot(
-            size[here],
-            data[here],
-            marker="o",
-            ms=4.2,
-            color=colour,
-            ls="none",
-            zorder=3,
-            label=flops_label(budget),
-        )
+def _draw_runs(ax: Axes, data: SurfaceData) -> None:
+    for budget, colour in budget_colours(data.budget).items():
+        members = data.budget == budget
+        style: dict[str, Any] = {
+            "marker": "o",
+            "ms": 4.2,
+            "color": colour,
+            "ls": "none",
+            "zorder": 3,
+        }
+        label = flops_label(budget)
+        ax.plot(data.params[members], data.tokens[members], label=label, **style)
 
 
-def _limits(ax: Axes, draws: np.ndarray, rows: dict[str, dict[str, float]]) -> None:
-    """Room for the intervals and for 99 % of the resamples, but no more than four times the intervals."""
+def _limit_view(ax: Axes, draws: Floats, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Make room for the intervals and 99% of the resamples, at most four times the intervals."""
     for k, (name, setter) in enumerate((("alpha", ax.set_xlim), ("beta", ax.set_ylim))):
         row = rows[name]
         low, high = row["low"], row["high"]
@@ -228,7 +253,7 @@ def _limits(ax: Axes, draws: np.ndarray, rows: dict[str, dict[str, float]]) -> N
         setter(max(low - pad, 0.0), high + pad)
 
 
-def _wedge(ax: Axes, low: float, high: float, confidence: float) -> None:
+def _draw_wedge(ax: Axes, low: float, high: float, confidence: float) -> None:
     x = np.array(ax.get_xlim())
     label = f"a's {confidence:.0%} t interval"
     slopes = [share / (1.0 - share) for share in np.clip([low, high], 1e-3, 1.0 - 1e-3)]
@@ -237,23 +262,14 @@ def _wedge(ax: Axes, low: float, high: float, confidence: float) -> None:
     )
 
 
-def _region(fit: ParametricFit) -> Ellipse:
-    """Joint confidence region of alpha and beta: Hotelling's, on the fit's degrees of freedom."""
-    lengths, axes = np.linalg.eigh(fit.estimate.spread[0][3:, 3:])
-    radius = np.sqrt(2.0 * float(fdtri(2, fit.sample.dof, fit.confidence)))
+def _joint_region(data: ExponentData) -> Ellipse:
+    """Return the joint confidence region of alpha and beta: Hotelling's, on the fit's degrees of
+    freedom.
+    """
+    lengths, axes = np.linalg.eigh(data.covariance)
+    radius = np.sqrt(2.0 * float(fdtri(2, data.dof, data.confidence)))
     width, height = 2.0 * radius * np.sqrt(np.maximum(lengths, 0.0))
     angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
-    centre = cast(tuple[float, float], tuple(map(float, fit.theta[3:])))
-    label = f"{fit.confidence:.0%} region of both"
-    return Ellipse(
-        centre,
-        width,
-        height,
-        angle=angle,
-        fill=False,
-        edgecolor=INK,
-        lw=1.0,
-        ls="--",
-        zorder=3,
-        label=label,
-    )
+    style: dict[str, Any] = {"fill": False, "edgecolor": INK, "lw": 1.0, "ls": "--", "zorder": 3}
+    label = f"{data.confidence:.0%} region of both"
+    return Ellipse((data.alpha, data.beta), width, height, angle=angle, label=label, **style)

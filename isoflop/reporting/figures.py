@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import cast
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.files import replace_file
-from isoflop.fitting.results.base import Fit
+from isoflop.fitting.results.base import Fit, ProfileFit
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.results.parametric_fit import ParametricFit
-from isoflop.plotting.profile_plots import plot_loss_curves, plot_overview
+from isoflop.plotting.curve_plots import plot_loss_curves
 
 PNG_DPI = 160
 NAMES = (
@@ -54,6 +55,18 @@ def study_figures(
     if curves is not None and len(curves):
         axes["loss_curves"] = plot_loss_curves(curves, kind=kind)
     return {name: cast(Figure, ax.figure) for name, ax in axes.items()}
+
+
+def plot_overview(fit: ProfileFit, fig: Figure | None = None) -> np.ndarray:
+    """Draw profiles, N*(C) and D*(C) side by side; return three Axes (the figure:
+    `axes[0].figure`).
+    """
+    fig = fig if fig is not None else Figure(figsize=(20.0, 4.4), layout="constrained")
+    axes = fig.subplots(1, 3, width_ratios=(1.35, 1.0, 1.0))
+    fit.plot(axes[0])
+    fit.plot_law("params", axes[1])
+    fit.plot_law("tokens", axes[2])
+    return axes
 
 
 def write_figures(directory: str | Path, figures: dict[str, Figure]) -> dict[str, str]:

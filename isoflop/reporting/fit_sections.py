@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from isoflop.fitting.results.base import Fit, ProfileFit
-from isoflop.fitting.results.diagnostics import flops_text
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
-from isoflop.fitting.results.summary import TITLES, number
+from isoflop.fitting.terms import TITLES
 from isoflop.frames import records
-from isoflop.plotting.law_plots import compute_of
 from isoflop.reporting import markup as page
+from isoflop.text import count_text, flops_text
 
 STATUS_WORDS = {
     "interior": "the minimum lies inside the sizes that were run, with two sizes or more on either side",
@@ -66,7 +65,7 @@ def _profile_table(fit: ProfileFit) -> str:
     )
     rows = []
     for row in records(fit.profiles):
-        counts = [number(row[c]) for c in ("params_opt", "tokens_opt", "low", "high")]
+        counts = [count_text(row[c]) for c in ("params_opt", "tokens_opt", "low", "high")]
         fixed = [
             _fixed(row["loss_opt"], 4),
             _fixed(row["depth"], 4),
@@ -124,7 +123,7 @@ def surface_section(art: Mapping[str, str]) -> str:
 
 def prediction_section(fit: Fit, more_fits: Sequence[Fit]) -> str:
     """N*, D* and loss at the largest budget and at ten times it, by each method, with both intervals."""
-    largest = float(compute_of(fit).max())
+    largest = float(fit.fitted_flops.max())
     rows = []
     for flops in (largest, 10.0 * largest):
         for one in [f for f in (fit, *more_fits) if _same_question(f, fit)]:
@@ -278,7 +277,7 @@ def _prediction(fit: Fit, flops: float, quantity: str, row: Mapping[str, float])
     words = {"params": "N*", "tokens": "D*", "loss": "loss"}
 
     def shown(value: float) -> str:
-        return f"{value:.4f}" if quantity == "loss" else number(value)
+        return f"{value:.4f}" if quantity == "loss" else count_text(value)
 
     both = [f"{shown(row[f'{k}low'])} to {shown(row[f'{k}high'])}" for k in ("statistical_", "")]
     if fit.rollout is None:

@@ -15,12 +15,9 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.diagnostics import flops_text
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
-from isoflop.fitting.results.summary import number
 from isoflop.frames import column, records, rows
-from isoflop.plotting.law_plots import compute_of
-from isoflop.plotting.profile_plots import default_split
+from isoflop.plotting.curve_plots import default_split
 from isoflop.reporting import markup as page
 from isoflop.reporting.figures import study_figures, write_figures
 from isoflop.reporting.fit_sections import (
@@ -32,6 +29,7 @@ from isoflop.reporting.fit_sections import (
     reading_section,
     surface_section,
 )
+from isoflop.text import count_text, flops_text
 
 # Runs' columns that are shown where they exist: name in the table, heading, how a cell is printed.
 _RUN_COLUMNS = {
@@ -180,7 +178,7 @@ def _span(row: Mapping[Any, float], digits: int = 3) -> str:
 
 
 def _tokens_per_parameter(fit: Fit) -> str:
-    flops = compute_of(fit)
+    flops = fit.fitted_flops
     ends = [fit.predict(float(c))["value"].to_dict() for c in (flops.min(), flops.max())]
     return " → ".join(f"{e['tokens'] / e['params']:.3g}" for e in ends)
 
@@ -214,7 +212,7 @@ def _what_was_run(runs: pd.DataFrame, facts: dict[str, Any]) -> str:
         )
     if "tokens" in runs.columns:
         items.append(
-            ("Tokens seen", number(float(column(done, "tokens").sum())), "done runs together")
+            ("Tokens seen", count_text(float(column(done, "tokens").sum())), "done runs together")
         )
     items += [
         (words, *_hours(runs, facts, key))
@@ -270,7 +268,7 @@ def _print(value: Any, kind: str) -> str:
         return str(value)
     printers = {
         "flops": flops_text,
-        "count": number,
+        "count": count_text,
         "loss": lambda v: f"{v:.4f}",
         "plain": lambda v: f"{v:.6g}",
     }

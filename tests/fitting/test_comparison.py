@@ -149,7 +149,7 @@ def test_json_has_no_nan() -> None:
         ({"x": Interval(1e9, 5e8, 2e9)}, ""),
         (
             {"x": Interval(1e9, 5e8, 2e9), "y": Interval(3e9, 1e9, 4e9)},
-            "At 1e22 FLOPs N* is 1B (x) to 3B (y), 3.00x apart; the intervals of the two overlap.",
+            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; the intervals of the two overlap.",
         ),
         (
             {
@@ -157,11 +157,11 @@ def test_json_has_no_nan() -> None:
                 "x": Interval(1e9, 5e8, 2e9),
                 "z": Interval(2e9, 1e8, 4e9),
             },
-            "At 1e22 FLOPs N* is 1B (x) to 3B (y), 3.00x apart; the intervals of the two do not overlap.",
+            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; the intervals of the two do not overlap.",
         ),
         (
             {"x": Interval(1e9, np.nan, np.nan), "y": Interval(3e9, 1e9, 4e9)},
-            "At 1e22 FLOPs N* is 1B (x) to 3B (y), 3.00x apart.",
+            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart.",
         ),
     ],
 )

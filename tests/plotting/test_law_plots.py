@@ -74,7 +74,7 @@ def test_rollouts_are_the_misses(name, quantity):
     assert drawn == pytest.approx(
         sorted(100.0 * np.expm1(m.errors[what].item()) for m in fit.rollout.misses)
     )
-    allowed = band(ax, "what predictions allow for")[1]
+    allowed = band(ax, "allowance of predictions")[1]
     reach = float(np.exp(max(m.distance for m in fit.rollout.misses)))
     x = np.exp(np.linspace(0.0, np.log(reach) * 1.08, 100))
     told = fit.rollout.allowance(what, fit.rollout.reach[1] * float(x[-1]))

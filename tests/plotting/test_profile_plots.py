@@ -10,9 +10,9 @@ import pytest
 from support.figure_checks import axes_in_axes_out, legend, marked, xy
 
 from isoflop.fitting import IsoflopFit, fit_envelope, fit_isoflop, fit_joint, simulate_isoflop
-from isoflop.plotting.profile_plots import default_split
+from isoflop.plotting.curve_plots import default_split
 from isoflop.plotting.style import budget_colours, count_label, flops_label
-from isoflop.reporting import plot_loss_curves, plot_overview, plot_profiles
+from isoflop.reporting import plot_loss_curves, plot_overview
 
 RUNS = simulate_isoflop(points=7)
 
@@ -43,14 +43,14 @@ def curves() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    "draw", [plot_profiles, lambda fit, ax=None: plot_loss_curves(curves(), ax)]
+    "draw", [lambda fit, ax=None: fit.plot(ax), lambda fit, ax=None: plot_loss_curves(curves(), ax)]
 )
 def test_axes_in_axes_out(draw):
     axes_in_axes_out(lambda ax=None: draw(FIT, ax=ax))
 
 
 def test_profiles_draw_every_run_and_mark_what_is_left_out():
-    ax = plot_profiles(EXCLUDED)
+    ax = EXCLUDED.plot()
     drawn = np.concatenate([xy(line)[0] for line in marked(ax, "o")])
     assert sorted(drawn) == pytest.approx(sorted(RUNS["params"]))
     assert r"$10^{19}$ (concave, not used)" in legend(ax)
@@ -158,7 +158,7 @@ def test_flops_labels(value, text):
 def test_a_run_far_off_does_not_squeeze_the_others(factor, mark):
     runs = RUNS.copy()
     runs.loc[10, "loss"] *= factor
-    ax, clean = (plot_profiles(fit_isoflop(t, bootstrap=0, use="all")) for t in (runs, RUNS))
+    ax, clean = (fit_isoflop(t, bootstrap=0, use="all").plot() for t in (runs, RUNS))
     assert np.ptp(ax.get_ylim()) <= 1.1 * np.ptp(clean.get_ylim())
     (arrow,) = marked(ax, mark)
     x, y = xy(arrow)

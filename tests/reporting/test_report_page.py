@@ -16,10 +16,10 @@ from support.figure_checks import cells
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.results.summary import number
-from isoflop.reporting import plot_profiles, write_report
 from isoflop.reporting import report_page as html
+from isoflop.reporting import write_report
 from isoflop.reporting.figures import NAMES, inline_svg, write_figures
+from isoflop.text import count_text
 
 RUNS = simulate_isoflop(points=7)
 NASTY = '<script>alert("x")</script>&'
@@ -149,7 +149,7 @@ def test_figures_of_an_earlier_study_go(tmp_path: Path):
 
 def test_same_study_same_drawing():
     fit = fit_isoflop(RUNS, bootstrap=200)
-    first, second = (inline_svg(cast(Figure, plot_profiles(fit).figure)) for _ in range(2))
+    first, second = (inline_svg(cast(Figure, fit.plot().figure)) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
     assert "<dc:date>" not in first
@@ -208,9 +208,9 @@ def test_methods_stand_side_by_side(tmp_path: Path):
         said = fit.predict(1e22).loc["tokens"]
         assert (
             predicted[1][4]
-            == f"{number(said['statistical_low'])} to {number(said['statistical_high'])}"
+            == f"{count_text(said['statistical_low'])} to {count_text(said['statistical_high'])}"
         )
-        assert predicted[1][5] == f"{number(said['low'])} to {number(said['high'])}"
+        assert predicted[1][5] == f"{count_text(said['low'])} to {count_text(said['high'])}"
     assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + [
         "loss"
     ]

@@ -102,7 +102,7 @@ def in_order(table: RunsTable) -> None:
     assert np.isfinite(values).all()
     assert (values > 0).all()
     assert table.reading.count("\n") == 0
-    for what, why in [*table.dropped, *table.findings]:
+    for what, why in [*table.dropped, *(finding.values() for finding in table.findings)]:
         assert what
         assert why
         assert "\n" not in what + why

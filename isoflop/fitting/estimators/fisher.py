@@ -17,8 +17,7 @@ from scipy.special import ndtr, stdtrit
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.newton import Points
-from isoflop.fitting.estimators.surface_estimate import PARAMETERS
-from isoflop.fitting.results.parametric_fit import optimum
+from isoflop.fitting.estimators.surface_estimate import PARAMETERS, optimum
 from isoflop.laws import Surface
 
 Floats = np.ndarray

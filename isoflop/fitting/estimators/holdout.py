@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,44 @@ class RollOut:
         """An interval of ln N*, ln D* or ln loss with the law's own error."""
         more = self.allowance(quantity, flops).item()
         return Interval(interval.value, interval.low - more, interval.high + more)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Quantities that were predicted: `params`, `tokens` and, where the law has it, `loss`."""
+        return tuple(dict.fromkeys(name for miss in self.misses for name in miss.errors))
+
+    def errors(self, quantity: str) -> pd.DataFrame:
+        """Return a row for each hidden budget of each roll-out: `budget` (FLOPs), `distance` (ln C
+        beyond the largest budget kept), `error` (of the logarithm) and its standard error `se`.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "budget": miss.budget,
+                    "distance": miss.distance,
+                    "error": miss.errors[quantity].item(),
+                    "se": miss.ses[quantity].item(),
+                }
+                for miss in self.misses
+                if quantity in miss.errors
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all roll-outs for fit.json, also those that are not shown: each may widen a
+        prediction.
+        """
+        misses = [
+            {
+                "hidden": miss.hidden,
+                "budget": miss.budget,
+                "distance": miss.distance,
+                "errors": {name: error.item() for name, error in miss.errors.items()},
+                "ses": {name: se.item() for name, se in miss.ses.items()},
+            }
+            for miss in self.misses
+        ]
+        return {"reach": list(self.reach), "misses": misses}
 
     def table(self) -> pd.DataFrame:
         """What is reported: one and two budgets hidden. Columns hidden, budget, distance (in decades of compute), and

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
@@ -15,32 +13,39 @@ from isoflop.fitting.estimators.surface_estimate import (
     robust_sd,
 )
 
-if TYPE_CHECKING:
-    from isoflop.fitting.results.parametric_fit import ParametricFit
-
 Floats = np.ndarray
 EXACT = 1000  # configurations up to which the law is fitted anew without each
 
 
-def influence_table(fit: ParametricFit) -> pd.DataFrame:
-    """See `ParametricFit.influence`."""
-    points, size = fit.sample.points, len(fit.sample.seeds)
-    alpha, beta = without_each(fit.sample, fit.estimate).T[3:]
-    scaled = fit.sample.residuals(fit.theta)
-    se, a = fit.core.error_of_a(), float(fit.exponents.loc["a", "value"])
+def influence_table(
+    sample: Sample, estimate: Estimate, leverage: Floats, a: float, error_of_a: float
+) -> pd.DataFrame:
+    """Return a row for each configuration left out in turn; see `ParametricFit.influence`.
+
+    Args:
+        sample: the K configurations.
+        estimate: of the law with all of them.
+        leverage: of each, (K,).
+        a, error_of_a: the exponent with all of them, and its standard error.
+    """
+    points, theta = sample.points, estimate.theta[0]
+    alpha, beta = without_each(sample, estimate).T[3:]
+    scaled = sample.residuals(theta)
+    sd = float(robust_sd(scaled))
     without = beta / (alpha + beta)
+    unknown = np.zeros(len(sample))
     return pd.DataFrame(
         {
             "params": np.exp(points.x + points.x_mean),
             "tokens": np.exp(points.y + points.y_mean),
             "loss": points.loss,
-            "residual": scaled / np.sqrt(fit.sample.seeds),
-            "sds": scaled / fit.robust_sd if fit.robust_sd > 0.0 else np.zeros(size),
-            "leverage": fit.leverage,
+            "residual": scaled / np.sqrt(sample.seeds),
+            "sds": scaled / sd if sd > 0.0 else unknown,
+            "leverage": leverage,
             "a": without,
-            "a_shift": (without - a) / se if se > 0.0 else np.zeros(size),
+            "a_shift": (without - a) / error_of_a if error_of_a > 0.0 else unknown,
         },
-        index=pd.Index(fit.sample.config, name="config"),
+        index=pd.Index(sample.config, name="config"),
     )
 
 

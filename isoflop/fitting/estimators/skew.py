@@ -18,7 +18,7 @@ from scipy.special import stdtr, stdtrit
 from isoflop.fitting.estimators import parabola as para
 from isoflop.fitting.estimators.clustered_errors import Neighbours
 from isoflop.fitting.estimators.intervals import Interval, Line, exponential
-from isoflop.fitting.results.fitted_laws import ENDS
+from isoflop.fitting.terms import ENDS
 
 Floats = np.ndarray
 UNSURE = 0.2

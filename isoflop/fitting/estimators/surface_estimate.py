@@ -259,3 +259,38 @@ def _evenness(sizes: Floats, places: Floats) -> Floats:
     return fdtrc(
         given, count - 1 - given, explained / given / np.maximum(left, 1e-300) * (count - 1 - given)
     )
+
+
+def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
+    """ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their gradients by theta, (..., 3, 5).
+
+    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The gradient of L*
+    is that of L at fixed N and D, since L is stationary there.
+    """
+    e, a, b, alpha, beta, sixth = np.broadcast_arrays(
+        *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
+    )
+    total = alpha + beta
+    a_far, b_far = a + alpha * points.x_mean, b + beta * points.y_mean
+    size = (np.log(alpha) + a_far - np.log(beta) - b_far + beta * sixth) / total
+    data = sixth - size
+    p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
+    floor = np.exp(e)
+    loss = floor + p + q
+    zero, one = np.zeros_like(total), np.ones_like(total)
+    of_size = np.stack(
+        [
+            zero,
+            one,
+            -one,
+            1.0 / alpha + points.x_mean - size,
+            sixth - size - 1.0 / beta - points.y_mean,
+        ],
+        axis=-1,
+    )
+    of_size = of_size / total[..., None]
+    of_loss = np.stack(
+        [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q], axis=-1
+    )
+    values = np.stack([size, data, np.log(loss)], axis=-1)
+    return values, np.stack([of_size, -of_size, of_loss / loss[..., None]], axis=-2)

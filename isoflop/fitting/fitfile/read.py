@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.config.schema import Sweep
-from isoflop.config.sweep_definition import load_sweep, shipped_sweeps, sweep_of
+from isoflop.config.sweep_definition import load_sweep, shipped_sweeps, sweep_from_mapping
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting.estimators.newton import NAMES
 from isoflop.fitting.fitfile.saved_fit import DamagedError, SavedFit, mapping_at, saved_fit
@@ -161,7 +161,7 @@ def _fits(document: dict[str, Any], path: Path) -> FitFile:
     sweep = document.get("sweep")
     if sweep is not None:
         try:
-            sweep = sweep_of(mapping_at(document, "sweep"), "sweep")
+            sweep = sweep_from_mapping(mapping_at(document, "sweep"), "sweep")
         except ConfigError as problem:
             raise DamagedError(str(problem)) from None
     return FitFile(str(path), tuple(fits), document.get("recipe"), sweep, tuple(notes))

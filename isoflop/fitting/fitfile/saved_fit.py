@@ -14,13 +14,13 @@ from isoflop.fitting.estimators.holdout import Miss, RollOut
 from isoflop.fitting.estimators.intervals import Line
 from isoflop.fitting.estimators.newton import NAMES, Points
 from isoflop.fitting.estimators.skew import Shift, Skew
-from isoflop.fitting.results.diagnostics import Diagnostic
 from isoflop.fitting.results.fitted_laws import Core, Laws
 from isoflop.fitting.results.isoflop_fit import LinesCore
 from isoflop.fitting.results.joint_fit import JointCore, Law
 from isoflop.fitting.results.parametric_fit import SurfaceCore
 from isoflop.fitting.tables.provenance import Origin
-from isoflop.fitting.tables.runs_table import ParamCount
+from isoflop.fitting.terms import Finding
+from isoflop.shapes import ParamCount
 
 Floats = np.ndarray
 Draws = Mapping[str, Floats]
@@ -46,7 +46,7 @@ class SavedFit(Laws):
     budgets: tuple[float, float] | None
     confidence: float
     rollout: RollOut | None
-    diagnostics: list[Diagnostic]
+    diagnostics: list[Finding]
     skew: Skew | None = None
 
     @property
@@ -102,7 +102,7 @@ def saved_fit(entry: Mapping[str, Any], draws: Draws, origin: Origin) -> SavedFi
         raise DamagedError(
             f"law.{problem}" if "law" not in str(problem) else str(problem)
         ) from None
-    notes = [cast(Diagnostic, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)]
+    notes = [cast(Finding, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)]
     return SavedFit(
         entry, core, origin, (float(low), float(high)), confidence, rollout, notes, skew
     )

@@ -15,7 +15,6 @@ from isoflop.config.sweep_definition import to_mapping
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.to_json import fit_entry
 from isoflop.json_values import plain
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def fit_document(
         "recipe": recipe if sweep is None else sweep.recipe,
         "sweep": None if sweep is None else to_mapping(sweep),
         "draws": draws_hash(named_draws(fits)),
-        "fits": [fit_entry(f) for f in fits],
+        "fits": [fit.to_dict() for fit in fits],
     }
     return plain(document | dict(more or {}))
 

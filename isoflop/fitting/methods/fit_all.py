@@ -17,10 +17,11 @@ from isoflop.fitting.methods.joint import fit_joint
 from isoflop.fitting.methods.parametric import Delta, fit_parametric
 from isoflop.fitting.methods.parametric import check_options as check_surface
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.fitted_laws import Axis
 from isoflop.fitting.tables.budgets import OWN
 from isoflop.fitting.tables.readers import read_frame
-from isoflop.fitting.tables.runs_table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.tables.runs_table import RunsTable, read_table
+from isoflop.fitting.terms import Axis, LossUnit
+from isoflop.shapes import ParamCount
 
 Method = Literal["isoflop", "joint", "parametric", "envelope"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Unpack, cast
 
 import numpy as np
 import pandas as pd
@@ -26,12 +26,13 @@ from isoflop.fitting.estimators.intervals import (
 )
 from isoflop.fitting.estimators.noise import Noise, noise_of
 from isoflop.fitting.estimators.skew import Shift, Skew, shift_of, skewness
-from isoflop.fitting.results.base import NEAR
-from isoflop.fitting.results.diagnostics import diagnose, explain_status, flops_text
-from isoflop.fitting.results.fitted_laws import Axis
+from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES
+from isoflop.fitting.results.diagnostics import diagnose, explain_status
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
-from isoflop.fitting.tables.runs_table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.terms import Axis
 from isoflop.frames import column
+from isoflop.text import flops_text
 
 Floats = np.ndarray
 Use = Sequence[para.Status] | Literal["all"]
@@ -42,17 +43,11 @@ def fit_isoflop(
     runs: pd.DataFrame | str | Path | RunsTable,
     *,
     axis: Axis = "params",
-    n: ParamCount = "total",
-    loss: str | None = None,
-    params: str | None = None,
-    tokens: str | None = None,
-    flops: str | None = None,
-    budget: str | None = None,
-    loss_unit: LossUnit = "nats",
     use: Use = ("interior",),
     bootstrap: int = 4000,
     confidence: float = 0.95,
     seed: int = 0,
+    **columns: Unpack[ReadOptions],
 ) -> IsoflopFit:
     """Fits N*(C) = k_N C^a and D*(C) = k_D C^b through the optima of IsoFLOP profiles.
 
@@ -82,16 +77,7 @@ def fit_isoflop(
     """
     check_options(axis, bootstrap, confidence)
     chosen = statuses_of(use)
-    table = read_table(
-        runs,
-        params=params,
-        tokens=tokens,
-        loss=loss,
-        flops=flops,
-        budget=budget,
-        n=n,
-        loss_unit=loss_unit,
-    )
+    table = read_table(runs, **columns)
     profiles = profiles_of(table, axis)
     parabolas = [para.fit_parabola(p) for p in profiles]
     states: list[para.Status] = [
@@ -351,7 +337,11 @@ def _profile_frame(
             "depth": np.nan,
         }
         row |= {"depth_to_noise": np.nan, "interpolation_error": np.nan}
-        row |= {f"near_{100 * share:g}_{end}": np.nan for share in NEAR for end in ("low", "high")}
+        row |= {
+            f"near_{100 * share:g}_{end}": np.nan
+            for share in NEAR_OPTIMAL_SHARES
+            for end in ("low", "high")
+        }
         if parabola is not None:
             row["curvature"] = parabola.curvature
         if parabola is not None and states[k] not in ("concave", "too_few"):
@@ -370,7 +360,7 @@ def _profile_frame(
             row |= {"low": low_high.low, "high": low_high.high, "depth": depth}
             row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
             row["interpolation_error"] = para.other_at(profile, vertex)[2]
-            for share in NEAR:
+            for share in NEAR_OPTIMAL_SHARES:
                 half = float(np.sqrt(2.0 * share * max(lowest, 0.0) / parabola.curvature))
                 near = exponential(Interval(vertex, vertex - half, vertex + half))
                 row |= {

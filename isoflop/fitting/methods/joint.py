@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -14,10 +16,11 @@ from isoflop.fitting.estimators.holdout import Predict, RollOut, roll_out
 from isoflop.fitting.estimators.intervals import check_confidence
 from isoflop.fitting.estimators.noise import noise_of
 from isoflop.fitting.methods.isoflop import MIN_BUDGETS, profiles_of
-from isoflop.fitting.results.diagnostics import flops_text
-from isoflop.fitting.results.fitted_laws import Axis
+from isoflop.fitting.results.diagnostics_parametric import diagnose_joint
 from isoflop.fitting.results.joint_fit import JointFit, Law
-from isoflop.fitting.tables.runs_table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.terms import Axis
+from isoflop.text import flops_text
 
 Floats = np.ndarray
 LEFT_OVER = 3  # configurations beyond the parameters
@@ -29,14 +32,8 @@ def fit_joint(
     *,
     axis: Axis = "params",
     huber: bool = True,
-    n: ParamCount = "total",
-    loss: str | None = None,
-    params: str | None = None,
-    tokens: str | None = None,
-    flops: str | None = None,
-    budget: str | None = None,
-    loss_unit: LossUnit = "nats",
     confidence: float = 0.95,
+    **columns: Unpack[ReadOptions],
 ) -> JointFit:
     """Fits N*(C) = k_N C^a through profiles of one asymmetric shape, each budget with a least loss of its own.
 
@@ -56,16 +53,7 @@ def fit_joint(
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
     check_confidence(confidence)
-    table = read_table(
-        runs,
-        params=params,
-        tokens=tokens,
-        loss=loss,
-        flops=flops,
-        budget=budget,
-        n=n,
-        loss_unit=loss_unit,
-    )
+    table = read_table(runs, **columns)
     profiles = [p for p in profiles_of(table, axis) if p.sizes >= 2]
     curves, x_mean, c_mean = curves_of(profiles)
     _refuse_too_few(table, profiles, curves)
@@ -97,7 +85,7 @@ def fit_joint(
         raise FitError(
             f"{table.source}: the profile of {flops_text(below[0])} FLOPs dips below zero: these losses are no profile"
         )
-    return fit.judged()
+    return dataclasses.replace(fit, diagnostics=diagnose_joint(fit))
 
 
 def curves_of(profiles: list[para.Profile]) -> tuple[joint.Curves, float, float]:

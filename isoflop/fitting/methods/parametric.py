@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from isoflop.fitting.estimators.surface_estimate import (
 from isoflop.fitting.results.diagnostics_parametric import diagnose_surface
 from isoflop.fitting.results.parametric_fit import ParametricFit, optimum
 from isoflop.fitting.tables.budgets import OWN
-from isoflop.fitting.tables.runs_table import LossUnit, ParamCount, RunsTable, read_table
+from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
 from isoflop.frames import column
 
 Floats = np.ndarray
@@ -46,18 +46,12 @@ def fit_parametric(
     *,
     huber_delta: Delta = "adaptive",
     residual: solver.Scale = "log",
-    n: ParamCount = "total",
-    loss: str | None = None,
-    params: str | None = None,
-    tokens: str | None = None,
-    flops: str | None = None,
-    budget: str | None = None,
-    loss_unit: LossUnit = "nats",
     bootstrap: int = 4000,
     resampling: Resampling = "case",
     confidence: float = 0.95,
     seed: int = 0,
     drop_outliers: float | None = None,
+    **columns: Unpack[ReadOptions],
 ) -> ParametricFit:
     """Fits L(N, D) = E + A / N^alpha + B / D^beta to the means of configurations, each weighted by its seeds.
 
@@ -84,10 +78,7 @@ def fit_parametric(
         FitError: input that can't be used; fewer than 7 configurations, 3 sizes or 3 token counts.
     """
     asked = check_options(huber_delta, residual, bootstrap, resampling, confidence, drop_outliers)
-    table = read_table(
-        runs, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n, loss_unit=loss_unit,
-        need_budgets=False,
-    )  # fmt: skip
+    table = read_table(runs, **columns, need_budgets=False)
     sample = sample_of(table, residual)
     _refuse_too_few(table, sample)
     estimate = estimate_one(sample, asked)

@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.fitting.estimators.intervals import Interval
 from isoflop.fitting.prediction.recipe_models import Family
-from isoflop.fitting.results.base import NEAR
+from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES
 from isoflop.fitting.results.parametric_fit import SurfaceCore, optimum
 from isoflop.shapes import ModelShape
 
@@ -108,7 +108,7 @@ def closed_form(core: SurfaceCore, flops: float) -> Optimum:
     size, data, ln_loss = (float(v) for v in optimum(core.points, core.theta, flops)[0])
     loss = float(np.exp(ln_loss))
     near = []
-    for share in NEAR:
+    for share in NEAR_OPTIMAL_SHARES:
         ends = [_end(core, flops, size, sign, loss * (1.0 + share)) for sign in (-1.0, 1.0)]
         near.append(Near(share, *ends))
     equal = []
@@ -140,7 +140,7 @@ def over_shapes(core: SurfaceCore, flops: float, family: Family) -> Optimum:
     best = fine[int(np.argmin(losses(fine)))]
     least = float(losses([best])[0])
     tokens = flops / best.train_flops_per_token
-    near = tuple(_near(share, least, coarse, losses(coarse), family) for share in NEAR)
+    near = tuple(_near(share, least, coarse, losses(coarse), family) for share in NEAR_OPTIMAL_SHARES)
     equal = tuple(_equal(core, factor, best, least, flops, family) for factor in FACTORS)
     size = float(family.size(best))
     return Optimum(size, tokens, least, near, equal, _growth(coarse, size, family), best)

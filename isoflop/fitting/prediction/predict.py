@@ -17,14 +17,14 @@ from isoflop.fitting.estimators.intervals import Interval, check_confidence, exp
 from isoflop.fitting.fitfile.read import FitFile, load_fit, named_laws
 from isoflop.fitting.prediction.optimum import Optimum, closed_form, over_shapes
 from isoflop.fitting.prediction.recipe_models import Family, find_sweep, one_run_yaml
-from isoflop.fitting.results.diagnostics import flops_text
-from isoflop.fitting.results.fitted_laws import ENDS, STATISTICAL, Laws
+from isoflop.fitting.results.fitted_laws import Laws
 from isoflop.fitting.results.parametric_fit import SurfaceCore
-from isoflop.fitting.results.summary import number
+from isoflop.fitting.terms import ENDS, STATISTICAL
 from isoflop.frames import cell, records
 from isoflop.json_values import plain
 from isoflop.planning.plan import Plan
 from isoflop.shapes import ModelShape
+from isoflop.text import count_text, flops_text
 
 ORDER = ("parametric", "joint", "isoflop", "envelope")
 """Whose optimum is trained where no interval says which N* is surest: the law that knows costs and losses first."""
@@ -121,7 +121,7 @@ class Prediction:
                 "a training configuration needs a recipe: give --recipe soda, or a sweep file"
             )
         law, table = self.chosen, self.chosen.table
-        said = f"N* {number(cell(table, 'params', 'value'))}, D* {number(cell(table, 'tokens', 'value'))}"
+        said = f"N* {count_text(cell(table, 'params', 'value'))}, D* {count_text(cell(table, 'tokens', 'value'))}"
         if "loss" in table.index:
             said += f", loss {cell(table, 'loss', 'value'):.4f}"
         comments = [
@@ -316,7 +316,7 @@ def _configure(chosen: MethodPrediction, sweep: Sweep, flops: float) -> Plan:
     plan = family.train(flops, [shape, *sorted(family.shapes(size / 4.0, size * 4.0), key=away)])
     if plan is None:
         raise FitError(
-            f"recipe {sweep.recipe}: can't train {number(size)} parameters with {flops_text(flops)} FLOPs: whole steps "
+            f"recipe {sweep.recipe}: can't train {count_text(size)} parameters with {flops_text(flops)} FLOPs: whole steps "
             "miss the budget; predict for a larger one"
         )
     return plan

@@ -13,14 +13,13 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from isoflop.config.identity import budget_label
-from isoflop.config.schema import LARGEST_WIDTH, Sweep, WidthRule
+from isoflop.config.schema import MAX_WIDTH, Sweep, WidthRule
 from isoflop.config.sweep_definition import load_sweep, to_mapping
 from isoflop.errors import ConfigError, FitError
-from isoflop.fitting.tables.runs_table import ParamCount
 from isoflop.planning.checked_recipe import Rules
 from isoflop.planning.plan import Plan, plan
 from isoflop.recipes import Candidate, find_recipe
-from isoflop.shapes import ModelShape
+from isoflop.shapes import ModelShape, ParamCount
 
 Floats = np.ndarray
 _SPACING = 1.015  # of the widths that are looked at: 1.5 % apart, which is 3 to 5 % in parameters
@@ -106,7 +105,7 @@ class Family:
 
     def _widths(self) -> Iterator[int]:
         place = 1
-        while place * self.step <= LARGEST_WIDTH:
+        while place * self.step <= MAX_WIDTH:
             yield place * self.step
             place = max(place + 1, round(place * _SPACING))
 

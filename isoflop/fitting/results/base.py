@@ -1,28 +1,36 @@
-"""What all fits share beside their laws: runs, findings, plots, printing and JSON."""
+"""Parts that all fits share beside their laws: runs, findings, plots, printing and JSON."""
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from isoflop.fitting.results.fitted_laws import Axis, Floats, Laws
+from isoflop.fitting.results.fitted_laws import Laws, tells
 from isoflop.fitting.tables.budgets import levels_of
 from isoflop.fitting.tables.provenance import Origin
-from isoflop.frames import column, mask, records, rows
+from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, TITLES, Axis, Quantity, span_text
+from isoflop.frames import Floats, column, mask, records, rows
+from isoflop.json_values import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from isoflop.fitting.estimators.noise import Noise
-    from isoflop.fitting.tables.runs_table import ParamCount, RunsTable
+    from isoflop.fitting.tables.runs_table import RunsTable
+    from isoflop.plotting.law_plots import LawPoints
+    from isoflop.shapes import ParamCount
 
-NEAR = (0.001, 0.01)
+NEAR_OPTIMAL_SHARES = (0.001, 0.01)
 """Shares of the least loss that a size may cost and still be near-optimal."""
+MIN_LAW_BUDGETS = 3
+"""Least number of budgets at which runs could contradict a power law."""
+LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 
 
 class Fit(Laws):
@@ -30,7 +38,7 @@ class Fit(Laws):
 
     Attributes:
         runs: the table that was fitted.
-        noise: of the runs.
+        noise: noise of the runs.
     """
 
     runs: RunsTable
@@ -38,24 +46,33 @@ class Fit(Laws):
 
     @property
     def no_law(self) -> str:
-        from isoflop.fitting.results.diagnostics import why_no_law
-
-        return why_no_law(self)
+        if (budgets := len(set(self.runs.array("budget")))) < MIN_LAW_BUDGETS:
+            runs_at = f"The runs are at {budgets} budget{'s' if budgets > 1 else ''}"
+            return (
+                f"{runs_at}, and how the optimum grows with compute shows from "
+                f"{MIN_LAW_BUDGETS} on."
+            )
+        if bounded := sorted(LAW_PARAMETERS & set(self.at_bounds)):
+            verb = "is" if len(bounded) == 1 else "are"
+            return f"{' and '.join(bounded)} {verb} at a bound: the runs do not fix the law."
+        if not tells(table := self.intervals()):
+            a = span_text(table.loc["a"].to_dict())
+            return f"The runs can't tell how the optimum grows with compute: N* ~ C^{a}."
+        messages = (d["message"] for d in self.diagnostics if d["code"] == "not_converged")
+        return next(messages, "")
 
     @property
     def at_bounds(self) -> list[str]:
-        """Parameters that the search for them has at a bound."""
+        """Names of the parameters that the optimiser left at a bound."""
         return []
 
     def name_of(self, config: int) -> str:
-        """A configuration in words: the run that has it, else its place."""
+        """Return the name of a configuration: its run's, else its N and D."""
         table = self.runs.frame
-        mine = records(rows(table, table["config"].to_numpy() == config))[0]
-        return (
-            str(mine["run_id"])
-            if "run_id" in mine
-            else f"N = {mine['params']:.4g}, D = {mine['tokens']:.4g}"
-        )
+        row = records(rows(table, table["config"].to_numpy() == config))[0]
+        if "run_id" in row:
+            return str(row["run_id"])
+        return f"N = {row['params']:.4g}, D = {row['tokens']:.4g}"
 
     @property
     def n(self) -> ParamCount:
@@ -76,61 +93,183 @@ class Fit(Laws):
         return float(levels.min()), float(levels.max())
 
     def _fitted(self, budgets: Floats) -> np.ndarray:
-        """Which runs, by their budgets, the law was fitted to."""
+        """Return a mask of the runs, by their budgets, that the law was fitted to."""
         return np.ones(len(budgets), dtype=bool)
+
+    # Figures
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The method's own picture of the fit."""
+        """Draw the method's own picture of the fit."""
 
-    def plot_law(
-        self, quantity: Literal["params", "tokens", "loss"] = "params", ax: Axes | None = None
-    ) -> Axes:
-        """N*, D* or, where the law has it, the loss against compute, with both intervals of `predict`."""
-        from isoflop.plotting.law_plots import plot_law
+    @property
+    @abstractmethod
+    def fitted_flops(self) -> Floats:
+        """Training FLOPs of the points that the laws were fitted to."""
 
-        return plot_law(self, quantity, ax)
+    @abstractmethod
+    def _law_points(self, quantity: Quantity) -> LawPoints:
+        """Return the points that a law of N*, D* or the loss is drawn with."""
 
-    def plot_rollout(
-        self, quantity: Literal["params", "tokens", "loss"] | None = None, ax: Axes | None = None
-    ) -> Axes:
-        """How far hidden budgets lie from what the smaller ones predict."""
+    def plot_law(self, quantity: Quantity = "params", ax: Axes | None = None) -> Axes:
+        """Draw N*, D* or the loss against compute, with both intervals of `predict`.
+
+        Raises:
+            FitError: the loss of a fit that has no law of it.
+        """
+        from isoflop.errors import FitError
+        from isoflop.plotting.law_plots import LawData, plot_law
+
+        if quantity == "loss" and "loss" not in self.law_at(1e18, self.confidence):
+            raise FitError(f"the {self.method} fit has no law of the loss: fit_parametric has")
+        allowance = "model error" if self.rollout else "skew" if self.skew else ""
+        exponent = (
+            {} if quantity == "loss" else self.exponents.loc[EXPONENT_LETTERS[quantity]].to_dict()
+        )
+        data = LawData(
+            quantity=quantity,
+            predict=lambda flops: self.predict(flops).xs(quantity, level="quantity"),
+            fitted_flops=self.fitted_flops,
+            points=self._law_points(quantity),
+            exponent={str(end): float(value) for end, value in exponent.items()},
+            confidence=self.confidence,
+            allowance=allowance,
+            n=self.n,
+        )
+        return plot_law(data, ax)
+
+    def plot_rollout(self, quantity: Quantity | None = None, ax: Axes | None = None) -> Axes:
+        """Draw how far hidden budgets lie from the prediction of the smaller ones.
+
+        Args:
+            quantity: default the loss where the law has it, else the axis of the profiles.
+
+        Raises:
+            FitError: a fit with too few budgets to hide one; the loss of a fit that has no law
+                of it.
+        """
+        from isoflop.errors import FitError
         from isoflop.plotting.law_plots import plot_rollout
 
-        return plot_rollout(self, quantity, ax)
+        if self.rollout is None:
+            raise FitError(
+                f"the {self.method} fit was not rolled out: it has too few budgets to hide one"
+            )
+        known = self.rollout.quantities
+        default: Quantity = "loss" if "loss" in known else getattr(self, "axis", "params")
+        chosen = quantity or default
+        if chosen not in known:
+            raise FitError(f"the {self.method} fit rolls out {', '.join(known)}, not the {chosen}")
+        rate = self.rollout.allowance(chosen, self.rollout.reach[1] * np.e).item()
+        return plot_rollout(self.rollout.errors(chosen), chosen, rate, ax)
+
+    # Text, JSON and HTML
 
     def summary(self) -> str:
-        """The result as text for a terminal, no line wider than 92 characters."""
+        """Return the result as text for a terminal, no line wider than 92 characters."""
         from isoflop.fitting.results.summary import summary_text
 
-        return summary_text(self)
+        return summary_text(
+            title=TITLES[self.method],
+            headline=self.headline(),
+            source=self.runs.source,
+            facts=self._facts(),
+            intervals=self.intervals(),
+            confidence=self.confidence,
+            details=self._details(),
+            findings=self.diagnostics,
+        )
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return name and value of the facts in the head of the summary."""
+        noise = self.noise
+        seeds, misfit = "no replicates", "-"
+        if noise.replicate_dof:
+            seeds = f"{noise.replicate_sd:.3%} ({noise.replicate_dof} dof)"
+        if not np.isnan(noise.residual_sd):
+            misfit = f"{noise.residual_sd:.3%} ({noise.residual_dof} dof)"
+        return [
+            ("Runs", f"{len(self.runs)}"),
+            ("Configurations", f"{self.runs.frame['config'].nunique()}"),
+            ("Loss", f"{self.loss_column} (nats)"),
+            ("N counts", self.n.replace("_", " ")),
+            ("Off the fit", misfit),
+            ("Between seeds", seeds),
+        ]
+
+    @abstractmethod
+    def _details(self) -> list[str]:
+        """Return the lines that the method adds to the summary."""
 
     def to_dict(self) -> dict[str, Any]:
-        """One entry of fit.json's `fits`; numbers with all digits, null for what isn't known or isn't bounded."""
-        from isoflop.fitting.results.to_json import fit_entry
+        """Return one entry of fit.json's `fits`: numbers with all digits, null for unknown or
+        unbounded ones.
+        """
+        table = self.intervals()
+        law = self.core.to_dict() | {
+            "budgets": list(self.reach),
+            "rollout": None if self.rollout is None else self.rollout.to_dict(),
+        }
+        if self.skew is not None:
+            law["skew"] = self.skew.to_dict()
+        entry = {
+            "method": self.method,
+            "n": self.n,
+            "loss": self.loss_column,
+            "hash": self.origin.hash,
+            "confidence": self.confidence,
+            "exponents": {name: interval_entry(table.loc[name].to_dict()) for name in ("a", "b")},
+            "ratio": interval_entry(table.loc["ratio"].to_dict()),
+            "no_law": self.no_law or None,
+            "noise": vars(self.noise),
+            **self._entry(),
+            "rollout": [] if self.rollout is None else records(self.rollout.table()),
+            "law": law,
+            "diagnostics": [dict(finding) for finding in self.diagnostics],
+        }
+        return plain(entry)
 
-        return fit_entry(self)
+    @abstractmethod
+    def _entry(self) -> dict[str, Any]:
+        """Return the keys that the method adds to `to_dict`."""
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as JSON."""
+        """Return `to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def _repr_html_(self) -> str:
         from isoflop.fitting.results.html import fit_html
 
-        return fit_html(self)
+        facts = [
+            TITLES[self.method],
+            f"{len(self.runs)} runs",
+            f"loss: {self.loss_column}",
+            f"N counts {self.n}",
+        ]
+        if not np.isnan(self.noise.residual_sd):
+            facts.append(f"runs lie {self.noise.residual_sd:.2%} off the fit")
+        return fit_html(
+            headline=self.headline(),
+            facts="; ".join(facts).replace("_", " "),
+            intervals=self.intervals(),
+            confidence=self.confidence,
+            profiles=getattr(self, "profiles", None),
+            axis=getattr(self, "axis", "params"),
+            findings=self.diagnostics,
+        )
 
 
 class ProfileFit(Fit):
     """A fit that places an optimum in each budget.
 
     Attributes:
-        axis: what the profiles are in: `params` or `tokens`.
-        profiles: a row a budget: `budget` (label), `flops` (geometric mean of its runs), `params_opt, tokens_opt,
-            loss_opt`, `low, high` (interval of the optimum on the axis), `curvature` (second derivative of the loss in
-            ln(axis), nats), `near_0.1_low, near_0.1_high, near_1_low, near_1_high` (sizes on the axis that cost 0.1 %
-            and 1 % of the least loss), `n_points` (configurations), `n_runs`, `status`, `used`, and what the method
-            adds.
+        axis: quantity that the profiles are in: `params` or `tokens`.
+        profiles: a row a budget: `budget` (label), `flops` (geometric mean of its runs),
+            `params_opt, tokens_opt, loss_opt`, `low, high` (interval of the optimum on the axis),
+            `curvature` (second derivative of the loss in ln(axis), nats), `near_0.1_low,
+            near_0.1_high, near_1_low, near_1_high` (sizes on the axis that cost 0.1% and 1% of
+            the least loss), `n_points` (configurations), `n_runs`, `status`, `used`, and columns
+            that the method adds.
     """
 
     axis: Axis
@@ -138,47 +277,95 @@ class ProfileFit(Fit):
 
     @abstractmethod
     def curve(self, budget: float, size: Floats) -> Floats:
-        """Loss of a budget's profile as fitted, at sizes on the axis."""
+        """Return the fitted loss of a budget's profile at sizes on the axis, nats per token."""
 
-    def _used(self) -> Floats:
-        """Budgets of the profiles used."""
-        return column(rows(self.profiles, mask(self.profiles, "used")), "budget")
+    @property
+    @abstractmethod
+    def coefficients(self) -> pd.DataFrame:
+        """Rows N and D of k * C^exponent: value, low, high of k, and the exponent."""
+
+    def _used_profiles(self) -> pd.DataFrame:
+        return rows(self.profiles, mask(self.profiles, "used"))
 
     def _fitted(self, budgets: Floats) -> np.ndarray:
-        return np.isin(budgets, self._used())
+        return np.isin(budgets, column(self._used_profiles(), "budget"))
+
+    @property
+    def fitted_flops(self) -> Floats:
+        return column(self._used_profiles(), "flops")
 
     @cached_property
     def residuals(self) -> pd.DataFrame:
-        """A row a configuration of the profiles used: budget, params, tokens, flops, loss, `residual` (of ln loss) and
-        `sds`, the residual in robust standard deviations of one run.
+        """A row a configuration of the profiles used: budget, params, tokens, flops, loss,
+        `residual` (of ln loss) and `sds`, the residual in robust standard deviations of one run.
         """
         from isoflop.fitting.estimators.residuals import residual_table
 
-        used = self._used()
         table = self.runs.configurations
         table = rows(table, self._fitted(column(table, "budget")))
-        budgets, sizes, fitted = (
-            column(table, "budget"),
-            column(table, self.axis),
-            np.empty(len(table)),
-        )
-        for budget in used:
-            here = budgets == budget
-            fitted[here] = self.curve(float(budget), sizes[here])
-        return residual_table(
-            table, np.log(column(table, "loss") / fitted), len(table) - self.noise.residual_dof
-        )
+        budgets, sizes = column(table, "budget"), column(table, self.axis)
+        fitted = np.empty(len(table))
+        for budget in column(self._used_profiles(), "budget"):
+            members = budgets == budget
+            fitted[members] = self.curve(float(budget), sizes[members])
+        parameters = len(table) - self.noise.residual_dof
+        return residual_table(table, np.log(column(table, "loss") / fitted), parameters)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Profiles with their curves and optima."""
-        from isoflop.plotting.profile_plots import plot_profiles
+        """Draw the profiles with their curves and optima."""
+        from isoflop.plotting.profile_plots import ProfileData, plot_profiles
 
-        return plot_profiles(self, ax)
+        data = ProfileData(
+            profiles=self.profiles,
+            runs=self.runs.configurations,
+            axis=self.axis,
+            curve=self.curve,
+            confidence=self.confidence,
+            n=self.n,
+        )
+        return plot_profiles(data, ax)
+
+    def _law_points(self, quantity: Quantity) -> LawPoints:
+        from isoflop.plotting.law_plots import Optima
+
+        return Optima(self.profiles, self.axis)
 
     def plot_residuals(
-        self, against: Literal["params", "tokens", "flops"] = "params", ax: Axes | None = None
+        self,
+        against: Literal["params", "tokens", "flops"] = "params",
+        ax: Axes | None = None,
     ) -> Axes:
-        """Residuals about the profiles."""
-        from isoflop.plotting.residual_plots import plot_residuals
+        """Draw the residuals about the profiles."""
+        from isoflop.plotting.residual_plots import ResidualData, plot_residuals
 
-        return plot_residuals(self, against, ax)
+        data = ResidualData(
+            self.residuals, "log", self.n, budgets_are_flops=self.runs.budgets_are_flops
+        )
+        return plot_residuals(data, against, ax)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        used = f"{len(self._used_profiles())} of {len(self.profiles)}"
+        letter = "N" if self.axis == "params" else "D"
+        return [*super()._facts(), ("Budgets used", used), ("Profiles in", f"ln {letter}")]
+
+    def _details(self) -> list[str]:
+        from isoflop.fitting.results.summary import profile_lines
+
+        return profile_lines(self.profiles, self.axis)
+
+    def _entry(self) -> dict[str, Any]:
+        return {
+            "axis": self.axis,
+            "coefficients": self.coefficients.to_dict("index"),
+            "profiles": records(self.profiles),
+            "runs_used": int(column(self._used_profiles(), "n_runs").sum()),
+        }
+
+
+def interval_entry(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return value, low and high for fit.json; and, where it is the wider of two, the two."""
+    entry = {end: row[end] for end in ENDS}
+    for kind in ("bootstrap", "line"):
+        if f"{kind}_low" in row:
+            entry[kind] = [row[f"{kind}_low"], row[f"{kind}_high"]]
+    return entry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -12,18 +12,17 @@ from isoflop.fitting.estimators.clustered_errors import Neighbours
 from isoflop.fitting.estimators.holdout import RollOut
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.skew import Skew
-from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.fitted_laws import Axis, span_text, tells
+from isoflop.fitting.results.base import MIN_LAW_BUDGETS
 from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.terms import Axis, Finding, finding
 from isoflop.frames import column, mask, records, rows
+from isoflop.text import flops_text
 
 MAX_EPOCHS = 4.0
 MIN_DEPTH = 5.0  # a profile's depth in units of the noise between runs
 FEW_BUDGETS = 5
-LEAST_BUDGETS = 3  # of a power law that the runs could contradict
 _INTERPOLATION = 0.02
 LACK = 0.01  # probability below which a misfit is named
-LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 _LOST = 0.01
 _SHIFTED = (
     0.005  # of ln N*: a skew that moves it by less, at the least and greatest budget, does no harm
@@ -36,13 +35,6 @@ AXIS_WORDS = {
 }
 
 
-class Diagnostic(TypedDict):
-    """A finding: `code` for programs, `message` for people."""
-
-    code: str
-    message: str
-
-
 def diagnose(
     table: RunsTable,
     profiles: pd.DataFrame,
@@ -52,9 +44,9 @@ def diagnose(
     rollout: RollOut | None,
     skew: Skew | None,
     neighbours: Neighbours | None,
-) -> list[Diagnostic]:
+) -> list[Finding]:
     """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN without a minimum."""
-    return findings(
+    groups = (
         of_table(table),
         _status(profiles),
         _lost(profiles, optimum),
@@ -70,26 +62,7 @@ def diagnose(
         _interpolation(profiles, axis),
         of_rows(table),
     )
-
-
-def why_no_law(fit: Fit) -> str:
-    """Why a fit's exponents are no result, in a sentence; empty where they may be one."""
-    if (budgets := len(set(fit.runs.array("budget")))) < LEAST_BUDGETS:
-        runs_at = f"The runs are at {budgets} budget{'s' if budgets > 1 else ''}"
-        return f"{runs_at}, and how the optimum grows with compute shows from {LEAST_BUDGETS} on."
-    if bounded := sorted(LAW_PARAMETERS & set(fit.at_bounds)):
-        return f"{' and '.join(bounded)} {'is' if len(bounded) == 1 else 'are'} at a bound: the runs do not fix the law."
-    if not tells(table := fit.intervals()):
-        a = span_text(table.loc["a"].to_dict())
-        return f"The runs can't tell how the optimum grows with compute: N* ~ C^{a}."
-    return next(
-        (found["message"] for found in fit.diagnostics if found["code"] == "not_converged"), ""
-    )
-
-
-def findings(*parts: list[tuple[str, str]]) -> list[Diagnostic]:
-    """One list of all."""
-    return [Diagnostic(code=code, message=message) for part in parts for code, message in part]
+    return list(chain.from_iterable(groups))
 
 
 def explain_status(
@@ -106,20 +79,11 @@ def explain_status(
     return status
 
 
-def flops_text(value: float) -> str:
-    """1.8e19 for 1.8e+19."""
-    digits, exponent = f"{value:.4g}", 0
-    if "e" in digits:
-        digits, power = digits.split("e")
-        exponent = int(power)
-    return f"{digits}e{exponent}" if exponent else digits
-
-
 def _list(profiles: pd.DataFrame) -> str:
     return ", ".join(flops_text(float(b)) for b in column(profiles, "budget"))
 
 
-def _status(profiles: pd.DataFrame) -> list[tuple[str, str]]:
+def _status(profiles: pd.DataFrame) -> list[Finding]:
     reasons = {
         "edge": "the minimum lies outside the sizes that were run",
         "one_sided": "the best run is at an end, or one run alone holds one side",
@@ -135,11 +99,11 @@ def _status(profiles: pd.DataFrame) -> list[tuple[str, str]]:
         ):
             some = rows(profiles, here & (mask(profiles, "used") == used))
             if len(some):
-                found.append((code, f"{_list(some)} FLOPs: {status}, {word}: {reason}."))
+                found.append(finding(code, f"{_list(some)} FLOPs: {status}, {word}: {reason}."))
     return found
 
 
-def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[tuple[str, str]]:
+def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[Finding]:
     share = np.isnan(optimum).mean(axis=0) if len(optimum) else np.zeros(len(profiles))
     some = (share >= _LOST) & mask(profiles, "used")
     if not some.any():
@@ -149,10 +113,10 @@ def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[tuple[str, str]]:
         for b, s in zip(column(profiles, "budget")[some], share[some], strict=True)
     )
     text = f"Share of resamples in which a profile has no minimum: {words}. These count as unbounded in the intervals."
-    return [("no_minimum", text)]
+    return [finding("no_minimum", text)]
 
 
-def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[tuple[str, str]]:
+def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
     """Profiles with one arm steeper than the other, which a parabola has not."""
     if skew is None or skew.p >= LACK:
         return []
@@ -170,16 +134,16 @@ def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[tuple[str, str]]:
     allowed = (
         "The intervals of a, b, N* and D* allow for it; joint and parametric have no such error."
     )
-    return [("skewed", f"{words} {allowed}")]
+    return [finding("skewed", f"{words} {allowed}")]
 
 
-def few_budgets(count: int) -> list[tuple[str, str]]:
+def few_budgets(count: int) -> list[Finding]:
     if count >= FEW_BUDGETS:
         return []
-    if count < LEAST_BUDGETS:
+    if count < MIN_LAW_BUDGETS:
         have = f"{count} budget{'' if count == 1 else 's'} can't show how the optimum grows with compute"
         return [
-            (
+            finding(
                 "few_budgets",
                 f"{have}: the exponents are as good as the formula. A law needs 3 budgets or more.",
             )
@@ -187,14 +151,14 @@ def few_budgets(count: int) -> list[tuple[str, str]]:
     left = count - 2
     degrees = f"{left} degree{'s' if left != 1 else ''} of freedom"
     return [
-        (
+        finding(
             "few_budgets",
             f"{count} budgets leave the power laws {degrees}: the intervals are wide for that.",
         )
     ]
 
 
-def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[tuple[str, str]]:
+def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
     shallow = rows(
         profiles, mask(profiles, "used") & (column(profiles, "depth_to_noise") < MIN_DEPTH)
     )
@@ -205,16 +169,18 @@ def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[tuple[str, str]]:
     ratios = ", ".join(f"{flops_text(float(b))} ({r:.1f})" for b, r in pairs)
     message = f"Profiles no deeper than {MIN_DEPTH:g} times the noise {kind} (depth over noise): {ratios}."
     return [
-        ("shallow", f"{message} Their optima are poorly placed: wider grids or more seeds help.")
+        finding(
+            "shallow", f"{message} Their optima are poorly placed: wider grids or more seeds help."
+        )
     ]
 
 
-def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
+def of_noise(noise: Noise, else_what: str) -> list[Finding]:
     """What seeds say: how large pure error is, and whether the fit misses by more (F test)."""
     equal = _equal_seeds(noise)
     if not noise.replicate_dof:
         return equal or [
-            (
+            finding(
                 "no_replicates",
                 "No configuration was run with two seeds: noise can't be told from misfit.",
             )
@@ -223,27 +189,27 @@ def of_noise(noise: Noise, else_what: str) -> list[tuple[str, str]]:
         f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (sd, {noise.replicate_dof} degrees "
         f"of freedom); runs lie {noise.residual_sd:.2%} off what was fitted."
     )
-    found = [("replicate_noise", facts), *equal]
+    found = [finding("replicate_noise", facts), *equal]
     if noise.lack_of_fit < LACK:
         words = (
             f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): "
             f"{else_what}, or the recipe is uneven over sizes."
         )
-        found.insert(0, ("lack_of_fit", words))
+        found.insert(0, finding("lack_of_fit", words))
     return found
 
 
-def _equal_seeds(noise: Noise) -> list[tuple[str, str]]:
+def _equal_seeds(noise: Noise) -> list[Finding]:
     if not noise.copies:
         return []
     where = f"{noise.copies} configuration{'s' if noise.copies > 1 else ''}"
     words = f"In {where} seeds have one loss to the last digit: listed twice, or rounded? They tell nothing of noise."
-    return [("equal_seeds", words)]
+    return [finding("equal_seeds", words)]
 
 
 def alike(
     neighbours: Neighbours | None, recurring: Neighbours | None = None, allowed: str = _ALLOWED
-) -> list[tuple[str, str]]:
+) -> list[Finding]:
     """Runs of neighbouring sizes, or of one size, on the same side of the fit more often than chance has it."""
     found = []
     if neighbours is not None and neighbours.p < LACK:
@@ -251,14 +217,14 @@ def alike(
             f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise is "
             "shared (a recipe uneven over sizes?), or the shape is not the whole of it."
         )
-        found.append(("shared_noise", f"{words} {_spoken(neighbours, allowed)}"))
+        found.append(finding("shared_noise", f"{words} {_spoken(neighbours, allowed)}"))
     if recurring is not None and recurring.p < LACK:
         words = (
             f"A size keeps its deviation from the fit at all its budgets (p = {recurring.p:.2g}): its rate, depth or "
             "heads suit it badly, or the shape is not the whole of it. Tune the sizes that lie off anew, or leave them "
             "out, and fit again."
         )
-        found.append(("shared_noise", f"{words} {_spoken(recurring, allowed)}"))
+        found.append(finding("shared_noise", f"{words} {_spoken(recurring, allowed)}"))
     return found
 
 
@@ -266,11 +232,11 @@ def _spoken(neighbours: Neighbours, allowed: str) -> str:
     return "The intervals are too narrow for that." if neighbours.shared is None else allowed
 
 
-def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:
+def of_rollout(rollout: RollOut | None) -> list[Finding]:
     """How well the fit predicts its own largest budgets when they are hidden."""
     if rollout is None:
         return [
-            (
+            finding(
                 "no_rollout",
                 "Too few budgets to hide one and predict it: how the law fails beyond them is not known.",
             )
@@ -291,20 +257,20 @@ def of_rollout(rollout: RollOut | None) -> list[tuple[str, str]]:
             parts.append(
                 f"{hidden}, {flops_text(row['budget'])} is predicted with {' and '.join(errors)} off"
             )
-    return [("rollout", f"Roll-out: {'; '.join(parts)}.")]
+    return [finding("rollout", f"Roll-out: {'; '.join(parts)}.")]
 
 
-def of_table(table: RunsTable) -> list[tuple[str, str]]:
+def of_table(table: RunsTable) -> list[Finding]:
     """What the runs themselves call for."""
     return [*_simulated(table), *_epochs(table), *table.findings]
 
 
-def of_rows(table: RunsTable) -> list[tuple[str, str]]:
+def of_rows(table: RunsTable) -> list[Finding]:
     """Rows that were left out."""
-    return [("rows_dropped", f"Left out: {what}: {why}.") for what, why in table.dropped]
+    return [finding("rows_dropped", f"Left out: {what}: {why}.") for what, why in table.dropped]
 
 
-def _simulated(table: RunsTable) -> list[tuple[str, str]]:
+def _simulated(table: RunsTable) -> list[Finding]:
     if "simulated" not in table.frame or not (
         drawn := int(np.count_nonzero(table.array("simulated")))
     ):
@@ -315,14 +281,14 @@ def _simulated(table: RunsTable) -> list[tuple[str, str]]:
         else f"{drawn} of {len(table.frame)} losses are"
     )
     return [
-        (
+        finding(
             "simulated",
             f"{which} simulated (train.trainer): drawn from a law, not trained. Nothing here is a result.",
         )
     ]
 
 
-def _epochs(table: RunsTable) -> list[tuple[str, str]]:
+def _epochs(table: RunsTable) -> list[Finding]:
     if "epochs" not in table.frame:
         return []
     epochs = table.array("epochs")
@@ -331,17 +297,17 @@ def _epochs(table: RunsTable) -> list[tuple[str, str]]:
         return []
     runs = f"{over} run{'s see' if over > 1 else ' sees'} its data more than {MAX_EPOCHS:g} times"
     return [
-        (
+        finding(
             "epochs",
             f"{runs} (at most {np.nanmax(epochs):.1f}): repeated data teach less than new data.",
         )
     ]
 
 
-def _interpolation(profiles: pd.DataFrame, axis: Axis) -> list[tuple[str, str]]:
+def _interpolation(profiles: pd.DataFrame, axis: Axis) -> list[Finding]:
     worst = float(np.max(column(profiles, "interpolation_error")[mask(profiles, "used")]))
     if worst <= _INTERPOLATION:
         return []
     other = "tokens" if axis == "params" else "parameters"
     text = f"The {other} at an optimum are read off a smooth curve; the runs lie up to {worst:.1%} (rms) off it."
-    return [("interpolation", text)]
+    return [finding("interpolation", text)]

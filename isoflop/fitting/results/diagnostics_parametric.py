@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from isoflop.fitting.estimators.newton import LEAST_E
+from isoflop.fitting.estimators.surface_estimate import optimum
 from isoflop.fitting.results.diagnostics import (
     LACK,
-    Diagnostic,
     alike,
     few_budgets,
-    findings,
-    flops_text,
     of_noise,
     of_rollout,
     of_rows,
     of_table,
 )
-from isoflop.fitting.results.joint_fit import LETTERS
-from isoflop.fitting.results.parametric_fit import optimum
+from isoflop.fitting.results.envelope_fit import EnvelopeFit
+from isoflop.fitting.results.joint_fit import JointFit
+from isoflop.fitting.results.parametric_fit import ParametricFit
+from isoflop.fitting.terms import EXPONENT_LETTERS, Finding, finding
 from isoflop.frames import column, rows
-
-if TYPE_CHECKING:
-    from isoflop.fitting.methods.envelope import EnvelopeFit
-    from isoflop.fitting.results.joint_fit import JointFit
-    from isoflop.fitting.results.parametric_fit import ParametricFit
+from isoflop.text import flops_text
 
 Floats = np.ndarray
-Found = list[tuple[str, str]]
 SLOPE = 1e-5
 CONDITION = 1e4
 AGREEING = 0.5
@@ -39,9 +35,9 @@ FLOOR = 0.01  # E below this share of the least loss
 SMALL_DELTA = 0.5  # of a robust standard deviation
 
 
-def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
+def diagnose_surface(fit: ParametricFit) -> list[Finding]:
     """Findings on a surface, the gravest first."""
-    return findings(
+    groups = (
         _search(fit),
         of_table(fit.runs),
         _bounds(fit),
@@ -57,41 +53,43 @@ def diagnose_surface(fit: ParametricFit) -> list[Diagnostic]:
         of_rollout(fit.rollout),
         of_rows(fit.runs),
     )
+    return list(chain.from_iterable(groups))
 
 
-def diagnose_joint(fit: JointFit) -> list[Diagnostic]:
+def diagnose_joint(fit: JointFit) -> list[Finding]:
     """Findings on a joint fit of profiles."""
     found = _joint_bounds(fit)
     beyond = rows(fit.profiles, fit.profiles["status"].to_numpy() == "edge")
     if len(beyond):
         budgets = ", ".join(flops_text(float(b)) for b in column(beyond, "budget"))
         found.append(
-            (
+            finding(
                 "edge",
                 f"{budgets} FLOPs: the minimum lies beyond the sizes run; the other budgets place it.",
             )
         )
-    return findings(
+    groups = (
         of_table(fit.runs),
         found,
         few_budgets(fit.curves.budgets),
-        _far_runs(fit),
+        _outliers_of_profiles(fit),
         _uneven(fit),
         alike(fit.neighbours, fit.recurring),
         of_noise(fit.noise, "the shape is not the same in all budgets"),
         of_rollout(fit.rollout),
         of_rows(fit.runs),
     )
+    return list(chain.from_iterable(groups))
 
 
-def _joint_bounds(fit: JointFit) -> Found:
+def _joint_bounds(fit: JointFit) -> list[Finding]:
     names, found = fit.at_bounds, []
     if {"left", "right"} & set(names):
         arms = "The arms' exponents are at a bound: these profiles do not show how an arm bends. Wider ones do."
-        found.append(("at_bound", arms))
+        found.append(finding("at_bound", arms))
     values = dict(
         zip(
-            ("curvature", "left", "right", "k", LETTERS[fit.axis]),
+            ("curvature", "left", "right", "k", EXPONENT_LETTERS[fit.axis]),
             fit.estimate.theta[0],
             strict=True,
         )
@@ -99,33 +97,34 @@ def _joint_bounds(fit: JointFit) -> Found:
     for name in names:
         if name not in ("left", "right"):
             words = f"{'ln curvature' if name == 'curvature' else name} is at its bound {values[name]:g}"
-            found.append(("at_bound", f"{words}: the runs do not fix it."))
+            found.append(finding("at_bound", f"{words}: the runs do not fix it."))
     return found
 
 
-def diagnose_envelope(fit: EnvelopeFit) -> list[Diagnostic]:
+def diagnose_envelope(fit: EnvelopeFit) -> list[Finding]:
     """Findings on an envelope."""
     words = (
         f"The envelope takes its {len(fit.frontier)} optima from the sizes that were run: they are no nearer to the "
         "best than the sizes lie apart."
     )
-    return findings(
+    groups = (
         of_table(fit.runs),
-        [("nearest_run", words)],
+        [finding("nearest_run", words)],
         few_budgets(len(fit.frontier)),
         of_rows(fit.runs),
     )
+    return list(chain.from_iterable(groups))
 
 
-def _search(fit: ParametricFit) -> Found:
+def _search(fit: ParametricFit) -> list[Finding]:
     slope, agreeing = float(fit.estimate.slope[0]), fit.estimate.agreeing
     found = []
     if not slope <= SLOPE:
         words = f"The fit did not converge: residuals and Jacobian are {slope:.1e} from a right angle at the end."
-        found.append(("not_converged", words))
+        found.append(finding("not_converged", words))
     if agreeing < AGREEING:
         found.append(
-            (
+            finding(
                 "few_starts",
                 f"{agreeing:.0%} of the 48 starts reached this optimum: there may be a better one.",
             )
@@ -133,29 +132,31 @@ def _search(fit: ParametricFit) -> Found:
     return found
 
 
-def _bounds(fit: ParametricFit) -> Found:
-    found: Found = []
+def _bounds(fit: ParametricFit) -> list[Finding]:
+    found: list[Finding] = []
     params: dict[Any, float] = fit.params.to_dict()
     least = float(fit.sample.points.loss.min())
     if params["E"] < FLOOR * least:
         near = fit.theta[0] - float(np.log(fit.sample.points.loss).mean()) <= -LEAST_E
         where = "at its bound, nothing" if near else f"{params['E'] / least:.2%} of the least loss"
-        found.append(("e_near_zero", f"E is {where}: these runs do not show an irreducible loss."))
+        found.append(
+            finding("e_near_zero", f"E is {where}: these runs do not show an irreducible loss.")
+        )
     for name in fit.at_bounds:
         found.append(
-            ("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it.")
+            finding("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it.")
         )
     return found
 
 
-def _condition(fit: ParametricFit) -> Found:
+def _condition(fit: ParametricFit) -> list[Finding]:
     if fit.condition < CONDITION:
         return []
     words = f"Condition number {fit.condition:.1e}: these runs hardly tell the parameters apart."
-    return [("ill_conditioned", words)]
+    return [finding("ill_conditioned", words)]
 
 
-def _edge(fit: ParametricFit) -> Found:
+def _edge(fit: ParametricFit) -> list[Finding]:
     """Budgets whose runs all lie on one side of the optimum; which N is best for a run's own 6ND decides its side."""
     sample, points = fit.sample, fit.sample.points
     size, data = points.x + points.x_mean, points.y + points.y_mean
@@ -170,7 +171,7 @@ def _edge(fit: ParametricFit) -> Found:
         return []
     if len(beyond) == len(budgets):
         return [
-            (
+            finding(
                 "edge",
                 "At no budget do the sizes that were run bracket the law's optimum: N* is an extrapolation.",
             )
@@ -179,49 +180,49 @@ def _edge(fit: ParametricFit) -> Found:
         ", ..." if len(beyond) > 8 else ""
     )
     return [
-        (
+        finding(
             "edge",
             f"{names} FLOPs: the law's optimum lies beyond the sizes run; the other budgets place it.",
         )
     ]
 
 
-def _outliers(fit: ParametricFit) -> Found:
+def _outliers(fit: ParametricFit) -> list[Finding]:
     table = fit.influence
-    found = _named_far(fit, column(table, "sds"), table.index.to_numpy(dtype=np.int64), "law")
-    return [
-        (code, f"{words} Kept; drop_outliers={OUTLIER:g} leaves out what lies so far.")
-        for code, words in found
-    ]
+    configs = table.index.to_numpy(dtype=np.int64)
+    text = _far_runs(fit, column(table, "sds"), configs, "law")
+    mend = f"Kept; drop_outliers={OUTLIER:g} leaves out what lies so far."
+    return [finding("outliers", f"{text} {mend}")] if text else []
 
 
-def _far_runs(fit: JointFit) -> Found:
+def _outliers_of_profiles(fit: JointFit) -> list[Finding]:
     table = fit.residuals
     configs = fit.runs.configurations.loc[table.index, "config"].to_numpy(dtype=np.int64)
-    return [
-        (code, f"{words} Kept; fit_parametric(drop_outliers=...) can leave out what lies so far.")
-        for code, words in _named_far(fit, column(table, "sds"), configs, "profiles")
-    ]
+    text = _far_runs(fit, column(table, "sds"), configs, "profiles")
+    mend = "Kept; fit_parametric(drop_outliers=...) can leave out what lies so far."
+    return [finding("outliers", f"{text} {mend}")] if text else []
 
 
-def _named_far(fit: ParametricFit | JointFit, sds: Floats, configs: np.ndarray, what: str) -> Found:
-    """Configurations far off what was fitted, the farthest first."""
+def _far_runs(fit: ParametricFit | JointFit, sds: Floats, configs: np.ndarray, fitted: str) -> str:
+    """Return a sentence that names configurations far off the fit, the farthest first; empty if
+    none is.
+    """
     far = np.flatnonzero(np.abs(sds) > OUTLIER)
     if not len(far):
-        return []
+        return ""
     worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:5]
     names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
     more = f" and {len(far) - 5} more" if len(far) > 5 else ""
     lie = "run lies" if len(far) == 1 else "runs lie"
-    words = f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {what}: {names}{more}."
+    text = f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {fitted}: {names}{more}."
     if _is_uneven(fit):
-        words += (
+        text += (
             " The noise is not the same for all runs, so where it is high these may be no outliers."
         )
-    return [("outliers", words)]
+    return text
 
 
-def _influence(fit: ParametricFit) -> Found:
+def _influence(fit: ParametricFit) -> list[Finding]:
     shifts, configs = (
         np.abs(column(fit.influence, "a_shift")),
         fit.influence.index.to_numpy(dtype=np.int64),
@@ -231,22 +232,22 @@ def _influence(fit: ParametricFit) -> Found:
         return []
     without = column(fit.influence, "a")[worst]
     words = f"Without {fit.name_of(int(configs[worst]))} a would be {without:.4f}, {shifts[worst]:.1f} standard errors"
-    return [("influence", f"One run decides much: {words} away.")]
+    return [finding("influence", f"One run decides much: {words} away.")]
 
 
 def _is_uneven(fit: ParametricFit | JointFit) -> bool:
     return float(fit.estimate.even[0]) < LACK
 
 
-def _uneven(fit: ParametricFit | JointFit) -> Found:
+def _uneven(fit: ParametricFit | JointFit) -> list[Finding]:
     if not _is_uneven(fit):
         return []
     even = float(fit.estimate.even[0])
     words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
-    return [("uneven_noise", words)]
+    return [finding("uneven_noise", words)]
 
 
-def _delta(fit: ParametricFit) -> Found:
+def _delta(fit: ParametricFit) -> list[Finding]:
     delta = float(fit.estimate.delta[0])
     if not delta < SMALL_DELTA * fit.robust_sd:
         return []
@@ -254,4 +255,4 @@ def _delta(fit: ParametricFit) -> Found:
         f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): nearly least absolute deviations, "
         "which loses a part of what the runs tell; the t intervals are rough then, the percentile ones better."
     )
-    return [("small_delta", words)]
+    return [finding("small_delta", words)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,18 +12,15 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.terms import ENDS, STATISTICAL, Finding, IntervalKind, span_text
 
 if TYPE_CHECKING:
     from isoflop.fitting.estimators.holdout import RollOut
     from isoflop.fitting.estimators.skew import Skew
-    from isoflop.fitting.results.diagnostics import Diagnostic
-    from isoflop.fitting.tables.runs_table import ParamCount
+    from isoflop.fitting.terms import Finding
+    from isoflop.shapes import ParamCount
 
 Floats = np.ndarray
-Axis = Literal["params", "tokens"]
-Kind = Literal["t", "percentile"]
-ENDS = ["value", "low", "high"]
-STATISTICAL = ["statistical_low", "statistical_high"]
 PACE = 1.5
 """Times that b / a may differ from 1, by the ends of its interval, where both are said to grow at about one pace."""
 WIDEST = 1.0
@@ -38,7 +35,7 @@ class Core(Protocol):
         """Degrees of freedom of the t intervals."""
         ...
 
-    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+    def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
         """A row for each estimate, `a`, `b` and `ratio` among them; columns value, low, high."""
         ...
 
@@ -66,7 +63,7 @@ class Laws(ABC):
     confidence: float
     rollout: RollOut | None
     skew: Skew | None = None
-    diagnostics: list[Diagnostic]
+    diagnostics: list[Finding]
 
     @property
     @abstractmethod
@@ -93,7 +90,9 @@ class Laws(ABC):
     def core(self) -> Core:
         """The numbers of the laws: all that predictions need."""
 
-    def intervals(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+    def intervals(
+        self, confidence: float | None = None, kind: IntervalKind | None = None
+    ) -> pd.DataFrame:
         """Value, low, high of what the core estimates, a and b too; by the skew of parabolas unless `kind` is given."""
         table = self.core.intervals(level := self._level(confidence), kind)
         return table if kind or self.skew is None else self.skew.widen_laws(table, level)
@@ -139,7 +138,9 @@ class Laws(ABC):
         """b / a: how many times faster ln(data) grows than ln(model size); value, low, high."""
         return self.intervals().loc["ratio", ENDS]
 
-    def conf_int(self, confidence: float | None = None, kind: Kind | None = None) -> pd.DataFrame:
+    def conf_int(
+        self, confidence: float | None = None, kind: IntervalKind | None = None
+    ) -> pd.DataFrame:
         """Columns low and high of all that is estimated, at any confidence.
 
         Args:
@@ -208,15 +209,3 @@ def tells(table: pd.DataFrame) -> bool:
     """Whether intervals (rows a and b) are narrow enough to tell how the optimum grows; none is not too wide."""
     rows = (table.loc[name].to_dict() for name in ("a", "b"))
     return not any(row["high"] - row["low"] > WIDEST for row in rows)
-
-
-def span_text(row: dict[Any, float]) -> str:
-    """value [low, high]; the value alone where it has no interval."""
-    value, low, high = (row[k] for k in ENDS)
-    if np.isnan(low):
-        return f"{value:.3f}"
-    return (
-        f"{value:.3f} [{low:.3f}, {high:.3f}]"
-        if np.isfinite(high - low)
-        else f"{value:.3f} [unbounded]"
-    )

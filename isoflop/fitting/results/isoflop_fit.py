@@ -23,15 +23,14 @@ from isoflop.fitting.estimators.intervals import (
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.base import ProfileFit
-from isoflop.fitting.results.fitted_laws import ENDS, Axis, Kind
 from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, Axis, IntervalKind
 from isoflop.frames import records
 
 if TYPE_CHECKING:
-    from isoflop.fitting.results.diagnostics import Diagnostic
+    from isoflop.fitting.terms import Finding
 
 Floats = np.ndarray
-_LETTERS = {"params": "a", "tokens": "b"}
 _ESTIMATES = ("a", "b", "ratio", "k_params", "k_tokens")
 
 
@@ -55,7 +54,7 @@ class LinesCore:
     def dof(self) -> int:
         return self.lines["params"].dof
 
-    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+    def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
         """Intervals of a, b, ratio (b / a), k_params and k_tokens.
 
         Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and `high` are the wider of
@@ -77,7 +76,7 @@ class LinesCore:
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
         x = float(np.log(flops))
-        return {name: wider(*self._line_at(name, x, confidence)) for name in _LETTERS}
+        return {name: wider(*self._line_at(name, x, confidence)) for name in EXPONENT_LETTERS}
 
     def _both(self, name: str, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
         """The bootstrap's and the line's interval."""
@@ -106,7 +105,9 @@ class LinesCore:
     ) -> tuple[Interval, Interval]:
         """ln of N* or D* at ln C = x."""
         line = self.lines[quantity]
-        drawn = self._resamples(f"ln_k_{quantity}") + self._resamples(_LETTERS[quantity]) * x
+        drawn = (
+            self._resamples(f"ln_k_{quantity}") + self._resamples(EXPONENT_LETTERS[quantity]) * x
+        )
         return (
             self._drawn(line.at(x), drawn, confidence, percentile),
             t_interval(line.at(x), line.se_at(x), line.dof, confidence),
@@ -121,7 +122,7 @@ class LinesCore:
         return draws_interval(value, draws, self.residual_dof, confidence)
 
     def to_dict(self) -> dict[str, Any]:
-        lines = {name: dataclasses.asdict(self.lines[name]) for name in _LETTERS}
+        lines = {name: dataclasses.asdict(self.lines[name]) for name in EXPONENT_LETTERS}
         return {"lines": lines, "covariance": self.covariance, "residual_dof": self.residual_dof}
 
 
@@ -152,7 +153,7 @@ class IsoflopFit(ProfileFit):
     bootstrap: int
     confidence: float
     seed: int
-    diagnostics: list[Diagnostic]
+    diagnostics: list[Finding]
     skew: Skew | None = None
 
     method = "isoflop"

@@ -18,15 +18,14 @@ from isoflop.fitting.estimators.clustered_errors import Neighbours, Shared, shar
 from isoflop.fitting.estimators.holdout import RollOut
 from isoflop.fitting.estimators.intervals import Interval, exponential
 from isoflop.fitting.estimators.noise import Noise
-from isoflop.fitting.results.base import NEAR, ProfileFit
-from isoflop.fitting.results.fitted_laws import ENDS, Axis, Kind
+from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES, ProfileFit, interval_entry
 from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, Axis, IntervalKind
 
 if TYPE_CHECKING:
-    from isoflop.fitting.results.diagnostics import Diagnostic
+    from isoflop.fitting.terms import EXPONENT_LETTERS, Finding
 
 Floats = np.ndarray
-LETTERS = {"params": "a", "tokens": "b"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class JointCore:
     dof: int
     shared: Shared | None = None
 
-    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+    def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
         """Value, low and high of a, b, ratio (b / a), k_params, k_tokens, and the exponents of the arms: `left` of the
         falling one (alpha of A/N^alpha), `right` of the rising one.
         """
@@ -87,7 +86,8 @@ class JointCore:
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
         return {
-            name: self._t(*self.laws[name].at(float(np.log(flops))), confidence) for name in LETTERS
+            name: self._t(*self.laws[name].at(float(np.log(flops))), confidence)
+            for name in EXPONENT_LETTERS
         }
 
     def _t(self, value: float, gradient: Floats, confidence: float) -> Interval:
@@ -138,15 +138,9 @@ class JointFit(ProfileFit):
     rollout: RollOut | None
     huber: bool
     confidence: float
-    diagnostics: list[Diagnostic] = field(default_factory=list)
+    diagnostics: list[Finding] = field(default_factory=list)
 
     method = "joint"
-
-    def judged(self) -> JointFit:
-        """With its findings."""
-        from isoflop.fitting.results.diagnostics_parametric import diagnose_joint
-
-        return dataclasses.replace(self, diagnostics=diagnose_joint(self))
 
     @property
     def core(self) -> JointCore:
@@ -158,7 +152,7 @@ class JointFit(ProfileFit):
     def at_bounds(self) -> list[str]:
         theta = self.estimate.theta[0]
         bound = (theta <= joint.LOW) | (theta >= joint.HIGH)
-        names = ("curvature", "left", "right", "k", LETTERS[self.axis])
+        names = ("curvature", "left", "right", "k", EXPONENT_LETTERS[self.axis])
         return [name for name, here in zip(names, bound, strict=True) if here]
 
     @cached_property
@@ -195,7 +189,7 @@ class JointFit(ProfileFit):
         """A row a budget; see `ProfileFit`."""
         other = "tokens" if self.axis == "params" else "params"
         c, floor = np.log([profile.flops for profile in self.raw]), self.estimate.floor[0]
-        near = {share: self.near(c, share * floor) for share in NEAR}
+        near = {share: self.near(c, share * floor) for share in NEAR_OPTIMAL_SHARES}
         rows = []
         for k, profile in enumerate(self.raw):
             optimum = exponential(self.law_at(profile.flops, self.confidence)[self.axis])
@@ -217,6 +211,17 @@ class JointFit(ProfileFit):
                 | {"status": para.status_at(profile, float(np.log(optimum.value))), "used": True}
             )
         return pd.DataFrame(rows)
+
+    def _entry(self) -> dict[str, Any]:
+        table = self.intervals()
+        return {
+            **super()._entry(),
+            "arms": {name: interval_entry(table.loc[name].to_dict()) for name in ("left", "right")},
+            "theta": self.estimate.theta[0].tolist(),
+            "covariance": self.estimate.spread[0].tolist(),
+            "objective": float(self.estimate.objective[0]),
+            "huber_delta": float(self.estimate.delta[0]),
+        }
 
     def curvature_at(self, c: float) -> float:
         """Second derivative of the loss in ln(axis) at the optimum of ln C = c, nats."""

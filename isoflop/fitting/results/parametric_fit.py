@@ -23,17 +23,20 @@ from isoflop.fitting.estimators.surface_estimate import (
     Estimate,
     Sample,
     jacobian,
+    optimum,
     robust_sd,
 )
-from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.fitted_laws import ENDS, Kind
+from isoflop.fitting.results.base import Fit, interval_entry
+from isoflop.fitting.results.summary import parameter_lines
 from isoflop.fitting.tables.budgets import OWN
 from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.terms import ENDS, IntervalKind, Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from isoflop.fitting.results.diagnostics import Diagnostic
+    from isoflop.fitting.terms import Finding
+    from isoflop.plotting.law_plots import LawPoints
 
 Floats = np.ndarray
 LOGS = ("E", "ln_A", "ln_B", "alpha", "beta")
@@ -77,7 +80,7 @@ class SurfaceCore:
         turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
         return turn
 
-    def intervals(self, confidence: float, kind: Kind | None = None) -> pd.DataFrame:
+    def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
         """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
 
         `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
@@ -228,7 +231,7 @@ class ParametricFit(Fit):
     confidence: float
     seed: int
     drop_outliers: float | None = None
-    diagnostics: list[Diagnostic] = field(default_factory=list)
+    diagnostics: list[Finding] = field(default_factory=list)
 
     method = "parametric"
 
@@ -313,7 +316,10 @@ class ParametricFit(Fit):
         Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
         run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
         """
-        return influence_table(self)
+        value = float(self.exponents.loc["a", "value"])
+        return influence_table(
+            self.sample, self.estimate, self.leverage, value, self.core.error_of_a()
+        )
 
     @cached_property
     def residuals(self) -> pd.DataFrame:
@@ -336,68 +342,111 @@ class ParametricFit(Fit):
             pd.DataFrame(columns, index=pd.Index(sample.config, name="config")), gap, PARAMETERS
         )
 
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Contours of the loss over size and data, the runs, and the optimum for each compute."""
-        from isoflop.plotting.surface_plots import plot_surface
+    @property
+    def fitted_flops(self) -> Floats:
+        return self.runs.array("flops")
 
-        return plot_surface(self, ax)
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw contours of the loss over size and data, the runs, and the optimum for each compute."""
+        from isoflop.plotting.surface_plots import SurfaceData, plot_surface
+
+        points, flops = self.sample.points, self.sample.flops
+        data = SurfaceData(
+            params=np.exp(points.x + points.x_mean),
+            tokens=np.exp(points.y + points.y_mean),
+            budget=self.sample.budget,
+            min_flops=float(flops.min()),
+            max_flops=float(flops.max()),
+            optimum=lambda compute: optimum(points, self.theta, compute)[0],
+            loss_at=self.loss_at,
+            tokens_for=self.core.tokens_for,
+            params_for=self.core.params_for,
+            n=self.n,
+            budgets_are_flops=self.runs.budgets_are_flops,
+        )
+        return plot_surface(data, ax)
+
+    def _law_points(self, quantity: Quantity) -> LawPoints:
+        from isoflop.plotting.law_plots import Runs
+
+        return Runs(self.fitted_flops, self.runs.array(quantity))
 
     def plot_exponents(self, ax: Axes | None = None) -> Axes:
-        """Resamples of alpha and beta with the t intervals of both and of a."""
-        from isoflop.plotting.surface_plots import plot_exponents
+        """Draw resamples of alpha and beta with the t intervals of both and of a."""
+        from isoflop.plotting.surface_plots import ExponentData, plot_exponents
 
-        return plot_exponents(self, ax)
+        table = self.intervals(kind="t")
+        data = ExponentData(
+            alpha=float(self.theta[3]),
+            beta=float(self.theta[4]),
+            draws=self.draws[:, 3:],
+            covariance=self.estimate.spread[0][3:, 3:],
+            dof=self.sample.dof,
+            intervals={name: table.loc[name].to_dict() for name in ("alpha", "beta", "a")},
+            confidence=self.confidence,
+        )
+        return plot_exponents(data, ax)
 
     def plot_residuals(
         self, against: Literal["params", "tokens", "flops"] = "params", ax: Axes | None = None
     ) -> Axes:
-        """Residuals about the surface."""
-        from isoflop.plotting.residual_plots import plot_residuals
+        """Draw the residuals about the surface."""
+        from isoflop.plotting.residual_plots import ResidualData, plot_residuals
 
-        return plot_residuals(self, against, ax)
+        scale = self.sample.points.scale
+        data = ResidualData(self.residuals, scale, self.n, self.runs.budgets_are_flops)
+        return plot_residuals(data, against, ax)
 
     def plot_influence(self, ax: Axes | None = None, *, runs: int = 12) -> Axes:
-        """a without each of the runs that move it most."""
+        """Draw a without each of the runs that move it most.
+
+        Args:
+            runs: how many are shown; `influence` has all.
+        """
         from isoflop.plotting.residual_plots import plot_influence
 
-        return plot_influence(self, ax, runs=runs)
+        table = self.influence.assign(size=self.influence["a_shift"].abs())
+        table = table.sort_values("size", kind="stable").tail(runs)
+        names = [self.name_of(int(config)) for config in table.index]
+        interval = self.intervals().loc["a"].to_dict()
+        return plot_influence(table, names, interval, self.confidence, ax)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        delta = float(self.estimate.delta[0])
+        return [
+            *super()._facts(),
+            ("Huber's delta", f"{delta:.3g}"),
+            ("Objective", f"{self.objective:.10g}"),
+        ]
+
+    def _details(self) -> list[str]:
+        return parameter_lines(self.intervals())
+
+    def _entry(self) -> dict[str, Any]:
+        table, covariance = self.intervals(), self.covariance
+        return {
+            "params": self.params.to_dict(),
+            "intervals": {
+                name: interval_entry(table.loc[name].to_dict()) for name in self.params.index
+            },
+            "objective": self.objective,
+            "covariance": {
+                "of": list(covariance.index),
+                "matrix": covariance.to_numpy().tolist(),
+            },
+            "huber_delta": float(self.estimate.delta[0]),
+            "residual": self.sample.points.scale,
+            "convergence": {
+                "slope": float(self.estimate.slope[0]),
+                "starts_agreeing": self.estimate.agreeing,
+                "condition": self.condition,
+            },
+            "flops_range": [float(self.sample.flops.min()), float(self.sample.flops.max())],
+            "dof": self.sample.dof,
+            "runs_used": len(self.runs),
+        }
 
     @property
     def robust_sd(self) -> float:
         """Of one run about the law, from the median absolute residual."""
         return float(robust_sd(self.sample.residuals(self.theta)))
-
-
-def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
-    """ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their gradients by theta, (..., 3, 5).
-
-    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The gradient of L*
-    is that of L at fixed N and D, since L is stationary there.
-    """
-    e, a, b, alpha, beta, sixth = np.broadcast_arrays(
-        *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
-    )
-    total = alpha + beta
-    a_far, b_far = a + alpha * points.x_mean, b + beta * points.y_mean
-    size = (np.log(alpha) + a_far - np.log(beta) - b_far + beta * sixth) / total
-    data = sixth - size
-    p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
-    floor = np.exp(e)
-    loss = floor + p + q
-    zero, one = np.zeros_like(total), np.ones_like(total)
-    of_size = np.stack(
-        [
-            zero,
-            one,
-            -one,
-            1.0 / alpha + points.x_mean - size,
-            sixth - size - 1.0 / beta - points.y_mean,
-        ],
-        axis=-1,
-    )
-    of_size = of_size / total[..., None]
-    of_loss = np.stack(
-        [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q], axis=-1
-    )
-    values = np.stack([size, data, np.log(loss)], axis=-1)
-    return values, np.stack([of_size, -of_size, of_loss / loss[..., None]], axis=-2)

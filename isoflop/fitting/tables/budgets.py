@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.rows import Finding
+from isoflop.fitting.terms import Finding, finding
 
 Floats = np.ndarray
 
@@ -79,7 +79,7 @@ def label_by_flops(flops: Floats, sizes: Floats, where: str, needed: bool) -> La
         words = f"the FLOPs don't fall into budgets ({span}, with no gaps wider than the scatter between them)"
         if needed:
             raise FitError(f"{where}: {words}; name a column of budgets with --budget")
-        return Labelled(flops, OWN, [Finding("no_budgets", f"{words[0].upper()}{words[1:]}.")])
+        return Labelled(flops, OWN, [finding("no_budgets", f"{words[0].upper()}{words[1:]}.")])
     logs, labels = np.log(flops), found.labels
     budgets = np.exp((np.bincount(labels, logs) / np.bincount(labels))[labels])
     return Labelled(budgets, "(flops, clustered)", _uncertain(found, flops, budgets))
@@ -91,11 +91,11 @@ def _uncertain(found: Grouping, flops: Floats, budgets: Floats) -> list[Finding]
     if double is not None:
         budget = float(budgets[found.labels == double][0])
         words = f"The budget of {budget:.4g} FLOPs is wider and has more runs than the others: it may be two"
-        return [Finding("budgets_unclear", f"{words}; {mend}")]
+        return [finding("budgets_unclear", f"{words}; {mend}")]
     if found.gap < min(2.0 * found.span, MAX_SPAN):
         words = f"Budgets were told apart by FLOPs that scatter by {np.expm1(found.span):.0%} within one and are"
         return [
-            Finding(
+            finding(
                 "budgets_unclear", f"{words} {np.expm1(found.gap):.0%} apart between two; {mend}"
             )
         ]

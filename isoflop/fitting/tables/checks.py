@@ -11,7 +11,8 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.tables.budgets import LABELLED
 from isoflop.fitting.tables.columns import SETTINGS, SIX_ND
-from isoflop.fitting.tables.rows import Finding, name_rows
+from isoflop.fitting.tables.rows import name_rows
+from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import column, rows
 
 Floats = np.ndarray
@@ -127,7 +128,7 @@ def _units(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
         return []
     ratio = "" if abs(off) < 3.0 - NEAR else f"C is about 1e{round(off):+d} times 6ND: "
     text = f"{ratio}{', or '.join(words[:2])}? Exponents stay, coefficients and N*, D* don't. "
-    return [Finding("units", f"{text}A factor can be given with the column's name, as in COL*1e6.")]
+    return [finding("units", f"{text}A factor can be given with the column's name, as in COL*1e6.")]
 
 
 def _guesses(middle: dict[str, float], derived: bool) -> list[dict[str, float]]:
@@ -164,7 +165,7 @@ def _inconsistent(frame: pd.DataFrame) -> list[Finding]:
         return []
     words = f"In {name_rows(frame, far)}, C / 6ND is more than 10 times off that of most rows."
     return [
-        Finding("flops_inconsistent", f"{words} Are parameters, tokens and FLOPs of the same run?")
+        finding("flops_inconsistent", f"{words} Are parameters, tokens and FLOPs of the same run?")
     ]
 
 
@@ -173,7 +174,7 @@ def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
     loss = column(frame, "loss")
     if np.median(loss) > MAX_LOSS:
         words = f"Column {names['loss']!r} is {np.median(loss):.4g} in the middle: no loss in nats. Is it a perplexity?"
-        return [Finding("loss_high", words)]
+        return [finding("loss_high", words)]
     middle = frame["loss"].groupby(frame["budget"]).transform("median").to_numpy(dtype=np.float64)
     found = []
     for code, far, words in (
@@ -190,7 +191,7 @@ def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
     ):
         if far.any():
             found.append(
-                Finding(
+                finding(
                     code,
                     f"The loss of {name_rows(frame, far)} is {words}? It is used all the same.",
                 )
@@ -206,13 +207,13 @@ def _budgets(frame: pd.DataFrame) -> list[Finding]:
     if far.mean() > MOST:
         words = f"The budgets' labels are no FLOPs: the runs' are {_span(off)} times them. The laws use the FLOPs."
         off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
-        return [Finding("budget_off", words), *_mismatch(frame, np.abs(off) > math.log(HIGH))]
+        return [finding("budget_off", words), *_mismatch(frame, np.abs(off) > math.log(HIGH))]
     group = np.unique(labels[~far], return_inverse=True)[1]
     means = np.bincount(group, off[~far]) / np.bincount(group)
     if np.max(np.abs(means)) <= math.log(LABELLED):
         return _mismatch(frame, far)
     words = f"The runs' FLOPs are {_span(means)} times the budget that labels them; the laws use the FLOPs."
-    return [Finding("budget_off", words), *_mismatch(frame, far)]
+    return [finding("budget_off", words), *_mismatch(frame, far)]
 
 
 def _mismatch(frame: pd.DataFrame, far: np.ndarray) -> list[Finding]:
@@ -220,7 +221,7 @@ def _mismatch(frame: pd.DataFrame, far: np.ndarray) -> list[Finding]:
         return []
     words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
     return [
-        Finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")
+        finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")
     ]
 
 
@@ -242,7 +243,7 @@ def _twice(frame: pd.DataFrame) -> list[Finding]:
         some = sorted(set(rows(frame, named)["run_id"]))
         words = f"{', '.join(some[:5])}{f' and {len(some) - 5} more' if len(some) > 5 else ''}"
         found.append(
-            Finding(
+            finding(
                 "duplicates", f"More than one row, not alike, for the run {words}. All are used."
             )
         )
@@ -255,7 +256,7 @@ def _twice(frame: pd.DataFrame) -> list[Finding]:
     if same.any() and not found:
         words = f"{name_rows(frame, same)} are of one configuration and seed with different losses, and count as seeds"
         found.append(
-            Finding(
+            finding(
                 "duplicates",
                 f"{words}. What tells them apart needs a column of: {', '.join(SETTINGS)}.",
             )

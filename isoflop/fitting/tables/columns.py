@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,9 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.tables.rows import name_rows, short
 from isoflop.frames import column
+from isoflop.shapes import ParamCount
 
 Floats = np.ndarray
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
 
 SIX_ND = "6ND"
 """Given in place of a column of FLOPs: C = 6ND."""

@@ -23,7 +23,8 @@ from isoflop.fitting.tables.columns import (
 )
 from isoflop.fitting.tables.final_loss import FinalRule
 from isoflop.fitting.tables.log_detection import RATES, STEP_COLUMNS, LogOptions, distinct, run_of
-from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, Finding, listed, texts
+from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, listed, texts
+from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import column, mask
 
 Floats = np.ndarray
@@ -348,10 +349,10 @@ def _judged(
             float((1.0 - x / x_end)[before].max()),
         )
         words = f"{which}: the last loss, which is taken, lies up to {share:.1%} of the run before its end."
-        summary.findings.append(Finding("early_loss", words))
+        summary.findings.append(finding("early_loss", words))
     if repeated := int(column(ends, "repeated").sum()):
         words = f"{repeated} rows of the logs repeat a step of their run, as after a resumption; the later ones count."
-        summary.findings.append(Finding("log_repeats", words))
+        summary.findings.append(finding("log_repeats", words))
     summary.frame = cast(pd.DataFrame, runs.loc[~gone]).reset_index(drop=True)
     return summary
 
@@ -362,7 +363,7 @@ def _unless_all(
     """A reason to leave runs out, or a finding where it would leave out all: then the study was made so."""
     if bad.all():
         summary.findings.append(
-            Finding(code, f"All {len(bad)} runs: {why}. They are used all the same.")
+            finding(code, f"All {len(bad)} runs: {why}. They are used all the same.")
         )
     else:
         reasons.append((why, bad))

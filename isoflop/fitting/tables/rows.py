@@ -19,13 +19,6 @@ class Dropped(NamedTuple):
     why: str
 
 
-class Finding(NamedTuple):
-    """A doubt about the table as a whole: `code` for programs, `message` for people."""
-
-    code: str
-    message: str
-
-
 def run_column(frame: pd.DataFrame) -> str | None:
     """The column that names the runs; a general one such as `name` only where it tells the rows apart."""
     for name in RUN_COLUMNS:

@@ -6,18 +6,17 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.budgets import cluster, label_as_planned, label_by_flops
+from isoflop.fitting.tables.budgets import OWN, cluster, label_as_planned, label_by_flops
 from isoflop.fitting.tables.checks import doubts, refuse_falling_flops, refuse_mixed_units
 from isoflop.fitting.tables.columns import (
     SETTINGS,
     SIX_ND,
-    ParamCount,
     canonical_names,
     first_found,
     not_numbers,
@@ -30,10 +29,12 @@ from isoflop.fitting.tables.log_detection import LogOptions, is_log
 from isoflop.fitting.tables.loss_logs import one_row_a_run
 from isoflop.fitting.tables.nested_columns import unnest
 from isoflop.fitting.tables.readers import read_frame, refuse_duplicates
-from isoflop.fitting.tables.rows import Dropped, Finding, name_rows, run_column, texts
+from isoflop.fitting.tables.rows import Dropped, name_rows, run_column, texts
 from isoflop.fitting.tables.sources import Source, read_source
 from isoflop.fitting.tables.wandb_charts import unpivot
+from isoflop.fitting.terms import Finding
 from isoflop.frames import column, rows
+from isoflop.shapes import ParamCount
 
 __all__ = [
     "CANONICAL",
@@ -41,7 +42,7 @@ __all__ = [
     "Dropped",
     "Finding",
     "LossUnit",
-    "ParamCount",
+    "ReadOptions",
     "RunsTable",
     "cluster",
     "read_table",
@@ -53,6 +54,18 @@ Floats = np.ndarray
 CANONICAL = ("params", "tokens", "loss", "flops", "budget")
 DONE = frozenset({"done", "finished", "completed", "complete", "succeeded", "success"})
 _MOST_BAD = 0.5  # of a column's cells: beyond it is the wrong column, not a few broken runs
+
+
+class ReadOptions(TypedDict, total=False):
+    """Columns and units of a table of runs: keyword arguments of `read_table` that every fit takes."""
+
+    params: str | None
+    tokens: str | None
+    loss: str | None
+    flops: str | None
+    budget: str | None
+    n: ParamCount
+    loss_unit: LossUnit
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +107,11 @@ class RunsTable:
         groups = self.frame.groupby("config", sort=True)
         means = cast(pd.DataFrame, groups[list(CANONICAL)].mean())
         return means.assign(seeds=groups.size(), loss_sd=groups["loss"].std()).reset_index()
+
+    @property
+    def budgets_are_flops(self) -> bool:
+        """True for runs without common budgets: each has its own FLOPs for a budget."""
+        return self.columns.get("budget") == OWN
 
     def array(self, name: str) -> Floats:
         """One canonical column as float64."""

@@ -45,7 +45,7 @@ def test_copies_beside_true_seeds_do_not_make_noise_small():
     assert both[0].replicate_sd == pytest.approx(both[1].replicate_sd)
     assert [noise.replicate_dof for noise in both] == [126, 126]
     assert [noise.copies for noise in both] == [63, 0]
-    assert [code for code, _ in of_noise(both[0], "")] == [
+    assert [finding["code"] for finding in of_noise(both[0], "")] == [
         "lack_of_fit",
         "replicate_noise",
         "equal_seeds",

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
-from isoflop.fitting.results.diagnostics import flops_text
+from isoflop.text import flops_text
 
 BASE = simulate_isoflop(points=9, noise=0.002)
 LOW = (1e18, 1e19, 1e20)

@@ -12,7 +12,6 @@ import pytest
 import isoflop.fitting
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, simulate_isoflop
-from isoflop.fitting.results.diagnostics import why_no_law
 from isoflop.fitting.results.fitted_laws import Laws
 
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
@@ -132,7 +131,7 @@ def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatc
     table = pd.DataFrame({"a": a, "b": b, "ratio": ratio}, index=["value", "low", "high"]).T
     monkeypatch.setattr(Laws, "intervals", lambda *_: table)
     assert FIT.growth().startswith(words)
-    assert bool(why_no_law(FIT)) == words.startswith("How")
+    assert bool(FIT.no_law) == words.startswith("How")
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_one_odd_cell_is_a_number_or_is_named(cell: Any, column: str):
         value = float(cell)
         assert value in table.array("flops" if column == "train_flops" else column)
         plausible = column == "loss" and 2.0 < value < 4.0
-        assert plausible or "sim-0003" in " ".join(finding.message for finding in table.findings)
+        assert plausible or "sim-0003" in " ".join(finding["message"] for finding in table.findings)
 
 
 @search(100)

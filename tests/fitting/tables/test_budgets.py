@@ -107,7 +107,7 @@ def test_a_budget_that_holds_each_size_twice_is_two():
         read_table(runs)
     table = read_table(runs, need_budgets=False)
     assert (table.array("budget") == table.array("flops")).all()
-    assert [f.code for f in table.findings] == ["no_budgets"]
+    assert [f["code"] for f in table.findings] == ["no_budgets"]
 
 
 def test_doubts_about_budgets_are_said():
@@ -120,14 +120,14 @@ def test_doubts_about_budgets_are_said():
         {"params": sizes, "tokens": two_in_one / 6 / sizes, "flops": two_in_one, "loss": 3.0}
     )
     (finding,) = read_table(runs).findings
-    assert finding.code == "budgets_unclear"
-    assert "e+20 FLOPs is wider and has more runs than the others: it may be two" in finding.message
+    assert finding["code"] == "budgets_unclear"
+    assert "e+20 FLOPs is wider and has more runs than the others: it may be two" in finding["message"]
     near = np.repeat(1e18 * 1.2 ** np.arange(5), 7) * np.tile(
         np.exp(np.linspace(-0.035, 0.035, 7)), 5
     )
     runs = runs.assign(flops=near, tokens=near / 6 / sizes)
     (finding,) = read_table(runs).findings
-    assert "scatter by 7% within one and are 12% apart between two" in finding.message
+    assert "scatter by 7% within one and are 12% apart between two" in finding["message"]
 
 
 def test_a_law_from_clustered_budgets_is_that_of_planned_ones():

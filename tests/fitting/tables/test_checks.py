@@ -17,7 +17,7 @@ COMMITTED = Path(__file__).parents[3] / "analysis" / "pocket-64"
 
 
 def codes(runs: pd.DataFrame | Path, **options: Any) -> dict[str, str]:
-    return {finding.code: finding.message for finding in read_table(runs, **options).findings}
+    return {finding["code"]: finding["message"] for finding in read_table(runs, **options).findings}
 
 
 @pytest.mark.parametrize(

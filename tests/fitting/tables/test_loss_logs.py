@@ -143,7 +143,7 @@ def test_a_later_row_replaces_an_earlier_one_of_its_step():
     table = read_table(pd.concat([first, log("a")]))
     assert table.array("loss")[0] == pytest.approx(read_table(log("a")).array("loss")[0])
     assert ("log_repeats", "150 rows of the logs repeat a step of their run") in [
-        (f.code, f.message.partition(",")[0]) for f in table.findings
+        (f["code"], f["message"].partition(",")[0]) for f in table.findings
     ]
 
 
@@ -224,7 +224,7 @@ def test_a_loss_from_before_the_end_is_said(runs: pd.DataFrame, share: str):
     good = log("a").assign(val_loss=lambda table: table["loss"])
     table = read_table(pd.concat([good, runs]), loss="val_loss")
     assert not table.dropped
-    said = [f.message for f in table.findings if f.code == "early_loss"]
+    said = [f["message"] for f in table.findings if f["code"] == "early_loss"]
     words = f"Run bad: the last loss, which is taken, lies up to {share} of the run before its end."
     assert said == [words] * bool(share)
 
@@ -234,13 +234,13 @@ def test_a_study_whose_logs_all_end_without_a_loss_is_read_with_a_finding():
         pd.concat([ending(np.nan, 2).assign(run=name) for name in ("a", "b")]), loss="val_loss"
     )
     assert len(table) == 2
-    assert [f.code for f in table.findings] == ["no_last_loss", "early_loss"]
+    assert [f["code"] for f in table.findings] == ["no_last_loss", "early_loss"]
 
 
 def test_a_study_without_decay_is_read_with_a_finding():
     table = read_table(pd.concat([log("a", lr=1e-3), log("b", lr=1e-3)]))
     assert len(table) == 2
-    assert [f.code for f in table.findings] == ["undecayed"]
+    assert [f["code"] for f in table.findings] == ["undecayed"]
 
 
 def test_a_table_beside_adds_what_the_log_lacks(tmp_path: Path):
