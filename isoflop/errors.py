@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one line with what, where and the mend."""
+"""Errors that a user can cause: one line with the fault, its place and the mend."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class IsoflopError(Exception):
     """An error with a message for the user and the exit code of the command line.
 
     Attributes:
-        exit_code: what the process returns (2 bad input, 3 budget cap, 4 cluster unavailable).
+        exit_code: exit code of the process (2 bad input, 3 budget cap, 4 cluster unavailable).
     """
 
     exit_code = 2
@@ -36,10 +36,10 @@ class RunError(IsoflopError):
 
 
 class BusyError(RunError):
-    """Another process is at the same work, and will be through."""
+    """Another process does the same work, and will finish it."""
 
 
 class ClusterError(IsoflopError):
-    """A cluster that does not answer, or refuses what a profile asks for."""
+    """A cluster that does not answer, or refuses the options of a profile."""
 
     exit_code = 4

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced and renamed."""
+"""Write files that are complete or absent: written beside the target, synced and renamed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BLOCK = 1 << 24
-STALE_TRIES = 5
+BLOCK_BYTES = 1 << 24
+MAX_STALE_READS = 5
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place when the block ends, and is removed if it fails.
+    """Give a temporary path beside `path`, which replaces it at the end of the block.
 
-    Where `path` is a link, the file that it leads to is replaced; a device or a pipe stays, and is written into. An
-    OSError of the block names `path` where it named no file.
+    The temporary file is removed if the block fails. If `path` is a link, its target is replaced. A
+    device or a pipe stays, and the content is written into it. An OSError of the block without a
+    file name gets that of `path`.
     """
     try:
-        target = _behind_links(path)
+        target = _resolve_links(path)
         with _renamed_to(target) if target else _copied_into(path) as temporary:
             yield temporary
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # so it is with a full disk
+        if error.errno is not None and error.filename is None:  # e.g. a full disk
             error.filename = str(path)
         raise
 
 
 def read_replaced(path: Path) -> str:
-    """The text of a file that other machines replace again and again: one that was read may be gone meanwhile."""
-    for _ in range(STALE_TRIES):
+    """Read a file that other machines replace; a read of a replaced file (ESTALE) is repeated."""
+    for _ in range(MAX_STALE_READS):
         try:
             return path.read_text()
         except OSError as error:
@@ -42,8 +43,8 @@ def read_replaced(path: Path) -> str:
     return path.read_text()
 
 
-def _behind_links(path: Path) -> Path | None:
-    """The ordinary file at a path or at the end of its links, there or not; None for a device, a pipe and the like."""
+def _resolve_links(path: Path) -> Path | None:
+    """Return the path with its links resolved; None for a device, a pipe or other special file."""
     target = path
     try:
         mode = path.lstat().st_mode
@@ -84,7 +85,7 @@ def _copied_into(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_checked(path: Path) -> Iterator[Path]:
-    """As `replace_file`, and then writes the file's checksum, without which it does not count."""
+    """Replace a file as `replace_file` does, then write its checksum, which makes it valid."""
     with replace_file(path) as temporary:
         yield temporary
         digest = _sha256(temporary)
@@ -93,15 +94,15 @@ def replace_checked(path: Path) -> Iterator[Path]:
 
 
 def checksum_file(path: Path) -> Path:
-    """Where the checksum of a file of `replace_checked` is."""
+    """Return the path of the checksum of a file written by `replace_checked`."""
     return path.with_suffix(".sha256")
 
 
-def is_sound(path: Path) -> bool:
-    """Whether a file of `replace_checked` was finished, and is what it was then.
+def has_valid_checksum(path: Path) -> bool:
+    """Return True if a file of `replace_checked` is complete and unchanged.
 
     Raises:
-        OSError: a file that is there and can't be read.
+        OSError: the file exists but can't be read.
     """
     try:
         return checksum_file(path).read_text().strip() == _sha256(path)
@@ -112,13 +113,13 @@ def is_sound(path: Path) -> bool:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Forces a file's content, or a folder's list of names, to the disk."""
+    """Force a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -127,6 +128,6 @@ def sync(path: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes left of `replace_file` in a folder that only this process writes to."""
-    for stray in folder.glob(".*.tmp"):
-        stray.unlink(missing_ok=True)
+    """Remove the temporary files of killed processes from a folder that only this process uses."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)

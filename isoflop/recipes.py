@@ -1,10 +1,12 @@
-"""Recipes: from a width and a compute budget to a whole training configuration.
+"""Recipes: from a width and a compute budget to a complete training configuration.
 
-"SODA's sweep" is the code of the IsoFLOP study of arXiv 2602.16687 (marin-community/marin, experiments/audio).
+"SODA's sweep" is the code of the IsoFLOP study of arXiv 2602.16687 (marin-community/marin,
+experiments/audio).
 
-A recipe is data (the constants of its rules, each with its source) and one small function (width to depth). The
-planner asks only for `name`, `version`, `shape` and `solve`, so a lab's own recipe is a `Recipe` with other numbers,
-or any object with those four, named in a sweep as `recipe: package.module:attribute`.
+A recipe is data (the constants of its rules, each with its source) and one small function (width to
+depth). The planner uses only `name`, `version`, `shape` and `solve`, so a lab's own recipe is a
+`Recipe` with other numbers, or any object with those four. A sweep names it as
+`recipe: package.module:attribute`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ Unit = Literal["sequences", "tokens"]
 
 
 class DropReason(StrEnum):
-    """Why a candidate is not run."""
+    """Reason for dropping a candidate."""
 
     BATCH = "batch"
     STEPS = "steps"
@@ -62,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A candidate that the rules leave out, and why in words."""
+    """A candidate that the rules exclude, with the reason and its text."""
 
     budget: float
     width: int
@@ -72,7 +74,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run must keep to: at least `min_batch` sequences a step and fewer than `max_steps` steps."""
+    """Limits of a run: at least `min_batch` sequences per step and fewer than `max_steps` steps."""
 
     min_batch: int = 1
     max_steps: int | None = None
@@ -80,7 +82,7 @@ class Limits:
 
 @runtime_checkable
 class RecipeLike(Protocol):
-    """What the planner needs of a recipe."""
+    """Interface of a recipe for the planner."""
 
     @property
     def name(self) -> str: ...
@@ -103,9 +105,10 @@ class RecipeLike(Protocol):
 
 @dataclass(frozen=True)
 class BatchRule:
-    """The batch that brings the steps of a budget near `target_steps`.
+    """Batch size that brings the steps of a budget near `target_steps`.
 
-    A power of two, rounded `up` or to the `nearest`, or the nearest `whole` number, which keeps the steps more even.
+    It is a power of two, rounded `up` or to the `nearest`, or the nearest `whole` number, which
+    varies the steps less.
     """
 
     target_steps: int
@@ -113,21 +116,22 @@ class BatchRule:
     source: str
 
     def __call__(self, budget: float, shape: ModelShape) -> int:
-        """Sequences in a step for `budget` training FLOPs."""
-        wanted = budget / (shape.train_flops_per_token * shape.seq_len * self.target_steps)
-        if wanted <= 1:
+        """Return the sequences per step for `budget` training FLOPs."""
+        exact = budget / (shape.train_flops_per_token * shape.seq_len * self.target_steps)
+        if exact <= 1:
             return 1
         if self.rounding == "whole":
-            return round(wanted)
-        exponent = math.log2(wanted)
+            return round(exact)
+        exponent = math.log2(exact)
         return 2 ** (math.ceil(exponent) if self.rounding == "up" else round(exponent))
 
 
 @dataclass(frozen=True)
 class LearningRateRule:
-    """lr = coefficient * batch ** batch_power * width ** width_power, with the batch in `unit`, never above `cap`.
+    """lr = coefficient * batch ** batch_power * width ** width_power, at most `cap`.
 
-    Where the rule goes above its cap, the batch is halved until it does not (`halve_batch`), or the cap is taken.
+    The batch is in `unit`. If the rule exceeds its cap, the batch is halved until it does not
+    (`halve_batch`), or the cap is the learning rate.
     """
 
     coefficient: float
@@ -139,12 +143,12 @@ class LearningRateRule:
     source: str
 
     def __call__(self, shape: ModelShape, batch_size: int) -> float:
-        """Peak learning rate by the rule, cap not applied."""
+        """Return the peak learning rate by the rule, without the cap."""
         batch = _in_unit(batch_size, shape, self.unit)
         return self.coefficient * batch**self.batch_power * shape.width**self.width_power
 
-    def settle(self, shape: ModelShape, batch_size: int) -> int:
-        """The batch whose learning rate keeps to the cap."""
+    def limit_batch(self, shape: ModelShape, batch_size: int) -> int:
+        """Return the batch size, halved with `halve_batch` until its rate is at most `cap`."""
         while self.halve_batch and batch_size > 1 and self(shape, batch_size) > self.cap:
             batch_size //= 2
         return batch_size
@@ -152,9 +156,9 @@ class LearningRateRule:
 
 @dataclass(frozen=True)
 class Beta2Rule:
-    """beta2 = base ** (batch / reference) ** power, the batch in `unit`.
+    """beta2 = base ** (batch / reference) ** power, batch in `unit`.
 
-    Power 1 is the same memory in tokens at every batch, power 0 the same memory in steps.
+    Power 1 keeps the memory in tokens the same at every batch, power 0 the memory in steps.
     """
 
     base: float
@@ -164,7 +168,7 @@ class Beta2Rule:
     power: float = 1.0
 
     def __call__(self, shape: ModelShape, batch_size: int) -> float:
-        """The optimizer's beta2 for a batch."""
+        """Return the optimizer's beta2 for a batch."""
         return self.base ** (
             (_in_unit(batch_size, shape, self.unit) / self.reference) ** self.power
         )
@@ -180,14 +184,14 @@ class Recipe:
 
     Attributes:
         name: the name used in sweeps.
-        version: raised with any change of a number, since it is part of a run's identity.
+        version: increases with any change of a number, because it is part of a run's identity.
         depth: layers for a width.
-        heads: query heads for a width; as many of keys and values.
+        heads: query heads for a width; keys and values have as many.
         head_dim: size of a head.
         mlp_ratio: MLP width over width.
         batch, lr, beta2: the rules of the optimizer's settings, each with its source.
-        sources: where the rules of the shape come from, by name.
-        budget_tolerance: how far whole steps may miss the budget, as a share of it.
+        sources: sources of the rules of the shape, by name.
+        budget_tolerance: largest deviation of whole steps from the budget, as a share of it.
         rope_theta: RoPE's base; Llama 3's by default.
     """
 
@@ -205,7 +209,7 @@ class Recipe:
     rope_theta: float = 500_000.0
 
     def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape:
-        """The model of a width, with untied embeddings."""
+        """Return the model of a width, with untied embeddings."""
         heads = self.heads(width)
         return ModelShape(
             width=width,
@@ -228,20 +232,21 @@ class Recipe:
         lr_scale: float = 1.0,
         batch_scale: float = 1.0,
     ) -> Candidate | Dropped:
-        """The training configuration of a shape at a budget, or why there is none.
+        """Return the training configuration of a shape at a budget, or the reason for none.
 
         Args:
             budget: training FLOPs (3 x forward).
             shape: the model, from `shape`.
-            limits: what the batch and the steps must keep to.
-            lr_scale: factor on the rule's learning rate; the cap has been applied before it.
-            batch_scale: factor on the rule's batch, a power of two; learning rate and beta2 follow the scaled batch.
+            limits: limits of the batch and the steps.
+            lr_scale: factor on the rule's learning rate, after its cap.
+            batch_scale: factor on the rule's batch, a power of two; learning rate and beta2 follow
+                the scaled batch.
         """
 
         def drop(reason: DropReason, detail: str) -> Dropped:
             return Dropped(budget, shape.width, reason, detail)
 
-        batch_size = int(self.lr.settle(shape, self.batch(budget, shape)) * batch_scale)
+        batch_size = int(self.lr.limit_batch(shape, self.batch(budget, shape)) * batch_scale)
         if batch_size < limits.min_batch or batch_size < 1:
             return drop(DropReason.BATCH, f"batch {batch_size} under min_batch {limits.min_batch}")
 
@@ -260,12 +265,12 @@ class Recipe:
 
 
 def soda_depth(width: int) -> int:
-    """round(d / (64 + 4 log2(d) - 7)), at least 1: SODA's sweep."""
+    """Return round(d / (64 + 4 log2(d) - 7)), at least 1. Source: SODA's sweep."""
     return max(1, round(width / (64 + 4 * math.log2(width) - 7)))
 
 
 def soda_heads(width: int) -> int:
-    """max(1, d // 128): SODA's sweep."""
+    """Return max(1, d // 128). Source: SODA's sweep."""
     return max(1, width // 128)
 
 
@@ -297,16 +302,19 @@ SODA = Recipe(
         "mlp_ratio": "SODA's sweep: m = 4d",
     },
 )
-"""The rules of SODA's IsoFLOP study, with which its 64 runs are laid out."""
+"""The rules of SODA's IsoFLOP study and its 64 runs."""
 
 
 def pocket_depth(width: int) -> int:
-    """max(2, round(d / 64)): the models of a pocket study differ in width alone, so that its profiles are smooth."""
+    """Return max(2, round(d / 64)).
+
+    The models of a pocket study thus differ only in width, so that its profiles are smooth.
+    """
     return max(2, round(width / 64))
 
 
 def pocket_heads(width: int) -> int:
-    """Heads of size 8 that together are at least as wide as the model."""
+    """Return the number of heads of size 8 that are together at least as wide as the model."""
     return math.ceil(width / 8)
 
 
@@ -329,7 +337,10 @@ POCKET = Recipe(
         unit="sequences",
         cap=0.03,
         halve_batch=False,
-        source="tuned at nine points, widths 4 to 64, batches of 1 to 59 x 128 tokens (analysis/NOTES.md)",
+        source=(
+            "tuned at nine points, widths 4 to 64, batches of 1 to 59 x 128 tokens"
+            " (analysis/NOTES.md)"
+        ),
     ),
     beta2=Beta2Rule(
         base=0.98,
@@ -340,58 +351,61 @@ POCKET = Recipe(
     ),
     sources={
         "depth": "two layers up to width 159: one family, without steps in depth",
-        "heads": "8 is the smallest head that RoPE serves well; fewer and wider ones lose (analysis/NOTES.md)",
+        "heads": (
+            "8 is the smallest head that RoPE serves well; fewer and wider ones lose"
+            " (analysis/NOTES.md)"
+        ),
         "mlp_ratio": "SODA's 4",
     },
     rope_theta=100.0,
 )
-"""Rules for small vocabularies and shallow models that a CPU trains in minutes."""
+"""Rules for small vocabularies and shallow models, which a CPU trains in minutes."""
 
 RECIPES: dict[str, RecipeLike] = {recipe.name: recipe for recipe in (SODA, POCKET)}
 """The shipped recipes by name."""
 
 
 def find_recipe(name: str) -> RecipeLike:
-    """A shipped recipe by name, or a lab's own as `package.module:attribute`.
+    """Return a shipped recipe by name, or a lab's own as `package.module:attribute`.
 
     Raises:
-        ConfigError: a name that is not known, or an attribute that can't be imported or is no recipe.
+        ConfigError: an unknown name, or an attribute that can't be imported or is no recipe.
     """
     if name in RECIPES:
         return RECIPES[name]
     if ":" not in name:
-        near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
-        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(RECIPES)}"
+        nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.0)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"use one of {', '.join(RECIPES)}"
         raise ConfigError(
-            f"recipe {name!r} is not known; {hint} (or module:attribute for a recipe of your own)"
+            f"recipe {name!r} is not known; {hint} (or module:attribute for your own recipe)"
         )
     module_name, _, attribute = name.partition(":")
     try:
         module = import_module(module_name)
-        found = getattr(module, attribute, None)
-    except Exception as problem:  # a lab's module may fail in any way while it is imported
-        absent = (
+        recipe = getattr(module, attribute, None)
+    except Exception as problem:  # an import of a lab's module may raise anything
+        is_absent = (
             isinstance(problem, ModuleNotFoundError)
             and problem.name == module_name.partition(".")[0]
         )
         mend = (
             "; is its folder installed or on PYTHONPATH? If not: export PYTHONPATH=FOLDER"
-            if absent
+            if is_absent
             else ""
         )
         raise ConfigError(f"recipe {name!r} can't be imported ({problem}){mend}") from problem
-    if found is None:
-        there = [known for known, value in vars(module).items() if _is_recipe(value)]
+    if recipe is None:
+        names = [key for key, value in vars(module).items() if _is_recipe(value)]
         mend = (
-            f"it has {', '.join(there)}"
-            if there
-            else "make it there: an object with name, version, shape and solve"
+            f"it has {', '.join(names)}"
+            if names
+            else "define it there: an object with name, version, shape and solve"
         )
         raise ConfigError(f"recipe {name!r}: {module_name} has no {attribute!r}; {mend}")
-    if not _is_recipe(found):
+    if not _is_recipe(recipe):
         raise ConfigError(f"recipe {name!r} is no recipe: it needs name, version, shape and solve")
-    return found
+    return recipe
 
 
-def _is_recipe(found: object) -> bool:
-    return not isinstance(found, type) and isinstance(found, RecipeLike)
+def _is_recipe(value: object) -> bool:
+    return not isinstance(value, type) and isinstance(value, RecipeLike)

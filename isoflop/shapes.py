@@ -1,18 +1,23 @@
-"""The shape of a model and all that follows from it: parameters, training FLOPs and bytes.
+"""The shape of a model, and its parameters, training FLOPs and bytes.
 
-There is one formula for each, here, and the planner, the trainer, the logs and the fits all take it from here.
-Symbols in the formulas: d width, m MLP width, L layers, h query heads, k key-value heads, e head dimension,
-V vocabulary size, S sequence length, B sequences in a batch. All counts are Python integers, which do not overflow.
+Each quantity has one formula, here; the planner, the trainer, the logs and the fits use it.
+Symbols in the formulas: d width, m MLP width, L layers, h query heads, k key-value heads, e head
+dimension, V vocabulary size, S sequence length, B sequences in a batch. All counts are Python
+integers, which do not overflow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from isoflop.errors import ConfigError
 
-TRAIN_OVER_FORWARD = 3
-"""Training FLOPs per forward FLOP: one forward pass and a backward pass at twice its cost."""
+ParamCount = Literal["total", "one_embedding", "non_embedding"]
+"""Name of a parameter count of `ModelShape`, without `params_`."""
+
+TRAIN_FLOPS_PER_FORWARD_FLOP = 3
+"""One forward pass, and a backward pass at twice its cost."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,13 @@ class ModelShape:
         layers: L, the number of blocks.
         heads: h, query heads.
         kv_heads: k, key and value heads; it divides `heads`.
-        head_dim: e, the size of a head; even, because RoPE turns pairs. heads * head_dim need not equal width.
+        head_dim: e, the size of a head; even, because RoPE turns pairs. heads * head_dim need not
+            equal width.
         mlp_width: m, the inner size of the SwiGLU MLP.
         vocab_size: V, rows of the embedding and of the head.
         seq_len: S, tokens in a training window.
-        tied: whether the head shares the embedding's weights.
-        rope_theta: RoPE's base; with fewer pairs in a head and shorter windows, a smaller one serves better.
+        tied: True if the head shares the embedding's weights.
+        rope_theta: RoPE's base; small heads and short windows need a smaller base.
     """
 
     width: int
@@ -64,10 +70,11 @@ class ModelShape:
     # Parameters
 
     def parameter_items(self) -> dict[str, int]:
-        """Exact number of weights by part of the model; the values add up to `params_total`.
+        """Return the exact number of weights by part; the values add up to `params_total`.
 
-        The large matrices are SODA's formula with the real head dimension; the norms, which that formula leaves out
-        in part, are two RMSNorms of d and two QK-norms of e in each layer, and a final RMSNorm of d.
+        The large matrices are SODA's formula with the real head dimension. The norms, which that
+        formula counts only in part, are two RMSNorms of d and two QK-norms of e in each layer, and
+        a final RMSNorm of d.
         """
         d, e = self.width, self.head_dim
         return {
@@ -82,12 +89,12 @@ class ModelShape:
 
     @property
     def params_total(self) -> int:
-        """All weights, embedding and head both counted (once when tied). The N of SODA's fit."""
+        """All weights: embedding and head both count (once if tied). The N of SODA's fit."""
         return sum(self.parameter_items().values())
 
     @property
     def params_one_embedding(self) -> int:
-        """Weights with the embedding counted once and the head not at all: the N in the names of SODA's suite."""
+        """Weights without the head, with one embedding: the N in the names of SODA's suite."""
         return self.params_total - self.parameter_items()["head"]
 
     @property
@@ -98,11 +105,12 @@ class ModelShape:
     # FLOPs
 
     def flops_items(self) -> dict[str, int]:
-        """Forward FLOPs per token by part; the values add up to `forward_flops_per_token`.
+        """Return the forward FLOPs per token by part; they add up to `forward_flops_per_token`.
 
-        SODA's accounting (Levanter's lm_flops_per_token), with the real head dimension in the output projection too: a
-        multiply-add is 2 FLOPs; attention is charged in full, S x S with no causal halving, and 3 FLOPs a score for
-        scale, mask and softmax. Embedding look-up, norms, RoPE and the SwiGLU's element-wise product are not charged.
+        SODA's accounting (Levanter's lm_flops_per_token), with the real head dimension in the
+        output projection too. A multiply-add is 2 FLOPs. Attention counts in full, S x S with no
+        causal halving, with 3 FLOPs per score for scale, mask and softmax. Embedding look-up,
+        norms, RoPE and the SwiGLU's element-wise product do not count.
         """
         d, h, k, e = self.width, self.heads, self.kv_heads, self.head_dim
         return {
@@ -117,29 +125,30 @@ class ModelShape:
 
     @property
     def forward_flops_per_token(self) -> int:
-        """FLOPs of a forward pass for one token of a window of `seq_len` tokens."""
+        """FLOPs of a forward pass per token of a window of `seq_len` tokens."""
         return sum(self.flops_items().values())
 
     @property
     def train_flops_per_token(self) -> int:
-        """FLOPs of a training step for one token: 3 x forward. Budgets are in this unit."""
-        return TRAIN_OVER_FORWARD * self.forward_flops_per_token
+        """FLOPs of a training step per token: 3 x forward. Budgets are in this unit."""
+        return TRAIN_FLOPS_PER_FORWARD_FLOP * self.forward_flops_per_token
 
     # Bytes
 
     def weight_bytes(self, bytes_per_param: int = 4) -> int:
-        """Bytes of the weights; 4 a parameter in fp32, 2 in bf16. Gradients take as many again."""
+        """Return the bytes of the weights, or of gradients; 4 per parameter in fp32, 2 in bf16."""
         return self.params_total * bytes_per_param
 
     def optimizer_bytes(self, bytes_per_param: int = 8) -> int:
-        """Bytes of the optimizer's state; 8 a parameter for Adam's two moments in fp32."""
+        """Return the bytes of the optimizer's state; 8 per parameter for Adam's moments in fp32."""
         return self.params_total * bytes_per_param
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint on disk, at 16 a parameter: weights and two moments in fp32, and a fourth in hand.
+        """Bytes of a checkpoint on disk: 16 per parameter.
 
-        The final weights take `weight_bytes()`.
+        Weights and two moments in fp32 take 12; 4 are a reserve. The final weights take
+        `weight_bytes()`.
         """
         return self.params_total * 16
 
@@ -151,16 +160,18 @@ class ModelShape:
         checkpointing: bool = False,
         compiled: bool = True,
     ) -> dict[str, int]:
-        """Estimated bytes kept for the backward pass of `micro_batch` sequences, by part.
+        """Return the estimated bytes of activations for `micro_batch` sequences, by part.
 
-        Values per token: in a layer, 4d for the residual stream and its normed copies at both sub-blocks; 3he + 3ke
-        for queries and keys before and after QK-norm and RoPE, values, and attention's output; 4m for gate, up,
-        activated gate and product. Scores are not kept: attention is computed in blocks. The head keeps its logits
-        and their gradient (one of the two on an H200, where the gradient took the logits' place); where it is not
-        `compiled`, the loss takes 16 bytes a logit more for copies in fp32. Measured memory (`isoflop calibrate`)
-        takes this estimate's place where there is one.
+        Activations are the values stored for the backward pass. Values per token in a layer: 4d for
+        the residual stream and its normed copies at both sub-blocks; 3he + 3ke for queries and keys
+        before and after QK-norm and RoPE, values, and attention's output; 4m for gate, up,
+        activated gate and product. Scores are not stored, because attention is computed in blocks.
+        The head stores its logits and their gradient (only one of them on an H200, where the
+        gradient replaced the logits). A head that is not `compiled` needs 16 more bytes per logit
+        for the loss's copies in fp32. Measured memory (`isoflop calibrate`) replaces this estimate.
 
-        With `checkpointing` only the input of each layer is kept, and the rest of one layer at a time.
+        With `checkpointing`, only the input of each layer is stored, and the rest for one layer at
+        a time.
         """
         tokens = micro_batch * self.seq_len
         values = tokens * bytes_per_value
@@ -181,7 +192,7 @@ class ModelShape:
         checkpointing: bool = False,
         compiled: bool = True,
     ) -> int:
-        """Estimated bytes of activations for `micro_batch` sequences: the sum of `activation_items`."""
+        """Return the estimated bytes of activations: the sum of `activation_items`."""
         items = self.activation_items(
             micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled
         )

@@ -159,9 +159,9 @@ def test_learning_rate_counts_the_batch_in_its_unit() -> None:
 
 def test_a_learning_rate_above_the_cap_halves_the_batch_but_never_to_nothing() -> None:
     rule = LearningRateRule(1.0, 0.5, 0.0, "sequences", cap=2.0, halve_batch=True, source="")
-    assert rule.settle(SHAPE, 16) == 4
-    assert dataclasses.replace(rule, cap=0.5).settle(SHAPE, 16) == 1
-    assert dataclasses.replace(rule, halve_batch=False).settle(SHAPE, 16) == 16
+    assert rule.limit_batch(SHAPE, 16) == 4
+    assert dataclasses.replace(rule, cap=0.5).limit_batch(SHAPE, 16) == 1
+    assert dataclasses.replace(rule, halve_batch=False).limit_batch(SHAPE, 16) == 16
 
 
 def test_beta2_remembers_the_same_number_of_tokens() -> None:
@@ -217,7 +217,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             "empty_recipes:deep",
-            "empty_recipes has no 'deep'; make it there: an object with name, version, shape and",
+            "empty_recipes has no 'deep'; define it there: an object with name, version, shape and",
         ),
         ("broken_recipes:deep", r"can't be imported \(division by zero\)$"),
         ("needy_recipes:deep", r"can't be imported \(No module named 'absent_library'\)$"),

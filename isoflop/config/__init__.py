@@ -1,4 +1,4 @@
-"""Sweep files and cluster profiles: their schema, how they are read, and the identity of a run."""
+"""Sweep files and cluster profiles: their schemas and readers, and the identity of a run."""
 
 from isoflop.config.identity import data_hash, run_id, run_identity
 from isoflop.config.profile import Profile, load_profile

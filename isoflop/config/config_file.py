@@ -1,18 +1,23 @@
-"""From a YAML file and `key=value` overrides to plain, resolved values, with errors that name file and line."""
+"""Read a configuration: a YAML file and `key=value` overrides, as a checked dataclass.
+
+The steps are: parse the file, set the overrides, resolve the interpolations, check. Each error
+names the file, the line or the key, and the mend.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
-from isoflop.config.validation import SchemaError, build, one_line, show
-from isoflop.config.yaml_scalars import check_written
+from isoflop.config.validation import SchemaError, build, format_value, one_line
+from isoflop.config.yaml_values import YamlError, parse_yaml
 from isoflop.errors import ConfigError
 
 T = TypeVar("T")
@@ -25,144 +30,115 @@ _KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 
 @dataclass(frozen=True)
 class Source:
-    """A configuration file: the label that errors use, the stem that names it, and its text."""
+    """A configuration file: its label in errors, its stem as a default name, and its text."""
 
     label: str
     stem: str
     text: str
 
 
-def find(given: str | PathLike[str], shipped: str) -> Source:
-    """The file at a path, or the shipped file of that name in the package's folder `shipped`.
+def find_source(name: str | PathLike[str], folder: str) -> Source:
+    """Read the file at a path, or the shipped file of that name.
+
+    Args:
+        name: path of a file, or name of a file in the package's folder `shipped/<folder>`.
+        folder: `sweeps` or `slurm`.
 
     Raises:
-        ConfigError: there is neither, or it can't be read as text.
+        ConfigError: neither exists, or the file can't be read as text.
     """
-    label = fspath(given)
-    path = Path(given)
+    label = fspath(name)
+    path = Path(name)
     try:
         if path.exists() and not path.is_dir():  # a pipe too: sweep-plan <(...)
-            return Source(label, path.stem, _text(path))
+            return Source(label, path.stem, _read_text(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{label}: not a text file in UTF-8") from None
     except OSError as problem:
         raise ConfigError(f"{label}: can't be read ({problem.strerror})") from None
-    texts = shipped_files(shipped)
-    if label in texts:
-        return Source(f"{label} (shipped)", label, texts[label].read_text(encoding="utf-8"))
+    shipped = shipped_files(folder)
+    if label in shipped:
+        return Source(f"{label} (shipped)", label, shipped[label].read_text(encoding="utf-8"))
+    names = ", ".join(shipped)
     if path.is_dir():
-        raise ConfigError(
-            f"{label}: is a folder; give a YAML file, or a shipped name: {', '.join(texts)}"
-        )
-    near = difflib.get_close_matches(path.stem, texts, n=1)
-    hint = f"did you mean {near[0]}, of the shipped ones" if near else "shipped ones"
-    raise ConfigError(f"{label}: no such file; {hint}: {', '.join(texts)}")
+        raise ConfigError(f"{label}: is a folder; give a YAML file, or a shipped name: {names}")
+    nearest = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {nearest[0]}, of the shipped ones" if nearest else "shipped ones"
+    raise ConfigError(f"{label}: no such file; {hint}: {names}")
 
 
-def _text(path: Path) -> str:
-    """A file's text; that of a pipe, which gives it once, is kept for who reads it again."""
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    return _of_pipe(path)
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else _read_pipe(path)
 
 
 @cache
-def _of_pipe(path: Path) -> str:
+def _read_pipe(path: Path) -> str:
+    """Read a pipe once and keep its text, because a second read gives nothing."""
     return path.read_text(encoding="utf-8")
 
 
 def shipped_files(folder: str) -> dict[str, Path]:
-    """The YAML files that travel in the package's folder `shipped/<folder>`, by name without suffix."""
+    """Return the YAML files of the package's folder `shipped/<folder>` by name without suffix."""
     return {path.stem: path for path in sorted((SHIPPED / folder).glob("*.yaml"))}
 
 
-def read(
+def read_config(
     source: Source,
     overrides: Overrides,
     schema: type[T],
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
-    verbatim: Sequence[str] = (),
+    as_written: Sequence[str] = (),
 ) -> T:
-    """A checked instance of `schema` from a file and overrides.
+    """Return a checked instance of `schema` from a file and overrides.
 
     Args:
-        source: the file, from `find`.
-        overrides: `key=value` texts or a mapping of dotted keys; each replaces the whole value at its key.
+        source: the file, from `find_source`.
+        overrides: `key=value` texts or a mapping of dotted keys; each replaces the whole value at
+            its key.
         schema: a dataclass.
-        prepare: puts shorthands and defaults into the plain values before they are converted.
-        verbatim: sections whose values go on as they are written, which YAML must not change.
+        prepare: adds defaults and expands shorthands in the plain values before they are checked.
+        as_written: top-level keys whose values keep the spelling of the file, such as `1e5`.
 
     Raises:
         ConfigError: one line with file, key and mend.
     """
-    values = _parse(source, verbatim)
-    changes = dict(_split(overrides, verbatim))
+    values = _parse_file(source, as_written)
+    changes = dict(_parse_overrides(overrides, as_written))
     for key, value in changes.items():
         _assign(values, key, value)
     try:
-        return build(schema, prepare(_resolve(values, source)))
+        return build(schema, prepare(_resolve(values, source.label)))
     except SchemaError as problem:
-        changed = [key for key in changes if _concerns(key, problem.key)]
-        place = (
-            f"{source.label}, override {changed[0]}={show(changes[changed[0]])}"
-            if changed
-            else source.label
-        )
-        raise ConfigError(f"{place}: {problem}") from None
+        label = source.label
+        if changed := next((key for key in changes if _overlaps(key, problem.key)), None):
+            label += f", override {changed}={format_value(changes[changed])}"
+        raise ConfigError(f"{label}: {problem}") from None
 
 
-def _parse(source: Source, verbatim: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
+def _parse_file(source: Source, as_written: Sequence[str]) -> dict[str, Any]:
     if not source.text.strip():
         raise ConfigError(f"{source.label}: the file is empty")
     try:
-        values = OmegaConf.to_container(OmegaConf.create(source.text), resolve=False)
-        check_written(source.text, verbatim)
-    except SchemaError as problem:
-        raise ConfigError(f"{source.label}: {problem}") from None
-    except (
-        Exception
-    ) as problem:  # PyYAML and OmegaConf have some twenty types of error for a text they can't take
-        mark = getattr(problem, "problem_mark", None)
-        if mark is not None:
-            reason = getattr(problem, "problem", None) or "not valid YAML"
-            raise ConfigError(f"{source.label}, line {mark.line + 1}: {one_line(reason)}") from None
-        raise ConfigError(
-            f"{source.label}: not a YAML mapping of keys to values ({_first_line(problem)})"
-        ) from None
+        values = parse_yaml(source.text, as_written=as_written)
+    except YamlError as problem:
+        line = "" if problem.line is None else f", line {problem.line}"
+        raise ConfigError(f"{source.label}{line}: {one_line(problem.message)}") from None
     if not isinstance(values, dict) or not values:
         raise ConfigError(
-            f"{source.label}: expected a mapping of keys to values, got {show(values)}"
+            f"{source.label}: expected a mapping of keys to values, got {format_value(values)}"
         )
-    return values  # type: ignore[return-value]
+    return values
 
 
-def _resolve(values: dict[str, Any], source: Source) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
-    except Exception as problem:  # an interpolation runs resolvers, which may raise anything
-        key = getattr(problem, "full_key", None)
-        place = f"{source.label}: {key}" if key else source.label
-        mend = ""
-        if name := re.search(r"Interpolation key '([A-Za-z_]\w*)' not found", str(problem)):
-            mend = f"; for a variable of the shell write ${name[1]}, or \\${{{name[1]}}}"
-        raise ConfigError(f"{place}: {_first_line(problem)}{mend}") from None
-
-
-def _split(overrides: Overrides, verbatim: Sequence[str]) -> Iterable[tuple[str, Any]]:
+def _parse_overrides(overrides: Overrides, as_written: Sequence[str]) -> Iterator[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             if not isinstance(key, str) or not _KEY.fullmatch(key):
                 raise ConfigError(
-                    f"override {show(key)}: expected a key, e.g. seq_len or data.seed"
+                    f"override {format_value(key)}: expected a key, e.g. seq_len or data.seed"
                 )
             yield key, value
         return
-    from omegaconf import OmegaConf
-
     for text in overrides:
         key, equals, value = str(text).partition("=")
         if not equals or not _KEY.fullmatch(key):
@@ -170,59 +146,79 @@ def _split(overrides: Overrides, verbatim: Sequence[str]) -> Iterable[tuple[str,
                 f"override {text!r}: expected key=value, e.g. seq_len=1024 or data.seed=1"
             )
         try:
-            plain = OmegaConf.to_container(
-                OmegaConf.from_dotlist([f"value={value}"]), resolve=False
-            )
-            check_written(value, verbatim, key)
-            yield key, plain["value"]  # type: ignore[index, call-overload]
-        except SchemaError as problem:
-            raise ConfigError(f"override {text!r}: {problem.message}") from None
-        except Exception as problem:  # as in _parse
+            yield key, parse_yaml(value, as_written=_split_key(key)[0] in as_written)
+        except YamlError as problem:
             raise ConfigError(
-                f"override {text!r}: the value is not valid YAML ({_first_line(problem)})"
+                f"override {text!r}: the value is not valid YAML ({one_line(problem.message)})"
             ) from None
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `a.b[0].c` (or `a.b.0.c`), making the mappings on the way."""
-    *parents, last = parts = _parts(key)
+    """Set `a.b[0].c` (or `a.b.0.c`); create the mappings on the way."""
+    *parents, last = names = _split_key(key)
     holder: Any = values
-    for part, following in zip(parents, parts[1:], strict=True):
-        holder = _step(holder, part, key)
+    for name, child in zip(parents, names[1:], strict=True):
+        holder = _child(holder, name, key)
         if not isinstance(holder, dict | list):
-            raise ConfigError(
-                f"override {key}: {part} holds a single value, so it has no {following}"
-            )
+            raise ConfigError(f"override {key}: {name} holds a single value, so it has no {child}")
     if isinstance(holder, list):
         holder[_index(holder, last, key)] = value
     else:
         holder[last] = value
 
 
-def _step(holder: Any, part: str, key: str) -> Any:
+def _child(holder: Any, name: str, key: str) -> Any:
     if isinstance(holder, list):
-        return holder[_index(holder, part, key)]
-    if holder.get(part) is None:
-        holder[part] = {}
-    return holder[part]
+        return holder[_index(holder, name, key)]
+    if holder.get(name) is None:
+        holder[name] = {}
+    return holder[name]
 
 
-def _index(holder: list[Any], part: str, key: str) -> int:
-    if not part.isdecimal() or int(part) >= len(holder):
-        raise ConfigError(
-            f"override {key}: {part} is no place in a list of {len(holder)}; count from 0"
-        )
-    return int(part)
+def _index(items: list[Any], name: str, key: str) -> int:
+    index = int(name) if name.isdecimal() else len(items)
+    if index >= len(items):
+        size = f"has {len(items)} items (0 to {len(items) - 1})" if items else "is empty"
+        raise ConfigError(f"override {key}: index {name} is out of range; the list {size}")
+    return index
 
 
-def _concerns(override: str, key: str) -> bool:
-    """Whether a problem at `key` lies in what `override` set, or in the mapping around it."""
-    inner, outer = _parts(override), _parts(key)
+def _resolve(values: dict[str, Any], label: str) -> dict[str, Any]:
+    """Replace interpolations (`${seq_len}`) by their values."""
+    try:
+        if not _needs_omegaconf(values):
+            return values
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
+    except Exception as problem:  # an interpolation runs resolvers, which may raise anything
+        key = getattr(problem, "full_key", None)
+        location = f"{label}: {key}" if key else label
+        mend = ""
+        if name := re.search(r"Interpolation key '([A-Za-z_]\w*)' not found", str(problem)):
+            mend = f"; for a variable of the shell write ${name[1]}, or \\${{{name[1]}}}"
+        raise ConfigError(f"{location}: {_first_line(problem)}{mend}") from None
+
+
+def _needs_omegaconf(value: Any) -> bool:
+    """Return True for interpolations, and for Python values that OmegaConf converts or refuses."""
+    if type(value) is str:
+        return "${" in value
+    if type(value) is dict:
+        return any(map(_needs_omegaconf, value.values()))
+    if type(value) is list:
+        return any(map(_needs_omegaconf, value))
+    return type(value) not in (int, float, bool, NoneType)
+
+
+def _overlaps(override: str, key: str) -> bool:
+    """Return True if `key` lies inside the value that `override` set, or around it."""
+    inner, outer = _split_key(override), _split_key(key)
     shared = min(len(inner), len(outer))
     return shared > 0 and inner[:shared] == outer[:shared]
 
 
-def _parts(key: str) -> list[str]:
+def _split_key(key: str) -> list[str]:
     return re.findall(r"[^.\[\]]+", key)
 
 

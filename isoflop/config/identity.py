@@ -1,7 +1,8 @@
-"""The identity of a run and of a data set: a hash of what changes the result, and of nothing else.
+"""The identity of a run and of a data set: a hash of all settings that change the result.
 
-Not in it: `max_epochs` (a threshold of warnings), the metric, logging, checkpoints, resources, paths and the sweep's
-name. Two sweeps that name the same run share its identity; a changed learning rate gives another.
+Not part of it: `max_epochs` (a threshold of warnings), the metric, logging, checkpoints, resources,
+paths and the sweep's name. Two sweeps that contain the same run share its identity; a changed
+learning rate gives another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DATA_HASH_DIGITS = 12
 
 
 def data_identity(data: Data) -> dict[str, Any]:
-    """What determines the content of a data set. Its shards serve any seq_len."""
+    """Return the settings that determine a data set's content. Its shards serve any seq_len."""
     return {
         "codec": data.codec,
         "text_tokenizer": data.text_tokenizer,
@@ -34,16 +35,17 @@ def data_identity(data: Data) -> dict[str, Any]:
 
 
 def data_hash(data: Data) -> str:
-    """Name of the folder `data/<hash>/`: 12 hexadecimal digits."""
+    """Return the name of the folder `data/<hash>/`: 12 hexadecimal digits."""
     return canonical_hash(data_identity(data))[:DATA_HASH_DIGITS]
 
 
 def run_identity(
     sweep: Sweep, recipe: RecipeLike, candidate: Candidate, seed: int
 ) -> dict[str, Any]:
-    """All that changes the result of a run, as nested plain values; print it to see why two runs differ.
+    """Return all settings that change the result of a run, as nested plain values.
 
-    Precision is in it only where the sweep pins it: `auto` lets a study move between machines.
+    Print them to find out why two runs differ. Precision is part of them only if the sweep pins it:
+    `auto` lets a study move between machines.
     """
     identity = {
         "recipe": {"name": recipe.name, "version": recipe.version},
@@ -68,7 +70,10 @@ def run_identity(
 
 
 def _shape_identity(shape: ModelShape) -> dict[str, Any]:
-    """A shape without what came later and has its default, so that runs made before keep their names."""
+    """Return a shape's values without later additions at their defaults.
+
+    Runs that were made before the additions keep their ids.
+    """
     values = dataclasses.asdict(shape)
     if values["rope_theta"] == ModelShape.rope_theta:
         del values["rope_theta"]
@@ -78,22 +83,24 @@ def _shape_identity(shape: ModelShape) -> dict[str, Any]:
 def run_id(
     budget: float, width: int, seed: int, identity: Mapping[str, Any], check: str = ""
 ) -> str:
-    """E.g. `9e18-w768-s0-1a2b3c4d`: budget, width and seed to read, and the hash of `run_identity`.
+    """Return e.g. `9e18-w768-s0-1a2b3c4d`: budget, width, seed and the hash of `run_identity`.
 
-    A run that checks the recipe says how it differs: `9e18-w768-lr0.5-s0-5e6f7a8b` for `lr x 0.5`.
+    The id of a run that checks the recipe names the difference: `9e18-w768-lr0.5-s0-5e6f7a8b` for
+    `lr x 0.5`.
     """
     mark = f"-{check.replace(' x ', '')}" if check else ""
-    return f"{budget_label(budget)}-w{width}{mark}-s{seed}-{canonical_hash(identity)[:RUN_HASH_DIGITS]}"
+    digits = canonical_hash(identity)[:RUN_HASH_DIGITS]
+    return f"{budget_label(budget)}-w{width}{mark}-s{seed}-{digits}"
 
 
 def budget_label(budget: float) -> str:
-    """A budget as short text that is safe in a file name: `9e18`, `1.8e19`."""
+    """Return a budget as short text for file names: `9e18`, `1.8e19`."""
     mantissa, exponent = f"{budget:.6e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, in hexadecimal."""
+    """Return the SHA-256 of a value's canonical JSON, in hexadecimal."""
     text = json.dumps(
         _canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -101,10 +108,10 @@ def canonical_hash(value: Any) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Equal numbers in one spelling: 3e18, 3.0e18 and the integer; floats at 12 digits.
+    """Return equal numbers in one spelling: 3e18, 3.0e18 and the integer; floats at 12 digits.
 
-    The last bits of a power differ between mathematical libraries, and a plan made on a laptop must name the same
-    runs as one made on a cluster.
+    The last bits of a power differ between mathematical libraries, but a plan made on a laptop has
+    to name the same runs as one made on a cluster.
     """
     if isinstance(value, Mapping):
         return {key: _canonical(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""Files to start a study from: copies of a shipped sweep and cluster profile, comments and all."""
+"""Write files to start a study from: copies of a shipped sweep and a cluster profile."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from isoflop.config.config_file import shipped_files
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 
-PROFILE = "h100"
+PROFILE_NAME = "h100"
 PROFILE_FILE = "cluster.yaml"
 
 
 def write_start(sweep: str, folder: Path, force: bool = False) -> tuple[Path, Path]:
-    """Writes `<sweep>.yaml` and `cluster.yaml` into a folder, which is made if need be: both or neither.
+    """Write `<sweep>.yaml` and `cluster.yaml`, with their comments, into a folder: both or neither.
 
     Args:
         sweep: name of a shipped sweep.
-        folder: where they go.
-        force: replace files that are there.
+        folder: target folder; it is created if it does not exist.
+        force: replace existing files.
 
     Returns:
         The paths of the sweep file and the cluster profile.
 
     Raises:
-        ConfigError: no such sweep, a file in the way, or a folder that can't be written to.
+        ConfigError: an unknown sweep, an existing file, or a folder that can't be written to.
     """
     sweeps = shipped_files("sweeps")
     if sweep not in sweeps:
-        near = difflib.get_close_matches(sweep, sweeps, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        nearest = difflib.get_close_matches(sweep, sweeps, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise ConfigError(
             f"{sweep}: no shipped sweep of that name; {hint}shipped: {', '.join(sweeps)}"
         )
     targets = (folder / f"{sweep}.yaml", folder / PROFILE_FILE)
-    sources = (sweeps[sweep], shipped_files("slurm")[PROFILE])
+    sources = (sweeps[sweep], shipped_files("slurm")[PROFILE_NAME])
     for target in targets:
         if not force and target.exists():
             raise ConfigError(

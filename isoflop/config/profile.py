@@ -1,4 +1,7 @@
-"""The schema of a cluster profile, and its reading. The fields are its keys."""
+"""The schema of a cluster profile, and its reader. The fields are its keys.
+
+`scripts/reference_pages.py` makes `docs/reference/profile.md` from the `Attributes` of the classes.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,27 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from isoflop.config.config_file import Overrides, find, read
+from isoflop.config.config_file import Overrides, find_source, read_config
 from isoflop.config.sbatch import check_gpu_options, check_options, takes_whole_nodes
-from isoflop.config.validation import UNSET, SchemaError, require, require_name, show
+from isoflop.config.validation import UNSET, SchemaError, format_value, require, require_name
 
 GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-NOT_GIVEN = "(not given)"
-"""The root of a profile that is only planned with and names none yet."""
+ROOT_NOT_GIVEN = "(not given)"
+"""Root of a profile for plans that names none yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """GPUs of a node: their type, such as `h100-sxm`, and how many there are.
+    """GPUs of a node.
 
-    A type that isoflop doesn't know needs `peak_tflops` (dense bf16) and `memory_gb`, by which the known ones can be
-    corrected too. With `slurm_name`, such as `h100`, SLURM is asked for GPUs of that type: h100:4.
+    Attributes:
+        type: type of the GPUs, such as `h100-sxm`.
+        per_node: number of GPUs in a node.
+        slurm_name: type of the GPUs in requests to SLURM, such as `h100` in `h100:4`; requests
+            without it name no type.
+        peak_tflops: peak speed at dense bf16 in TFLOP/s. A type that isoflop does not know needs
+            it; for a known type it replaces the built-in value.
+        memory_gb: memory of one GPU in GB; needed and replaced as `peak_tflops`.
     """
 
     type: str
@@ -35,11 +44,12 @@ class Gpu:
     def __post_init__(self) -> None:
         require(bool(self.type.strip()), "type", "empty; give the GPU's type, e.g. h100-sxm")
         require(1 <= self.per_node <= 1024, "per_node", f"expected 1 to 1024, got {self.per_node}")
-        named = self.slurm_name is None or bool(GPU_NAME.fullmatch(self.slurm_name))
+        is_name = self.slurm_name is None or bool(GPU_NAME.fullmatch(self.slurm_name))
         require(
-            named,
+            is_name,
             "slurm_name",
-            f"expected a type as sinfo shows it, e.g. h100, got {show(self.slurm_name)}",
+            "expected a type as in the output of sinfo, e.g. h100, got"
+            f" {format_value(self.slurm_name)}",
         )
         for key in ("peak_tflops", "memory_gb"):
             value = getattr(self, key)
@@ -48,7 +58,12 @@ class Gpu:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """CPU cores of a node and its memory in GB."""
+    """Resources of a node.
+
+    Attributes:
+        cpus: CPU cores of a node.
+        memory_gb: memory of a node in GB.
+    """
 
     cpus: int
     memory_gb: float
@@ -62,26 +77,37 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Where jobs run.
+    """A cluster, or this machine, that jobs run on.
 
     Attributes:
-        name: by default the stem of the file.
+        name: name of the profile.
         executor: `slurm`, or `local` for this machine.
-        gpu: GPUs of a node; none for training on CPUs.
-        node: cores and memory of a node.
-        slurm: options that are sent to sbatch as written; nothing else is.
-        preemptible: whether the cluster may stop a job at any time to run another; its jobs ask to be requeued, and
-            bills reckon with interruptions.
-        max_gpus: most GPUs that the study's jobs hold at once.
-        max_jobs: most jobs of the study that run at once.
-        retries: how often a run that failed is started again, unless it got further in between.
-        price_per_gpu_hour: for the bill, in the currency of your choice.
-        disk_gb: most that the study's checkpoints and weights may take, such as a quota.
-        notify: a command or URL that is told when the study is done, stuck, or a run has failed for good.
-        supervisor: options of sbatch for the job of `submit --supervise`, instead of those in `slurm`.
-        setup: shell lines that run before the worker.
-        python: interpreter on the nodes; by default the one that submits.
-        root: the folder of runs, which all nodes share; by default $ISOFLOP_ROOT, else ./runs.
+        schema: version of the file format.
+        gpu: GPUs of a node; `null` trains on CPUs.
+        node: CPU cores and memory of a node. A run requests the share that its GPUs are of the
+            node's GPUs.
+        slurm: options of sbatch, sent as written. Nothing else is sent, except the requests that
+            follow from `gpu`, `node` and `preemptible`. With `gpu`, isoflop sets nodes and tasks;
+            `gres`, `gpus` and `gpus_per_node` fix the GPUs of every run; with `exclusive`, a run
+            holds, and is billed for, all GPUs of its nodes.
+        preemptible: `true` if the cluster may stop jobs at any time. The jobs then ask to be
+            requeued, and bills include two interruptions a day.
+        max_gpus: largest number of GPUs that the study holds at a time.
+        max_jobs: largest number of jobs of the study at a time.
+        retries: number of times that a failed run is started again. The count restarts if the run
+            made progress in between.
+        price_per_gpu_hour: price for the bill, in the currency of your choice.
+        disk_gb: largest size of checkpoints and weights at a time in GB, such as a quota.
+        notify: a command, or a URL that receives JSON. It is called when the study is done or
+            stuck, or a run has failed permanently. It has 20 s; a failed call is repeated at
+            growing intervals.
+        supervisor: options of sbatch for the job of `submit --supervise`, instead of those in
+            `slurm`. The job takes 0.3 GB for its reports, and requests 1 GB if runs request memory.
+        setup: shell lines that run before the worker, such as `module load cuda`.
+        python: the nodes' interpreter, or a command such as `apptainer exec image.sif python`; by
+            default the interpreter that submits.
+        root: folder of runs that all nodes share; a cluster needs one. By default `$ISOFLOP_ROOT`,
+            else `./runs`.
     """
 
     name: str
@@ -127,13 +153,15 @@ class Profile:
         require(
             "%" not in (self.root or ""),
             "root",
-            "has a % in it, which SLURM would replace; take another folder",
+            "has a % in it, which SLURM would replace; choose another folder",
         )
         require(
-            "\n" not in (self.root or ""), "root", "has a line break in it; take another folder"
+            "\n" not in (self.root or ""), "root", "has a line break in it; choose another folder"
         )
         require(
-            "\0" not in (self.root or ""), "root", "has a NUL character in it; take another folder"
+            "\0" not in (self.root or ""),
+            "root",
+            "has a NUL character in it; choose another folder",
         )
         _check_home(self.root or "")
         _check_command(self.python)
@@ -149,11 +177,11 @@ class Profile:
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
-        """Most GPUs and most jobs of a study at once on a cluster; None where nothing limits them."""
+        """Return the largest numbers of GPUs and jobs of a study at a time; None for no limit."""
         return (None if self.gpu is None else self.max_gpus), self.max_jobs
 
     def held_gpus(self, gpus: int, nodes: int) -> int:
-        """GPUs that a run on so many keeps from others: its own, or with `slurm.exclusive` all of its nodes."""
+        """Return the GPUs that a run reserves: its own, or with `slurm.exclusive` its nodes'."""
         return (
             nodes * self.gpu.per_node
             if gpus and self.gpu and takes_whole_nodes(self.slurm)
@@ -164,28 +192,29 @@ class Profile:
 def load_profile(
     source: str | PathLike[str], overrides: Overrides = (), *, to_plan: bool = False
 ) -> Profile:
-    """Reads and checks a cluster profile: a path, or the name of a shipped one such as `local`.
+    """Read and check a cluster profile.
 
     Args:
-        source: path or name.
+        source: path of a YAML file, or the name of a shipped profile such as `local`.
         overrides: `key=value` texts, or a mapping of dotted keys to values.
-        to_plan: take a profile in which sbatch's options or the root still have no value (???): a bill needs neither.
+        to_plan: accept a profile whose root or options of sbatch have no value yet (`???`), because
+            a bill needs neither.
 
     Raises:
-        ConfigError: a file, key or value that can't be used, in one line with the mend.
+        ConfigError: an unusable file, key or value, in one line with the mend.
     """
-    found = find(source, "slurm")
+    file = find_source(source, "slurm")
 
     def prepare(values: dict[str, Any]) -> dict[str, Any]:
-        named = {"name": found.stem, **values}
+        named = {"name": file.stem, **values}
         return _without_unset(named) if to_plan else named
 
-    return read(found, overrides, Profile, prepare, verbatim=("slurm", "supervisor"))
+    return read_config(file, overrides, Profile, prepare, as_written=("slurm", "supervisor"))
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("root") == UNSET:
-        values["root"] = NOT_GIVEN
+        values["root"] = ROOT_NOT_GIVEN
     if isinstance(options := values.get("slurm"), dict):
         values["slurm"] = {name: option for name, option in options.items() if option != UNSET}
     return values
@@ -196,15 +225,15 @@ def _check_home(root: str) -> None:
         Path(root).expanduser()
     except RuntimeError:
         raise SchemaError(
-            "root", f"{root.partition('/')[0]} is no user of this machine; write the whole path"
+            "root", f"{root.partition('/')[0]} is no user of this machine; write the full path"
         ) from None
 
 
 def _check_command(python: str | None) -> None:
     try:
-        words = ["python"] if python is None else shlex.split(python)
+        command = ["python"] if python is None else shlex.split(python)
     except ValueError as problem:
         raise SchemaError(
-            "python", f"can't be read as a command ({problem}), got {show(python)}"
+            "python", f"can't be read as a command ({problem}), got {format_value(python)}"
         ) from None
-    require(bool(words), "python", "is empty; leave it out, or name an interpreter")
+    require(bool(command), "python", "is empty; leave it out, or name an interpreter")

@@ -1,4 +1,4 @@
-"""Options of sbatch in a profile: which it may have, and what they say of a job's GPUs and time."""
+"""Options of sbatch in a profile: checks, the time limit, and the GPUs that they request."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.config.validation import UNSET, SchemaError, join, require, show
+from isoflop.config.validation import UNSET, SchemaError, format_value, join, require
 
-OURS = {"array", "job_name", "output", "error"}
+RESERVED_OPTIONS = {"array", "job_name", "output", "error"}
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 _COUNT = re.compile(r"^(?:[^:,]+:)?(\d+)$")
@@ -26,53 +26,54 @@ GPU_OPTIONS: dict[str, re.Pattern[str] | None] = {
     "gpus_per_socket": None,
     "tres_per_task": None,
 }
-"""Options that ask for GPUs, and where they say how many; None: that depends on more than the option. In gres no number
-means one."""
+"""Options that request GPUs, and the pattern of the number in their values.
 
-RECKONED_WITH = {
-    *OURS, *GPU_OPTIONS, "exclusive", "time", "partition", "nodes", "ntasks", "ntasks_per_node", "tasks_per_node",
-    "cpus_per_task", "cpus_per_gpu", "mem", "mem_per_cpu", "mem_per_gpu", "requeue", "no_requeue", "exclude",
+None: the number depends on other options too. In gres, no number is one GPU.
+"""
+
+KNOWN_OPTIONS = {
+    *RESERVED_OPTIONS, *GPU_OPTIONS, "exclusive", "time", "partition", "nodes", "ntasks",
+    "ntasks_per_node", "tasks_per_node", "cpus_per_task", "cpus_per_gpu", "mem", "mem_per_cpu",
+    "mem_per_gpu", "requeue", "no_requeue", "exclude",
 }  # fmt: skip
-"""Options that isoflop looks for by name; sbatch takes their beginnings too."""
+"""Options that isoflop looks up by name. Abbreviations, which sbatch accepts, would be missed."""
 
-LAYOUT_OPTIONS = ("nodes", "ntasks", "tasks_per_node")
-"""Beginnings of options that say on how many nodes and by how many processes a job runs."""
+LAYOUT_PREFIXES = ("nodes", "ntasks", "tasks_per_node")
+"""First characters of the options that set a job's numbers of nodes and processes."""
 
 
 def plain_name(option: object) -> str:
-    """An option's name as isoflop looks it up: sbatch knows `gpus-per-node` only, YAML often has `gpus_per_node`."""
+    """Return the name for look-up: `gpus_per_node` for sbatch's `gpus-per-node`."""
     return str(option).replace("-", "_")
 
 
 def check_options(section: str, options: Mapping[str, Any]) -> None:
-    """Free-form options need a name that sbatch could know, and one value each.
+    """Check that every option has a possible name and one value.
 
     Raises:
         SchemaError: an option that can't be sent as it is written.
     """
-    names: dict[str, str] = {}
+    keys_by_name: dict[str, str] = {}
     for name, value in options.items():
         key = join(section, str(name))
-        require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
-        require(plain_name(name) not in OURS, key, "is for isoflop to say; leave it out")
         plain = plain_name(name)
-        whole = next(
-            (known for known in sorted(RECKONED_WITH) if known.startswith(plain)), plain
-        )  # itself comes first
-        require(
-            whole == plain, key, f"is a beginning of {join(section, whole)}; write the option out"
-        )
-        twice = names.setdefault(plain_name(name), key)
-        require(twice == key, key, f"is the same option as {twice}; leave one out")
+        require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
+        require(plain not in RESERVED_OPTIONS, key, "is set by isoflop; leave it out")
+        # A known name sorts before those that it begins.
+        full = next((known for known in sorted(KNOWN_OPTIONS) if known.startswith(plain)), plain)
+        require(full == plain, key, f"abbreviates {join(section, full)}; write the full name")
+        first_key = keys_by_name.setdefault(plain, key)
+        require(first_key == key, key, f"is the same option as {first_key}; leave one out")
         require(value != UNSET, key, f"has no value yet ({UNSET}); put yours in its place")
         require(
             isinstance(value, str | int | float) and value is not False,
             key,
-            f"expected text, a number or true, got {show(value)}",
+            f"expected text, a number or true, got {format_value(value)}",
         )
-        written = not isinstance(value, float) or (math.isfinite(value) and "e" not in str(value))
         require(
-            written, key, f"expected a number in decimals, or text in quotes, got {show(value)}"
+            not isinstance(value, float) or (math.isfinite(value) and "e" not in str(value)),
+            key,
+            f"expected a number in decimals, or text in quotes, got {format_value(value)}",
         )
         require(
             "\n" not in str(value),
@@ -80,36 +81,38 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
             "has a line break in it, which sbatch would take for a command",
         )
     if (time := options.get("time")) is not None:
-        # YAML 1.1 reads an unquoted 48:00:00 as 172800, which sbatch would take for that many minutes.
+        # A program with YAML 1.1 rewrites 48:00:00 as 172800, which sbatch reads as minutes.
         key = join(section, "time")
         require(
             isinstance(time, str),
             key,
-            f'expected text in quotes such as "48:00:00", got {show(time)}',
+            f'expected text in quotes such as "48:00:00", got {format_value(time)}',
         )
-        hours_of(time, key)
+        parse_time_limit(time, key)
 
 
-def hours_of(limit: str, key: str = "slurm.time") -> float:
-    """A time limit as sbatch reads it, and as SLURM prints it, in hours; seconds count as a whole minute.
+def parse_time_limit(limit: str, key: str = "slurm.time") -> float:
+    """Return the hours of a time limit in the notation of sbatch and of SLURM's output.
+
+    Seconds are rounded up to a whole minute, as by sbatch.
 
     Raises:
-        SchemaError: a text that sbatch would not take as a time.
+        SchemaError: a text that sbatch would not accept as a time.
     """
     if limit.upper() in ("UNLIMITED", "INFINITE"):
         return math.inf
-    found = re.fullmatch(r"(?:(?P<days>\d{1,9})-)?(?P<clock>\d{1,9}(?::\d{1,9}){0,2})", limit)
-    if found is None:
+    match = re.fullmatch(r"(?:(?P<days>\d{1,9})-)?(?P<clock>\d{1,9}(?::\d{1,9}){0,2})", limit)
+    if match is None:
         raise SchemaError(
-            key, f'expected a time such as "48:00:00" or "2-00:00:00", got {show(limit)}'
+            key, f'expected a time such as "48:00:00" or "2-00:00:00", got {format_value(limit)}'
         )
-    parts = [int(part) for part in found["clock"].split(":")]
-    # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but after days hours come first.
-    units = (3600, 60, 1) if found["days"] or len(parts) == 3 else (60, 1)
-    seconds = 86400 * int(found["days"] or 0) + sum(
-        part * unit for part, unit in zip(parts, units, strict=False)
+    numbers = [int(number) for number in match["clock"].split(":")]
+    # sbatch reads minutes, minutes:seconds or hours:minutes:seconds, but hours first after days.
+    units = (3600, 60, 1) if match["days"] or len(numbers) == 3 else (60, 1)
+    seconds = 86400 * int(match["days"] or 0) + sum(
+        number * unit for number, unit in zip(numbers, units, strict=False)
     )
-    return -(-seconds // 60) / 60 if seconds else math.inf  # as sbatch reads 0
+    return math.ceil(seconds / 60) / 60 if seconds else math.inf  # sbatch reads 0 as no limit
 
 
 # GPUs
@@ -117,15 +120,15 @@ def hours_of(limit: str, key: str = "slurm.time") -> float:
 
 @dataclass(frozen=True)
 class FixedGpus:
-    """How many GPUs an option of sbatch gives a job, in all or on each node."""
+    """GPUs that an option of sbatch gives a job, in total or on each node."""
 
     option: str
     gpus: int
     on_each_node: bool
 
 
-def asking_for_gpus(options: Mapping[str, Any]) -> list[str]:
-    """The options, as they are written, that ask for GPUs: gres and tres ask for much else too."""
+def list_gpu_options(options: Mapping[str, Any]) -> list[str]:
+    """Return the options, as written, that request GPUs; gres and tres may request other things."""
     return [
         name
         for name, value in options.items()
@@ -135,51 +138,53 @@ def asking_for_gpus(options: Mapping[str, Any]) -> list[str]:
 
 
 def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
-    """What a profile's own options say of the GPUs of a job.
+    """Return the GPUs that a profile's own options give a job; None if they request none.
 
     Raises:
-        SchemaError: options from which the number can't be told.
+        SchemaError: options that leave the number open.
     """
-    names = asking_for_gpus(options)
+    names = list_gpu_options(options)
     if not names:
         return None
     name, key = names[0], join("slurm", names[0])
-    mend = "leave it out: a run asks for its own number, of the type gpu.slurm_name"
+    mend = "leave it out: a run requests its own number, of the type gpu.slurm_name"
     require(
         len(names) == 1,
         key,
-        f"slurm.{names[-1]} says how many GPUs a job gets too; leave one of them out",
+        f"slurm.{names[-1]} sets the GPUs of a job too; leave one of them out",
     )
     pattern = GPU_OPTIONS[plain_name(name)]
     require(
         pattern is not None,
         key,
-        f"gives GPUs by tasks or sockets, which a bill can't count; {mend}",
+        f"gives GPUs per task or socket, which a bill can't count; {mend}",
     )
     text = str(options[name])
     counts = pattern.findall(text) if pattern else []
-    once = len(counts) == 1 and len(_NAMES_GPU.findall(text)) <= 1
-    require(once, key, f"can't tell how many GPUs {show(options[name])} are; {mend}")
+    is_unique = len(counts) == 1 and len(_NAMES_GPU.findall(text)) <= 1
+    require(
+        is_unique, key, f"the number of GPUs in {format_value(options[name])} is unclear; {mend}"
+    )
     return FixedGpus(name, int(counts[0] or 1), plain_name(name) != "gpus")
 
 
 def check_gpu_options(options: Mapping[str, Any]) -> None:
-    """Of a profile with GPUs: nothing may change how many a run gets but what can be counted.
+    """Check the options of a profile with GPUs: the GPUs of every job have to be countable.
 
     Raises:
         SchemaError: an option by which SLURM would give other GPUs than the bill counts.
     """
     for name in options:
-        ours = plain_name(name).startswith(LAYOUT_OPTIONS)
-        key = join("slurm", name)
         require(
-            not ours, key, "with `gpu` it is for isoflop to say, by each run's size; leave it out"
+            not plain_name(name).startswith(LAYOUT_PREFIXES),
+            join("slurm", name),
+            "with `gpu`, isoflop sets it by each run's size; leave it out",
         )
     fixed_gpus(options)
 
 
 def takes_whole_nodes(options: Mapping[str, Any]) -> bool:
-    """Whether a job holds all of its nodes (`--exclusive`), not only against other users."""
+    """Return True if a job holds its nodes against all other jobs (`--exclusive`)."""
     value = next(
         (value for name, value in options.items() if plain_name(name) == "exclusive"), "user"
     )

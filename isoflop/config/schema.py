@@ -1,4 +1,7 @@
-"""The schema of a sweep file. The fields are its keys; README.md explains them to users."""
+"""The schema of a sweep file. The fields are its keys.
+
+`scripts/reference_pages.py` makes `docs/reference/sweep.md` from the `Attributes` of the classes.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,36 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from isoflop.config.validation import SchemaError, require, require_name, show
+from isoflop.config.validation import SchemaError, format_value, require, require_name
 
-LARGEST_WIDTH = 1_000_000
-LARGEST_BUDGET = 1e40
-MOST_CANDIDATES = 1_000_000
-"""A grid larger than this is taken for a slip of the keyboard."""
+MAX_WIDTH = 1_000_000
+MAX_BUDGET_FLOPS = 1e40
+MAX_CANDIDATES = 1_000_000
+"""Size of a grid above which its numbers are taken for a typing error."""
 
 Composition = Literal["s", "s+a", "s+a+t", "text"]
 Kind = Literal["all", "text", "semantic", "acoustic"]
 Logger = Literal["tensorboard", "wandb"]
-KINDS: dict[Composition, tuple[Kind, ...]] = {
+TOKEN_KINDS: dict[Composition, tuple[Kind, ...]] = {
     "s": ("semantic",),
     "s+a": ("semantic", "acoustic"),
     "s+a+t": ("text", "semantic", "acoustic"),
     "text": ("text",),
 }
-"""Kinds of token that a composition has."""
+"""Kinds of token in each composition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthRule:
-    """Widths to try at budgets up to `until` (all budgets without it): `values`, or `start` to `stop` by `step`.
+    """Widths to try at some budgets: `values`, or `start` to `stop` by `step`.
 
-    `stop` is tried too where a step falls on it. `until` is in training FLOPs and belongs to the rule.
+    Attributes:
+        until: largest budget of the rule in training FLOPs, itself included; `null` for all
+            budgets.
+        start: smallest width.
+        stop: largest width; it is tried if a step falls on it.
+        step: difference of two neighbouring widths.
+        values: list of widths, instead of `start`, `stop` and `step`.
     """
 
     until: float | None = None
@@ -40,31 +49,31 @@ class WidthRule:
     values: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        ends = {"start": self.start, "stop": self.stop, "step": self.step}
-        given = [name for name, value in ends.items() if value is not None]
+        bounds = {"start": self.start, "stop": self.stop, "step": self.step}
+        present = [name for name, value in bounds.items() if value is not None]
         if self.until is not None:
             require(self.until > 0, "until", f"expected a budget above 0, got {self.until:g}")
         if self.values is not None:
             require(
-                not given,
-                given[0] if given else "",
+                not present,
+                present[0] if present else "",
                 "give either values or start, stop and step, not both",
             )
             require(bool(self.values), "values", "an empty list; give at least one width")
             _check_distinct("values", self.values)
         else:
-            missing = [name for name in ends if name not in given]
+            missing = [name for name in bounds if name not in present]
             if missing:
                 raise SchemaError(missing[0], "missing; a rule has start, stop and step, or values")
         for name, width in [
-            *ends.items(),
+            *bounds.items(),
             *((f"values[{i}]", width) for i, width in enumerate(self.values or ())),
         ]:
             if width is not None:
                 require(
-                    0 < width <= LARGEST_WIDTH,
+                    0 < width <= MAX_WIDTH,
                     name,
-                    f"expected 1 to {LARGEST_WIDTH:,}, got {width:,}",
+                    f"expected 1 to {MAX_WIDTH:,}, got {width:,}",
                 )
         if self.start is not None and self.stop is not None:
             require(
@@ -75,7 +84,7 @@ class WidthRule:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The widths in ascending order."""
+        """Return the widths in ascending order."""
         if self.values is not None:
             return tuple(sorted(self.values))
         return tuple(range(self.start or 0, (self.stop or 0) + 1, self.step or 1))
@@ -83,7 +92,12 @@ class WidthRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One place of the grid: a budget in training FLOPs and a width."""
+    """One point of the grid.
+
+    Attributes:
+        budget: training FLOPs (3 x forward).
+        width: width of the model.
+    """
 
     budget: float
     width: int
@@ -91,15 +105,19 @@ class Point:
     def __post_init__(self) -> None:
         _check_budget("budget", self.budget)
         require(
-            0 < self.width <= LARGEST_WIDTH,
+            0 < self.width <= MAX_WIDTH,
             "width",
-            f"expected 1 to {LARGEST_WIDTH:,}, got {self.width:,}",
+            f"expected 1 to {MAX_WIDTH:,}, got {self.width:,}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replicate(Point):
-    """More seeds at one place of the grid, which tell noise between runs from lack of fit."""
+    """Additional seeds at one point of the grid, which separate noise of runs from lack of fit.
+
+    Attributes:
+        seeds: the additional seeds.
+    """
 
     seeds: tuple[int, ...]
 
@@ -110,18 +128,21 @@ class Replicate(Point):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What the models are trained on.
+    """The training data.
 
     Attributes:
-        codec: audio codec, `mimi`, `pocket` or a folder.
-        text_tokenizer: a Hugging Face tokenizer, or `bytes`.
-        composition: semantic tokens only (`s`), all audio tokens (`s+a`), audio and text (`s+a+t`), or `text`.
-        mixture: share of the training tokens by source; adds up to 1.
-        tokens: unique tokens by source, both orders of every document counted, for the epochs column. A source
-            whose size is not known is left out.
+        codec: audio codec: `mimi`, `pocket` or a folder. Data can be prepared for `pocket` only, so
+            far; the others serve for plans.
+        text_tokenizer: `bytes`, or a Hugging Face tokenizer to plan with, such as
+            `stanford-crfm/marin-tokenizer`.
+        mixture: share of the training tokens by source; the shares add up to 1.
+        composition: `s` (semantic tokens), `s+a` (semantic and acoustic), `s+a+t` (with text), or
+            `text`.
+        tokens: unique tokens by source, for the epochs in a plan; both orders of every document
+            count. Leave out a source of unknown size.
         max_epochs: passes over a source above which a plan warns.
-        seed: of making the corpus and of its order.
-        heldout_share: share of the documents kept for held-out loss.
+        seed: seed of the corpus and of its order.
+        heldout_share: share of the documents kept for the held-out loss.
     """
 
     codec: str
@@ -174,7 +195,17 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Cautious AdamC; its peak learning rate and beta2 come from the recipe (defaults: those of SODA's sweep)."""
+    """Cautious AdamC. Its peak learning rate and beta2 come from the recipe.
+
+    The defaults are those of SODA's sweep.
+
+    Attributes:
+        name: the optimizer; cautious AdamC.
+        beta1: decay rate of the first moment.
+        eps: constant that is added to the root of the second moment.
+        weight_decay: factor of the decay of the weights.
+        grad_clip: largest norm of the gradient.
+    """
 
     name: Literal["cautious-adamc"] = "cautious-adamc"
     beta1: float = 0.95
@@ -193,7 +224,14 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Learning rate over a run: linear warm-up, stable, linear decay. `warmup` and `decay` are shares of the steps."""
+    """Learning rate over a run.
+
+    Attributes:
+        name: linear warm-up, constant rate, linear decay.
+        warmup: share of the steps with rising learning rate.
+        decay: share of the steps with falling learning rate.
+        min_lr_ratio: last learning rate as a share of the peak.
+    """
 
     name: Literal["wsd"] = "wsd"
     warmup: float = 0.1
@@ -214,18 +252,25 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How a model is trained.
+    """Training of a model.
 
     Attributes:
+        optimizer: the optimizer.
+        schedule: the learning rate over a run.
         z_loss: weight of the squared log-partition term of the loss.
-        trainer: `builtin`; `command: PROGRAM ...` for a program of your own; `simulated: LAW` for losses of a law.
-        precision: `auto` is bf16 on a GPU and fp32 on a CPU.
-        deterministic: take only kernels whose sums repeat bit for bit on a GPU; not part of a run's identity.
-        lr_scale, batch_scale: factors on the recipe's learning rate and batch (a power of two), to check a recipe.
-        evals: how many times held-out loss is measured, evenly over the run, the last after the last step.
+        trainer: `builtin`; `{command: "PROGRAM ..."}` for an external program; `{simulated: LAW}`
+            for losses drawn from a law.
+        precision: `fp32`, `bf16`, or `auto`: bf16 on a GPU and fp32 on a CPU.
+        deterministic: use only kernels whose sums repeat bit for bit on a GPU (untested on GPUs).
+            Not part of a run's identity; may be changed at any time.
+        lr_scale: factor on the recipe's learning rate.
+        batch_scale: factor on the recipe's batch, a power of two.
+        evals: number of held-out measurements in a run; the last one follows the last step.
         log_points: rows of the loss log for each split.
-        checkpoint_minutes: time between checkpoints; not part of a run's identity.
-        loggers: who shows the loss log too, beside its files; not part of a run's identity.
+        checkpoint_minutes: minutes between checkpoints. Not part of a run's identity; may be
+            changed at any time.
+        loggers: `tensorboard`, `wandb`: programs that also show the loss log of the builtin
+            trainer. Not part of a run's identity; a change counts from the next start of a run.
     """
 
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -244,21 +289,25 @@ class Train:
     def __post_init__(self) -> None:
         require(self.z_loss >= 0, "z_loss", f"expected 0 or more, got {self.z_loss:g}")
         kind, _, argument = self.trainer.partition(":")
-        known = self.trainer == "builtin" or (
+        is_known = self.trainer == "builtin" or (
             kind in ("command", "simulated") and bool(argument.strip())
         )
         require(
-            known,
+            is_known,
             "trainer",
-            f'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got {show(self.trainer)}',
+            'expected builtin, "command: PROGRAM ..." or "simulated: LAW", got '
+            f"{format_value(self.trainer)}",
         )
-        fits = 0 < self.lr_scale <= 1e6
-        require(fits, "lr_scale", f"expected a factor above 0 and up to 1e6, got {self.lr_scale:g}")
-        power_of_two = (
+        require(
+            0 < self.lr_scale <= 1e6,
+            "lr_scale",
+            f"expected a factor above 0 and up to 1e6, got {self.lr_scale:g}",
+        )
+        is_power_of_two = (
             2**-20 <= self.batch_scale <= 2**20 and math.frexp(self.batch_scale)[0] == 0.5
         )
         require(
-            power_of_two,
+            is_power_of_two,
             "batch_scale",
             f"expected a power of two such as 0.5 or 2, got {self.batch_scale:g}",
         )
@@ -274,24 +323,33 @@ class Train:
         require(
             not (self.loggers and kind == "command"),
             "loggers",
-            "a program of your own logs by itself; leave it out",
+            "an external program does its own logging; leave it out",
         )
 
     @property
     def program(self) -> tuple[str, str]:
-        """Which trainer it is, and what it is given: `("simulated", "soda")`."""
+        """Return the trainer and its argument, e.g. `("simulated", "soda")`."""
         kind, _, argument = self.trainer.partition(":")
         return kind, argument.strip()
 
     @property
     def starts_processes(self) -> bool:
-        """Whether the trainer is one process a node, which starts what it needs itself, and not one for each GPU."""
+        """Return True if the trainer is one process per node, which starts its own processes.
+
+        The builtin trainer is one process per GPU.
+        """
         return self.program[0] != "builtin"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The held-out loss that is fitted: a validation set, the kind of its target tokens, and how many are measured."""
+    """The held-out loss that is fitted.
+
+    Attributes:
+        set: validation set.
+        kind: kind of the target tokens: `all`, `text`, `semantic` or `acoustic`.
+        tokens: number of target tokens that are measured.
+    """
 
     set: str = "heldout"
     kind: Kind = "all"
@@ -309,21 +367,28 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A study: which models are trained, at which budgets, on what and how. Checked when it is made.
+    """A study: its models, budgets, data and training. It is checked when it is made.
 
     Attributes:
-        name: by default the stem of the file; with its folder, the study's identity.
-        recipe: a shipped recipe's name, or `module:attribute`.
+        name: name of the study; with its folder, its identity.
+        recipe: rules from width and budget to depth, heads, MLP, batch, learning rate, beta2 and
+            steps: `soda`, `pocket`, or your own as `module:attribute`.
         seq_len: tokens in a training window.
-        budgets: training FLOPs (3 x forward).
-        widths: the first rule whose `until` is not below the budget gives its widths. A plain list of widths is
-            one rule for all budgets.
+        budgets: list of budgets in training FLOPs (3 x forward).
+        widths: list of widths, or of rules. The first rule whose `until` is not below a budget
+            gives its widths.
+        data: the training data.
+        schema: version of the file format.
+        kind: kind of study.
         min_batch: candidates with fewer sequences in a step are dropped.
         max_steps: candidates with as many steps or more are dropped.
-        extra: points outside the rules, exempt from `min_batch` and `max_steps`.
-        seeds: every point is run with each of them.
-        replicates: more seeds at chosen points.
-        recipe_check: more runs, at half and double learning rate and batch, at three sizes of one or two budgets.
+        extra: additional points, exempt from `min_batch` and `max_steps`.
+        seeds: every point is run with each seed.
+        replicates: additional seeds at chosen points.
+        recipe_check: add runs that check the recipe: half and double learning rate and batch, at
+            three sizes of one or two budgets.
+        train: training of a model.
+        metric: the held-out loss that is fitted.
     """
 
     name: str
@@ -358,9 +423,10 @@ class Sweep:
         if self.max_steps is not None:
             require(self.max_steps >= 2, "max_steps", f"expected 2 or more, got {self.max_steps}")
         _check_seeds("seeds", self.seeds)
-        kind, there = self.metric.kind, KINDS[self.data.composition]
-        message = f"data.composition {self.data.composition} has no {kind} tokens; take all or {' or '.join(there)}"
-        require(kind in ("all", *there), "metric.kind", message)
+        composition, kind = self.data.composition, self.metric.kind
+        kinds = TOKEN_KINDS[composition]
+        message = f"data.composition {composition} has no {kind} tokens; take all or"
+        require(kind in ("all", *kinds), "metric.kind", f"{message} {' or '.join(kinds)}")
         self._check_widths()
 
     def _check_widths(self) -> None:
@@ -370,29 +436,34 @@ class Sweep:
             require(
                 after > before,
                 f"widths[{i}]",
-                "never used: the rule before it reaches as far; order by until",
+                "never used: until of the rule before it is as large; order the rules by until",
             )
-        top = max(self.budgets)
+        largest = max(self.budgets)
         require(
-            top <= limits[-1],
+            largest <= limits[-1],
             "widths",
-            f"no rule for budget {top:g}; let the last rule have no until",
+            f"no rule for budget {largest:g}; leave until out of the last rule",
         )
         candidates = sum(len(self.widths_at(budget)) for budget in self.budgets) * len(self.seeds)
-        message = f"{candidates:,} candidates, more than {MOST_CANDIDATES:,}; use a larger step or fewer budgets"
-        require(candidates <= MOST_CANDIDATES, "widths", message)
+        require(
+            candidates <= MAX_CANDIDATES,
+            "widths",
+            f"{candidates:,} candidates, more than {MAX_CANDIDATES:,}; use a larger step or fewer"
+            " budgets",
+        )
 
     def widths_at(self, budget: float) -> tuple[int, ...]:
-        """Widths to try at a budget, by the first rule whose `until` is not below it."""
+        """Return the widths to try at a budget, by the first rule whose `until` is not below it."""
         return next(
             (rule.widths for rule in self.widths if rule.until is None or budget <= rule.until), ()
         )
 
 
 def _check_budget(key: str, budget: float) -> None:
-    fits = 0 < budget <= LARGEST_BUDGET
     require(
-        fits, key, f"expected training FLOPs above 0 and up to {LARGEST_BUDGET:g}, got {budget:g}"
+        0 < budget <= MAX_BUDGET_FLOPS,
+        key,
+        f"expected training FLOPs above 0 and up to {MAX_BUDGET_FLOPS:g}, got {budget:g}",
     )
 
 
@@ -404,7 +475,7 @@ def _check_seeds(key: str, seeds: tuple[int, ...]) -> None:
 
 
 def _check_distinct(key: str, values: tuple[float, ...] | tuple[int, ...]) -> None:
-    seen: set[float] = set()
+    distinct: set[float] = set()
     for value in values:
-        require(value not in seen, key, f"{value:g} is given twice; leave one out")
-        seen.add(value)
+        require(value not in distinct, key, f"{value:g} is given twice; leave one out")
+        distinct.add(value)

@@ -1,37 +1,39 @@
-"""Reading a sweep file, or a shipped sweep by name, and writing definitions back."""
+"""Read a sweep file, or a shipped sweep by name, and write definitions as YAML."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from isoflop.config.config_file import Overrides, Source, find, read, shipped_files
+from isoflop.config.config_file import Overrides, Source, find_source, read_config, shipped_files
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
-from isoflop.config.validation import SchemaError, show
-from isoflop.config.yaml_scalars import dump, escape
+from isoflop.config.validation import SchemaError, format_value
+from isoflop.config.yaml_values import dump_yaml
 
-KINDS = ("isoflop",)
+STUDY_KINDS = ("isoflop",)
 
 
 def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
-    """Reads and checks a sweep.
+    """Read and check a sweep.
 
     Args:
         source: path of a YAML file, or the name of a shipped sweep such as `soda`.
-        overrides: `key=value` texts, or a mapping of dotted keys to values. A key's whole value is replaced.
+        overrides: `key=value` texts, or a mapping of dotted keys to values; each replaces the whole
+            value at its key.
 
     Raises:
-        ConfigError: a file, key or value that can't be used, in one line with the mend.
+        ConfigError: an unusable file, key or value, in one line with the mend.
     """
-    return _checked(find(source, "sweeps"), overrides)
+    return _read_sweep(find_source(source, "sweeps"), overrides)
 
 
-def sweep_in(directory: str | PathLike[str]) -> Sweep | None:
-    """The definition of a sweep's directory; None for other tables of runs.
+def load_directory_sweep(directory: str | PathLike[str]) -> Sweep | None:
+    """Read the sweep that a directory of runs was made from; None for other tables of runs.
 
     Raises:
         ConfigError: as `load_sweep`.
@@ -40,43 +42,44 @@ def sweep_in(directory: str | PathLike[str]) -> Sweep | None:
     return load_sweep(definition) if definition.exists() else None
 
 
-def sweep_of(mapping: Mapping[str, Any], label: str) -> Sweep:
-    """A sweep from what `to_mapping` made of it; `label` is where it was read, for errors.
+def sweep_from_mapping(mapping: Mapping[str, Any], label: str) -> Sweep:
+    """Return the sweep of a mapping made by `to_mapping`; `label` names its source in errors.
 
     Raises:
         ConfigError: as `load_sweep`.
     """
-    return _checked(Source(label, "sweep", dump(dict(mapping))), ())
+    return _read_sweep(Source(label, "sweep", dump_yaml(dict(mapping))), ())
 
 
-def _checked(found: Source, overrides: Overrides) -> Sweep:
+def _read_sweep(source: Source, overrides: Overrides) -> Sweep:
     def prepare(values: dict[str, Any]) -> dict[str, Any]:
-        kind = values.get("kind", KINDS[0])
-        if kind not in KINDS:  # before the other keys, which another kind would have of its own
-            raise SchemaError("kind", f"expected {', '.join(KINDS)}, got {show(kind)}")
-        named = values if values.get("name") is not None else {**values, "name": found.stem}
-        return _spell_out_trainer(_spell_out_widths(named))
+        kind = values.get("kind", STUDY_KINDS[0])
+        if kind not in STUDY_KINDS:  # first, because another kind may have other keys
+            expected = ", ".join(STUDY_KINDS)
+            raise SchemaError("kind", f"expected {expected}, got {format_value(kind)}")
+        named = values if values.get("name") is not None else {**values, "name": source.stem}
+        return _expand_trainer(_expand_widths(named))
 
-    return read(found, overrides, Sweep, prepare)
+    return read_config(source, overrides, Sweep, prepare)
 
 
 def shipped_sweeps() -> list[str]:
-    """Names of the sweeps that travel with the package."""
+    """Return the names of the sweeps in the package."""
     return list(shipped_files("sweeps"))
 
 
 def to_yaml(definition: Sweep | Profile) -> str:
-    """A sweep or a profile as YAML with every default written out; it is read back to an equal one."""
-    return dump(to_mapping(definition))
+    """Return a sweep or a profile as YAML with all defaults; it reads back to an equal one."""
+    return dump_yaml(to_mapping(definition))
 
 
 def to_mapping(definition: Sweep | Profile) -> dict[str, Any]:
-    """A sweep or a profile as the plain values of its YAML."""
-    return _plain(dataclasses.asdict(definition))
+    """Return a sweep or a profile as the plain values of its YAML."""
+    return _to_plain(dataclasses.asdict(definition))
 
 
-def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:
-    """`widths: [16, 24]` is short for one rule with these values."""
+def _expand_widths(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace `widths: [16, 24]` by one rule with these values."""
     widths = values.get("widths")
     if not isinstance(widths, list) or any(isinstance(item, dict) for item in widths) or not widths:
         return values
@@ -84,30 +87,35 @@ def _spell_out_widths(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(width, int) or isinstance(width, bool):
             raise SchemaError(
                 f"widths[{i}]",
-                f"expected a whole number (or a rule in every place), got {show(width)}",
+                f"expected a whole number (or rules only), got {format_value(width)}",
             )
     return {**values, "widths": [{"values": widths}]}
 
 
-def _spell_out_trainer(values: dict[str, Any]) -> dict[str, Any]:
-    """`trainer: {simulated: soda}` is the same as `trainer: "simulated: soda"`."""
+def _expand_trainer(values: dict[str, Any]) -> dict[str, Any]:
+    """Replace `trainer: {simulated: soda}` by `trainer: "simulated: soda"`."""
     train = values.get("train")
     if (
         not isinstance(train, dict)
-        or not isinstance(given := train.get("trainer"), dict)
-        or len(given) != 1
+        or not isinstance(trainer := train.get("trainer"), dict)
+        or len(trainer) != 1
     ):
         return values
-    ((kind, argument),) = given.items()
+    ((kind, argument),) = trainer.items()
     if not isinstance(argument, str):
         return values
     return {**values, "train": {**train, "trainer": f"{kind}: {argument}"}}
 
 
-def _plain(value: Any) -> Any:
-    """Lists for tuples, and no empty options: what YAML shows best."""
+def _to_plain(value: Any) -> Any:
+    """Return lists for tuples and escaped texts, without the options that are None."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return {key: _to_plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return escape(value) if isinstance(value, str) else value
+        return [_to_plain(item) for item in value]
+    return _escape(value) if isinstance(value, str) else value
+
+
+def _escape(text: str) -> str:
+    r"""Return the text with `\${` for `${`, backslashes before it doubled, for OmegaConf."""
+    return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)

@@ -1,8 +1,7 @@
-"""From plain YAML values to frozen dataclasses, with errors that name the whole key.
+"""Build frozen dataclasses from plain YAML values, with errors that name the whole key.
 
-A schema is a tree of dataclasses; their type hints are the expected types. OmegaConf reads the file and resolves its
-interpolations, but the conversion is done here: inside lists OmegaConf reports keys without their path, and it takes
-'3' for 3 and 1 for true without a word.
+A schema is a tree of dataclasses; their type hints are the expected types. The conversion is
+strict: the text '3' is no number, and 1 is not true.
 """
 
 from __future__ import annotations
@@ -23,15 +22,20 @@ T = TypeVar("T")
 UNSET = "???"
 """OmegaConf's mark of a value that the user has to give."""
 
+MAX_SHOWN_CHARACTERS = 60
+
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGITS = re.compile(r"0*([0-9][0-9_]*)")
+_OCTAL = re.compile(r"0o[0-7]+")
+_LEADING_POINT = re.compile(r"([-+]?)(\.[0-9]+.*)")
 
 
 class SchemaError(ConfigError):
-    """Something wrong at one key. Readers of a file put the file's name before it.
+    """A fault at one key. Readers of a file put the file's name before it.
 
     Attributes:
         key: dotted key, e.g. `data.mixture.emilia-en` or `widths[1].step`.
-        message: what is wrong and the mend.
+        message: the fault and the mend.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -39,47 +43,50 @@ class SchemaError(ConfigError):
         self.key = key
         self.message = message
 
-    def under(self, prefix: str) -> SchemaError:
-        """The same problem, seen from the mapping that holds this one."""
+    def with_prefix(self, prefix: str) -> SchemaError:
+        """Return the same error with the key of the enclosing mapping before its own."""
         return SchemaError(join(prefix, self.key), self.message)
 
 
-def require(holds: bool, key: str, message: str) -> None:
-    """Raises SchemaError unless `holds`."""
-    if not holds:
+def require(condition: bool, key: str, message: str) -> None:
+    """Raise SchemaError unless the condition holds."""
+    if not condition:
         raise SchemaError(key, message)
 
 
 def require_name(key: str, value: str) -> None:
-    """Raises SchemaError unless `value` can be the name of a file or folder anywhere."""
+    """Raise SchemaError unless `value` can name a file or a folder on any system."""
     require(
         bool(_SAFE_NAME.fullmatch(value)),
         key,
-        f"expected a name of letters, digits, '.', '_' and '-' (up to 100, a letter or digit first), got {show(value)}",
+        "expected a name of letters, digits, '.', '_' and '-' (up to 100, a letter or digit first),"
+        f" got {format_value(value)}",
     )
 
 
 def join(prefix: str, key: str) -> str:
-    """`prefix.key`, or `prefix[0]` where the key is an index."""
+    """Return `prefix.key`, or `prefix[0]` if the key is an index."""
     return prefix + key if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space, line ends among it, as one space: keys and values may hold any."""
+    """Return the text with each run of white space, line ends included, as one space."""
     return " ".join(text.split())
 
 
-def show(value: Any) -> str:
-    """A value on one line, cut to a readable length."""
+def format_value(value: Any) -> str:
+    """Return a value on one line, cut to `MAX_SHOWN_CHARACTERS`."""
     try:
         text = "nothing" if value is None else repr(value)
     except ValueError:  # an integer of more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) <= MAX_SHOWN_CHARACTERS:
+        return text
+    return text[: MAX_SHOWN_CHARACTERS - 3] + "..."
 
 
 def build(schema: type[T], value: Any) -> T:
-    """An instance of the dataclass `schema` from plain YAML values.
+    """Return an instance of the dataclass `schema` made from plain YAML values.
 
     Raises:
         SchemaError: an unknown or missing key, a wrong type, or a value that the dataclass refuses.
@@ -102,55 +109,73 @@ def _convert(hint: Any, value: Any, key: str, root: type) -> Any:
         return _convert(hint, value, key, root)
     if origin is Literal:
         choices = get_args(hint)
-        fits = any(value == choice and type(value) is type(choice) for choice in choices)
-        require(fits, key, f"expected {_either(choices)}, got {show(value)}")
+        valid = any(value == choice and type(value) is type(choice) for choice in choices)
+        require(valid, key, f"expected {_list_choices(choices)}, got {format_value(value)}")
         return value
     if origin is tuple:
-        require(isinstance(value, list), key, f"expected a list, got {show(value)}")
-        return tuple(
-            _convert(get_args(hint)[0], item, f"{key}[{i}]", root) for i, item in enumerate(value)
-        )
+        require(isinstance(value, list), key, f"expected a list, got {format_value(value)}")
+        item_hint = get_args(hint)[0]
+        return tuple(_convert(item_hint, item, f"{key}[{i}]", root) for i, item in enumerate(value))
     if origin is dict:
-        require(
-            isinstance(value, dict),
-            key,
-            f"expected a mapping of names to values, got {show(value)}",
-        )
-        for name in value:
-            require(
-                isinstance(name, str),
-                key,
-                f"expected names as keys, got {show(name)}; put it in quotes",
-            )
-        return {
-            name: _convert(get_args(hint)[1], item, join(key, name), root)
-            for name, item in value.items()
-        }
+        return _convert_mapping(get_args(hint)[1], value, key, root)
     return _convert_scalar(hint, value, key)
+
+
+def _convert_mapping(item_hint: Any, value: Any, key: str, root: type) -> dict[str, Any]:
+    require(
+        isinstance(value, dict),
+        key,
+        f"expected a mapping of names to values, got {format_value(value)}",
+    )
+    for name in value:
+        require(
+            isinstance(name, str),
+            key,
+            f"expected names as keys, got {format_value(name)}; put it in quotes",
+        )
+    return {name: _convert(item_hint, item, join(key, name), root) for name, item in value.items()}
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(number, key, f"expected a number, got {show(value)}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        require(is_number, key, f"expected a number, got {format_value(value)}{_mend(value)}")
         try:
-            finite = math.isfinite(value)
+            is_finite = math.isfinite(value)
         except OverflowError:
-            finite = False
-        require(finite, key, f"expected a finite number, got {show(value)}")
+            is_finite = False
+        require(is_finite, key, f"expected a finite number, got {format_value(value)}")
         return float(value)
     if hint is int:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole, key, f"expected a whole number, got {show(value)}")
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
         require(
-            -(2**63) < value < 2**63, key, f"expected a whole number under 2^63, got {show(value)}"
+            is_integer, key, f"expected a whole number, got {format_value(value)}{_mend(value)}"
+        )
+        require(
+            -(2**63) < value < 2**63,
+            key,
+            f"expected a whole number under 2^63, got {format_value(value)}",
         )
         return value
     if hint is bool:
-        require(isinstance(value, bool), key, f"expected true or false, got {show(value)}")
+        is_bool = isinstance(value, bool)
+        require(is_bool, key, f"expected true or false, got {format_value(value)}")
         return value
-    require(isinstance(value, str), key, f"expected text, got {show(value)}")
+    require(isinstance(value, str), key, f"expected text, got {format_value(value)}")
     return value
+
+
+def _mend(value: Any) -> str:
+    """Return the spelling of a number that is read as text, such as 010, 1_000, 0o17 and -.5."""
+    if not isinstance(value, str):
+        return ""
+    if match := _DIGITS.fullmatch(value):
+        return f"; write {match[1].replace('_', '')}"
+    if _OCTAL.fullmatch(value):
+        return f"; write {int(value, 8)}"
+    if match := _LEADING_POINT.fullmatch(value):
+        return f"; write {match[1]}0{match[2]}"
+    return ""
 
 
 def _convert_fields(schema: Any, value: Any, key: str, root: type) -> Any:
@@ -158,7 +183,7 @@ def _convert_fields(schema: Any, value: Any, key: str, root: type) -> Any:
     require(
         isinstance(value, dict),
         key,
-        f"expected a mapping with keys such as {', '.join(hints)}, got {show(value)}",
+        f"expected a mapping with keys such as {', '.join(hints)}, got {format_value(value)}",
     )
     for name in value:
         if name not in hints:
@@ -167,13 +192,13 @@ def _convert_fields(schema: Any, value: Any, key: str, root: type) -> Any:
     for field in fields(schema):
         if field.name not in value and _is_required(field):
             raise SchemaError(join(key, field.name), "missing; it has no default")
-    known = {
+    arguments = {
         name: _convert(hints[name], item, join(key, name), root) for name, item in value.items()
     }
     try:
-        return schema(**known)
+        return schema(**arguments)
     except SchemaError as problem:
-        raise problem.under(key) from None
+        raise problem.with_prefix(key) from None
 
 
 @cache
@@ -186,14 +211,18 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _nearest_key(name: str, prefix: str, schema: type, root: type) -> str:
-    """The key most likely meant: a like one at this place, else the same one elsewhere, else the likest here."""
-    here = list(_hints(schema))
-    close = difflib.get_close_matches(name, here, n=1, cutoff=0.85)
+    """Return the likeliest intended key.
+
+    A very similar key of this mapping comes first, then the same name in another mapping, then the
+    most similar key of this mapping.
+    """
+    siblings = list(_hints(schema))
+    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.85)
     if not close:
         elsewhere = [key for key in _dotted_keys(root) if key.rpartition(".")[2] == name]
         if elsewhere:
             return elsewhere[0]
-        close = difflib.get_close_matches(name, here, n=1, cutoff=0.0)
+        close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.0)
     return join(prefix, close[0])
 
 
@@ -204,5 +233,5 @@ def _dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(hint, join(prefix, name))
 
 
-def _either(choices: tuple[Any, ...]) -> str:
+def _list_choices(choices: tuple[Any, ...]) -> str:
     return str(choices[0]) if len(choices) == 1 else f"one of {', '.join(map(str, choices))}"

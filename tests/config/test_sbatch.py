@@ -12,9 +12,9 @@ import pytest
 from isoflop.config.profile import Gpu, Profile
 from isoflop.config.sbatch import (
     FixedGpus,
-    asking_for_gpus,
     fixed_gpus,
-    hours_of,
+    list_gpu_options,
+    parse_time_limit,
     takes_whole_nodes,
 )
 from isoflop.errors import ConfigError
@@ -48,7 +48,7 @@ def profile(slurm: dict[str, Any], **changes: Any) -> Profile:
 def test_only_what_names_gpus_asks_for_them(
     options: dict[str, Any], asking: list[str], fixed: tuple[int, bool] | None
 ) -> None:
-    assert asking_for_gpus(options) == asking
+    assert list_gpu_options(options) == asking
     assert fixed_gpus(options) == (FixedGpus(asking[0], *fixed) if fixed else None)
     profile(options, gpu=H100)
 
@@ -58,31 +58,31 @@ def test_only_what_names_gpus_asks_for_them(
     [
         (
             {"nodes": 1},
-            "slurm.nodes: with `gpu` it is for isoflop to say, by each run's size; leave it out",
+            "slurm.nodes: with `gpu`, isoflop sets it by each run's size; leave it out",
         ),
-        ({"ntasks": 2}, "slurm.ntasks: with `gpu` it is for isoflop to say"),
-        ({"ntasks-per-node": 4}, "slurm.ntasks-per-node: with `gpu` it is for isoflop to say"),
-        ({"ntasks_per_gpu": 1}, "slurm.ntasks_per_gpu: with `gpu` it is for isoflop to say"),
-        ({"tasks_per_node": 1}, "slurm.tasks_per_node: with `gpu` it is for isoflop to say"),
+        ({"ntasks": 2}, "slurm.ntasks: with `gpu`, isoflop sets it"),
+        ({"ntasks-per-node": 4}, "slurm.ntasks-per-node: with `gpu`, isoflop sets it"),
+        ({"ntasks_per_gpu": 1}, "slurm.ntasks_per_gpu: with `gpu`, isoflop sets it"),
+        ({"tasks_per_node": 1}, "slurm.tasks_per_node: with `gpu`, isoflop sets it"),
         (
             {"gpus_per_task": 2},
-            "slurm.gpus_per_task: gives GPUs by tasks or sockets, which a bill can't count; leave",
+            "slurm.gpus_per_task: gives GPUs per task or socket, which a bill can't count; leave",
         ),
-        ({"gpus-per-socket": 2}, "slurm.gpus-per-socket: gives GPUs by tasks or sockets"),
+        ({"gpus-per-socket": 2}, "slurm.gpus-per-socket: gives GPUs per task or socket"),
         (
             {"tres_per_task": "cpu=2,gres/gpu:1"},
-            "slurm.tres_per_task: gives GPUs by tasks or sockets",
+            "slurm.tres_per_task: gives GPUs per task or socket",
         ),
         (
             {"gpus_per_node": "all"},
-            "slurm.gpus_per_node: can't tell how many GPUs 'all' are; leave it out",
+            "slurm.gpus_per_node: the number of GPUs in 'all' is unclear; leave it out",
         ),
-        ({"gpus": "h100:4,a100:4"}, "slurm.gpus: can't tell how many GPUs 'h100:4,a100:4' are"),
-        ({"gres": "gpu:h100:2,gpu:a100:2"}, "slurm.gres: can't tell how many GPUs"),
-        ({"gres": "gpu:4,gpu:a:b:c"}, "slurm.gres: can't tell how many GPUs"),
+        ({"gpus": "h100:4,a100:4"}, "slurm.gpus: the number of GPUs in 'h100:4,a100:4' is unclear"),
+        ({"gres": "gpu:h100:2,gpu:a100:2"}, "slurm.gres: the number of GPUs in 'gpu:"),
+        ({"gres": "gpu:4,gpu:a:b:c"}, "slurm.gres: the number of GPUs in 'gpu:"),
         (
             {"gres": "gpu:4", "gpus": 8},
-            "slurm.gres: slurm.gpus says how many GPUs a job gets too; leave one of them",
+            "slurm.gres: slurm.gpus sets the GPUs of a job too; leave one of them",
         ),
     ],
 )
@@ -112,13 +112,14 @@ def test_who_holds_whole_nodes(value: Any, whole: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "hours"),
     [
-        ("48:00:00", 48), ("90", 1.5), ("90:30", 91 / 60), ("0:30:00", 0.5), ("2-00", 48), ("1-12:30", 36.5),
-        ("1-00:00:36", 24 + 1 / 60), ("UNLIMITED", math.inf), ("infinite", math.inf), ("0:10", 1 / 60),
-        ("0:59:59", 1), ("0", math.inf), ("00:00:00", math.inf),
+        ("48:00:00", 48), ("90", 1.5), ("90:30", 91 / 60), ("0:30:00", 0.5), ("2-00", 48),
+        ("1-12:30", 36.5), ("1-00:00:36", 24 + 1 / 60), ("UNLIMITED", math.inf),
+        ("infinite", math.inf), ("0:10", 1 / 60), ("0:59:59", 1), ("0", math.inf),
+        ("00:00:00", math.inf),
     ],
 )  # fmt: skip
 def test_times_as_sbatch_reads_them(text: str, hours: float) -> None:
-    assert hours_of(text) == pytest.approx(hours)
+    assert parse_time_limit(text) == pytest.approx(hours)
 
 
 @pytest.mark.parametrize("section", ["slurm", "supervisor"])
@@ -142,12 +143,12 @@ def test_what_is_no_time_is_told_when_the_profile_is_read(section: str, value: A
         ({"account": 1e20}, "slurm.account: expected a number in decimals"),
         (
             {"exclusiv": True},
-            "slurm.exclusiv: is a beginning of slurm.exclusive; write the option out",
+            "slurm.exclusiv: abbreviates slurm.exclusive; write the full name",
         ),
-        ({"arr": "0-3"}, "slurm.arr: is a beginning of slurm.array; write the option out"),
+        ({"arr": "0-3"}, "slurm.arr: abbreviates slurm.array; write the full name"),
         (
             {"gpus-per-n": 4},
-            "slurm.gpus-per-n: is a beginning of slurm.gpus_per_node; write the option out",
+            "slurm.gpus-per-n: abbreviates slurm.gpus_per_node; write the full name",
         ),
     ],
 )
@@ -167,7 +168,7 @@ def test_options_that_are_not_sent_as_they_are_meant(options: dict[str, Any], sa
         ({"python": "  "}, "python: is empty"),
         (
             {"root": "~no-such-user/x"},
-            "root: ~no-such-user is no user of this machine; write the whole path",
+            "root: ~no-such-user is no user of this machine; write the full path",
         ),
         ({"root": "a\0b"}, "root: has a NUL character in it"),
     ],

@@ -1,4 +1,4 @@
-"""Sweep files and cluster profiles: what is read, what is refused and how, and the identity of a run."""
+"""Sweep files and cluster profiles: values read, messages, and the identity of a run."""
 
 from __future__ import annotations
 
@@ -142,7 +142,14 @@ BAD_FILES = [
     ("", "the file is empty"),
     ("# only a comment\n", "expected a mapping of keys to values"),
     ("- 1\n- 2\n", "expected a mapping"),
-    ("3", "not a YAML mapping"),
+    ("3", "expected a mapping of keys to values, got 3"),
+    (SMALL + "---\nrecipe: soda\n", ", line 9: a second document begins here; keep one"),
+    (SMALL + "name: !mine x\n", ", line 9: the tag !mine is not supported; leave it out"),
+    (SMALL.replace("256", "010"), "seq_len: expected a whole number, got '010'; write 10"),
+    (SMALL.replace("256", "1_024"), "seq_len: expected a whole number, got '1_024'; write 1024"),
+    (SMALL.replace("256", "4:16"), "seq_len: expected a whole number, got '4:16'"),
+    (SMALL.replace("3e11", "1e400"), "budgets[1]: expected a finite number, got inf"),
+    (SMALL + "recipe_check: yes\n", "recipe_check: expected true or false, got 'yes'"),
     ("seq_len: [1\nbudgets: 2\n", ", line 2: "),
     ("a: b: c\n", ", line 1: mapping values are not allowed"),
     (SMALL + "seq_len: 512\n", ", line 9: found duplicate key seq_len"),
@@ -178,7 +185,7 @@ BAD_FILES = [
     (SMALL.replace("[1.0e11, 3e11]", "[]"), "budgets: an empty list"),
     (
         SMALL.replace("[16, 24]", "[16, 24.5]"),
-        "widths[1]: expected a whole number (or a rule in every place), got 24.5",
+        "widths[1]: expected a whole number (or rules only), got 24.5",
     ),
     (SMALL.replace("[16, 24]", "[16, 16]"), "widths[0].values: 16 is given twice"),
     (
@@ -204,7 +211,7 @@ BAD_FILES = [
     (SMALL.replace("[16, 24]", "[{values: [8]}, {values: [9]}]"), "widths[1]: never used"),
     (
         SMALL.replace("[16, 24]", "[{until: 2e11, values: [8]}]"),
-        "widths: no rule for budget 3e+11; let the last rule",
+        "widths: no rule for budget 3e+11; leave until out of the last rule",
     ),
     (
         SMALL.replace("[16, 24]", "[{start: 1, stop: 1000000, step: 1}]"),
@@ -287,7 +294,7 @@ BAD_FILES = [
     ),
     (
         SMALL + "train: {trainer: 'command: x', loggers: [wandb]}\n",
-        "train.loggers: a program of your own logs by itself",
+        "train.loggers: an external program does its own logging; leave it out",
     ),
     (
         SMALL + "train: {optimizer: {beta1: 1}}\n",
@@ -324,8 +331,14 @@ def test_a_bad_file_is_refused_in_one_line(
         ("a..b=3", "override 'a..b=3': expected key=value"),
         ("data.mixture={a: [", "override 'data.mixture={a: [': the value is not valid YAML"),
         ("seq_len.x=3", "override seq_len.x: seq_len holds a single value, so it has no x"),
-        ("budgets[7]=3", "override budgets[7]: 7 is no place in a list of 2; count from 0"),
-        ("budgets.x=3", "override budgets.x: x is no place in a list of 2"),
+        (
+            "budgets[7]=3",
+            "override budgets[7]: index 7 is out of range; the list has 2 items (0 to 1)",
+        ),
+        (
+            "budgets.x=3",
+            "override budgets.x: index x is out of range; the list has 2 items (0 to 1)",
+        ),
         (
             "seq_len=many",
             "FILE, override seq_len='many': seq_len: expected a whole number, got 'many'",
@@ -400,9 +413,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 # Whatever is given, the answer is a sweep or one ConfigError
 
 KEYS = [
-    "name", "recipe", "seq_len", "budgets", "budgets[0]", "widths", "widths[0]", "widths[0].step", "extra", "seeds",
-    "replicates", "min_batch", "max_steps", "data", "data.mixture", "data.tokens", "data.heldout_share", "data.seed",
-    "train", "train.optimizer", "train.optimizer.eps", "train.batch_scale", "metric", "metric.set", "schema", "kind",
+    "name", "recipe", "seq_len", "budgets", "budgets[0]", "widths", "widths[0]", "widths[0].step",
+    "extra", "seeds", "replicates", "min_batch", "max_steps", "data", "data.mixture", "data.tokens",
+    "data.heldout_share", "data.seed", "train", "train.optimizer", "train.optimizer.eps",
+    "train.batch_scale", "metric", "metric.set", "schema", "kind",
 ]  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -519,7 +533,8 @@ def test_what_changes_the_result_changes_the_identity(override: str) -> None:
         "train.checkpoint_minutes=1",
         "train.loggers=[tensorboard, wandb]",
         "seeds=[0, 1]",
-        "data.mixture={emilia-en: 0.14585, emilia-yodas-en: 0.28776, nemotron-cc-hq: 0.05, yodas2-en: 0.51639}",
+        "data.mixture={emilia-en: 0.14585, emilia-yodas-en: 0.28776, nemotron-cc-hq: 0.05,"
+        " yodas2-en: 0.51639}",
     ],
 )
 def test_what_changes_no_result_keeps_the_identity(override: str) -> None:
@@ -650,8 +665,8 @@ def test_a_profile_that_is_not_filled_in_yet_serves_for_planning() -> None:
             "slurm: these options need executor: slurm",
         ),
         (
-            PROFILE.replace('"48:00:00"', "48:00:00"),
-            "slurm.time: 48:00:00 is read as 172800; put it in",
+            PROFILE.replace('"48:00:00"', "172800"),
+            'slurm.time: expected text in quotes such as "48:00:00", got 172800',
         ),
         (
             PROFILE.replace("partition: gpu", "partition: '???'"),
