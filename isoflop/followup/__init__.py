@@ -1,1 +1,1 @@
-"""Follow-up runs worth their compute, and the intervals that a plan would give."""
+"""Selection of follow-up runs, and expected intervals of plans."""

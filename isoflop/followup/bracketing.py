@@ -1,4 +1,4 @@
-"""Profiles that can't place their own optimum, and the runs that would bracket it."""
+"""Repairs: runs that bracket the optimum of a profile that does not."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.config.identity import budget_label
-from isoflop.fitting.estimators.parabola import MIN_PER_SIDE, SAME_SIZE, distinct
-from isoflop.fitting.results.summary import number
-from isoflop.fitting.tables.runs_table import ParamCount
-from isoflop.followup.candidates import Place
+from isoflop.fitting.estimators.parabola import MIN_PER_SIDE, SAME_SIZE_LN, count_distinct
+from isoflop.followup.candidates import CandidatePoint
+from isoflop.frames import Floats
+from isoflop.shapes import ParamCount
+from isoflop.text import count_text
 
-Floats = np.ndarray
-STEPS = (np.log(1.4), np.log(2.0))
-"""Where the runs of a bracket are wanted: on either side at a factor 1.4 and 2 from the optimum."""
-
-CLOSE = np.log(1.15)
-"""A size nearer than this to one that is there tells little that it did not."""
-
-FEWEST = 2
-"""A lone run is no profile, and nothing asks for one there."""
+BRACKET_LN_OFFSETS = (np.log(1.4), np.log(2.0))
+"""Targets of a bracket in ln N: on either side, factors of 1.4 and 2 from the optimum."""
+MIN_LN_SIZE_GAP = np.log(1.15)
+"""A size nearer than this to another one adds little information."""
+MIN_PROFILE_SIZES = 2
+"""A single size is not a profile and is not repaired."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProfileSizes:
-    """What is known of one budget.
+    """Sizes of one budget.
 
     Attributes:
-        budget: FLOPs.
-        sizes: ln N of its configurations, those that are still to be run among them.
-        optimum: ln N* as the best fit has it.
-        best: ln N of the run with the least loss; NaN where none is done.
+        budget: training FLOPs.
+        sizes: ln N of its configurations, finished and unfinished.
+        optimum: ln N* by the best available fit.
+        best: ln N of the run with the least loss; NaN if none is finished.
     """
 
     budget: float
@@ -41,95 +39,96 @@ class ProfileSizes:
     best: float
 
     def counts(self) -> tuple[int, int]:
-        """Distinct sizes below and above the optimum."""
-        return distinct(self.sizes[self.sizes < self.optimum]), distinct(
-            self.sizes[self.sizes > self.optimum]
-        )
+        """Return the numbers of distinct sizes below and above the optimum."""
+        below, above = self.sizes < self.optimum, self.sizes > self.optimum
+        return count_distinct(self.sizes[below]), count_distinct(self.sizes[above])
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Runs that mend a profile, and why; or none, and why not."""
+    """Points that complete a profile, possibly none, and the reason for them."""
 
     budget: float
-    places: tuple[Place, ...]
+    points: tuple[CandidatePoint, ...]
     reason: str
 
 
-def repairs(
-    profiles: Iterable[ProfileSizes], options: Iterable[Place], n: ParamCount
+def find_repairs(
+    profiles: Iterable[ProfileSizes], options: Iterable[CandidatePoint], n: ParamCount
 ) -> list[Repair]:
-    """What each profile needs to place its optimum; by ascending budget, nothing for those that can.
+    """Return a repair for each profile that does not bracket its optimum, by ascending budget.
 
-    A profile can if it has two sizes or more on either side of its optimum, and its best run is not at an end: the
-    conditions of the status `interior`.
+    A profile brackets its optimum if it has two or more sizes on either side and its best run is
+    not at an end: the conditions of the status `interior`.
+
+    Args:
+        profiles: the profiles.
+        options: points that may be run.
+        n: parameter count of the sizes.
     """
-    by_budget: dict[float, list[Place]] = {}
-    for place in options:
-        by_budget.setdefault(place.budget, []).append(place)
-    found = (
-        _repair(profile, by_budget.get(profile.budget, []), n)
-        for profile in sorted(profiles, key=_budget)
-    )
-    return [repair for repair in found if repair]
+    by_budget: dict[float, list[CandidatePoint]] = {}
+    for point in options:
+        by_budget.setdefault(point.budget, []).append(point)
+    ordered = sorted(profiles, key=lambda profile: profile.budget)
+    repairs = [_repair(profile, by_budget.get(profile.budget, []), n) for profile in ordered]
+    return [repair for repair in repairs if repair]
 
 
-def _budget(profile: ProfileSizes) -> float:
-    return profile.budget
-
-
-def _repair(profile: ProfileSizes, options: list[Place], n: ParamCount) -> Repair | None:
-    if distinct(profile.sizes) < FEWEST:
+def _repair(profile: ProfileSizes, options: list[CandidatePoint], n: ParamCount) -> Repair | None:
+    if count_distinct(profile.sizes) < MIN_PROFILE_SIZES:
         return None
     below, above = profile.counts()
-    places, sizes = [], profile.sizes
+    points, sizes = [], profile.sizes
     for side, count in ((-1, below), (1, above)):
-        wanted = [profile.optimum + side * step for step in STEPS]
-        if count >= MIN_PER_SIDE and _best_at(profile, side):
-            count, wanted = MIN_PER_SIDE - 1, [profile.best + side * STEPS[0]]
+        targets = [profile.optimum + side * offset for offset in BRACKET_LN_OFFSETS]
+        if count >= MIN_PER_SIDE and _is_best_at_end(profile, side):
+            count, targets = MIN_PER_SIDE - 1, [profile.best + side * BRACKET_LN_OFFSETS[0]]
         for _ in range(MIN_PER_SIDE - count):
-            place = _nearest(wanted, profile, side, sizes, options, n)
-            if place is not None:
-                places.append(place)
-                sizes = np.append(sizes, np.log(place.params(n)))
+            point = _nearest(targets, profile, side, sizes, options, n)
+            if point is not None:
+                points.append(point)
+                sizes = np.append(sizes, np.log(point.params(n)))
     reason = _reason(profile, below, above)
-    return Repair(profile.budget, tuple(places), reason) if reason else None
+    return Repair(profile.budget, tuple(points), reason) if reason else None
 
 
-def _best_at(profile: ProfileSizes, side: int) -> bool:
+def _is_best_at_end(profile: ProfileSizes, side: int) -> bool:
     end = profile.sizes.min() if side < 0 else profile.sizes.max()
-    return bool(abs(profile.best - end) <= SAME_SIZE)
+    return bool(abs(profile.best - end) <= SAME_SIZE_LN)
 
 
 def _nearest(
-    wanted: list[float],
+    targets: list[float],
     profile: ProfileSizes,
     side: int,
     sizes: Floats,
-    options: list[Place],
+    options: list[CandidatePoint],
     n: ParamCount,
-) -> Place | None:
-    """The option nearest to the first wanted size that nothing is near to yet; one beyond the optimum on that side."""
+) -> CandidatePoint | None:
+    """Return the option nearest to the first target without a size near it, on a side of the
+    optimum; None without options there.
+    """
     free = [
-        (float(np.log(place.params(n))), place)
-        for place in options
-        if np.min(np.abs(sizes - np.log(place.params(n)))) >= CLOSE
+        (float(np.log(point.params(n))), point)
+        for point in options
+        if np.min(np.abs(sizes - np.log(point.params(n)))) >= MIN_LN_SIZE_GAP
     ]
-    free = [(x, place) for x, place in free if side * (x - profile.optimum) > 0.0]
+    free = [(x, point) for x, point in free if side * (x - profile.optimum) > 0.0]
     if not free:
         return None
-    open_ = [at for at in wanted if np.min(np.abs(sizes - at)) >= CLOSE] or wanted
-    return min(free, key=lambda pair: abs(pair[0] - open_[0]))[1]
+    unmet = [x for x in targets if np.min(np.abs(sizes - x)) >= MIN_LN_SIZE_GAP]
+    target = (unmet or targets)[0]
+    return min(free, key=lambda pair: abs(pair[0] - target))[1]
 
 
 def _reason(profile: ProfileSizes, below: int, above: int) -> str:
-    at = f"{budget_label(profile.budget)}: "
-    best = f"the optimum (N* = {number(float(np.exp(profile.optimum)))})"
+    label = budget_label(profile.budget)
+    optimum = f"the optimum (N* = {count_text(float(np.exp(profile.optimum)))})"
     if not below or not above:
-        return f"{at}{best} lies {'below' if not below else 'above'} all sizes run"
+        return f"{label}: {optimum} lies {'below' if not below else 'above'} all sizes run"
     if min(below, above) < MIN_PER_SIDE:
-        return f"{at}one size alone lies {'below' if below < above else 'above'} {best}"
+        return f"{label}: only one size lies {'below' if below < above else 'above'} {optimum}"
     for side, name in ((-1, "smallest"), (1, "largest")):
-        if _best_at(profile, side):
-            return f"{at}the {name} model is the best so far"
+        if _is_best_at_end(profile, side):
+            return f"{label}: the {name} model is the best so far"
     return ""

@@ -1,4 +1,4 @@
-"""Where runs could still be made: budgets and widths of a sweep's recipe, solved into whole training configurations."""
+"""Candidate points of a sweep: budgets and widths solved into training configurations."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError
-from isoflop.fitting.tables.runs_table import ParamCount
-from isoflop.planning.checked_recipe import Rules
-from isoflop.planning.grid import MOST_TOKENS
-from isoflop.planning.plan import epochs_of
+from isoflop.planning.checked_recipe import CheckedRecipe
+from isoflop.planning.grid import MAX_TOKENS
+from isoflop.planning.plan import count_epochs
 from isoflop.recipes import Candidate, Dropped, Limits
+from isoflop.shapes import ParamCount
 
-Floats = np.ndarray
-WIDER = 2.0
-"""The widest model that is considered, over the widest of the sweep."""
-
-MOST_WIDTHS = 64
-STEP = 10.0**0.25
-STEPS_ABOVE = 4
-"""New budgets above the largest, up to a decade: further out, the law is trusted too much to choose by it."""
-
-GAP = 1.5
-"""Neighbouring budgets further apart than this may get one between them."""
+MAX_WIDTH_FACTOR = 2.0
+"""Widest candidate, relative to the widest model of the sweep."""
+MAX_WIDTHS = 64
+"""Number of candidate widths besides those of the sweep."""
+BUDGET_STEP_FACTOR = 10.0**0.25
+BUDGET_STEPS_ABOVE = 4
+"""New budgets above the largest, up to a decade: beyond it the law can't be trusted to select."""
+MAX_BUDGET_GAP_FACTOR = 1.5
+"""Adjacent budgets further apart than this get a candidate between them."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A configuration that could be run."""
+class CandidatePoint:
+    """A budget and a training configuration that could be run at it."""
 
     budget: float
     candidate: Candidate
@@ -53,58 +50,61 @@ class Place:
     def train_flops(self) -> int:
         return self.candidate.train_flops
 
-    @property
-    def label(self) -> str:
-        return f"{budget_label(self.budget)} at width {self.width}"
-
     def params(self, n: ParamCount) -> int:
-        """The parameter count that a law is about."""
+        """Return the parameter count `n`."""
         return getattr(self.candidate.shape, f"params_{n}")
 
 
-def widths_of(sweep: Sweep) -> tuple[int, ...]:
-    """Widths to consider: those of the sweep and multiples of their greatest common divisor, up to twice the widest.
+def candidate_widths(sweep: Sweep) -> tuple[int, ...]:
+    """Return the widths of the sweep and multiples of their greatest common divisor, ascending.
 
-    A lab's widths are multiples of what its heads and GPUs ask for, and so are these.
+    The widest is `MAX_WIDTH_FACTOR` times the sweep's widest. Multiples of the divisor keep to the
+    multiples that heads and GPUs require.
     """
-    own = {width for budget in sweep.budgets for width in sweep.widths_at(budget)}
-    own |= {point.width for point in sweep.extra}
-    unit = math.gcd(*own)
-    lattice = np.arange(max(1, min(own) // unit), int(WIDER * max(own)) // unit + 1) * unit
-    picks = np.unique(np.searchsorted(lattice, np.geomspace(lattice[0], lattice[-1], MOST_WIDTHS)))
-    return tuple(sorted(own | {int(lattice[i]) for i in picks}))
+    widths = {width for budget in sweep.budgets for width in sweep.widths_at(budget)}
+    widths |= {point.width for point in sweep.extra}
+    unit, widest = math.gcd(*widths), int(MAX_WIDTH_FACTOR * max(widths))
+    lattice = np.arange(max(1, min(widths) // unit), widest // unit + 1) * unit
+    picks = np.unique(np.searchsorted(lattice, np.geomspace(lattice[0], lattice[-1], MAX_WIDTHS)))
+    return tuple(sorted(widths | {int(lattice[i]) for i in picks}))
 
 
-def budgets_of(sweep: Sweep) -> tuple[float, ...]:
-    """The sweep's budgets, one in each wide gap between them, and some moderately above."""
-    own = sorted({*sweep.budgets, *(point.budget for point in sweep.extra)})
+def candidate_budgets(sweep: Sweep) -> tuple[float, ...]:
+    """Return the sweep's budgets, one in each wide gap between them, and some moderately above."""
+    budgets = sorted({*sweep.budgets, *(point.budget for point in sweep.extra)})
     between = [
-        _rounded(math.sqrt(low * high)) for low, high in itertools.pairwise(own) if high / low > GAP
+        _round_budget(math.sqrt(low * high))
+        for low, high in itertools.pairwise(budgets)
+        if high / low > MAX_BUDGET_GAP_FACTOR
     ]
-    above = [_rounded(own[-1] * STEP**step) for step in range(1, STEPS_ABOVE + 1)]
-    return tuple(sorted({*own, *between, *above}))
+    above = [
+        _round_budget(budgets[-1] * BUDGET_STEP_FACTOR**step)
+        for step in range(1, BUDGET_STEPS_ABOVE + 1)
+    ]
+    return tuple(sorted({*budgets, *between, *above}))
 
 
-def places_of(sweep: Sweep) -> list[Place]:
-    """All places that keep to the recipe's rules and the sweep's limits, by budget and width.
+def list_candidate_points(sweep: Sweep) -> list[CandidatePoint]:
+    """Return all points within the recipe's rules and the sweep's limits, by budget and width.
 
-    Those that would pass over a source more often than `data.max_epochs` are left out: repeated data teach less, and
-    no law of N and D knows it.
+    Points with more epochs of a source than `data.max_epochs` are left out: repeated data teach
+    less, which no law of N and D contains.
     """
-    rules, limits = Rules(sweep), Limits(sweep.min_batch, sweep.max_steps)
-    found = []
-    for budget, width in itertools.product(budgets_of(sweep), widths_of(sweep)):
+    rules, limits = CheckedRecipe(sweep), Limits(sweep.min_batch, sweep.max_steps)
+    points = []
+    for budget, width in itertools.product(candidate_budgets(sweep), candidate_widths(sweep)):
         try:
             solved = rules.solve(budget, rules.shape(width), limits)
         except ConfigError:
-            continue  # a lab's recipe need not make what its sweep does not name
-        if isinstance(solved, Dropped) or solved.tokens > MOST_TOKENS:
+            continue  # a custom recipe may support only the points of its sweep
+        if isinstance(solved, Dropped) or solved.tokens > MAX_TOKENS:
             continue
-        if max(epochs_of(sweep.data, solved.tokens).values(), default=0.0) <= sweep.data.max_epochs:
-            found.append(Place(budget, solved))
-    return found
+        epochs = max(count_epochs(sweep.data, solved.tokens).values(), default=0.0)
+        if epochs <= sweep.data.max_epochs:
+            points.append(CandidatePoint(budget, solved))
+    return points
 
 
-def _rounded(budget: float) -> float:
-    """To two digits, as a person would write it."""
+def _round_budget(budget: float) -> float:
+    """Return a budget in two digits."""
     return float(f"{budget:.1e}")

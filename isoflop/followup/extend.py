@@ -1,4 +1,4 @@
-"""Follow-up runs of a study: its fitted law says which, and a sweep with them added is laid out like any other."""
+"""Follow-up runs of a study, selected by its fitted law, and the sweep extended by them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from isoflop.config.identity import budget_label
 from isoflop.config.schema import Point, Replicate, Sweep
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_joint, fit_parametric, read_table
-from isoflop.fitting.estimators.fisher import Aim
-from isoflop.fitting.recipe_check import unchecked
+from isoflop.fitting.estimators.fisher import Target
+from isoflop.fitting.recipe_check import select_recipe_runs
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.diagnostics import LACK, flops_text
+from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.fitting.results.parametric_fit import ParametricFit
-from isoflop.fitting.tables.runs_table import ParamCount, RunsTable
-from isoflop.followup.bracketing import Repair, repairs
-from isoflop.followup.candidates import Place, places_of
-from isoflop.followup.finished_study import Study
-from isoflop.followup.power_analysis import FURTHER
+from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.followup.bracketing import Repair, find_repairs
+from isoflop.followup.candidates import CandidatePoint, list_candidate_points
+from isoflop.followup.finished_study import FinishedStudy
+from isoflop.followup.power_analysis import TARGET_FACTOR
 from isoflop.followup.selection import Caps, Pick, Search
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.run_spec import RunSpec
+from isoflop.shapes import ParamCount
+from isoflop.text import flops_text
 
 Purpose = Literal["exponents", "loss"]
 Entry = tuple[Point | Replicate, Pick]
-MOST_RUNS = 24
+MAX_RUNS = 24
+_SWEEP_COLUMNS = ["budget", "width", "seed", "state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,38 +42,40 @@ class Extension:
     """Follow-up runs.
 
     Attributes:
-        before: the study as it was, all of its runs.
-        after: with the runs that were added; the others keep their names.
-        picks: what was added, in the order in which it was chosen: repairs first.
-        entries: the points and replicates that were added to the sweep, with their picks.
-        left: profiles that are not mended, since the caps or the sweep's limits don't allow it.
-        fit: the law that chose.
-        aim: `a`, or `loss` at `target` FLOPs.
-        now: half of the interval of the aim (of a, or of ln loss) by the fit.
-        scale: what expected intervals are multiplied with: where the noise is clearly uneven, the fit's interval over
-            that by Fisher information, which takes it for even; else 1.
+        before: plan of the study with all of its runs.
+        after: plan with the added runs; the others keep their names.
+        picks: selected points in order, repairs first.
+        entries: points and replicates added to the sweep, with their picks.
+        unrepaired: repairs that the caps or the sweep's limits don't allow.
+        fit: the law used for the selection.
+        quantity: `a`, or `loss` at `target_flops`.
+        target_flops: training FLOPs at which the loss is predicted.
+        half_width: half of the interval of the quantity (of a, or of ln loss) by the fit.
+        scale: factor on expected intervals. If the noise is clearly uneven it is the fit's interval
+            over that by Fisher information, which assumes even noise; else 1.
+        caps: limits on the new runs.
     """
 
     before: Plan
     after: Plan
     picks: tuple[Pick, ...]
     entries: tuple[Entry, ...]
-    left: tuple[Repair, ...]
+    unrepaired: tuple[Repair, ...]
     fit: ParametricFit
-    aim: Aim
-    target: float
-    now: float
+    quantity: Target
+    target_flops: float
+    half_width: float
     scale: float
     caps: Caps
 
     @property
-    def then(self) -> float:
-        """Half of the interval that the new runs should bring."""
-        return self.picks[-1].half * self.scale if self.picks else self.now
+    def expected_half_width(self) -> float:
+        """Half of the expected interval with the new runs."""
+        return self.picks[-1].half_width * self.scale if self.picks else self.half_width
 
     @property
     def added(self) -> list[RunSpec]:
-        """The runs that are new."""
+        """The new runs."""
         known = {run.run_id for run in self.before.runs}
         return [run for run in self.after.runs if run.run_id not in known]
 
@@ -80,52 +85,58 @@ class Extension:
         return sum(run.train_flops for run in self.added)
 
     def headline(self) -> str:
-        """What was asked, and what the new runs should bring, in one line."""
-        what = "a" if self.aim.name == "a" else f"the loss at {budget_label(self.target)} FLOPs"
+        """Return the new runs, their cost and the expected interval in one line."""
+        label = f"the loss at {budget_label(self.target_flops)} FLOPs"
+        quantity = "a" if self.quantity.name == "a" else label
+        ends = (self.half_width, self.expected_half_width)
+        old, new = (self.half_width_text(half_width) for half_width in ends)
         return (
-            f"{len(self.added)} runs added to {self.before.sweep.name} ({flops_text(self.flops)} FLOPs) for {what}: "
-            f"from +/- {self.told(self.now)} to +/- {self.told(self.then)}, if the fitted law is true"
+            f"{len(self.added)} runs added to {self.before.sweep.name} "
+            f"({flops_text(self.flops)} FLOPs) for {quantity}: from +/- {old} to +/- {new}, "
+            "if the fitted law is true"
         )
 
-    def told(self, half: float) -> str:
-        """Half of an interval in words: of a as it is, of the loss as a share."""
-        return f"{half:.4f}" if self.aim.name == "a" else f"{100 * half:.2f} %"
+    def half_width_text(self, half_width: float) -> str:
+        """Return half of an interval as text: of a as a number, of ln loss in percent."""
+        return f"{half_width:.4f}" if self.quantity.name == "a" else f"{half_width:.2%}"
 
     def reason(self, pick: Pick) -> str:
-        """Why a place was chosen, in a few words."""
+        """Return the reason for a pick in a few words."""
         if pick.kind == "repair":
             return pick.reason
-        less = 100.0 * (1.0 - pick.half / pick.before)
-        where = f"{np.exp(pick.offset):.2g} N*, interval -{less:.1f} %"
-        return f"one of four about N*, {where}" if pick.kind == "budget" else where
+        fall = 1.0 - pick.half_width / pick.previous_half_width
+        text = f"{np.exp(pick.offset):.2g} N*, interval -{fall:.1%}"
+        return f"one of four around N*, {text}" if pick.kind == "budget" else text
 
-    def why(self, pick: Pick) -> str:
-        """The reason, and the interval that is then expected."""
-        return f"{pick.kind}: {self.reason(pick)}, to +/- {self.told(pick.half * self.scale)}"
+    def comment(self, pick: Pick) -> str:
+        """Return the kind of a pick, its reason and the expected interval."""
+        half_width = self.half_width_text(pick.half_width * self.scale)
+        return f"{pick.kind}: {self.reason(pick)}, to +/- {half_width}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of `isoflop extend --json`."""
+        """Return the document of `isoflop extend --json`."""
+        quantity = {"quantity": self.quantity.name, "value": self.quantity.value}
         return {
             "schema": 1,
             "sweep": self.before.sweep.name,
-            "for": {"quantity": self.aim.name, "value": self.aim.value, "flops": self.target},
+            "for": quantity | {"flops": self.target_flops},
             "caps": {"train_flops": self.caps.flops, "runs": self.caps.runs},
-            "half_interval": {"now": self.now, "expected": self.then},
+            "half_interval": {"now": self.half_width, "expected": self.expected_half_width},
             "runs": [run.row() for run in self.added],
             "picks": [
                 {
-                    "budget": pick.place.budget,
-                    "width": pick.place.width,
-                    "runs": pick.seeds,
+                    "budget": pick.point.budget,
+                    "width": pick.point.width,
+                    "runs": pick.runs,
                     "kind": pick.kind,
-                    "reason": self.why(pick),
+                    "reason": self.comment(pick),
                     "train_flops": float(pick.train_flops),
-                    "half_interval": pick.half * self.scale,
+                    "half_interval": pick.half_width * self.scale,
                 }
                 for pick in self.picks
             ],
             "not_mended": [
-                {"budget": repair.budget, "reason": repair.reason} for repair in self.left
+                {"budget": repair.budget, "reason": repair.reason} for repair in self.unrepaired
             ],
         }
 
@@ -137,135 +148,155 @@ def extend(
     purpose: Purpose = "exponents",
     target: float | None = None,
     max_flops: float | None = None,
-    max_runs: int = MOST_RUNS,
+    max_runs: int = MAX_RUNS,
     enough: float = 0.0,
     n: ParamCount = "total",
     loss: str | None = None,
     confidence: float = 0.95,
 ) -> Extension:
-    """Chooses follow-up runs: first those that mend profiles, then those that tell most for their price.
+    """Select follow-up runs: first repairs of profiles, then the most informative for their price.
 
     Args:
         sweep: the study's definition.
-        runs: its runs as `read_runs` has them; of those without a loss, all but the diverged count as coming.
-        purpose: whose interval is to become narrow: the `exponents`, or the `loss` at the target.
-        target: FLOPs; by default 10 times the largest budget.
-        max_flops: of all new runs; by default as many as the study has had.
-        max_runs: how many.
-        enough: half of the expected interval (of a, or of ln loss) at which nothing more is proposed.
-        n: which parameter count the law is about.
+        runs: its runs, as returned by `read_runs`. Runs without a loss count as unfinished, unless
+            they diverged.
+        purpose: quantity whose interval is to become narrow: `exponents`, or the `loss` at the
+            target.
+        target: training FLOPs; by default 10 times the largest budget.
+        max_flops: cap on the FLOPs of all new runs; by default the FLOPs of the finished runs.
+        max_runs: cap on the number of new runs.
+        enough: half of the expected interval (of a, or of ln loss) at which selection stops.
+        n: parameter count of the law.
         loss: column of the loss; default `loss`.
+        confidence: level of the intervals.
 
     Raises:
-        ConfigError: runs that are not of a sweep.
-        FitError: runs that can't be fitted.
+        ConfigError: the runs are not those of a sweep.
+        FitError: the runs can't be fitted.
     """
-    if missing := [
-        name for name in ("budget", "width", "seed", "state") if name not in runs.columns
-    ]:
+    if missing := [name for name in _SWEEP_COLUMNS if name not in runs.columns]:
         raise ConfigError(
             f"the runs have no column {missing[0]!r}: only a sweep's own runs can be extended"
         )
-    before, runs = plan(sweep), unchecked(runs)
+    before, runs = plan(sweep), select_recipe_runs(runs)
     table = read_table(runs, n=n, loss=loss, need_budgets=False)
     fit = fit_parametric(table, bootstrap=0, confidence=confidence)
-    study, spent = _study(before, runs, fit, n)
-    target = FURTHER * max(run.budget for run in before.runs) if target is None else target
-    aim = study.design.exponent() if purpose == "exponents" else study.design.loss(target)
-    now = _half_of(fit, purpose, target, confidence)
-    uneven = float(fit.estimate.even[0]) < LACK
-    scale = now / study.design.half_width(aim, confidence) if uneven else 1.0
+    study, spent = _build_study(before, runs, fit, n)
+    target = TARGET_FACTOR * max(run.budget for run in before.runs) if target is None else target
+    quantity = study.design.exponent() if purpose == "exponents" else study.design.loss(target)
+    half_width = _half_width(fit, purpose, target, confidence)
+    uneven = float(fit.estimate.evenness_p[0]) < FINDING_ALPHA
+    scale = half_width / study.design.half_width(quantity, confidence) if uneven else 1.0
     caps = Caps(spent if max_flops is None else max_flops, max_runs, enough / scale)
-    search, left = choose(study, aim, caps, _joint(table, confidence), confidence)
-    entries = entries_of(before, search.picks)
+    joint = _fit_joint(table, confidence)
+    search, unrepaired = select_runs(study, quantity, caps, joint, confidence)
+    entries = sweep_entries(before, search.picks)
     return Extension(
         before=before,
-        after=plan(_with(sweep, entries)) if entries else before,
+        after=plan(_with_entries(sweep, entries)) if entries else before,
         picks=tuple(search.picks),
         entries=tuple(entries),
-        left=tuple(left),
+        unrepaired=tuple(unrepaired),
         fit=fit,
-        aim=aim,
-        target=target,
-        now=now,
+        quantity=quantity,
+        target_flops=target,
+        half_width=half_width,
         scale=scale,
         caps=caps,
     )
 
 
-def choose(
-    study: Study, aim: Aim, caps: Caps, joint: Fit | None, confidence: float = 0.95
+def select_runs(
+    study: FinishedStudy,
+    quantity: Target,
+    caps: Caps,
+    joint: Fit | None,
+    confidence: float = 0.95,
 ) -> tuple[Search, list[Repair]]:
-    """Repairs, then what tells most for its price; and the repairs that were not possible."""
+    """Select repairs, then the most informative runs for their price.
+
+    Returns:
+        The search with its picks, and the repairs that the caps or options don't allow.
+    """
     options = study.options()
-    search = Search(options, study.rows.T @ study.rows, study.configurations, aim, caps, confidence)
-    left = search.mend(
-        repairs(study.profiles(joint), [option.place for option in options], study.n)
-    )
-    search.spend()
-    return search, left
+    information = study.rows.T @ study.rows
+    search = Search(options, information, study.configurations, quantity, caps, confidence)
+    points = [option.point for option in options]
+    unrepaired = search.add_repairs(find_repairs(study.profiles(joint), points, study.n))
+    search.add_best()
+    return search, unrepaired
 
 
-def _study(
+def _build_study(
     before: Plan, runs: pd.DataFrame, fit: ParametricFit, n: ParamCount
-) -> tuple[Study, float]:
-    """The study, and the FLOPs of its runs that are done."""
-    names = ["budget", "width", "seed", "state"]
+) -> tuple[FinishedStudy, float]:
+    """Return the study, and the training FLOPs of its finished runs."""
     states = {
         tuple(key): str(state)
-        for *key, state in runs.loc[:, names].itertuples(index=False, name=None)
+        for *key, state in runs.loc[:, _SWEEP_COLUMNS].itertuples(index=False, name=None)
     }
-    by_state: dict[str, list[RunSpec]] = {"done": [], "diverged": [], "coming": []}
+    by_state: dict[str, list[RunSpec]] = {"done": [], "diverged": [], "unfinished": []}
     for run in (run for run in before.runs if not run.check):
         state = states.get((run.budget, run.width, run.seed), "pending")
-        by_state[state if state in by_state else "coming"].append(run)
-    done = Counter((run.budget, run.width) for run in by_state["done"])
-    coming = Counter(Place(run.budget, run.candidate) for run in by_state["coming"])
-    banned = {(run.budget, run.width) for run in by_state["diverged"]}
-    places, first = places_of(before.sweep), len(before.sweep.seeds)
-    spent = float(sum(run.train_flops for run in by_state["done"]))
+        by_state[state if state in by_state else "unfinished"].append(run)
     sd, dof = fit.noise.replicate_sd, fit.noise.replicate_dof
-    seeds = (sd**2 * dof, dof) if dof else (0.0, 0)
-    return Study.of(fit.sample, fit.estimate, coming, done, places, first, n, seeds, banned), spent
+    study = FinishedStudy.from_estimate(
+        fit.sample,
+        fit.estimate,
+        unfinished=Counter(
+            CandidatePoint(run.budget, run.candidate) for run in by_state["unfinished"]
+        ),
+        done=Counter((run.budget, run.width) for run in by_state["done"]),
+        points=list_candidate_points(before.sweep),
+        first_runs=len(before.sweep.seeds),
+        n=n,
+        replicates=(sd**2 * dof, dof) if dof else (0.0, 0),
+        excluded={(run.budget, run.width) for run in by_state["diverged"]},
+    )
+    return study, float(sum(run.train_flops for run in by_state["done"]))
 
 
-def _joint(table: RunsTable, confidence: float) -> Fit | None:
+def _fit_joint(table: RunsTable, confidence: float) -> Fit | None:
+    """Return the joint fit, or None if it is refused, such as for too few budgets."""
     try:
         return fit_joint(table, confidence=confidence)
     except FitError:
-        return None  # too few budgets for it: the surface places the optima
+        return None
 
 
-def _half_of(fit: ParametricFit, purpose: Purpose, target: float, confidence: float) -> float:
+def _half_width(fit: ParametricFit, purpose: Purpose, target: float, confidence: float) -> float:
     if purpose == "loss":
         return fit.law_at(target, confidence)["loss"].width / 2.0
     row = fit.conf_int(confidence).loc["a"]
     return float(row["high"] - row["low"]) / 2.0
 
 
-def entries_of(before: Plan, picks: Sequence[Pick]) -> list[Entry]:
-    """Picks as extra points of a sweep, and as replicates of places that it has, each with its last pick."""
+def sweep_entries(before: Plan, picks: Sequence[Pick]) -> list[Entry]:
+    """Return picks as extra points of the sweep, and as replicates of its own points.
+
+    Each entry comes with its last pick.
+    """
     seeds: dict[tuple[float, int], list[int]] = {}
     for run in (run for run in before.runs if not run.check):
         seeds.setdefault((run.budget, run.width), []).append(run.seed)
     points: list[Entry] = []
-    more: dict[tuple[float, int], tuple[tuple[int, ...], Pick]] = {}
+    replicates: dict[tuple[float, int], tuple[tuple[int, ...], Pick]] = {}
     for pick in picks:
-        budget, width = key = pick.place.key
+        budget, width = key = pick.point.key
         if key not in seeds:
             points.append((Point(budget=budget, width=width), pick))
             seeds[key] = list(before.sweep.seeds)
             continue
-        new = tuple(max(seeds[key]) + 1 + k for k in range(pick.seeds))
-        more[key] = (*more.get(key, ((),))[0], *new), pick
+        new = tuple(max(seeds[key]) + 1 + k for k in range(pick.runs))
+        replicates[key] = (*replicates.get(key, ((),))[0], *new), pick
         seeds[key] += new
     return points + [
         (Replicate(budget=budget, width=width, seeds=new), pick)
-        for (budget, width), (new, pick) in more.items()
+        for (budget, width), (new, pick) in replicates.items()
     ]
 
 
-def _with(sweep: Sweep, entries: Sequence[Entry]) -> Sweep:
+def _with_entries(sweep: Sweep, entries: Sequence[Entry]) -> Sweep:
     replicates = tuple(entry for entry, _ in entries if isinstance(entry, Replicate))
     extra = tuple(entry for entry, _ in entries if not isinstance(entry, Replicate))
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What is known of a study when its follow-up runs are chosen: the runs, the law that was fitted, and the options."""
+"""A study as the input of a selection: its runs, its fitted law and the points that may be run."""
 
 from __future__ import annotations
 
@@ -12,178 +12,187 @@ from scipy.special import fdtrc
 from isoflop.fitting.estimators.fisher import Design
 from isoflop.fitting.estimators.surface_estimate import Estimate, Sample
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.diagnostics import LACK
+from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.fitting.results.parametric_fit import optimum
-from isoflop.fitting.tables.runs_table import ParamCount
 from isoflop.followup.bracketing import ProfileSizes
-from isoflop.followup.candidates import Place
+from isoflop.followup.candidates import CandidatePoint
 from isoflop.followup.selection import Option
+from isoflop.frames import Floats
 from isoflop.laws import Surface
+from isoflop.shapes import ParamCount
 
-Floats = np.ndarray
-Key = tuple[float, int]
-SURE = 0.5
-"""A joint fit places an optimum where half its interval of ln N* is less; else the surface does."""
-
-MOST_RISE = 0.12
-"""A place may cost this share more than the least loss at its compute, as far as SODA's own grid goes: further from the
-optima a law is trusted less."""
-
-LEAST_NOISE = 1e-5
-EFFICIENCY = 0.95  # of the adaptive Huber loss, see `estimate.EFFICIENT`
+PointKey = tuple[float, int]
+"""Budget and width."""
+MAX_LN_HALF_WIDTH = 0.5
+"""The joint fit gives an optimum if half its interval of ln N* is less; else the surface does."""
+MAX_LN_LOSS_RISE = 0.12
+"""Points with a larger rise of ln loss above the least at their compute are no options. SODA's grid
+extends as far; further from the optima a law is trusted less."""
+MIN_NOISE = 1e-5
+HUBER_EFFICIENCY = 0.95
+"""Efficiency of the adaptive Huber loss relative to least squares, see
+`surface_estimate.HUBER_DELTA_SDS`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
-    """Runs that are done or coming, the law by those that are done, and where more could be made.
+class FinishedStudy:
+    """Finished and unfinished runs, the law of the finished ones, and points for more.
 
     Attributes:
-        sample: what was fitted, with budgets.
-        law: the fitted surface; `noise` is the standard deviation of ln loss about it.
-        coming: places with runs that are still to be made, and how many.
-        done: budget and width of every run that is done, and how many there are.
-        places: all that could be run.
-        first: runs that a new place gets: the seeds of the sweep.
-        n: the parameter count that the law is about.
+        sample: the fitted configurations, with budgets.
+        law: the fitted surface.
+        noise: standard deviation of ln loss about the surface.
+        unfinished: number of unfinished runs by point.
+        done: number of finished runs by budget and width.
+        points: all points that may be run.
+        first_runs: number of runs of a new point: the seeds of the sweep.
+        n: parameter count of the law.
     """
 
     sample: Sample
     law: Surface
     noise: float
-    coming: Mapping[Place, int]
-    done: Mapping[Key, int]
-    places: Sequence[Place]
-    first: int = 1
+    unfinished: Mapping[CandidatePoint, int]
+    done: Mapping[PointKey, int]
+    points: Sequence[CandidatePoint]
+    first_runs: int = 1
     n: ParamCount = "total"
 
     @classmethod
-    def of(
+    def from_estimate(
         cls,
         sample: Sample,
         estimate: Estimate,
-        coming: Mapping[Place, int],
-        done: Mapping[Key, int],
-        places: Sequence[Place],
-        first: int = 1,
+        unfinished: Mapping[CandidatePoint, int],
+        done: Mapping[PointKey, int],
+        points: Sequence[CandidatePoint],
+        first_runs: int = 1,
         n: ParamCount = "total",
-        seeds: tuple[float, int] = (0.0, 0),
-        banned: Collection[Key] = (),
-    ) -> Study:
-        """A study by the first estimate of a sample.
+        replicates: tuple[float, int] = (0.0, 0),
+        excluded: Collection[PointKey] = (),
+    ) -> FinishedStudy:
+        """Return a study by the first estimate of a sample.
 
         Args:
-            seeds: sum of squares of ln loss about the means of configurations, and its degrees of freedom: they tell
-                of the noise too, unless the runs lie clearly further off the law than that.
-            banned: places that are no options, such as those where a run has diverged.
+            sample: the fitted configurations, with budgets.
+            estimate: estimate of the surface.
+            unfinished: number of unfinished runs by point.
+            done: number of finished runs by budget and width.
+            points: all points that may be run.
+            first_runs: number of runs of a new point.
+            n: parameter count of the law.
+            replicates: sum of squares of ln loss about the means of configurations, and its degrees
+                of freedom; pooled into the noise (see `pool_variance`).
+            excluded: points that are no options, such as those of diverged runs.
         """
         e, a, b, alpha, beta = map(float, sample.points.natural(estimate.theta[0]))
-        noise = max(
-            float(np.sqrt(pooled(float(estimate.variance[0]), sample.dof, *seeds))), LEAST_NOISE
-        )
-        free = [place for place in places if place.key not in banned]
-        return cls(sample, Surface(e, a, b, alpha, beta), noise, coming, done, free, first, n)
+        variance = pool_variance(float(estimate.variance[0]), sample.dof, *replicates)
+        noise = max(float(np.sqrt(variance)), MIN_NOISE)
+        law = Surface(e, a, b, alpha, beta)
+        allowed = [point for point in points if point.key not in excluded]
+        return cls(sample, law, noise, unfinished, done, allowed, first_runs, n)
 
     @cached_property
     def design(self) -> Design:
-        """The runs that are done."""
+        """Design of the finished runs."""
         return Design(self.law, self.sample.points, self.sample.seeds, self.noise)
 
     @cached_property
     def rows(self) -> Floats:
-        """What the configurations tell that are done and coming, (K, 5)."""
-        runs = np.sqrt(list(self.coming.values()))[:, None]
-        return np.concatenate(
-            [self.design.rows, self.design.rows_at(*self._counts(list(self.coming))) * runs]
-        )
+        """Information rows of the finished and unfinished configurations, (K, 5)."""
+        runs = np.sqrt(list(self.unfinished.values()))[:, None]
+        unfinished = self.design.rows_at(*self._counts(list(self.unfinished))) * runs
+        return np.concatenate([self.design.rows, unfinished])
 
     @property
     def configurations(self) -> int:
-        """How many there are once the coming runs are done."""
-        return len(self.sample) + len({place.key for place in self.coming} - self.done.keys())
+        """Number of configurations, finished and unfinished."""
+        return len(self.sample) + len({point.key for point in self.unfinished} - self.done.keys())
 
-    def _counts(self, places: Sequence[Place]) -> tuple[Floats, Floats]:
-        """Parameters and tokens."""
-        params = np.array([place.params(self.n) for place in places], dtype=np.float64)
-        return params, np.array([place.tokens for place in places], dtype=np.float64)
+    def _counts(self, points: Sequence[CandidatePoint]) -> tuple[Floats, Floats]:
+        """Return parameters and tokens of points, (K,) each."""
+        params = np.array([point.params(self.n) for point in points], dtype=np.float64)
+        return params, np.array([point.tokens for point in points], dtype=np.float64)
 
     @cached_property
     def optima(self) -> dict[float, float]:
-        """ln N* of each budget by the law, over the places that can be run: their true cost is not 6ND."""
-        params, tokens = self._counts(self.places)
-        budgets, losses = (
-            np.array([place.budget for place in self.places]),
-            self.law.loss(params, tokens),
-        )
+        """ln N* by budget: the law's minimum over the points, whose compute is not 6ND."""
+        params, tokens = self._counts(self.points)
+        budgets = np.array([point.budget for point in self.points])
+        losses = self.law.loss(params, tokens)
         masks = {budget: budgets == budget for budget in dict.fromkeys(budgets.tolist())}
         return {
-            budget: _lowest(np.log(params[here]), losses[here]) for budget, here in masks.items()
+            budget: _argmin(np.log(params[mask]), losses[mask]) for budget, mask in masks.items()
         }
 
     def options(self) -> list[Option]:
-        """Places that are not too far from the optima, and those that have runs."""
-        params, tokens = self._counts(self.places)
-        rows, near = self.design.rows_at(params, tokens), self._rise(params, tokens) <= MOST_RISE
+        """Return points with runs, and points not too far from the optima."""
+        params, tokens = self._counts(self.points)
+        rows = self.design.rows_at(params, tokens)
+        is_near = self._ln_loss_rise(params, tokens) <= MAX_LN_LOSS_RISE
         known = dict(self.done)
-        for place, runs in self.coming.items():
-            known[place.key] = known.get(place.key, 0) + runs
-        return [
-            Option(
-                place,
-                row,
-                float(np.log(size)) - self.optima[place.budget],
-                known.get(place.key, 0),
-                self.first,
-            )
-            for place, row, size, good in zip(self.places, rows, params, near, strict=True)
-            if good or place.key in known
-        ]
+        for point, runs in self.unfinished.items():
+            known[point.key] = known.get(point.key, 0) + runs
+        options = []
+        for point, row, size, near in zip(self.points, rows, params, is_near, strict=True):
+            if near or point.key in known:
+                offset = float(np.log(size)) - self.optima[point.budget]
+                runs = known.get(point.key, 0)
+                options.append(Option(point, row, offset, runs, self.first_runs))
+        return options
 
-    def _rise(self, params: Floats, tokens: Floats) -> Floats:
-        """ln of the law's loss over the least at the same N D."""
+    def _ln_loss_rise(self, params: Floats, tokens: Floats) -> Floats:
+        """Return ln of the law's loss over the least at the same N D, (K,)."""
         least = optimum(self.sample.points, self.design.theta, 6.0 * params * tokens)[0][:, 2]
         return np.log(self.law.loss(params, tokens)) - least
 
     def profiles(self, joint: Fit | None) -> list[ProfileSizes]:
-        """The budgets that have runs, their optima by the joint fit where it is sure of them."""
-        points, found = self.sample.points, []
-        coming = {
-            budget: [p for p in self.coming if p.budget == budget] for budget, _ in self._keys()
-        }
-        for budget in sorted({budget for budget, _ in self._keys()} & self.optima.keys()):
-            here = np.abs(np.log(self.sample.budget / budget)) < 1e-6
-            sizes = points.x[here] + points.x_mean
-            best = float(sizes[np.argmin(points.loss[here])]) if here.any() else np.nan
-            sizes = np.append(sizes, np.log(self._counts(coming[budget])[0]))
-            found.append(ProfileSizes(budget, np.unique(sizes), self._placed(joint, budget), best))
-        return found
+        """Return the profile of each budget with runs, by ascending budget.
 
-    def _keys(self) -> set[Key]:
-        return {*self.done, *(place.key for place in self.coming)}
+        The joint fit gives an optimum if its interval is narrow enough; else the surface does.
+        """
+        observations, profiles = self.sample.points, []
+        budgets = {budget for budget, _ in self.done} | {p.budget for p in self.unfinished}
+        for budget in sorted(budgets & self.optima.keys()):
+            mask = np.abs(np.log(self.sample.budget / budget)) < 1e-6
+            sizes = observations.x[mask] + observations.x_mean
+            best = float(sizes[np.argmin(observations.loss[mask])]) if mask.any() else np.nan
+            unfinished = [point for point in self.unfinished if point.budget == budget]
+            sizes = np.append(sizes, np.log(self._counts(unfinished)[0]))
+            optimum = self._ln_optimum(joint, budget)
+            profiles.append(ProfileSizes(budget, np.unique(sizes), optimum, best))
+        return profiles
 
-    def _placed(self, joint: Fit | None, budget: float) -> float:
+    def _ln_optimum(self, joint: Fit | None, budget: float) -> float:
         if joint is not None:
             interval = joint.law_at(budget, joint.confidence)["params"]
-            if interval.width / 2.0 < SURE:
+            if interval.width / 2.0 < MAX_LN_HALF_WIDTH:
                 return interval.value
         return self.optima[budget]
 
 
-def pooled(variance: float, dof: int, squares: float, more: int) -> float:
-    """Variance of one run about the law, by residuals (`dof`) and by what seeds differ by (`more`) where they agree.
+def pool_variance(variance: float, dof: int, squares: float, seed_dof: int) -> float:
+    """Return the variance of ln loss of one run about the law.
 
-    The estimate's variance has Huber's loss in it, which is `EFFICIENCY` as efficient as least squares.
+    Residuals and differences between seeds are pooled, unless an F test finds that residuals are
+    larger. The estimate's variance contains the efficiency of Huber's loss; the squares do not.
+
+    Args:
+        variance: variance by residuals.
+        dof: degrees of freedom of the residuals.
+        squares: sum of squares of ln loss about the means of configurations.
+        seed_dof: degrees of freedom of the squares.
     """
-    if (
-        not more
-        or squares <= 0.0
-        or fdtrc(dof, more, EFFICIENCY * variance / (squares / more)) < LACK
-    ):
+    if not seed_dof or squares <= 0.0:
         return variance
-    return (dof * variance + squares / EFFICIENCY) / (dof + more)
+    ratio = HUBER_EFFICIENCY * variance / (squares / seed_dof)
+    if fdtrc(dof, seed_dof, ratio) < FINDING_ALPHA:
+        return variance
+    return (dof * variance + squares / HUBER_EFFICIENCY) / (dof + seed_dof)
 
 
-def _lowest(x: Floats, y: Floats) -> float:
-    """Where y has its minimum over x: the vertex through the least point and its neighbours."""
+def _argmin(x: Floats, y: Floats) -> float:
+    """Return the x of the minimum of y: the vertex through the least point and its neighbours."""
     i = int(np.argmin(y))
     if not 0 < i < len(x) - 1:
         return float(x[i])

@@ -1,4 +1,4 @@
-"""The intervals to expect of a plan, and which of its runs matter most: a power analysis before anything is spent."""
+"""Power analysis: expected intervals of a plan, and the influence of its runs, before training."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.fisher import Aim, Design
+from isoflop.fitting.estimators.fisher import Design, Target
 from isoflop.fitting.estimators.intervals import Interval, exponential
 from isoflop.fitting.methods.parametric import MIN_CONFIGURATIONS
-from isoflop.followup.expected_law import NOISE, ExpectedLaw
+from isoflop.laws import DEFAULT_RELATIVE_NOISE, ExpectedLaw
 from isoflop.planning.plan import Plan
 from isoflop.planning.run_spec import RunSpec
 
-FURTHER = 10.0
-"""The loss is predicted at so many times the largest budget, unless a target is given."""
-
-EQUAL_PACE = 0.5
-SHOWN = 5
-CHEAP = 0.01
-"""A replicate is cheap at this share of the plan's FLOPs or less."""
+TARGET_FACTOR = 10.0
+"""Default target of a loss prediction, in multiples of the largest budget."""
+EQUAL_EXPONENT = 0.5
+"""Exponent a of a law whose N* and D* grow at the same pace."""
+MAX_LISTED = 5
+MAX_REPLICATE_FLOPS_SHARE = 0.01
+"""Largest share of the plan's FLOPs of a listed replicate."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A configuration of the plan: its first run, how many there are, and how a's interval depends on them.
+class ConfigurationEffect:
+    """Effect of a configuration of the plan on the interval of a.
 
     Attributes:
-        run: the first.
-        seeds: how many runs.
-        without: the interval of a without this configuration, over that with it, less 1.
-        replicate: the interval of a with one more seed here, over that without, less 1: below 0.
+        run: its first run.
+        seeds: number of its runs.
+        without: relative change of the interval if the configuration is left out.
+        replicate: relative change of the interval by one more seed, below 0.
     """
 
     run: RunSpec
@@ -43,15 +43,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What a plan would tell if a law were true.
+class ExpectedIntervals:
+    """Expected intervals of a plan if a law is true.
 
     Attributes:
+        law: the law.
         noise: standard deviation of the loss between runs, as a share of it.
-        intervals: of `a`, `b` and, for each budget in FLOPs, `loss`: statistical ones, which are right if the law is.
-        sds: standard deviation of the estimates of a (and b), and of ln loss.
-        power: probability that the interval of a leaves out equal pace, a = .5.
-        parts: the configurations, in the plan's order.
+        confidence: level of the intervals.
+        dof: degrees of freedom of the intervals.
+        intervals: statistical intervals of `a` and `b`.
+        losses: statistical intervals of the least loss, by training FLOPs.
+        sds: standard deviations of a and b by name, and of ln loss by training FLOPs.
+        power: probability of an interval of a without `EQUAL_EXPONENT`.
+        configurations: effects of the configurations, in the plan's order.
+        total_flops: training FLOPs of the plan.
     """
 
     law: ExpectedLaw
@@ -62,22 +67,24 @@ class Expectation:
     losses: dict[float, Interval]
     sds: dict[str | float, float]
     power: float
-    parts: tuple[Part, ...]
+    configurations: tuple[ConfigurationEffect, ...]
     total_flops: float
 
     @property
-    def matter_most(self) -> list[Part]:
-        """Configurations without which the interval of a would be widest, that one first."""
-        return sorted(self.parts, key=lambda part: -part.without)[:SHOWN]
+    def most_influential(self) -> list[ConfigurationEffect]:
+        """Configurations without which the interval of a is widest, in descending order."""
+        return sorted(self.configurations, key=lambda effect: -effect.without)[:MAX_LISTED]
 
     @property
-    def best_replicates(self) -> list[Part]:
-        """Cheap configurations of which one more seed narrows the interval of a most."""
-        cheap = [part for part in self.parts if part.run.train_flops <= CHEAP * self.total_flops]
-        return sorted(cheap or self.parts, key=lambda part: part.replicate)[:SHOWN]
+    def best_replicates(self) -> list[ConfigurationEffect]:
+        """Cheap configurations whose next seed narrows the interval of a most."""
+        limit = MAX_REPLICATE_FLOPS_SHARE * self.total_flops
+        cheap = [effect for effect in self.configurations if effect.run.train_flops <= limit]
+        effects = cheap or self.configurations
+        return sorted(effects, key=lambda effect: effect.replicate)[:MAX_LISTED]
 
     def to_dict(self) -> dict[str, Any]:
-        """`expected` of `sweep-plan --json`."""
+        """Return `expected` of `sweep-plan --json`."""
         surface = self.law.surface
         return {
             "law": {"name": self.law.name, "n": self.law.n, **vars(surface)},
@@ -89,63 +96,68 @@ class Expectation:
                 for name, row in self.intervals.items()
             },
             "loss": [
-                {"flops": at, **row._asdict(), "sd_ln": self.sds[at]}
-                for at, row in self.losses.items()
+                {"flops": flops, **row._asdict(), "sd_ln": self.sds[flops]}
+                for flops, row in self.losses.items()
             ],
-            "power": {"a_is_not": EQUAL_PACE, "probability": self.power},
+            "power": {"a_is_not": EQUAL_EXPONENT, "probability": self.power},
             "configurations": [
                 {
-                    "run_id": part.run.run_id,
-                    "seeds": part.seeds,
-                    "without": part.without if np.isfinite(part.without) else None,
-                    "replicate": part.replicate,
+                    "run_id": effect.run.run_id,
+                    "seeds": effect.seeds,
+                    "without": effect.without if np.isfinite(effect.without) else None,
+                    "replicate": effect.replicate,
                 }
-                for part in self.parts
+                for effect in self.configurations
             ],
         }
 
 
-def expect(
+def expect_intervals(
     plan: Plan,
     law: ExpectedLaw,
     *,
     noise: float | None = None,
     targets: Sequence[float] = (),
     confidence: float = 0.95,
-) -> Expectation:
-    """What the parametric fit of a plan's runs would tell, by Fisher information (`fitting.design`).
+) -> ExpectedIntervals:
+    """Return the expected intervals of a parametric fit of the plan, by Fisher information.
+
+    See `fitting.estimators.fisher`.
 
     Args:
-        plan: its parameters (those that the law is about) and tokens are taken as they are, seeds as replicates.
-        law: taken for true.
-        noise: of ln loss between runs; by default that of the law's own runs, else 0.3 %.
-        targets: budgets in FLOPs to predict the least loss at, besides 10 times the largest of the plan.
-        confidence: of the intervals.
+        plan: the plan; the law's parameter count and the tokens of its runs are used, and seeds
+            count as replicates.
+        law: the law, assumed true.
+        noise: standard deviation of ln loss between runs; by default that of the law's own runs,
+            else 0.3%.
+        targets: training FLOPs at which to predict the least loss, besides `TARGET_FACTOR` times
+            the largest budget of the plan.
+        confidence: level of the intervals.
 
     Raises:
-        FitError: a plan that can't fix the law.
+        FitError: the noise is no share, or the plan can't determine the law.
     """
     if noise is None:
-        noise = law.noise or NOISE
+        noise = law.noise or DEFAULT_RELATIVE_NOISE
     if not 0.0 < noise < 1.0:
         raise FitError(
             f"the noise is a share of the loss between 0 and 1, such as 0.003, not {noise:g}"
         )
-    groups = configurations(plan)
+    groups = group_by_configuration(plan)
     if len(groups) < MIN_CONFIGURATIONS:
         raise FitError(
-            f"{plan.sweep.name}: {len(groups)} configurations can't fix a law of 5 parameters with an interval: "
-            f"{MIN_CONFIGURATIONS} or more are needed"
+            f"{plan.sweep.name}: {len(groups)} configurations can't determine a law of 5 "
+            f"parameters with an interval: {MIN_CONFIGURATIONS} or more are needed"
         )
     firsts = [runs[0] for runs in groups]
-    design = design_of(firsts, [len(runs) for runs in groups], law, noise)
-    budgets = dict.fromkeys((FURTHER * max(run.budget for run in firsts), *targets))
+    design = build_design(firsts, [len(runs) for runs in groups], law, noise)
+    budgets = dict.fromkeys((TARGET_FACTOR * max(run.budget for run in firsts), *targets))
     a = design.exponent()
-    losses = {at: design.loss(at) for at in budgets}
+    losses = {flops: design.loss(flops) for flops in budgets}
     half = design.half_width(a, confidence)
     more = design.with_each(a, design.rows / np.sqrt(design.seeds)[:, None]) / design.sd(a) - 1.0
     less = design.without_each(a) / design.sd(a) - 1.0
-    return Expectation(
+    return ExpectedIntervals(
         law=law,
         noise=noise,
         confidence=confidence,
@@ -154,38 +166,46 @@ def expect(
             "a": Interval(a.value, a.value - half, a.value + half),
             "b": Interval(1.0 - a.value, 1.0 - a.value - half, 1.0 - a.value + half),
         },
-        losses={at: _interval(design, aim, confidence) for at, aim in losses.items()},
+        losses={flops: _interval(design, loss, confidence) for flops, loss in losses.items()},
         sds={
             "a": design.sd(a),
             "b": design.sd(a),
-            **{at: design.sd(aim) for at, aim in losses.items()},
+            **{flops: design.sd(loss) for flops, loss in losses.items()},
         },
-        power=design.power(a, EQUAL_PACE, confidence),
-        parts=tuple(
-            Part(run, len(runs), float(gone), float(again))
-            for run, runs, gone, again in zip(firsts, groups, less, more, strict=True)
+        power=design.power(a, EQUAL_EXPONENT, confidence),
+        configurations=tuple(
+            ConfigurationEffect(runs[0], len(runs), float(without), float(replicate))
+            for runs, without, replicate in zip(groups, less, more, strict=True)
         ),
         total_flops=float(plan.total_flops),
     )
 
 
-def configurations(plan: Plan) -> list[list[RunSpec]]:
-    """The plan's runs by configuration: those of one differ by their seeds only. Checks of the recipe are left out."""
+def group_by_configuration(plan: Plan) -> list[list[RunSpec]]:
+    """Return the plan's runs without recipe checks, in groups that differ by their seeds only."""
     groups: dict[tuple[Any, ...], list[RunSpec]] = {}
     for run in (run for run in plan.runs if not run.check):
         groups.setdefault((run.budget, run.candidate), []).append(run)
     return list(groups.values())
 
 
-def design_of(
+def build_design(
     runs: Sequence[RunSpec], seeds: Sequence[int], law: ExpectedLaw, noise: float
 ) -> Design:
-    """The design of K configurations; a law about another parameter count takes that of theirs."""
+    """Return the design of K configurations, with the parameter count of the law.
+
+    Args:
+        runs: first run of each configuration.
+        seeds: number of runs of each.
+        law: the law.
+        noise: standard deviation of ln loss between runs.
+    """
     params = np.array([getattr(run, f"params_{law.n}") for run in runs], dtype=np.float64)
     tokens = np.array([run.tokens for run in runs], dtype=np.float64)
-    return Design.of(law.surface, params, tokens, np.array(seeds, dtype=np.float64), noise)
+    return Design.from_counts(law.surface, params, tokens, np.array(seeds, dtype=np.float64), noise)
 
 
-def _interval(design: Design, aim: Aim, confidence: float) -> Interval:
-    half = design.half_width(aim, confidence)
-    return exponential(Interval(aim.value, aim.value - half, aim.value + half))
+def _interval(design: Design, loss: Target, confidence: float) -> Interval:
+    """Return the interval of a loss from its logarithm."""
+    half = design.half_width(loss, confidence)
+    return exponential(Interval(loss.value, loss.value - half, loss.value + half))

@@ -1,10 +1,10 @@
-"""Which runs reduce the variance of what is asked most for their price, one step after the other.
+"""Greedy selection of runs: each step reduces the variance of one quantity most for its price.
 
-The price of runs is the share of the caps that they use up: FLOPs / most FLOPs + runs / most runs. What they are worth
-is the fall of ln variance of one function of theta, by Fisher information at the fitted law (`fitting.design`). A
-design that trusts the law completely repeats a few cheap extremes; these rules keep a wrong law in sight: at most two
-repeats of a place, a new budget only with four sizes that bracket its optimum, and no budget with more than a third of
-the new runs.
+The price of runs is their share of the caps: FLOPs / FLOPs allowed + runs / runs allowed. Their
+gain is the fall in ln variance of a function of theta, by Fisher information at the fitted law
+(`fitting.estimators.fisher`). A design that trusts the law completely repeats a few cheap extremes.
+These rules leave room for a wrong law: at most two repeats of a point, a new budget only with four
+sizes that bracket its optimum, and no budget with more than a third of the new runs.
 """
 
 from __future__ import annotations
@@ -16,229 +16,249 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from isoflop.fitting.estimators.fisher import Aim
-from isoflop.fitting.estimators.surface_estimate import PARAMETERS
-from isoflop.followup.bracketing import CLOSE, Repair
-from isoflop.followup.candidates import Place
+from isoflop.fitting.estimators.fisher import Target
+from isoflop.fitting.estimators.surface_estimate import PARAMETER_COUNT
+from isoflop.followup.bracketing import MIN_LN_SIZE_GAP, Repair
+from isoflop.followup.candidates import CandidatePoint
+from isoflop.frames import Floats, Ints
 
-Floats = np.ndarray
-Kind = Literal["repair", "budget", "size", "repeat"]
-MOST_OF_A_PLACE = 3
+PickKind = Literal["repair", "budget", "size", "repeat"]
+MAX_RUNS_PER_POINT = 3
 SIZES_PER_SIDE = 2
-NEAR = np.log(2.0)
-"""One of the two sizes on a side of a new budget's optimum is as near as this: without it the profile has no bottom."""
-
-SHARE_OF_A_BUDGET = 1.0 / 3.0
-LEAST_OF_A_BUDGET = 4
-LEAST_WORTH = 1e-3
-"""Steps that lower ln variance by less are not worth a run."""
-
-PRIOR = 1.0 / np.array([3.0, 3.0, 3.0, 1.0, 1.0]) ** 2
-"""Information of a vague prior on theta: it lets runs be judged where those before don't fix the law."""
+MAX_NEAREST_LN_OFFSET = np.log(2.0)
+"""One of the two sizes on each side of a new budget's optimum is at most this far from it in ln N:
+without it the minimum of the profile is not sampled."""
+MAX_BUDGET_SHARE_OF_RUNS = 1.0 / 3.0
+MIN_RUNS_ALLOWED_PER_BUDGET = 4
+MIN_LN_VARIANCE_FALL = 1e-3
+"""Steps that lower ln variance by less are not made."""
+PRIOR_INFORMATION = 1.0 / np.array([3.0, 3.0, 3.0, 1.0, 1.0]) ** 2
+"""Information of a vague prior on theta, (5,): it makes runs comparable if the earlier ones don't
+fix the law."""
 
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """A place that may be run.
+    """A point that may be run.
 
     Attributes:
-        row: what a run there tells, (5,) (`Design.rows_at`).
+        row: row of one run, (5,) (`Design.rows_at`).
         offset: ln N less ln N* of its budget.
-        known: runs of it that there are or will be.
-        seeds: runs that a first visit makes.
+        known: number of its runs, finished and unfinished.
+        first_runs: number of runs of its first pick.
     """
 
-    place: Place
+    point: CandidatePoint
     row: Floats
     offset: float
     known: int
-    seeds: int
+    first_runs: int
 
 
 @dataclass(frozen=True)
 class Caps:
-    """What may be spent: FLOPs and runs; and half of the interval (of a, or of ln loss) at which it is enough."""
+    """Limits on new runs.
+
+    Attributes:
+        flops: training FLOPs.
+        runs: number of runs.
+        goal_half_width: half of the interval (of a, or of ln loss) at which selection stops.
+    """
 
     flops: float
     runs: int
-    enough: float = 0.0
+    goal_half_width: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Pick:
-    """A chosen place.
+    """A selected point.
 
     Attributes:
-        seeds: how many runs.
-        kind: `repair` of a profile, part of a new `budget`, a new `size`, or a `repeat`.
-        reason: of a repair, in words.
-        half: of the interval, after this pick and those before.
-        before: the same without it.
+        point: the point.
+        offset: ln N less ln N* of its budget.
+        runs: number of new runs.
+        kind: `repair` of a profile, point of a new `budget`, a new `size`, or a `repeat`.
+        reason: reason of a repair, else empty.
+        half_width: half of the interval after this pick and the earlier ones.
+        previous_half_width: half of the interval without this pick.
     """
 
-    place: Place
+    point: CandidatePoint
     offset: float
-    seeds: int
-    kind: Kind
+    runs: int
+    kind: PickKind
     reason: str
-    half: float
-    before: float
+    half_width: float
+    previous_half_width: float
 
     @property
     def train_flops(self) -> int:
-        return self.place.train_flops * self.seeds
+        """Training FLOPs of the new runs."""
+        return self.point.train_flops * self.runs
 
 
 class Move(NamedTuple):
-    """Options that are taken together, and the fall of ln variance for the price."""
+    """Options that are picked together.
 
-    worth: float
-    which: tuple[int, ...]
-    kind: Kind
+    Attributes:
+        gain_per_price: fall of ln variance over the price.
+        indices: indices of the options.
+        kind: kind of the picks.
+    """
+
+    gain_per_price: float
+    indices: tuple[int, ...]
+    kind: PickKind
 
 
 class Search:
-    """What there is, what was picked, and what that leaves of the caps."""
+    """State of a selection: options, picks and the use of the caps."""
 
     def __init__(
         self,
         options: Sequence[Option],
         information: Floats,
         configurations: int,
-        aim: Aim,
+        quantity: Target,
         caps: Caps,
         confidence: float,
     ) -> None:
-        """
+        """Start without picks.
+
         Args:
-            options: all places that are allowed.
-            information: on theta of the runs that there are or will be, (5, 5).
-            configurations: how many these are.
-            aim: what is to be known.
+            options: the K points allowed.
+            information: on theta, of the finished and unfinished runs, (5, 5).
+            configurations: number of configurations of these runs.
+            quantity: function of theta whose interval is to become narrow.
+            caps: limits on the picks.
+            confidence: level of the interval.
         """
-        self.options, self.information, self.aim, self.caps = (
-            options,
-            information + np.diag(PRIOR),
-            aim,
-            caps,
-        )
+        self.options, self.quantity, self.caps = options, quantity, caps
+        self.information = information + np.diag(PRIOR_INFORMATION)
         self.configurations, self.confidence = configurations, confidence
         self.picks: list[Pick] = []
         self.spent, self.runs = 0.0, 0
-        self.rows = np.array([option.row for option in options]).reshape(-1, PARAMETERS)
+        self.rows = np.array([option.row for option in options]).reshape(-1, PARAMETER_COUNT)
         self.offset = np.array([option.offset for option in options])
-        self.cost = np.array([float(option.place.train_flops) for option in options])
-        self.budget = np.array([option.place.budget for option in options])
+        self.cost = np.array([float(option.point.train_flops) for option in options])
+        self.budget = np.array([option.point.budget for option in options])
         self.known = np.array([option.known for option in options], dtype=np.int64)
-        self.seeds = np.array(
-            [1 if option.known else option.seeds for option in options], dtype=np.int64
+        self.runs_per_pick = np.array(
+            [1 if option.known else option.first_runs for option in options], dtype=np.int64
         )
         self.added = dict.fromkeys(self.budget.tolist(), 0)
-        self.index = {option.place.key: i for i, option in enumerate(options)}
+        self.index = {option.point.key: i for i, option in enumerate(options)}
 
     @property
-    def half(self) -> float:
-        """Half of the interval that the runs and picks so far would give."""
-        variance = self.aim.gradient @ np.linalg.solve(self.information, self.aim.gradient)
-        dof = max(self.configurations - PARAMETERS, 1)
+    def half_width(self) -> float:
+        """Half of the expected interval with the picks so far."""
+        gradient = self.quantity.gradient
+        variance = gradient @ np.linalg.solve(self.information, gradient)
+        dof = max(self.configurations - PARAMETER_COUNT, 1)
         return float(stdtrit(dof, 0.5 + self.confidence / 2.0) * np.sqrt(variance))
 
-    def mend(self, repairs: Sequence[Repair]) -> list[Repair]:
-        """Takes the runs of repairs, whole repairs as long as the caps last; returns those that they don't allow."""
-        left = []
+    def add_repairs(self, repairs: Sequence[Repair]) -> list[Repair]:
+        """Pick whole repairs within the caps, in order, and return the other repairs."""
+        refused = []
         for repair in repairs:
-            which = tuple(self.index[place.key] for place in repair.places)
-            if which and self._allowed(which):
-                self._take(which, "repair", repair.reason)
+            indices = tuple(self.index[point.key] for point in repair.points)
+            if indices and self._allowed(indices):
+                self._pick(indices, "repair", repair.reason)
             else:
-                left.append(repair)
-        return left
+                refused.append(repair)
+        return refused
 
-    def spend(self) -> None:
-        """Takes the best step for its price until the caps are reached, nothing is worth it, or enough is known."""
-        while self.half > self.caps.enough:
-            moves = [move for move in (self._single(), *map(self._opening, self._new())) if move]
+    def add_best(self) -> None:
+        """Make the best step for its price until the caps, the goal or the least gain stop it."""
+        while self.half_width > self.caps.goal_half_width:
+            openings = map(self._best_opening, self._new_budgets())
+            moves = [move for move in (self._best_single(), *openings) if move]
             if not moves:
                 break
-            best = max(moves, key=lambda move: move.worth)
-            self._take(best.which, best.kind, "")
+            best = max(moves, key=lambda move: move.gain_per_price)
+            self._pick(best.indices, best.kind, "")
 
-    def _take(self, which: tuple[int, ...], kind: Kind, reason: str) -> None:
-        for i in which:
-            seeds, before = int(self.seeds[i]), self.half
-            self.spent, self.runs = self.spent + seeds * self.cost[i], self.runs + seeds
+    def _pick(self, indices: tuple[int, ...], kind: PickKind, reason: str) -> None:
+        for i in indices:
+            runs, previous = int(self.runs_per_pick[i]), self.half_width
+            self.spent, self.runs = self.spent + runs * self.cost[i], self.runs + runs
             self.configurations += not self.known[i]
-            self.information = self.information + seeds * np.outer(self.rows[i], self.rows[i])
-            self.known[i] += seeds
-            self.seeds[i] = 1
-            self.added[self.budget[i]] += seeds if kind != "repair" else 0
-            self.picks.append(
-                Pick(self.options[i].place, self.offset[i], seeds, kind, reason, self.half, before)
-            )
+            self.information = self.information + runs * np.outer(self.rows[i], self.rows[i])
+            self.known[i] += runs
+            self.runs_per_pick[i] = 1
+            self.added[self.budget[i]] += runs if kind != "repair" else 0
+            point, offset = self.options[i].point, self.offset[i]
+            self.picks.append(Pick(point, offset, runs, kind, reason, self.half_width, previous))
 
-    def _price(self, seeds: Floats, cost: Floats) -> Floats:
-        return seeds * cost / self.caps.flops + seeds / self.caps.runs
+    def _price(self, runs: Ints, cost: Floats) -> Floats:
+        return runs * cost / self.caps.flops + runs / self.caps.runs
 
-    def _allowed(self, which: tuple[int, ...]) -> bool:
-        these = list(which)
-        flops, runs = float(self.seeds[these] @ self.cost[these]), int(self.seeds[these].sum())
-        return self.spent + flops <= self.caps.flops and self.runs + runs <= self.caps.runs
+    def _allowed(self, indices: Sequence[int]) -> bool:
+        runs = self.runs_per_pick[list(indices)]
+        flops = float(runs @ self.cost[list(indices)])
+        within_runs = self.runs + int(runs.sum()) <= self.caps.runs
+        return self.spent + flops <= self.caps.flops and within_runs
 
-    def _single(self) -> Move | None:
-        """The best one place, a new size or a repeat, at a budget that has runs."""
-        most = max(LEAST_OF_A_BUDGET, int(np.ceil(SHARE_OF_A_BUDGET * self.caps.runs)))
+    def _best_single(self) -> Move | None:
+        """Return the best single point, a new size or a repeat, at a budget with runs."""
+        share = int(np.ceil(MAX_BUDGET_SHARE_OF_RUNS * self.caps.runs))
+        max_added = max(MIN_RUNS_ALLOWED_PER_BUDGET, share)
         added = np.array([self.added[budget] for budget in self.budget.tolist()], dtype=np.int64)
-        free = np.isin(self.budget, self.budget[self.known > 0]) & (self.known < MOST_OF_A_PLACE)
-        free &= (added + self.seeds <= most) & (self.runs + self.seeds <= self.caps.runs)
-        free &= self.spent + self.seeds * self.cost <= self.caps.flops
-        falls = self._falls(np.linalg.inv(self.information), self.seeds)
-        worths = np.where(
-            free & (falls >= LEAST_WORTH), falls / self._price(self.seeds, self.cost), 0.0
-        )
-        if not worths.any():
+        runs = self.runs_per_pick
+        free = np.isin(self.budget, self.budget[self.known > 0]) & (self.known < MAX_RUNS_PER_POINT)
+        free &= (added + runs <= max_added) & (self.runs + runs <= self.caps.runs)
+        free &= self.spent + runs * self.cost <= self.caps.flops
+        falls = self._ln_variance_falls(np.linalg.inv(self.information), runs)
+        gains = falls / self._price(runs, self.cost)
+        gains = np.where(free & (falls >= MIN_LN_VARIANCE_FALL), gains, 0.0)
+        if not gains.any():
             return None
-        i = int(np.argmax(worths))
-        return Move(float(worths[i]), (i,), "repeat" if self.known[i] else "size")
+        i = int(np.argmax(gains))
+        return Move(float(gains[i]), (i,), "repeat" if self.known[i] else "size")
 
-    def _falls(self, covariance: Floats, seeds: Floats) -> Floats:
-        """Fall of ln variance of the aim by the runs of each option."""
-        turned = self.rows @ covariance
-        leverage = np.einsum("ij,ij->i", turned, self.rows)
-        variance = self.aim.gradient @ covariance @ self.aim.gradient
-        return -np.log1p(
-            -(seeds * (turned @ self.aim.gradient) ** 2) / (1.0 + seeds * leverage) / variance
-        )
+    def _ln_variance_falls(self, covariance: np.ndarray, runs: Ints) -> Floats:
+        """Return the fall in ln variance of the quantity by the runs of each option, (K,)."""
+        gradient, projected = self.quantity.gradient, self.rows @ covariance
+        leverage = np.einsum("ij,ij->i", projected, self.rows)
+        variance = gradient @ covariance @ gradient
+        return -np.log1p(-(runs * (projected @ gradient) ** 2) / (1.0 + runs * leverage) / variance)
 
-    def _new(self) -> list[float]:
-        """Budgets without runs."""
+    def _new_budgets(self) -> list[float]:
+        """Return budgets without runs, ascending."""
         with_runs = set(self.budget[self.known > 0].tolist())
         return sorted(set(self.budget.tolist()) - with_runs)
 
-    def _opening(self, budget: float) -> Move | None:
-        """The best four sizes of a new budget, two on either side of its optimum, chosen one by one."""
-        here = self.budget == budget
-        covariance, fall, which = np.linalg.inv(self.information), 0.0, []
+    def _best_opening(self, budget: float) -> Move | None:
+        """Return the best four sizes of a new budget, two on either side of its optimum.
+
+        They are chosen one by one, each for its fall in ln variance.
+        """
+        runs, sides = self.runs_per_pick, np.sign(self.offset)
+        is_near = np.abs(self.offset) <= MAX_NEAREST_LN_OFFSET
+        covariance, fall = np.linalg.inv(self.information), 0.0
+        indices: list[int] = []
         for _ in range(2 * SIZES_PER_SIDE):
-            free = here.copy()
-            for i in which:
-                free &= np.abs(self.offset - self.offset[i]) >= CLOSE
+            free = self.budget == budget
+            for i in indices:
+                free &= np.abs(self.offset - self.offset[i]) >= MIN_LN_SIZE_GAP
             for side in (-1, 1):
-                mine = [i for i in which if np.sign(self.offset[i]) == side]
-                if len(mine) >= SIZES_PER_SIDE:
-                    free &= np.sign(self.offset) != side
-                elif mine and np.abs(self.offset[mine[0]]) > NEAR:
-                    free &= (np.sign(self.offset) != side) | (np.abs(self.offset) <= NEAR)
+                on_side = [i for i in indices if sides[i] == side]
+                if len(on_side) >= SIZES_PER_SIDE:
+                    free &= sides != side
+                elif on_side and not is_near[on_side[0]]:
+                    free &= (sides != side) | is_near
             if not free.any():
                 return None
-            falls = np.where(free, self._falls(covariance, self.seeds), -1.0)
+            falls = np.where(free, self._ln_variance_falls(covariance, runs), -1.0)
             i = int(np.argmax(falls))
-            which.append(i)
+            indices.append(i)
             fall += float(falls[i])
-            turned = covariance @ self.rows[i]
-            covariance = covariance - np.outer(turned, turned) * self.seeds[i] / (
-                1.0 + self.seeds[i] * float(self.rows[i] @ turned)
+            projected = covariance @ self.rows[i]
+            covariance = covariance - np.outer(projected, projected) * runs[i] / (
+                1.0 + runs[i] * float(self.rows[i] @ projected)
             )
-        if fall < LEAST_WORTH or not self._allowed(tuple(which)):
+        if fall < MIN_LN_VARIANCE_FALL or not self._allowed(indices):
             return None
-        price = float(np.sum(self._price(self.seeds[which], self.cost[which])))
-        return Move(fall / price, tuple(which), "budget")
+        price = float(np.sum(self._price(runs[indices], self.cost[indices])))
+        return Move(fall / price, tuple(indices), "budget")

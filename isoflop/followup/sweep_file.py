@@ -1,4 +1,4 @@
-"""The sweep file of an extension: the old definition with points added, each with a comment that says why."""
+"""The sweep file of an extension: the old definition with added points and their reasons."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from isoflop.followup.extend import Extension
 
 
 def write_sweep(extension: Extension, path: str | PathLike[str], *, force: bool = False) -> Path:
-    """Writes the extended sweep, beside and renamed. Laid out, it has the old runs under their names, and the new.
+    """Write the extended sweep atomically; its plan has the old runs by name, and the new ones.
+
+    Args:
+        extension: the selected runs.
+        path: target file.
+        force: replace an existing file.
+
+    Returns:
+        The target.
 
     Raises:
-        ConfigError: a file in the way, or a folder that can't be written to.
+        ConfigError: the file exists, or can't be written.
     """
     target = Path(path)
     if target.exists() and not force:
         raise ConfigError(
-            f"{target}: exists already; replace it with --force, or name another with --output"
+            f"{target}: exists already; replace it with --force, or choose another with --output"
         )
     try:
         with replace_file(target) as temporary:
@@ -34,28 +42,29 @@ def write_sweep(extension: Extension, path: str | PathLike[str], *, force: bool 
 
 
 def sweep_text(extension: Extension) -> str:
-    """The file's text: all keys, and a comment at each added point."""
+    """Return the text of the file: all keys, with a comment at each added point."""
     sweep = extension.after.sweep
     text = to_yaml(dataclasses.replace(sweep, extra=(), replicates=()))
-    whys = {id(entry): extension.why(pick) for entry, pick in extension.entries}
+    comments = {id(entry): extension.comment(pick) for entry, pick in extension.entries}
     for key, entries in (("extra", sweep.extra), ("replicates", sweep.replicates)):
-        text = text.replace(f"\n{key}: []\n", f"\n{key}:{_block(entries, whys)}\n", 1)
+        text = text.replace(f"\n{key}: []\n", f"\n{key}:{_block(entries, comments)}\n", 1)
     return f"# {extension.headline()}\n{text}"
 
 
-def _block(entries: Sequence[Point | Replicate], whys: dict[int, str]) -> str:
-    """A YAML list, an entry a line, with comments."""
+def _block(entries: Sequence[Point | Replicate], comments: dict[int, str]) -> str:
+    """Return a YAML list, one entry per line, with comments by identity of the entry."""
     if not entries:
         return " []"
-    comments = (f"  # {whys[id(entry)]}" if id(entry) in whys else "" for entry in entries)
-    return "".join(
-        f"\n- {_flow(entry)}{comment}" for entry, comment in zip(entries, comments, strict=True)
-    )
+    lines = []
+    for entry in entries:
+        comment = comments.get(id(entry))
+        lines.append(f"\n- {_flow_mapping(entry)}" + (f"  # {comment}" if comment else ""))
+    return "".join(lines)
 
 
-def _flow(entry: Point | Replicate) -> str:
+def _flow_mapping(entry: Point | Replicate) -> str:
     mantissa, exponent = f"{entry.budget:.15e}".split("e")
-    budget = f"{float(mantissa)!r}e{int(exponent)}"  # with a point: YAML takes 3e18 for text
+    budget = f"{float(mantissa)!r}e{int(exponent)}"  # with a point: YAML 1.1 reads 3e18 as text
     budget = budget if float(budget) == entry.budget else repr(entry.budget)
     seeds = f", seeds: {list(entry.seeds)}" if isinstance(entry, Replicate) else ""
     return f"{{budget: {budget}, width: {entry.width}{seeds}}}"

@@ -1,6 +1,4 @@
-"""Laws against compute, N*(C), D*(C) and L*(C), with both intervals; and the roll-outs that widen
-one of them.
-"""
+"""Figures of laws against compute, N*(C), D*(C) and L*(C), and of their roll-out errors."""
 
 from __future__ import annotations
 
@@ -31,12 +29,13 @@ from isoflop.plotting.style import (
     style_axes,
     times_axis,
 )
+from isoflop.text import percent_text
 
 Quantity = Literal["params", "tokens", "loss"]
 _TITLES = {"params": "Optimal model size", "tokens": "Optimal data", "loss": "Loss at the optimum"}
 _SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "loss"}
 FACTOR_ABOVE_DATA = 10.0
-"""A law is drawn up to so many times the largest compute of its data."""
+"""A law is drawn up to this many times the largest compute of its data."""
 FACTOR_BELOW_DATA = 3.0
 MAX_FACTOR_OFF_POINTS = 1e4
 _GRID_POINTS = 160
@@ -126,16 +125,15 @@ def plot_law(data: LawData, ax: Axes | None = None) -> Axes:
 def plot_rollout(
     errors: pd.DataFrame, quantity: Quantity, rate: float, ax: Axes | None = None
 ) -> Axes:
-    """Draw hidden budgets as the smaller ones predict them: error against distance beyond those
-    kept.
+    """Draw roll-out errors: hidden budgets predicted from the smaller ones, against their distance.
 
     Bars are the standard error of noise alone. The band is the allowance of predictions: it grows
     as the square of ln(distance) and holds the worst roll-out of those that reach far enough to be
-    informative (`RollOut.allowance`).
+    informative (`HoldOut.allowance`).
 
     Args:
-        errors: see `RollOut.errors`.
-        quantity: which one they are of.
+        errors: see `HoldOut.errors`.
+        quantity: the predicted quantity.
         rate: allowance of ln(quantity) at a distance of 1 in ln C.
     """
     ax = new_axes(ax, 5.6, 4.2)
@@ -181,12 +179,12 @@ def plot_rollout(
 
 
 def _percent(ln_ratio: Floats) -> Floats:
-    """Return the excess of a ratio over 1 in percent, cut to a range that a figure can show."""
+    """Return the excess of a ratio over 1 in percent, cut to a range that a figure can hold."""
     return 100.0 * np.expm1(np.clip(ln_ratio, -50.0, 50.0))
 
 
 def _draw_bands(ax: Axes, grid: Floats, law: pd.DataFrame, data: LawData) -> None:
-    value, level = column(law, "value"), f"{data.confidence:.0%}"
+    value, level = column(law, "value"), percent_text(data.confidence)
 
     def band(prefix: str, alpha: float, label: str) -> None:
         low = np.clip(column(law, f"{prefix}low"), value * 1e-6, None)

@@ -1,4 +1,4 @@
-"""Figures of a study. Each takes `ax=None`, returns its Axes, shows nothing and sets no global style."""
+"""Figures of IsoFLOP profiles and of the frontier of loss and compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from isoflop.frames import Floats, column, mask, records, rows
+from isoflop.frames import Bools, Floats, column, mask, records, rows
 from isoflop.plotting.style import (
     INK,
     MUTED,
@@ -26,9 +26,10 @@ from isoflop.plotting.style import (
     size_unit,
     style_axes,
 )
+from isoflop.text import percent_text
 
 MAX_FACTOR_BEYOND_SIZES = 4.0
-FAR_LOSS_FACTOR = 1.5  # times the middle loss of a budget
+MAX_FACTOR_OFF_MEDIAN_LOSS = 1.5
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ProfileData:
 
 
 def plot_profiles(data: ProfileData, ax: Axes | None = None) -> Axes:
-    """Draw loss against size, a colour a budget: runs, fitted profiles, optima with their intervals.
+    """Draw loss against size, a colour per budget: runs, fitted profiles, optima with intervals.
 
     A profile is thick where the loss is within 0.1% of its least. Filled points and solid curves
     enter the laws; hollow points on a dotted line do not. Losses far off their budget's (diverged
@@ -80,8 +81,7 @@ def plot_profiles(data: ProfileData, ax: Axes | None = None) -> Axes:
 
 
 def plot_frontier(runs: pd.DataFrame, frontier: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw loss against compute: all runs, and those that no other one beats with as much compute or
-    less.
+    """Draw loss against compute, and the frontier: runs unbeaten at their compute or less.
 
     Args:
         runs, frontier: columns `flops` and `loss`.
@@ -107,21 +107,12 @@ def _draw_profile(
     label = flops_label(row["budget"])
     if not row["used"]:
         note = f"{label} ({row['status'].replace('_', ' ')}, not used)"
-        ax.plot(
-            x,
-            y,
-            color=colour,
-            marker="o",
-            markersize=5,
-            markerfacecolor="white",
-            linestyle=":",
-            lw=1,
-            label=note,
-        )
+        style = {"color": colour, "marker": "o", "markersize": 5, "markerfacecolor": "white"}
+        ax.plot(x, y, linestyle=":", lw=1, label=note, **style)
         return
     ax.plot(x, y, color=colour, marker="o", markersize=4.5, linestyle="none", label=label)
-    left, right = _view(data)
-    optimum = float(np.clip(row[f"{data.axis}_opt"], left, right))
+    x_min, x_max = _view(data)
+    optimum = float(np.clip(row[f"{data.axis}_opt"], x_min, x_max))
     curve = np.geomspace(min(x[0], optimum), max(x[-1], optimum), 240)
     loss = data.curve(row["budget"], curve)
     near = (curve >= row["near_0.1_low"]) & (curve <= row["near_0.1_high"])
@@ -132,7 +123,9 @@ def _draw_profile(
 
 
 def _view(data: ProfileData) -> tuple[float, float]:
-    """From the least size to the greatest, or to an optimum that lies beyond by at most a factor of 4."""
+    """Return the range of sizes to show: the runs, and optima beyond them by at most a factor of
+    `MAX_FACTOR_BEYOND_SIZES`.
+    """
     runs = column(data.runs, data.axis)
     optima = column(rows(data.profiles, mask(data.profiles, "used")), f"{data.axis}_opt")
     near = optima[
@@ -143,37 +136,26 @@ def _view(data: ProfileData) -> tuple[float, float]:
 
 
 def _draw_optima(ax: Axes, data: ProfileData) -> None:
-    """Diamonds at the optima with the interval as a bar, cut at the frame."""
+    """Draw optima as diamonds with their intervals as bars, cut at the frame."""
     used = rows(data.profiles, mask(data.profiles, "used"))
     used = rows(used, _inside(ax, column(used, f"{data.axis}_opt")))
     x, y = column(used, f"{data.axis}_opt"), column(used, "loss_opt")
     low, high = _cut(ax, column(used, "low"), column(used, "high"))
-    ax.errorbar(
-        x,
-        y,
-        xerr=(x - low, high - x),
-        fmt="none",
-        ecolor=INK,
-        elinewidth=1.4,
-        capsize=3.5,
-        zorder=4,
-    )
-    style = {
-        "marker": "D",
-        "markersize": 4.5,
-        "markerfacecolor": "white",
-        "markeredgecolor": INK,
-        "linestyle": "none",
-    }
-    ax.plot(x, y, zorder=5, label=f"optimum, {data.confidence:.0%} interval", **cast(Any, style))
+    bars = {"ecolor": INK, "elinewidth": 1.4, "capsize": 3.5, "zorder": 4}
+    ax.errorbar(x, y, xerr=(x - low, high - x), fmt="none", **cast(Any, bars))
+    style = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": INK}
+    label = f"optimum, {percent_text(data.confidence)} interval"
+    ax.plot(x, y, linestyle="none", zorder=5, label=label, **cast(Any, style))
 
 
 def _cut_far_losses(ax: Axes, data: ProfileData, colours: dict[float, str]) -> None:
-    """Frames the losses that are not far off the middle of their budget; the others are arrows at the edge."""
+    """Fit the frame to losses near the median of their budget, and mark the others by arrows at its
+    edge.
+    """
     runs = data.runs
     budget, size, loss = (column(runs, name) for name in ("budget", data.axis, "loss"))
     middle = runs["loss"].groupby(runs["budget"]).transform("median").to_numpy(dtype=np.float64)
-    far = np.abs(np.log(loss / middle)) > np.log(FAR_LOSS_FACTOR)
+    far = np.abs(np.log(loss / middle)) > np.log(MAX_FACTOR_OFF_MEDIAN_LOSS)
     if not far.any():
         return
     low, high = float(loss[~far].min()), float(loss[~far].max())
@@ -183,27 +165,20 @@ def _cut_far_losses(ax: Axes, data: ProfileData, colours: dict[float, str]) -> N
     for k in np.flatnonzero(far):
         above = loss[k] > middle[k]
         edge, mark = (high - 0.3 * pad, "^") if above else (low + 0.3 * pad, "v")
-        ax.plot(
-            [size[k]],
-            [edge],
-            marker=mark,
-            markersize=7,
-            color=colours[budget[k]],
-            linestyle="none",
-            zorder=6,
-        )
+        style = {"marker": mark, "markersize": 7, "linestyle": "none", "zorder": 6}
+        ax.plot([size[k]], [edge], color=colours[budget[k]], **style)
     count = int(np.count_nonzero(far))
     label = f"{count} run{'s' if count > 1 else ''} beyond the frame"
     ax.plot([], [], marker="^", markersize=7, color=MUTED, linestyle="none", label=label)
 
 
-def _inside(ax: Axes, x: np.ndarray) -> np.ndarray:
-    left, right = ax.get_xlim()
-    return (x >= left) & (x <= right)
+def _inside(ax: Axes, x: Floats) -> Bools:
+    x_min, x_max = ax.get_xlim()
+    return (x >= x_min) & (x <= x_max)
 
 
-def _cut(ax: Axes, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    left, right = ax.get_xlim()
-    return np.clip(np.nan_to_num(low, nan=left), left, right), np.clip(
-        np.nan_to_num(high, nan=right), left, right
-    )
+def _cut(ax: Axes, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """Return both ends within the frame, (K,) each; a NaN lies at its edge."""
+    x_min, x_max = ax.get_xlim()
+    low, high = np.nan_to_num(low, nan=x_min), np.nan_to_num(high, nan=x_max)
+    return np.clip(low, x_min, x_max), np.clip(high, x_min, x_max)

@@ -27,14 +27,15 @@ from isoflop.plotting.style import (
     size_unit,
     style_axes,
 )
+from isoflop.text import percent_text
 
 Against = Literal["params", "tokens", "flops"]
 _X_LABELS = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
 _TITLES = {"params": "model size", "tokens": "training data", "flops": "training compute"}
 MIN_RUNS_PER_GROUP = 8
 MAX_GROUPS = 10
-GROUP_GAP = 0.1
-"""In ln x: runs that lie nearer together are of one group."""
+MIN_LN_GAP_BETWEEN_GROUPS = 0.1
+"""Runs whose ln x are nearer than this are in one group."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class ResidualData:
 
 
 def plot_residuals(data: ResidualData, against: Against = "params", ax: Axes | None = None) -> Axes:
-    """Draw residuals in robust standard deviations against size, data or compute, a colour a budget.
+    """Draw residuals in robust standard deviations against size, data or compute.
 
-    The line joins medians, of budgets or of equally many runs (8 or more): where it leaves zero the
-    fit misses in one direction.
+    Each budget has its colour. The line joins medians of budgets, or of groups of equally many runs
+    (8 or more). Where it leaves zero the fit misses in one direction.
     """
     ax = new_axes(ax)
     x, y, budgets = (column(data.table, name) for name in (against, "sds", "budget"))
@@ -94,11 +95,9 @@ def plot_residuals(data: ResidualData, against: Against = "params", ax: Axes | N
 
 
 def _groups(x: Floats) -> list[np.ndarray]:
-    """Return indices of groups: budgets if the x are those of few, else equally many runs by
-    ascending x.
-    """
+    """Return the indices of each group by ascending x: budgets if few, else equally many runs."""
     order = np.argsort(x, kind="stable")
-    gaps = np.flatnonzero(np.diff(np.log(x[order])) > GROUP_GAP) + 1
+    gaps = np.flatnonzero(np.diff(np.log(x[order])) > MIN_LN_GAP_BETWEEN_GROUPS) + 1
     count = len(gaps) + 1
     if count <= MAX_GROUPS and len(x) >= MIN_RUNS_PER_GROUP // 2 * count:
         return np.split(order, gaps)
@@ -116,14 +115,16 @@ def plot_influence(
 
     Args:
         influence: column `a`, the exponent without the run; drawn from the bottom up.
-        names: of the runs.
+        names: run names, (K,).
         interval: value, low and high of a with all runs.
         confidence: level of the interval.
     """
     ax = new_axes(ax, 6.4, 0.9 + 0.3 * len(influence))
     value, low, high = (interval[end] for end in ("value", "low", "high"))
     without, positions = column(influence, "a"), np.arange(len(influence))
-    ax.axvspan(low, high, color=BAND, alpha=0.14, lw=0, label=f"{confidence:.0%} interval")
+    ax.axvspan(
+        low, high, color=BAND, alpha=0.14, lw=0, label=f"{percent_text(confidence)} interval"
+    )
     ax.axvline(value, color=INK, linewidth=1.2, label=f"all runs: a = {value:.4f}")
     ax.hlines(positions, value, without, color=MUTED, linewidth=1.2)
     style = {"marker": "o", "ms": 5, "color": INK, "linestyle": "none", "zorder": 3}

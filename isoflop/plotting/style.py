@@ -1,9 +1,9 @@
-"""Style of figures: axes in real units, one colour a budget; no global state of matplotlib changes."""
+"""Style of figures: axes in real units and one colour per budget, without global state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,7 +12,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-FONT = 10
+from isoflop.text import count_text
+
+FONT = 10  # points
 SMALL = 9
 INK = "#222222"
 MUTED = "#6b7280"
@@ -39,13 +41,15 @@ _PARAM_COUNTS = {
     "non_embedding": "without embeddings",
 }
 _MAX_LEGEND_ROWS = 14
-_DARKEST, _LIGHTEST = 0.02, 0.86  # the last part of viridis can't be read on white
+_DARKEST, _LIGHTEST = 0.02, 0.86  # of viridis, whose lightest colours can't be read on white
 
 
 def new_axes(ax: Axes | None, width: float = 7.2, height: float = 4.6) -> Axes:
-    """Return the axes given, or new ones in a figure outside pyplot (show it with `ax.figure`).
+    """Return the given axes, or new ones in a figure outside pyplot (display `ax.figure`).
 
-    Width and height are in inches.
+    Args:
+        ax: axes to draw on.
+        width, height: of a new figure, in inches.
     """
     if ax is not None:
         return ax
@@ -130,15 +134,12 @@ def flops_label(value: float, digits: int = 2) -> str:
 
 
 def count_label(value: float) -> str:
-    """Return parameters or tokens of a tick with K, M, B, T, without padding: 1K, 2.5B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= 0.9995 * size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+    """Return parameters or tokens for a tick: 1K, 2.5B."""
+    return count_text(value, padded=False)
 
 
 def size_unit(n: str, unit: str) -> str:
-    """Return `parameters` with the count that `n` names; another unit unchanged."""
+    """Return `parameters` with the parameter count `n` in words, and another unit unchanged."""
     return f"{unit}, {_PARAM_COUNTS[n]}" if unit == "parameters" else unit
 
 
@@ -157,16 +158,11 @@ def budget_legend(ax: Axes, title: str | None = "Budget (FLOPs)", beside: float 
     """Add a legend beside the axes, from the least budget down to the greatest.
 
     Args:
-        title: of the legend.
-        beside: its place in widths of the axes from the left.
+        title: title of the legend.
+        beside: left edge of the legend, in widths of the axes from their left edge.
     """
     handles, _ = ax.get_legend_handles_labels()
     columns = 1 + (len(handles) - 1) // _MAX_LEGEND_ROWS
-    place = {
-        "loc": "upper left",
-        "bbox_to_anchor": (beside, 1.0),
-        "fontsize": SMALL,
-        "frameon": False,
-    }
-    legend = ax.legend(ncols=columns, title=title, **place)  # pyright: ignore[reportArgumentType]
+    style: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (beside, 1.0)}
+    legend = ax.legend(ncols=columns, title=title, fontsize=SMALL, frameon=False, **style)
     legend.get_title().set_fontsize(FONT)

@@ -1,4 +1,4 @@
-"""The fitted surface: contours of the loss in (N, D), and how well its exponents are known."""
+"""Figures of the fitted surface L(N, D), and of the uncertainty of its exponents."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from isoflop.plotting.style import (
     size_unit,
     style_axes,
 )
+from isoflop.text import percent_text
 
 _MESH_POINTS = 160
 _LEVEL_COUNT = 11
 MAX_LN_OFF_RUNS = float(np.log(1e3))
 FACTOR_ABOVE_DATA = 10.0
-"""The path of the optimum is drawn up to so many times the largest compute of the data."""
+"""The path of the optimum is drawn up to this many times the largest compute of the data."""
 MAX_DRAWS_SHOWN = 4000
 CONTOUR, CONTOUR_INK = "#94a3b8", "#64748b"
 
@@ -73,9 +74,9 @@ class ExponentData:
         alpha, beta: estimates.
         draws: resamples of both, (R, 2).
         covariance: of both, (2, 2).
-        dof: its degrees of freedom.
+        dof: degrees of freedom of the covariance.
         intervals: t intervals of `alpha`, `beta` and `a`, each with value, low and high.
-        confidence: their level.
+        confidence: level of the intervals.
     """
 
     alpha: float
@@ -88,8 +89,7 @@ class ExponentData:
 
 
 def plot_surface(data: SurfaceData, ax: Axes | None = None) -> Axes:
-    """Draw contours of the loss over size and data, the runs, the optimum for each compute and lines
-    of equal compute.
+    """Draw contours of the loss over size and data, the runs, the optima and equal compute.
 
     The path of the optimum is dashed beyond the compute that was run.
     """
@@ -154,7 +154,7 @@ def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
         ax.plot(x, y, color=INK, linewidth=1.6, zorder=4, label=label)
     style = {"marker": "D", "ms": 5, "color": INK, "mfc": "white", "ls": "none", "zorder": 5}
     ax.plot([alpha], [beta], label="estimate", **style)
-    title = "How well the exponents are known"
+    title = "Uncertainty of the exponents"
     style_axes(ax, title, "alpha, of A / N^alpha", "beta, of B / D^beta")
     linear_axis(ax, "x")
     linear_axis(ax, "y")
@@ -163,81 +163,56 @@ def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _levels(ln_loss: np.ndarray) -> list[float]:
-    """Return losses, three digits each, at even steps of compute along the optimum and half as far above."""
+def _levels(ln_loss: Floats) -> list[float]:
+    """Return contour losses in three digits, ascending: even steps in ln loss over the optimum's
+    range, and over half that range above it.
+    """
     steps = np.linspace(ln_loss[-1], ln_loss[0] + 0.5 * (ln_loss[0] - ln_loss[-1]), _LEVEL_COUNT)
     return sorted({float(f"{level:.3g}") for level in np.exp(steps)})
 
 
 def _label_levels(ax: Axes, data: SurfaceData, levels: list[float]) -> None:
-    """Print each contour's loss where it leaves the frame: to the right, else on top."""
-    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    style = {
-        "fontsize": SMALL - 1,
-        "color": CONTOUR_INK,
-        "textcoords": "offset points",
-        "annotation_clip": False,
-    }
+    """Print each contour's loss where it leaves the frame: on the right, else on top."""
+    (x_min, x_max), (y_min, y_max) = ax.get_xlim(), ax.get_ylim()
+    style: dict[str, Any] = {"fontsize": SMALL - 1, "color": CONTOUR_INK}
+    style |= {"textcoords": "offset points", "annotation_clip": False}
     for level in levels:
-        tokens, size = data.tokens_for(right, level), data.params_for(top, level)
-        if bottom < tokens < top:
-            end = (right, tokens)
+        tokens, size = data.tokens_for(x_max, level), data.params_for(y_max, level)
+        if y_min < tokens < y_max:
+            end = (x_max, tokens)
             ax.annotate(f"{level:g}", end, xytext=(3, 0), ha="left", va="center", **style)
-        elif left < size < right and size**2 > left * right:  # the title stands over the left half
-            ax.annotate(f"{level:g}", (size, top), xytext=(0, 2), ha="center", va="bottom", **style)
+        elif x_min < size < x_max and size**2 > x_min * x_max:  # beside the title
+            end = (size, y_max)
+            ax.annotate(f"{level:g}", end, xytext=(0, 2), ha="center", va="bottom", **style)
 
 
-def _draw_equal_compute(ax: Axes, mesh: list[np.ndarray]) -> None:
-    """Draw a dotted line at powers of ten of 6ND, each labelled inside the frame at its lower end."""
-    (left, right), (bottom, top) = (ends(m) for m in mesh)
-    low, high = (np.log10(6.0) + (x + y) / np.log(10.0) for x, y in ((left, bottom), (right, top)))
+def _draw_equal_compute(ax: Axes, mesh: list[Floats]) -> None:
+    """Draw dotted lines at powers of ten of 6ND, labelled inside the frame at their lower ends."""
+    (x_min, x_max), (y_min, y_max) = (ends(m) for m in mesh)
+    corner_sums = (x_min + y_min, x_max + y_max)
+    low, high = (np.log10(6.0) + ln_nd / np.log(10.0) for ln_nd in corner_sums)
     inset = 0.045
-    x_last, y_last = right - inset * (right - left), bottom + inset * (top - bottom)
-    for power in range(
-        int(np.ceil(low + 0.4)), int(np.floor(high - 0.3)) + 1, max(1, round((high - low) / 8.0))
-    ):
+    x_last, y_last = x_max - inset * (x_max - x_min), y_min + inset * (y_max - y_min)
+    first, last = int(np.ceil(low + 0.4)), int(np.floor(high - 0.3))
+    line = {"color": MUTED, "lw": 0.9, "ls": ":"}
+    box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    style: dict[str, Any] = {"fontsize": SMALL - 1, "color": MUTED, "ha": "center", "va": "center"}
+    for power in range(first, last + 1, max(1, round((high - low) / 8.0))):
         total = power * np.log(10.0) - np.log(6.0)
-        ax.plot(
-            np.exp([left, right]),
-            np.exp([total - left, total - right]),
-            color=MUTED,
-            lw=0.9,
-            ls=":",
-            zorder=1,
-        )
+        ax.plot(np.exp([x_min, x_max]), np.exp([total - x_min, total - x_max]), zorder=1, **line)
         x = min(x_last, total - y_last)
-        box = {
-            "boxstyle": "round,pad=0.12",
-            "facecolor": "white",
-            "edgecolor": "none",
-            "alpha": 0.85,
-        }
-        place = float(np.exp(x)), float(np.exp(total - x))
-        ax.text(
-            *place,
-            flops_label(10.0**power),
-            fontsize=SMALL - 1,
-            color=MUTED,
-            ha="center",
-            va="center",
-            bbox=box,
-        )
-    ax.plot([], [], color=MUTED, linewidth=0.9, linestyle=":", label="equal compute, 6ND")
+        point = float(np.exp(x)), float(np.exp(total - x))
+        ax.text(*point, flops_label(10.0**power), bbox=box, **style)
+    ax.plot([], [], label="equal compute, 6ND", **line)
     ax.plot([], [], color=CONTOUR, linewidth=0.9, label="equal loss (nats per token)")
 
 
 def _draw_runs(ax: Axes, data: SurfaceData) -> None:
     for budget, colour in budget_colours(data.budget).items():
         members = data.budget == budget
-        style: dict[str, Any] = {
-            "marker": "o",
-            "ms": 4.2,
-            "color": colour,
-            "ls": "none",
-            "zorder": 3,
-        }
-        label = flops_label(budget)
-        ax.plot(data.params[members], data.tokens[members], label=label, **style)
+        style: dict[str, Any] = {"marker": "o", "ms": 4.2, "ls": "none", "zorder": 3}
+        points = data.params[members], data.tokens[members]
+        ax.plot(*points, color=colour, label=flops_label(budget), **style)
 
 
 def _limit_view(ax: Axes, draws: Floats, rows: Mapping[str, Mapping[str, float]]) -> None:
@@ -255,11 +230,10 @@ def _limit_view(ax: Axes, draws: Floats, rows: Mapping[str, Mapping[str, float]]
 
 def _draw_wedge(ax: Axes, low: float, high: float, confidence: float) -> None:
     x = np.array(ax.get_xlim())
-    label = f"a's {confidence:.0%} t interval"
+    label = f"a's {percent_text(confidence)} t interval"
     slopes = [share / (1.0 - share) for share in np.clip([low, high], 1e-3, 1.0 - 1e-3)]
-    ax.fill_between(
-        x, x * slopes[0], x * slopes[1], color=BAND, alpha=0.15, linewidth=0, label=label, zorder=1
-    )
+    style = {"color": BAND, "alpha": 0.15, "linewidth": 0, "zorder": 1}
+    ax.fill_between(x, x * slopes[0], x * slopes[1], label=label, **style)
 
 
 def _joint_region(data: ExponentData) -> Ellipse:
@@ -271,5 +245,5 @@ def _joint_region(data: ExponentData) -> Ellipse:
     width, height = 2.0 * radius * np.sqrt(np.maximum(lengths, 0.0))
     angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
     style: dict[str, Any] = {"fill": False, "edgecolor": INK, "lw": 1.0, "ls": "--", "zorder": 3}
-    label = f"{data.confidence:.0%} region of both"
+    label = f"{percent_text(data.confidence)} region of both"
     return Ellipse((data.alpha, data.beta), width, height, angle=angle, label=label, **style)

@@ -1,4 +1,4 @@
-"""Checkpoints: written beside and renamed, checksummed, the last two kept until the run is done."""
+"""Checkpoints: written to a temporary file, renamed, checksummed; the last two are kept."""
 
 from __future__ import annotations
 
@@ -10,72 +10,86 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RunError
-from isoflop.files import checksum_file, is_sound, replace_checked
+from isoflop.files import checksum_file, has_valid_checksum, replace_checked
 from isoflop.node import node_name
 
-KEPT = 2
-LATE_S = 90.0
+KEPT_CHECKPOINTS = 2
+"""Checkpoints of a run that is not done."""
+
+VISIBILITY_TIMEOUT_S = 90.0
+"""Longest wait for a file of another node: shared file systems show new files late."""
+
 log = logging.getLogger("isoflop")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes `step-<step>.pt` and then its checksum, without which it does not count; removes all but the last two."""
-    write_tensors(_checkpoint(folder, step), state)
-    _remove(_newest_first(folder)[KEPT:])
+    """Write `step-<step>.pt` and then its checksum; remove all checkpoints but the last two.
+
+    A checkpoint without a checksum does not count.
+    """
+    write_tensors(_checkpoint_path(folder, step), state)
+    _remove(_list_newest_first(folder)[KEPT_CHECKPOINTS:])
 
 
 def load_checkpoint(
     folder: Path, warn: Callable[[str], None] = log.warning
 ) -> dict[str, Any] | None:
-    """The newest valid checkpoint, on the CPU; None where there is none.
+    """Return the newest valid checkpoint, on the CPU; None if there is none.
 
-    Damaged ones are passed over with a warning, and removed, so that they are none of the two that are kept.
+    Newer damaged ones are reported by `warn` and removed, so that they are none of the two that are
+    kept.
 
     Raises:
-        OSError: one that can't be read for now, which is no reason to remove it.
+        OSError: a file that can't be read at present, which is no reason to remove it.
     """
     import torch
 
-    found = _newest_first(folder)
-    damaged = list(itertools.takewhile(lambda path: not is_sound(path), found))
-    sound = found[len(damaged) :]
+    paths = _list_newest_first(folder)
+    damaged = list(itertools.takewhile(lambda path: not has_valid_checksum(path), paths))
+    sound = paths[len(damaged) :]
     if damaged:
-        one = len(damaged) == 1
-        what = "" if sound else "the only checkpoint, " if one else "all checkpoints, "
-        what += f"{' and '.join(path.name for path in damaged)} in {folder}"
-        back = f"went back to {sound[0].name}" if sound else "began anew"
-        warn(f"{what}, {'is' if one else 'are'} damaged or not finished; the run {back}")
+        warn(_damage_text(folder, damaged, sound))
     _remove(damaged)
     return torch.load(sound[0], map_location="cpu", weights_only=True) if sound else None
 
 
-def load_same(folder: Path, step: int) -> dict[str, Any]:
-    """The checkpoint of a step that another process has chosen, on the CPU.
+def _damage_text(folder: Path, damaged: list[Path], sound: list[Path]) -> str:
+    names = f"{' and '.join(path.name for path in damaged)} in {folder}"
+    if not sound:
+        names = f"{'the only checkpoint' if len(damaged) == 1 else 'all checkpoints'}, {names},"
+    verb = "is" if len(damaged) == 1 else "are"
+    start = f"resumes from {sound[0].name}" if sound else "restarts from step 0"
+    return f"{names} {verb} damaged or incomplete; the run {start}"
+
+
+def load_checkpoint_at(folder: Path, step: int) -> dict[str, Any]:
+    """Return the checkpoint of a step that another process has chosen, on the CPU.
 
     Raises:
-        RunError: this machine does not see it, even after a while: shared file systems show new files late.
+        RunError: a file that stays invisible on this machine for `VISIBILITY_TIMEOUT_S`.
     """
     import torch
 
-    path, limit = _checkpoint(folder, step), time.monotonic() + LATE_S
+    path, limit = _checkpoint_path(folder, step), time.monotonic() + VISIBILITY_TIMEOUT_S
     while not path.exists():
         if time.monotonic() > limit:
             raise RunError(
-                f"{path}: not seen on {node_name()}, though another node of this job has read it; "
-                "do all nodes share the profile's root?"
+                f"{path}: not visible on {node_name()}, although another node of this job has read "
+                "it; check that all nodes share the profile's root"
             )
         time.sleep(1.0)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def write_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Writes a file of torch, and then its checksum."""
+    """Write a file of torch, and then its checksum."""
     import torch
 
     with replace_checked(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch's own, over the system's, e.g. of a full disk
+        except RuntimeError as error:
+            # torch hides the system's error, e.g. of a full disk, behind its own.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -87,9 +101,9 @@ def _remove(paths: list[Path]) -> None:
         path.unlink()
 
 
-def _checkpoint(folder: Path, step: int) -> Path:
+def _checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.pt"
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def _list_newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)

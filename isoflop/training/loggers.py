@@ -1,9 +1,10 @@
-"""Loggers that people know, through Lightning's: TensorBoard and Weights & Biases show what the loss log has.
+"""Loggers that show the loss log, through Lightning's: TensorBoard and Weights & Biases (W&B).
 
-They are for looking only. A logger that fails is left out with a warning, and the run goes on; each time a run starts,
-its loggers get the whole log again, so that they lack nothing, and no step is in them twice: TensorBoard gets a new
-event file that takes the place of the one before, from the first step on, and W&B a new offline run of the same id
-(online, where it goes on, it gets what it lacks).
+They are for display only. A logger that fails is disabled with a warning, and the run continues.
+At each start of a run its loggers get the whole log again, so that no row is missing and no step is
+in them twice. TensorBoard gets a new event file from the first step on, which replaces the previous
+one. W&B gets a new offline run of the same id; online, where the run continues, it gets the rows
+that it lacks.
 """
 
 from __future__ import annotations
@@ -20,48 +21,53 @@ from typing import Any
 
 from isoflop.errors import ConfigError
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.training.run_config import RunConfig
 
-OLDEST = {"tensorboard": (2, 18), "wandb": (0, 28)}
-"""The loggers, called as their packages are, and the versions from which they are known to work."""
+MIN_VERSIONS = {"tensorboard": (2, 18), "wandb": (0, 28)}
+"""Loggers by the name of their package, with the oldest versions that are known to work."""
 
-FOLDER = "loggers"
-START_S, END_S = 30, 15
-"""How long W&B's server may take at the start and the end of a run; what it didn't get by then is on the disk."""
+LOGGERS_FOLDER = "loggers"
+
+WANDB_START_TIMEOUT_S, WANDB_FINISH_TIMEOUT_S = 30, 15
+"""Longest wait for W&B's server at the start and the end of a run; rows that it did not get by then
+are on the disk."""
+
 log = logging.getLogger("isoflop")
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Refuses loggers whose package this Python doesn't have, or in too old a version.
+    """Check that the packages of loggers are installed in this Python, in a recent version.
 
     Raises:
-        ConfigError: with the command that installs it.
+        ConfigError: a package that is missing or too old, with the command that installs it.
     """
     for name in names:
         try:
-            found = tuple(int(part) for part in version(name).split(".")[:2])
+            installed = tuple(int(number) for number in version(name).split(".")[:2])
         except PackageNotFoundError:
-            found = (0, 0)
-        if found < OLDEST[name]:
-            needed = f"'{name}>={OLDEST[name][0]}.{OLDEST[name][1]}'"
+            installed = (0, 0)
+        if installed < MIN_VERSIONS[name]:
+            major, minor = MIN_VERSIONS[name]
+            problem = "too old" if any(installed) else "not installed"
             raise ConfigError(
-                f"train.loggers: {name} is {'too old' if any(found) else 'not installed'}; leave it out, or: "
-                f"{sys.executable} -m pip install {needed}"
+                f"train.loggers: {name} is {problem}; leave it out, or run: "
+                f"{sys.executable} -m pip install '{name}>={major}.{minor}'"
             )
 
 
 class Loggers:
-    """The loggers of a run at work, to be closed by a `with` block.
+    """Loggers of a run in progress; a context manager that closes them.
 
     Args:
-        run: the run; its log up to now is the first that they get.
-        config: of the run.
-        first: whether this process is the first of the run; in others they do nothing.
+        run: directory of the run; its log so far is shown first.
+        config: configuration of the run.
+        first: whether this process is the first of the run; in others the loggers do nothing.
 
     Raises:
-        ConfigError: a logger that is not installed.
+        ConfigError: a logger that is not installed or too old.
     """
 
-    def __init__(self, run: RunDirectory, config: dict[str, Any], first: bool = True) -> None:
+    def __init__(self, run: RunDirectory, config: RunConfig, first: bool = True) -> None:
         names = config.get("loggers", ())
         check_installed(names)
         self._open: dict[str, TensorBoard | WandB] = {}
@@ -72,7 +78,7 @@ class Loggers:
             try:
                 self._open[name] = {"tensorboard": TensorBoard, "wandb": WandB}[name](run, config)
             except Exception as error:
-                self._leave_out(name, error)
+                self._disable(name, error)
         self.log(logged)
 
     def __enter__(self) -> Loggers:
@@ -88,30 +94,32 @@ class Loggers:
             try:
                 self._open[name].close()
             except Exception as error:
-                self._leave_out(name, error)
+                self._disable(name, error)
 
     def log(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Shows rows of the loss log, which are in order of steps."""
+        """Show rows of the loss log, which are in order of steps."""
         if not self._open:
             return
-        for step, together in itertools.groupby(rows, lambda row: row["step"]):
-            metrics = {name: value for row in together for name, value in _metrics(row)}
+        for step, step_rows in itertools.groupby(rows, lambda row: row["step"]):
+            metrics = {name: value for row in step_rows for name, value in _metrics(row)}
             for name in list(self._open):
                 try:
                     self._open[name].log(int(step), metrics)
                 except Exception as error:
-                    self._leave_out(name, error)
+                    self._disable(name, error)
 
-    def _leave_out(self, name: str, error: Exception) -> None:
+    def _disable(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning(
-            "%s failed and is left out until the run starts again; training goes on (%s)", name, why
+            "%s failed and is disabled until the run starts again; training continues (%s)",
+            name,
+            reason,
         )
 
 
 def _metrics(row: dict[str, Any]) -> Iterable[tuple[str, float]]:
-    """What a row has, by name: `train/loss`, `train/loss_text`, `train/lr`, ...; not what is not known."""
+    """Yield the known values of a row: `train/loss`, `train/loss_text`, `train/lr`, ..."""
     split, kind = row["split"], row["kind"]
     yield (f"{split}/loss" if kind == "all" else f"{split}/loss_{kind}"), row["loss"]
     if split == "train" and kind == "all":
@@ -120,8 +128,8 @@ def _metrics(row: dict[str, Any]) -> Iterable[tuple[str, float]]:
                 yield f"train/{name}", row[name]
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What the run is: its identity, and its place in the study."""
+def _hyperparameters(config: RunConfig) -> dict[str, Any]:
+    """Return a run's identity and settings, the metric of its study, and its precision."""
     return {
         **config["identity"],
         **config["run"],
@@ -131,28 +139,30 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """An event file in `loggers/tensorboard`, a new one each time the run starts."""
+    """An event file in `loggers/tensorboard`, a new one at each start of the run."""
 
-    def __init__(self, run: RunDirectory, config: dict[str, Any]) -> None:
+    def __init__(self, run: RunDirectory, config: RunConfig) -> None:
         from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
-        _count_as_first()
-        self._settings, self._result = _settings(config), f"{config['metric']['set']}/loss"
-        self._told = False
-        for older in (run.path / FOLDER / "tensorboard").glob("events.out.tfevents.*"):
-            older.unlink()  # it would count as newer, by its name, if it came from a machine whose clock is ahead
+        _act_as_rank_zero()
+        self._hyperparameters = _hyperparameters(config)
+        self._result = f"{config['metric']['set']}/loss"
+        self._has_hyperparameters = False
+        # An older file from a machine whose clock is ahead would count as newer, by its name.
+        for older in (run.path / LOGGERS_FOLDER / "tensorboard").glob("events.out.tfevents.*"):
+            older.unlink()
         self._logger = TensorBoardLogger(
-            run.path / FOLDER, name="tensorboard", version="", purge_step=0
+            run.path / LOGGERS_FOLDER, name="tensorboard", version="", purge_step=0
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        if self._result in metrics and not self._told:
-            # Its table of hyperparameters needs a number to go with them, and would else get one that is made up.
+        if self._result in metrics and not self._has_hyperparameters:
+            # The table of hyperparameters needs a result, and Lightning would else invent one.
             self._logger.log_hyperparams(
-                self._settings, {self._result: metrics[self._result]}, step
+                self._hyperparameters, {self._result: metrics[self._result]}, step
             )
             metrics = {name: value for name, value in metrics.items() if name != self._result}
-            self._told = True
+            self._has_hyperparameters = True
         self._logger.log_metrics(metrics, step)
         self._logger.save()
 
@@ -161,46 +171,52 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of W&B by the run's name, in the project of the sweep's name; offline in `loggers/wandb`, unless
-    $WANDB_MODE says otherwise."""
+    """A run of W&B with the run's id, in the project of the sweep's name.
 
-    def __init__(self, run: RunDirectory, config: dict[str, Any]) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it is not offline else
+    It is offline, in `loggers/wandb`, unless $WANDB_MODE has another mode.
+    """
+
+    def __init__(self, run: RunDirectory, config: RunConfig) -> None:
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else it is not offline
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        _count_as_first()
-        os.environ.pop(
-            "WANDB_SERVICE", None
-        )  # of the process that started this one, which may be on another machine
-        if (
-            wandb.run is not None
-        ):  # of a run before, in this process, that was left out; Lightning would go on in it
+        _act_as_rank_zero()
+        # The service of the parent process may be on another machine.
+        os.environ.pop("WANDB_SERVICE", None)
+        # Lightning would continue an earlier run of this process whose logger was disabled.
+        if wandb.run is not None:
             wandb.finish()
         self._logger = WandbLogger(
             name=run.run_id,
             version=run.run_id,
             project=config["run"]["sweep"],
-            save_dir=run.path / FOLDER,
+            save_dir=run.path / LOGGERS_FOLDER,
             mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(
-                console="off", silent=True, init_timeout=START_S, finish_timeout=END_S
+                console="off",
+                silent=True,
+                init_timeout=WANDB_START_TIMEOUT_S,
+                finish_timeout=WANDB_FINISH_TIMEOUT_S,
             ),
         )
-        (run.path / FOLDER).mkdir(exist_ok=True)
-        self._logger.log_hyperparams(_settings(config))
+        (run.path / LOGGERS_FOLDER).mkdir(exist_ok=True)
+        self._logger.log_hyperparams(_hyperparameters(config))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if step >= self._logger.experiment.step:
-            # Not by Lightning's own method, which counts calls, so that a step could be there twice.
+            # Lightning's own method counts calls, so that a step could be logged twice.
             self._logger.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
     def close(self) -> None:
         self._logger.experiment.finish()
 
 
-def _count_as_first() -> None:
-    """Lightning's loggers do nothing but in the process that it counts as the first, which it may take from SLURM."""
+def _act_as_rank_zero() -> None:
+    """Make Lightning treat this process as its first: in others its loggers do nothing.
+
+    Lightning may take the rank from SLURM's variables.
+    """
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     vars(rank_zero_only)["rank"] = 0

@@ -8,34 +8,41 @@ import torch
 from torch import Tensor
 
 from isoflop.training.distributed import Ranks
-from isoflop.training.loss import KINDS
+from isoflop.training.loss import LOSS_KINDS
 
 
 @dataclass
-class Tally:
+class LossSums:
     """Sums (kinds,) of losses and of target tokens, float64, of this process alone."""
 
     sums: Tensor
     counts: Tensor
 
     @classmethod
-    def empty(cls, device: torch.device) -> Tally:
-        return cls(*(torch.zeros(len(KINDS), dtype=torch.float64, device=device) for _ in range(2)))
+    def zeros(cls, device: torch.device) -> LossSums:
+        return cls(
+            *(torch.zeros(len(LOSS_KINDS), dtype=torch.float64, device=device) for _ in range(2))
+        )
 
     @classmethod
-    def saved(cls, sums: Tensor, counts: Tensor, ranks: Ranks, device: torch.device) -> Tally:
-        """This process's part of a checkpoint's (ranks, kinds); the first has all if their number has changed."""
+    def from_checkpoint(
+        cls, sums: Tensor, counts: Tensor, ranks: Ranks, device: torch.device
+    ) -> LossSums:
+        """Return this process's share of the sums (ranks, kinds) of a checkpoint.
+
+        The first process gets all of them if the number of processes has changed.
+        """
         if len(sums) == ranks.size:
-            mine = sums[ranks.rank], counts[ranks.rank]
+            shares = sums[ranks.rank], counts[ranks.rank]
         else:
-            mine = sums.sum(0) * ranks.first, counts.sum(0) * ranks.first
-        return cls(*(part.to(device) for part in mine))
+            shares = sums.sum(0) * ranks.first, counts.sum(0) * ranks.first
+        return cls(*(share.to(device) for share in shares))
 
     def add(self, sums: Tensor, counts: Tensor) -> None:
         self.sums += sums
         self.counts += counts
 
     def means(self) -> dict[str, tuple[int, float]]:
-        """Targets and mean loss of every kind that there was."""
-        pairs = zip(KINDS, self.counts.tolist(), self.sums.tolist(), strict=True)
+        """Return the number of targets and their mean loss for every kind with targets."""
+        pairs = zip(LOSS_KINDS, self.counts.tolist(), self.sums.tolist(), strict=True)
         return {kind: (int(count), total / count) for kind, count, total in pairs if count}

@@ -1,6 +1,9 @@
-"""The decoder: Qwen3-style blocks (RMSNorm, QK-norm, SwiGLU, grouped-query attention, RoPE with Llama-3 scaling).
+"""The decoder: Qwen3-style blocks (RMSNorm, QK-norm, SwiGLU, grouped-query attention, RoPE).
 
-Shape suffixes: B batch, S sequence, D width, H query heads, K key-value heads, E head dimension, V vocabulary.
+RoPE has the frequency scaling of Llama 3.
+
+Shape suffixes: B batch, S sequence, D width, H query heads, K key-value heads, E head dimension,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,16 +20,24 @@ from isoflop.training.loss import token_losses
 
 NORM_EPS = 1e-6
 EMBEDDING_STD = 0.02
-ROPE_FACTOR, ROPE_LOW, ROPE_HIGH, ROPE_ORIGINAL = 8.0, 1.0, 4.0, 8192
+ROPE_FACTOR, ROPE_LOW_FREQ_FACTOR, ROPE_HIGH_FREQ_FACTOR = 8.0, 1.0, 4.0
+ROPE_ORIGINAL_CONTEXT = 8192
 
 
 class Decoder(nn.Module):
-    """A causal language model of a planned shape; `forward` maps ids (B, S) to logits (B, S, V), `losses` to losses.
+    """Causal language model of a planned shape.
 
-    Weights are drawn on construction from the default generator: normal, standard deviation 1 / sqrt(fan in), the
-    projections back into the residual stream smaller by sqrt(2 layers), the embedding 0.02; the head starts at zero, so
-    that the first loss is ln V at every width. With `checkpointing` a block keeps its input only, and is computed again
-    in the backward pass.
+    `forward` maps ids (B, S) to logits (B, S, V), `losses` maps ids and targets to losses.
+
+    Weights are drawn on construction from the default generator. They are normal with standard
+    deviation 1 / sqrt(fan in), smaller by sqrt(2 layers) for the projections back into the residual
+    stream, and 0.02 for the embedding. The head starts at zero, so that the first loss is ln V at
+    every width.
+
+    Args:
+        shape: shape of the model.
+        checkpointing: keep only the input of each block and compute the block again in the
+            backward pass.
     """
 
     cos_SE: Tensor  # noqa: N815
@@ -54,15 +65,15 @@ class Decoder(nn.Module):
     def losses(
         self, ids_BS: Tensor, targets_BS: Tensor, z_loss: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy (B x S,) of the targets, and the same with the z-loss: `loss.token_losses`."""
+        """Return `loss.token_losses` of the targets, (B x S,) each: without and with the z-loss."""
         return self._token_losses(
             self._hidden(ids_BS).flatten(0, 1), self.head.weight, targets_BS.flatten(), z_loss
         )
 
     def compile_parts(self) -> None:
-        """Compiles a block, once for all of them, and the head with its loss.
+        """Compile a block, once for all blocks, and the head with its loss.
 
-        Each size of batch has code of its own, so that what a run computes does not depend on the sizes it has seen.
+        Each batch size gets separate code, so that results do not depend on earlier batch sizes.
         """
         for block in self.blocks:
             block.compile(dynamic=False)
@@ -91,7 +102,7 @@ class Decoder(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """With its weight in the input's type, so that under autocast bf16 inputs take the fused kernel."""
+    """RMSNorm with its weight in the input's type, for the fused kernel of bf16 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
@@ -140,7 +151,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """Gated MLP with SiLU (SwiGLU)."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -153,19 +164,21 @@ class MLP(nn.Module):
 
 
 def rotate(x_BHSE: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding, halves convention (component i is paired with i + E/2)."""
+    """Apply the rotary position embedding; component i is paired with i + E/2."""
     cos_SE, sin_SE = rope
     return (x_BHSE * cos_SE + x_BHSE.roll(x_BHSE.shape[-1] // 2, dims=-1) * sin_SE).to(x_BHSE.dtype)
 
 
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, head_dim) with Llama 3's frequency scaling (factor 8, bands 1 and 4, context 8192).
+    """Return cosines and sines (length, head_dim) with the frequency scaling of Llama 3.
 
-    The sines of the first half are negative, so that `rotate` needs no sign.
+    Its factor is 8, its bands are 1 and 4, its original context is 8192 tokens. The sines of the
+    first half are negative, so that `rotate` needs no sign.
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    turns = ROPE_ORIGINAL * frequencies / (2 * math.pi)  # turns over the original context
-    blend = ((turns - ROPE_LOW) / (ROPE_HIGH - ROPE_LOW)).clamp(0, 1)
+    turns = ROPE_ORIGINAL_CONTEXT * frequencies / (2 * math.pi)  # over the original context
+    band = ROPE_HIGH_FREQ_FACTOR - ROPE_LOW_FREQ_FACTOR
+    blend = ((turns - ROPE_LOW_FREQ_FACTOR) / band).clamp(0, 1)
     frequencies = frequencies * (blend + (1 - blend) / ROPE_FACTOR)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
     cos, sin = angles.cos().float(), angles.sin().float()

@@ -1,4 +1,4 @@
-"""How fast a run trains, and in how much memory: a few steps of the very trainer, timed."""
+"""Training speed and memory of a run, measured over a few timed steps of the real trainer."""
 
 from __future__ import annotations
 
@@ -14,114 +14,116 @@ import torch
 from isoflop.errors import RunError
 from isoflop.planning.calibration import Measurement
 from isoflop.runs.run_directory import RunDirectory
-from isoflop.training.distributed import ALONE, Ranks
+from isoflop.training.distributed import SINGLE_PROCESS, Ranks
 from isoflop.training.loop import Trainer
 
-WARM_UP = 3
-"""Steps that don't count: the first ones allocate, and choose kernels."""
+WARM_UP_STEPS = 3
+"""Steps that don't count: the first ones allocate memory and choose kernels."""
 
-PARTS = 5
-MOST_STEPS = 10_000
+TIMED_INTERVALS = 5
+MAX_INTERVAL_STEPS = 10_000
 
 
 def measure(
-    run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks: Ranks = ALONE
+    run: RunDirectory, root: Path, seconds: float, gpus: int = 0, ranks: Ranks = SINGLE_PROCESS
 ) -> Measurement:
-    """Trains a run for a while, writes one checkpoint of it, and leaves nothing.
+    """Train a run for some seconds, write one checkpoint, and remove all traces.
 
     Args:
         run: a directory that `RunDirectory.create` made, of many steps.
         root: folder that holds `data/`.
-        seconds: about how long; at least `WARM_UP` + `PARTS` steps.
-        gpus: that the plan gives the run; 0 for what the machine has.
-        ranks: the processes that train the run together.
+        seconds: approximate duration; at least `WARM_UP_STEPS` + `TIMED_INTERVALS` steps are taken.
+        gpus: number of GPUs that the plan gives the run; 0 for whatever the machine has.
+        ranks: processes that train the run together.
 
     Returns:
-        Tokens a second of the median of `PARTS` parts; memory of the process that held the most; the time of the
-        checkpoint.
+        Median tokens a second of `TIMED_INTERVALS` intervals; memory of the process that held the
+        most; time of the checkpoint.
 
     Raises:
         RunError: fewer GPUs than the plan gives the run.
     """
-    seen = ranks.size if torch.cuda.is_available() else 0
-    if gpus and seen != gpus:
+    visible = ranks.size if torch.cuda.is_available() else 0
+    if gpus and visible != gpus:
         raise RunError(
-            f"the job asks for {gpus} GPUs, and its processes see {seen}; see `isoflop doctor`"
+            f"the job requests {gpus} GPUs, but its processes find {visible}; run `isoflop doctor`"
         )
-    _forget_peak()
-    bench = _Bench(run, root, ranks)
-    step_s = bench.step_seconds(seconds)
-    memory, save_s = int(bench.highest(_peak_bytes())), bench.save_seconds()
-    speed = bench.order.batch_size * bench.shape.seq_len / step_s
-    gpu = bench.fabric.device.type == "cuda"
-    micro, checkpointing = bench.micro, bench.model.checkpointing
-    mfu = speed * bench.shape.train_flops_per_token / bench.peak
+    _reset_peak_memory()
+    trainer = _TimedTrainer(run, root, ranks)
+    step_s = trainer.step_seconds(seconds)
+    memory, save_s = int(trainer.max_over_ranks(_peak_memory_bytes())), trainer.save_seconds()
+    tokens_per_second = trainer.order.batch_size * trainer.shape.seq_len / step_s
+    gpu = trainer.fabric.device.type == "cuda"
+    micro_batch, checkpointing = trainer.micro_batch, trainer.model.checkpointing
+    mfu = tokens_per_second * trainer.shape.train_flops_per_token / trainer.peak_flops
     return Measurement(
-        shape=bench.shape,
+        shape=trainer.shape,
         gpus=gpus,
-        batch_size=bench.order.batch_size,
-        micro_batch=micro,
+        batch_size=trainer.order.batch_size,
+        micro_batch=micro_batch,
         checkpointing=checkpointing,
-        tokens_per_second=speed,
+        tokens_per_second=tokens_per_second,
         mfu=mfu if mfu == mfu else None,
         memory_bytes=memory,
         save_seconds=save_s,
         measured=time.time(),
-        device=torch.cuda.get_device_name(bench.fabric.device) if gpu else _cpu_name(),
+        device=torch.cuda.get_device_name(trainer.fabric.device) if gpu else _cpu_name(),
     )
 
 
-class _Bench(Trainer):
-    """A trainer that only takes steps, and saves."""
+class _TimedTrainer(Trainer):
+    """A trainer that only takes steps and saves a checkpoint, and times them."""
 
     def step_seconds(self, seconds: float) -> float:
-        """Seconds a step: the median of parts that together take about `seconds`, the same steps on all ranks."""
-        *_, last = (self._time(1) for _ in range(WARM_UP))
-        wanted = seconds / PARTS / max(self.highest(last), 1e-9)
-        steps = min(MOST_STEPS, max(1, round(wanted)))
-        return self.highest(statistics.median(self._time(steps) / steps for _ in range(PARTS)))
+        """Return the median seconds a step over intervals that together take about `seconds`.
+
+        All ranks take the same steps.
+        """
+        *_, last = (self._time(1) for _ in range(WARM_UP_STEPS))
+        interval_steps = seconds / TIMED_INTERVALS / max(self.max_over_ranks(last), 1e-9)
+        steps = min(MAX_INTERVAL_STEPS, max(1, round(interval_steps)))
+        return self.max_over_ranks(
+            statistics.median(self._time(steps) / steps for _ in range(TIMED_INTERVALS))
+        )
 
     def _time(self, steps: int) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(steps):
             self._update()
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def save_seconds(self) -> float:
-        """Seconds that training waits for a checkpoint, which is removed."""
-        began = time.perf_counter()
+        """Return the seconds that training waits for a checkpoint, which is then removed."""
+        start = time.perf_counter()
         if self.ranks.first:
             self._save_checkpoint()
-        self.ranks.wait()
-        took = time.perf_counter() - began
+        self.ranks.barrier()
+        duration = time.perf_counter() - start
         if self.ranks.first:
             shutil.rmtree(self.run.checkpoints)
-        return self.highest(took)
+        return self.max_over_ranks(duration)
 
-    def highest(self, value: float) -> float:
-        """The largest of a value over the ranks."""
+    def max_over_ranks(self, value: float) -> float:
         return float(self.ranks.gather(torch.tensor(float(value), device=self.fabric.device)).max())
 
 
 # Memory
 
 
-def _forget_peak() -> None:
-    """Begins to look for the most memory anew."""
+def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
-        with contextlib.suppress(
-            OSError
-        ):  # where the kernel can't, the peak is that of the largest model so far
+        # If the kernel can't reset it, the peak is that of the largest model so far.
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
-    """The most that CUDA's allocator gave out; without a GPU the most that was resident."""
+def _peak_memory_bytes() -> int:
+    """Return the peak of CUDA's allocator; without a GPU the peak of resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -129,7 +131,7 @@ def _peak_bytes() -> int:
 
 
 def _cpu_name() -> str:
-    """As the kernel names it."""
+    """Return the model name of the CPU from the kernel, or else the machine's architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

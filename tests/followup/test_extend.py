@@ -1,4 +1,4 @@
-"""A study is extended: what is chosen from its runs, the sweep that has it, and the real loop."""
+"""Extensions of a study: selected runs, and the extended sweep file."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def test_only_new_runs_are_added(extension: Extension) -> None:
     assert run_ids(extension.before) < run_ids(extension.after)
     assert (
         len(extension.added)
-        == sum(pick.seeds for pick in extension.picks)
+        == sum(pick.runs for pick in extension.picks)
         == len(extension.after.runs) - 20
     )
     assert extension.flops == sum(pick.train_flops for pick in extension.picks) <= 2e20
     assert len(extension.added) <= 12
 
 
-def test_the_interval_now_is_the_fits(extension: Extension) -> None:
+def test_the_present_interval_is_the_fits(extension: Extension) -> None:
     fit = fit_parametric(with_losses(plan(START)), bootstrap=0)
     row = fit.conf_int().loc["a"]
-    assert extension.now == pytest.approx((row["high"] - row["low"]) / 2)
-    assert extension.then < 0.8 * extension.now
+    assert extension.half_width == pytest.approx((row["high"] - row["low"]) / 2)
+    assert extension.expected_half_width < 0.8 * extension.half_width
     document = json.loads(json.dumps(extension.to_dict(), allow_nan=False))
-    assert document["half_interval"]["expected"] == pytest.approx(extension.then)
+    assert document["half_interval"]["expected"] == pytest.approx(extension.expected_half_width)
     assert [pick["width"] for pick in document["picks"]] == [
-        pick.place.width for pick in extension.picks
+        pick.point.width for pick in extension.picks
     ]
     assert [run["run_id"] for run in document["runs"]] == [run.run_id for run in extension.added]
 
 
-def test_what_is_expected_comes_true() -> None:
-    """Over seeds, the fit of the extended study has the interval that was told, within what noise estimates scatter."""
+def test_expected_intervals_come_true() -> None:
+    """Fits of extended studies have the expected interval within the scatter of the noise."""
     ratios = []
     for seed in range(6):
         chosen = extend(START, with_losses(plan(START), seed=seed), max_flops=2e20, max_runs=12)
         row = fit_parametric(with_losses(chosen.after, seed=seed), bootstrap=0).conf_int().loc["a"]
-        ratios.append((row["high"] - row["low"]) / 2 / chosen.then)
+        ratios.append((row["high"] - row["low"]) / 2 / chosen.expected_half_width)
     assert 0.75 < np.median(ratios) < 1.35
 
 
@@ -67,49 +67,49 @@ def test_for_the_loss_at_a_target() -> None:
     runs = with_losses(plan(START))
     chosen = extend(START, runs, purpose="loss", target=1.3e22, max_flops=2e20, max_runs=12)
     interval = chosen.fit.law_at(1.3e22, 0.95)["loss"]
-    assert chosen.aim.name == "loss"
-    assert chosen.now == pytest.approx(interval.width / 2)
+    assert chosen.quantity.name == "loss"
+    assert chosen.half_width == pytest.approx(interval.width / 2)
     other = extend(START, runs, max_flops=2e20, max_runs=12)
-    assert {pick.place.key for pick in chosen.picks} != {pick.place.key for pick in other.picks}
+    assert {pick.point.key for pick in chosen.picks} != {pick.point.key for pick in other.picks}
     assert "the loss at 1.3e22 FLOPs" in chosen.headline()
 
 
-def test_profiles_are_mended_first() -> None:
-    """SODA's rules without its five hand-set points leave the larger budgets without runs above their optima."""
+def test_profiles_are_repaired_first() -> None:
+    """SODA without its five hand-set points has no runs above the optima of its larger budgets."""
     rules = dataclasses.replace(load_sweep("soda"), extra=())
     chosen = extend(rules, with_losses(plan(rules)), max_flops=5e21)
-    mended = [pick for pick in chosen.picks if pick.kind == "repair"]
-    assert list(chosen.picks[: len(mended)]) == mended
-    assert 3e20 in {pick.place.budget for pick in mended}
-    assert all(pick.place.width > 1920 for pick in mended if pick.place.budget == 3e20)
-    again = extend(chosen.after.sweep, with_losses(chosen.after), max_flops=5e21)
-    assert not [pick for pick in again.picks if pick.kind == "repair"]
+    repairs = [pick for pick in chosen.picks if pick.kind == "repair"]
+    assert list(chosen.picks[: len(repairs)]) == repairs
+    assert 3e20 in {pick.point.budget for pick in repairs}
+    assert all(pick.point.width > 1920 for pick in repairs if pick.point.budget == 3e20)
+    extended_twice = extend(chosen.after.sweep, with_losses(chosen.after), max_flops=5e21)
+    assert not [pick for pick in extended_twice.picks if pick.kind == "repair"]
 
 
-def test_what_the_caps_do_not_mend_is_told() -> None:
+def test_repairs_beyond_the_caps_are_reported() -> None:
     rules = dataclasses.replace(load_sweep("soda"), extra=())
     chosen = extend(rules, with_losses(plan(rules)), max_flops=1e20)
-    assert any("3e20: " in repair.reason for repair in chosen.left)
+    assert any("3e20: " in repair.reason for repair in chosen.unrepaired)
 
 
-def test_coming_runs_count_and_diverged_places_are_left_alone() -> None:
+def test_unfinished_runs_count_and_diverged_points_are_excluded() -> None:
     runs = with_losses(plan(START))
     alone = extend(START, runs, max_flops=1e20, max_runs=6)
-    first = alone.picks[-1].place.key
+    first = alone.picks[-1].point.key
     coming = extend(
         alone.after.sweep,
         _pending(with_losses(alone.after), run_ids(alone.before)),
         max_flops=1e20,
         max_runs=6,
     )
-    assert coming.now == pytest.approx(alone.now)
-    assert coming.picks[0].before == pytest.approx(alone.picks[-1].half)
+    assert coming.half_width == pytest.approx(alone.half_width)
+    assert coming.picks[0].previous_half_width == pytest.approx(alone.picks[-1].half_width)
     assert not coming.added or run_ids(coming.after) > run_ids(alone.after)
     states = _pending(with_losses(alone.after), run_ids(alone.before))
-    here = (states["budget"] == first[0]) & (states["width"] == first[1])
-    states.loc[here, ["state", "loss"]] = ["diverged", np.nan]
+    mask = (states["budget"] == first[0]) & (states["width"] == first[1])
+    states.loc[mask, ["state", "loss"]] = ["diverged", np.nan]
     avoided = extend(alone.after.sweep, states, max_flops=1e20, max_runs=6)
-    assert first not in {pick.place.key for pick in avoided.picks}
+    assert first not in {pick.point.key for pick in avoided.picks}
 
 
 def _pending(runs, done):
@@ -122,8 +122,8 @@ def test_enough_is_enough() -> None:
     runs = with_losses(plan(START))
     chosen = extend(START, runs, enough=1.0)
     assert not [pick for pick in chosen.picks if pick.kind != "repair"]
-    some = extend(START, runs, max_flops=5e20, max_runs=60, enough=0.04)
-    assert some.then <= 0.04 < some.picks[-1].before * some.scale
+    longer = extend(START, runs, max_flops=5e20, max_runs=60, enough=0.04)
+    assert longer.expected_half_width <= 0.04 < longer.picks[-1].previous_half_width * longer.scale
 
 
 def test_uneven_noise_is_allowed_for() -> None:
@@ -135,7 +135,8 @@ def test_uneven_noise_is_allowed_for() -> None:
     assert extend(study.sweep, even, max_flops=1e20, max_runs=1).scale == 1.0
     chosen = extend(study.sweep, uneven, max_flops=1e20, max_runs=1)
     assert chosen.scale != 1.0
-    assert chosen.picks[-1].before * chosen.scale == pytest.approx(chosen.now, rel=5e-3)
+    previous = chosen.picks[-1].previous_half_width * chosen.scale
+    assert previous == pytest.approx(chosen.half_width, rel=5e-3)
 
 
 def test_runs_that_cannot_be_extended() -> None:
@@ -145,7 +146,7 @@ def test_runs_that_cannot_be_extended() -> None:
     ):
         extend(START, runs.drop(columns="width"))
     few = at_points([(3e18, width) for width in (256, 512, 768, 896, 1024)])
-    with pytest.raises(FitError, match="5 configurations can't fix a law of 5 parameters"):
+    with pytest.raises(FitError, match="5 configurations can't determine a law of 5 parameters"):
         extend(few, with_losses(plan(few)))
 
 
@@ -162,7 +163,7 @@ def test_the_file_is_the_extended_sweep_with_reasons(extension: Extension, tmp_p
     assert len(commented) == len(extension.entries)
     for _, pick in extension.entries:
         assert any(
-            extension.why(pick) in line and f"width: {pick.place.width}" in line
+            extension.comment(pick) in line and f"width: {pick.point.width}" in line
             for line in commented
         )
 
@@ -176,11 +177,11 @@ def test_old_points_and_replicates_stay(tmp_path) -> None:
     assert after.replicates[0] == replicate
     assert run_ids(plan(after)) > run_ids(plan(sweep))
     assert len(run_ids(plan(after))) == len(run_ids(plan(sweep))) + sum(
-        pick.seeds for pick in chosen.picks
+        pick.runs for pick in chosen.picks
     )
 
 
-def test_a_file_in_the_way_stays(extension: Extension, tmp_path) -> None:
+def test_an_existing_file_stays(extension: Extension, tmp_path) -> None:
     (tmp_path / "more.yaml").write_text("mine")
     with pytest.raises(ConfigError, match="exists already; replace it with --force"):
         write_sweep(extension, tmp_path / "more.yaml")

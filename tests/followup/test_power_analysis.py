@@ -1,4 +1,4 @@
-"""The intervals to expect of a plan, and the laws that they are expected by."""
+"""Expected intervals of a plan, and the laws that they are based on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ import pytest
 import isoflop
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
-from isoflop.followup.expected_law import ExpectedLaw, expected_law
-from isoflop.followup.power_analysis import expect
-from isoflop.laws import SURFACES
+from isoflop.followup.power_analysis import expect_intervals
+from isoflop.laws import SURFACES, ExpectedLaw, expected_law
 
 SODA = ExpectedLaw("soda", SURFACES["soda"])
 
 
 def test_soda() -> None:
-    expected = expect(isoflop.plan("soda"), SODA, targets=[1.3e22])
+    expected = expect_intervals(isoflop.plan("soda"), SODA, targets=[1.3e22])
     assert expected.sds["a"] == pytest.approx(0.0112, abs=5e-5)
     assert expected.intervals["a"].value == pytest.approx(0.3909, abs=1e-4)
     assert expected.intervals["a"].width == pytest.approx(
@@ -33,19 +32,23 @@ def test_soda() -> None:
 
 
 def test_replicates_count_and_leave_the_degrees_of_freedom() -> None:
-    once = expect(isoflop.plan("soda"), SODA)
-    twice = expect(isoflop.plan("soda", ["seeds=[0, 1]"]), SODA)
+    once = expect_intervals(isoflop.plan("soda"), SODA)
+    twice = expect_intervals(isoflop.plan("soda", ["seeds=[0, 1]"]), SODA)
     assert twice.dof == once.dof
     assert twice.sds["a"] == pytest.approx(once.sds["a"] / np.sqrt(2.0))
     more = {"budget": 3e18, "width": 1024, "seeds": [1]}
-    (part,) = (part for part in once.parts if (part.run.budget, part.run.width) == (3e18, 1024))
-    replicated = expect(isoflop.plan("soda", {"replicates": [more]}), SODA)
-    assert replicated.sds["a"] == pytest.approx(once.sds["a"] * (1.0 + part.replicate))
+    (effect,) = (
+        effect
+        for effect in once.configurations
+        if (effect.run.budget, effect.run.width) == (3e18, 1024)
+    )
+    replicated = expect_intervals(isoflop.plan("soda", {"replicates": [more]}), SODA)
+    assert replicated.sds["a"] == pytest.approx(once.sds["a"] * (1.0 + effect.replicate))
 
 
 def test_without_a_run() -> None:
-    expected = expect(isoflop.plan("soda"), SODA)
-    worst = expected.matter_most[0]
+    expected = expect_intervals(isoflop.plan("soda"), SODA)
+    worst = expected.most_influential[0]
     assert worst.run.run_id.startswith("3e20-w640-")
     extra = list(isoflop.plan("soda").sweep.extra)
     assert all((point.budget, point.width) != (3e20, 640) for point in extra)
@@ -56,27 +59,29 @@ def test_without_a_run() -> None:
     ]
     rest = isoflop.plan("soda", {"widths": rules})
     assert len(rest.runs) == 63
-    assert expect(rest, SODA).sds["a"] == pytest.approx(expected.sds["a"] * (1.0 + worst.without))
-    assert all(part.without >= 0.0 >= part.replicate for part in expected.parts)
+    assert expect_intervals(rest, SODA).sds["a"] == pytest.approx(
+        expected.sds["a"] * (1.0 + worst.without)
+    )
+    assert all(effect.without >= 0.0 >= effect.replicate for effect in expected.configurations)
     total = isoflop.plan("soda").total_flops
-    assert all(part.run.train_flops <= 0.01 * total for part in expected.best_replicates)
+    assert all(effect.run.train_flops <= 0.01 * total for effect in expected.best_replicates)
 
 
-def test_noise_scales_it() -> None:
+def test_noise_scales_the_intervals() -> None:
     plan = isoflop.plan("soda")
-    assert expect(plan, SODA, noise=0.006).sds["a"] == pytest.approx(
-        2.0 * expect(plan, SODA).sds["a"]
+    assert expect_intervals(plan, SODA, noise=0.006).sds["a"] == pytest.approx(
+        2.0 * expect_intervals(plan, SODA).sds["a"]
     )
     with pytest.raises(FitError, match="share of the loss between 0 and 1"):
-        expect(plan, SODA, noise=3.0)
+        expect_intervals(plan, SODA, noise=3.0)
 
 
 def test_too_few_configurations_are_refused() -> None:
     plan = isoflop.plan(
         "soda", {"budgets": [3e18], "extra": [], "widths": [256, 384, 512, 640, 768, 896]}
     )
-    with pytest.raises(FitError, match="6 configurations can't fix a law of 5 parameters"):
-        expect(plan, SODA)
+    with pytest.raises(FitError, match="6 configurations can't determine a law of 5 parameters"):
+        expect_intervals(plan, SODA)
 
 
 # Laws
@@ -92,9 +97,9 @@ def test_a_fitted_law_with_its_noise_and_count(tmp_path: Path) -> None:
     assert law.noise == pytest.approx(fit.noise.replicate_sd)
     assert law.surface.alpha == fit.params["alpha"]
     plan = isoflop.plan("soda")
-    assert expect(plan, law).noise == law.noise
-    assert expect(plan, law).sds["a"] != pytest.approx(
-        expect(plan, ExpectedLaw("x", law.surface)).sds["a"], rel=0.01
+    assert expect_intervals(plan, law).noise == law.noise
+    assert expect_intervals(plan, law).sds["a"] != pytest.approx(
+        expect_intervals(plan, ExpectedLaw("x", law.surface)).sds["a"], rel=0.01
     )
 
 

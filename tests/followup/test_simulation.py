@@ -1,4 +1,4 @@
-"""The committed simulation of what extensions save: its script runs, and its README has its results."""
+"""The committed simulation of extensions: its script runs, and its README has the results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_a_few_replicates(simulate: ModuleType) -> None:
 
 @pytest.mark.parametrize("wrong", ["none", "budgets", "sizes", "form"])
 def test_truths(simulate: ModuleType, wrong: str) -> None:
-    """The optimum of a truth is its least loss; but for `sizes` the exponent is that of the surface."""
+    """The optimum of a truth is its least loss, and its exponent is that of the surface (except for
+    `sizes`).
+    """
     true = simulate.truth("soda", wrong)
     x, y = true.optimum(1e20)
     sizes = np.exp(x + np.array([-0.05, 0.0, 0.05]))
@@ -58,13 +60,13 @@ def test_truths(simulate: ModuleType, wrong: str) -> None:
         assert true.a == pytest.approx(true.surface.a, abs=1e-3)
 
 
-def test_its_loop_chooses_as_the_command_does(simulate: ModuleType) -> None:
-    """The first round of the script and of `extend` on the same losses: the same design but for where the joint fit
-    places optima, which only repairs ask.
+def test_its_loop_selects_the_commands_runs(simulate: ModuleType) -> None:
+    """The first round of the script and of `extend` on the same losses: the same design except for
+    optima of the joint fit, which only repairs use.
     """
     sweep = simulate.load_sweep("soda")
     start = simulate.START
-    points = tuple(simulate.Point(budget=place.budget, width=place.width) for place in start[1:])
+    points = tuple(simulate.Point(budget=point.budget, width=point.width) for point in start[1:])
     rule = simulate.WidthRule(values=(start[0].width,))
     small = simulate.dataclasses.replace(
         sweep, budgets=(start[0].budget,), widths=(rule,), extra=points
@@ -73,14 +75,18 @@ def test_its_loop_chooses_as_the_command_does(simulate: ModuleType) -> None:
     chosen = extend(small, frame, max_flops=1e20, max_runs=20)
     fit = fit_parametric(frame, bootstrap=0)
     done = {(run.budget, run.width): 1 for run in plan(small).runs}
-    budgets = frozenset(place.budget for place in start)
-    study = simulate.Study.of(fit.sample, fit.estimate, {}, done, simulate.place_finder()(budgets))
-    search, _ = simulate.choose(study, study.design.exponent(), simulate.Caps(1e20, 20), None, 0.95)
-    mine, theirs = (
-        {pick.place.key for pick in picks if pick.kind != "repair"}
+    budgets = frozenset(point.budget for point in start)
+    study = simulate.FinishedStudy.from_estimate(
+        fit.sample, fit.estimate, {}, done, simulate.point_finder()(budgets)
+    )
+    search, _ = simulate.select_runs(
+        study, study.design.exponent(), simulate.Caps(1e20, 20), None, 0.95
+    )
+    script, command = (
+        {pick.point.key for pick in picks if pick.kind != "repair"}
         for picks in (search.picks, chosen.picks)
     )
-    assert len(mine & theirs) >= 0.7 * len(theirs)
+    assert len(script & command) >= 0.7 * len(command)
 
 
 def test_the_readme_has_the_results(simulate: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Laws and roll-outs as drawn: what predictions say, and where they go beyond the data."""
+"""Figures of laws and roll-outs: they equal predictions and mark the range of the data."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def test_laws_and_their_bands_are_predictions(name, quantity):
     axes_in_axes_out(lambda ax=None: fit.plot_law(quantity, ax))
     ax = fit.plot_law(quantity)
     x, y = xy(ax.lines[0])
-    said = fit.predict(x[[0, 60, -1]]).xs(quantity, level="quantity")
-    assert y[[0, 60, -1]] == pytest.approx(said["value"].to_numpy())
+    predicted = fit.predict(x[[0, 60, -1]]).xs(quantity, level="quantity")
+    assert y[[0, 60, -1]] == pytest.approx(predicted["value"].to_numpy())
     low, high = band(ax, "95% statistical")
-    assert low[[0, 60, -1]] == pytest.approx(said["statistical_low"].to_numpy())
-    assert high[[0, 60, -1]] == pytest.approx(said["statistical_high"].to_numpy())
+    assert low[[0, 60, -1]] == pytest.approx(predicted["statistical_low"].to_numpy())
+    assert high[[0, 60, -1]] == pytest.approx(predicted["statistical_high"].to_numpy())
     if fit.rollout is None:
         assert "95% with model error" not in legend(ax)
     else:
         low, high = band(ax, "95% with model error")
-        assert high[-1] == pytest.approx(said["high"].iloc[-1])
-        assert low[-1] < said["statistical_low"].iloc[-1]
+        assert high[-1] == pytest.approx(predicted["high"].iloc[-1])
+        assert low[-1] < predicted["statistical_low"].iloc[-1]
 
 
 @pytest.mark.parametrize(("count", "label"), [(3, "95% with skew"), (4, "95% with model error")])
@@ -53,7 +53,7 @@ def test_the_line_is_solid_where_the_data_are_and_the_range_is_marked():
     assert "range of the data" in legend(ax)
 
 
-def test_the_legend_has_the_exponent_and_names_what_is_not_used():
+def test_the_legend_has_the_exponent_and_unused_profiles():
     assert any(r"D^* \propto C^{0.4" in text for text in legend(FITS["isoflop"].plot_law("tokens")))
     assert "not used" not in legend(FITS["isoflop"].plot_law())
     cut = RUNS.query("budget != 1e20 or params < 1e9")
@@ -64,27 +64,27 @@ def test_the_legend_has_the_exponent_and_names_what_is_not_used():
     ("name", "quantity"),
     [("isoflop", "params"), ("joint", "tokens"), ("parametric", "loss"), ("parametric", None)],
 )
-def test_rollouts_are_the_misses(name, quantity):
+def test_rollout_points_are_the_misses(name, quantity):
     fit = FITS[name]
     assert fit.rollout is not None
     axes_in_axes_out(lambda ax=None: fit.plot_rollout(quantity, ax))
     ax = fit.plot_rollout(quantity)
-    what = quantity or "loss"
+    missed = quantity or "loss"
     drawn = sorted(float(xy(line)[1][0]) for line in marked(ax, "o"))
     assert drawn == pytest.approx(
-        sorted(100.0 * np.expm1(m.errors[what].item()) for m in fit.rollout.misses)
+        sorted(100.0 * np.expm1(m.errors[missed].item()) for m in fit.rollout.misses)
     )
     allowed = band(ax, "allowance of predictions")[1]
     reach = float(np.exp(max(m.distance for m in fit.rollout.misses)))
     x = np.exp(np.linspace(0.0, np.log(reach) * 1.08, 100))
-    told = fit.rollout.allowance(what, fit.rollout.reach[1] * float(x[-1]))
-    assert np.log1p(allowed[-1] / 100.0) == pytest.approx(told)
+    allowance = fit.rollout.allowance(missed, fit.rollout.reach[1] * float(x[-1]))
+    assert np.log1p(allowed[-1] / 100.0) == pytest.approx(allowance)
 
 
-def test_what_can_not_be_drawn_is_refused_in_words():
+def test_undrawable_figures_are_refused_with_a_reason():
     with pytest.raises(FitError, match="no law of the loss: fit_parametric has"):
         FITS["joint"].plot_law("loss")
-    with pytest.raises(FitError, match="too few budgets to hide one"):
+    with pytest.raises(FitError, match="too few budgets or runs to hide one"):
         FITS["envelope"].plot_rollout()
     with pytest.raises(FitError, match="rolls out params, tokens, not the loss"):
         FITS["isoflop"].plot_rollout("loss")
@@ -95,9 +95,9 @@ def test_the_legend_lies_beside_the_data(name, quantity):
     figure = Figure(layout="constrained")
     ax = FITS[name].plot_law(quantity, figure.add_subplot())
     figure.draw_without_rendering()
-    found = ax.get_legend()
-    assert found is not None
-    assert found.get_window_extent().x0 >= ax.get_window_extent().x1
+    box = ax.get_legend()
+    assert box is not None
+    assert box.get_window_extent().x0 >= ax.get_window_extent().x1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figures: what is drawn, in which units, and that nothing global changes."""
+"""Figures of profiles, curves and the frontier: contents, units, no global state."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_axes_in_axes_out(draw):
     axes_in_axes_out(lambda ax=None: draw(FIT, ax=ax))
 
 
-def test_profiles_draw_every_run_and_mark_what_is_left_out():
+def test_profiles_draw_every_run_and_mark_excluded_budgets():
     ax = EXCLUDED.plot()
     drawn = np.concatenate([xy(line)[0] for line in marked(ax, "o")])
     assert sorted(drawn) == pytest.approx(sorted(RUNS["params"]))
@@ -84,7 +84,7 @@ def test_loss_curves_take_the_held_out_loss_of_all_tokens():
     assert "training" in plot_loss_curves(curves(), split="train").get_ylabel()
 
 
-def test_loss_curves_are_of_the_kind_that_is_asked_for():
+def test_loss_curves_are_of_the_requested_kind():
     ax = plot_loss_curves(curves(), kind="text")
     assert ax.get_ylabel() == "Loss of text tokens, held-out: dev (nats per token)"
     assert {y for line in ax.lines for y in xy(line)[1]} == {99.0}

@@ -1,4 +1,4 @@
-"""Residuals and influence as drawn, and as tables."""
+"""Residuals and influence, in figures and tables."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_residuals_of_a_surface_are_those_of_its_loss():
 
 
 def test_residuals_of_seeds_are_on_the_scale_of_one_run():
-    again = RUNS.assign(loss=RUNS["loss"] * 1.0001, seed=1)
-    both = fit_isoflop(pd.concat([RUNS, again]), bootstrap=0).residuals
+    second_seed = RUNS.assign(loss=RUNS["loss"] * 1.0001, seed=1)
+    both = fit_isoflop(pd.concat([RUNS, second_seed]), bootstrap=0).residuals
     ratio = both["sds"] / both["residual"]
     assert ratio.to_numpy() == pytest.approx(np.sqrt(2.0) / both.attrs["robust_sd"])
 

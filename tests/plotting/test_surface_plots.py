@@ -1,4 +1,4 @@
-"""The surface and its exponents as drawn."""
+"""Figures of the surface and of its exponents."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_the_path_is_the_optimum_and_contours_are_the_loss():
     axes_in_axes_out(FIT.plot)
     ax = FIT.plot()
     n, d = xy(next(line for line in ax.lines if line.get_linestyle() == "--"))
-    said = FIT.predict(6.0 * float(n[7]) * float(d[7]))["value"]
-    assert (n[7], d[7]) == pytest.approx((said["params"], said["tokens"]))
+    predicted = FIT.predict(6.0 * float(n[7]) * float(d[7]))["value"]
+    assert (n[7], d[7]) == pytest.approx((predicted["params"], predicted["tokens"]))
     assert 6.0 * n[-1] * d[-1] == pytest.approx(10.0 * RUNS["budget"].max(), rel=0.01)
     (contours,) = [c for c in ax.collections if isinstance(c, ContourSet)]
     drawn = [corners(path) for path in contours.get_paths()]
@@ -65,7 +65,9 @@ def test_exponents_show_resamples_intervals_and_their_region():
     ellipse = named(ax, "95% region of both")
     path = ellipse.get_patch_transform().transform_path(ellipse.get_path())
     edge = np.array([c[-2:] for c, _ in path.iter_segments() if len(c) > 2]) - FIT.theta[3:]
-    distance = np.einsum("ki,ij,kj->k", edge, np.linalg.inv(FIT.estimate.spread[0][3:, 3:]), edge)
+    distance = np.einsum(
+        "ki,ij,kj->k", edge, np.linalg.inv(FIT.estimate.covariance[0][3:, 3:]), edge
+    )
     assert distance == pytest.approx(2.0 * fdtri(2, FIT.sample.dof, 0.95), rel=1e-6)
     assert f"a = {FIT.exponents.loc['a', 'value']:.3f}" in legend(ax)
 

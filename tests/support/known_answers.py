@@ -1,6 +1,6 @@
-"""What any table has to be answered with: fits whose every number is one, or a refusal in one line.
+"""Checks for any table: fits with only valid numbers, or a refusal in one line.
 
-And what the command line then answers, and what can be drawn.
+Further helpers run the command line and draw the figures of a fit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from isoflop.fitting.results.base import Fit
 from isoflop.fitting.tables.runs_table import CANONICAL
 from isoflop.frames import column
 
-WAYS = st.fixed_dictionaries(
+FIT_OPTIONS = st.fixed_dictionaries(
     {"bootstrap": st.sampled_from([0, 0, 100])},
     optional={
         "axis": st.sampled_from(["params", "tokens"]),
@@ -37,11 +37,14 @@ WAYS = st.fixed_dictionaries(
         "drop_outliers": st.sampled_from([1e-3, 1.0, 5.0]),
     },
 )
-"""Options of a fit."""
+"""Strategy for options of a fit."""
 
 
-def search(examples: int) -> settings:
-    """So many examples, the same ones each time; as many times more as ISOFLOP_SEARCH says, for a night's search."""
+def search_settings(examples: int) -> settings:
+    """Return settings of a search over so many examples, the same ones each time.
+
+    The variable ISOFLOP_SEARCH multiplies their number, for a long search.
+    """
     examples *= int(os.environ.get("ISOFLOP_SEARCH", "1"))
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(
@@ -49,26 +52,33 @@ def search(examples: int) -> settings:
     )
 
 
-def read(source: pd.DataFrame | Path, chosen: dict[str, Any]) -> tuple[RunsTable | None, str]:
-    """The table, or the words of its refusal."""
+def try_reading(
+    source: pd.DataFrame | Path, read_options: dict[str, Any]
+) -> tuple[RunsTable | None, str]:
+    """Return the table, or None and the message of its refusal."""
     try:
-        return read_table(source, **chosen), ""
+        return read_table(source, **read_options), ""
     except FitError as refusal:
         return None, str(refusal)
 
 
-def answer(source: pd.DataFrame | Path, chosen: dict[str, Any], how: dict[str, Any]) -> str:
-    """Reads, and fits by every method; what came of it. Warnings are errors in these tests."""
-    table, refusal = read(source, chosen)
+def fit_or_refuse(
+    source: pd.DataFrame | Path, read_options: dict[str, Any], fit_options: dict[str, Any]
+) -> str:
+    """Read a source and fit it by every method; return `fitted` or `refused`.
+
+    Warnings are errors in these tests.
+    """
+    table, refusal = try_reading(source, read_options)
     if table is not None:
-        in_order(table)
+        check_runs_table(table)
         try:
-            fits = fit_laws(table, METHODS, Options(**how))
+            fits = fit_laws(table, METHODS, Options(**fit_options))
         except FitError as problem:
             refusal = str(problem)
         else:
             for fit in fits.fits:
-                sound(fit)
+                check_fit(fit)
             for reason in fits.refused.values():
                 assert reason.strip()
                 assert "\n" not in reason
@@ -78,8 +88,8 @@ def answer(source: pd.DataFrame | Path, chosen: dict[str, Any], how: dict[str, A
     return "refused"
 
 
-def sound(fit: Fit) -> None:
-    """Numbers where numbers belong, in every view of a fit."""
+def check_fit(fit: Fit) -> None:
+    """Check that every view of a fit has valid numbers."""
     value, low, high = (column(fit.exponents, name) for name in ("value", "low", "high"))
     assert np.isfinite(value).all()
     assert (low <= value).all()
@@ -93,48 +103,52 @@ def sound(fit: Fit) -> None:
         assert {"at_bound", "edge"} & {finding["code"] for finding in fit.diagnostics}
     assert fit.summary()
     assert fit._repr_html_()
-    strict(fit.to_json())
+    parse_strict_json(fit.to_json())
 
 
-def in_order(table: RunsTable) -> None:
+def check_runs_table(table: RunsTable) -> None:
+    """Check that a table has finite, positive numbers and messages of one line."""
     values = table.frame[list(CANONICAL)].to_numpy()
     assert values.dtype == np.float64
     assert np.isfinite(values).all()
     assert (values > 0).all()
     assert table.reading.count("\n") == 0
-    for what, why in [*table.dropped, *(finding.values() for finding in table.findings)]:
-        assert what
-        assert why
-        assert "\n" not in what + why
+    for label, text in [*table.dropped, *(finding.values() for finding in table.findings)]:
+        assert label
+        assert text
+        assert "\n" not in label + text
 
 
-def strict(document: str) -> Any:
-    """What a document of JSON says, which has no infinity."""
+def parse_strict_json(document: str) -> Any:
+    """Return the content of a JSON document, which has no NaN and no infinity."""
     return json.loads(document, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def ask(*words: str) -> tuple[int, str]:
-    """The command line in this process: exit code and stdout. It ends well or with one error."""
+def run_command(*arguments: str) -> tuple[int, str]:
+    """Run the command line in this process; return its exit code and stdout.
+
+    It must succeed, or fail with one error.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         pytest.raises(SystemExit) as stop,
     ):
-        main(words)
+        main(arguments)
     code = int(stop.value.code or 0)
     errors = [line for line in err.getvalue().splitlines() if "error: " in line]
     assert (code, len(errors)) in ((0, 0), (2, 1)), err.getvalue()
     return code, out.getvalue()
 
 
-def draw(fit: Fit) -> None:
-    """Every picture of a fit, as far as it has one."""
+def draw_figures(fit: Fit) -> None:
+    """Draw every figure that a fit has."""
     for name in ("plot", "plot_residuals", "plot_influence", "plot_exponents"):
         if hasattr(fit, name):
             getattr(fit, name)().figure.canvas.draw()
     for quantity in ("params", "tokens", "loss"):
         for name in ("plot_law", "plot_rollout"):
-            with contextlib.suppress(FitError):  # the fit has no law of it, or was not rolled out
+            with contextlib.suppress(FitError):  # the fit has no such law, or no roll-out
                 getattr(fit, name)(quantity).figure.canvas.draw()
     plt.close("all")

@@ -13,7 +13,7 @@ from isoflop.runs.run_directory import RunDirectory
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in a worker: small models are faster so, and sums repeat."""
+    """Use one thread as a worker does: small models are faster, and sums repeat."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,9 +22,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
-    """A run that nothing disturbed."""
+    """Train an undisturbed run; return its root, plan and directory."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in each test, but this fixture is made before
+    torch.set_num_threads(1)  # this fixture is set up before `one_thread`
     study = trained(tmp_path_factory.mktemp("whole"))
     torch.set_num_threads(before)
     return study

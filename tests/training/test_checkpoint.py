@@ -1,4 +1,4 @@
-"""Checkpoints: kept, damaged, half-written, killed."""
+"""Checkpoints: rotation, damage, partial writes, kills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from isoflop import files
 from isoflop.errors import RunError
 from isoflop.files import remove_abandoned
 from isoflop.training import checkpoint
-from isoflop.training.checkpoint import load_checkpoint, load_same, save_checkpoint
+from isoflop.training.checkpoint import load_checkpoint, load_checkpoint_at, save_checkpoint
 from isoflop.training.loop import train
 
 
@@ -50,7 +50,7 @@ def flip(path: Path) -> None:
 
 
 def lose_checksum(path: Path) -> None:
-    """As where a process was killed between the file and its checksum."""
+    """Remove the checksum, as if the process was killed between the file and its checksum."""
     path.with_suffix(".sha256").unlink()
 
 
@@ -69,7 +69,7 @@ def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "absent") is None
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded(tmp_path: Path) -> None:
     save(tmp_path, 7)
     state = loaded(tmp_path)
     assert state["step"] == 7
@@ -84,7 +84,7 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_one_falls_back_with_a_warning(
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(
     tmp_path: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 1, 2)
@@ -92,12 +92,14 @@ def test_a_damaged_newest_one_falls_back_with_a_warning(
     with caplog.at_level(logging.WARNING, logger="isoflop"):
         assert loaded(tmp_path)["step"] == 1
     assert len(caplog.messages) == 1
-    said = f"step-000000002.pt in {tmp_path}, is damaged or not finished; the run went back to step-000000001.pt"
-    assert caplog.messages[0] == said
+    assert caplog.messages[0] == (
+        f"step-000000002.pt in {tmp_path} is damaged or incomplete; "
+        "the run resumes from step-000000001.pt"
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_none_of_the_two_that_are_kept(
+def test_a_damaged_checkpoint_does_not_count_among_the_last_two(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     save(tmp_path, 10, 20)
@@ -112,28 +114,29 @@ def test_a_damaged_one_is_none_of_the_two_that_are_kept(
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    ("saved", "which"),
+    ("saved", "subject"),
     [
         ((1,), "the only checkpoint, step-000000001.pt in {}, is"),
         ((1, 2), "all checkpoints, step-000000002.pt and step-000000001.pt in {}, are"),
     ],
 )
-def test_where_all_are_damaged_there_is_none(
-    tmp_path: Path, damage: Callable[[Path], None], saved: tuple[int, ...], which: str
+def test_without_a_valid_checkpoint_the_run_restarts(
+    tmp_path: Path, damage: Callable[[Path], None], saved: tuple[int, ...], subject: str
 ) -> None:
     save(tmp_path, *saved)
     for path in tmp_path.glob("*.pt"):
         damage(path)
-    said: list[str] = []
-    assert load_checkpoint(tmp_path, said.append) is None
-    assert said == [f"{which.format(tmp_path)} damaged or not finished; the run began anew"]
+    warnings: list[str] = []
+    assert load_checkpoint(tmp_path, warnings.append) is None
+    message = f"{subject.format(tmp_path)} damaged or incomplete; the run restarts from step 0"
+    assert warnings == [message]
     assert not list(tmp_path.iterdir())
-    assert load_checkpoint(tmp_path, said.append) is None
-    assert len(said) == 1
+    assert load_checkpoint(tmp_path, warnings.append) is None
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, seed: int) -> None:
+def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path, seed: int) -> None:
     writer = start(save_for_ever, tmp_path)
     wait_for(lambda: any(tmp_path.glob("*.sha256")))
     time.sleep(random.Random(seed).uniform(0, 0.05))
@@ -148,9 +151,7 @@ def test_kill_at_any_moment_leaves_a_whole_one(tmp_path: Path, seed: int) -> Non
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(
-    tmp_path: Path,
-) -> None:
+def test_weights_moments_and_checkpoint_have_the_bytes_of_the_plan(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "widths=[24]", "budgets=[1e9]")
     run, shape = run_of(root, plan), plan.runs[0].shape
     stopped = iter([True])
@@ -158,16 +159,16 @@ def test_weights_moments_and_checkpoint_have_the_bytes_that_a_plan_reckons_with(
     saved = loaded(run.checkpoints)
     weights = sum(weight.nbytes for weight in saved["model"].values())
     moments = [value for state in saved["optimizer"]["state"].values() for value in state.values()]
-    many = [
+    sizes = [
         value.nbytes for value in moments if isinstance(value, torch.Tensor) and value.numel() > 1
     ]
     assert weights == shape.weight_bytes()
-    assert sum(many) == shape.optimizer_bytes()
+    assert sum(sizes) == shape.optimizer_bytes()
     (file,) = run.checkpoints.glob("*.pt")
-    assert weights + sum(many) < file.stat().st_size <= shape.checkpoint_bytes
+    assert weights + sum(sizes) < file.stat().st_size <= shape.checkpoint_bytes
 
 
-def test_what_can_not_be_read_for_now_is_not_removed(
+def test_an_unreadable_checkpoint_is_not_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, 2)
@@ -182,18 +183,16 @@ def test_what_can_not_be_read_for_now_is_not_removed(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_checkpoint_that_another_process_has_chosen(
+def test_a_checkpoint_of_another_process_is_awaited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, 2)
-    assert load_same(tmp_path, 1)["weights"][0] == 1
+    assert load_checkpoint_at(tmp_path, 1)["weights"][0] == 1
     late = threading.Timer(0.2, lambda: save(tmp_path, 3))
     late.start()
-    assert load_same(tmp_path, 3)["weights"][0] == 3
+    assert load_checkpoint_at(tmp_path, 3)["weights"][0] == 3
     late.join()
-    monkeypatch.setattr(checkpoint, "LATE_S", 0.0)
-    with pytest.raises(
-        RunError,
-        match=r"step-000000009.pt: not seen on \S+, though another node of this job has read",
-    ):
-        load_same(tmp_path, 9)
+    monkeypatch.setattr(checkpoint, "VISIBILITY_TIMEOUT_S", 0.0)
+    message = r"step-000000009.pt: not visible on \S+, although another node of this job has read"
+    with pytest.raises(RunError, match=message):
+        load_checkpoint_at(tmp_path, 9)

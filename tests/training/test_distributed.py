@@ -1,4 +1,4 @@
-"""Several processes train one run as one would: the same batches, schedule and counts, and losses up to rounding."""
+"""Runs of several processes: the batches, schedule, counts and losses (up to rounding) of one."""
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
@@ -38,15 +38,16 @@ from isoflop.launching.worker.calibration_job import FAILED, ORDER, MeasureJob
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import checkpoint, loop
 from isoflop.training import distributed as module
-from isoflop.training.distributed import Ranks, is_end_of_another, join
+from isoflop.training.distributed import Ranks, is_peer_loss, join_job
 from isoflop.training.loop import Trainer
 
-FIRST = 30
-"""Steps of the warm-up; at the full learning rate so small a model doubles a difference in rounding every few steps."""
+WARM_UP_STEPS = 30
+"""Steps of the warm-up. At the full learning rate so small a model doubles a rounding difference
+every few steps."""
 
 
 def study(folder: Path) -> tuple[RunDirectory, Path]:
-    """A run of some 350 steps, with a row each step, and the folder of runs."""
+    """Make a run of some 350 steps with a row each step; return it and the folder of runs."""
     folder.mkdir()
     plan = tiny_plan(folder, *LONG, "widths=[8]", "train.batch_scale=4", "train.log_points=1000")
     root = folder / "runs"
@@ -55,38 +56,38 @@ def study(folder: Path) -> tuple[RunDirectory, Path]:
 
 
 def trained(folder: Path, size: int) -> pd.DataFrame:
-    """The loss log of a run that so many processes have trained."""
+    """Train a run with `size` processes; return its loss log."""
     run, root = study(folder)
     train_together(run, root, size)
     return run.log()
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    one, two = trained(tmp_path / "one", 1), trained(tmp_path / "two", 2)
-    same = ["step", "split", "kind", "tokens", "train_flops", "targets", "lr"]
-    assert one[same].equals(two[same])
-    first = one.eval(f"step <= {FIRST} and split == 'train'")
-    assert first.sum() >= FIRST
+    single, double = trained(tmp_path / "single", 1), trained(tmp_path / "double", 2)
+    equal = ["step", "split", "kind", "tokens", "train_flops", "targets", "lr"]
+    assert single[equal].equals(double[equal])
+    first = single.eval(f"step <= {WARM_UP_STEPS} and split == 'train'")
+    assert first.sum() >= WARM_UP_STEPS
     for column in ("loss", "grad_norm"):
-        np.testing.assert_allclose(two[column][first], one[column][first], rtol=1e-5)
-    last = one.eval("step == step.max() and split == 'heldout' and kind == 'all'")
-    np.testing.assert_allclose(two["loss"][last], one["loss"][last], rtol=0.01)
+        np.testing.assert_allclose(double[column][first], single[column][first], rtol=1e-5)
+    last = single.eval("step == step.max() and split == 'heldout' and kind == 'all'")
+    np.testing.assert_allclose(double["loss"][last], single["loss"][last], rtol=0.01)
 
 
 def _train_part(
-    run: RunDirectory, rank: int, size: int, place: str, root: Path, until: int, late: bool
+    run: RunDirectory, rank: int, size: int, meeting: str, root: Path, until: int, late: bool
 ) -> None:
-    """Trains on to a step; a node that sees files late has no list of the newest checkpoint yet."""
+    """Train up to a step; with `late`, the newest checkpoint is not listed, as on a slow disk."""
     if late:
-        find = checkpoint._newest_first
-        checkpoint._newest_first = lambda folder: find(folder)[1:]
-    trainer = Trainer(run, root, meet_at(place, rank, size))
+        list_paths = checkpoint._list_newest_first
+        checkpoint._list_newest_first = lambda folder: list_paths(folder)[1:]
+    trainer = Trainer(run, root, meet_at(meeting, rank, size))
     trainer.train(lambda: trainer.step >= until)
     os._exit(0)
 
 
 @pytest.mark.slow
-def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: Path) -> None:
+def test_all_processes_resume_from_the_checkpoint_of_the_first(tmp_path: Path) -> None:
     calm, _ = study(tmp_path / "calm")
     together(calm, 2, _train_part, calm.path.parent.parent, 1000, False)
     run, root = study(tmp_path / "late")
@@ -99,24 +100,27 @@ def test_all_processes_go_on_from_the_checkpoint_that_the_first_finds(tmp_path: 
 
 
 def _train_slowly(
-    run: RunDirectory, rank: int, size: int, place: str, root: Path, what: str
+    run: RunDirectory, rank: int, size: int, meeting: str, root: Path, source: str
 ) -> None:
-    """Trains where one process reads until the other waits for it elsewhere than in a sum, which has a limit."""
-    ranks = meet_at(place, rank, size)
-    owner, name, late = SLOW_READS[what]
-    read, wait, waits = getattr(owner, name), Ranks.wait, itertools.count(1)
+    """Train with a process that reads until the other waits for it at a barrier.
+
+    A wait in a sum would have a shorter limit.
+    """
+    ranks = meet_at(meeting, rank, size)
+    owner, name, late = SLOW_READS[source]
+    read, barrier, numbers = getattr(owner, name), Ranks.barrier, itertools.count(1)
 
     def counted(self: Ranks) -> None:
-        (run.path / f"{rank}-waits-{next(waits)}").touch()
-        wait(self)
+        (run.path / f"{rank}-barrier-{next(numbers)}").touch()
+        barrier(self)
 
     def slow(*arguments: object) -> object:
         if rank == late:
-            waited = len(list(run.path.glob(f"{late}-waits-*")))
-            wait_for((run.path / f"{1 - late}-waits-{waited + 1}").exists)
+            count = len(list(run.path.glob(f"{late}-barrier-*")))
+            wait_for((run.path / f"{1 - late}-barrier-{count + 1}").exists)
         return read(*arguments)
 
-    Ranks.wait = counted
+    Ranks.barrier = counted
     setattr(owner, name, slow)
     trainer = Trainer(run, root, ranks)
     assert trainer.step == 20
@@ -127,15 +131,15 @@ def _train_slowly(
 SLOW_READS = {
     "data": (loop, "Windows", 1),
     "the first's checkpoint": (loop, "load_checkpoint", 0),
-    "another's checkpoint": (loop, "load_same", 1),
+    "another's checkpoint": (loop, "load_checkpoint_at", 1),
 }
 
 
-@pytest.mark.parametrize("what", SLOW_READS)
-def test_processes_wait_for_one_that_reads_slowly(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("source", SLOW_READS)
+def test_processes_wait_for_a_slow_read(tmp_path: Path, source: str) -> None:
     run, root = study(tmp_path / "slow")
     together(run, 2, _train_part, root, 20, False)
-    together(run, 2, _train_slowly, root, what)
+    together(run, 2, _train_slowly, root, source)
     assert run.checkpointed_step() == 21
 
 
@@ -143,8 +147,8 @@ def _fail(self: Trainer) -> torch.Tensor:
     raise RunError("out of memory with one sequence")
 
 
-def _fail_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
-    ranks = meet_at(place, rank, size)
+def _fail_part(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
+    ranks = meet_at(meeting, rank, size)
     if rank == 1:
         os.environ["SLURMD_NODENAME"] = "n2"
         Trainer._update = _fail
@@ -152,21 +156,19 @@ def _fail_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
     os._exit(0)
 
 
-def test_a_run_that_fails_in_another_process_says_why_and_where(tmp_path: Path) -> None:
-    """The first process only sees that the other is gone."""
+def test_a_failure_in_another_process_is_reported_with_reason_and_node(tmp_path: Path) -> None:
+    """The error of the first process is only the loss of the other."""
     run, _ = study(tmp_path / "failing")
     together(run, 4, _fail_part)
     state, reason = run.state(), "in process 1 of 4: out of memory with one sequence"
     assert (state["state"], state["failed_on"], state["reason"]) == ("failed", ["n2"], reason)
-    assert failure_of_another(run, 1) == (
-        reason,
-        "n2",
-    )  # the others, which saw it go, have said nothing
+    # The remaining processes, which lost their peer, have reported nothing.
+    assert failure_of_another(run, 1) == (reason, "n2")
 
 
-def _fail_late_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
-    """The second process fails when the first is gone and the next attempt has begun."""
-    ranks = meet_at(place, rank, size)
+def _fail_late_part(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
+    """Fail in the second process after the first is gone and the next attempt has begun."""
+    ranks = meet_at(meeting, rank, size)
 
     def end(self: Trainer) -> torch.Tensor:
         if rank == 0:
@@ -180,7 +182,7 @@ def _fail_late_part(run: RunDirectory, rank: int, size: int, place: str) -> None
     os._exit(0)
 
 
-def test_a_late_process_of_an_attempt_says_nothing_of_the_next(tmp_path: Path) -> None:
+def test_a_late_failure_of_an_attempt_does_not_count_for_the_next(tmp_path: Path) -> None:
     run, _ = study(tmp_path / "late")
 
     def begin_another() -> None:
@@ -196,9 +198,9 @@ def test_a_late_process_of_an_attempt_says_nothing_of_the_next(tmp_path: Path) -
     assert failure_of_another(run, 2) is None
 
 
-def _lose_part(run: RunDirectory, rank: int, size: int, place: str, job: bool) -> None:
-    """The second process dies, as with its node, or where it is killed for memory."""
-    ranks = meet_at(place, rank, size)
+def _lose_part(run: RunDirectory, rank: int, size: int, meeting: str, job: bool) -> None:
+    """End the second process at once, as if its node died or it was killed for memory."""
+    ranks = meet_at(meeting, rank, size)
     if job:
         os.environ["SUBMITIT_EXECUTOR"] = "slurm"
     if rank == 1:
@@ -207,8 +209,8 @@ def _lose_part(run: RunDirectory, rank: int, size: int, place: str, job: bool) -
     os._exit(0)
 
 
-def test_of_a_process_that_died_slurm_knows_how(tmp_path: Path) -> None:
-    """No failure is counted, and the node that is left is not to blame."""
+def test_the_reason_of_a_dead_process_is_left_to_slurm(tmp_path: Path) -> None:
+    """No failure is counted, and the remaining node is not blamed."""
     run, _ = study(tmp_path / "lost")
     together(run, 4, _lose_part, True)
     state = run.state()
@@ -218,15 +220,15 @@ def test_of_a_process_that_died_slurm_knows_how(tmp_path: Path) -> None:
     assert not run.is_leased()
 
 
-def test_outside_a_job_a_run_that_lost_a_process_has_failed(tmp_path: Path) -> None:
+def test_outside_a_job_the_loss_of_a_process_is_a_failure(tmp_path: Path) -> None:
     run, _ = study(tmp_path / "lost")
     together(run, 2, _lose_part, False)
     assert run.state()["state"] == "failed"
     assert " by peer" in run.state()["reason"]
 
 
-def _measure_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
-    module.join = lambda: meet_at(place, rank, size)
+def _measure_part(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
+    module.join_job = lambda: meet_at(meeting, rank, size)
     if rank == 1:
         Trainer._update = _fail
     with pytest.raises(SystemExit):
@@ -234,7 +236,9 @@ def _measure_part(run: RunDirectory, rank: int, size: int, place: str) -> None:
     os._exit(0)
 
 
-def test_a_measurement_that_fails_in_another_process_says_why(tmp_path: Path) -> None:
+def test_a_failed_measurement_in_another_process_is_reported_with_its_reason(
+    tmp_path: Path,
+) -> None:
     run, _ = study(tmp_path / "failing")
     (run.path.parent / ORDER).write_text(
         json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0})
@@ -243,31 +247,35 @@ def test_a_measurement_that_fails_in_another_process_says_why(tmp_path: Path) ->
     assert (run.path / FAILED).read_text() == "RunError: out of memory with one sequence\n"
 
 
-GONE = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"
-RESET = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:7: Connection reset by peer"
-SLOW = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
-NCCL_GONE = (
+TCP = "[/pytorch/third_party/gloo/gloo/transport/tcp"
+GLOO_CLOSED = f"{TCP}/pair.cc:547] Connection closed by peer [10.0.0.2]:4711"
+GLOO_RESET = f"{TCP}/pair.cc:537] Read error [10.0.0.2]:7: Connection reset by peer"
+GLOO_TIMEOUT = f"{TCP}/unbound_buffer.cc:78] Timed out waiting 600000ms for recv"
+NCCL_REMOTE = (
     "NCCL error: remote process exited or there was a network error\nncclRemoteError: A call failed"
 )
-NCCL_OWN = "NCCL error: invalid usage\nncclInvalidUsage: Duplicate GPU detected: rank 0 and rank 1 both on CUDA device"
+NCCL_LOCAL = (
+    "NCCL error: invalid usage\n"
+    "ncclInvalidUsage: Duplicate GPU detected: rank 0 and rank 1 both on CUDA device"
+)
 
 
 @pytest.mark.parametrize(
-    ("error", "gone"),
+    ("error", "is_loss"),
     [
-        (RuntimeError(GONE), True),
-        (RuntimeError(RESET), True),
-        (RuntimeError(SLOW), False),
+        (RuntimeError(GLOO_CLOSED), True),
+        (RuntimeError(GLOO_RESET), True),
+        (RuntimeError(GLOO_TIMEOUT), False),
         (RuntimeError("CUDA error: an illegal memory access"), False),
         (BrokenPipeError(32, "Broken pipe"), False),
-        (dist.DistBackendError(NCCL_GONE), True),
-        (dist.DistBackendError(NCCL_OWN), False),
+        (dist.DistBackendError(NCCL_REMOTE), True),
+        (dist.DistBackendError(NCCL_LOCAL), False),
         (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), True),
         (dist.DistStoreError("wait timeout after 7200000ms, keys: /isoflop/all/1"), False),
     ],
 )
-def test_what_only_says_that_another_is_gone_is_no_reason(error: Exception, gone: bool) -> None:
-    assert is_end_of_another(error) == gone
+def test_errors_about_a_lost_peer_are_recognised(error: Exception, is_loss: bool) -> None:
+    assert is_peer_loss(error) == is_loss
 
 
 # As a job
@@ -281,46 +289,47 @@ JOB = {
     "SLURM_JOB_NODELIST": "localhost",
     "SLURM_NODEID": "0",
 }
-LEFT = {
+SHELL = {
     "MASTER_PORT": "1",
     "MASTER_ADDR": "nowhere",
     "RANK": "7",
     "WORLD_SIZE": "9",
     "CUDA_VISIBLE_DEVICES": "4,5",
 }
-"""What a shell may hold that a study is submitted from, and what SLURM says of GPUs."""
+"""Variables of the shell from which a study is submitted, and SLURM's variable of GPUs."""
 
-EPHEMERAL = 32_768
-"""The first of the ports that Linux gives to connections that name none."""
+FIRST_EPHEMERAL_PORT = 32_768
+"""First of the ports that Linux gives to connections that request none."""
 
 
 def free_job(restarts: int) -> tuple[str, int]:
-    """A job's number and the port that it meets at, which no test beside this one has, and none had just before."""
+    """Return the number of a job and its rendezvous port, which no other recent test uses."""
     number = 100 * os.getpid()
     while True:
         number += 1
-        drawn = random.Random(str(number)).randint(20_000, 60_000)  # as submitit draws it
-        port = module.FIRST_PORT + (drawn + restarts) % module.PORTS
+        drawn = random.Random(str(number)).randint(20_000, 60_000)  # submitit's own formula
+        port = module.FIRST_PORT + (drawn + restarts) % module.PORT_COUNT
         with socket.socket() as trial, contextlib.suppress(OSError):
             trial.bind(("", port))
-            if port < EPHEMERAL < drawn:
+            if port < FIRST_EPHEMERAL_PORT < drawn:
                 return str(number), port
 
 
 MEETS = """
 import atexit, os
 import torch.distributed as dist
-from isoflop.training.distributed import join
+from isoflop.training.distributed import join_job
 
 atexit.register(lambda: print("left", not dist.is_initialized()))
-ranks = join(on_gpus=False)
-print(ranks.any(ranks.rank == 1), ranks.of_first(ranks.rank + 5), os.environ["CUDA_VISIBLE_DEVICES"])
+ranks = join_job(on_gpus=False)
+devices = os.environ["CUDA_VISIBLE_DEVICES"]
+print(ranks.any(ranks.rank == 1), ranks.broadcast(ranks.rank + 5), devices)
 """
 
 
 def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
-    """Threads of gloo that are still there when Python ends may end it with SIGABRT, and its job has failed then."""
-    job = {**os.environ, **JOB, "SLURM_JOB_ID": free_job(0)[0], **LEFT}
+    """Threads of gloo that outlive Python may end it with SIGABRT, and its job then fails."""
+    job = {**os.environ, **JOB, "SLURM_JOB_ID": free_job(0)[0], **SHELL}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", MEETS],
@@ -336,25 +345,25 @@ def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
     assert [process.returncode for process in processes] == [0, 0]
 
 
-FINDS_ITS_PORT_TAKEN = """
-from isoflop.training import distributed as ranks
+RETRIES_ITS_PORT = """
+from isoflop.training import distributed
 
-ranks.time.sleep = lambda _: (print("taken", flush=True), input())
-print(ranks.join(on_gpus=False).size)
+distributed.time.sleep = lambda _: (print("taken", flush=True), input())
+print(distributed.join_job(on_gpus=False).size)
 """
-"""Says that its port is taken, and tries again once it is told to."""
+"""Prints that its port is taken, and retries after a line on stdin."""
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
-def test_the_port_where_a_job_meets_is_tried_again_while_it_is_taken(restarts: int) -> None:
-    """It is one that no connection has by chance, and another at every start."""
+def test_the_rendezvous_port_of_a_job_is_retried_while_it_is_taken(restarts: int) -> None:
+    """No connection has it by chance, and it changes at every start."""
     number, port = free_job(restarts)
     job = {**os.environ, **JOB, "SLURM_JOB_ID": number, "SLURM_RESTART_COUNT": str(restarts)}
     with socket.socket() as taken:
         taken.bind(("", port))
         first, second = (
             subprocess.Popen(
-                [sys.executable, "-c", FINDS_ITS_PORT_TAKEN],
+                [sys.executable, "-c", RETRIES_ITS_PORT],
                 env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -370,11 +379,11 @@ def test_the_port_where_a_job_meets_is_tried_again_while_it_is_taken(restarts: i
 def test_a_shell_in_an_allocation_is_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**JOB, "SUBMITIT_EXECUTOR": "local", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert join() == Ranks()
+    assert join_job() == Ranks()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_job_with_gpus_that_torch_does_not_see_fails(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_job_with_gpus_that_torch_does_not_find_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = study(tmp_path / "blind")

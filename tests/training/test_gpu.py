@@ -1,4 +1,4 @@
-"""What holds on a GPU, at SODA's vocabulary: run by `make test-gpu` where there is one."""
+"""Training on a GPU, with SODA's vocabulary: run by `make test-gpu` on a machine with a GPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from support.studies import exact, final_weights, start, tiny_plan, train_togeth
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
-from isoflop.data.vocabulary import vocabulary
+from isoflop.data.vocabulary import build_vocabulary
+from isoflop.frames import Floats
 from isoflop.launching.records.sweep_directory import run_config
 from isoflop.planning.plan import plan
-from isoflop.planning.sizing import MEMORY_SHARE, needed_bytes
+from isoflop.planning.sizing import USABLE_MEMORY_SHARE, estimate_memory_bytes
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import devices
 from isoflop.training.loop import Trainer
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore"),  # as in test_compiled.py
     pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="no NVIDIA GPU; where there is one: make test-gpu"
+        not torch.cuda.is_available(), reason="no NVIDIA GPU; on a machine with one: make test-gpu"
     ),
 ]
 
@@ -46,107 +47,103 @@ data: {codec: mimi, text_tokenizer: stanford-crfm/marin-tokenizer, mixture: {spe
 train: {evals: 2, log_points: 1000}
 metric: {set: heldout, kind: all, tokens: 8192}
 """
-STEPS, BATCH, WORDS = 60, 8, 500
-NEAR = 0.003
-"""Of a loss, between runs whose sums were taken in another order or precision."""
+STEPS, BATCH, DISTINCT_TOKENS = 60, 8, 500
+LOSS_TOLERANCE = 0.003
+"""Relative difference of losses between runs with sums in another order or precision."""
 
 
 def study(folder: Path, *overrides: str) -> tuple[RunDirectory, Path]:
-    """A short run of SODA's smallest model on a few random words, which are learnt, and the folder of runs."""
+    """Make a short run of SODA's smallest model; return it and the folder of runs.
+
+    Its data is drawn from a few random tokens, whose frequencies are learnt.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "gpu.yaml").write_text(SWEEP)
-    found, root = plan(folder / "gpu.yaml", overrides), folder / "runs"
-    ids, generator = (
-        vocabulary(found.sweep.data.codec, found.sweep.data.text_tokenizer),
-        np.random.default_rng(0),
-    )
-    words = generator.integers(0, ids.size, WORDS)
+    made, root = plan(folder / "gpu.yaml", overrides), folder / "runs"
+    data = made.sweep.data
+    ids, generator = build_vocabulary(data.codec, data.text_tokenizer), np.random.default_rng(0)
+    tokens = generator.integers(0, ids.size, DISTINCT_TOKENS)
+    target = data_folder(root, data)
     shards = tuple(
-        write_shard(
-            data_folder(root, found.sweep.data),
-            split,
-            split,
-            [generator.choice(words, tokens)],
-            0.0,
-            ids,
-        )
-        for split, tokens in (("train", 1 << 18), ("heldout", 1 << 14))
+        write_shard(target, split, split, [generator.choice(tokens, size)], 0.0, ids)
+        for split, size in (("train", 1 << 18), ("heldout", 1 << 14))
     )
-    Manifest(ids, shards, data_identity(found.sweep.data), {}).write(
-        data_folder(root, found.sweep.data)
-    )
-    config = run_config(found.sweep, found.runs[0])
+    Manifest(ids, shards, data_identity(data), {}).write(target)
+    config = run_config(made.sweep, made.runs[0])
     config["run"].update(steps=STEPS, batch_size=BATCH)
-    run = RunDirectory(root / found.sweep.name / found.runs[0].run_id)
+    run = RunDirectory(root / made.sweep.name / made.runs[0].run_id)
     run.create(config)
     return run, root
 
 
 def train_in(run: RunDirectory, root: Path, compiled: bool, *, kill_at: int | None = None) -> None:
-    """Trains in a process of its own; one to be killed at a step is stopped before, at a third of it."""
+    """Train in a child process; stop and resume at a third of `kill_at`, then kill at that step."""
     process = start(_train, run, root, compiled, kill_at)
     process.join()
     assert process.exitcode == (0 if kill_at is None else -signal.SIGKILL)
 
 
 def _train(run: RunDirectory, root: Path, compiled: bool, kill_at: int | None) -> None:
-    devices.COMPILED_FROM_FLOPS = 0.0 if compiled else float("inf")
+    devices.MIN_COMPILED_FLOPS = 0.0 if compiled else float("inf")
     if kill_at is not None:
         trainer = Trainer(run, root)
         assert trainer.train(lambda: trainer.step == kill_at // 3) == "pending"
-        again = Trainer(run, root)
-        again.train(lambda: again.step == kill_at and os.kill(os.getpid(), signal.SIGKILL) is None)
+        resumed = Trainer(run, root)
+        resumed.train(
+            lambda: resumed.step == kill_at and os.kill(os.getpid(), signal.SIGKILL) is None
+        )
     assert Trainer(run, root).train(lambda: False) == "done"
 
 
-def losses_of(run: RunDirectory) -> np.ndarray:
-    """Training losses of every step."""
+def training_losses(run: RunDirectory) -> Floats:
+    """Return the training losses of every step."""
     return run.log().query("split == 'train' and kind == 'all'")["loss"].to_numpy()
 
 
-def assert_near(losses: np.ndarray, others: np.ndarray) -> None:
+def assert_close(losses: Floats, others: Floats) -> None:
     print("largest relative difference", np.abs(losses / others - 1).max())
-    np.testing.assert_allclose(losses, others, rtol=NEAR)
+    np.testing.assert_allclose(losses, others, rtol=LOSS_TOLERANCE)
+
+
+EQUAL_COLUMNS = ["step", "split", "kind", "tokens", "targets", "lr"]
+"""Columns of the loss log that do not depend on the order of sums."""
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_has_the_losses_of_an_undisturbed_one(
     tmp_path: Path, deterministic: bool, compiled: bool
 ) -> None:
-    how = f"train.deterministic={deterministic}"
+    override = f"train.deterministic={deterministic}"
     (whole, root), (killed, other_root) = (
-        study(tmp_path / name, how) for name in ("whole", "killed")
+        study(tmp_path / name, override) for name in ("whole", "killed")
     )
     train_in(whole, root, compiled)
     train_in(killed, other_root, compiled, kill_at=35)
     assert killed.checkpointed_step() == 11
     train_in(killed, other_root, compiled)
-    assert_near(losses_of(killed), losses_of(whole))
-    same = (
-        exact(whole).columns
-        if deterministic
-        else ["step", "split", "kind", "tokens", "targets", "lr"]
-    )
-    assert_frame_equal(exact(whole).loc[:, same], exact(killed).loc[:, same], check_exact=True)
+    assert_close(training_losses(killed), training_losses(whole))
+    equal = exact(whole).columns if deterministic else EQUAL_COLUMNS
+    assert_frame_equal(exact(whole).loc[:, equal], exact(killed).loc[:, equal], check_exact=True)
     if deterministic:
-        ours, theirs = final_weights(whole), final_weights(killed)
-        assert all(ours[name].equal(theirs[name]) for name in ours)
+        expected, weights = final_weights(whole), final_weights(killed)
+        assert all(expected[name].equal(weights[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("size", "nccl"), [(2, False), (2, True), (4, True), (8, True)])
 def test_processes_train_as_one(tmp_path: Path, size: int, nccl: bool) -> None:
-    """By gloo on one GPU; by NCCL, as in a job, with one each."""
+    """With gloo they share one GPU; with NCCL, as in a job, each has a GPU."""
     if nccl and torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} GPUs")
-    (one, one_root), (several, several_root) = (
-        study(tmp_path / name) for name in ("one", "several")
+    (single, single_root), (parallel, parallel_root) = (
+        study(tmp_path / name) for name in ("single", "parallel")
     )
-    train_together(one, one_root, 1, nccl=nccl)
-    train_together(several, several_root, size, nccl=nccl)
-    same = ["step", "split", "kind", "tokens", "targets", "lr"]
-    assert_frame_equal(one.log().loc[:, same], several.log().loc[:, same], check_exact=True)
-    assert_near(losses_of(several), losses_of(one))
+    train_together(single, single_root, 1, nccl=nccl)
+    train_together(parallel, parallel_root, size, nccl=nccl)
+    assert_frame_equal(
+        single.log().loc[:, EQUAL_COLUMNS], parallel.log().loc[:, EQUAL_COLUMNS], check_exact=True
+    )
+    assert_close(training_losses(parallel), training_losses(single))
 
 
 def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:
@@ -164,7 +161,7 @@ def test_a_sweep_runs_on_the_gpu_of_this_machine(tmp_path: Path) -> None:
     assert np.isfinite(runs["mfu"].to_numpy()).all()
 
 
-def test_compiled_or_not_in_bf16_or_not_a_run_has_about_the_same_losses(tmp_path: Path) -> None:
+def test_compilation_and_bf16_change_losses_little(tmp_path: Path) -> None:
     losses = []
     for name, compiled, precision in (
         ("fast", True, "bf16"),
@@ -173,30 +170,31 @@ def test_compiled_or_not_in_bf16_or_not_a_run_has_about_the_same_losses(tmp_path
     ):
         run, root = study(tmp_path / name, f"train.precision={precision}")
         train_in(run, root, compiled)
-        losses.append(losses_of(run))
-    fast, eager, exactly = losses
-    assert len(exactly) == STEPS
-    assert exactly[-1] < exactly[0] - 1
-    assert_near(fast, exactly)
-    assert_near(eager, exactly)
+        losses.append(training_losses(run))
+    fast, eager, reference = losses
+    assert len(reference) == STEPS
+    assert reference[-1] < reference[0] - 1
+    assert_close(fast, reference)
+    assert_close(eager, reference)
 
 
 @pytest.mark.parametrize("width", [256, 768])
-def test_a_model_takes_about_the_memory_that_the_plan_says(tmp_path: Path, width: int) -> None:
+def test_a_model_takes_about_the_memory_of_the_plan(tmp_path: Path, width: int) -> None:
     run, root = study(tmp_path, "seq_len=4096", f"widths=[{width}]", "budgets=[9e18]")
-    one = measure(run, root, 0.5, gpus=1)
-    assert one.gpus == 1
-    assert one.mfu is not None
-    assert 0.02 < one.mfu < 0.7
-    estimate = needed_bytes(one.shape, one.micro_batch, one.checkpointing)
-    assert 0.5 * estimate < one.memory_bytes < estimate / MEMORY_SHARE
+    measured = measure(run, root, 0.5, gpus=1)
+    assert measured.gpus == 1
+    assert measured.mfu is not None
+    assert 0.02 < measured.mfu < 0.7
+    estimate = estimate_memory_bytes(measured.shape, measured.micro_batch, measured.checkpointing)
+    assert 0.5 * estimate < measured.memory_bytes < estimate / USABLE_MEMORY_SHARE
 
 
-def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Path) -> None:
-    """No C compiler on the path: one line says so."""
+def test_a_run_is_trained_without_a_compiler(tmp_path: Path) -> None:
+    """One line of the log reports that there is no C compiler on the path."""
     run, root = study(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from studies import train_here; from isoflop.runs.run_directory import RunDirectory; "
+        "import sys; from pathlib import Path; from support.studies import train_here; "
+        "from isoflop.runs.run_directory import RunDirectory; "
         "train_here(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]))"
     )
     caches = {
@@ -213,4 +211,4 @@ def test_where_torch_can_not_compile_a_run_is_trained_all_the_same(tmp_path: Pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert run.done
-    assert done.stderr.count("torch.compile does not work here") == 1
+    assert done.stderr.count("torch.compile does not work on this machine") == 1

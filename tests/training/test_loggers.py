@@ -1,4 +1,4 @@
-"""Loggers: they show what the loss log has, and nothing that happens to them changes a run."""
+"""Loggers show the rows of the loss log, and their failures change no run."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from wandb.proto import wandb_internal_pb2
 
 from isoflop.errors import ConfigError
-from isoflop.launching.prepare_data import train_study
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan, plan
 from isoflop.runs.loss_log import log_row
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.studies import train_study
 from isoflop.training import loggers
 from isoflop.training.loggers import Loggers, WandB
 from isoflop.training.loop import Trainer, train
+from isoflop.training.run_config import RunConfig, read_run_config
 
 BOTH = "train.loggers=[tensorboard, wandb]"
 STEPS = 71
 HParamsPluginData: Any = vars(plugin_data_pb2)["HParamsPluginData"]
 Record: Any = vars(wandb_internal_pb2)["Record"]
-Shown = dict[tuple[str, int], float]
-"""Values by name and step."""
+Values = dict[tuple[str, int], float]
+"""Logged values by name and step."""
 
 
 def forget_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever runs the tests may use W&B too."""
+    """Remove the user's settings of W&B, who may use it too."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -62,34 +63,34 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_settings(monkeypatch)
 
 
-def rows_of(run: RunDirectory) -> Shown:
-    """What a logger has to show: the rows of the loss log."""
-    wanted: Shown = {}
+def expected_values(run: RunDirectory) -> Values:
+    """Return the values of the loss log, all of which a logger must show."""
+    values: Values = {}
     for row in run.log().to_dict("records"):
         split, step, whole = row["split"], int(row["step"]), row["kind"] == "all"
-        wanted[f"{split}/loss" if whole else f"{split}/loss_{row['kind']}", step] = row["loss"]
-        if split == "train" and whole:  # the peak of a CPU, of which mfu is a share, is not known
-            wanted |= {
+        values[f"{split}/loss" if whole else f"{split}/loss_{row['kind']}", step] = row["loss"]
+        if split == "train" and whole:  # not mfu: the peak FLOP/s of a CPU is not known
+            values |= {
                 (f"train/{name}", step): row[name]
                 for name in ("lr", "grad_norm", "tokens_per_second")
             }
-    return wanted
+    return values
 
 
-def tensorboard(run: RunDirectory) -> Shown:
-    """What TensorBoard shows of a run, by its own reader; no step may be there twice."""
+def tensorboard(run: RunDirectory) -> Values:
+    """Return TensorBoard's values of a run, by its own reader; check that no step is repeated."""
     reader = EventAccumulator(
         str(run.path / "loggers" / "tensorboard"), size_guidance={"scalars": 0}
     )
     reader.Reload()
     points = [(tag, event) for tag in reader.Tags()["scalars"] for event in reader.Scalars(tag)]
-    shown = {(tag, event.step): event.value for tag, event in points}
-    assert len(shown) == len(points)
-    return shown
+    values = {(tag, event.step): event.value for tag, event in points}
+    assert len(values) == len(points)
+    return values
 
 
 def offline_runs(run: RunDirectory) -> list[Path]:
-    """What W&B wrote of a run, a file each start, the oldest first."""
+    """Return W&B's files of a run, one for each start, the oldest first."""
     return sorted(
         (run.path / "loggers" / "wandb").glob("offline-run-*/*.wandb"),
         key=lambda path: path.stat().st_mtime,
@@ -97,21 +98,25 @@ def offline_runs(run: RunDirectory) -> list[Path]:
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
-    """The records of an offline run: a LevelDB log of W&B's messages, in blocks of 32 KiB."""
-    content, at, message = file.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if (left := 2**15 - at % 2**15) < 7:
-            at += left
+    """Yield the records of an offline run: a LevelDB log of W&B's messages in blocks of 32 KiB."""
+    content, offset, message = file.read_bytes(), 7, b""
+    while offset + 7 <= len(content):
+        if (remaining := 2**15 - offset % 2**15) < 7:
+            offset += remaining
             continue
-        _, size, kind = struct.unpack("<IHB", content[at : at + 7])
-        message, at = message + content[at + 7 : at + 7 + size], at + 7 + size
-        if kind in (1, 4):  # whole, or the last part
+        _, size, kind = struct.unpack("<IHB", content[offset : offset + 7])
+        offset += 7
+        message, offset = message + content[offset : offset + size], offset + size
+        if kind in (1, 4):  # a complete message, or its last fragment
             yield Record.FromString(message)
             message = b""
 
 
 def finished(file: Path) -> list[Any]:
-    """The records of an offline run that is over; its process writes the last of them after it has said so."""
+    """Return the records of a finished offline run.
+
+    W&B's process writes the last of them after it has reported the end.
+    """
 
     def read() -> list[Any]:
         records = list(wandb_records(file))
@@ -120,8 +125,8 @@ def finished(file: Path) -> list[Any]:
     return wait_for(read)
 
 
-def wandb(file: Path) -> Shown:
-    shown: Shown = {}
+def wandb(file: Path) -> Values:
+    values: Values = {}
     for record in finished(file):
         items = {
             item.key or item.nested_key[0]: json.loads(item.value_json)
@@ -129,33 +134,34 @@ def wandb(file: Path) -> Shown:
         }
         for name, value in items.items():
             if "/loss" in name or name.startswith("train/"):
-                assert (name, items["_step"]) not in shown
+                assert (name, items["_step"]) not in values
                 assert items["trainer/global_step"] == items["_step"]
-                shown[name, items["_step"]] = value
-    return shown
+                values[name, items["_step"]] = value
+    return values
 
 
-def assert_shows(shown: Shown, wanted: Shown, *, rel: float) -> None:
-    assert shown.keys() == wanted.keys()
-    assert shown == pytest.approx(wanted, rel=rel)
+def assert_values(values: Values, expected: Values, *, rel: float) -> None:
+    assert values.keys() == expected.keys()
+    assert values == pytest.approx(expected, rel=rel)
 
 
-def assert_shown(run: RunDirectory) -> None:
-    """Both loggers show every row of the log once, the newest of W&B's files alone."""
-    assert_shows(tensorboard(run), rows_of(run), rel=1e-6)  # which keeps single precision
-    assert_shows(wandb(offline_runs(run)[-1]), rows_of(run), rel=1e-12)
+def assert_complete(run: RunDirectory) -> None:
+    """Check that both loggers show every row of the log once, W&B in its newest file alone."""
+    expected = expected_values(run)
+    assert_values(tensorboard(run), expected, rel=1e-6)  # TensorBoard has single precision
+    assert_values(wandb(offline_runs(run)[-1]), expected, rel=1e-12)
 
 
 def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
     assert run.run_id == other.run_id
     assert_frame_equal(exact(run), exact(other), check_exact=True)
-    ours, theirs = final_weights(run), final_weights(other)
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    weights, other_weights = final_weights(run), final_weights(other)
+    assert all(weights[name].equal(other_weights[name]) for name in other_weights)
 
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory]:
-    """A run with both loggers that nothing disturbed."""
+    """Train an undisturbed run with both loggers; return its plan and directory."""
     root, study = tiny_study(tmp_path_factory.mktemp("logged"), BOTH)
     run = run_of(root, study)
     before = torch.get_num_threads()
@@ -167,21 +173,21 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory
     return study, run
 
 
-# What they show
+# Contents
 
 
-def test_a_run_with_loggers_is_the_run_without(
+def test_loggers_change_no_result(
     logged: tuple[Plan, RunDirectory], whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     assert_same_run(logged[1], whole[2])
 
 
 def test_they_show_the_rows_of_the_log(logged: tuple[Plan, RunDirectory]) -> None:
-    assert ("heldout/loss_text", STEPS) in rows_of(logged[1])
-    assert_shown(logged[1])
+    assert ("heldout/loss_text", STEPS) in expected_values(logged[1])
+    assert_complete(logged[1])
 
 
-def test_they_know_what_the_run_is(logged: tuple[Plan, RunDirectory]) -> None:
+def test_they_have_the_settings_of_the_run(logged: tuple[Plan, RunDirectory]) -> None:
     study, run = logged
     spec = study.runs[0]
     reader = EventAccumulator(str(run.path / "loggers" / "tensorboard"))
@@ -208,23 +214,28 @@ def test_they_know_what_the_run_is(logged: tuple[Plan, RunDirectory]) -> None:
     )
 
 
-def test_only_the_first_process_has_them(study: tuple[Path, Plan]) -> None:
+def with_both(run: RunDirectory) -> RunConfig:
+    """Return a run's configuration with both loggers."""
+    return {**read_run_config(run), "loggers": ["tensorboard", "wandb"]}
+
+
+def test_only_the_first_process_has_loggers(study: tuple[Path, Plan]) -> None:
     run = run_of(*study)
-    with Loggers(run, run.config() | {"loggers": ["tensorboard", "wandb"]}, first=False) as none:
-        none.log([{"step": 1}])
+    with Loggers(run, with_both(run), first=False) as inactive:
+        inactive.log([{"step": 1}])
     assert not (run.path / "loggers").exists()
 
 
-def test_the_first_process_has_them_whatever_its_number_in_slurm(
+def test_the_first_process_has_loggers_whatever_its_rank_in_slurm(
     study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 3)
     run = run_of(*study)
     row = log_row(study[1].runs[0].shape, 1, 7, split="heldout", kind="all", loss=2.5)
-    with Loggers(run, run.config() | {"loggers": ["tensorboard", "wandb"]}) as both:
+    with Loggers(run, with_both(run)) as both:
         both.log([row])
-    wanted = {("heldout/loss", 7): 2.5}
-    assert (tensorboard(run), wandb(offline_runs(run)[0])) == (wanted, wanted)
+    expected = {("heldout/loss", 7): 2.5}
+    assert (tensorboard(run), wandb(offline_runs(run)[0])) == (expected, expected)
 
 
 def test_the_user_decides_whether_wandb_is_offline(
@@ -241,7 +252,7 @@ def test_the_user_decides_whether_wandb_is_offline(
 # Stopped, killed, resumed
 
 
-def test_a_run_that_goes_on_has_every_step_once(
+def test_a_resumed_run_has_every_step_once(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, BOTH)
@@ -249,9 +260,9 @@ def test_a_run_that_goes_on_has_every_step_once(
     for stop in (20, 40):
         trainer = Trainer(run, root)
         assert trainer.train(lambda trainer=trainer, stop=stop: trainer.step == stop) == "pending"
-        assert_shown(run)
+        assert_complete(run)
     assert train(run, root) == "done"
-    assert_shown(run)
+    assert_complete(run)
     assert_same_run(run, whole[2])
     ids = {
         record.run.run_id
@@ -264,7 +275,7 @@ def test_a_run_that_goes_on_has_every_step_once(
     assert ids == {run.run_id}
 
 
-def test_a_run_that_is_killed_has_every_step_once(
+def test_a_killed_run_has_every_step_once(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, EVERY_STEP, BOTH)
@@ -276,11 +287,11 @@ def test_a_run_that_is_killed_has_every_step_once(
         kill(process)
         assert not run.done
     assert train(run, root) == "done"
-    assert_shown(run)
+    assert_complete(run)
     assert_same_run(run, whole[2])
 
 
-def test_what_was_logged_before_there_was_a_logger_is_shown_too(tmp_path: Path) -> None:
+def test_a_logger_that_is_added_later_shows_earlier_rows(tmp_path: Path) -> None:
     root, study = tiny_study(tmp_path)
     run = run_of(root, study)
     trainer = Trainer(run, root)
@@ -288,7 +299,7 @@ def test_what_was_logged_before_there_was_a_logger_is_shown_too(tmp_path: Path) 
     assert not (run.path / "loggers").exists()
     make_directory(plan(tmp_path / "tiny.yaml", [BOTH]), root)
     assert train(run, root) == "done"
-    assert_shown(run)
+    assert_complete(run)
 
 
 # Failing
@@ -324,27 +335,29 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fail", "says"),
+    ("fail", "message"),
     [
         (
             fail_tensorboard,
-            "tensorboard failed and is left out until the run starts again; training goes on (OSError: ",
+            "tensorboard failed and is disabled until the run starts again; training continues "
+            "(OSError: ",
         ),
         (fail_later, "(ConnectionError: the network is down)"),
-        (fail_at_the_start, "wandb failed and is left out"),
+        (fail_at_the_start, "wandb failed and is disabled"),
         (
             fail_at_the_end,
-            "wandb failed and is left out until the run starts again; training goes on (TimeoutError: ",
+            "wandb failed and is disabled until the run starts again; training continues "
+            "(TimeoutError: ",
         ),
     ],
 )
-def test_a_logger_that_fails_is_warned_of_once_and_left_out(
+def test_a_failing_logger_is_reported_once_and_disabled(
     tmp_path: Path,
     whole: tuple[Path, Plan, RunDirectory],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fail: Callable[[pytest.MonkeyPatch], None],
-    says: str,
+    message: str,
 ) -> None:
     root, study = tiny_study(tmp_path, BOTH)
     run, other = run_of(root, study), run_of(root, study, 1)
@@ -352,15 +365,15 @@ def test_a_logger_that_fails_is_warned_of_once_and_left_out(
         fail(patch)
         assert train(run, root) == "done"
     (warning,) = caplog.messages
-    assert says in warning
+    assert message in warning
     assert "\n" not in warning
     assert_same_run(run, whole[2])
-    assert train(other, root) == "done"  # in the same process, as a worker does
-    assert_shown(other)
+    assert train(other, root) == "done"  # in the same process, as in a worker
+    assert_complete(other)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_disk_that_is_full_of_loggers_stops_no_run(
+def test_a_full_disk_of_the_loggers_stops_no_run(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, "train.loggers=[tensorboard]")
@@ -377,31 +390,32 @@ def test_a_disk_that_is_full_of_loggers_stops_no_run(
 
 @pytest.fixture(params=[None, "0.9.7"])
 def without_wandb(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """W&B is not installed, or in an old version; what that is called."""
+    """Hide W&B, or give it an old version; return the word for that in messages."""
 
-    def found(package: str) -> str:
+    def installed_version(package: str) -> str:
         if package != "wandb":
             return version(package)
         if request.param is None:
             raise PackageNotFoundError(package)
         return request.param
 
-    monkeypatch.setattr(loggers, "version", found)
+    monkeypatch.setattr(loggers, "version", installed_version)
     return "not installed" if request.param is None else "too old"
 
 
-def test_a_package_that_is_missing_is_said_before_anything_is_trained(
+def test_a_missing_package_is_reported_before_any_training(
     tmp_path: Path, study: tuple[Path, Plan], without_wandb: str
 ) -> None:
     root, made = study
     run = run_of(root, made)
-    says = rf"^train\.loggers: wandb is {without_wandb}; leave it out, or: \S+ -m pip install 'wandb>=0\.28'$"
-    asked = plan(tmp_path / "tiny.yaml", [BOTH])
-    with pytest.raises(ConfigError, match=says):
-        train_study(asked, root)
+    problem = rf"^train\.loggers: wandb is {without_wandb}; leave it out, or run: "
+    command = r"\S+ -m pip install 'wandb>=0\.28'$"
+    changed = plan(tmp_path / "tiny.yaml", [BOTH])
+    with pytest.raises(ConfigError, match=problem + command):
+        train_study(changed, root)
     assert run.config()["loggers"] == []
-    make_directory(asked, root)
+    make_directory(changed, root)
     for first in (True, False):  # else the others would wait for the first
-        with pytest.raises(ConfigError, match=says):
-            Loggers(run, run.config(), first)
+        with pytest.raises(ConfigError, match=problem + command):
+            Loggers(run, read_run_config(run), first)
     assert not (run.path / "loggers").exists()

@@ -1,4 +1,4 @@
-"""The training loop: what it logs, and that it learns."""
+"""The training loop: the loss log, learning, and limited memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
 from support.studies import EXACT, exact, run_of, tiny_study, trained
 
-from isoflop.data.order import Order
+from isoflop.data.order import SampleOrder
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, Windows
-from isoflop.data.vocabulary import Kind
+from isoflop.data.vocabulary import TokenKind
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
 from isoflop.runs.collect import read_runs
@@ -26,17 +26,17 @@ from isoflop.runs.loss_log import LOG_COLUMNS
 from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.training import devices, loop
 from isoflop.training.loop import Trainer, train
-from isoflop.training.loss import KINDS, by_kind
+from isoflop.training.loss import LOSS_KINDS, sum_by_kind
 from isoflop.training.weights import load_weights
 
 STEPS = 71
 
 
-def steps_of(log: pd.DataFrame, split: str, kind: str) -> list[int]:
+def list_steps(log: pd.DataFrame, split: str, kind: str) -> list[int]:
     return log.loc[(log["split"] == split) & (log["kind"] == kind), "step"].tolist()
 
 
-# What is logged
+# Loss log
 
 
 def test_the_log_has_every_step_once(whole: tuple[Path, Plan, RunDirectory]) -> None:
@@ -44,12 +44,12 @@ def test_the_log_has_every_step_once(whole: tuple[Path, Plan, RunDirectory]) -> 
     log, spec = run.log(), plan.runs[0]
     assert {name: str(dtype) for name, dtype in log.dtypes.items()} == LOG_COLUMNS
     assert spec.steps == STEPS
-    assert steps_of(log, "train", "all") == [*range(3, STEPS, 3), STEPS]
-    for kind in KINDS:
-        assert steps_of(log, "heldout", kind) == [36, STEPS]
-        seen = steps_of(log, "train", kind)  # three windows need not hold every kind
-        assert sorted(set(seen)) == seen
-        assert set(seen) <= set(steps_of(log, "train", "all"))
+    assert list_steps(log, "train", "all") == [*range(3, STEPS, 3), STEPS]
+    for kind in LOSS_KINDS:
+        assert list_steps(log, "heldout", kind) == [36, STEPS]
+        steps = list_steps(log, "train", kind)  # three windows need not hold every kind
+        assert sorted(set(steps)) == steps
+        assert set(steps) <= set(list_steps(log, "train", "all"))
     last = log.iloc[-1]
     assert (last["split"], last["step"]) == ("heldout", STEPS)
     assert last["tokens"] == spec.tokens
@@ -57,7 +57,7 @@ def test_the_log_has_every_step_once(whole: tuple[Path, Plan, RunDirectory]) -> 
     assert log["tokens"].tolist() == [32 * step for step in log["step"]]
     assert np.isfinite(log["loss"]).all()
     assert log["wall_s"].is_monotonic_increasing
-    assert log["mfu"].isna().to_numpy().all()  # no peak is known of a CPU
+    assert log["mfu"].isna().to_numpy().all()  # the peak of a CPU is not known
     speeds = log.loc[log["split"] == "train", ["tokens_per_second", "grad_norm"]]
     assert (speeds.to_numpy() > 0).all()
 
@@ -66,22 +66,25 @@ def test_targets_are_counted_by_kind(whole: tuple[Path, Plan, RunDirectory]) -> 
     root, plan, run = whole
     folder = data_folder(root, plan.sweep.data)
     windows, kinds = Windows(folder, "train", 32), Manifest.read(folder).vocabulary.kinds
-    order, log = Order(len(windows), 1, 0), run.log()
+    order, log = SampleOrder(len(windows), 1, 0), run.log()
     for step in (3, 39, 69):
         targets = np.concatenate(
             [windows[order.batch(k)][:, 1:].ravel() for k in range(step - 3, step)]
         )
         row = log.loc[(log["split"] == "train") & (log["step"] == step)].set_index("kind")
-        counts = np.bincount(kinds[targets], minlength=len(Kind))
+        counts = np.bincount(kinds[targets], minlength=len(TokenKind))
         assert row["targets"].to_dict() == {
-            "all": 96, "text": counts[Kind.TEXT], "semantic": counts[Kind.SEMANTIC], "acoustic": counts[Kind.ACOUSTIC]
-        }  # fmt: skip
+            "all": 96,
+            "text": counts[TokenKind.TEXT],
+            "semantic": counts[TokenKind.SEMANTIC],
+            "acoustic": counts[TokenKind.ACOUSTIC],
+        }
         others = row.loc[["text", "semantic", "acoustic"]]
         control = (
             row.loc["all", "targets"] * row.loc["all", "loss"]
             - (others["targets"] * others["loss"]).sum()
         )
-        assert control / counts[Kind.CONTROL] > 0
+        assert control / counts[TokenKind.CONTROL] > 0
 
 
 def test_the_heldout_loss_is_that_of_the_final_weights(
@@ -100,13 +103,13 @@ def test_the_heldout_loss_is_that_of_the_final_weights(
     assert logged.tolist() == pytest.approx([float(loss)], rel=1e-6)
 
 
-def test_it_starts_at_ln_v_and_learns(tmp_path: Path) -> None:
+def test_the_loss_starts_at_ln_v_and_falls(tmp_path: Path) -> None:
     _, _, run = trained(tmp_path, "train.log_points=1000")
     log = run.log()
     losses = log.loc[(log["split"] == "train") & (log["kind"] == "all")].set_index("step")["loss"]
     assert losses[1] == pytest.approx(math.log(518), rel=1e-6)
     assert losses[STEPS] < 0.6 * math.log(518)
-    assert steps_of(log, "train", "all") == [*range(1, STEPS + 1)]
+    assert list_steps(log, "train", "all") == [*range(1, STEPS + 1)]
 
 
 def test_the_learning_rate_follows_the_schedule(whole: tuple[Path, Plan, RunDirectory]) -> None:
@@ -132,31 +135,33 @@ def test_mfu_is_the_share_of_the_peak_that_went_into_training(
     assert read_runs(run.path.parent)["mfu"].iloc[0] == rows["mfu"].median()
 
 
-def test_a_run_that_diverges_says_what_it_has_cost_and_how_to_mend_it(tmp_path: Path) -> None:
+def test_a_diverged_run_has_its_cost_and_a_remedy_in_its_state(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.lr_scale=1e6", "train.optimizer.weight_decay=1e6")
-    run, began = run_of(root, plan), time.monotonic()
+    run, start = run_of(root, plan), time.monotonic()
     assert train(run, root) == "diverged"
     state = run.state()
-    assert 0 < state["wall_s"] <= time.monotonic() - began
+    assert 0 < state["wall_s"] <= time.monotonic() - start
     assert state["wall_s"] >= run.log()["wall_s"].max()
-    assert state["reason"].endswith("or lower train.lr_scale, which is another study (name=...)")
+    assert state["reason"].endswith("or lower train.lr_scale in another study (name=...)")
 
 
 @pytest.mark.parametrize(
-    ("stops", "said"),
+    ("stops", "warning"),
     [
         (
             [50],
-            "the only checkpoint, step-000000050.pt in {}, is damaged or not finished; the run began anew",
+            "the only checkpoint, step-000000050.pt in {}, is damaged or incomplete; "
+            "the run restarts from step 0",
         ),
         (
             [20, 50],
-            "step-000000050.pt in {}, is damaged or not finished; the run went back to step-000000020.pt",
+            "step-000000050.pt in {} is damaged or incomplete; "
+            "the run resumes from step-000000020.pt",
         ),
     ],
 )
-def test_a_damaged_checkpoint_costs_no_bit_and_is_told(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], stops: list[int], said: str
+def test_a_damaged_checkpoint_changes_no_bit_and_is_reported(
+    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], stops: list[int], warning: str
 ) -> None:
     root, plan = tiny_study(tmp_path)
     run = run_of(root, plan)
@@ -166,9 +171,9 @@ def test_a_damaged_checkpoint_costs_no_bit_and_is_told(
     newest = run.checkpoints / "step-000000050.pt"
     newest.write_bytes(newest.read_bytes()[:-9])
     assert train(run, root) == "done"
-    assert run.state()["warning"] == said.format(run.checkpoints)
+    assert run.state()["warning"] == warning.format(run.checkpoints)
     assert_frame_equal(exact(run), exact(whole[2]), check_exact=True)
-    assert read_runs(run.path.parent)["reason"].iloc[0] == said.format(run.checkpoints)
+    assert read_runs(run.path.parent)["reason"].iloc[0] == warning.format(run.checkpoints)
 
 
 def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirectory]) -> None:
@@ -185,49 +190,42 @@ def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirec
     assert not list(run.path.rglob(".*"))
 
 
-def test_a_slow_disk_is_told_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_to_a_slow_disk_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take a hundredth of the time at most, after the first."""
     root, plan = tiny_study(tmp_path)
-    reports, set_state, took = 0, RunDirectory.set_state, 0.02
+    reports, set_state, duration = 0, RunDirectory.set_state, 0.02
 
-    def slowly(run: RunDirectory, state: State, reason: str = "", **more: Any) -> None:
+    def set_state_slowly(run: RunDirectory, state: State, reason: str = "", **fields: Any) -> None:
         nonlocal reports
-        set_state(run, state, reason, **more)
-        if state == "running" and "tokens_per_second" in more:
+        set_state(run, state, reason, **fields)
+        if state == "running" and "tokens_per_second" in fields:
             reports += 1
-            time.sleep(took)
+            time.sleep(duration)
 
-    monkeypatch.setattr(RunDirectory, "set_state", slowly)
+    monkeypatch.setattr(RunDirectory, "set_state", set_state_slowly)
     monkeypatch.setattr(loop, "HEARTBEAT_S", 0.0)
-    began = time.monotonic()
+    start = time.monotonic()
     train(run_of(root, plan), root)
-    assert 1 <= reports <= 1 + (time.monotonic() - began) / (100 * took)
+    assert 1 <= reports <= 1 + (time.monotonic() - start) / (100 * duration)
 
 
-def test_parts_of_a_batch_give_the_same_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_micro_batches_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    for tokens, micro in (
-        (4096, 4),
-        (96, 2),
-        (32, 1),
-    ):  # even parts: 96 tokens hold 3 sequences, of which 2 are taken
-        monkeypatch.setattr(devices, "CPU_MICRO_TOKENS", tokens)
+    # Equal micro-batches: 96 tokens have room for 3 sequences, of which 2 are taken.
+    for tokens, micro_batch in ((4096, 4), (96, 2), (32, 1)):
+        monkeypatch.setattr(devices, "CPU_MICRO_BATCH_TOKENS", tokens)
         root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
         assert plan.runs[0].batch_size == 4
         trainer = Trainer(run_of(root, plan), root)
-        assert trainer.micro == micro
+        assert trainer.micro_batch == micro_batch
         assert trainer.train(lambda: False) == "done"
         runs.append(trainer.run.log())
+    equal = ["step", "split", "kind", "targets"]
     for log in runs[1:]:
-        assert_frame_equal(
-            log[["step", "split", "kind", "targets"]], runs[0][["step", "split", "kind", "targets"]]
-        )
+        assert_frame_equal(log[equal], runs[0][equal])
         np.testing.assert_allclose(log["loss"][:8], runs[0]["loss"][:8], rtol=1e-5)
-        np.testing.assert_allclose(
-            log["loss"], runs[0]["loss"], rtol=0.1
-        )  # steps amplify the last bits
+        # Steps amplify the last bits.
+        np.testing.assert_allclose(log["loss"], runs[0]["loss"], rtol=0.1)
 
 
 def test_z_loss_holds_the_partition_function(
@@ -250,8 +248,9 @@ def test_z_loss_holds_the_partition_function(
 
 def test_losses_by_kind_in_closed_form() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
-    sums, counts = by_kind(
-        losses, torch.tensor([Kind.CONTROL, Kind.TEXT, Kind.TEXT, Kind.SEMANTIC, 3, 3])
+    sums, counts = sum_by_kind(
+        losses,
+        torch.tensor([TokenKind.CONTROL, TokenKind.TEXT, TokenKind.TEXT, TokenKind.SEMANTIC, 3, 3]),
     )
     assert sums.tolist() == [63.0, 6.0, 8.0, 48.0]
     assert counts.tolist() == [6, 2, 1, 2]
@@ -260,18 +259,17 @@ def test_losses_by_kind_in_closed_form() -> None:
 
 def test_losses_by_kind_are_plain_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, targets = (
-        torch.randn(300, 40, generator=generator),
-        torch.randint(40, (300,), generator=generator),
-    )
+    logits = torch.randn(300, 40, generator=generator)
+    targets = torch.randint(40, (300,), generator=generator)
     kinds = torch.arange(40) % 4
-    sums, counts = by_kind(F.cross_entropy(logits, targets, reduction="none"), kinds[targets])
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    sums, counts = sum_by_kind(losses, kinds[targets])
     assert float(sums[0] / counts[0]) == pytest.approx(
         float(F.cross_entropy(logits, targets)), rel=1e-6
     )
     for kind in (1, 2, 3):
-        mine = kinds[targets] == kind
-        plain = F.cross_entropy(logits[mine], targets[mine])
+        mask = kinds[targets] == kind
+        plain = F.cross_entropy(logits[mask], targets[mask])
         assert float(sums[kind] / counts[kind]) == pytest.approx(float(plain), rel=1e-6)
 
 
@@ -282,69 +280,74 @@ def test_columns_that_repeat_are_all_but_the_times() -> None:
 # Out of memory
 
 
-def with_memory_for(trainer: Trainer, sequences: int, *, backward: bool = True) -> None:
-    """Fails as CUDA does where more sequences than that go through at once, once the first ones have gone.
+def limit_memory(trainer: Trainer, sequences: int, *, backward: bool = True) -> None:
+    """Let the trainer run out of memory, as CUDA does, with micro-batches above `sequences`.
 
-    Without `backward` that many suffice only for measuring, and any number for training.
+    The first micro-batch always fits. Without `backward` the limit is that of evaluation, and
+    training has none.
     """
-    losses, seen = trainer._losses, []
+    losses, sizes = trainer._losses, []
 
-    def short(windows_BS: torch.Tensor, *rest: float) -> tuple[torch.Tensor, ...]:
-        seen.append(len(windows_BS))
-        if len(windows_BS) > sequences and len(seen) > 1 and torch.is_grad_enabled() is backward:
+    def limited_losses(windows_BS: torch.Tensor, *rest: float) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(windows_BS))
+        if len(windows_BS) > sequences and len(sizes) > 1 and torch.is_grad_enabled() is backward:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 35.31 GiB.")
         return losses(windows_BS, *rest)
 
-    trainer._losses = short  # type: ignore[method-assign]
+    trainer._losses = limited_losses  # type: ignore[method-assign]
 
 
-def test_where_memory_is_short_less_goes_through_at_once(
+def list_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_too_little_memory_halves_the_micro_batch_of_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
-    for name, micro in (("short", 4), ("small", 2)):
+    for name, micro_batch in (("short", 4), ("small", 2)):
         root, plan = tiny_study(
             tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]"
         )
         trainer = Trainer(run_of(root, plan), root)
         assert trainer.order.batch_size == 8
-        trainer.micro = micro
-        trainer.most = 2 if name == "small" else trainer.most
+        trainer.micro_batch = micro_batch
+        trainer.max_micro_batch = 2 if name == "small" else trainer.max_micro_batch
         if name == "short":
-            with_memory_for(trainer, 2)
+            limit_memory(trainer, 2)
         assert trainer.train(lambda: False) == "done"
-        assert trainer.micro == 2
+        assert trainer.micro_batch == 2
         runs.append(trainer.run)
     assert_frame_equal(runs[0].log()[EXACT], runs[1].log()[EXACT], check_exact=True)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert said == ["out of memory: from step 0 on 2 sequences go through at once"]
+    assert list_warnings(caplog) == [
+        "out of memory: from step 0 on a micro-batch has at most 2 sequences"
+    ]
 
 
-def test_where_memory_is_short_less_is_measured_at_once(
+def test_too_little_memory_halves_the_micro_batch_of_evaluation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
     for name in ("short", "whole"):
         root, plan = tiny_study(tmp_path / name, "budgets=[2e8]", "widths=[8]")
         trainer = Trainer(run_of(root, plan), root)
-        micro = trainer.micro
+        micro_batch = trainer.micro_batch
         if name == "short":
-            with_memory_for(trainer, 3, backward=False)
+            limit_memory(trainer, 3, backward=False)
         assert trainer.train(lambda: False) == "done"
-        assert trainer.micro == micro
+        assert trainer.micro_batch == micro_batch
         runs.append(trainer.run.log()[EXACT])
     short, whole = (log.set_index(["step", "split", "kind"]) for log in runs)
     pd.testing.assert_frame_equal(short, whole, rtol=1e-6)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert all("sequences go through at once" in line for line in said)
-    assert said[-1].endswith(" on 2 sequences go through at once")
+    warnings = list_warnings(caplog)
+    assert all("out of memory: from step " in warning for warning in warnings)
+    assert warnings[-1].endswith(" on a micro-batch has at most 2 sequences")
 
 
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
     trainer = Trainer(run_of(root, plan), root)
-    with_memory_for(trainer, 0)
-    with pytest.raises(
-        RunError, match=r"^out of memory with one sequence of 32 tokens at a time; .*larger GPU"
-    ):
+    limit_memory(trainer, 0)
+    message = r"^out of memory with a micro-batch of one sequence of 32 tokens; .*larger GPU"
+    with pytest.raises(RunError, match=message):
         trainer.train(lambda: False)

@@ -1,4 +1,4 @@
-"""The decoder: its size and cost are the planner's, it sees no future, and its parts are those of their papers."""
+"""The decoder: size and cost against the planner, causality, and modules against their papers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from isoflop.training.model import NORM_EPS, Decoder, rope_tables, rotate
 PLAIN = ModelShape(
     width=16, layers=2, heads=4, kv_heads=4, head_dim=4, mlp_width=40, vocab_size=50, seq_len=24
 )
-GROUPED = dataclasses.replace(
-    PLAIN, heads=6, kv_heads=2, head_dim=8
-)  # heads * head_dim is not the width
+# The width is not heads * head_dim.
+GROUPED = dataclasses.replace(PLAIN, heads=6, kv_heads=2, head_dim=8)
 TIED = dataclasses.replace(GROUPED, layers=3, tied=True)
 ONE_KEY = ModelShape(
     width=8, layers=1, heads=3, kv_heads=1, head_dim=2, mlp_width=6, vocab_size=514, seq_len=7
@@ -30,7 +29,7 @@ BATCH = 3
 
 
 def decoder(shape: ModelShape, seed: int = 0) -> Decoder:
-    """A decoder whose every weight matters: the head too, and norms that are not one."""
+    """Return a decoder in which every weight has an effect: no head is zero, no norm is one."""
     torch.manual_seed(seed)
     model = Decoder(shape)
     with torch.no_grad():
@@ -39,7 +38,7 @@ def decoder(shape: ModelShape, seed: int = 0) -> Decoder:
     return model
 
 
-def ids_of(shape: ModelShape, seed: int = 1) -> Tensor:
+def draw_ids(shape: ModelShape, seed: int = 1) -> Tensor:
     return torch.randint(
         shape.vocab_size, (BATCH, shape.seq_len), generator=torch.Generator().manual_seed(seed)
     )
@@ -58,26 +57,24 @@ PARTS = {
 }
 
 
+def is_in_part(name: str, item: str) -> bool:
+    if item == "final_norm":
+        return name == "norm.weight"
+    return any(f".{module}" in f".{name}" for module in PARTS[item])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_part_has_the_planned_parameters(shape: ModelShape) -> None:
     counts = dict.fromkeys(PARTS, 0)
     for name, weight in Decoder(shape).named_parameters():
-        (part,) = [
-            part
-            for part, names in PARTS.items()
-            if (
-                name == "norm.weight"
-                if part == "final_norm"
-                else any(f".{piece}" in f".{name}" for piece in names)
-            )
-        ]
-        counts[part] += weight.numel()
+        (item,) = [item for item in PARTS if is_in_part(name, item)]
+        counts[item] += weight.numel()
     assert counts == shape.parameter_items()
 
 
 def counted(shape: ModelShape, backward: bool) -> dict[str, float]:
-    """FLOPs per token that torch counts under the math kernel of attention, by module and in total."""
-    model, ids = decoder(shape), ids_of(shape)
+    """Return torch's FLOPs per token by module and in total, for the math kernel of attention."""
+    model, ids = decoder(shape), draw_ids(shape)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         logits = model(ids)
         if backward:
@@ -105,15 +102,17 @@ def test_forward_flops_are_torchs_and_three_per_score(shape: ModelShape) -> None
     scores_and_values = layers("attention") - layers(*projections, "attention.output")
     assert scores_and_values == planned["scores"] + planned["values"]
     assert counts["Decoder.head"] == planned["head"]
-    # The one difference: torch counts matrix products only, the plan also scale, mask and softmax: 3 h S a layer.
+    # The only difference: torch counts matrix products alone, the plan also scale, mask and
+    # softmax, which are 3 h S a layer.
     assert planned["softmax"] == 3 * shape.heads * shape.seq_len * shape.layers
     assert counts["Global"] == shape.forward_flops_per_token - planned["softmax"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_backward_pass_costs_two_forward_passes(shape: ModelShape) -> None:
-    # Every matrix product has two in its backward pass, the first layer's too: its input is the embedding, which
-    # learns. The embedding's own gradient is an addition of rows, which neither side counts.
+    # Every matrix product has two in its backward pass, also in the first layer: its input is the
+    # embedding, which learns. The embedding's gradient is an addition of rows, which neither side
+    # counts.
     assert counted(shape, backward=True)["Global"] == 3 * (
         shape.forward_flops_per_token - shape.flops_items()["softmax"]
     )
@@ -124,7 +123,7 @@ def test_a_backward_pass_costs_two_forward_passes(shape: ModelShape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_depend_on_no_later_token(shape: ModelShape) -> None:
-    model, ids = decoder(shape), ids_of(shape)
+    model, ids = decoder(shape), draw_ids(shape)
     before = model(ids)
     for position in (1, shape.seq_len // 2, shape.seq_len - 1):
         changed = ids.clone()
@@ -136,7 +135,7 @@ def test_logits_depend_on_no_later_token(shape: ModelShape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shorter_window_is_the_beginning_of_a_longer_one(shape: ModelShape) -> None:
-    model, ids = decoder(shape), ids_of(shape)
+    model, ids = decoder(shape), draw_ids(shape)
     torch.testing.assert_close(model(ids[:, :5]), model(ids)[:, :5])
 
 
@@ -144,16 +143,16 @@ def test_a_shorter_window_is_the_beginning_of_a_longer_one(shape: ModelShape) ->
 def test_checkpointing_changes_no_gradient(shape: ModelShape) -> None:
     gradients = []
     for checkpointing in (False, True):
-        model, ids = decoder(shape), ids_of(shape)
+        model, ids = decoder(shape), draw_ids(shape)
         model.checkpointing = checkpointing
         F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
         gradients.append([weight.grad for weight in model.parameters()])
-    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+    assert all(torch.equal(plain, redone) for plain, redone in zip(*gradients, strict=True))
 
 
-def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
+def test_checkpointing_saves_less_for_the_backward_pass() -> None:
     shape = dataclasses.replace(PLAIN, layers=6)
-    kept = []
+    saved = []
     for checkpointing in (False, True):
         model, sizes = decoder(shape), []
         model.checkpointing = checkpointing
@@ -163,9 +162,9 @@ def test_checkpointing_keeps_less_for_the_backward_pass() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(ids_of(shape))
-        kept.append(sum(sizes))
-    assert kept[1] < 0.5 * kept[0]
+            model(draw_ids(shape))
+        saved.append(sum(sizes))
+    assert saved[1] < 0.5 * saved[0]
 
 
 def test_grouped_attention_is_full_attention_with_repeated_heads() -> None:
@@ -179,7 +178,7 @@ def test_grouped_attention_is_full_attention_with_repeated_heads() -> None:
                 0, 1
             )
     full.load_state_dict(weights)
-    ids = ids_of(GROUPED)
+    ids = draw_ids(GROUPED)
     torch.testing.assert_close(full(ids), grouped(ids))
 
 
@@ -192,12 +191,12 @@ def test_a_tied_head_is_the_embedding() -> None:
 @pytest.mark.parametrize("shape", [PLAIN, GROUPED, ONE_KEY])
 def test_the_first_loss_is_that_of_a_guess(shape: ModelShape) -> None:
     torch.manual_seed(0)
-    ids = ids_of(shape)
+    ids = draw_ids(shape)
     loss = F.cross_entropy(Decoder(shape)(ids).flatten(0, 1), ids.flatten())
     assert loss.item() == pytest.approx(math.log(shape.vocab_size), rel=1e-6)
 
 
-def test_weights_begin_at_the_scale_of_their_fan_in() -> None:
+def test_weights_start_at_the_scale_of_their_fan_in() -> None:
     torch.manual_seed(0)
     shape = ModelShape(
         width=256,
@@ -231,7 +230,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
 
 @pytest.mark.parametrize("shape", [PLAIN, GROUPED])
 def test_bf16_autocast_gives_nearly_the_same_loss_and_trains(shape: ModelShape) -> None:
-    model, ids = decoder(shape), ids_of(shape)
+    model, ids = decoder(shape), draw_ids(shape)
     exact = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(ids)
@@ -248,7 +247,7 @@ def test_bf16_autocast_gives_nearly_the_same_loss_and_trains(shape: ModelShape) 
 
 
 def published_frequency(index: int, head_dim: int) -> float:
-    """Llama 3.1's rope_scaling as its authors published it: by wavelength, in three bands."""
+    """Return the frequency of Llama 3.1's published rope_scaling: by wavelength, in three bands."""
     frequency = 1 / 500_000.0 ** (2 * index / head_dim)
     wavelength = 2 * math.pi / frequency
     if wavelength < 8192 / 4:
@@ -312,12 +311,12 @@ QWEN3 = {
     "up": "up_proj",
     "down": "down_proj",
 }
-"""Names of parts here, and in Hugging Face's transformers."""
+"""Names of modules in isoflop, and in Hugging Face's transformers."""
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_qwen3(shape: ModelShape) -> None:
-    """The logits of transformers' Qwen3 with the same weights, and Llama 3's scaling of RoPE."""
+    """The logits are those of transformers' Qwen3 with Llama 3's RoPE and the same weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     other = Qwen3ForCausalLM(
@@ -341,13 +340,13 @@ def test_it_is_qwen3(shape: ModelShape) -> None:
             },
         )
     ).eval()
-    ours = decoder(shape)
+    model = decoder(shape)
     weights = {
-        ".".join(QWEN3.get(part, part) for part in name.split(".")): w
-        for name, w in ours.state_dict().items()
+        ".".join(QWEN3.get(key, key) for key in name.split(".")): weight
+        for name, weight in model.state_dict().items()
     }
     other.load_state_dict(weights)
     assert other.num_parameters() == shape.params_total
-    ids = ids_of(shape)
+    ids = draw_ids(shape)
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), other(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(ids), other(ids).logits, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Cautious AdamC against a plain loop over numbers, and its state."""
+"""Cautious AdamC against a loop over single numbers, and its state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_LR = 0.02
 RATES = [0.0, 0.01, 0.02, 0.02, 0.015, 0.005]  # warm-up, stable, decay
 
 
-def plain_step(
+def reference_weights(
     weight: list[float],
     gradients: list[list[float]],
     rates: list[float],
@@ -29,7 +29,7 @@ def plain_step(
     betas: tuple[float, float],
     eps: float,
 ) -> list[float]:
-    """Weights after all steps, number by number, from the papers' formulas."""
+    """Return the weights after all steps, number by number, by the formulas of the papers."""
     beta1, beta2 = betas
     weight, mean, square = list(weight), [0.0] * len(weight), [0.0] * len(weight)
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
@@ -44,16 +44,16 @@ def plain_step(
             updates.append(corrected_mean / (corrected_square**0.5 + eps))
         agree = [u * g > 0 for u, g in zip(updates, gradient, strict=True)]
         share = sum(agree) / len(agree)
-        for i, (u, kept) in enumerate(zip(updates, agree, strict=True)):
-            moved = u / (share + eps) if kept else 0.0
-            weight[i] -= rate * moved + weight_decay * rate**2 / MAX_LR * weight[i]
+        for i, (u, agrees) in enumerate(zip(updates, agree, strict=True)):
+            scaled = u / (share + eps) if agrees else 0.0
+            weight[i] -= rate * scaled + weight_decay * rate**2 / MAX_LR * weight[i]
     return weight
 
 
-def gradients_of(shape: tuple[int, ...], seed: int, kind: str = "noise") -> list[Tensor]:
+def draw_gradients(shape: tuple[int, ...], seed: int, kind: str = "noise") -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in RATES]
-    if kind == "sparse":  # rows that appear in some steps only, as an embedding's
+    if kind == "sparse":  # rows have gradients in some steps only, as in an embedding
         rows = (shape[0], *(1 for _ in shape[1:]))
         return [gradient * (torch.rand(rows, generator=generator) > 0.6) for gradient in drawn]
     if kind == "tiny":
@@ -82,19 +82,18 @@ def test_steps_are_those_of_the_formula(
     dtype: torch.dtype,
     tolerance: float,
 ) -> None:
-    begun = torch.linspace(-1, 1, 40, dtype=torch.float64)[: torch.Size(shape).numel()].reshape(
-        shape
-    )
-    gradients = gradients_of(shape, seed=3, kind=kind)
-    expected = plain_step(
-        begun.flatten().tolist(),
+    numbers = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    initial = numbers[: torch.Size(shape).numel()].reshape(shape)
+    gradients = draw_gradients(shape, seed=3, kind=kind)
+    expected = reference_weights(
+        initial.flatten().tolist(),
         [g.flatten().tolist() for g in gradients],
         RATES,
         weight_decay,
         betas,
         eps,
     )
-    weight = torch.nn.Parameter(begun.to(dtype))
+    weight = torch.nn.Parameter(initial.to(dtype))
     optimizer = CautiousAdamC(
         [weight], max_lr=MAX_LR, betas=betas, eps=eps, weight_decay=weight_decay
     )
@@ -117,7 +116,7 @@ def take_step(
 
 
 def test_the_first_step_moves_every_number_by_the_rate() -> None:
-    """Bias correction makes the first update the gradient's sign, and all of it agrees with the gradient."""
+    """Bias correction makes the first update the gradient's sign, so all of it agrees."""
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
     take_step(
@@ -127,7 +126,7 @@ def test_the_first_step_moves_every_number_by_the_rate() -> None:
 
 
 def test_a_weight_of_very_many_numbers_moves_as_others_do() -> None:
-    """In float32 a count that is added up one by one stops at 2^24, 45 % of the numbers of SODA's smallest head."""
+    """In float32 a count in steps of one stops at 2^24, 45% of SODA's smallest head."""
     weight = torch.nn.Parameter(torch.zeros(3 << 23))
     weight.grad = torch.full_like(weight, 1e-3)
     CautiousAdamC([weight], max_lr=MAX_LR, betas=(0.95, 0.98), weight_decay=0.0).step()
@@ -150,19 +149,17 @@ def test_gradients_of_very_many_numbers_are_clipped_by_their_norm() -> None:
     torch.testing.assert_close(large.grad[:1000], before * 2 / exact, rtol=1e-4, atol=0.0)
 
 
-def test_an_update_against_the_gradient_is_held_back_and_the_rest_scaled_up() -> None:
+def test_an_update_against_the_gradient_is_masked_and_the_rest_scaled_up() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
-    ones = torch.ones(4, dtype=torch.float64)
-    take_step(optimizer, [weight], [ones], 0.1)
+    take_step(optimizer, [weight], [torch.ones(4, dtype=torch.float64)], 0.1)
     before = weight.detach().clone()
-    turned = torch.tensor(
-        [1.0, 1.0, 1.0, -0.5], dtype=torch.float64
-    )  # its mean still points the other way
+    # The mean of the last number still has the other sign.
+    turned = torch.tensor([1.0, 1.0, 1.0, -0.5], dtype=torch.float64)
     take_step(optimizer, [weight], [turned], 0.1)
-    moved = (weight - before).tolist()
-    assert moved[3] == 0.0
-    assert moved[:3] == pytest.approx([-0.1 / 0.75] * 3)
+    change = (weight - before).tolist()
+    assert change[3] == 0.0
+    assert change[:3] == pytest.approx([-0.1 / 0.75] * 3)
 
 
 @pytest.mark.parametrize(("rate", "shrink"), [(0.02, 0.1 * 0.02), (0.01, 0.1 * 0.005), (0.0, 0.0)])
@@ -177,7 +174,7 @@ def test_decay_falls_with_the_square_of_the_rate(rate: float, shrink: float) -> 
 def test_gradients_of_no_or_extreme_size_leave_finite_weights(scale: float) -> None:
     weight = torch.nn.Parameter(torch.ones(8))
     optimizer = CautiousAdamC([weight], max_lr=0.1, betas=(0.95, 0.98), weight_decay=0.0)
-    for gradient in gradients_of((8,), seed=0)[:4]:
+    for gradient in draw_gradients((8,), seed=0)[:4]:
         take_step(optimizer, [weight], [(gradient * scale).float().clamp(-1e18, 1e18)], 0.1)
     assert weight.isfinite().all()
     if scale == 0:
@@ -187,59 +184,61 @@ def test_gradients_of_no_or_extreme_size_leave_finite_weights(scale: float) -> N
 def test_a_weight_that_joins_later_is_corrected_for_its_own_steps() -> None:
     early, late = (torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)) for _ in range(2))
     alone = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
-    gradients = gradients_of((3,), seed=5)
+    gradients = draw_gradients((3,), seed=5)
     both = CautiousAdamC([early, late], max_lr=MAX_LR, betas=(0.95, 0.98))
-    one = CautiousAdamC([alone], max_lr=MAX_LR, betas=(0.95, 0.98))
+    single = CautiousAdamC([alone], max_lr=MAX_LR, betas=(0.95, 0.98))
     early.grad = gradients[0]
     both.step()
     take_step(both, [early, late], [gradients[1], gradients[2]], 0.01)
-    take_step(one, [alone], [gradients[2]], 0.01)
+    take_step(single, [alone], [gradients[2]], 0.01)
     assert torch.equal(late, alone)
 
 
-def grouped(model: Decoder) -> list[list[str]]:
-    """Names of the weights that live in each group's flat weight."""
+def group_names(model: Decoder) -> list[list[str]]:
+    """Return the names of the weights that are views of each group's flat weight."""
     groups = parameter_groups(model, 0.1)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     return [
-        [name for name, weight in model.named_parameters() if lives_in(weight, group["params"][0])]
+        [
+            name
+            for name, weight in model.named_parameters()
+            if shares_memory(weight, group["params"][0])
+        ]
         for group in groups
     ]
 
 
-def lives_in(weight: Tensor, flat: Tensor) -> bool:
+def shares_memory(weight: Tensor, flat: Tensor) -> bool:
     return weight.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr()
 
 
 def test_matrices_decay_norms_and_embedding_do_not() -> None:
-    decayed, kept = grouped(Decoder(SHAPE))
-    assert {name.split(".")[-2] for name in decayed} == {
-        "query", "key", "value", "output", "gate", "up", "down", "head",
-    }  # fmt: skip
-    assert {name.split(".")[-2] for name in kept} == {
-        "embedding", "attention_norm", "mlp_norm", "query_norm", "key_norm", "norm",
-    }  # fmt: skip
-    assert len(decayed) + len(kept) == len(list(Decoder(SHAPE).parameters()))
+    decayed, undecayed = group_names(Decoder(SHAPE))
+    matrices = {"query", "key", "value", "output", "gate", "up", "down", "head"}
+    norms = {"attention_norm", "mlp_norm", "query_norm", "key_norm", "norm"}
+    assert {name.split(".")[-2] for name in decayed} == matrices
+    assert {name.split(".")[-2] for name in undecayed} == norms | {"embedding"}
+    assert len(decayed) + len(undecayed) == len(list(Decoder(SHAPE).parameters()))
 
 
 def test_a_tied_head_does_not_decay() -> None:
-    decayed, kept = grouped(Decoder(dataclasses.replace(SHAPE, tied=True)))
-    assert "embedding.weight" in kept
+    decayed, undecayed = group_names(Decoder(dataclasses.replace(SHAPE, tied=True)))
+    assert "embedding.weight" in undecayed
     assert not any("head" in name for name in decayed)
 
 
 def test_a_frozen_weight_is_in_no_group() -> None:
     model = Decoder(SHAPE)
     model.embedding.requires_grad_(False)
-    decayed, kept = grouped(model)
-    assert "embedding.weight" not in decayed + kept
+    decayed, undecayed = group_names(model)
+    assert "embedding.weight" not in decayed + undecayed
 
 
-@pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
-def test_flat_weights_step_as_the_weights_would_alone(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("elements", [1, 300, 1 << 24])
+def test_flat_weights_step_as_separate_weights_do(
+    elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("isoflop.training.optimizer.AT_ONCE", at_once)
+    monkeypatch.setattr("isoflop.training.optimizer.MAX_CHUNK_ELEMENTS", elements)
     torch.manual_seed(0)
     model, alone = Decoder(SHAPE).double(), Decoder(SHAPE).double()
     alone.load_state_dict(model.state_dict())
@@ -261,18 +260,21 @@ def test_flat_weights_step_as_the_weights_would_alone(
 
 
 def trained(
-    optimizer_of: Callable[[Decoder], CautiousAdamC], swap_at: int | None, path: str
+    make_optimizer: Callable[[Decoder], CautiousAdamC], swap_at: int | None, path: str
 ) -> dict[str, Tensor]:
-    """Weights after six steps; at `swap_at` model and optimizer go through a file into new ones."""
+    """Return the weights after six steps.
+
+    At step `swap_at` model and optimizer are saved to a file and loaded into new ones.
+    """
     torch.manual_seed(0)
     model = Decoder(SHAPE)
-    optimizer = optimizer_of(model)
+    optimizer = make_optimizer(model)
     for step, rate in enumerate(RATES):
         if step == swap_at:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
             saved = torch.load(path, weights_only=True)
             model = Decoder(SHAPE)
-            optimizer = optimizer_of(model)
+            optimizer = make_optimizer(model)
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
         ids = torch.randint(
@@ -288,11 +290,11 @@ def trained(
 
 
 @pytest.mark.parametrize("swap_at", [1, 3, 5])
-def test_a_saved_and_restored_optimizer_goes_on_exactly(swap_at: int, tmp_path: object) -> None:
-    def optimizer_of(model: Decoder) -> CautiousAdamC:
+def test_a_restored_optimizer_continues_exactly(swap_at: int, tmp_path: object) -> None:
+    def make_optimizer(model: Decoder) -> CautiousAdamC:
         return CautiousAdamC(parameter_groups(model, 0.1), max_lr=MAX_LR, betas=(0.95, 0.98))
 
     path = f"{tmp_path}/state.pt"
-    whole, resumed = trained(optimizer_of, None, path), trained(optimizer_of, swap_at, path)
+    whole, resumed = trained(make_optimizer, None, path), trained(make_optimizer, swap_at, path)
     assert whole["steps"].tolist() == [len(RATES)] * 2
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

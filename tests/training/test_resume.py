@@ -1,4 +1,4 @@
-"""Stopped, killed, damaged, diverged: nothing that happens to a run changes its result, and what could is refused."""
+"""Interrupted runs: stops, kills and damage change no result; inputs that could are refused."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STEPS = 71
 
 
 def train_to(run: RunDirectory, root: Path, step: int) -> None:
-    """Trains until a step, as if asked to stop there."""
+    """Train until a step, at which the run is stopped."""
     trainer = Trainer(run, root)
     assert trainer.train(lambda: trainer.step == step) == "pending"
     state = run.state()
@@ -51,7 +51,7 @@ def train_to(run: RunDirectory, root: Path, step: int) -> None:
 
 
 def has_bytes(path: Path) -> bool:
-    """Whether something is written in a file, which may be renamed while one looks."""
+    """Return whether a file has contents; it may be renamed at this moment."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_size > 0
     return False
@@ -59,16 +59,16 @@ def has_bytes(path: Path) -> bool:
 
 def assert_same_result(run: RunDirectory, other: RunDirectory) -> None:
     assert_frame_equal(exact(run), exact(other), check_exact=True)
-    ours, theirs = final_weights(run), final_weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in ours)
+    weights, other_weights = final_weights(run), final_weights(other)
+    assert weights.keys() == other_weights.keys()
+    assert all(weights[name].equal(other_weights[name]) for name in weights)
 
 
 # Stopped, killed, resumed
 
 
 @pytest.mark.parametrize("stops", [(1,), (3,), (70,), (2, 36, 37, 68), tuple(range(5, 71, 5))])
-def test_a_run_that_stops_goes_on_as_if_it_had_not(
+def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
 ) -> None:
     root, plan = study
@@ -86,12 +86,12 @@ def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None
     assert trainer.train(lambda: trainer.step == STEPS) == "done"
 
 
-def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
+def test_a_killed_run_has_the_result_of_an_undisturbed_one(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
     run, moments = run_of(root, plan), random.Random(0)
-    strays = run.checkpoints.glob
+    list_files = run.checkpoints.glob
 
     def reached(step: int) -> bool:
         return any(path.stem >= f"step-{step:09d}" for path in run.checkpoints.glob("step-*.pt"))
@@ -107,14 +107,15 @@ def test_a_run_that_is_killed_goes_on_as_if_it_had_not_been(
     process = start(train_until_half_a_checkpoint, run, root, newest + 4)
     wait_for(
         lambda: any(
-            path.name > f".step-{newest + 4:09d}" and has_bytes(path) for path in strays(".*.tmp")
+            path.name > f".step-{newest + 4:09d}" and has_bytes(path)
+            for path in list_files(".*.tmp")
         )
     )
     kill(process)
-    assert list(strays(".*.tmp"))
+    assert list(list_files(".*.tmp"))
     assert train(run, root) == "done"
     assert_same_result(run, whole[2])
-    assert not list(strays(".*.tmp"))
+    assert not list(list_files(".*.tmp"))
 
 
 def reached_the_end(run: RunDirectory, moment: str) -> bool:
@@ -130,7 +131,7 @@ def reached_the_end(run: RunDirectory, moment: str) -> bool:
 
 
 @pytest.mark.parametrize("moment", ENDS)
-def test_a_run_that_is_killed_at_its_end_has_it_at_the_next_start(
+def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], moment: str
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
@@ -142,7 +143,7 @@ def test_a_run_that_is_killed_at_its_end_has_it_at_the_next_start(
     if run.done:
         make_directory(plan, root)
     else:
-        with pytest.raises(RunError, match="no run that is done, so it has no final weights"):
+        with pytest.raises(RunError, match="this run is not done, so it has no final weights"):
             load_weights(run.path)
         assert train(run, root) == "done"
     assert_same_result(run, whole[2])
@@ -151,7 +152,7 @@ def test_a_run_that_is_killed_at_its_end_has_it_at_the_next_start(
 
 
 @pytest.mark.parametrize("damage", ["newest", "checksum"])
-def test_a_damaged_checkpoint_costs_steps_but_no_bit(
+def test_a_damaged_checkpoint_costs_steps_but_changes_no_bit(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], damage: str
 ) -> None:
     root, plan = study
@@ -168,7 +169,7 @@ def test_a_damaged_checkpoint_costs_steps_but_no_bit(
     assert_same_result(run, whole[2])
 
 
-def test_without_its_checkpoints_a_run_starts_again(
+def test_without_its_checkpoints_a_run_restarts(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = study
@@ -184,7 +185,7 @@ def test_without_its_checkpoints_a_run_starts_again(
 
 
 def spoil(run: RunDirectory) -> int:
-    """Puts a weight that is no number into the newest checkpoint; its step."""
+    """Put a NaN into a weight of the newest checkpoint; return its step."""
     state = load_checkpoint(run.checkpoints)
     assert state is not None
     state["model"]["blocks.0.mlp.up.weight"][0, 0] = float("nan")
@@ -219,7 +220,7 @@ def test_a_learning_rate_that_explodes_diverges(tmp_path: Path) -> None:
     assert load_checkpoint(run.checkpoints) is None
 
 
-# What it refuses
+# Refusals
 
 
 def lose_part(run: RunDirectory) -> None:
@@ -228,38 +229,38 @@ def lose_part(run: RunDirectory) -> None:
 
 def lose_heldout(run: RunDirectory) -> None:
     log = run.log()
-    for part in (run.path / "loss").iterdir():
-        part.unlink()
+    for file in (run.path / "loss").iterdir():
+        file.unlink()
     run.append_log(log.loc[log["split"] == "train"].to_dict("records"))
 
 
 def cut_part(run: RunDirectory) -> None:
-    part = sorted((run.path / "loss").iterdir())[2]
-    part.write_bytes(part.read_bytes()[:-30])
+    file = sorted((run.path / "loss").iterdir())[2]
+    file.write_bytes(file.read_bytes()[:-30])
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (
             lose_part,
-            "loss: no train rows for step 9, which the run has passed; restore them, or delete",
+            "loss: no train rows for step 9, although the run is past it; restore them, or delete",
         ),
         (
             lose_heldout,
-            "loss: no heldout rows for step 36, which the run has passed; restore them, or delete",
+            "loss: no heldout rows for step 36, although the run is past it; restore them, or",
         ),
         (cut_part, r"000000009-000000009\.parquet: damaged"),
     ],
 )
-def test_a_log_that_is_not_whole_is_refused(
-    tmp_path: Path, damage: Callable[[RunDirectory], None], says: str
+def test_an_incomplete_log_is_refused(
+    tmp_path: Path, damage: Callable[[RunDirectory], None], message: str
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
     run = run_of(root, plan)
     train_to(run, root, 40)
     damage(run)
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=message):
         train(run, root)
 
 
@@ -268,29 +269,27 @@ def test_other_data_under_a_run_is_refused(study: tuple[Path, Plan]) -> None:
     run = run_of(root, plan)
     train_to(run, root, 5)
     write_corpus(root, plan, tokens=30_000)
-    with pytest.raises(
-        DataError,
-        match=r"began with [0-9a-f]{12}; restore that data, or delete the run's directory",
-    ):
+    message = r"started with [0-9a-f]{12}; restore that data, or delete the run's directory"
+    with pytest.raises(DataError, match=message):
         train(run, root)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "says"),
+    ("tokens", "message"),
     [
         (20, "the train split has not one window of 64 tokens; raise data.tokens"),
         (None, "train-00001.bin: damaged"),
     ],
 )
 def test_a_corpus_that_is_too_small_or_damaged_is_refused(
-    tmp_path: Path, tokens: int | None, says: str
+    tmp_path: Path, tokens: int | None, message: str
 ) -> None:
     root, plan = tiny_study(tmp_path, "seq_len=64", "budgets=[4e8]")
     folder = write_corpus(root, plan, tokens)
     if tokens is None:
         shard = folder / "train-00001.bin"
         shard.write_bytes(shard.read_bytes()[:-2] + b"\x00\x00")
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         train(run_of(root, plan), root)
 
 
@@ -303,7 +302,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path, study: tuple[Path, Plan])
         train(run_of(root, plan), root)
 
 
-def test_without_data_the_mend_is_a_command(tmp_path: Path) -> None:
+def test_missing_data_is_reported_with_the_command_to_prepare_it(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path)
     make_directory(plan, tmp_path)
     with pytest.raises(DataError, match=r"run `isoflop prepare SWEEP\.yaml` first"):

@@ -1,4 +1,4 @@
-"""The final weights: what is kept of a run that is done, and what can't be loaded."""
+"""Final weights: their contents, and runs whose weights can't be loaded."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from isoflop.training.weights import load_weights
 
 @pytest.fixture
 def copy(whole: tuple[Path, Plan, RunDirectory], tmp_path: Path) -> RunDirectory:
-    """A run that is done, to damage."""
+    """Return a copy of a run that is done, to damage."""
     return RunDirectory(shutil.copytree(whole[2].path, tmp_path / whole[2].run_id))
 
 
-def test_they_are_all_that_is_kept_of_the_model(whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_only_the_final_weights_of_the_model_are_kept(
+    whole: tuple[Path, Plan, RunDirectory],
+) -> None:
     _, plan, run = whole
     assert not run.checkpoints.exists()
     size = plan.runs[0].shape.weight_bytes()
     assert size < run.weights.stat().st_size < size + 30_000
 
 
-def test_they_are_whole_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_they_are_complete_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -> None:
     _, plan, run = whole
     model = load_weights(str(run.path))
     assert model.shape == plan.runs[0].shape
@@ -41,7 +43,7 @@ def test_they_are_whole_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -> N
     assert not model.training
 
 
-def test_loading_draws_no_random_number_of_others(whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_loading_leaves_the_random_state_unchanged(whole: tuple[Path, Plan, RunDirectory]) -> None:
     before = torch.get_rng_state()
     load_weights(whole[2].path)
     assert torch.get_rng_state().equal(before)
@@ -64,32 +66,35 @@ def lose_marker(run: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (cut, r"weights\.pt: damaged; delete .* to train the run again"),
         (lose_checksum, r"weights\.pt: damaged; delete .* to train the run again"),
-        (lose, r"weights\.pt: not there; only the builtin trainer keeps the weights of its runs"),
-        (lose_marker, "no run that is done, so it has no final weights"),
+        (
+            lose,
+            r"weights\.pt: missing; only the builtin trainer keeps the final weights of its runs",
+        ),
+        (lose_marker, "this run is not done, so it has no final weights"),
     ],
 )
-def test_what_can_not_be_loaded(
-    copy: RunDirectory, damage: Callable[[RunDirectory], None], says: str
+def test_missing_or_damaged_weights_are_refused(
+    copy: RunDirectory, damage: Callable[[RunDirectory], None], message: str
 ) -> None:
     damage(copy)
-    with pytest.raises(RunError, match=says):
+    with pytest.raises(RunError, match=message):
         load_weights(copy.path)
 
 
 def test_a_run_that_is_done_is_not_trained_again(copy: RunDirectory, tmp_path: Path) -> None:
     copy.checkpoints.mkdir()
     before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
-    assert train(copy, tmp_path / "no data here") == "done"
+    assert train(copy, tmp_path / "without data") == "done"
     assert {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()} == before
     assert not copy.checkpoints.exists()
 
 
 @pytest.mark.parametrize("damage", [lose_checksum, lose_marker])
-def test_checkpoints_stay_as_long_as_there_is_nothing_in_their_place(
+def test_checkpoints_stay_until_final_weights_replace_them(
     copy: RunDirectory, damage: Callable[[RunDirectory], None]
 ) -> None:
     copy.checkpoints.mkdir()
@@ -98,7 +103,7 @@ def test_checkpoints_stay_as_long_as_there_is_nothing_in_their_place(
     assert copy.checkpoints.exists()
 
 
-def test_a_disk_that_is_full_at_the_end_costs_no_bit(
+def test_a_full_disk_at_the_end_changes_no_bit(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -113,5 +118,5 @@ def test_a_disk_that_is_full_at_the_end_costs_no_bit(
     assert problem.value.filename == str(run.weights)
     assert not run.done
     assert train(run, root) == "done"
-    ours, theirs = final_weights(run), final_weights(whole[2])
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    weights, expected = final_weights(run), final_weights(whole[2])
+    assert all(weights[name].equal(expected[name]) for name in expected)

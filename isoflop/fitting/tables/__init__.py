@@ -1,1 +1,1 @@
-"""From any source of runs to a `RunsTable`."""
+"""Readers that turn any source of runs into a `RunsTable`."""

@@ -1,4 +1,7 @@
-"""What can't be right about a table of runs: units, losses, runs listed twice. Said by row and column, not mended."""
+"""Checks of a table of runs: units, FLOPs, losses, runs listed twice.
+
+Findings name rows and columns; nothing is corrected.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.budgets import LABELLED
+from isoflop.fitting.tables.budgets import MAX_LABEL_RATIO
 from isoflop.fitting.tables.columns import SETTINGS, SIX_ND
-from isoflop.fitting.tables.rows import name_rows
+from isoflop.fitting.tables.rows import list_names, name_rows
 from isoflop.fitting.terms import Finding, finding
-from isoflop.frames import column, rows
+from isoflop.frames import Bools, Floats, column, rows
 
-Floats = np.ndarray
-
-NEAR = 0.75  # decades; real C / 6ND lies between 1 and 10 (embeddings, attention), units are 3 decades apart
-MAX_LOSS = 15.0  # nats: beyond the loss of a uniform guess among 3 million tokens
-HIGH = 2.0  # times what is usual
-MOST = 0.5  # of the rows: so many that are unlike the rest are no slips
-FACTORS = {
+MAX_RATIO_DECADES = 0.75
+"""Tolerance of log10(C / 6ND). True ratios lie between 1 and 10 (embeddings, attention); units are
+3 decades apart."""
+MAX_LOSS_NATS = 15.0  # more than the loss of a uniform guess among 3 million tokens
+OUTLYING_FACTOR = 2.0  # by which a loss or FLOPs differ from those of the same budget
+MAX_OUTLYING_SHARE = 0.5  # of the rows; beyond it the labels differ in kind, not by slips
+UNIT_DECADES = {
     "params": {0.0: "", 6.0: "millions", 9.0: "billions", 3.0: "thousands"},
     "tokens": {0.0: "", 9.0: "billions", 6.0: "millions", 12.0: "trillions", 3.0: "thousands"},
     "flops": {
@@ -33,232 +36,258 @@ FACTORS = {
         9.0: "GFLOPs",
     },
 }
-"""Decades of the units that people use, the likeliest first."""
-_SIX = math.log10(6.0)
-_PLAUSIBLE = {
+"""Common units by their size in decades, the likeliest first."""
+_LOG_SIX = math.log10(6.0)
+_PLAUSIBLE_DECADES = {
     "params": (3.0, 14.0),
     "tokens": (4.5, 16.0),
     "flops": (8.0, 29.0),
     "tokens per parameter": (-1.5, 5.5),
 }
-"""Decades."""
+"""Ranges of log10 for language models."""
 
 
 def refuse_mixed_units(frame: pd.DataFrame, names: dict[str, str], where: str) -> None:
-    """Stops where some rows are in other units than the rest: C / 6ND of theirs is off by 1e3, 1e6, ...
+    """Refuse a table in which C / 6ND of some rows is off that of the rest by 1e3, 1e6, ...
+
+    Args:
+        frame: canonical columns.
+        names: canonical name -> column of the source.
+        where: name of the source in messages.
 
     Raises:
-        FitError: names the rows, the factor and the column that is off.
+        FitError: names the rows, the factor and the column with mixed units.
     """
-    ratio = _ratio(frame)
+    ratio = _log_flops_ratio(frame)
     off = np.round((ratio - np.median(ratio)) / 3.0)
-    mixed = (off != 0.0) & (np.abs(ratio - np.median(ratio) - 3.0 * off) < NEAR)
+    mixed = (off != 0.0) & (np.abs(ratio - np.median(ratio) - 3.0 * off) < MAX_RATIO_DECADES)
     if not mixed.any():
         return
-    which = off[mixed][0]
-    here = mixed & (off == which)
-    key = _apart(frame, here, float(which) * 3.0)
+    thousands = off[mixed][0]
+    shifted = mixed & (off == thousands)
+    key = _most_shifted_column(frame, shifted, float(thousands) * 3.0)
     raise FitError(
-        f"{where}: column {names[key]!r} has mixed units: in {name_rows(frame, here)}, C / 6ND is about "
-        f"1e{3 * int(which):+d} times that of the other rows"
+        f"{where}: column {names[key]!r} has mixed units: in {name_rows(frame, shifted)}, "
+        f"C / 6ND is about 1e{3 * int(thousands)} times that of the other rows"
     )
 
 
 def refuse_falling_flops(frame: pd.DataFrame, names: dict[str, str], where: str) -> None:
-    """Stops where FLOPs don't rise with the budgets that label them.
+    """Refuse a table whose FLOPs do not rise with the budgets that label them.
 
     Raises:
         FitError: names both columns.
     """
     if names["flops"].startswith("(") or names["budget"].startswith("("):
         return
-    budgets, flops = (
+    budget_ranks, flops_ranks = (
         np.unique(column(frame, key), return_inverse=True)[1] for key in ("budget", "flops")
-    )  # ranks
-    if budgets.any() and not (budgets - budgets.mean()) @ flops > 0.0:
+    )
+    if budget_ranks.any() and not (budget_ranks - budget_ranks.mean()) @ flops_ranks > 0.0:
         raise FitError(
             f"{where}: column {names['flops']!r} does not rise with column {names['budget']!r}"
         )
 
 
-def doubts(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
-    """Findings about units, losses and rows.
+def check_table(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """Return findings about units, FLOPs, losses, budgets and duplicate rows.
 
     Args:
-        frame: canonical columns, and `seed`, `run_id` and settings where there are any.
+        frame: canonical columns; `seed`, `run_id` and settings where the source has them.
         names: canonical name -> column of the source.
     """
     return [
-        *_units(frame, names),
-        *_inconsistent(frame),
-        *_losses(frame, names),
-        *_budgets(frame),
-        *_twice(frame),
+        *_check_units(frame, names),
+        *_check_flops_ratio(frame),
+        *_check_losses(frame, names),
+        *_check_budgets(frame),
+        *_check_duplicates(frame),
     ]
 
 
-def _ratio(frame: pd.DataFrame) -> Floats:
-    """log10 of C / 6ND."""
+def _log_flops_ratio(frame: pd.DataFrame) -> Floats:
+    """Return log10(C / 6ND) of each row."""
     logs = {key: np.log10(column(frame, key)) for key in ("params", "tokens", "flops")}
-    return logs["flops"] - logs["params"] - logs["tokens"] - _SIX
+    return logs["flops"] - logs["params"] - logs["tokens"] - _LOG_SIX
 
 
-def _apart(frame: pd.DataFrame, here: Floats, decades: float) -> str:
-    """The column whose values in some rows lie apart from the other rows' by about as many decades."""
+def _most_shifted_column(frame: pd.DataFrame, selected: Bools, decades: float) -> str:
+    """Return the canonical column that explains the ratio of the selected rows best.
+
+    Args:
+        frame: canonical columns.
+        selected: mask of rows.
+        decades: difference of log10(C / 6ND) between these rows and the others.
+    """
     shifts = {}
     for key, sign in (("params", -1.0), ("tokens", -1.0), ("flops", 1.0)):
         logs = np.log10(column(frame, key))
-        shifts[key] = abs(np.median(logs[here]) - np.median(logs[~here]) - sign * decades)
+        shifts[key] = abs(np.median(logs[selected]) - np.median(logs[~selected]) - sign * decades)
     return min(shifts, key=lambda key: shifts[key])
 
 
-def _units(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
-    """One unit for the whole column that isn't one: params in millions, tokens in billions, PF-days."""
-    middle = {key: float(np.median(np.log10(column(frame, key)))) for key in FACTORS}
-    derived = names["flops"] == SIX_ND
-    off = middle["flops"] - middle["params"] - middle["tokens"] - _SIX
-    if abs(off) < 3.0 - NEAR and _is_plausible(middle):
+def _check_units(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """Return a finding for a whole column in another unit, such as params in millions."""
+    medians = {key: float(np.median(np.log10(column(frame, key)))) for key in UNIT_DECADES}
+    is_six_nd = names["flops"] == SIX_ND
+    off = medians["flops"] - medians["params"] - medians["tokens"] - _LOG_SIX
+    is_near = abs(off) < 3.0 - MAX_RATIO_DECADES
+    if is_near and _is_plausible(medians):
         return []
-    source = names | ({"flops": names["budget"]} if names["flops"].startswith("(") else {})
-    words = [
-        " and ".join(f"column {source[k]!r} in {FACTORS[k][f]}" for k, f in guess.items() if f)
-        for guess in _guesses(middle, derived)
+    sources = names | ({"flops": names["budget"]} if names["flops"].startswith("(") else {})
+    guesses = [
+        " and ".join(
+            f"column {sources[key]!r} in {UNIT_DECADES[key][decades]}"
+            for key, decades in guess.items()
+            if decades
+        )
+        for guess in _guess_units(medians, is_six_nd)
     ]
-    if not words:
+    if not guesses:
         return []
-    ratio = "" if abs(off) < 3.0 - NEAR else f"C is about 1e{round(off):+d} times 6ND: "
-    text = f"{ratio}{', or '.join(words[:2])}? Exponents stay, coefficients and N*, D* don't. "
-    return [finding("units", f"{text}A factor can be given with the column's name, as in COL*1e6.")]
+    ratio = (
+        "The values are unlike those of language models"
+        if is_near
+        else f"C is about 1e{round(off)} times 6ND"
+    )
+    message = (
+        f"{ratio}: {', or '.join(guesses[:2])}? A wrong unit changes the coefficients, N* and D*, "
+        "not the exponents. Give the factor with the column's name, as in COL*1e6."
+    )
+    return [finding("units", message)]
 
 
-def _guesses(middle: dict[str, float], derived: bool) -> list[dict[str, float]]:
-    """Units that would make the table plausible: those that change the fewest columns, the likeliest first."""
-    found: list[tuple[int, float, dict[str, float]]] = []
-    for factors in product(*FACTORS.values()):
-        guess = dict(zip(FACTORS, factors, strict=True))
-        logs = {key: middle[key] + guess[key] for key in guess}
-        if derived:
-            logs["flops"] = logs["params"] + logs["tokens"] + _SIX
-        off = logs["flops"] - logs["params"] - logs["tokens"] - _SIX
-        if -NEAR <= off <= 1.0 + NEAR and not (derived and guess["flops"]) and _is_plausible(logs):
-            rank = sum(list(FACTORS[key]).index(factor) for key, factor in guess.items())
-            found.append((sum(bool(f) for f in factors), rank + abs(off), guess))
-    fewest = min((changed for changed, _, _ in found), default=0)
+def _guess_units(medians: dict[str, float], is_six_nd: bool) -> list[dict[str, float]]:
+    """Return the sets of units that make a table plausible with the fewest columns changed.
+
+    Args:
+        medians: median log10 of each column.
+        is_six_nd: the FLOPs are 6ND, so their unit follows from N and D.
+
+    Returns:
+        Decades to add by column, the likeliest set first.
+    """
+    candidates: list[tuple[int, float, dict[str, float]]] = []
+    for decades in product(*UNIT_DECADES.values()):
+        guess = dict(zip(UNIT_DECADES, decades, strict=True))
+        logs = {key: medians[key] + guess[key] for key in guess}
+        if is_six_nd:
+            logs["flops"] = logs["params"] + logs["tokens"] + _LOG_SIX
+        off = logs["flops"] - logs["params"] - logs["tokens"] - _LOG_SIX
+        is_near = -MAX_RATIO_DECADES <= off <= 1.0 + MAX_RATIO_DECADES
+        if is_near and not (is_six_nd and guess["flops"]) and _is_plausible(logs):
+            rank = sum(list(UNIT_DECADES[key]).index(unit) for key, unit in guess.items())
+            candidates.append((sum(bool(unit) for unit in decades), rank + abs(off), guess))
+    fewest = min((changes for changes, _, _ in candidates), default=0)
     return [
         guess
-        for changed, _, guess in sorted(found, key=lambda item: item[:2])
-        if 0 < changed == fewest
+        for changes, _, guess in sorted(candidates, key=lambda item: item[:2])
+        if 0 < changes == fewest
     ]
 
 
 def _is_plausible(logs: dict[str, float]) -> bool:
-    """Whether decades of parameters, tokens and FLOPs are those of language models."""
+    """Return whether log10 of parameters, tokens and FLOPs are those of language models."""
     logs = logs | {"tokens per parameter": logs["tokens"] - logs["params"]}
-    return all(low <= logs[key] <= high for key, (low, high) in _PLAUSIBLE.items())
+    return all(low <= logs[key] <= high for key, (low, high) in _PLAUSIBLE_DECADES.items())
 
 
-def _inconsistent(frame: pd.DataFrame) -> list[Finding]:
-    """Rows whose C / 6ND lies more than a decade from the other rows'."""
-    ratio = _ratio(frame)
-    far = np.abs(ratio - np.median(ratio)) > 1.0 + NEAR / 3.0
+def _check_flops_ratio(frame: pd.DataFrame) -> list[Finding]:
+    """Return a finding for rows whose C / 6ND is over a decade from that of the other rows."""
+    ratio = _log_flops_ratio(frame)
+    far = np.abs(ratio - np.median(ratio)) > 1.0 + MAX_RATIO_DECADES / 3.0
     if not far.any():
         return []
-    words = f"In {name_rows(frame, far)}, C / 6ND is more than 10 times off that of most rows."
+    message = (
+        f"In {name_rows(frame, far)}, C / 6ND differs from that of most rows by a factor of more "
+        "than 10. Are parameters, tokens and FLOPs of the same run?"
+    )
+    return [finding("flops_inconsistent", message)]
+
+
+def _check_losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
+    """Return findings for losses that are no final loss in nats, or far from their budget's."""
+    loss = column(frame, "loss")
+    if np.median(loss) > MAX_LOSS_NATS:
+        message = (
+            f"The median of column {names['loss']!r} is {np.median(loss):.4g}, too high for a loss "
+            "in nats. Is it a perplexity?"
+        )
+        return [finding("loss_high", message)]
+    medians = frame["loss"].groupby(frame["budget"]).transform("median").to_numpy(dtype=np.float64)
+    high = f"more than {OUTLYING_FACTOR:g} times the median of its budget: did it diverge"
+    low = f"less than 1/{OUTLYING_FACTOR:g} of the median of its budget: is it another kind of loss"
+    cases = (
+        ("diverged", loss / OUTLYING_FACTOR > medians, high),
+        ("loss_low", loss < medians / OUTLYING_FACTOR, low),
+    )
     return [
-        finding("flops_inconsistent", f"{words} Are parameters, tokens and FLOPs of the same run?")
+        finding(code, f"The loss of {name_rows(frame, far)} is {doubt}? It is still used.")
+        for code, far, doubt in cases
+        if far.any()
     ]
 
 
-def _losses(frame: pd.DataFrame, names: dict[str, str]) -> list[Finding]:
-    """Losses that no training leaves behind: a perplexity, or a run far from the others of its budget."""
-    loss = column(frame, "loss")
-    if np.median(loss) > MAX_LOSS:
-        words = f"Column {names['loss']!r} is {np.median(loss):.4g} in the middle: no loss in nats. Is it a perplexity?"
-        return [finding("loss_high", words)]
-    middle = frame["loss"].groupby(frame["budget"]).transform("median").to_numpy(dtype=np.float64)
-    found = []
-    for code, far, words in (
-        (
-            "diverged",
-            loss / HIGH > middle,
-            f"more than {HIGH:g} times the middle of its budget: did it diverge",
-        ),
-        (
-            "loss_low",
-            loss < middle / HIGH,
-            f"less than 1/{HIGH:g} of the middle of its budget: is it of another kind",
-        ),
-    ):
-        if far.any():
-            found.append(
-                finding(
-                    code,
-                    f"The loss of {name_rows(frame, far)} is {words}? It is used all the same.",
-                )
-            )
-    return found
-
-
-def _budgets(frame: pd.DataFrame) -> list[Finding]:
-    """Labels that are not the FLOPs of their runs, and rows whose FLOPs are not those of most of their budget."""
+def _check_budgets(frame: pd.DataFrame) -> list[Finding]:
+    """Return findings for labels of budgets that are not the FLOPs of their runs."""
     labels = column(frame, "budget")
     off = np.log(column(frame, "flops")) - np.log(labels)
-    far = np.abs(off - np.median(off)) > math.log(HIGH)
-    if far.mean() > MOST:
-        words = f"The budgets' labels are no FLOPs: the runs' are {_span(off)} times them. The laws use the FLOPs."
+    far = np.abs(off - np.median(off)) > math.log(OUTLYING_FACTOR)
+    if far.mean() > MAX_OUTLYING_SHARE:
+        message = (
+            f"The budgets' labels are no FLOPs: the runs' FLOPs are {_range_text(off)} times the "
+            "labels. The laws use the FLOPs."
+        )
         off = off - pd.Series(off).groupby(labels).transform("median").to_numpy(dtype=np.float64)
-        return [finding("budget_off", words), *_mismatch(frame, np.abs(off) > math.log(HIGH))]
+        far = np.abs(off) > math.log(OUTLYING_FACTOR)
+        return [finding("budget_off", message), *_mismatch_findings(frame, far)]
     group = np.unique(labels[~far], return_inverse=True)[1]
     means = np.bincount(group, off[~far]) / np.bincount(group)
-    if np.max(np.abs(means)) <= math.log(LABELLED):
-        return _mismatch(frame, far)
-    words = f"The runs' FLOPs are {_span(means)} times the budget that labels them; the laws use the FLOPs."
-    return [finding("budget_off", words), *_mismatch(frame, far)]
+    if np.max(np.abs(means)) <= math.log(MAX_LABEL_RATIO):
+        return _mismatch_findings(frame, far)
+    message = (
+        f"The runs' FLOPs are {_range_text(means)} times the budget that labels them; "
+        "the laws use the FLOPs."
+    )
+    return [finding("budget_off", message), *_mismatch_findings(frame, far)]
 
 
-def _mismatch(frame: pd.DataFrame, far: np.ndarray) -> list[Finding]:
+def _mismatch_findings(frame: pd.DataFrame, far: Bools) -> list[Finding]:
+    """Return a finding for rows whose FLOPs are far from their budget."""
     if not far.any():
         return []
-    words = f"The FLOPs of {name_rows(frame, far)} are more than {HIGH:g} times off the budget that labels it"
-    return [
-        finding("budget_mismatch", f"{words}, unlike those of most rows. It is used all the same.")
-    ]
+    message = (
+        f"The FLOPs of {name_rows(frame, far)} differ from the labelled budget by a factor of more "
+        f"than {OUTLYING_FACTOR:g}, unlike those of most rows. They are still used."
+    )
+    return [finding("budget_mismatch", message)]
 
 
-def _span(logs: Floats) -> str:
-    return " to ".join(_times(float(np.exp(end))) for end in (logs.min(), logs.max()))
+def _range_text(logs: Floats) -> str:
+    """Return the smallest and the largest factor, given as natural logarithms."""
+    return " to ".join(_factor_text(float(np.exp(end))) for end in (logs.min(), logs.max()))
 
 
-def _times(factor: float) -> str:
+def _factor_text(factor: float) -> str:
     return f"{factor:.2f}" if 0.1 <= factor < 1000.0 else f"{factor:.3g}".replace("e+", "e")
 
 
-def _twice(frame: pd.DataFrame) -> list[Finding]:
-    """Runs of one name, or of one configuration and seed, with different losses."""
-    found = []
-    if (
-        "run_id" in frame
-        and (named := frame.duplicated("run_id", keep=False).to_numpy(dtype=bool)).any()
-    ):
-        some = sorted(set(rows(frame, named)["run_id"]))
-        words = f"{', '.join(some[:5])}{f' and {len(some) - 5} more' if len(some) > 5 else ''}"
-        found.append(
-            finding(
-                "duplicates", f"More than one row, not alike, for the run {words}. All are used."
-            )
-        )
+def _check_duplicates(frame: pd.DataFrame) -> list[Finding]:
+    """Return a finding for runs with one name, or one configuration and seed, but other losses."""
+    if "run_id" in frame:
+        repeated = frame.duplicated("run_id", keep=False).to_numpy(dtype=bool)
+        if repeated.any():
+            names = sorted(set(rows(frame, repeated)["run_id"]))
+            message = f"More than one row, with different values, for {list_names(names, 'run')}."
+            return [finding("duplicates", f"{message} All are used.")]
     if "seed" not in frame:
-        return found
-    same = (
-        frame.duplicated(["config", "seed"], keep=False).to_numpy(dtype=bool)
-        & frame["seed"].notna().to_numpy()
+        return []
+    repeated = frame.duplicated(["config", "seed"], keep=False).to_numpy(dtype=bool)
+    repeated = repeated & frame["seed"].notna().to_numpy()
+    if not repeated.any():
+        return []
+    message = (
+        f"Different losses for one configuration and seed: {name_rows(frame, repeated)}. They "
+        f"count as seeds. If they differ in a setting, add its column: {', '.join(SETTINGS)}."
     )
-    if same.any() and not found:
-        words = f"{name_rows(frame, same)} are of one configuration and seed with different losses, and count as seeds"
-        found.append(
-            finding(
-                "duplicates",
-                f"{words}. What tells them apart needs a column of: {', '.join(SETTINGS)}.",
-            )
-        )
-    return found
+    return [finding("duplicates", message)]

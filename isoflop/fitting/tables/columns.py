@@ -1,4 +1,4 @@
-"""Which column is meant, and its cells as float64."""
+"""Columns of a table: from the names that users and projects give to float64 values."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.rows import name_rows, short
-from isoflop.frames import column
+from isoflop.fitting.tables.rows import abbreviate, name_rows
+from isoflop.frames import Bools, Floats, column
 from isoflop.shapes import ParamCount
 
-Floats = np.ndarray
-
 SIX_ND = "6ND"
-"""Given in place of a column of FLOPs: C = 6ND."""
-COUNTS = ("params", "params_total", "params_one_embedding", "params_non_embedding")
-# Two rows that differ in one of these are two configurations, not two seeds of one.
+"""Name in place of a column of FLOPs: C = 6ND."""
+PARAM_COLUMNS = ("params", "params_total", "params_one_embedding", "params_non_embedding")
+# Rows that differ in one of these are different configurations, not seeds of one.
 SETTINGS = (
     "width",
     "layers",
@@ -37,20 +35,20 @@ SETTINGS = (
     "beta2",
 )
 
-IN_PYTHON = ("the table", "the table beside")
-"""What a source is called that is no file."""
-NEEDED = ("params", "tokens", "loss")
+PYTHON_SOURCES = ("the table", "the table beside")
+"""Names of sources that are no files, but tables in Python."""
+REQUIRED_ROLES = ("params", "tokens", "loss")
 ROLES = {
-    "params": COUNTS,
+    "params": PARAM_COLUMNS,
     "tokens": ("tokens",),
     "loss": ("loss",),
     "flops": ("flops", "train_flops"),
     "budget": ("budget",),
 }
-"""Names that are taken for what they say."""
+"""Role -> names of columns that have it without being named by the user."""
 
-# Names that other projects use; they are proposed, never taken unasked.
-OTHER_NAMES = {
+# Names that other projects use. They are proposed in messages, never used unasked.
+PROPOSED_NAMES = {
     "params": (
         "n",
         "n_params",
@@ -74,158 +72,186 @@ OTHER_NAMES = {
     "flops": ("c", "compute", "training_flops", "training flop", "total_flops", "flop"),
     "budget": ("flops_budget", "compute_budget", "isoflop"),
 }
-_LARGEST = 1e50
-_TIMES = re.compile(r"^(?P<name>.*\S)\s*\*\s*(?P<factor>[0-9.]+(?:[eE][+-]?[0-9]+)?)$")
-_THOUSANDS = re.compile(r"^\s*[+-]?[0-9]{1,3}([,' ][0-9]{3}){2,}(\.[0-9]*)?\s*$")
-_COMMA = re.compile(r"^\s*[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?\s*$")
-_IN_LETTERS = re.compile(r"^\s*[0-9.]+\s*[kKmMbBgGtT]\s*$")
+_MAX_MAGNITUDE = 1e50
+_WITH_FACTOR = re.compile(r"^(?P<name>.*\S)\s*\*\s*(?P<factor>[0-9.]+(?:[eE][+-]?[0-9]+)?)$")
+_WITH_THOUSANDS = re.compile(r"^\s*[+-]?[0-9]{1,3}([,' ][0-9]{3}){2,}(\.[0-9]*)?\s*$")
+_WITH_DECIMAL_COMMA = re.compile(r"^\s*[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?\s*$")
+_WITH_UNIT_LETTER = re.compile(r"^\s*[0-9.]+\s*[kKmMbBgGtT]\s*$")
 
 
-def canonical_names(
-    frame: pd.DataFrame, where: str, *, n: ParamCount, **given: str | None
+def resolve_columns(
+    frame: pd.DataFrame, where: str, *, n: ParamCount, **specs: str | None
 ) -> dict[str, str]:
-    """Canonical name -> column of the source, for what is given or found; `params`, `tokens` and `loss` have to be.
+    """Return the column of the source for each role; `params`, `tokens` and `loss` are required.
+
+    Args:
+        frame: table as it was read.
+        where: name of the source in messages.
+        n: parameter count that `params` is.
+        **specs: column that the user named for each role, or None.
 
     Raises:
-        FitError: columns that aren't there, each with the nearest one that is.
+        FitError: missing columns, each with the nearest one of the table.
     """
-    counts = {"total": COUNTS[:2]}.get(n, (f"params_{n}",))
+    param_names = {"total": PARAM_COLUMNS[:2]}.get(n, (f"params_{n}",))
     if n not in ("total", "one_embedding", "non_embedding"):
         raise FitError(f"unknown parameter count {n!r}: total, one_embedding or non_embedding")
     names: dict[str, str] = {}
     absent: dict[str, Sequence[str]] = {}
-    for key, known in (ROLES | {"params": counts}).items():
-        spec = given[key]
-        found = first_found(frame, known) if spec is None else _spelt(frame, spec, key)
-        if (
-            found is None and spec is None and key in NEEDED
-        ):  # an empty column is as good as none; numbers() says so
-            found = next((c for c in known if c in frame.columns), None)
-        if found is not None:
-            names[key] = found
-        elif spec is not None or key in NEEDED:
-            absent[key] = known if spec is None else (split_factor(frame, spec)[0],)
+    for role, usual in (ROLES | {"params": param_names}).items():
+        spec = specs[role]
+        name = first_column(frame, usual) if spec is None else _match_spec(frame, spec, role)
+        if name is None and spec is None and role in REQUIRED_ROLES:
+            # An empty column matches too; `read_numbers` reports its cells.
+            name = next((c for c in usual if c in frame.columns), None)
+        if name is not None:
+            names[role] = name
+        elif spec is not None or role in REQUIRED_ROLES:
+            absent[role] = usual if spec is None else (split_factor(frame, spec)[0],)
     taken = {split_factor(frame, name)[0] for name in names.values()}
     problems: list[str] = []
-    for key, wanted in absent.items():
-        near = nearest(frame, wanted, key, taken)
+    for role, usual in absent.items():
+        near = nearest_column(frame, usual, role, taken)
         taken |= {near} if near else set()
-        problems.append(_absent(frame, where, wanted, key, near))
+        problems.append(_absence_text(frame, where, usual, role, near))
     if not {"flops", "budget"} & {*names, *absent}:
-        mend = f"name it with {asks(where, 'flops')} or {asks(where, 'budget')}, or take {asks(where, 'flops', SIX_ND)}."
-        near = nearest(frame, ROLES["flops"], "flops", taken)
-        hint = f"did you mean {near!r}? {asks(where, 'flops', near)}." if near else mend
+        near = nearest_column(frame, ROLES["flops"], "flops", taken)
+        hint = (
+            f"did you mean {near!r}? {option_text(where, 'flops', near)}."
+            if near
+            else f"name it with {option_text(where, 'flops')} or {option_text(where, 'budget')}, "
+            f"or take {option_text(where, 'flops', SIX_ND)}."
+        )
         problems.append(f"no column of FLOPs; {hint}")
     if problems:
         sentences = [problems[0], *(problem[0].upper() + problem[1:] for problem in problems[1:])]
-        raise FitError(f"{where}: {' '.join(sentences)} {columns_of(frame)}")
+        raise FitError(f"{where}: {' '.join(sentences)} {list_columns(frame)}")
     return names
 
 
-def _spelt(frame: pd.DataFrame, spec: str, key: str) -> str | None:
-    """A given name as the frame spells it, with its factor; None where there is no such column."""
-    if key == "flops" and spec.upper() == SIX_ND and spec not in frame.columns:
+def _match_spec(frame: pd.DataFrame, spec: str, role: str) -> str | None:
+    """Return a named column in the frame's spelling, with its factor; None if it is missing."""
+    if role == "flops" and spec.upper() == SIX_ND and spec not in frame.columns:
         return SIX_ND
     name, factor = split_factor(frame, spec)
-    found = find(frame, name)
-    return found if found is None or factor == 1.0 else f"{found}*{spec.rpartition('*')[2].strip()}"
+    match = find_column(frame, name)
+    return match if match is None or factor == 1.0 else f"{match}*{spec.rpartition('*')[2].strip()}"
 
 
-def find(frame: pd.DataFrame, name: str) -> str | None:
-    """The column of a name, or the only one whose last part it is: `config.params` and `train/loss`, too."""
+def find_column(frame: pd.DataFrame, name: str) -> str | None:
+    """Return the column of a name, or the only one that ends in it.
+
+    `params` matches `config.params`, and `loss` matches `train/loss`.
+    """
     if name in frame.columns:
         return name
-    tails = [
-        c for c in frame.columns if isinstance(c, str) and c.endswith((f".{name}", f"/{name}"))
-    ]
+    tails = _columns_ending_in(frame, name)
     return tails[0] if len(tails) == 1 else None
 
 
+def _columns_ending_in(frame: pd.DataFrame, name: str) -> list[str]:
+    ends = (f".{name}", f"/{name}")
+    return [c for c in frame.columns if isinstance(c, str) and c.endswith(ends)]
+
+
 def split_factor(frame: pd.DataFrame, spec: str) -> tuple[str, float]:
-    """Column and factor of `COL` or `COL*FACTOR`."""
-    times = _TIMES.match(spec)
-    if find(frame, spec) is None and times is not None:
+    """Return column and factor of `COL` or `COL*FACTOR`."""
+    match = _WITH_FACTOR.match(spec)
+    if find_column(frame, spec) is None and match is not None:
         try:
-            factor = float(times["factor"])
+            factor = float(match["factor"])
         except ValueError:
             return spec, 1.0
         if 0.0 < factor < math.inf:
-            return times["name"], factor
+            return match["name"], factor
     return spec, 1.0
 
 
-def chosen(frame: pd.DataFrame, where: str, spec: str, key: str) -> str:
-    """A given name as the frame spells it, with its factor.
+def require_column(frame: pd.DataFrame, where: str, spec: str, role: str) -> str:
+    """Return a named column in the frame's spelling, with its factor.
 
     Raises:
-        FitError: there is no such column; the nearest one is named.
+        FitError: no such column; names the nearest one.
     """
-    found = _spelt(frame, spec, key)
-    if found is None:
-        raise FitError(missing(frame, where, split_factor(frame, spec)[0], key))
-    return found
+    name = _match_spec(frame, spec, role)
+    if name is None:
+        raise FitError(missing_column_message(frame, where, split_factor(frame, spec)[0], role))
+    return name
 
 
-def missing(frame: pd.DataFrame, where: str, name: str, option: str) -> str:
-    """That a column is not there, with the nearest that is."""
-    near = nearest(frame, [name], option, set())
-    return f"{where}: {_absent(frame, where, [name], option, near)} {columns_of(frame)}"
+def missing_column_message(frame: pd.DataFrame, where: str, name: str, option: str) -> str:
+    """Return the message for a missing column, with the nearest column of the table."""
+    near = nearest_column(frame, [name], option, set())
+    return f"{where}: {_absence_text(frame, where, [name], option, near)} {list_columns(frame)}"
 
 
-def _absent(
-    frame: pd.DataFrame, where: str, wanted: Sequence[str], key: str, near: str | None
+def _absence_text(
+    frame: pd.DataFrame, where: str, names: Sequence[str], role: str, near: str | None
 ) -> str:
-    """The same in a sentence, where any of some names would do."""
-    for name in wanted:
-        tails = [c for c in map(str, frame.columns) if c.endswith((f".{name}", f"/{name}"))]
+    """Return the sentence for a missing column that may have one of several names."""
+    for name in names:
+        tails = _columns_ending_in(frame, name)
         if len(tails) > 1:
-            return f"column {name!r} could be {', '.join(map(repr, tails[:5]))}; name one with {asks(where, key)}."
+            matches = ", ".join(map(repr, tails[:5]))
+            return f"column {name!r} could be {matches}; name one with {option_text(where, role)}."
     hint = (
-        f"did you mean {near!r}? {asks(where, key, near)}."
+        f"did you mean {near!r}? {option_text(where, role, near)}."
         if near
-        else f"name it with {asks(where, key)}."
+        else f"name it with {option_text(where, role)}."
     )
-    return f"no column {' or '.join(map(repr, wanted))}; {hint}"
+    return f"no column {' or '.join(map(repr, names))}; {hint}"
 
 
-def nearest(frame: pd.DataFrame, wanted: Sequence[str], key: str, taken: set[str]) -> str | None:
-    """The column that may be meant by a name, small letters and capitals alike; never one that is something else."""
-    others = {name for role in ROLES if role != key for name in (*ROLES[role], *OTHER_NAMES[role])}
-    spelt = {str(c).lower(): str(c) for c in frame.columns if str(c) not in taken}
-    free = {
-        name: column for name, column in spelt.items() if key not in ROLES or name not in others
+def nearest_column(
+    frame: pd.DataFrame, names: Sequence[str], role: str, taken: set[str]
+) -> str | None:
+    """Return the column that a user may mean by one of some names, in any case of letters.
+
+    Args:
+        frame: table.
+        names: names that the frame does not have.
+        role: role of the column; columns with the name of another role are no candidates.
+        taken: columns that already have a role.
+    """
+    reserved = {
+        name for key in ROLES if key != role for name in (*ROLES[key], *PROPOSED_NAMES[key])
     }
-    for name in map(str.lower, wanted):
+    spellings = {str(c).lower(): str(c) for c in frame.columns if str(c) not in taken}
+    free = {
+        name: column
+        for name, column in spellings.items()
+        if role not in ROLES or name not in reserved
+    }
+    for name in map(str.lower, names):
         if near := get_close_matches(name, free, n=1, cutoff=0.6):
             return free[near[0]]
-    return next((free[name] for name in OTHER_NAMES.get(key, ()) if name in free), None)
+    return next((free[name] for name in PROPOSED_NAMES.get(role, ()) if name in free), None)
 
 
-def asks(where: str, key: str, value: str = "") -> str:
-    """How something is said of a source: by an option or, of a table in Python, by an argument."""
-    if where in IN_PYTHON:
+def option_text(where: str, key: str, value: str = "") -> str:
+    """Return an option of the command line or, for a table in Python, a keyword argument."""
+    if where in PYTHON_SOURCES:
         return f"{key}={value!r}" if value else f"{key}="
     return f"--{key} {shlex.quote(value)}" if value else f"--{key}"
 
 
-def columns_of(frame: pd.DataFrame) -> str:
-    """The columns that a frame has, for the end of an error."""
+def list_columns(frame: pd.DataFrame) -> str:
+    """Return a sentence with the columns of a frame, for the end of an error."""
     names = [str(c) for c in frame.columns]
-    return (
-        f"Columns: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
-        if names
-        else "It has no columns"
-    )
+    if not names:
+        return "It has no columns"
+    return f"Columns: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
-def numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
-    """A column, times its factor, as float64: products of integer columns can't overflow after this.
+def read_numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
+    """Return a column times its factor as float64, so that no product of integers overflows.
 
     Returns:
-        One value a row; NaN where a cell is empty, infinite beyond 1e50 and 0 within 1e-50: no run has such numbers.
+        One value a row: NaN for an empty cell, infinite beyond 1e50 and 0 within 1e-50, which no
+        run has.
 
     Raises:
-        FitError: a column of something else, or text that is no number, with the rows.
+        FitError: a column of another type, or text that is no number, with the rows.
     """
     name, factor = split_factor(frame, spec)
     cells = cast(pd.Series, frame[name])
@@ -233,36 +259,32 @@ def numbers(frame: pd.DataFrame, spec: str, where: str) -> Floats:
     if kind in "mMcb":
         raise FitError(f"{where}: column {name!r} holds {cells.dtype}, not numbers")
     if kind in "iuf":
-        return _in_range(column(frame, name), factor)
-    parsed = [to_number(cell) for cell in cells]
-    text = np.array([value is None for value in parsed], dtype=bool)
-    if text.any():
-        raise FitError(not_numbers(frame, name, where, text))
-    return _in_range(np.array(parsed, dtype=np.float64), factor)
+        return _scale_in_range(column(frame, name), factor)
+    parsed = [parse_number(cell) for cell in cells]
+    is_text = np.array([value is None for value in parsed], dtype=bool)
+    if is_text.any():
+        raise FitError(bad_cells_message(frame, name, where, is_text))
+    return _scale_in_range(np.array(parsed, dtype=np.float64), factor)
 
 
-def _in_range(values: Floats, factor: float) -> Floats:
-    """Values times a factor, such that no product or square of them can overflow."""
+def _scale_in_range(values: Floats, factor: float) -> Floats:
+    """Return values times a factor, limited so that no product or square of them overflows."""
     with np.errstate(over="ignore", under="ignore"):
         values = values * factor
     size = np.abs(values)
-    return np.where(
-        size > _LARGEST, np.copysign(np.inf, values), np.where(size < 1.0 / _LARGEST, 0.0, values)
-    )
+    limited = np.where(size > _MAX_MAGNITUDE, np.copysign(np.inf, values), values)
+    return np.where(size < 1.0 / _MAX_MAGNITUDE, 0.0, limited)
 
 
-def to_number(cell: object) -> float | None:
-    """A cell of a text or mixed column: NaN where it is empty, None where it is no number."""
-    if (
-        cell is None
-        or cell is pd.NA
-        or cell is pd.NaT
-        or (isinstance(cell, str) and not cell.strip())
-    ):
+def parse_number(cell: object) -> float | None:
+    """Return a cell of a text or mixed column: NaN if it is empty, None if it is no number."""
+    if cell is None or cell is pd.NA or cell is pd.NaT:
         return math.nan
-    if isinstance(cell, bool | np.bool_) or not isinstance(
-        cell, str | int | float | np.number | Decimal
-    ):
+    if isinstance(cell, str) and not cell.strip():
+        return math.nan
+    if isinstance(cell, bool | np.bool_):
+        return None
+    if not isinstance(cell, str | int | float | np.number | Decimal):
         return None
     try:
         return float(cell)  # pyright: ignore[reportArgumentType]
@@ -272,34 +294,37 @@ def to_number(cell: object) -> float | None:
         return None
 
 
-def not_numbers(frame: pd.DataFrame, name: str, where: str, bad: Floats) -> str:
-    """That cells of a column can't be used, with rows and cells."""
+def bad_cells_message(frame: pd.DataFrame, name: str, where: str, bad: Bools) -> str:
+    """Return the message for unusable cells of a column, with their rows and values."""
     cells = list(cast(pd.Series, frame[name])[bad])
-    shown = ", ".join(short(v) for v in cells[:3])
-    words = f"{where}: column {name!r} needs positive, finite numbers; not so in {name_rows(frame, bad)} ({shown})"
-    if any(isinstance(c, str) and _IN_LETTERS.match(c) for c in cells):
-        words += "; write 1.5e6 for 1.5M"
-    return words + _separators([c for c in cells if isinstance(c, str)])
-
-
-def _separators(cells: list[str]) -> str:
-    """How to write numbers whose commas are decimal, or set thousands apart; 4,386 alone may be either."""
-    thousands, decimal = (any(form.match(c) for c in cells) for form in (_THOUSANDS, _COMMA))
-    if thousands:
-        return "; write numbers without separators of thousands: 61399163 for 61,399,163"
-    return (
-        "; write numbers with a decimal point, 4.38 for 4,38, and no separators of thousands"
-        if decimal
-        else ""
+    examples = ", ".join(abbreviate(cell) for cell in cells[:3])
+    message = (
+        f"{where}: column {name!r} needs positive, finite numbers; not so in "
+        f"{name_rows(frame, bad)} ({examples})"
     )
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if any(_WITH_UNIT_LETTER.match(text) for text in texts):
+        message += "; write 1.5e6 for 1.5M"
+    return message + _separator_hint(texts)
 
 
-def is_empty(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a column has no cell that is filled."""
+def _separator_hint(cells: list[str]) -> str:
+    """Return a hint on commas: decimal, or separators of thousands; 4,386 alone may be either."""
+    if any(_WITH_THOUSANDS.match(cell) for cell in cells):
+        return "; write numbers without thousands separators: 61399163 for 61,399,163"
+    if any(_WITH_DECIMAL_COMMA.match(cell) for cell in cells):
+        return (
+            "; write numbers with a decimal point, 4.38 for 4,38, and without thousands separators"
+        )
+    return ""
+
+
+def is_empty_column(frame: pd.DataFrame, name: str) -> bool:
+    """Return whether no cell of a column has a value."""
     return len(frame) > 0 and bool(frame[name].isna().all())
 
 
-def first_found(frame: pd.DataFrame, names: Sequence[str]) -> str | None:
-    """The first of some names that a frame has, not counting empty columns."""
-    found = (find(frame, name) for name in names)
-    return next((name for name in found if name is not None and not is_empty(frame, name)), None)
+def first_column(frame: pd.DataFrame, names: Sequence[str]) -> str | None:
+    """Return the first of some columns that a frame has and that is not empty."""
+    matches = (find_column(frame, name) for name in names)
+    return next((c for c in matches if c is not None and not is_empty_column(frame, c)), None)

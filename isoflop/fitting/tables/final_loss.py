@@ -1,9 +1,10 @@
-"""The final loss of a run from its log, by a stated rule.
+"""Final loss of a run, estimated from its log by a stated rule.
 
-A training loss is noisy and still falls while the learning rate decays, so its last value is noisy and the mean over
-the last rows is too high: by 0.2 to 2 % over the last 5 % of simulated warm-up-stable-decay runs, by 0.6 % on the
-committed study. The value of a straight line at the end of the log is within 0.3 % there, and as precise as the mean
-but for a factor of about 1.5. A held-out loss is neither noisy nor dense: its last value is taken.
+A training loss is noisy and still falls while the learning rate decays. So its last value is noisy,
+and the mean over the last rows is too high: by 0.2 to 2% over the last 5% of simulated
+warm-up-stable-decay runs, by 0.6% on the committed study. The value of a straight line at the end
+of the log is within 0.3% there, with about 1.5 times the scatter of the mean. A held-out loss is
+neither noisy nor dense: its last value is the final loss.
 """
 
 from __future__ import annotations
@@ -13,43 +14,59 @@ from typing import Literal
 
 import numpy as np
 
-Floats = np.ndarray
-FinalRule = Literal["auto", "line", "mean", "last"]
-RULES: tuple[FinalRule, ...] = ("auto", "line", "mean", "last")
+from isoflop.frames import Bools, Floats
 
-LINE_SHARE = 0.10
-MEAN_SHARE = 0.05
-MIN_ROWS = 8  # a line through fewer is noisier than it is worth
-HELD_OUT = frozenset(
+FinalRule = Literal["auto", "line", "mean", "last"]
+FINAL_RULES: tuple[FinalRule, ...] = ("auto", "line", "mean", "last")
+
+LINE_SHARE = 0.10  # of the run
+MEAN_SHARE = 0.05  # of the run
+MIN_LINE_ROWS = 8  # with fewer rows a line adds more noise than it removes bias
+HELD_OUT_WORDS = frozenset(
     {"val", "valid", "validation", "eval", "evaluation", "test", "dev", "heldout", "held"}
 )
 
-RULE_WORDS = {
-    "line": f"the end of a straight line through the log loss of the last {LINE_SHARE:.0%} of the run",
+RULE_TEXTS = {
+    "line": (
+        f"the end of a straight line through the log loss of the last {LINE_SHARE:.0%} of the run"
+    ),
     "mean": f"the mean of the log loss over the last {MEAN_SHARE:.0%} of the run",
     "last": "the last value",
 }
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a loss column or split is held out, by the words in its name: `val_loss`, `eval/loss`, `heldout`."""
-    return not HELD_OUT.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+    """Return whether the name of a loss or split marks it as held out.
+
+    Examples: `val_loss`, `eval/loss`, `heldout`.
+    """
+    return not HELD_OUT_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
-def rule_for(x: Floats, rule: FinalRule, held_out: bool) -> FinalRule:
-    """The rule that `auto` stands for: the last value of a held-out loss or of a log with few rows, else a line."""
+def choose_rule(x: Floats, rule: FinalRule, held_out: bool) -> FinalRule:
+    """Return the rule of the final loss, with `auto` resolved.
+
+    `auto` is the last value of a held-out loss or of a log with few rows, otherwise a line.
+
+    Args:
+        x: tokens or steps of each row, ascending.
+        rule: rule that the user chose.
+        held_out: the loss is held out.
+    """
     if rule != "auto":
         return rule
-    return "last" if held_out or np.count_nonzero(_tail(x, LINE_SHARE)) < MIN_ROWS else "line"
+    few = np.count_nonzero(_tail(x, LINE_SHARE)) < MIN_LINE_ROWS
+    return "last" if held_out or few else "line"
 
 
-def final_loss(x: Floats, loss: Floats, rule: FinalRule) -> float:
-    """The loss at the end of a run.
+def estimate_final_loss(x: Floats, loss: Floats, rule: FinalRule) -> float:
+    """Return the loss at the end of a run.
 
     Args:
         x: tokens or steps of each row, ascending.
         loss: finite and positive.
-        rule: `line`, `mean` or `last`, see `RULE_WORDS`; `line` where the tail has a single x is its mean.
+        rule: `line`, `mean` or `last`, see `RULE_TEXTS`; `line` is the mean if its rows have a
+            single x.
     """
     if rule == "last":
         return float(loss[-1])
@@ -62,5 +79,5 @@ def final_loss(x: Floats, loss: Floats, rule: FinalRule) -> float:
     return float(np.exp(logs.mean() - slope * back.mean()))
 
 
-def _tail(x: Floats, share: float) -> Floats:
+def _tail(x: Floats, share: float) -> Bools:
     return x >= (1.0 - share) * x[-1]

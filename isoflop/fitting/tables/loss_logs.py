@@ -1,4 +1,7 @@
-"""Loss logs, many rows a run, as a table with one row a run: its final loss, and what a fit needs beside."""
+"""Loss logs, many rows a run, reduced to a table with one row a run.
+
+A row has the final loss of its run, its tokens and FLOPs at the end, and its settings.
+"""
 
 from __future__ import annotations
 
@@ -10,164 +13,201 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables import final_loss as finalloss
 from isoflop.fitting.tables.columns import (
-    COUNTS,
-    asks,
-    chosen,
-    find,
-    first_found,
-    missing,
-    numbers,
+    PARAM_COLUMNS,
+    find_column,
+    first_column,
+    missing_column_message,
+    option_text,
+    read_numbers,
+    require_column,
     split_factor,
 )
-from isoflop.fitting.tables.final_loss import FinalRule
-from isoflop.fitting.tables.log_detection import RATES, STEP_COLUMNS, LogOptions, distinct, run_of
-from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, listed, texts
+from isoflop.fitting.tables.final_loss import (
+    RULE_TEXTS,
+    FinalRule,
+    choose_rule,
+    estimate_final_loss,
+    is_held_out,
+)
+from isoflop.fitting.tables.log_detection import (
+    LR_COLUMNS,
+    STEP_COLUMNS,
+    LogOptions,
+    count_distinct,
+    find_run_column,
+)
+from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, as_text, list_names
 from isoflop.fitting.terms import Finding, finding
-from isoflop.frames import column, mask
+from isoflop.frames import Bools, Floats, column, mask
 
-Floats = np.ndarray
+PLANNED_STEPS_COLUMNS = (
+    "steps",
+    "max_steps",
+    "total_steps",
+    "train_steps",
+    "num_steps",
+    "planned_steps",
+)
+CUMULATIVE_COLUMNS = ("tokens", "flops", "train_flops", "epochs")  # the largest is the run's value
+STATE_COLUMNS = ("state", "State")  # the last is the run's value
 
-PLANNED_STEPS = ("steps", "max_steps", "total_steps", "train_steps", "num_steps", "planned_steps")
-GROWING = ("tokens", "flops", "train_flops", "epochs")  # over a run; the largest value is the run's
-LAST = ("state", "State")
-
-ENDED = 0.95  # share of a run after which its last loss may stand for the end
-DENSE = 0.9  # share of the rows that have a loss: where as many have, one that lacks it at the end is a sign
-AT_END = 1  # rows of such a log that may lack one at the end, as those of a logger's summary
-STOPPED = 0.99  # share of the planned steps
-DECAYED = 0.5  # of the peak learning rate; to a tenth is a common decay, to more than half is none
-ROSE = 1.2  # times the run's own lowest level
+MIN_MEASURED_SHARE = 0.95  # of a run, before its last loss may count as its final one
+MIN_DENSE_SHARE = 0.9  # of the rows have a loss: in such a log a missing one at the end is a sign
+MAX_ROWS_AFTER_LOSS = 1  # at the end of such a log, as in a logger's summary
+MIN_STEPS_SHARE = 0.99  # of the planned steps
+MAX_LR_SHARE = 0.5  # of the peak at the end: decay to a tenth is common, to over half is none
+MAX_LOSS_RISE = 1.2  # final loss relative to the lowest level of the run
 
 _RUN = "(run)"
 
 
 @dataclass
-class Summary:
-    """A row a run, and what is to be said about them."""
+class LogSummary:
+    """Table of runs that is read from their logs.
+
+    Attributes:
+        frame: one row a run.
+        text: rows, runs and rule of the final loss, for the record of the reading.
+        dropped: runs left out, with the reason.
+        findings: doubts about the logs.
+    """
 
     frame: pd.DataFrame
-    words: str
+    text: str
     dropped: list[Dropped] = field(default_factory=list[Dropped])
     findings: list[Finding] = field(default_factory=list[Finding])
 
 
-def one_row_a_run(
+def summarise_logs(
     frame: pd.DataFrame,
     where: str,
     options: LogOptions,
     beside: pd.DataFrame | None,
     beside_where: str,
-) -> Summary:
-    """The final loss of each run, its tokens and FLOPs at the end, its settings.
+) -> LogSummary:
+    """Return a row a run: its final loss, its tokens and FLOPs at the end, its settings.
 
     Args:
-        frame: rows of all runs, in the order they were written: a later row of a step replaces an earlier one, as where
-            a run was resumed.
-        beside: a table with a row a run, for the columns that the log lacks, and the values that a run's own lacks.
-        beside_where: for messages.
+        frame: rows of all runs in the order of writing. A later row of a step replaces an earlier
+            one, as in a resumed run.
+        where: name of the source in messages.
+        options: columns, split and rule of the final loss.
+        beside: a table with a row a run. It gives the columns that the log lacks, and values for
+            runs that have none in the log.
+        beside_where: name of `beside` in messages.
 
     Raises:
-        FitError: a column that isn't there, changes within a run, or is no number; several splits to choose from.
+        FitError: a column that is missing, is not numeric, or changes within a run; several splits
+            without a choice.
     """
-    run, step = run_of(frame, where, options), options.step or first_found(frame, STEP_COLUMNS)
-    step = chosen(frame, where, step, "step") if step is not None else None
-    frame = frame.assign(**{_RUN: texts(frame, run) if run is not None else "the run"})
+    run = find_run_column(frame, where, options)
+    step = options.step or first_column(frame, STEP_COLUMNS)
+    step = require_column(frame, where, step, "step") if step is not None else None
+    frame = frame.assign(**{_RUN: as_text(frame, run) if run is not None else "the run"})
     unknown: list[str] = []
-    given = ""
+    source_text = ""
     if beside is not None:
-        own = {
-            _RUN,
-            run,
-            step,
-            find(frame, split_factor(frame, options.loss or "loss")[0]),
-            "split",
-            "kind",
-            *RATES,
-        }
-        frame, unknown, given = _joined(frame, beside, beside_where, own)
-    frame = _seeds_apart(frame)
-    rows, split = _rows_of_split(frame, where, options)
-    loss = chosen(frame, where, options.loss or "loss", "loss")
+        loss_column = find_column(frame, split_factor(frame, options.loss or "loss")[0])
+        log_columns = {_RUN, run, step, loss_column, "split", "kind", *LR_COLUMNS}
+        frame, unknown, source_text = _join_beside(frame, beside, beside_where, log_columns)
+    frame = _separate_seeds(frame)
+    in_split, split = _select_split(frame, where, options)
+    loss = require_column(frame, where, options.loss or "loss", "loss")
     tokens = (
-        chosen(frame, where, options.tokens, "tokens")
+        require_column(frame, where, options.tokens, "tokens")
         if options.tokens
-        else first_found(frame, ("tokens",))
+        else first_column(frame, ("tokens",))
     )
-    rate = first_found(frame, RATES)
-    log = pd.DataFrame({"run": frame[_RUN], "loss": numbers(frame, loss, where)})
-    log.loc[~rows, "loss"] = np.nan
-    log["of_split"] = rows
+    rate = first_column(frame, LR_COLUMNS)
+    log = pd.DataFrame({"run": frame[_RUN], "loss": read_numbers(frame, loss, where)})
+    log.loc[~in_split, "loss"] = np.nan
+    log["in_split"] = in_split
     for name, spec in (("step", step), ("tokens", tokens), ("lr", rate)):
-        log[name] = numbers(frame, spec, where) if spec is not None else np.nan
-    held_out = finalloss.is_held_out(split or loss)
+        log[name] = read_numbers(frame, spec, where) if spec is not None else np.nan
+    held_out = is_held_out(split or loss)
     ends = pd.DataFrame(
-        [_end(str(name), group, options.final, held_out) for name, group in log.groupby("run")]
+        [
+            _summarise_run(str(name), group, options.final, held_out)
+            for name, group in log.groupby("run")
+        ]
     )
-    table = _settings(frame, where, options)
-    table[split_factor(frame, loss)[0]] = ends["loss"].to_numpy() / split_factor(frame, loss)[1]
+    table = _collect_settings(frame, where, options)
+    loss_name, loss_factor = split_factor(frame, loss)
+    table[loss_name] = ends["loss"].to_numpy() / loss_factor
     if rate is not None:
         table[rate] = ends["peak"].to_numpy()
-    rules = ", ".join(
-        f"{finalloss.RULE_WORDS[r]} ({n})" for r, n in Counter(ends["rule"]).items() if r
+    counts = Counter(ends["rule"])
+    rules = ", ".join(f"{RULE_TEXTS[rule]} ({count})" for rule, count in counts.items() if rule)
+    text = (
+        f"{len(frame):,} rows of {len(ends)} loss logs; "
+        f"final {loss!r}{f' of {split}' if split else ''}: {rules}{source_text}"
     )
-    words = f"{len(frame):,} rows of {len(ends)} loss logs; final {loss!r}{f' of {split}' if split else ''}: {rules}{given}"
-    return _judged(Summary(table, words), ends, frame, step, unknown)
+    return _leave_out_runs(LogSummary(table, text), ends, step, unknown)
 
 
-def _rows_of_split(
-    frame: pd.DataFrame, where: str, options: LogOptions
-) -> tuple[np.ndarray, str | None]:
-    """The rows whose loss counts, where a log has several splits: those asked for, else those not of training."""
+def _select_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tuple[Bools, str | None]:
+    """Return the rows of the chosen split and its name; by default the split that isn't `train`.
+
+    Raises:
+        FitError: no such split, or several to choose from.
+    """
     if "split" not in frame.columns:
         if options.split is not None:
-            raise FitError(missing(frame, where, "split", "split"))
+            raise FitError(missing_column_message(frame, where, "split", "split"))
         return np.ones(len(frame), dtype=bool), None
-    splits = texts(frame, "split")
-    there = sorted(set(splits))
-    others = [name for name in there if name != "train"]
-    split = options.split or (
-        there[0] if len(there) == 1 else others[0] if len(others) == 1 else None
-    )
-    if split not in there:
-        asked = f"has no {split!r}; it has" if split else "has"
+    splits = as_text(frame, "split")
+    names = sorted(set(splits))
+    held_out = [name for name in names if name != "train"]
+    candidates = names if len(names) == 1 else held_out
+    split = options.split or (candidates[0] if len(candidates) == 1 else None)
+    if split not in names:
+        problem = f"has no {split!r}; it has" if split else "has"
         raise FitError(
-            f"{where}: column 'split' {asked} {', '.join(there[:8])}; choose one with {asks(where, 'split')}"
+            f"{where}: column 'split' {problem} {', '.join(names[:8])}; "
+            f"choose one with {option_text(where, 'split')}"
         )
-    rows = (splits == split).to_numpy(dtype=bool)
-    if "kind" in frame.columns:  # of the target tokens, in our own logs
-        all_kinds = rows & (texts(frame, "kind") == "all").to_numpy(dtype=bool)
-        rows = all_kinds if all_kinds.any() else rows
-    return rows, split
+    in_split = (splits == split).to_numpy(dtype=bool)
+    if "kind" in frame.columns:  # kind of the target tokens, in isoflop's own logs
+        all_kinds = in_split & (as_text(frame, "kind") == "all").to_numpy(dtype=bool)
+        in_split = all_kinds if all_kinds.any() else in_split
+    return in_split, split
 
 
-def _joined(
-    frame: pd.DataFrame, beside: pd.DataFrame, where: str, own: set[str | None]
+def _join_beside(
+    frame: pd.DataFrame, beside: pd.DataFrame, where: str, log_columns: set[str | None]
 ) -> tuple[pd.DataFrame, list[str], str]:
-    """The log with what only the table beside it has, the runs that this table doesn't know, and what it gave to some.
+    """Add to a log what only the table beside it has.
 
     Args:
-        own: columns of the log that are never taken from the table.
+        frame: the log.
+        beside: a table with a row a run.
+        where: name of `beside` in messages.
+        log_columns: columns that are only read from the log.
+
+    Returns:
+        The log without the runs that `beside` lacks; their names; a text with the columns that
+        were filled for some runs.
+
+    Raises:
+        FitError: `beside` names no runs, names one twice, or has none of the log's.
     """
     key = next((name for name in RUN_COLUMNS if name in beside.columns), None)
     if key is None:
-        raise FitError(missing(beside, where, "run", "beside"))
-    names = texts(beside, key)
+        raise FitError(missing_column_message(beside, where, "run", "beside"))
+    names = as_text(beside, key)
     if not names.is_unique:
-        raise FitError(
-            f"{where}: {listed(sorted(set(names[names.duplicated()])), 'run')} twice in {key!r}"
-        )
+        repeated = list_names(sorted(set(names[names.duplicated()])), "run")
+        raise FitError(f"{where}: column {key!r} has {repeated} more than once")
     table = beside.set_axis(pd.Index(names), axis=0)
     unknown = sorted(set(frame[_RUN]) - set(names))
     known = frame.loc[frame[_RUN].isin(names).to_numpy(dtype=bool)].reset_index(drop=True)
     if not len(known):
         raise FitError(
-            f"{where}: has none of the log's runs ({listed(unknown, 'run', 3)} in the log)"
+            f"{where}: has none of the log's runs ({list_names(unknown, 'run', 3)} in the log)"
         )
-    filled = _filled(
-        known, table.loc[:, [c for c in beside.columns if c in frame.columns and c not in own]]
-    )
+    common = [c for c in beside.columns if c in frame.columns and c not in log_columns]
+    filled = _fill_missing(known, table.loc[:, common])
     counts = [
         f"{name!r} of {count} run{'s' if count > 1 else ''}" for name, count in filled.items()
     ]
@@ -175,29 +215,41 @@ def _joined(
     return known, unknown, f"; {', '.join(counts)} from {where}" if counts else ""
 
 
-def _filled(log: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
-    """Puts the table's values into the log of each run that has none of its own; how many runs got one, by column."""
+def _fill_missing(log: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
+    """Fill columns of a log, in place, for each run that has no value of its own.
+
+    Returns:
+        Number of runs filled, by column.
+    """
     counts: dict[str, int] = {}
     runs = cast(pd.Series, log[_RUN])
     for name in table.columns:
         values = cast(pd.Series, log[name])
-        given = runs.map(cast(pd.Series, table[name]).to_dict())
-        lacks = ~values.notna().groupby(runs).transform("any") & given.notna()
-        if any(lacks):
-            log[name] = values.astype(object).where(~lacks, given)
-            counts[str(name)] = len(set(runs[lacks]))
+        replacements = runs.map(cast(pd.Series, table[name]).to_dict())
+        is_missing = ~values.notna().groupby(runs).transform("any") & replacements.notna()
+        if any(is_missing):
+            log[name] = values.astype(object).where(~is_missing, replacements)
+            counts[str(name)] = len(set(runs[is_missing]))
     return counts
 
 
-def _seeds_apart(frame: pd.DataFrame) -> pd.DataFrame:
-    """The log with a run for each seed, where rows of several seeds have one run's name."""
-    if "seed" not in frame.columns or not bool((distinct(frame, _RUN, "seed") > 1).any()):
+def _separate_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the log with a run for each seed if rows of several seeds share a run's name."""
+    if "seed" not in frame.columns or not bool((count_distinct(frame, _RUN, "seed") > 1).any()):
         return frame
-    return frame.assign(**{_RUN: texts(frame, _RUN) + " seed " + texts(frame, "seed")})
+    return frame.assign(**{_RUN: as_text(frame, _RUN) + " seed " + as_text(frame, "seed")})
 
 
-def _end(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[str, Any]:
-    """What the log of one run says about its end."""
+def _summarise_run(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[str, Any]:
+    """Return final loss and signs of an early end from the log of one run.
+
+    Returns:
+        `run, rule, loss`; `rows` with a loss at a new x, and `repeated` ones; the largest `step`
+        and `tokens`, the `peak` and the last `lr`; the median distance `between` losses in x, in
+        steps if `by_step`; the `x` of the last loss and the last `x_end`; the `lowest` smoothed
+        loss; whether an `infinite` loss follows the last loss; in a log with a dense loss, the
+        number of x after it that are `lacking` one.
+    """
     step, tokens, loss, rate = (column(log, name) for name in ("step", "tokens", "loss", "lr"))
     usable = np.isfinite(loss) & (loss > 0.0)
     by_tokens = np.isfinite(tokens[usable]).all() and len(np.unique(tokens[usable])) > 1
@@ -206,164 +258,181 @@ def _end(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[s
         x = np.arange(1.0, len(loss) + 1.0)  # the order of the rows
     usable &= np.isfinite(x)
     order = np.flatnonzero(usable)[np.argsort(x[usable], kind="stable")]
-    latest = np.ones(len(order), dtype=bool)
-    latest[:-1] = np.diff(x[order]) > 0.0
-    final = order[latest]
-    end = {
+    is_latest = np.ones(len(order), dtype=bool)
+    is_latest[:-1] = np.diff(x[order]) > 0.0
+    final = order[is_latest]
+    end: dict[str, Any] = {
         "run": run,
         "rule": "",
         "loss": np.nan,
         "rows": len(final),
         "repeated": len(order) - len(final),
-    }
-    end |= {
         "step": _largest(step),
         "tokens": _largest(tokens),
         "peak": _largest(rate),
         "lr": _last(rate, step),
-    }
-    end |= {
         "between": float(np.median(np.diff(x[final]))) if len(final) > 1 else 0.0,
         "by_step": x is step,
-    }
-    end |= {
         "x": float(x[final[-1]]) if len(final) else np.nan,
         "x_end": _largest(x),
         "lowest": np.nan,
+        "infinite": False,
+        "lacking": 0,
     }
-    end |= {"infinite": False, "lacking": 0}
-    if len(final):
-        own = mask(log, "of_split")
-        end["infinite"] = bool((np.isinf(loss) & ~(x <= end["x"])).any())
-        if usable[own & (x <= end["x"])].mean() >= DENSE:
-            end["lacking"] = len(np.unique(x[own & (x > end["x"])]))
-        chosen_rule = finalloss.rule_for(x[final], rule, held_out)
-        window = max(len(final) // 20, 1)
-        levels = np.convolve(np.log(loss[final]), np.full(window, 1.0 / window), mode="valid")
-        end |= {
-            "rule": chosen_rule,
-            "loss": finalloss.final_loss(x[final], loss[final], chosen_rule),
-        }
-        end["lowest"] = float(np.exp(levels.min()))
+    if not len(final):
+        return end
+    in_split = mask(log, "in_split")
+    end["infinite"] = bool((np.isinf(loss) & ~(x <= end["x"])).any())
+    if usable[in_split & (x <= end["x"])].mean() >= MIN_DENSE_SHARE:
+        end["lacking"] = len(np.unique(x[in_split & (x > end["x"])]))
+    end["rule"] = choose_rule(x[final], rule, held_out)
+    end["loss"] = estimate_final_loss(x[final], loss[final], end["rule"])
+    window = max(len(final) // 20, 1)
+    levels = np.convolve(np.log(loss[final]), np.full(window, 1.0 / window), mode="valid")
+    end["lowest"] = float(np.exp(levels.min()))
     return end
 
 
 def _largest(values: Floats) -> float:
+    """Return the largest finite value; NaN if there is none."""
     values = values[np.isfinite(values)]
     return float(values.max()) if len(values) else np.nan
 
 
 def _last(values: Floats, step: Floats) -> float:
-    """The last value, by step where there are steps."""
+    """Return the last finite value, by step if the rows have steps; NaN if there is none."""
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return np.nan
     return float(values[known[np.argsort(np.nan_to_num(step[known]), kind="stable")[-1]]])
 
 
-def _settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFrame:
-    """A row a run, sorted by its name: columns that don't change, the largest of those that grow, the last state."""
+def _collect_settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFrame:
+    """Return a row a run, sorted by its name.
+
+    It has the columns that do not change within a run, the largest value of cumulative columns and
+    the last state.
+
+    Raises:
+        FitError: a parameter count or a budget changes within a run.
+    """
     groups = frame.groupby(_RUN, sort=True)
-    grows = {
-        split_factor(frame, spec)[0] for spec in (options.tokens, options.flops) if spec
-    } | set(GROWING)
-    growing = {find(frame, name) for name in grows}
-    constant = [options.params, options.budget, *COUNTS, "budget"]
-    constant = {find(frame, split_factor(frame, spec)[0]) for spec in constant if spec}
+    specs = [spec for spec in (options.tokens, options.flops) if spec]
+    names = {split_factor(frame, spec)[0] for spec in specs} | set(CUMULATIVE_COLUMNS)
+    cumulative = {find_column(frame, name) for name in names}
+    specs = [options.params, options.budget, *PARAM_COLUMNS, "budget"]
+    constant = {find_column(frame, split_factor(frame, spec)[0]) for spec in specs if spec}
     table: dict[str, Any] = {}
     for name in (c for c in frame.columns if isinstance(c, str)):
-        if name in growing:
-            values = pd.Series(numbers(frame, name, where), index=frame.index)
+        if name in cumulative:
+            values = pd.Series(read_numbers(frame, name, where), index=frame.index)
             table[name] = values.groupby(frame[_RUN]).max()
-        elif name != _RUN and (of_runs := _of_runs(groups, name)) is not None:
-            distinct, first, last = of_runs
-            if name in LAST or (distinct <= 1).all():
-                table[name] = last if name in LAST else first
+        elif name != _RUN and (summary := _summarise_column(groups, name)) is not None:
+            distinct, first, last = summary
+            if name in STATE_COLUMNS:
+                table[name] = last
+            elif (distinct <= 1).all():
+                table[name] = first
             elif name in constant:
-                changing = listed(
-                    [str(r) for r in distinct.index[(distinct > 1).to_numpy(dtype=bool)]], "run"
-                )
+                changing = distinct.index[(distinct > 1).to_numpy(dtype=bool)]
+                runs = list_names([str(run) for run in changing], "run")
                 raise FitError(
-                    f"{where}: column {name!r} changes within {changing}; a run has one value of it"
+                    f"{where}: column {name!r} changes within {runs}; each run needs one value"
                 )
     runs = pd.Index(sorted(set(frame[_RUN])), name=_RUN)
     return pd.DataFrame(table, index=runs).assign(run_id=runs).reset_index(drop=True)
 
 
-def _of_runs(groups: Any, name: str) -> tuple[pd.Series, pd.Series, pd.Series] | None:
-    """How many values a column has in each run, the first and the last; None for cells that can't be compared."""
+def _summarise_column(groups: Any, name: str) -> tuple[pd.Series, pd.Series, pd.Series] | None:
+    """Return a column's number of distinct values, first and last value in each run.
+
+    Cells that cannot be compared give None.
+    """
     try:
         return groups[name].nunique(), groups[name].first(), groups[name].last()
     except (TypeError, ValueError, NotImplementedError):
         return None
 
 
-def _judged(
-    summary: Summary, ends: pd.DataFrame, frame: pd.DataFrame, step: str | None, unknown: list[str]
-) -> Summary:
-    """Leaves out the runs whose log has no end that a fit may use."""
-    runs = summary.frame
-    loss, lowest, x, x_end = (column(ends, name) for name in ("loss", "lowest", "x", "x_end"))
-    reasons: list[tuple[str, np.ndarray]] = []
-    reasons.append(("no loss in the log", np.isnan(loss)))
-    reasons.append(("diverged: the loss ends infinite", mask(ends, "infinite")))
-    early = x + column(ends, "between") < ENDED * x_end
-    reasons.append(
-        ("no finite loss in the last 5 % of the log: it diverged, or was not measured", early)
-    )
-    words = "its last rows have no finite loss, though almost all before have: it diverged, or was not measured"
-    _unless_all(summary, reasons, "no_last_loss", words, column(ends, "lacking") > AT_END)
-    rose = loss > ROSE * lowest
-    reasons.append(
-        (f"diverged: the loss ends more than {ROSE - 1:.0%} above its own lowest level", rose)
-    )
-    planned = first_found(runs, PLANNED_STEPS)
-    if (
-        planned is not None and step is not None and not step.endswith("_step")
-    ):  # W&B's _step counts calls
-        steps = numbers(runs, planned, "the log")
-        between = np.where(ends["by_step"], column(ends, "between"), 0.0)
-        short = (column(ends, "step") + 1 + between < STOPPED * steps) & (steps > 0)
-        _unless_all(
-            summary,
-            reasons,
-            "stopped",
-            f"stopped before its planned steps (column {planned!r})",
-            short,
-        )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        flat = column(ends, "lr") / column(ends, "peak") > DECAYED
-    words = f"its learning rate did not decay (it ends above {DECAYED:.0%} of its peak)"
-    _unless_all(summary, reasons, "undecayed", words, flat)
-    gone = np.zeros(len(runs), dtype=bool)
-    for why, bad in reasons:
+def _leave_out_runs(
+    summary: LogSummary, ends: pd.DataFrame, step: str | None, unknown: list[str]
+) -> LogSummary:
+    """Leave out the runs whose log does not end in a final loss, and report doubtful ends.
+
+    Args:
+        summary: table of all runs.
+        ends: ends of their logs, see `_summarise_run`.
+        step: column of steps in the log.
+        unknown: runs that the table beside the log lacks.
+    """
+    gone = np.zeros(len(ends), dtype=bool)
+    for reason, bad in _list_reasons(summary, ends, step):
         if (bad & ~gone).any():
-            names = [str(n) for n in ends["run"][bad & ~gone]]
-            summary.dropped.append(Dropped(listed(names, "run"), why))
+            names = [str(name) for name in ends["run"][bad & ~gone]]
+            summary.dropped.append(Dropped(list_names(names, "run"), reason))
         gone |= bad
     if unknown:
-        summary.dropped.append(Dropped(listed(unknown, "run"), "not in the table beside"))
+        summary.dropped.append(Dropped(list_names(unknown, "run"), "not in the table beside"))
+    x, x_end = column(ends, "x"), column(ends, "x_end")
     if (before := (x < x_end) & ~gone).any():
-        which, share = (
-            listed([str(n) for n in ends["run"][before]], "Run"),
-            float((1.0 - x / x_end)[before].max()),
+        names = list_names([str(name) for name in ends["run"][before]], "Run")
+        share = float((1.0 - x / x_end)[before].max())
+        message = (
+            f"{names}: the final loss is the last one logged, up to {share:.1%} of the run before "
+            "its end."
         )
-        words = f"{which}: the last loss, which is taken, lies up to {share:.1%} of the run before its end."
-        summary.findings.append(finding("early_loss", words))
+        summary.findings.append(finding("early_loss", message))
     if repeated := int(column(ends, "repeated").sum()):
-        words = f"{repeated} rows of the logs repeat a step of their run, as after a resumption; the later ones count."
-        summary.findings.append(finding("log_repeats", words))
-    summary.frame = cast(pd.DataFrame, runs.loc[~gone]).reset_index(drop=True)
+        message = (
+            f"{repeated} rows of the logs repeat a step of their run, as after a restart; "
+            "the later rows count."
+        )
+        summary.findings.append(finding("log_repeats", message))
+    summary.frame = cast(pd.DataFrame, summary.frame.loc[~gone]).reset_index(drop=True)
     return summary
 
 
-def _unless_all(
-    summary: Summary, reasons: list[tuple[str, np.ndarray]], code: str, why: str, bad: np.ndarray
+def _list_reasons(
+    summary: LogSummary, ends: pd.DataFrame, step: str | None
+) -> list[tuple[str, Bools]]:
+    """Return the reasons to leave runs out, each with a mask of its runs.
+
+    A reason that holds for all runs may be a finding instead, see `_add_reason`.
+    """
+    loss, lowest, x, x_end = (column(ends, name) for name in ("loss", "lowest", "x", "x_end"))
+    cause = "it diverged, or its loss was not measured"
+    early = x + column(ends, "between") < MIN_MEASURED_SHARE * x_end
+    reasons: list[tuple[str, Bools]] = [
+        ("no loss in the log", np.isnan(loss)),
+        ("diverged: the loss ends infinite", mask(ends, "infinite")),
+        (f"no finite loss in the last {1 - MIN_MEASURED_SHARE:.0%} of the log: {cause}", early),
+    ]
+    reason = f"its last rows have no finite loss, though almost all earlier rows have one: {cause}"
+    lacks_last = column(ends, "lacking") > MAX_ROWS_AFTER_LOSS
+    _add_reason(summary, reasons, "no_last_loss", reason, lacks_last)
+    reason = f"diverged: the loss ends more than {MAX_LOSS_RISE - 1:.0%} above its own lowest level"
+    reasons.append((reason, loss > MAX_LOSS_RISE * lowest))
+    planned = first_column(summary.frame, PLANNED_STEPS_COLUMNS)
+    # W&B's _step counts calls of the logger, not steps.
+    if planned is not None and step is not None and not step.endswith("_step"):
+        steps = read_numbers(summary.frame, planned, "the log")
+        between = np.where(ends["by_step"], column(ends, "between"), 0.0)
+        stopped = (column(ends, "step") + 1 + between < MIN_STEPS_SHARE * steps) & (steps > 0)
+        reason = f"stopped before its planned steps (column {planned!r})"
+        _add_reason(summary, reasons, "stopped", reason, stopped)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        undecayed = column(ends, "lr") / column(ends, "peak") > MAX_LR_SHARE
+    reason = f"its learning rate did not decay (it ends above {MAX_LR_SHARE:.0%} of its peak)"
+    _add_reason(summary, reasons, "undecayed", reason, undecayed)
+    return reasons
+
+
+def _add_reason(
+    summary: LogSummary, reasons: list[tuple[str, Bools]], code: str, reason: str, bad: Bools
 ) -> None:
-    """A reason to leave runs out, or a finding where it would leave out all: then the study was made so."""
+    """Add a reason to leave runs out; a finding if it holds for all, as the study's design."""
     if bad.all():
-        summary.findings.append(
-            finding(code, f"All {len(bad)} runs: {why}. They are used all the same.")
-        )
+        message = f"All {len(bad)} runs: {reason}. They are still used."
+        summary.findings.append(finding(code, message))
     else:
-        reasons.append((why, bad))
+        reasons.append((reason, bad))

@@ -1,4 +1,4 @@
-"""Which runs a law was fitted to, and whether two laws share some."""
+"""Provenance of a law: the runs it was fitted to, and whether two laws share some."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 from isoflop.fitting.tables.runs_table import RunsTable
 
-UNNAMED = "the table"
-_IDENTITY = re.compile(r".+-s\d+-[0-9a-f]{8}")
-"""Names that isoflop gives: they end in a hash of what a run is. Other names may be those of other runs elsewhere."""
+UNNAMED_SOURCE = "the table"
+_RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")
+"""Pattern of isoflop's own run names, which end in a hash of the run's identity. Other names may be
+used for other runs elsewhere."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The runs of a law.
+class Provenance:
+    """Runs of a law.
 
     Attributes:
-        source: where they were read; `the table` where that was no file.
-        hash: of their sizes, tokens, losses, FLOPs and budgets; empty where there are no runs (a published law).
-        run_ids: of the runs whose names hold their identity.
+        source: file or directory of the runs; `the table` for a DataFrame.
+        hash: hash of their sizes, tokens, losses, FLOPs and budgets; empty without runs (a
+            published law).
+        run_ids: names of the runs whose name contains their identity.
     """
 
     source: str
@@ -27,21 +29,20 @@ class Origin:
     run_ids: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, table: RunsTable) -> Origin:
-        """The origin of what is fitted to a table."""
+    def from_table(cls, table: RunsTable) -> Provenance:
+        """Return the provenance of a law that is fitted to a table."""
         names = table.frame["run_id"].astype(str) if "run_id" in table.frame else []
-        return cls(
-            table.source, table.hash, frozenset(name for name in names if _IDENTITY.fullmatch(name))
-        )
+        run_ids = frozenset(name for name in names if _RUN_ID.fullmatch(name))
+        return cls(table.source, table.hash, run_ids)
 
-    def shares_runs(self, other: Origin) -> bool:
-        """Whether a run is common to both: then the two laws are not independent.
+    def shares_runs(self, other: Provenance) -> bool:
+        """Return whether two laws have a run in common, so that they are not independent.
 
-        Runs without an identity are taken for the same where their source has the same name.
+        Runs without an identity count as the same if the names of their sources are equal.
         """
         if not (self.hash and other.hash):
             return False
         if self.hash == other.hash or self.run_ids & other.run_ids:
             return True
         named = bool(self.run_ids and other.run_ids)
-        return not named and self.source == other.source != UNNAMED
+        return not named and self.source == other.source != UNNAMED_SOURCE

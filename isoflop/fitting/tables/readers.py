@@ -1,4 +1,7 @@
-"""From a path to a raw DataFrame: sweep directory, Parquet, CSV, TSV or JSONL. No column is interpreted here."""
+"""Reader of files: sweep directory, Parquet, CSV, TSV or JSONL to a raw DataFrame.
+
+No column is interpreted here.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,23 @@ RUNS_FILE = "runs.parquet"
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
-    """The rows of a sweep's directory (its runs.parquet) or of a .parquet, .csv, .tsv, .jsonl or .ndjson file.
+    """Return the rows of a sweep's directory (its runs.parquet) or of a file.
+
+    Args:
+        path: directory, or a .parquet, .csv, .tsv, .jsonl or .ndjson file.
 
     Raises:
-        FitError: missing, empty or unreadable file, an unknown kind of file, two columns of one name.
+        FitError: missing, empty or unreadable file, an unknown kind of file, two columns with one
+            name.
     """
     path = Path(path)
     if not path.exists():
         raise FitError(f"{path}: no such file or directory")
     if path.is_dir():
-        path = _runs_file(path)
+        path = _find_runs_file(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise FitError(
-            f"{path}: can't tell what kind of table this is; use one of {', '.join(_READERS)}"
-        )
+        raise FitError(f"{path}: unknown kind of table; use one of {', '.join(_READERS)}")
     if path.stat().st_size == 0:
         raise FitError(f"{path}: the file is empty")
     try:
@@ -48,7 +53,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
         raise FitError(f"{path}: can't be read: {_one_line(error)}") from error
 
 
-def _runs_file(directory: Path) -> Path:
+def _find_runs_file(directory: Path) -> Path:
     path = directory / RUNS_FILE
     if not path.is_file():
         raise FitError(
@@ -62,22 +67,22 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """CSV with a header; UTF-8, with or without a byte order mark. Cells stay text, so no digit is lost here.
+    """Read a CSV with a header, in UTF-8 with or without a byte order mark.
 
-    Semicolons and tabs separate columns, too, where the header has more of them than commas.
+    Cells stay text, so no digit is lost. The separator is a semicolon or a tab if the header has
+    more of them than commas.
     """
     _refuse_utf16(path)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        mark = max(",;\t", key=first.count)
+        first_line = file.readline()
+        separator = max(",;\t", key=first_line.count)
         file.seek(0)
-        header = next(csv.reader(file, delimiter=mark), [])
+        header = next(csv.reader(file, delimiter=separator), [])
     refuse_duplicates([name for name in header if name], str(path))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error", pd.errors.ParserWarning
-        )  # a row longer than the header is cut otherwise
-        return pd.read_csv(path, encoding="utf-8-sig", dtype=str, index_col=False, sep=mark)
+        # A row longer than the header would be cut with a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return pd.read_csv(path, encoding="utf-8-sig", dtype=str, index_col=False, sep=separator)
 
 
 def _refuse_utf16(path: Path) -> None:
@@ -89,18 +94,19 @@ def _refuse_utf16(path: Path) -> None:
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
+    """Read a file with one JSON object a line; blank lines are skipped."""
     _refuse_utf16(path)
     rows = []
-    # A text in a line may hold U+2028, at which `splitlines` would cut it.
+    # A line may contain U+2028 in a string, where `splitlines` would cut it.
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if line.strip():
-            rows.append(_json_row(line, f"{path}: line {number}"))
+            rows.append(_parse_json_row(line, f"{path}: line {number}"))
     return pd.DataFrame(rows)
 
 
-def _json_row(line: str, where: str) -> dict[str, object]:
+def _parse_json_row(line: str, where: str) -> dict[str, object]:
     try:
-        row = json.loads(line, object_pairs_hook=lambda pairs: _unique(pairs, where))
+        row = json.loads(line, object_pairs_hook=lambda pairs: _make_dict(pairs, where))
     except (ValueError, RecursionError) as error:
         raise FitError(f"{where}: not JSON: {_one_line(error)}") from error
     if not isinstance(row, dict):
@@ -108,17 +114,23 @@ def _json_row(line: str, where: str) -> dict[str, object]:
     return row
 
 
-def _unique(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
+def _make_dict(pairs: list[tuple[str, object]], where: str) -> dict[str, object]:
+    """Return the dictionary of a JSON object; refuse repeated keys."""
     refuse_duplicates([key for key, _ in pairs], where)
     return dict(pairs)
 
 
 def refuse_duplicates(names: list[str], where: str) -> None:
-    """Stops where two columns have one name: which of them is meant can't be known."""
-    twice = sorted(str(name) for name, count in Counter(names).items() if count > 1)
-    if twice:
+    """Refuse two columns with one name, since the intended one is unknown.
+
+    Raises:
+        FitError: names the columns.
+    """
+    repeated = sorted(str(name) for name, count in Counter(names).items() if count > 1)
+    if repeated:
         raise FitError(
-            f"{where}: column {', '.join(map(repr, twice))} is there more than once; rename one of them"
+            f"{where}: column {', '.join(map(repr, repeated))} appears more than once; "
+            "rename one of them"
         )
 
 
@@ -133,5 +145,5 @@ _READERS = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
 }
-TABLES = tuple(_READERS)
-"""Endings of the files that can be read."""
+TABLE_SUFFIXES = tuple(_READERS)
+"""Suffixes of the files that can be read."""

@@ -1,56 +1,65 @@
-"""What a reader says about a table beside its rows: rows left out, doubts, and how a row is named."""
+"""Excluded rows and names of rows, for all readers of tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
+from isoflop.frames import Bools
+
 RUN_COLUMNS = ("run_id", "run", "run_name", "Name", "name", "ID")
-"""Names under which tables keep a run's name; the first that is there counts."""
+"""Usual names of the column with a run's name, in order of preference."""
 
 
 class Dropped(NamedTuple):
-    """Rows that were left out."""
+    """Rows left out of a table.
+
+    Attributes:
+        what: names of the rows.
+        why: reason.
+    """
 
     what: str
     why: str
 
 
-def run_column(frame: pd.DataFrame) -> str | None:
-    """The column that names the runs; a general one such as `name` only where it tells the rows apart."""
+def find_name_column(frame: pd.DataFrame) -> str | None:
+    """Return the column of the runs' names; a general one such as `name` only if it is unique."""
     for name in RUN_COLUMNS:
-        if name in frame.columns and (name in RUN_COLUMNS[:2] or texts(frame, name).is_unique):
+        if name in frame.columns and (name in RUN_COLUMNS[:2] or as_text(frame, name).is_unique):
             return name
     return None
 
 
-def texts(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column as text, empty cells too."""
+def as_text(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Return a column as text, including empty cells."""
     return pd.Series([str(cell) for cell in frame[name]], index=frame.index, dtype=object)
 
 
-def name_rows(frame: pd.DataFrame, mask: np.ndarray, most: int = 5) -> str:
-    """Names rows: by their run where there is one, else by number (1 is the first row below the header)."""
-    column = run_column(frame)
-    if column is not None:
-        return listed(
-            [name for name, here in zip(texts(frame, column), mask, strict=True) if here],
-            "run",
-            most,
-        )
-    return listed([str(int(i) + 1) for i in frame.index[mask]], "row", most)
+def name_rows(frame: pd.DataFrame, mask: Bools, most: int = 5) -> str:
+    """Return the names of rows: runs if the frame names them, otherwise row numbers from 1.
+
+    Args:
+        frame: table.
+        mask: rows to name.
+        most: number of names before `and N more`.
+    """
+    column = find_name_column(frame)
+    if column is None:
+        return list_names([str(int(i) + 1) for i in frame.index[mask]], "row", most)
+    names = as_text(frame, column)
+    return list_names([name for name, hit in zip(names, mask, strict=True) if hit], "run", most)
 
 
-def listed(names: Sequence[str], word: str, most: int = 5) -> str:
-    """`runs a, b and 3 more`: names behind a word in the singular."""
+def list_names(names: Sequence[str], noun: str, most: int = 5) -> str:
+    """Return names behind a noun given in the singular: `runs a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{word}{'s' if len(names) != 1 else ''} {', '.join(names[:most])}{more}"
+    return f"{noun}{'s' if len(names) != 1 else ''} {', '.join(names[:most])}{more}"
 
 
-def short(cell: object) -> str:
-    """A cell in at most 24 characters."""
+def abbreviate(cell: object) -> str:
+    """Return a cell in at most 24 characters."""
     text = " ".join(repr(cell).split()) if isinstance(cell, str) else " ".join(str(cell).split())
     return text if len(text) <= 24 else text[:21] + "..."

@@ -1,4 +1,4 @@
-"""TensorBoard event files: the scalars of a folder of runs as rows, and the hyperparameters of the hparams plugin."""
+"""Reader of TensorBoard event files: scalars as rows, hyperparameters of the hparams plugin."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.tables.rows import Dropped
 
-_HPARAMS = "_hparams_/session_start_info"
-_OURS = ("run", "step")  # names that the rows have anyway
+_HPARAMS_TAG = "_hparams_/session_start_info"
+_RESERVED_COLUMNS = ("run", "step")  # the reader's own columns, never taken from a tag
 
 
-def read_events(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropped]]:
-    """A row for each step of a run: `run` (its folder), `step`, a column a scalar's tag, hyperparameters.
+def read_event_files(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropped]]:
+    """Return a row for each step of a run, and the runs without scalars.
 
-    Hyperparameters hold for the run in whose folder they are, in a folder of it (which torch's `add_hparams` makes), or
-    above it.
+    Columns are `run` (the run's folder), `step`, one for each scalar's tag, and hyperparameters.
+    Hyperparameters hold for the run in their folder, in a folder above (torch's `add_hparams` makes
+    a folder in that of the run) or in a folder below.
+
+    Args:
+        paths: event files.
+        root: folder that runs are named relative to.
 
     Raises:
-        FitError: the tensorboard library isn't installed; no scalars anywhere.
+        FitError: the tensorboard library is not installed, or no file has scalars.
     """
-    accumulate, hparams_class, to_array = _library()
+    accumulator_class, hparams_class, to_array = _import_library()
     scalars: dict[Path, pd.DataFrame] = {}
     hparams: dict[Path, dict[str, Any]] = {}
     folders = sorted({path.parent for path in paths})
     for folder in folders:
         with _quiet():
-            events = accumulate(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-            scalars[folder] = _scalars(events, to_array)
-            hparams[folder] = _hparams(events, hparams_class)
+            guidance = {"scalars": 0, "tensors": 0}
+            events = accumulator_class(str(folder), size_guidance=guidance).Reload()
+            scalars[folder] = _read_scalars(events, to_array)
+            hparams[folder] = _read_hparams(events, hparams_class)
     below: dict[Path, list[Path]] = defaultdict(list)
     for folder in folders:
         for parent in folder.parents if hparams[folder] else ():
@@ -52,19 +58,23 @@ def read_events(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropp
             if not hparams[folder]:
                 dropped.append(Dropped(f"run {name}", "has no scalars"))
             continue
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for other in (*reversed(folder.parents), folder, *below[folder]):
-            found |= hparams.get(other, {})
-        new = {key: value for key, value in found.items() if key not in scalars[folder].columns}
+            settings |= hparams.get(other, {})
+        tags = scalars[folder].columns
+        new = {key: value for key, value in settings.items() if key not in tags}
         frames.append(scalars[folder].assign(run=name, **new))
     if not frames:
         raise FitError(f"{root}: the event files have no scalars")
     return pd.concat(frames, ignore_index=True), dropped
 
 
-def _library() -> tuple[Any, Any, Any]:
+def _import_library() -> tuple[Any, Any, Any]:
+    """Return the accumulator of events, the message of hyperparameters, and a tensor converter."""
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore
+        from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore
+            EventAccumulator,
+        )
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore
         from tensorboard.util.tensor_util import make_ndarray  # pyright: ignore
     except ImportError as error:
@@ -76,7 +86,10 @@ def _library() -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without tensorboard's log of every restart; what it can't read has no scalars, and that is said."""
+    """Silence tensorboard's log of every restart.
+
+    Unreadable files have no scalars, and the caller reports that.
+    """
     logger = logging.getLogger("tensorboard")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -86,8 +99,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _scalars(events: Any, to_array: Any) -> pd.DataFrame:
-    """A row a step, a column a tag; torch writes values, TensorFlow 2 tensors."""
+def _read_scalars(events: Any, to_array: Any) -> pd.DataFrame:
+    """Return a row a step and a column a tag, from torch's values or TensorFlow 2's tensors."""
     series: dict[str, pd.Series] = {}
     tags = events.Tags()
     for tag in tags["scalars"]:
@@ -103,14 +116,15 @@ def _scalars(events: Any, to_array: Any) -> pd.DataFrame:
     unique = {
         tag: values[~values.index.duplicated(keep="last")]
         for tag, values in series.items()
-        if tag not in _OURS
+        if tag not in _RESERVED_COLUMNS
     }
     return pd.DataFrame(unique).rename_axis("step").reset_index() if unique else pd.DataFrame()
 
 
-def _hparams(events: Any, hparams_class: Any) -> dict[str, Any]:
+def _read_hparams(events: Any, hparams_class: Any) -> dict[str, Any]:
+    """Return hyperparameters by name; empty if the events have none."""
     try:
-        content = events.SummaryMetadata(_HPARAMS).plugin_data.content
+        content = events.SummaryMetadata(_HPARAMS_TAG).plugin_data.content
     except KeyError:
         return {}
     fields = hparams_class.FromString(content).session_start_info.hparams

@@ -1,8 +1,9 @@
-"""Offline runs of Weights & Biases: `run-*.wandb` as rows of their history with their configuration.
+"""Reader of offline W&B runs: `run-*.wandb` as rows of their history with their configuration.
 
-The file is a log of records in LevelDB's framing (blocks of 32 KiB; each record with CRC-32, length and type), behind a
-header of 7 bytes; the records are protocol buffers that the wandb library defines. The library has no reader in Python
-any more (0.31 has none), so the framing is read here and the records by its classes.
+The file is a log of records in LevelDB's framing (blocks of 32 KiB; each record with CRC-32, length
+and type), behind a header of 7 bytes. The records are protocol buffers that the wandb library
+defines. The library no longer has a reader in Python (0.31 has none), so the framing is read here
+and the records by its classes.
 """
 
 from __future__ import annotations
@@ -21,35 +22,36 @@ from isoflop.fitting.tables.rows import Dropped
 
 _HEADER = b":W&B"
 _HEADER_BYTES = 7
-_BLOCK = 32 * 1024
+_BLOCK_BYTES = 32 * 1024
 _FRAME = struct.Struct("<IHB")  # CRC-32, length, type
-_FULL, _FIRST, _LAST = 1, 2, 4
-_OWN = ("_wandb",)
+_FULL, _FIRST, _LAST = 1, 2, 4  # types of a frame
+_INTERNAL_KEYS = ("_wandb",)
 
 
-def read_offline(paths: list[Path]) -> tuple[pd.DataFrame, list[Dropped]]:
-    """A row for each line of a run's history: `run`, `state`, the history's keys, `config.` and `summary.` keys.
+def read_offline_runs(paths: list[Path]) -> tuple[pd.DataFrame, list[Dropped]]:
+    """Return a row for each line of a run's history, and the runs without a history.
 
-    The state is `finished`, `failed`, or `crashed` for a run whose file has no end.
+    Columns are `run`, `state`, the history's keys, and `config.` and `summary.` keys. The state is
+    `finished`, `failed`, or `crashed` for a run whose file has no end.
 
     Raises:
-        FitError: the wandb library isn't installed; files of something else.
+        FitError: the wandb library is not installed, or a file is no run.
     """
-    record = _record_class()
-    found: list[dict[str, Any]] = []
+    record_class = _import_record_class()
+    rows: list[dict[str, Any]] = []
     dropped: list[Dropped] = []
     for path in paths:
-        run, rows = _read_run(path, record)
-        if rows:
-            found.extend({**row, **run} for row in rows)
+        run, history = _read_run(path, record_class)
+        if history:
+            rows.extend({**row, **run} for row in history)
         else:
             dropped.append(Dropped(f"run {run['run']}", "has no history"))
-    if not found:
+    if not rows:
         raise FitError(f"{paths[0].parent}: none of the {len(paths)} W&B runs has a history")
-    return pd.DataFrame(found), dropped
+    return pd.DataFrame(rows), dropped
 
 
-def _record_class() -> Any:
+def _import_record_class() -> Any:
     try:
         from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore
     except ImportError as error:
@@ -60,28 +62,28 @@ def _record_class() -> Any:
 
 
 def _read_run(path: Path, record_class: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What holds for the whole run, and a row a line of its history."""
+    """Return the values of the whole run (name, state, configuration), and its history's rows."""
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     name, state = path.stem.removeprefix("run-"), "crashed"
-    for data in _records(path):
+    for data in _read_records(path):
         try:
             record = record_class.FromString(data)
-        except Exception as error:  # DecodeError of whichever protobuf is installed
+        except Exception as error:  # DecodeError of the installed protobuf, whichever it is
             raise FitError(
                 f"{path}: a record can't be read: {' '.join(str(error).split())}"
             ) from None
         kind = record.WhichOneof("record_type")
         if kind == "run":
             name = record.run.run_id or name
-            config |= _items(record.run.config.update, "config")
+            config |= _parse_items(record.run.config.update, "config")
         elif kind == "config":
-            config |= _items(record.config.update, "config")
+            config |= _parse_items(record.config.update, "config")
         elif kind == "summary":
-            summary |= _items(record.summary.update, "summary")
+            summary |= _parse_items(record.summary.update, "summary")
         elif kind == "history":
-            rows.append(_items(record.history.item, ""))
+            rows.append(_parse_items(record.history.item, ""))
             if record.history.HasField("step"):
                 rows[-1].setdefault("_step", record.history.step.num)
         elif kind == "exit":
@@ -89,50 +91,51 @@ def _read_run(path: Path, record_class: Any) -> tuple[dict[str, Any], list[dict[
     return {"run": name, "state": state, **config, **summary}, rows
 
 
-def _items(items: Iterable[Any], prefix: str) -> dict[str, Any]:
-    """Dotted key -> value; dictionaries are opened."""
-    found: dict[str, Any] = {}
+def _parse_items(items: Iterable[Any], prefix: str) -> dict[str, Any]:
+    """Return the values of items by dotted key; dictionaries are flattened."""
+    values: dict[str, Any] = {}
     for item in items:
-        parts = list(item.nested_key) or [item.key]
-        if parts[0] in _OWN:
+        keys = list(item.nested_key) or [item.key]
+        if keys[0] in _INTERNAL_KEYS:
             continue
         try:
             value = json.loads(item.value_json)
         except ValueError:
             continue
-        found |= _leaves(".".join([prefix, *parts] if prefix else parts), value)
-    return found
+        values |= _flatten(".".join([prefix, *keys] if prefix else keys), value)
+    return values
 
 
-def _leaves(name: str, value: Any) -> dict[str, Any]:
+def _flatten(name: str, value: Any) -> dict[str, Any]:
+    """Return the leaves of a value by dotted name."""
     if not isinstance(value, dict):
         return {name: value}
     leaves: dict[str, Any] = {}
     for key, item in value.items():
-        leaves |= _leaves(f"{name}.{key}", item)
+        leaves |= _flatten(f"{name}.{key}", item)
     return leaves
 
 
-def _records(path: Path) -> Iterator[bytes]:
-    """The records of a file; a torn one at its end, as a killed run leaves, ends it."""
+def _read_records(path: Path) -> Iterator[bytes]:
+    """Yield the records of a file, up to a torn record as a killed run leaves at the end."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FitError(f"{path}: can't be read: {error.strerror}") from None
     if not data.startswith(_HEADER):
-        raise FitError(f"{path}: is no file of a W&B run")
-    position, parts = _HEADER_BYTES, []
+        raise FitError(f"{path}: is not a file of a W&B run")
+    position, bodies = _HEADER_BYTES, []
     while position + _FRAME.size <= len(data):
-        left = _BLOCK - position % _BLOCK
-        if left < _FRAME.size:
-            position += left
+        block_bytes = _BLOCK_BYTES - position % _BLOCK_BYTES
+        if block_bytes < _FRAME.size:
+            position += block_bytes
             continue
         checksum, length, kind = _FRAME.unpack_from(data, position)
         body = data[position + _FRAME.size : position + _FRAME.size + length]
         if len(body) < length or zlib.crc32(bytes([kind]) + body) != checksum:
             return
         position += _FRAME.size + length
-        parts = [body] if kind in (_FULL, _FIRST) else [*parts, body]
+        bodies = [body] if kind in (_FULL, _FIRST) else [*bodies, body]
         if kind in (_FULL, _LAST):
-            yield b"".join(parts)
-            parts = []
+            yield b"".join(bodies)
+            bodies = []

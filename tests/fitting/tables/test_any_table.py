@@ -1,7 +1,7 @@
-"""Broken and odd tables, by the thousand, as frames and as files: each is fitted or refused in one line.
+"""Thousands of broken and odd tables, as frames and files: each is fitted or refused in one line.
 
-A table is a good study with a few things done to it that happen to tables: cells that are no numbers, units, names,
-types, rows that are gone or there twice, columns of loggers, many rows a run.
+A table is a good study with a few common defects: cells that are no numbers, other units, names and
+types, missing or repeated rows, columns of loggers, many rows a run.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.known_answers import WAYS, answer, read, search
+from support.known_answers import FIT_OPTIONS, fit_or_refuse, search_settings, try_reading
 
 from isoflop.fitting import simulate_isoflop
-from isoflop.fitting.tables.final_loss import RULES
+from isoflop.fitting.tables.final_loss import FINAL_RULES
 
 STUDY = simulate_isoflop(points=5, budgets=(1e18, 3e18, 1e19, 1e20)).drop(columns="simulated")
 NUMBERS = ["params", "tokens", "loss", "budget", "train_flops"]
 ODD_CELLS: list[Any] = [
-    float("nan"), float("inf"), -float("inf"), 0, 0.0, -0.0, -1.0, 5e-324, 1e-300, 1e300, 1.7e308, 2**63, 2**70,
-    -(2**63), None, "", " ", "1e6", " 3.5 ", "1,000", "12M", "nan", "inf", "-", "true", "٣", "1_000", True, False,
-    [1.0], {"a": 1.0}, "{'a': 1}", '{"value": 3}', "{", np.float32(2.5), np.array([3.0]), 1j, 
-    pd.Timestamp("2020-01-01"), pd.NA, b"3",
+    float("nan"), float("inf"), -float("inf"), 0, 0.0, -0.0, -1.0, 5e-324, 1e-300, 1e300, 1.7e308,
+    2**63, 2**70, -(2**63), None, "", " ", "1e6", " 3.5 ", "1,000", "12M", "nan", "inf", "-",
+    "true", "٣", "1_000", True, False, [1.0], {"a": 1.0}, "{'a': 1}", '{"value": 3}', "{",
+    np.float32(2.5), np.array([3.0]), 1j, pd.Timestamp("2020-01-01"), pd.NA, b"3",
 ]  # fmt: skip
 TYPES = [
     "int64",
@@ -60,13 +60,30 @@ NAMES = [
     "name",
     7,
 ]
+FACTORS = [0.5, 1e3, 1e-6, 1e-9, 1e12, 1e150]
+LOGGER_COLUMNS = [
+    "state",
+    "State",
+    "seed",
+    "epochs",
+    "split",
+    "kind",
+    "step",
+    "_step",
+    "run",
+    "lr",
+    "steps",
+]
+LOGGER_CELLS = ["done", "failed", "finished", None, 0, 1, 2.5, "val", 1e9, "x"]
 
-MOST_ROWS = 5_000
+MAX_ROWS = 5_000
+odd_cells = st.sampled_from(ODD_CELLS)
 columns = st.sampled_from(NUMBERS)
 rows = st.lists(st.integers(0, len(STUDY) - 1), min_size=1, max_size=12)
 
 
 def set_cells(frame: pd.DataFrame, column: str, where: list[int], cell: Any) -> pd.DataFrame:
+    """Return the frame with a cell in some rows of a column."""
     values = list(frame[column]) if column in frame else [None] * len(frame)
     for row in where:
         if row < len(values):
@@ -75,6 +92,7 @@ def set_cells(frame: pd.DataFrame, column: str, where: list[int], cell: Any) -> 
 
 
 def scale(frame: pd.DataFrame, column: str, where: list[int], factor: float) -> pd.DataFrame:
+    """Return the frame with some rows of a column times a factor."""
     if list(frame.columns).count(column) != 1 or frame[column].dtype.kind != "f":
         return frame
     values = frame[column].to_numpy(dtype=np.float64).copy()
@@ -86,7 +104,8 @@ def scale(frame: pd.DataFrame, column: str, where: list[int], factor: float) -> 
 def cast_column(frame: pd.DataFrame, column: str, kind: str) -> pd.DataFrame:
     try:
         with np.errstate(all="ignore"):
-            return frame.assign(**{column: frame[column].astype(kind)})  # type: ignore[call-overload]
+            cells = frame[column].astype(kind)  # type: ignore[call-overload]
+            return frame.assign(**{column: cells})
     except (ValueError, TypeError, OverflowError, KeyError, RuntimeWarning):
         return frame
 
@@ -96,24 +115,20 @@ def rename(frame: pd.DataFrame, column: str, name: Any) -> pd.DataFrame:
 
 
 def many_rows(frame: pd.DataFrame, count: int, step: str) -> pd.DataFrame:
-    if (
-        len(frame) == 0
-        or "loss" not in frame
-        or frame.columns.has_duplicates
-        or "loss" not in NUMBERS
-    ):
+    """Return a loss log with the frame's rows at each of so many steps."""
+    if len(frame) == 0 or "loss" not in frame or frame.columns.has_duplicates:
         return frame
-    count = min(count, max(1, MOST_ROWS // len(frame)))
-    parts = [frame.assign(**{step: number * 10, "part": number}) for number in range(count)]
-    return pd.concat(parts, ignore_index=True)
+    count = min(count, max(1, MAX_ROWS // len(frame)))
+    logs = [frame.assign(**{step: number * 10, "part": number}) for number in range(count)]
+    return pd.concat(logs, ignore_index=True)
 
 
 edits: st.SearchStrategy[Callable[[pd.DataFrame], pd.DataFrame]] = st.one_of(
-    st.builds(lambda c, r, v: lambda f: set_cells(f, c, r, v), columns, rows, st.sampled_from(ODD_CELLS)),
-    st.builds(lambda c, v: lambda f: f.assign(**{c: [v] * len(f)}), columns, st.sampled_from(ODD_CELLS)),
+    st.builds(lambda c, r, v: lambda f: set_cells(f, c, r, v), columns, rows, odd_cells),
+    st.builds(lambda c, v: lambda f: f.assign(**{c: [v] * len(f)}), columns, odd_cells),
     st.builds(
         lambda c, r, v: lambda f: scale(f, c, r, v),
-        columns, rows | st.just(list(range(99))), st.sampled_from([0.5, 1e3, 1e-6, 1e-9, 1e12, 1e150]),
+        columns, rows | st.just(list(range(99))), st.sampled_from(FACTORS),
     ),
     st.builds(lambda c, k: lambda f: cast_column(f, c, k), columns, st.sampled_from(TYPES)),
     st.builds(lambda c: lambda f: f.drop(columns=c, errors="ignore"), columns),
@@ -122,16 +137,18 @@ edits: st.SearchStrategy[Callable[[pd.DataFrame], pd.DataFrame]] = st.one_of(
     st.builds(lambda r: lambda f: pd.concat([f, f.iloc[[i for i in r if i < len(f)]]]), rows),
     st.builds(
         lambda n, v: lambda f: f.assign(**{n: (v * (len(f) + 1))[: len(f)]}),
-        st.sampled_from(["state", "State", "seed", "epochs", "split", "kind", "step", "_step", "run", "lr", "steps"]),
-        st.lists(st.sampled_from(["done", "failed", "finished", None, 0, 1, 2.5, "val", 1e9, "x"]), min_size=1),
+        st.sampled_from(LOGGER_COLUMNS), st.lists(st.sampled_from(LOGGER_CELLS), min_size=1),
     ),
-    st.builds(lambda n, s: lambda f: many_rows(f, n, s), st.integers(2, 40), st.sampled_from(["step", "_step", "n"])),
+    st.builds(
+        lambda n, s: lambda f: many_rows(f, n, s),
+        st.integers(2, 40), st.sampled_from(["step", "_step", "n"]),
+    ),
     st.builds(lambda s: lambda f: f.sample(frac=1.0, random_state=s), st.integers(0, 9)),
     st.just(lambda f: f.set_index(np.zeros(len(f)))),
     st.just(lambda f: f.assign(config=[{"params": 1e7, "x": {"value": i}} for i in range(len(f))])),
     st.just(lambda f: f.T),
 )  # fmt: skip
-options = st.fixed_dictionaries(
+read_options = st.fixed_dictionaries(
     {},
     optional={
         "params": st.sampled_from(["params", "params*1e6", "config.params", "tokens*", "7", "N"]),
@@ -140,7 +157,7 @@ options = st.fixed_dictionaries(
         "budget": st.sampled_from(["budget", "train_flops", "params"]),
         "step": st.sampled_from(["step", "_step", "n", "loss"]),
         "run": st.sampled_from(["run_id", "run", "budget"]),
-        "final": st.sampled_from(RULES),
+        "final": st.sampled_from(FINAL_RULES),
         "loss_unit": st.sampled_from(["nats", "bits"]),
         "n": st.sampled_from(["total", "one_embedding"]),
         "need_budgets": st.booleans(),
@@ -148,13 +165,13 @@ options = st.fixed_dictionaries(
 )
 
 
-def written(frame: pd.DataFrame, kind: str, folder: Path) -> pd.DataFrame | Path:
-    """The table as a file, or as it is where that kind of file can't hold it."""
+def write_frame(frame: pd.DataFrame, kind: str, folder: Path) -> pd.DataFrame | Path:
+    """Return the path of the table as a file; the frame if that kind of file cannot store it."""
     path = folder / f"runs.{kind}"
     if kind == "frame" or not frame.columns.is_unique:
         return frame
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas' own, about what it writes
+        warnings.simplefilter("ignore")  # warnings of pandas' writers
         try:
             if kind in ("csv", "tsv"):
                 frame.to_csv(path, index=False, sep="," if kind == "csv" else "\t")
@@ -172,13 +189,14 @@ def written(frame: pd.DataFrame, kind: str, folder: Path) -> pd.DataFrame | Path
 kinds = st.sampled_from(["frame", "csv", "tsv", "jsonl", "parquet"])
 
 
-def run_one(
+def check_changed_study(
     changes: list[Callable[[pd.DataFrame], pd.DataFrame]],
     kind: str,
-    chosen: dict[str, Any],
-    how: dict[str, Any],
+    read_options: dict[str, Any],
+    fit_options: dict[str, Any],
     root: Path,
 ) -> None:
+    """Change the study, write it as a file, and check that it is fitted or refused."""
     frame = STUDY
     for change in changes:
         try:
@@ -187,55 +205,56 @@ def run_one(
             continue
     for old in root.iterdir():
         old.unlink()
-    answer(written(frame, kind, root), chosen, how)
+    fit_or_refuse(write_frame(frame, kind, root), read_options, fit_options)
 
 
-@search(100)
-@given(st.lists(edits, max_size=4), kinds, options, WAYS)
+@search_settings(100)
+@given(st.lists(edits, max_size=4), kinds, read_options, FIT_OPTIONS)
 def test_any_table_is_fitted_or_refused(
-    tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any
+    tmp_path: Path, changes: Any, kind: str, reading: Any, fitting: Any
 ):
-    run_one(changes, kind, chosen, how, tmp_path)
+    check_changed_study(changes, kind, reading, fitting, tmp_path)
 
 
 @pytest.mark.slow
-@search(1_000)
-@given(st.lists(edits, max_size=6), kinds, options, WAYS)
+@search_settings(1_000)
+@given(st.lists(edits, max_size=6), kinds, read_options, FIT_OPTIONS)
 def test_very_many_tables_are_fitted_or_refused(
-    tmp_path: Path, changes: Any, kind: str, chosen: Any, how: Any
+    tmp_path: Path, changes: Any, kind: str, reading: Any, fitting: Any
 ):
-    run_one(changes, kind, chosen, how, tmp_path)
+    check_changed_study(changes, kind, reading, fitting, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["frame", "csv", "tsv", "jsonl", "parquet"])
 def test_the_study_itself_is_fitted(tmp_path: Path, kind: str):
-    assert answer(written(STUDY, kind, tmp_path), {}, {}) == "fitted"
+    assert fit_or_refuse(write_frame(STUDY, kind, tmp_path), {}, {}) == "fitted"
 
 
 @pytest.mark.parametrize(
     "cell", [c for c in ODD_CELLS if not isinstance(c, dict | list | np.ndarray)], ids=repr
 )
 @pytest.mark.parametrize("column", NUMBERS)
-def test_one_odd_cell_is_a_number_or_is_named(cell: Any, column: str):
-    table, refusal = read(set_cells(STUDY, column, [3], cell), {})
+def test_an_odd_cell_is_a_number_or_its_run_is_named(cell: Any, column: str):
+    table, refusal = try_reading(set_cells(STUDY, column, [3], cell), {})
     if table is None:
         assert "sim-0003" in refusal
         assert column in refusal
     elif len(table) < len(STUDY):
-        ((what, why),) = table.dropped
-        assert (what, why.split(" is ")[0]) == ("run sim-0003", column)
+        ((run, reason),) = table.dropped
+        assert (run, reason.split(" is ")[0]) == ("run sim-0003", column)
     else:
         value = float(cell)
         assert value in table.array("flops" if column == "train_flops" else column)
-        plausible = column == "loss" and 2.0 < value < 4.0
-        assert plausible or "sim-0003" in " ".join(finding["message"] for finding in table.findings)
+        is_plausible = column == "loss" and 2.0 < value < 4.0
+        messages = " ".join(finding["message"] for finding in table.findings)
+        assert is_plausible or "sim-0003" in messages
 
 
-@search(100)
+@search_settings(100)
 @given(
     st.binary(max_size=200), st.sampled_from(["csv", "tsv", "jsonl", "parquet", "wandb", "ndjson"])
 )
 def test_any_bytes_are_refused(tmp_path: Path, content: bytes, kind: str):
     path = tmp_path / f"runs.{kind}"
     path.write_bytes(content)
-    assert answer(path, {}, {}) == "refused"
+    assert fit_or_refuse(path, {}, {}) == "refused"

@@ -1,4 +1,4 @@
-"""Budgets told apart by FLOPs: right or refused, for every scatter and distance."""
+"""Budgets separated by FLOPs: correct or refused, for every scatter and distance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, read_table, simulate_isoflop
-from isoflop.fitting.tables.budgets import cluster, doubtful, group_budgets
+from isoflop.fitting.tables.budgets import cluster, find_double_budget, group_budgets
 
 STUDIES = 40
 
@@ -18,7 +18,10 @@ STUDIES = 40
 def scattered(
     budgets: np.ndarray, points: int, jitter: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """FLOPs, sizes and true budgets; uniform or normal scatter, the same sizes or a grid that moves with the budget."""
+    """Return FLOPs, sizes and true budgets.
+
+    The scatter is uniform or normal; the sizes are the same at all budgets or grow with the budget.
+    """
     shape = (len(budgets), points)
     error = (
         rng.uniform(-jitter, jitter, shape)
@@ -33,17 +36,18 @@ def scattered(
 
 
 def outcomes(budgets: np.ndarray, jitter: float, points: int) -> dict[str, int]:
+    """Return the number of studies grouped right, refused, doubted and grouped wrong."""
     rng = np.random.default_rng(points)
     count = {"right": 0, "refused": 0, "doubted": 0, "wrong": 0}
     for _ in range(STUDIES):
         flops, sizes, truth = scattered(budgets, points, jitter, rng)
-        found = group_budgets(flops, sizes)
-        if found is None:
+        groups = group_budgets(flops, sizes)
+        if groups is None:
             count["refused"] += 1
-        elif (found.labels == truth).all():
+        elif (groups.labels == truth).all():
             count["right"] += 1
         else:
-            count["wrong" if doubtful(found, flops) is None else "doubted"] += 1
+            count["wrong" if find_double_budget(groups, flops) is None else "doubted"] += 1
     return count
 
 
@@ -52,12 +56,12 @@ def outcomes(budgets: np.ndarray, jitter: float, points: int) -> dict[str, int]:
     [*product((1.2, 1.5, 2.0, 3.0, 10.0), (0.0, 0.001, 0.01)), *product((2.0, 3.0, 10.0), (0.05,))],
 )
 @pytest.mark.parametrize("points", [5, 9])
-def test_budgets_that_are_apart_are_found(factor: float, jitter: float, points: int):
+def test_distant_budgets_are_separated(factor: float, jitter: float, points: int):
     assert outcomes(1e18 * factor ** np.arange(6), jitter, points)["right"] >= 0.97 * STUDIES
 
 
 @pytest.mark.parametrize("points", [7, 12])
-def test_budgets_that_overlap_are_refused_rather_than_guessed(points: int):
+def test_overlapping_budgets_are_refused(points: int):
     count = outcomes(1e18 * 1.2 ** np.arange(6), 0.05, points)
     assert count["refused"] > 0
     assert count["wrong"] + count["doubted"] <= 0.05 * STUDIES
@@ -66,18 +70,18 @@ def test_budgets_that_overlap_are_refused_rather_than_guessed(points: int):
 @pytest.mark.parametrize(
     ("jitter", "right"), [(0.0, 1.0), (0.001, 1.0), (0.005, 1.0), (0.01, 0.95), (0.02, 0.3)]
 )
-def test_close_budgets_among_distant_ones_stay_two_or_are_doubted(jitter: float, right: float):
+def test_close_budgets_among_distant_ones_are_separated_or_doubted(jitter: float, right: float):
     count = outcomes(np.array([3e18, 9e18, 1.8e19, 2e19, 9e19, 3e20]), jitter, 9)
     assert count["right"] >= right * STUDIES
     assert count["wrong"] == 0
 
 
 @pytest.mark.parametrize("jitter", [0.01, 0.05])
-def test_one_scattered_budget_is_one(jitter: float):
+def test_scattered_budgets_are_not_split(jitter: float):
     assert outcomes(np.array([1e18, 3e18, 1e19]), jitter, 9)["right"] >= 0.97 * STUDIES
 
 
-def test_seeds_and_a_lone_run_far_away_do_not_disturb():
+def test_seeds_and_a_distant_run_do_not_change_the_groups():
     flops = np.concatenate(
         [
             np.repeat(1e18 * 3.0 ** np.arange(3), 10)
@@ -86,12 +90,12 @@ def test_seeds_and_a_lone_run_far_away_do_not_disturb():
         ]
     )
     sizes = np.append(np.tile(np.repeat(np.arange(1, 6), 2), 3), 9.0)
-    found = group_budgets(flops, sizes)
-    assert found is not None
-    assert np.bincount(found.labels).tolist() == [10, 10, 10, 1]
+    groups = group_budgets(flops, sizes)
+    assert groups is not None
+    assert np.bincount(groups.labels).tolist() == [10, 10, 10, 1]
 
 
-def test_a_budget_that_holds_each_size_twice_is_two():
+def test_a_budget_with_each_size_twice_is_two():
     rng = np.random.default_rng(0)
     budgets = np.array([1e18, 1e19, 1.1e19, 1e20])
     flops = (budgets[:, None] * np.exp(rng.uniform(-0.04, 0.04, (4, 9)))).ravel()
@@ -110,7 +114,7 @@ def test_a_budget_that_holds_each_size_twice_is_two():
     assert [f["code"] for f in table.findings] == ["no_budgets"]
 
 
-def test_doubts_about_budgets_are_said():
+def test_uncertain_budgets_are_reported():
     rng = np.random.default_rng(1)
     two_in_one = np.concatenate(
         [np.full(7, b) for b in (1e18, 1e19, 1.0e20, 1.12e20, 1e21)]
@@ -121,16 +125,19 @@ def test_doubts_about_budgets_are_said():
     )
     (finding,) = read_table(runs).findings
     assert finding["code"] == "budgets_unclear"
-    assert "e+20 FLOPs is wider and has more runs than the others: it may be two" in finding["message"]
+    assert (
+        "e20 FLOPs is wider and has more runs than the others: it may be two" in finding["message"]
+    )
     near = np.repeat(1e18 * 1.2 ** np.arange(5), 7) * np.tile(
         np.exp(np.linspace(-0.035, 0.035, 7)), 5
     )
     runs = runs.assign(flops=near, tokens=near / 6 / sizes)
     (finding,) = read_table(runs).findings
-    assert "scatter by 7% within one and are 12% apart between two" in finding["message"]
+    expected = "scatter by 7% within a budget and differ by 12% between two"
+    assert expected in finding["message"]
 
 
-def test_a_law_from_clustered_budgets_is_that_of_planned_ones():
+def test_clustered_budgets_give_the_law_of_planned_ones():
     runs = simulate_isoflop(budgets=(1e18, 1.8e19, 2e19, 1e20, 1e21), noise=0.001)
     scatter = np.exp(np.random.default_rng(0).normal(0.0, 0.01, len(runs)))
     runs = runs.assign(tokens=runs["tokens"] * scatter, train_flops=runs["train_flops"] * scatter)
@@ -141,7 +148,7 @@ def test_a_law_from_clustered_budgets_is_that_of_planned_ones():
     )
 
 
-def test_clusters_are_apart_by_more_than_the_gap():
+def test_clusters_are_separated_by_more_than_the_gap():
     np.testing.assert_array_equal(cluster([1.8e19, 2e19, 1.8e19 * (1 + 1e-9)], 1e-6), [0, 1, 0])
 
 
@@ -150,7 +157,7 @@ LABELS = {
     "EFLOPs": (lambda b: b / 1e18, "1e18 to 1e18 times the budget"),
     "ranks": (
         lambda b: np.unique(b, return_inverse=True)[1] + 1.0,
-        "labels are no FLOPs: the runs' are 1e18 to 1.43e20",
+        "labels are no FLOPs: the runs' FLOPs are 1e18 to 1.43e20",
     ),
     "log10": (np.log10, "labels are no FLOPs"),
 }
@@ -158,8 +165,8 @@ LABELS = {
 
 @pytest.mark.parametrize("kind", LABELS)
 @pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric])
-def test_labels_in_another_unit_change_no_law_and_are_named(kind, fit):
-    relabel, words = LABELS[kind]
+def test_labels_in_another_unit_change_no_law_and_are_reported(kind, fit):
+    relabel, message = LABELS[kind]
     runs, options = simulate_isoflop(points=7, seed=1), {} if fit is fit_joint else {"bootstrap": 0}
     right, other = (
         fit(runs, **options),
@@ -169,7 +176,7 @@ def test_labels_in_another_unit_change_no_law_and_are_named(kind, fit):
     pd.testing.assert_frame_equal(
         other.predict([1e20, 1e22]), right.predict([1e20, 1e22]), rtol=1e-6
     )
-    found = {d["code"]: d["message"] for d in other.diagnostics}
-    assert words in found["budget_off"]
-    assert "budget_mismatch" not in found
-    assert "budget_off" not in {d["code"] for d in right.diagnostics}
+    messages = {finding["code"]: finding["message"] for finding in other.diagnostics}
+    assert message in messages["budget_off"]
+    assert "budget_mismatch" not in messages
+    assert "budget_off" not in {finding["code"] for finding in right.diagnostics}

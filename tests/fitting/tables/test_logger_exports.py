@@ -1,4 +1,4 @@
-"""Exports of W&B as tables: of the runs page, of the API, of a run's history, of a chart."""
+"""Exports of W&B: the runs page, the API, the history of a run, a chart."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import read_table, simulate_isoflop
-from isoflop.fitting.tables.nested_columns import unnest
-from isoflop.fitting.tables.wandb_charts import unpivot
+from isoflop.fitting.tables.nested_columns import unnest, unpivot_chart
 
 STUDY = simulate_isoflop(points=5)
 
 
-def same_as_study(source: pd.DataFrame | Path, rows: int = len(STUDY), **options: Any) -> None:
+def check_study(source: pd.DataFrame | Path, rows: int = len(STUDY), **options: Any) -> None:
+    """Check that a source gives the numbers of the study."""
     table = read_table(source, **options)
     expected = read_table(STUDY.head(rows)).frame
     for name in ("params", "tokens", "loss", "budget"):
         np.testing.assert_allclose(table.array(name), expected[name], rtol=1e-12)
 
 
-def test_the_runs_page(tmp_path: Path):
+def test_the_runs_page_is_read(tmp_path: Path):
     page = pd.DataFrame(
         {"Name": STUDY["run_id"], "State": "finished", "Notes": None, "User": "me", "Tags": ""}
     )
@@ -46,9 +46,9 @@ def test_the_runs_page(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("spelt", ["python", "json", "value"])
-def test_the_export_of_the_api(tmp_path: Path, spelt: str):
-    """As W&B's documentation exports runs: dictionaries in the columns summary and config, and the name."""
+@pytest.mark.parametrize("form", ["python", "json", "value"])
+def test_the_export_of_the_api_is_read(tmp_path: Path, form: str):
+    """Read the export of W&B's documentation: name, and dictionaries in summary and config."""
     rows = STUDY.to_dict("records")
     summary = [
         {"loss": r["loss"], "tokens": r["tokens"], "bad": float("nan"), "_step": 10} for r in rows
@@ -58,20 +58,20 @@ def test_the_export_of_the_api(tmp_path: Path, spelt: str):
         for r in rows
     ]
     frame = pd.DataFrame({"summary": summary, "config": config, "name": STUDY["run_id"]})
-    same_as_study(frame)
-    if spelt != "python":
+    check_study(frame)
+    if form != "python":
         frame["summary"] = frame["summary"].map(json.dumps)
         wrapped = [
-            {k: {"desc": None, "value": v} for k, v in c.items()} if spelt == "value" else c
+            {k: {"desc": None, "value": v} for k, v in c.items()} if form == "value" else c
             for c in config
         ]
         frame["config"] = [json.dumps(c) for c in wrapped]
-    if spelt == "value":
+    if form == "value":
         frame = frame.assign(params=STUDY["params"])
     frame.to_csv(tmp_path / "project.csv")
-    same_as_study(tmp_path / "project.csv")
-    if spelt != "value":
-        same_as_study(
+    check_study(tmp_path / "project.csv")
+    if form != "value":
+        check_study(
             tmp_path / "project.csv",
             params="config.model.params",
             tokens="summary.tokens",
@@ -79,7 +79,7 @@ def test_the_export_of_the_api(tmp_path: Path, spelt: str):
         )
 
 
-def test_nested_rows_of_jsonl(tmp_path: Path):
+def test_nested_rows_of_jsonl_are_read(tmp_path: Path):
     lines = [
         {
             "id": r["run_id"],
@@ -94,16 +94,16 @@ def test_nested_rows_of_jsonl(tmp_path: Path):
     (tmp_path / "runs.jsonl").write_text(
         "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     )
-    same_as_study(tmp_path / "runs.jsonl")
+    check_study(tmp_path / "runs.jsonl")
     pd.DataFrame(lines).to_parquet(tmp_path / "runs.parquet")
-    same_as_study(tmp_path / "runs.parquet")
+    check_study(tmp_path / "runs.parquet")
 
 
 @pytest.mark.parametrize(
     "cell",
     ["{", "{not: python}", "{'a': open('x')}", "{1}", "[1]", "{}", "", None, 3.0, "{" * 5000],
 )
-def test_cells_that_are_no_dictionary_stay(cell: object):
+def test_cells_without_a_dictionary_are_not_changed(cell: object):
     assert list(unnest(pd.DataFrame({"config": [cell, cell]})).columns) == ["config"]
 
 
@@ -113,8 +113,8 @@ def test_a_column_of_the_frame_is_not_replaced():
 
 
 def history(**more: object) -> pd.DataFrame:
-    """What `run.history()` gives for three runs: metrics logged in rows of their own."""
-    parts = []
+    """Return `run.history()` of three runs: each metric is logged in its own rows."""
+    histories = []
     for run, params in (("x", 1e7), ("y", 2e7), ("z", 3e7)):
         step = np.arange(0, 200, 2)
         train = pd.DataFrame(
@@ -127,12 +127,12 @@ def history(**more: object) -> pd.DataFrame:
         )
         held_out = pd.DataFrame({"_step": [99, 199], "eval/loss": [3.6, 3.1 + params / 1e9]})
         rows = pd.concat([train, held_out]).sort_values("_step", ignore_index=True)
-        parts.append(rows.assign(run=run, params=params, budget=1e15, **more))
-    return pd.concat(parts, ignore_index=True)
+        histories.append(rows.assign(run=run, params=params, budget=1e15, **more))
+    return pd.concat(histories, ignore_index=True)
 
 
 @pytest.mark.parametrize("kind", ["frame", "csv", "folder"])
-def test_histories(tmp_path: Path, kind: str):
+def test_histories_are_read(tmp_path: Path, kind: str):
     source: pd.DataFrame | Path = history()
     if kind == "csv":
         source = tmp_path / "history.csv"
@@ -154,7 +154,7 @@ def test_histories(tmp_path: Path, kind: str):
         read_table(source)
 
 
-def test_charts(tmp_path: Path):
+def test_charts_are_read(tmp_path: Path):
     wide = pd.DataFrame({"Step": np.arange(100)})
     for run, level in (("a - b", 3.0), ("c", 4.0)):
         wide[f"{run} - train/loss"] = level * (1.1 - np.arange(100) / 1000)
@@ -171,4 +171,4 @@ def test_charts(tmp_path: Path):
         "c": 2e7,
     }
     np.testing.assert_allclose(table.array("loss"), [3.0 * 1.001, 4.0 * 1.051], rtol=1e-3)
-    assert unpivot(STUDY) is STUDY
+    assert unpivot_chart(STUDY) is STUDY

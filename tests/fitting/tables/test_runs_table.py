@@ -1,4 +1,4 @@
-"""Reading tables: what is taken, what is refused and in which words."""
+"""Reading of tables: columns, rows, refusals and their messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from isoflop.fitting import (
 from isoflop.fitting.tables.runs_table import cluster
 
 
-def frame(**changes: object) -> pd.DataFrame:
+def make_frame(**changes: object) -> pd.DataFrame:
+    """Return three runs of one budget, with some columns changed or added."""
     columns = {
         "params": [1e6, 2e6, 3e6],
         "tokens": [3e8, 2e8, 1e8],
@@ -39,106 +40,121 @@ def frame(**changes: object) -> pd.DataFrame:
 T = TypeVar("T")
 
 
-def without(*names: str) -> pd.DataFrame:
-    return frame().drop(columns=list(names))
+def make_frame_without(*names: str) -> pd.DataFrame:
+    return make_frame().drop(columns=list(names))
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "words"),
+    ("table", "options", "message"),
     [
         (
-            frame(loss=[3.0, np.nan, np.nan]),
+            make_frame(loss=[3.0, np.nan, np.nan]),
             {},
             "column 'loss' needs positive, finite numbers; not so in rows 2, 3",
         ),
-        (frame(loss=[3.0, np.inf, -1.0]), {}, "rows 2, 3 (inf, -1.0)"),
+        (make_frame(loss=[3.0, np.inf, -1.0]), {}, "rows 2, 3 (inf, -1.0)"),
         (
-            frame(loss=[np.nan] * 3),
+            make_frame(loss=[np.nan] * 3),
             {},
             "column 'loss' needs positive, finite numbers; not so in rows 1, 2, 3 (nan",
         ),
-        (frame(params=[0, 0, 2]), {}, "column 'params'"),
+        (make_frame(params=[0, 0, 2]), {}, "column 'params'"),
         (
-            frame(params=["1M", "2M", "3M"]),
+            make_frame(params=["1M", "2M", "3M"]),
             {},
             "rows 1, 2, 3 ('1M', '2M', '3M'); write 1.5e6 for 1.5M",
         ),
-        (frame(params=["1e6", "two", 3]), {}, "row 2 ('two')"),
-        (frame(params=["1e6", True, 3]), {}, "row 2 (True)"),
-        (frame(loss=[[3.0], [2.9], [3.1]]), {}, "rows 1, 2, 3 ([3.0], [2.9], [3.1])"),
+        (make_frame(params=["1e6", "two", 3]), {}, "row 2 ('two')"),
+        (make_frame(params=["1e6", True, 3]), {}, "row 2 (True)"),
+        (make_frame(loss=[[3.0], [2.9], [3.1]]), {}, "rows 1, 2, 3 ([3.0], [2.9], [3.1])"),
         (
-            frame().set_axis(pd.MultiIndex.from_product([["x"], list("abcd")]), axis=1),
+            make_frame().set_axis(pd.MultiIndex.from_product([["x"], list("abcd")]), axis=1),
             {},
             "2 levels of names",
         ),
         (
-            frame(**{"val.loss": 1.0, "train/loss": 2.0}).drop(columns="loss"),
+            make_frame(**{"val.loss": 1.0, "train/loss": 2.0}).drop(columns="loss"),
             {},
             "could be 'val.loss', 'train/loss'",
         ),
-        (frame().rename(columns={"params": "num_params"}), {}, "did you mean 'num_params'?"),
-        (frame().rename(columns={"tokens": "D"}), {}, "did you mean 'D'?"),
-        (frame(), {"loss": "loss*-2"}, "no column 'loss*-2'; did you mean 'loss'?"),
-        (frame(), {"loss": "lss*2"}, "no column 'lss'; did you mean 'loss'?"),
+        (make_frame().rename(columns={"params": "num_params"}), {}, "did you mean 'num_params'?"),
+        (make_frame().rename(columns={"tokens": "D"}), {}, "did you mean 'D'?"),
+        (make_frame(), {"loss": "loss*-2"}, "no column 'loss*-2'; did you mean 'loss'?"),
+        (make_frame(), {"loss": "lss*2"}, "no column 'lss'; did you mean 'loss'?"),
         (
-            frame(),
+            make_frame(),
             {"final": "median"},
             "unknown rule 'median' for the final loss: auto, line, mean, last",
         ),
         (
-            frame(params=[1e6, 2e6, 3], budget=[1.8e15, 2.4e15, 1.8e15]),
+            make_frame(params=[1e6, 2e6, 3], budget=[1.8e15, 2.4e15, 1.8e15]),
             {},
             "column 'params' has mixed units: in row 3",
         ),
         (
-            frame(tokens=[3e8, 2e-1, 1e8]),
+            make_frame(tokens=[3e8, 2e-1, 1e8]),
             {},
-            "column 'tokens' has mixed units: in row 2, C / 6ND is about 1e+9 times",
+            "column 'tokens' has mixed units: in row 2, C / 6ND is about 1e9 times",
         ),
-        (frame(tokens=[True, False, True]), {}, "holds bool, not numbers"),
-        (frame(tokens=pd.to_datetime(["2020-01-01"] * 3)), {}, "not numbers"),
-        (frame(tokens=[1 + 1j, 1, 1]), {}, "not numbers"),
-        (frame().iloc[:0], {}, "has no rows"),
+        (make_frame(tokens=[True, False, True]), {}, "holds bool, not numbers"),
+        (make_frame(tokens=pd.to_datetime(["2020-01-01"] * 3)), {}, "not numbers"),
+        (make_frame(tokens=[1 + 1j, 1, 1]), {}, "not numbers"),
+        (make_frame().iloc[:0], {}, "has no rows"),
         (
             pd.DataFrame(),
             {},
-            "the table: no column 'params' or 'params_total'; name it with params=. No column 'tokens'; name it with "
-            "tokens=. No column 'loss'; name it with loss=. No column of FLOPs; name it with flops= or budget=, or "
-            "take flops='6ND'. It has no columns",
+            "the table: no column 'params' or 'params_total'; name it with params=. "
+            "No column 'tokens'; name it with tokens=. No column 'loss'; name it with loss=. "
+            "No column of FLOPs; name it with flops= or budget=, or take flops='6ND'. "
+            "It has no columns",
         ),
         (
             pd.DataFrame({"N": [1e6], "Flops": [1e15], "D": [1e8], "Val_Loss": [3.0]}),
             {},
-            "the table: no column 'params' or 'params_total'; did you mean 'N'? params='N'. No column 'tokens'; did "
-            "you mean 'D'? tokens='D'. No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. No column of "
-            "FLOPs; did you mean 'Flops'? flops='Flops'. Columns: N, Flops, D, Val_Loss",
+            "the table: no column 'params' or 'params_total'; did you mean 'N'? params='N'. "
+            "No column 'tokens'; did you mean 'D'? tokens='D'. "
+            "No column 'loss'; did you mean 'Val_Loss'? loss='Val_Loss'. "
+            "No column of FLOPs; did you mean 'Flops'? flops='Flops'. "
+            "Columns: N, Flops, D, Val_Loss",
         ),
         (
-            frame().rename(columns={"params": "Params"}),
+            make_frame().rename(columns={"params": "Params"}),
             {},
             "did you mean 'Params'? params='Params'.",
         ),
-        (without("loss").assign(flops=1e15), {}, "no column 'loss'; name it with loss=."),
         (
-            frame().rename(columns={"loss": "L", "params": "P"}),
+            make_frame_without("loss").assign(flops=1e15),
+            {},
+            "no column 'loss'; name it with loss=.",
+        ),
+        (
+            make_frame().rename(columns={"loss": "L", "params": "P"}),
             {"loss": "l"},
             "No column 'l'; did you mean 'L'?",
         ),
-        (without("tokens").assign(token=1.0), {}, "no column 'tokens'; did you mean 'token'?"),
-        (without("loss"), {}, "name it with loss="),
-        (without("budget"), {}, "name it with flops= or budget=, or take flops='6ND'"),
-        (frame(), {"loss": "lss"}, "no column 'lss'; did you mean 'loss'?"),
-        (frame(), {"n": "one_embedding"}, "no column 'params_one_embedding'"),
-        (frame(), {"n": "body"}, "unknown parameter count 'body'"),
-        (frame(), {"loss_unit": "bytes"}, "unknown loss unit 'bytes'"),
-        (frame(state=["failed", "failed", "running"]), {}, "no run is done (2 failed, 1 running)"),
         (
-            pd.concat([frame(), frame()[["loss"]]], axis=1),
+            make_frame_without("tokens").assign(token=1.0),
             {},
-            "column 'loss' is there more than once",
+            "no column 'tokens'; did you mean 'token'?",
+        ),
+        (make_frame_without("loss"), {}, "name it with loss="),
+        (make_frame_without("budget"), {}, "name it with flops= or budget=, or take flops='6ND'"),
+        (make_frame(), {"loss": "lss"}, "no column 'lss'; did you mean 'loss'?"),
+        (make_frame(), {"n": "one_embedding"}, "no column 'params_one_embedding'"),
+        (make_frame(), {"n": "body"}, "unknown parameter count 'body'"),
+        (make_frame(), {"loss_unit": "bytes"}, "unknown loss unit 'bytes'"),
+        (
+            make_frame(state=["failed", "failed", "running"]),
+            {},
+            "no run is done (2 failed, 1 running)",
         ),
         (
-            frame(flops=np.geomspace(1e15, 1.5e15, 3)).drop(columns="budget").sample(frac=1),
+            pd.concat([make_frame(), make_frame()[["loss"]]], axis=1),
+            {},
+            "column 'loss' appears more than once",
+        ),
+        (
+            make_frame(flops=np.geomspace(1e15, 1.5e15, 3)).drop(columns="budget").sample(frac=1),
             {},
             None,
         ),
@@ -147,28 +163,28 @@ def without(*names: str) -> pd.DataFrame:
                 {"params": 1e6, "tokens": 1e8, "loss": 3.0, "flops": np.geomspace(1e15, 3e15, 40)}
             ),
             {},
-            "the FLOPs don't fall into budgets (1e+15 to 3e+15",
+            "the FLOPs don't fall into budgets (1e15 to 3e15, no gap wider than the scatter)",
         ),
     ],
 )
-def test_refusals_name_column_and_rows(table, options, words):
-    if words is None:
+def test_refusals_name_column_and_rows(table, options, message):
+    if message is None:
         assert len(read_table(table, **options)) == 3
         return
-    with pytest.raises(FitError) as caught:
+    with pytest.raises(FitError) as refusal:
         read_table(table, **options)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("none.csv", None, "no such file"),
         ("empty.csv", b"", "the file is empty"),
         ("head.csv", b"params,tokens,loss,budget\n", "has no rows"),
         ("blank.csv", b"\n\n", "can't be read"),
-        ("twice.csv", b"loss,params,loss\n1,2,3\n", "column 'loss' is there more than once"),
+        ("twice.csv", b"loss,params,loss\n1,2,3\n", "column 'loss' appears more than once"),
         ("long.csv", b"params,tokens\n1,2\n1,2,3\n", "can't be read"),
         ("long1.csv", b"params,tokens\n1,2,3\n", "can't be read"),
         ("latin.csv", "größe,é\n1,2\n".encode("latin-1"), "can't be read"),
@@ -186,30 +202,30 @@ def test_refusals_name_column_and_rows(table, options, words):
         (
             "thousands.csv",
             b'params,tokens,loss,flops\n"1,234,567",1e9,4.3,6e15\n',
-            "without separators of thousands",
+            "without thousands separators",
         ),
         ("bad.jsonl", b'{"loss": 1}\n{"loss": \n', "line 2: not JSON"),
         ("list.jsonl", b"[1, 2]\n", "line 1: expected one JSON object"),
         ("twice.jsonl", b'{"loss": 1, "loss": 2}\n', "more than once"),
         ("not.parquet", b"PAR1 no", "can't be read"),
-        ("runs.xlsx", b"x", "can't tell what kind of table"),
+        ("runs.xlsx", b"x", "unknown kind of table"),
         ("sub", "dir", "has no runs.parquet"),
     ],
 )
-def test_broken_files(tmp_path: Path, name, content, words):
+def test_broken_files_are_refused(tmp_path: Path, name, content, message):
     path = tmp_path / name
     if content == "dir":
         path.mkdir()
     elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(FitError) as caught:
+    with pytest.raises(FitError) as refusal:
         read_table(path)
-    assert words in str(caught.value)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
-def test_every_kind_of_file_reads_alike(tmp_path: Path):
+def test_every_kind_of_file_gives_the_same_table(tmp_path: Path):
     runs = simulate_isoflop(points=5)
     expected = read_table(runs)
     runs.to_csv(tmp_path / "bom.csv", index=False, encoding="utf-8-sig")
@@ -227,8 +243,8 @@ def test_every_kind_of_file_reads_alike(tmp_path: Path):
         pd.testing.assert_frame_equal(table.frame, expected.frame)
 
 
-def test_names_units_and_counts():
-    runs = frame(
+def test_columns_units_and_counts_are_recorded():
+    runs = make_frame(
         params_one_embedding=[1e5, 2e5, 3e5],
         bits=[1.0, 2.0, 3.0],
         train_flops=[1.01e15, 1e15, 1e15],
@@ -248,14 +264,14 @@ def test_names_units_and_counts():
 
 def test_params_total_stands_in_for_params():
     assert (
-        read_table(frame().rename(columns={"params": "params_total"})).columns["params"]
+        read_table(make_frame().rename(columns={"params": "params_total"})).columns["params"]
         == "params_total"
     )
-    assert read_table(frame(), params="tokens").columns["params"] == "tokens"
+    assert read_table(make_frame(), params="tokens").columns["params"] == "tokens"
 
 
 def test_integers_do_not_overflow():
-    runs = frame(
+    runs = make_frame(
         params=np.array([4_000_000_000] * 3),
         tokens=np.array([9_000_000_000] * 3),
         budget=[10**19] * 3,
@@ -263,7 +279,9 @@ def test_integers_do_not_overflow():
     assert runs["params"].dtype == np.int64
     table = read_table(runs)
     assert (table.array("params") * table.array("tokens") == 3.6e19).all()
-    huge = read_table(frame(budget=[10**21, 10**21, 2 * 10**21]))  # beyond int64: Python integers
+    huge = read_table(
+        make_frame(budget=[10**21, 10**21, 2 * 10**21])
+    )  # Python integers beyond int64
     assert set(huge.array("budget")) == {1e21, 2e21}
 
 
@@ -276,13 +294,13 @@ def test_budgets_are_clustered_not_rounded():
     np.testing.assert_array_equal(cluster([1.8e19, 2e19, 1.8e19 * (1 + 1e-9)], 1e-6), [0, 1, 0])
 
 
-def test_only_done_runs_and_no_copies():
-    runs = frame(
+def test_unfinished_runs_and_copies_are_left_out():
+    runs = make_frame(
         state=["done", "diverged", "done"], loss=[3.0, np.nan, 3.1], run_id=["x", "y", "z"]
     )
     table = read_table(pd.concat([runs, runs.iloc[:1]]))
     assert len(table) == 2
-    assert [tuple(d) for d in table.dropped] == [
+    assert [tuple(item) for item in table.dropped] == [
         ("run y", "state is diverged, not done"),
         ("run x", "repeats another row in every column"),
     ]
@@ -311,7 +329,7 @@ def test_order_of_rows_changes_nothing():
 
 
 def attempt(call: Callable[[], T]) -> tuple[str, T | None]:
-    """The words of a refusal, or the result."""
+    """Return the message of a refusal, or the result."""
     try:
         return "", call()
     except FitError as error:
@@ -393,7 +411,7 @@ def test_any_good_table_is_fitted_or_refused(rows):
     )
     refusal, fit = attempt(lambda: fit_isoflop(runs, use="all", bootstrap=100))
     if fit is None:
-        assert "budgets can be used" in refusal or "no profile" in refusal
+        assert "budgets can be used" in refusal or "negative loss" in refusal
         return
     assert np.isfinite(fit.exponents["value"]).all()
     json.loads(fit.to_json())
@@ -409,22 +427,21 @@ def test_any_text_as_csv_is_read_or_refused(tmp_path_factory, text):
         read_table(path)
 
 
-def test_runs_that_check_the_recipe_are_no_points_of_a_profile():
+def test_checks_of_the_recipe_are_no_points_of_a_profile():
     runs = simulate_isoflop(points=5, noise=0.0)
     runs["check"] = ""
     off = runs.iloc[[3]].assign(check="lr x 0.5", run_id="checked", loss=9.0)
     table = read_table(pd.concat([runs, off]))
     assert len(table) == len(runs)
     assert table.hash == read_table(runs).hash
-    assert any("checks the recipe" in why for _, why in table.dropped)
+    assert any("checks the recipe" in reason for _, reason in table.dropped)
     with pytest.raises(FitError, match="all runs check the recipe"):
         read_table(off)
 
 
 @pytest.mark.parametrize("runs", [{"loss": [3.0]}, [{"loss": 3.0}], None, 3.0])
 @pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric, fit_envelope])
-def test_what_is_no_table_is_refused_in_a_line(fit, runs):
-    with pytest.raises(
-        FitError, match="runs are a DataFrame, or the path of a table or of a sweep, not a"
-    ):
+def test_other_types_are_refused_in_a_line(fit, runs):
+    message = "runs must be a DataFrame, or the path of a table or of a sweep, not a"
+    with pytest.raises(FitError, match=message):
         fit(runs)

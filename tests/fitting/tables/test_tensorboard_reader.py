@@ -1,4 +1,4 @@
-"""Event files that tensorboard's own writers made."""
+"""Event files written by tensorboard's own writers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def write(
     folder: Path,
     tags: dict[str, list[float]],
     hparams: dict[str, Any] | None = None,
-    own: bool = False,
+    in_run_folder: bool = False,
 ) -> None:
-    """A run as torch's SummaryWriter leaves it: hyperparameters in a folder of the run, or in the run's own."""
+    """Write a run with torch's SummaryWriter.
+
+    The hyperparameters are in the run's folder or, as is torch's default, in a folder below it.
+    """
     from torch.utils.tensorboard.writer import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
@@ -31,11 +34,12 @@ def write(
             for step, value in enumerate(values):
                 writer.add_scalar(tag, value, step)
         if hparams is not None:
-            writer.add_hparams(hparams, {"hparam/best": 1.0}, run_name="." if own else None)
+            name = "." if in_run_folder else None
+            writer.add_hparams(hparams, {"hparam/best": 1.0}, run_name=name)
 
 
 def write_tensors(folder: Path, tag: str, values: list[float]) -> None:
-    """A run as TensorFlow 2 writes it: scalars as tensors of the scalars plugin."""
+    """Write a run as TensorFlow 2 does: scalars as tensors of the scalars plugin."""
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
     from tensorboard.plugins.scalar.summary import scalar_pb  # pyright: ignore
     from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore
@@ -54,11 +58,12 @@ def tokens(total: float) -> list[float]:
     return list(np.linspace(0.01, 1.0, 100) * total)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_scalars_and_hyperparameters(tmp_path: Path, own: bool):
+@pytest.mark.parametrize("in_run_folder", [True, False])
+def test_scalars_and_hyperparameters_are_read(tmp_path: Path, in_run_folder: bool):
     for run, params in (("a", 1e7), ("b/version_0", 2e7)):
         tags = {"train/loss": curve(params / 5e6), "tokens": tokens(1e9), "eval/loss": [3.0]}
-        write(tmp_path / run, tags, {"params": params, "budget": 6e16, "name": "x"}, own)
+        hparams = {"params": params, "budget": 6e16, "name": "x"}
+        write(tmp_path / run, tags, hparams, in_run_folder)
     table = read_table(tmp_path, loss="train/loss")
     assert table.frame["run_id"].tolist() == ["a", "b/version_0"]
     assert table.array("params").tolist() == [1e7, 2e7]
@@ -68,17 +73,17 @@ def test_scalars_and_hyperparameters(tmp_path: Path, own: bool):
         read_table(tmp_path)
 
 
-def test_hyperparameters_hold_from_above_and_below_and_for_no_neighbour(tmp_path: Path):
-    write(tmp_path / "x", {"loss": curve(3.0)}, {"params": 1.0}, own=True)
+def test_hyperparameters_hold_for_folders_above_and_below_only(tmp_path: Path):
+    write(tmp_path / "x", {"loss": curve(3.0)}, {"params": 1.0}, in_run_folder=True)
     for run in ("x/a", "y/b", "y/c"):
         write(tmp_path / run, {"loss": curve(3.0)})
-    write(tmp_path / "y" / "b" / "made" / "later", {}, {"params": 3.0}, own=True)
+    write(tmp_path / "y" / "b" / "made" / "later", {}, {"params": 3.0}, in_run_folder=True)
     params = read_source(tmp_path).frame.groupby("run")["params"].first()
     assert params.dropna().to_dict() == {"x": 1.0, "x/a": 1.0, "y/b": 3.0}
     assert set(params.index) == {"x", "x/a", "y/b", "y/c"}
 
 
-def test_what_the_events_lack_stands_beside(tmp_path: Path):
+def test_a_table_beside_adds_missing_columns(tmp_path: Path):
     for run in ("a", "b", "c"):
         write(tmp_path / "logs" / run, {"loss": curve(3.0)})
     (tmp_path / "logs" / "d").mkdir()
@@ -91,7 +96,7 @@ def test_what_the_events_lack_stands_beside(tmp_path: Path):
     assert table.dropped == (("run d", "has no scalars"), ("run c", "not in the table beside"))
 
 
-def test_scalars_that_are_tensors_and_a_resumed_run(tmp_path: Path):
+def test_tensors_and_a_resumed_run_are_read(tmp_path: Path):
     write_tensors(tmp_path / "a", "loss", curve(3.0))
     (first,) = read_source(tmp_path).frame.groupby("run")
     np.testing.assert_allclose(first[1]["loss"], curve(3.0), rtol=1e-6)
@@ -102,7 +107,7 @@ def test_scalars_that_are_tensors_and_a_resumed_run(tmp_path: Path):
     assert frame["step"].tolist() == list(range(101))
 
 
-def test_damaged_and_empty_event_files(tmp_path: Path):
+def test_damaged_and_empty_event_files_are_read_or_refused(tmp_path: Path):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"\x00" * 50 + b"no events")
     with pytest.raises(FitError, match="the event files have no scalars"):
         read_table(tmp_path)
@@ -110,14 +115,14 @@ def test_damaged_and_empty_event_files(tmp_path: Path):
         tmp_path / "a",
         {"loss": curve(3.0)},
         {"params": 1e7, "tokens": 1e9, "budget": 6e16},
-        own=True,
+        in_run_folder=True,
     )
     (file, *_) = [f for f in (tmp_path / "a").iterdir() if f.stat().st_size > 2000]
     file.write_bytes(file.read_bytes()[:-30])
     assert len(read_source(tmp_path / "a").frame) >= 90
 
 
-def test_a_study_from_event_files_has_its_law(tmp_path: Path):
+def test_event_files_give_the_law_of_their_study(tmp_path: Path):
     study = simulate_isoflop(points=5, budgets=(1e18, 1e19, 1e20), noise=0.0)
     for row in study.to_dict("records"):
         tags = {"loss": list(row["loss"] * np.linspace(1.2, 1.0, 10))}
@@ -128,7 +133,7 @@ def test_a_study_from_event_files_has_its_law(tmp_path: Path):
     pd.testing.assert_frame_equal(read.exponents, true.exponents, rtol=1e-4)
 
 
-def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "tensorboard.plugins.hparams.plugin_data_pb2", None)
     with pytest.raises(
@@ -137,7 +142,7 @@ def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         read_table(tmp_path)
 
 
-def test_a_folder_of_both_kinds_is_not_guessed(tmp_path: Path):
+def test_a_folder_of_both_kinds_is_refused(tmp_path: Path):
     (tmp_path / "events.out.tfevents.1.x").write_bytes(b"")
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "run-x.wandb").write_bytes(b"")

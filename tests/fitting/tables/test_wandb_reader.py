@@ -1,4 +1,4 @@
-"""Offline runs that the wandb library wrote."""
+"""Offline runs written by the wandb library."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ PROGRAM = """
 import wandb
 
 for number, end in enumerate(["finish", "fail", "finish", "none"]):
-    config = {"model": {"params": 1e7 * (number + 1)}, "budget": 6e16, "lr": 3e-4, "bad": float("nan")}
-    with_name = {"id": f"run{number}", "name": "same name"}
-    run = wandb.init(mode="offline", dir=".", project="study", config=config, settings={"silent": True}, **with_name)
+    model = {"params": 1e7 * (number + 1)}
+    config = {"model": model, "budget": 6e16, "lr": 3e-4, "bad": float("nan")}
+    names = {"project": "study", "id": f"run{number}", "name": "same name"}
+    run = wandb.init(mode="offline", dir=".", config=config, settings={"silent": True}, **names)
     for step in range(100):
         run.log({"train": {"loss": 4.0 - 0.01 * step + number}, "tokens": (step + 1) * 1e7})
     run.log({"eval/loss": 3.0 + 0.1 * number})
@@ -35,17 +36,18 @@ for number, end in enumerate(["finish", "fail", "finish", "none"]):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two finished runs, a failed one and a killed one."""
     path = tmp_path_factory.mktemp("offline")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     (killed,) = path.glob("wandb/offline-run-*-run3/run-run3.wandb")
     killed.write_bytes(killed.read_bytes()[:-100])
     return path
 
 
-def test_rows_of_the_history_with_configuration_and_state(folder: Path):
+def test_history_has_configuration_and_state(folder: Path):
     frame = read_source(folder / "wandb").frame
     assert len(frame) == 404
     states = frame.groupby("run")["state"].first().to_dict()
@@ -65,15 +67,15 @@ def test_offline_runs_are_read(folder: Path):
     np.testing.assert_allclose(table.array("loss"), [3.0, 3.2])
     assert table.array("params").tolist() == [1e7, 3e7]
     assert table.array("tokens").tolist() == [1e9, 1e9]
-    assert {why for _, why in table.dropped} == {
+    assert {reason for _, reason in table.dropped} == {
         "state is failed, not done",
         "state is crashed, not done",
     }
-    (one,) = folder.glob("wandb/*-run2/*.wandb")
-    assert read_table(one, loss="train.loss").array("loss")[0] == pytest.approx(5.01, rel=1e-4)
+    (file,) = folder.glob("wandb/*-run2/*.wandb")
+    assert read_table(file, loss="train.loss").array("loss")[0] == pytest.approx(5.01, rel=1e-4)
 
 
-def test_a_run_of_many_blocks_survives_and_a_damaged_one_ends_early(folder: Path, tmp_path: Path):
+def test_a_long_run_is_read_whole_and_a_damaged_run_to_its_damage(folder: Path, tmp_path: Path):
     program = PROGRAM.replace('["finish", "fail", "finish", "none"]', '["finish"]').replace(
         "range(100)", "range(1500)"
     )
@@ -89,9 +91,9 @@ def test_a_run_of_many_blocks_survives_and_a_damaged_one_ends_early(folder: Path
     assert set(frame["state"]) == {"crashed"}
 
 
-def test_what_is_no_run(folder: Path, tmp_path: Path):
+def test_other_files_are_refused(folder: Path, tmp_path: Path):
     (tmp_path / "run-x.wandb").write_bytes(b"not a run")
-    with pytest.raises(FitError, match="is no file of a W&B run"):
+    with pytest.raises(FitError, match="is not a file of a W&B run"):
         read_table(tmp_path)
     (whole,) = folder.glob("wandb/*-run0/*.wandb")
     (tmp_path / "run-x.wandb").write_bytes(whole.read_bytes()[:7])
@@ -99,7 +101,7 @@ def test_what_is_no_run(folder: Path, tmp_path: Path):
         read_table(tmp_path)
 
 
-def test_without_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_library_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "wandb.proto.wandb_internal_pb2", None)
     with pytest.raises(
         FitError, match=r"reading W&B runs needs wandb .*: pip install 'isoflop\[wandb\]'"
