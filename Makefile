@@ -6,7 +6,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-gpu check format notebook slurm-install slurm-up slurm-down clean
+.PHONY: help setup demo test test-slow test-long test-all test-versions test-gpu check format docs notebook \
+  slurm-install slurm-up slurm-down clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,26 +19,38 @@ setup: $(VENV)/bin/python ## Make .venv and install everything; quick when there
 demo: setup ## Run a true IsoFLOP study on this machine, in minutes, and print where its report is.
 	$(VENV)/bin/isoflop run sweeps/pocket.yaml
 
-test: setup ## Run the fast tests.
-	$(RUN) pytest -m "not slow" -n 2
+test: setup ## Run the fast tests: under 3 minutes on 2 cores.
+	$(RUN) pytest -m "not slow and not long" -n 2 --dist loadfile --durations=20
 
-test-slow: setup ## Run the tests that take minutes.
-	$(RUN) pytest -m slow --durations=12
+test-slow: setup ## Run the tests that take minutes: a real SLURM, real training, killed processes.
+	$(RUN) pytest -m "slow and not long" -n 4 --dist loadfile --durations=20
+
+test-long: setup ## Run the long repetitions, before a release; benchmarks/README.md has the last result.
+	$(RUN) pytest -m long -n 2 --dist loadfile --durations=20
 
 test-all: setup ## Run every test that needs no GPU.
 	$(RUN) pytest
 
+test-versions: setup ## Run the tests without torch on Python 3.12 and 3.13 and with the lowest versions.
+	$(VENV)/bin/python scripts/test_versions.py
+	$(VENV)/bin/python scripts/test_versions.py --python python3.12
+	$(VENV)/bin/python scripts/test_versions.py --python python3.13
+
 test-gpu: setup ## Run the tests that need NVIDIA GPUs: one, and as many as there are up to 8.
 	$(RUN) pytest -m gpu
 
-check: setup ## Lint, check the format and the types.
+check: setup ## Lint; check the format, the types and the allowed imports.
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) pyright
+	$(VENV)/bin/lint-imports --no-cache
 
 format: setup ## Mend what ruff can, and format.
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
+
+docs: setup ## Build the documentation into site/, which opens from disk; a broken link is an error.
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 notebook: setup ## Execute the notebooks of analysis/ again, in place.
 	$(VENV)/bin/python -c "from nbclient.cli import main; main()" --inplace analysis/*.ipynb
@@ -52,7 +65,7 @@ slurm-down: ## Stop it and leave no trace.
 	slurm/testbed/testbed.sh down
 
 clean: ## Remove caches and builds; .venv and runs stay.
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find isoflop tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv that was made, or whose Python is gone.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from isoflop.reporting.sweep_report import GATHERED_FILE
+from isoflop.reporting.sweep_report import GATHERED_LOSSES_FILE
 from isoflop.runs.collect import read_runs
 from isoflop.runs.run_directory import RunDirectory
 
@@ -39,7 +39,7 @@ def gather(study: Path, target: Path) -> None:
         for run_id, budget in zip(runs["run_id"], runs["budget"], strict=True)
     ]
     pd.concat(logs, ignore_index=True).to_parquet(
-        target / GATHERED_FILE, index=False, compression="zstd"
+        target / GATHERED_LOSSES_FILE, index=False, compression="zstd"
     )
 
 

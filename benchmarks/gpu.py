@@ -26,7 +26,7 @@ from isoflop.planning.calibration import Measurement
 from isoflop.planning.gpu_specs import find_gpu
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.run_spec import RunSpec
-from isoflop.planning.sizing import needed_bytes
+from isoflop.planning.sizing import estimate_memory_bytes
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training.throughput import measure
 
@@ -115,7 +115,7 @@ def main() -> None:
                 f"{one.tokens_per_second:,.0f}",
                 f"{one.mfu or float('nan'):.3f}",
                 f"{one.memory_bytes / 1e9:.1f}",
-                f"{needed_bytes(one.shape, one.micro_batch, one.checkpointing) / 1e9:.1f}",
+                f"{estimate_memory_bytes(one.shape, one.micro_batch, one.checkpointing) / 1e9:.1f}",
                 f"{time.perf_counter() - began:.1f}",
             )
             print(

@@ -20,7 +20,7 @@ import torch
 
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
-from isoflop.data.vocabulary import Vocabulary, vocabulary
+from isoflop.data.vocabulary import Vocabulary, build_vocabulary
 from isoflop.launching.records.sweep_directory import run_config, runs_root
 from isoflop.planning.plan import Plan, plan
 from isoflop.runs.run_directory import RunDirectory
@@ -42,7 +42,7 @@ def moved(ids: np.ndarray, before: Vocabulary, after: Vocabulary) -> np.ndarray:
 def write_corpus(study: Plan, source: Path, root: Path) -> None:
     """The corpus in `source`, moved into the study's vocabulary."""
     found = Manifest.read(source)
-    ids = vocabulary(study.sweep.data.codec, study.sweep.data.text_tokenizer)
+    ids = build_vocabulary(study.sweep.data.codec, study.sweep.data.text_tokenizer)
     shards = []
     for shard in found.shards:
         tokens = moved(

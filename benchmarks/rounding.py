@@ -26,11 +26,11 @@ def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from isoflop.training.distributed import meet
+    from isoflop.training.distributed import connect
     from isoflop.training.loop import train
 
     torch.set_num_threads(1)
-    train(run, root, ranks=meet(dist.FileStore(str(run.path / "meeting"), size), rank, size, rank))
+    train(run, root, ranks=connect(dist.FileStore(str(run.path / "meeting"), size), rank, size, rank))
 
 
 def last_loss(run: RunDirectory, root: Path, size: int) -> float:

@@ -1,4 +1,4 @@
-"""`python -m isoflop`: the `isoflop` program, where its script is not on the path."""
+"""`python -m isoflop`: the `isoflop` program without its script on the path."""
 
 from isoflop.cli import main
 

@@ -1,4 +1,4 @@
-"""Typed access to DataFrames: pandas' own annotations are too wide for a strict type checker."""
+"""Array types and typed access to DataFrames, whose annotations are too wide for a type checker."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Bools = NDArray[np.bool_]
 
 
 def column(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """A numeric column as float64; what is missing is NaN."""
+    """Return a numeric column as float64, (rows,); NaN for missing values."""
     return cast(pd.Series, frame[name]).to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def mask(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """A boolean column."""
+    """Return a boolean column, (rows,)."""
     return cast(pd.Series, frame[name]).to_numpy(dtype=bool)
 
 
 def rows(frame: pd.DataFrame, keep: np.ndarray) -> pd.DataFrame:
-    """The rows where a mask holds, with their index."""
+    """Return the rows where a mask, (rows,), is true, with their index."""
     return cast(pd.DataFrame, frame.loc[keep])
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A dict a row."""
+    """Return one dict per row, keyed by column."""
     return cast(list[dict[str, Any]], frame.to_dict("records"))
 
 
 def cell(frame: pd.DataFrame, row: str, name: str) -> float:
-    """One number, by the name of its row."""
+    """Return the number in a column at the row with index `row`."""
     return float(cast(Any, frame.at[row, name]))

@@ -1,4 +1,4 @@
-"""Numbers as JSON has them."""
+"""Values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 
-def plain(value: Any) -> Any:
-    """Python numbers, lists and dicts only; null for NaN and infinities, which JSON doesn't have."""
+def to_json_value(value: Any) -> Any:
+    """Return a value as Python numbers, lists and dicts, with None for NaN and infinities: JSON has
+    neither.
+    """
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_json_value(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [to_json_value(v) for v in value]
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return to_json_value(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

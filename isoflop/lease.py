@@ -24,15 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isoflop.errors import RunError
-from isoflop.process_info import began
+from isoflop.process_info import start_time
 
-BEAT_S = 3.0
-STALE_S = 30.0
-LOCK_TRIES_S = (0.001, 0.01, 0.1)
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+HEARTBEAT_S = 3.0
+HEARTBEAT_TIMEOUT_S = 30.0
+LOCK_RETRY_DELAYS_S = (0.001, 0.01, 0.1)
+NO_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems that know no locks answer, such as Lustre mounted without them."""
 
-SETTLE_S = 0.1
+MIN_SETTLE_S = 0.1
 """How long a lease settles there at least."""
 
 
@@ -57,9 +57,9 @@ class Lease:
     def __bool__(self) -> bool:
         return self.held and not self.lost
 
-    def is_mine(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the file still names this lease."""
-        return _Holder.of(self.path).token == self.token
+        return _Holder.from_file(self.path).token == self.token
 
     def check(self) -> None:
         """Raises LeaseLostError where another process has taken the lease over."""
@@ -76,7 +76,7 @@ class _Holder:
     token: str = ""
 
     @classmethod
-    def of(cls, path: Path) -> _Holder:
+    def from_file(cls, path: Path) -> _Holder:
         """Who the file names; nobody where it is empty, torn or absent."""
         try:
             last = path.read_text().splitlines()[
@@ -105,7 +105,7 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
     with path.open("ab", buffering=0) as file:
         lease = Lease(path)
         locked = _lock(file.fileno())
-        settle_s = settle_s if locked else max(settle_s, SETTLE_S)
+        settle_s = settle_s if locked else max(settle_s, MIN_SETTLE_S)
         if locked is not False and _is_free(path, bool(locked)):
             lease.held, line = (
                 True,
@@ -117,7 +117,7 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
                 written = file.write(line)
             if settle_s and written == len(line):
                 time.sleep(settle_s)
-                lease.held = lease.is_mine()
+                lease.held = lease.is_current()
         if not lease:
             yield lease
             return
@@ -129,7 +129,7 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
         finally:
             ended.set()
             beat.join()
-            if lease.is_mine():
+            if lease.is_current():
                 with contextlib.suppress(OSError):
                     file.truncate(0)
 
@@ -144,24 +144,24 @@ def is_leased(path: Path) -> bool:
     except BlockingIOError:
         return True
     except OSError as error:
-        if error.errno not in WITHOUT_LOCKS:
+        if error.errno not in NO_LOCK_ERRNOS:
             raise
         return not _is_free(path, False)
     return not _is_free(path, True)
 
 
-def holder_of(path: Path) -> str:
+def describe_holder(path: Path) -> str:
     """Who has a lease, in words; empty where the file names nobody."""
-    holder = _Holder.of(path)
+    holder = _Holder.from_file(path)
     return f"process {holder.process} on {holder.host}" if holder.host else ""
 
 
 def _is_free(path: Path, locks: bool) -> bool:
     """Whether a lease is held by nobody else; where the file system has `locks`, its lock was free here."""
-    holder = _Holder.of(path)
-    gone_here = holder.host == socket.gethostname() and (locks or began(holder.process) is None)
+    holder = _Holder.from_file(path)
+    gone_here = holder.host == socket.gethostname() and (locks or start_time(holder.process) is None)
     # The heartbeat tells it too where a later process of this machine has the number of a holder that is gone.
-    return holder.host == "" or gone_here or _age_s(path) > STALE_S
+    return holder.host == "" or gone_here or _age_s(path) > HEARTBEAT_TIMEOUT_S
 
 
 def _age_s(path: Path) -> float:
@@ -180,15 +180,15 @@ def _age_s(path: Path) -> float:
 def _beat(lease: Lease, ended: threading.Event) -> None:
     """Touches the lease until it ends or is lost."""
     written = time.monotonic()
-    while not ended.wait(BEAT_S):
+    while not ended.wait(HEARTBEAT_S):
         try:
-            if _Holder.of(lease.path).token not in (lease.token, ""):
+            if _Holder.from_file(lease.path).token not in (lease.token, ""):
                 lease.lost = True
                 return
             os.utime(lease.path)
             written = time.monotonic()
         except OSError:  # a file system that does not answer for a while
-            if time.monotonic() - written > STALE_S:
+            if time.monotonic() - written > HEARTBEAT_TIMEOUT_S:
                 lease.lost = True
                 return
 
@@ -199,7 +199,7 @@ def _lock(descriptor: int) -> bool | None:
     Returns:
         Whether it has it; None where the file system knows no locks.
     """
-    for pause in (*LOCK_TRIES_S, None):
+    for pause in (*LOCK_RETRY_DELAYS_S, None):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -207,7 +207,7 @@ def _lock(descriptor: int) -> bool | None:
             if pause is not None:
                 time.sleep(pause)
         except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
+            if error.errno not in NO_LOCK_ERRNOS:
                 raise
             return None
     return False

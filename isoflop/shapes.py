@@ -9,12 +9,9 @@ integers, which do not overflow.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
+from isoflop.choices import ParamCount as ParamCount
 from isoflop.errors import ConfigError
-
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
-"""Name of a parameter count of `ModelShape`, without `params_`."""
 
 TRAIN_FLOPS_PER_FORWARD_FLOP = 3
 """One forward pass, and a backward pass at twice its cost."""

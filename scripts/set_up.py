@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "pocket,tensorboard,wandb,notebook,dev"
+EXTRAS = "pocket,tensorboard,wandb,notebook,docs,dev"
 OLDEST_TORCH = (2, 11)
 OLDEST_PIP = (23, 3)
 """The first pip that can look at a wheel of several GB without fetching it."""

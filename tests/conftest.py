@@ -1,33 +1,72 @@
+"""Fixtures for all tests, and settings of pytest and Hypothesis."""
+
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from support.clusters import ACCOUNTING, NO_ACCOUNTING, Bed, open_bed
 from support.studies import tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan
 
+settings.register_profile("no-deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no-deadline")
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests see no GPU but those that are for one: the others' figures are those of fp32 on a CPU."""
+    """Hide GPUs from tests without the mark `gpu`, whose figures are those of fp32 on a CPU."""
     if "gpu" not in config.option.markexpr:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests on a cluster first: they mostly wait, and others run beside them."""
+    items.sort(key=lambda item: "launching" not in item.path.parts)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute tests by file and group under `--dist loadfile`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from support.scheduling import GroupScheduling
+
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> tuple[Path, Plan]:
-    """A root with a corpus and the untrained run directories of a tiny plan."""
+    """Return a root with a corpus and the untrained runs of a tiny plan, and the plan."""
     return tiny_study(tmp_path)
+
+
+@pytest.fixture(scope="session", params=[ACCOUNTING, NO_ACCOUNTING])
+def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """Start a real SLURM for the session; SLURM_CONF names its configuration."""
+    folder, port = tmp_path_factory.mktemp("bed") / "bed", 17100 + 100 * request.param
+    with open_bed(folder, port, accounting=request.param) as opened:
+        before = os.environ.get("SLURM_CONF")
+        os.environ["SLURM_CONF"] = opened.environment["SLURM_CONF"]
+        yield opened
+        del os.environ["SLURM_CONF"]
+        if before:
+            os.environ["SLURM_CONF"] = before
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of runs, in a working folder with a tiny sweep; reports are made without their figures."""
+    """Return the folder of runs, in a working folder with a tiny sweep.
+
+    Reports are made without their figures.
+    """
     monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
-    monkeypatch.setattr(  # test_html.py draws
+    monkeypatch.setattr(  # test_report_page.py draws
         "isoflop.reporting.report_page.write_figures",
         lambda _, figures: dict.fromkeys(figures, "<svg></svg>"),
     )
@@ -38,7 +77,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def isoflop(capsys: pytest.CaptureFixture[str], root: Path) -> Callable[..., tuple[int, str, str]]:
-    """The command line in this process, beside `root`: exit code, stdout and stderr."""
+    """Return a function that runs `isoflop` in this process, beside `root`.
+
+    It returns exit code, stdout and stderr.
+    """
 
     def isoflop(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:

@@ -20,7 +20,7 @@ import pytest
 from support.studies import small_disk, wait_for
 
 from isoflop import lease as module
-from isoflop.lease import STALE_S, LeaseLostError, is_leased, take_lease
+from isoflop.lease import HEARTBEAT_TIMEOUT_S, LeaseLostError, is_leased, take_lease
 
 HOLD = """
 import sys
@@ -140,7 +140,7 @@ def test_it_is_released_at_the_end_of_the_block(file: Path, error: type[Exceptio
         assert is_leased(file)
         with take_lease(file) as second:
             assert not second
-        assert mine.is_mine()
+        assert mine.is_current()
         if error:
             raise error
     assert file.read_bytes() == b""
@@ -175,7 +175,7 @@ def test_on_a_full_disk_the_lock_does(tmp_path: Path, start: Start, settle_s: fl
 
 @pytest.mark.parametrize(
     ("age_s", "free"),
-    [(0.0, False), (STALE_S - 5, False), (-3600.0, False), (STALE_S + 5, True), (1e6, True)],
+    [(0.0, False), (HEARTBEAT_TIMEOUT_S - 5, False), (-3600.0, False), (HEARTBEAT_TIMEOUT_S + 5, True), (1e6, True)],
 )
 def test_a_lease_of_another_machine_is_held_while_its_heart_beats(
     file: Path, age_s: float, free: bool
@@ -210,10 +210,10 @@ def test_what_names_nobody_is_free(file: Path, content: str | bytes) -> None:
 
 
 def test_the_heart_beats(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     with take_lease(file) as mine:
         os.utime(file, (0, 0))
-        wait_for(lambda: time.time() - file.stat().st_mtime < STALE_S, 5)
+        wait_for(lambda: time.time() - file.stat().st_mtime < HEARTBEAT_TIMEOUT_S, 5)
         mine.check()
         content = file.read_text()
     assert re.fullmatch(rf"\S+ {os.getpid()} {mine.token}\n", content)
@@ -225,12 +225,12 @@ def test_the_heart_beats(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_was_taken_for_dead_finds_out_and_leaves_the_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     with take_lease(file) as mine:
         mine.check()
         write(file, "otherhost 123 token\n", 7.0)
         wait_for(lambda: not mine, 5)
-        assert (mine.held, mine.lost, mine.is_mine()) == (True, True, False)
+        assert (mine.held, mine.lost, mine.is_current()) == (True, True, False)
         with pytest.raises(LeaseLostError, match=f"{file}: taken over by another process"):
             mine.check()
     assert file.read_text() == "otherhost 123 token\n"
@@ -272,7 +272,7 @@ def test_without_locks_the_heartbeat_does(
     write(file, "")
     with take_lease(file) as mine:
         assert mine
-        assert mine.is_mine()
+        assert mine.is_current()
 
 
 def test_without_locks_one_process_has_it_until_it_is_killed(

@@ -18,8 +18,8 @@ from isoflop.data.codec import PocketCodec
 from isoflop.data.pocket import (
     CODEC_DOCUMENTS,
     CODEC_FILE,
+    draw_scripts,
     make_codec,
-    scripts_of,
     speak,
     split_sentences,
 )
@@ -33,8 +33,8 @@ PEAK = 0.9
 def main() -> None:
     data = load_sweep("pocket").data
     heldout, train = split_sentences(data.heldout_share, data.seed)
-    codec = corpus_codec(scripts_of(train, data.seed, 0)[:CODEC_DOCUMENTS], data.seed)
-    scripts = scripts_of(heldout, data.seed, 0)
+    codec = corpus_codec(draw_scripts(train, data.seed, 0)[:CODEC_DOCUMENTS], data.seed)
+    scripts = draw_scripts(heldout, data.seed, 0)
     rows, variants = [], set()
     for script, waveforms in zip(scripts, speak(scripts), strict=True):
         for sentence, waveform in zip(script.sentences, waveforms, strict=True):

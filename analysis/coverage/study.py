@@ -21,8 +21,8 @@ from worlds import DESIGNS, GRIDS, LAWS, UNEVEN, WRONG, World, noise, places, re
 
 from isoflop.fitting.estimators import joint_estimate as joint
 from isoflop.fitting.estimators import surface_estimate as estimate
-from isoflop.fitting.estimators.holdout import RollOut
-from isoflop.fitting.estimators.newton import Points
+from isoflop.fitting.estimators.holdout import HoldOut
+from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.estimators.parabola import fit_parabola
 from isoflop.fitting.estimators.surface_estimate import (
     Estimate,
@@ -30,9 +30,9 @@ from isoflop.fitting.estimators.surface_estimate import (
     estimate_many,
     estimate_one,
 )
-from isoflop.fitting.methods.isoflop import profiles_of
-from isoflop.fitting.methods.joint import best_of, curves_of, roll_out_joint
-from isoflop.fitting.methods.parametric import roll_out_surface
+from isoflop.fitting.methods.isoflop import collect_profiles
+from isoflop.fitting.methods.joint import combine_profiles, fit_best_start, hold_out_joint
+from isoflop.fitting.methods.parametric import hold_out_surface
 from isoflop.fitting.results.parametric_fit import optimum
 from isoflop.fitting.tables.runs_table import read_table
 
@@ -86,7 +86,7 @@ def _true(
         row[f"{name}_sd"] = value.std()
         row[f"{name}_covered"] = np.mean(np.abs(value - truth) <= half)
     if uneven:
-        with patch.object(estimate, "UNEVEN", 0.0):
+        with patch.object(estimate, "UNEVEN_NOISE_ALPHA", 0.0):
             found = _in_chunks(
                 world, design, grid, sd, kind, replicates, rolled=False, uneven=uneven
             )
@@ -167,7 +167,7 @@ def _estimates(
 
 def _surface(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     count, runs = losses.shape
-    points, ones = Points.of(params, tokens, clean), np.ones(runs)
+    points, ones = Observations.from_counts(params, tokens, clean), np.ones(runs)
     first = estimate_one(Sample(points, ones, budget, budget, np.arange(runs)), np.inf).theta
     sample = Sample(points.with_loss(losses), ones, budget, budget, np.arange(runs))
     found = estimate_many(sample, np.repeat(first, count, axis=0), None)
@@ -175,7 +175,7 @@ def _surface(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     slope = np.zeros((count, 5))
     slope[:, 3], slope[:, 4] = -beta / (alpha + beta) ** 2, alpha / (alpha + beta) ** 2
     values, gradients = optimum(points, found.theta, far)
-    roll = roll_out_surface(sample, found, None) if rolled else None
+    roll = hold_out_surface(sample, found, None) if rolled else None
     t = stdtrit(sample.dof, 0.5 + LEVEL / 2.0)
     of = {"a": slope, "size": gradients[:, 0], "loss": gradients[:, 2]}
     half = {name: t * _errors(found, gradient) for name, gradient in of.items()}
@@ -201,17 +201,17 @@ def _joint(params, tokens, budget, clean, losses, far, truth, rolled) -> dict:
     frame = pd.DataFrame(
         {"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean}
     )
-    curves, x_mean, c_mean = curves_of(profiles_of(read_table(frame), "params"))
+    curves, x_mean, c_mean = combine_profiles(collect_profiles(read_table(frame), "params"))
     order = np.lexsort((params, budget))
-    first = best_of(curves, np.inf).theta
+    first = fit_best_start(curves, np.inf).theta
     many = joint.Curves(curves.x, curves.c, curves.group, losses[:, order], curves.seeds)
     found = joint.fit_curves(many, np.repeat(first, count, axis=0), None)
-    roll = roll_out_joint(many, found, None, c_mean, "params") if rolled else None
-    t = stdtrit(len(curves.x) - curves.parameters, 0.5 + LEVEL / 2.0)
+    roll = hold_out_joint(many, found, None, c_mean, "params") if rolled else None
+    t = stdtrit(len(curves.x) - curves.parameter_count, 0.5 + LEVEL / 2.0)
     unit = np.eye(5)
     at = unit[3] + (np.log(far) - c_mean) * unit[4]
     spread = {
-        name: np.sqrt(np.einsum("i,mij,j->m", g, found.spread, g))
+        name: np.sqrt(np.einsum("i,mij,j->m", g, found.covariance, g))
         for name, g in (("a", unit[4]), ("size", at))
     }
     return {
@@ -232,7 +232,7 @@ def _parabolas(params, tokens, budget, clean, losses, far, truth) -> dict:
     frame = pd.DataFrame(
         {"params": params, "tokens": tokens, "flops": budget, "budget": budget, "loss": clean}
     )
-    profiles = profiles_of(read_table(frame), "params")
+    profiles = collect_profiles(read_table(frame), "params")
     order = np.lexsort((params, budget))
     vertices, start = [], 0
     for profile in profiles:
@@ -256,10 +256,10 @@ def _parabolas(params, tokens, budget, clean, losses, far, truth) -> dict:
 
 
 def _errors(found: Estimate, gradient: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(np.einsum("mi,mij,mj->m", gradient, found.spread, gradient), 0.0))
+    return np.sqrt(np.maximum(np.einsum("mi,mij,mj->m", gradient, found.covariance, gradient), 0.0))
 
 
-def _more(roll: RollOut | None, quantity: str, far: float, count: int) -> np.ndarray:
+def _more(roll: HoldOut | None, quantity: str, far: float, count: int) -> np.ndarray:
     return np.zeros(count) if roll is None else roll.allowance(quantity, far)
 
 

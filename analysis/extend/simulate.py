@@ -1,7 +1,7 @@
 """How much compute does `isoflop extend` save? A simulation of the whole loop, on laws that are true and on others.
 
 Every replicate starts from every second run of SODA's grid up to 3e19 FLOPs. It fits the parametric law, extends the
-study by what `isoflop.following` chooses under the fitted law, draws the losses of the new runs, fits again, and so on
+study by what `isoflop.followup` chooses under the fitted law, draws the losses of the new runs, fits again, and so on
 until the expected interval is as narrow as that of SODA's 64 runs. What the optima are placed by in repairs is the
 fitted surface alone (the command asks the joint fit too). Nothing else differs from the command.
 
@@ -31,15 +31,15 @@ from scipy.special import stdtrit
 from isoflop.config import load_sweep
 from isoflop.config.schema import Point, Sweep, WidthRule
 from isoflop.fitting.estimators.fisher import Design
-from isoflop.fitting.estimators.newton import Points
+from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, estimate_many
-from isoflop.fitting.methods.parametric import roll_out_surface
-from isoflop.fitting.results.diagnostics import LACK
+from isoflop.fitting.methods.parametric import hold_out_surface
+from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.fitting.results.parametric_fit import optimum
-from isoflop.followup.candidates import Place, places_of
-from isoflop.followup.extend import choose
-from isoflop.followup.finished_study import Study
+from isoflop.followup.candidates import CandidatePoint, list_candidate_points
+from isoflop.followup.extend import select_runs
+from isoflop.followup.finished_study import FinishedStudy
 from isoflop.followup.selection import Caps
 from isoflop.laws import SURFACES, Surface
 from isoflop.planning.plan import plan
@@ -51,7 +51,7 @@ ROUND = (1.0, 60)
 """A round may cost as much as has been spent so far, and have 60 runs."""
 
 MOST_ROUNDS = 12
-GRID = tuple(Place(run.budget, run.candidate) for run in plan("soda").runs)
+GRID = tuple(CandidatePoint(run.budget, run.candidate) for run in plan("soda").runs)
 GRID_FLOPS = float(sum(place.train_flops for place in GRID))
 START = tuple(place for place in GRID if place.budget <= START_UP_TO)[::2]
 
@@ -113,9 +113,9 @@ class Runs:
 
     def __init__(self, truth: Truth, rng: np.random.Generator) -> None:
         self.truth, self.rng = truth, rng
-        self.losses: dict[Place, list[float]] = {}
+        self.losses: dict[CandidatePoint, list[float]] = {}
 
-    def train(self, place: Place, runs: int) -> None:
+    def train(self, place: CandidatePoint, runs: int) -> None:
         loss = float(
             self.truth.loss(np.array(float(place.params("total"))), np.array(float(place.tokens)))
         )
@@ -141,13 +141,13 @@ class Runs:
         return squares, self.count - len(self.losses)
 
 
-def sample_at(places: list[Place], seeds: Any, losses: Any) -> Sample:
+def sample_at(places: list[CandidatePoint], seeds: Any, losses: Any) -> Sample:
     params, tokens = (
         np.array(v, float)
         for v in zip(*((p.params("total"), p.tokens) for p in places), strict=True)
     )
     budget = np.array([place.budget for place in places])
-    points = Points.of(params, tokens, np.asarray(losses))
+    points = Observations.from_counts(params, tokens, np.asarray(losses))
     return Sample(points, np.array(seeds, float), budget, budget, np.arange(len(places)))
 
 
@@ -155,7 +155,7 @@ def grid_design(law: Surface) -> Design:
     params, tokens = (
         np.array(v, float) for v in zip(*((p.params("total"), p.tokens) for p in GRID), strict=True)
     )
-    return Design.of(law, params, tokens, np.ones(len(GRID)), NOISE)
+    return Design.from_counts(law, params, tokens, np.ones(len(GRID)), NOISE)
 
 
 NAMES = ("a", "a_half", "loss", "loss_half", "loss_more")
@@ -170,9 +170,9 @@ def measures(sample: Sample, estimate: Estimate) -> Floats:
     by_loss = gradients[:, 2]
     t = float(stdtrit(sample.dof, 0.5 + CONFIDENCE / 2.0))
     halves = [
-        t * np.sqrt(np.einsum("mi,mij,mj->m", g, estimate.spread, g)) for g in (by_a, by_loss)
+        t * np.sqrt(np.einsum("mi,mij,mj->m", g, estimate.covariance, g)) for g in (by_a, by_loss)
     ]
-    rollout = roll_out_surface(sample, estimate, None)
+    rollout = hold_out_surface(sample, estimate, None)
     more = np.full(len(alpha), np.nan) if rollout is None else rollout.allowance("loss", TARGET)
     return np.stack([beta / (alpha + beta), halves[0], values[:, 2], halves[1], more])
 
@@ -206,7 +206,7 @@ def extend_until(
     goal: str,
     enough: float,
     rng: np.random.Generator,
-    places: Callable[[frozenset[float]], list[Place]],
+    places: Callable[[frozenset[float]], list[CandidatePoint]],
 ) -> list[dict[str, float]]:
     """The loop for one replicate: what each round knew and had spent, the last when it was enough."""
     runs, rounds = Runs(true, rng), []
@@ -218,36 +218,39 @@ def extend_until(
         estimate = estimate_many(sample, theta, None)
         budgets = frozenset(place.budget for place in runs.losses)
         done = {place.key: len(losses) for place, losses in runs.losses.items()}
-        study = Study.of(sample, estimate, {}, done, places(budgets), seeds=runs.between_seeds())
+        replicates = runs.between_seeds()
+        study = FinishedStudy.from_estimate(
+            sample, estimate, {}, done, places(budgets), replicates=replicates
+        )
         aim = study.design.exponent() if goal == "a" else study.design.loss(TARGET)
         half = study.design.half_width(aim, CONFIDENCE)
         rounds.append({"flops": runs.flops / GRID_FLOPS, "runs": runs.count, "half": half})
         search = None
         if half > enough and len(rounds) <= MOST_ROUNDS:
-            search, _ = choose(
+            search, _ = select_runs(
                 study, aim, Caps(ROUND[0] * runs.flops, ROUND[1], enough), None, CONFIDENCE
             )
         if search is None or not search.picks:
             found = dict(zip(NAMES, map(float, measures(sample, estimate)[:, 0]), strict=True))
             return [*rounds[:-1], rounds[-1] | found | {"doubt": doubt(sample, estimate, runs)}]
         for pick in search.picks:
-            runs.train(pick.place, pick.seeds)
+            runs.train(pick.point, pick.runs)
         new = runs.sample()
-        sample, theta = new, sample.moved(estimate.theta, new.points)
+        sample, theta = new, sample.recentre(estimate.theta, new.points)
 
 
-def place_finder() -> Callable[[frozenset[float]], list[Place]]:
+def point_finder() -> Callable[[frozenset[float]], list[CandidatePoint]]:
     """Places that a study of some budgets may be extended by, solved once for each set of budgets."""
-    known: dict[frozenset[float], list[Place]] = {}
+    known: dict[frozenset[float], list[CandidatePoint]] = {}
     soda, widths = load_sweep("soda"), tuple(sorted({place.width for place in START}))
 
-    def find(budgets: frozenset[float]) -> list[Place]:
+    def find(budgets: frozenset[float]) -> list[CandidatePoint]:
         if budgets not in known:
             extra = tuple(Point(budget=budget, width=widths[0]) for budget in budgets)
             sweep: Sweep = dataclasses.replace(
                 soda, budgets=(3e18,), widths=(WidthRule(values=widths),), extra=extra
             )
-            known[budgets] = places_of(sweep)
+            known[budgets] = list_candidate_points(sweep)
         return known[budgets]
 
     return find
@@ -290,7 +293,7 @@ def study_scenario(
 
     The goals are the median half-intervals of fits of the grid where the law is true.
     """
-    true, find = truth(law, wrong), place_finder()
+    true, find = truth(law, wrong), point_finder()
     true_loss = true.optimum(TARGET)[1]
     design = grid_design(true.surface)
     grid = fit_grid(true, 20 * replicates, np.random.default_rng([seed, 0]))
@@ -318,7 +321,7 @@ def study_scenario(
             "runs": float(np.mean([end["runs"] for end in last])),
             "rounds": float(np.mean([len(path) - 1 for path in paths[goal]])),
             "reached": float(np.mean([end["half"] <= enough[goal] for end in last])),
-            "doubted": float(np.mean([end["doubt"] < LACK for end in last])),
+            "doubted": float(np.mean([end["doubt"] < FINDING_ALPHA for end in last])),
             **summary(ends, true.a, true_loss),
         }  # fmt: skip
     return result, paths
@@ -370,7 +373,7 @@ def draw(paths: Paths, goals: dict[str, float], file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    from isoflop.plotting.style import dress
+    from isoflop.plotting.style import style_axes
 
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     titles = {"a": "Exponent a", "loss": "Loss at 1.3e22 FLOPs"}
@@ -390,7 +393,8 @@ def draw(paths: Paths, goals: dict[str, float], file: Path) -> None:
         )
         ax.set_yscale("log")
         ax.set_xlim(0, None)
-        dress(ax, titles[goal], "share of the grid's FLOPs, %", f"half of the 95 % interval{unit}")
+        y_label = f"half of the 95% interval{unit}"
+        style_axes(ax, titles[goal], "share of the grid's FLOPs, %", y_label)
         ax.yaxis.set_major_locator(FixedLocator(ticks))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -60,16 +60,16 @@ def submit(
     Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
     """
     from isoflop.config.profile import load_profile
-    from isoflop.launching.control import REASONS_S, waits_in_vain
+    from isoflop.launching.control import REASONS_S, count_never_starting
     from isoflop.launching.queue.submit_array import SubmitLimitError
-    from isoflop.launching.records.approvals import approved
-    from isoflop.launching.records.code_snapshot import kept_code_differs
+    from isoflop.launching.records.approvals import read_approved
+    from isoflop.launching.records.code_snapshot import describe_code_difference
     from isoflop.launching.records.submissions import submissions_folder
     from isoflop.launching.slurm.client import max_array_size
-    from isoflop.launching.submit import intend
+    from isoflop.launching.submit import plan_submission
     from isoflop.launching.submit import submit as queue
-    from isoflop.planning.bill import with_bill_of_rest
     from isoflop.planning.plan import plan as lay_out
+    from isoflop.planning.pricing import with_remaining_bill
     from isoflop.reporting.terminal.bill_text import (
         print_bill,
         print_intent,
@@ -96,19 +96,19 @@ def submit(
         raise ConfigError(
             "--interruptions: goes with a bill; give the profile its `gpu`, or run `isoflop calibrate`"
         )
-    intent = intend(plan, profile, only)
+    intent = plan_submission(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
-    rest = with_bill_of_rest(plan, intent.rest())
+    rest = with_remaining_bill(plan, intent.remaining())
     print_intent(rest)
     if rest.bill is not None:
         print_bill(rest.bill, sys.stderr)
     print_submission(intent, plan)
-    if intent.queued and not new_code and (differs := kept_code_differs(intent.directory)):
+    if intent.queued and not new_code and (differs := describe_code_difference(intent.directory)):
         warn(differs)
     if dry_run:
-        print_scripts(plan, profile, intent, order)
+        print_scripts(intent.scripts(plan, profile, order))
         return
-    intent.picture.check("queued")
+    intent.status.check("queued")
     if intent.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
@@ -118,7 +118,7 @@ def submit(
             raise typer.Exit(0)
     if intent.queued or submissions_folder(intent.directory).exists():
         # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
-        agreed = {*intent.queued, *approved(intent.directory)}
+        agreed = {*intent.queued, *read_approved(intent.directory)}
         options = {
             "order": order,
             "only": only,
@@ -127,17 +127,17 @@ def submit(
         }
         try:
             with StudyProgress({}) as shown:
-                told = {"on_data": shown.data, "on_queued": print_submitted}
+                told = {"on_data": shown.show_data, "on_queued": print_submitted}
                 queue(plan, profile, runs=agreed, shown=intent.queued, **options, **told)
         except SubmitLimitError as problem:
             if not supervise:
                 raise
-            warn(problem.what)
-    for reason, count in waits_in_vain(
+            warn(problem.reason)
+    for reason, count in count_never_starting(
         intent.directory, REASONS_S if intent.queued else 0.0
     ).items():
-        mend = "" if "scontrol release" in reason else "; mend it, cancel them and submit again"
-        warn(f"{count} runs wait for ever: {reason}{mend}")
+        mend = "" if "scontrol release" in reason else "; fix this, cancel them and resubmit"
+        warn(f"{count} queued {'jobs' if count > 1 else 'job'} can never start: {reason}{mend}")
     if supervise:
         from isoflop.launching.supervisor import add_supervisor
 
@@ -145,7 +145,7 @@ def submit(
             job_id = add_supervisor(profile, intent.directory)
         except SubmitLimitError as problem:
             raise ClusterError(
-                f"no supervisor was queued, so nothing is tried again by itself: {problem}"
+                f"could not submit the supervisor; lost runs will not be requeued automatically: {problem}"
             ) from None
         print(
             f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already",
@@ -164,20 +164,20 @@ def status(
 
     State, progress, speed and reason of every run, and totals. Exit code 1 where a run failed or diverged.
     """
-    from isoflop.launching.records.study_files import kept_profile
+    from isoflop.launching.records.study_files import read_study_profile
     from isoflop.reporting.terminal.status_text import print_status, print_status_json, read_status
 
-    retries = kept_profile(directory).retries
+    retries = read_study_profile(directory).retries
     while True:
         found = read_status(directory, retries)
         if watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
         print_status_json(found) if as_json else print_status(found)
-        if not watch or not found.picture.ids("queued", "running", "requeued"):
+        if not watch or not found.sweep.ids("queued", "running", "requeued"):
             break
         sys.stdout.flush()
         time.sleep(WATCH_S)
-    if found.picture.ids("failed", "diverged"):
+    if found.sweep.ids("failed", "diverged"):
         raise typer.Exit(1)
 
 
@@ -225,9 +225,9 @@ def logs(
 
     The log of a run's newest attempt; of its job, where the run has not begun.
     """
-    from isoflop.launching.control import choose, follow_log
+    from isoflop.launching.control import follow_log, match_runs
 
-    (run_id,) = choose(directory, [run])
+    (run_id,) = match_runs(directory, [run])
     shown = None
     for log, text in follow_log(directory, run_id):
         if log != shown:
@@ -238,33 +238,44 @@ def logs(
             break
 
 
-@app.command("doctor", short_help="Check a cluster and its profile.")
+@app.command("doctor", short_help="Check the installation, or a cluster and its profile.")
 def doctor(
     *,
-    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="PROFILE", help="A cluster profile: check this cluster instead."),
+    ] = None,
     wait: Annotated[
-        float, typer.Option(min=1, metavar="S", help="Seconds that a small job may wait.")
+        float,
+        typer.Option(min=1, metavar="S", help="With --cluster: seconds to wait for a small job."),
     ] = 120.0,
 ) -> None:
     """Example: isoflop doctor --cluster slurm/h100.yaml
 
-    Checks SLURM, partition, limits, shared folder, and with a small job Python, GPUs and clock on a node; says how to
-    mend what is wrong.
+    Without options prints the versions of isoflop, Python and the packages, and whether each
+    package imports. With --cluster checks SLURM, partition, limits, shared folder, and with a
+    small job Python, GPUs and clock on a node. Each problem is printed with its mend.
     """
+    if cluster is None:
+        from isoflop.launching.installation import check_installation
+
+        for line in check_installation():
+            print(line, flush=True)
+        return
     from isoflop.config.profile import load_profile
-    from isoflop.launching.doctor import examine
-    from isoflop.launching.records.sweep_directory import root_of
+    from isoflop.launching.doctor import check_cluster
+    from isoflop.launching.records.sweep_directory import resolve_root
 
     profile = load_profile(cluster)
     if profile.executor != "slurm":
         raise ConfigError(f"{cluster}: executor: is local; there is no cluster to check")
-    wrong = 0
-    for check in examine(profile, root_of(profile), wait):
-        print(f"{'ok   ' if check.fine else 'WRONG'} {check.name}: {check.found}", flush=True)
-        if not check.fine:
-            wrong += 1
+    failures = 0
+    for check in check_cluster(profile, resolve_root(profile), wait):
+        print(f"{'ok   ' if check.passed else 'WRONG'} {check.name}: {check.result}", flush=True)
+        if not check.passed:
+            failures += 1
             print(f"      mend: {check.mend}", flush=True)
-    if wrong:
+    if failures:
         raise typer.Exit(ClusterError.exit_code)
 
 
@@ -288,7 +299,7 @@ def calibrate(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.calibrate import calibrate as measure
-    from isoflop.launching.records.sweep_directory import root_of
+    from isoflop.launching.records.sweep_directory import resolve_root
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.terminal.bill_text import print_calibration
 
@@ -301,7 +312,7 @@ def calibrate(
         print(line, file=sys.stderr, flush=True)
 
     calibration, file = measure(
-        plan, profile, root_of(profile), seconds=seconds, wait_s=wait, tell=tell
+        plan, profile, resolve_root(profile), seconds=seconds, wait_s=wait, tell=tell
     )
     print_calibration(calibration)
     print(f"wrote {file}", file=sys.stderr)

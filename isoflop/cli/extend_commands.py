@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from isoflop.choices import ParamCount
 from isoflop.cli.options import Directory, app, check_number
 from isoflop.errors import ConfigError
 
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
 Purpose = Literal["exponents", "loss"]
 
 
@@ -71,15 +71,15 @@ def extend(
     and writes a sweep file with them: submitted or run, it trains only what is new.
     """
     from isoflop.config import load_sweep
-    from isoflop.config.schema import LARGEST_BUDGET
+    from isoflop.config.schema import MAX_BUDGET_FLOPS
     from isoflop.followup.extend import extend as choose
     from isoflop.followup.sweep_file import write_sweep
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.followup_text import print_extension
     from isoflop.runs.collect import read_runs
 
-    check_number("--target", target, LARGEST_BUDGET)
-    check_number("--max-flops", max_flops, LARGEST_BUDGET)
+    check_number("--target", target, MAX_BUDGET_FLOPS)
+    check_number("--max-flops", max_flops, MAX_BUDGET_FLOPS)
     check_number("--until", until or None, 1e3)
     definition = directory / "sweep.yaml"
     if not definition.exists():

@@ -6,21 +6,18 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from isoflop.choices import Axis, FinalRule, LossUnit, ParamCount
 from isoflop.cli.options import app
 from isoflop.errors import FitError
 
 if TYPE_CHECKING:
     from isoflop.fitting.estimators.parabola import Status
-    from isoflop.fitting.methods.parametric import Delta
+    from isoflop.fitting.methods.parametric import HuberDelta
 
-ParamCount = Literal["total", "one_embedding", "non_embedding"]
-Axis = Literal["params", "tokens"]
-LossUnit = Literal["nats", "bits"]
-FinalRule = Literal["auto", "line", "mean", "last"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -98,7 +95,7 @@ def fit(
     a run, or with many (loss logs); or a folder of such tables, of TensorBoard's event files or of offline W&B runs.
     COL may have a factor: --params 'millions*1e6'.
     """
-    from isoflop.config.sweep_definition import sweep_in
+    from isoflop.config.sweep_definition import load_directory_sweep
     from isoflop.fitting.fitfile.write import fit_document, write_fit
     from isoflop.fitting.methods.fit_all import Options
     from isoflop.fitting.study_fits import fit_study
@@ -120,7 +117,7 @@ def fit(
         confidence=confidence,
     )  # fmt: skip
     study = fit_study(source, _names(method), options, loss)
-    parts: dict[str, Any] = {"sweep": sweep_in(source), "more": study.parts()}
+    parts: dict[str, Any] = {"sweep": load_directory_sweep(source), "more": study.document_keys()}
     written = (
         None if output is None else write_fit(output, study.fits, **parts)
     )  # a closed pipe ends what is printed
@@ -235,14 +232,14 @@ def compare(
     """
     from isoflop.fitting.comparison import compare as put_side_by_side
     from isoflop.fitting.fitfile.read import laws_by_name, load_fit
-    from isoflop.fitting.methods.fit_all import methods_of
+    from isoflop.fitting.methods.fit_all import parse_methods
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_comparison, print_pairs
 
     files = [load_fit(fit) for fit in dict.fromkeys(fits)]
     laws = laws_by_name(files)
     if method is not None:
-        wanted = methods_of(_names(method))
+        wanted = parse_methods(_names(method))
         laws = {name: law for name, law in laws.items() if law.method in wanted}
     if not laws:
         raise FitError(f"--method: no fit is by {method}")
@@ -263,12 +260,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _delta(text: str) -> Delta:
+def _delta(text: str) -> HuberDelta:
     """Huber's delta: a preset, or a number; the fit checks it."""
     try:
         return float(text)
     except ValueError:
-        return cast("Delta", text)
+        return cast("HuberDelta", text)
 
 
 def _flops(text: str) -> float:

@@ -64,8 +64,8 @@ def with_bill(
     """The plan with its bill on a cluster, within its cap, by what was measured there where something was."""
     from isoflop.config.profile import load_profile
     from isoflop.planning.array_limits import UNLIMITED
-    from isoflop.planning.bill import check_cap
-    from isoflop.planning.bill import with_bill as price
+    from isoflop.planning.pricing import check_cap
+    from isoflop.planning.pricing import with_bill as price
 
     if interruptions is not None and not interruptions <= MOST_INTERRUPTIONS:
         raise ConfigError(
@@ -80,7 +80,7 @@ def with_bill(
             order=order,
             interruptions_per_day=interruptions,
             calibration=calibration,
-            most_tasks=most_tasks or UNLIMITED,
+            max_array_size=most_tasks or UNLIMITED,
         )
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
@@ -91,12 +91,12 @@ def with_bill(
 
 def calibration_of(plan: Plan, profile: Profile) -> Calibration | None:
     """What `isoflop calibrate` found for a plan on a cluster, if anything."""
-    from isoflop.config.profile import NOT_GIVEN
-    from isoflop.launching.records.sweep_directory import root_of
+    from isoflop.config.profile import ROOT_NOT_GIVEN
+    from isoflop.launching.records.sweep_directory import resolve_root
     from isoflop.planning.calibration import read_calibration
 
     return (
         None
-        if profile.root == NOT_GIVEN
-        else read_calibration(root_of(profile), plan.sweep, profile)
+        if profile.root == ROOT_NOT_GIVEN
+        else read_calibration(resolve_root(profile), plan.sweep, profile)
     )

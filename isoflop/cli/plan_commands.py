@@ -83,7 +83,7 @@ def plan(
 
     Lays out the runs of a sweep, with totals. Works offline and trains nothing.
     """
-    from isoflop.config.schema import LARGEST_BUDGET
+    from isoflop.config.schema import MAX_BUDGET_FLOPS
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.terminal.bill_text import (
         drop_reasons,
@@ -94,7 +94,7 @@ def plan(
     from isoflop.reporting.terminal.console import warn
 
     check_number("--noise", noise, 1.0, 1e-9)
-    check_number("--target", target, LARGEST_BUDGET)
+    check_number("--target", target, MAX_BUDGET_FLOPS)
     laid_out = lay_out(sweep, overrides or ())
     if cluster is not None:
         laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
@@ -111,10 +111,10 @@ def plan(
             raise ConfigError(f"{name}: needs a cluster; add --cluster PROFILE")
     expected = None
     if law is not None:
-        from isoflop.followup.expected_law import expected_law
-        from isoflop.followup.power_analysis import expect
+        from isoflop.followup.power_analysis import expect_intervals
+        from isoflop.laws import expected_law
 
-        expected = expect(
+        expected = expect_intervals(
             laid_out, expected_law(law), noise=noise, targets=[] if target is None else [target]
         )
     elif noise is not None or target is not None:

@@ -30,11 +30,11 @@ def run(
     The whole study on this machine: plan, prepare data, train every run, fit, report. What is done is skipped, what was
     interrupted resumes where it was.
     """
-    from isoflop.launching.prepare_data import conclude_study, train_study
     from isoflop.launching.records.sweep_directory import runs_root
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.terminal.bill_text import print_intent, print_study
     from isoflop.reporting.terminal.progress_text import StudyProgress
+    from isoflop.studies import conclude_study, train_study
 
     plan, began = lay_out(sweep, overrides or ()), time.monotonic()
     print_intent(plan)
@@ -44,9 +44,9 @@ def run(
             StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown,
         ):
             tell = {
-                "on_data": shown.data,
-                "on_progress": shown.runs_at,
-                "on_stopping": shown.stopping,
+                "on_data": shown.show_data,
+                "on_progress": shown.show_runs,
+                "on_stopping": shown.show_stopping,
             }
             directory = train_study(plan, runs_root(), workers=workers, **tell)
     except KeyboardInterrupt:
@@ -56,7 +56,8 @@ def run(
         )
         raise
     study = conclude_study(directory)
-    print_study(study, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    print_study(study.directory, study.runs, study.fits, study.report, seconds)
     if len(study.unfinished):
         if study.refusal:
             print(study.refusal, file=sys.stderr)
@@ -76,17 +77,17 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     from isoflop.data.prepare import prepare as make
     from isoflop.data.shards import Manifest
     from isoflop.launching.records.sweep_directory import runs_root
-    from isoflop.reporting.terminal.console import short
     from isoflop.reporting.terminal.progress_text import StudyProgress
+    from isoflop.text import count_text
 
     loaded = load_sweep(sweep, overrides or ())
     with StudyProgress({}) as shown:
-        folder = make(runs_root(), loaded.data, progress=shown.data)
+        folder = make(runs_root(), loaded.data, progress=shown.show_data)
     manifest = Manifest.read(folder)
     manifest.check(folder)
     print(folder)
     print(
-        f"{short(manifest.tokens('train'))} training and {short(manifest.tokens('heldout'))} held-out tokens, "
+        f"{count_text(manifest.tokens('train'))} training and {count_text(manifest.tokens('heldout'))} held-out tokens, "
         f"vocabulary {manifest.vocabulary.size:,}, checksum {manifest.checksum[:12]}",
         file=sys.stderr,
     )
@@ -100,7 +101,7 @@ def report(
 
     Gathers the runs, and writes figures and one self-contained page.
     """
-    from isoflop.launching.prepare_data import conclude_study
+    from isoflop.studies import conclude_study
 
     study = conclude_study(Path(directory))
     print(study.report)

@@ -1,7 +1,8 @@
 """Audio codecs: waveform to codes (frames, codebooks) and back.
 
-`PocketCodec` is a small residual vector quantizer of log-mel frames, trained on the corpus that it encodes. It stands
-in for Mimi behind the same protocol: 12.5 frames a second, 8 codebooks, the first the coarsest.
+`PocketCodec` is a small residual vector quantizer of log-mel frames, trained on the corpus that it
+encodes. It stands in for Mimi with the same interface: 12.5 frames a second, 8 codebooks, the first
+the coarsest.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from isoflop.data.vocabulary import CODECS
 from isoflop.errors import DataError
 from isoflop.files import replace_file
 
-VERSION = 1
-SPECTRA_A_FRAME = 4  # 50 spectra a second, 12.5 frames
+CODEC_FILE = "codec.npz"
+CODEC_VERSION = 1
+SPECTRA_PER_FRAME = 4  # 50 spectra a second, 12.5 frames
 
 
 class Codec(Protocol):
-    """What data preparation needs of an audio codec."""
+    """Interface of an audio codec for data preparation."""
 
     @property
     def sample_rate(self) -> int: ...
@@ -39,11 +41,11 @@ class Codec(Protocol):
     def codebook_size(self) -> int: ...
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
-        """Codes (frames, codebooks) of a waveform (samples,) at `sample_rate`."""
+        """Return codes (frames, codebooks) of a waveform (samples,) at `sample_rate`."""
         ...
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """A waveform (samples,), float32, of codes (frames, codebooks)."""
+        """Return the waveform (samples,), float32, of codes (frames, codebooks)."""
         ...
 
 
@@ -52,14 +54,15 @@ class PocketCodec:
     """Residual vector quantizer of frames of 4 log-mel spectra.
 
     Attributes:
-        centroids: (codebooks, codebook_size, 128) float32; codebook k quantizes what codebooks 0..k-1 left.
+        centroids: (codebooks, codebook_size, 128) float32; codebook k quantizes the residual of
+            codebooks 0 to k-1.
         mean: (128,) float32, subtracted first.
     """
 
     centroids: np.ndarray
     mean: np.ndarray
     sample_rate: int = mel.SAMPLE_RATE
-    frame_rate: float = mel.SAMPLE_RATE / mel.HOP / SPECTRA_A_FRAME
+    frame_rate: float = mel.SAMPLE_RATE / mel.HOP_SAMPLES / SPECTRA_PER_FRAME
 
     @property
     def codebooks(self) -> int:
@@ -74,7 +77,7 @@ class PocketCodec:
         return hashlib.sha256(self.centroids.tobytes() + self.mean.tobytes()).hexdigest()
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
-        residual = frames_of(waveform) - self.mean
+        residual = extract_frames(waveform) - self.mean
         codes = np.empty((len(residual), self.codebooks), dtype=np.int64)
         for book, centroids in enumerate(self.centroids):
             codes[:, book] = _nearest(residual, centroids)
@@ -85,58 +88,63 @@ class PocketCodec:
         return mel.invert(self.spectra(codes))
 
     def spectra(self, codes: np.ndarray) -> np.ndarray:
-        """Log-mel spectra (4 * frames, 32) that codes (frames, up to 8 codebooks) stand for."""
+        """Return the log-mel spectra (4 * frames, 32) of codes (frames, up to 8 codebooks)."""
         books = np.arange(codes.shape[1])
-        return (self.mean + self.centroids[books, codes].sum(1)).reshape(-1, mel.BINS)
+        return (self.mean + self.centroids[books, codes].sum(1)).reshape(-1, mel.MEL_BANDS)
 
     def save(self, path: Path) -> None:
-        """Writes the codec as .npz, beside and renamed."""
+        """Write the codec as .npz, complete or not at all."""
         with replace_file(path) as temporary, temporary.open("wb") as file:
-            about = json.dumps({"version": VERSION, "checksum": self.checksum})
-            np.savez(file, centroids=self.centroids, mean=self.mean, about=np.array(about))
+            header = json.dumps({"version": CODEC_VERSION, "checksum": self.checksum})
+            np.savez(file, centroids=self.centroids, mean=self.mean, about=np.array(header))
 
     @classmethod
     def load(cls, path: Path) -> PocketCodec:
-        """Reads a codec that `save` wrote.
+        """Read a codec that `save` wrote.
 
         Raises:
             DataError: a missing or damaged file, or one of another version.
         """
         try:
             with path.open("rb") as file, np.load(file) as stored:
-                about = json.loads(str(stored["about"]))
+                header = json.loads(str(stored["about"]))
                 codec = cls(stored["centroids"], stored["mean"])
-                whole = about["version"] == VERSION and about["checksum"] == codec.checksum
-        except Exception as error:  # numpy and zipfile raise of many kinds for a damaged file
+                valid = header["version"] == CODEC_VERSION and header["checksum"] == codec.checksum
+        except Exception as error:  # numpy and zipfile raise many types for a damaged file
             raise DataError(
                 f"{path}: not a readable codec ({error}); delete its folder and prepare again"
             ) from None
-        if not whole:
+        if not valid:
             raise DataError(
                 f"{path}: damaged or of another version; delete its folder and prepare again"
             )
         return codec
 
 
-def frames_of(waveform: np.ndarray) -> np.ndarray:
-    """Frames (ceil(samples / 1764), 128): 4 log-mel spectra each, the last one padded with silence."""
+def extract_frames(waveform: np.ndarray) -> np.ndarray:
+    """Return the frames (ceil(samples / 1764), 128) of a waveform (samples,).
+
+    A frame has 4 log-mel spectra; the last one is padded with silence.
+    """
     spectra = mel.log_mel(waveform)
-    missing = -len(spectra) % SPECTRA_A_FRAME
-    padded = np.pad(spectra, ((0, missing), (0, 0)), constant_values=np.log(mel.FLOOR))
-    return padded.reshape(-1, SPECTRA_A_FRAME * mel.BINS)
+    missing = -len(spectra) % SPECTRA_PER_FRAME
+    padded = np.pad(spectra, ((0, missing), (0, 0)), constant_values=np.log(mel.MIN_AMPLITUDE))
+    return padded.reshape(-1, SPECTRA_PER_FRAME * mel.MEL_BANDS)
 
 
 def train_pocket_codec(waveforms: list[np.ndarray], seed: int) -> PocketCodec:
-    """A codec from waveforms at 22,050 Hz, by residual k-means; the same input and seed give the same codec.
+    """Train a codec on waveforms (samples,) at 22,050 Hz by residual k-means.
+
+    The same input and seed give the same codec.
 
     Raises:
         DataError: fewer frames than codes.
     """
     codebooks, size = CODECS["pocket"]
-    frames = np.concatenate([frames_of(waveform) for waveform in waveforms])
+    frames = np.concatenate([extract_frames(waveform) for waveform in waveforms])
     if len(frames) < 10 * size:
         raise DataError(
-            f"{len(frames)} frames of speech are too few to train a codec: {10 * size} are needed"
+            f"{len(frames)} frames of speech are too few to train a codec; {10 * size} are needed"
         )
     generator = np.random.default_rng(seed)
     mean = frames.mean(0)
@@ -150,7 +158,10 @@ def train_pocket_codec(waveforms: list[np.ndarray], seed: int) -> PocketCodec:
 def _k_means(
     points: np.ndarray, count: int, generator: np.random.Generator, iterations: int = 20
 ) -> np.ndarray:
-    """Lloyd's algorithm; a centroid that lost its points moves to a random point."""
+    """Return centroids (count, features) of points (n, features) by Lloyd's algorithm.
+
+    A centroid without points moves to a random point.
+    """
     centroids = points[generator.choice(len(points), count, replace=False)]
     for _ in range(iterations):
         nearest = _nearest(points, centroids)

@@ -1,4 +1,7 @@
-"""Documents: utterances as token ids, interleaved at utterance level in both orders (SODA's format)."""
+"""Documents: utterances as token ids, interleaved at utterance level in both orders.
+
+This is SODA's format.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ ORDERS: tuple[Order, ...] = ("audio-first", "text-first")
 
 @dataclass(frozen=True)
 class Utterance:
-    """A transcript as ids of the text tokenizer and its speech as codes (frames, codebooks)."""
+    """A transcript as ids of the text tokenizer, and its speech as codes (frames, codebooks)."""
 
     text: np.ndarray
     codes: np.ndarray
@@ -26,9 +29,10 @@ class Utterance:
 def encode_document(
     utterances: list[Utterance], order: Order, composition: Composition, vocabulary: Vocabulary
 ) -> np.ndarray:
-    """Ids (tokens,) of one document: BOS, then per utterance its audio and text blocks in the given order, EOS.
+    """Return the ids (tokens,) of a document: BOS, the blocks of each utterance in `order`, EOS.
 
-    The composition `s` keeps codebook 0 only, `s` and `s+a` have no text, `text` has neither audio nor markers.
+    An utterance has an audio and a text block. The composition `s` keeps codebook 0 only; `s` and
+    `s+a` have no text; `text` has neither audio nor markers.
     """
     v = vocabulary
     pieces: list[np.ndarray | list[int]] = [[v.bos]]
@@ -43,12 +47,15 @@ def encode_document(
     return np.concatenate([*pieces, [v.eos]]).astype(v.dtype)
 
 
-def orders_of(composition: Composition) -> tuple[Order, ...]:
-    """Both orders where a document has audio and text, else the one there is."""
+def list_orders(composition: Composition) -> tuple[Order, ...]:
+    """Return both orders if a document has audio and text, else the only one."""
     return ORDERS if composition == "s+a+t" else ORDERS[:1]
 
 
 def is_heldout(base_id: str, share: float, seed: int) -> bool:
-    """Whether everything made of `base_id` (every voice, both orders) is held out: a hash, so twins stay together."""
+    """Return whether the documents of `base_id` are held out, at a share of all ids.
+
+    A hash decides, so that all documents of an id (every voice, both orders) stay together.
+    """
     digest = hashlib.sha256(f"{seed}/{base_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,4 +1,4 @@
-"""Jobs in fresh processes: for libraries whose state carries over from call to call, so that results repeat."""
+"""Jobs in fresh processes, for reproducible results of libraries that keep state between calls."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _END = object()
 def in_fresh_processes(
     function: Callable[[Job], Result], jobs: Iterable[Job], processes: int
 ) -> Generator[Result]:
-    """`function(job)` of every job, in order, each in a process of its own with one thread for linear algebra.
+    """Yield `function(job)` of every job, in order; each runs in a new process.
 
-    `jobs` may have no end: only a few more are taken than were asked for. Closing the generator ends what is under way;
-    so does the death of this process, whatever its cause.
+    A process has one thread for linear algebra. `jobs` may be infinite: only a few more jobs are
+    started than results are taken. Closing the generator kills running jobs; so does the death of
+    this process, whatever its cause. Exceptions of the function are raised unchanged.
 
     Raises:
-        DataError: a process was killed, e.g. for want of memory. What the function raises, is raised as it is.
+        DataError: a process was killed, e.g. because memory ran out.
     """
-    coming: Iterator[Any] = iter(jobs)
+    pending: Iterator[Any] = iter(jobs)
     tasks: deque[_Task[Result]] = deque()
     try:
         while True:
@@ -39,7 +40,7 @@ def in_fresh_processes(
             if (
                 len(running) < processes
                 and len(tasks) < 2 * processes
-                and (job := next(coming, _END)) is not _END
+                and (job := next(pending, _END)) is not _END
             ):
                 tasks.append(_Task(function, job))
             elif not tasks:
@@ -57,7 +58,7 @@ def in_fresh_processes(
 
 
 class _Task(Generic[Result]):
-    """One job under way in its process."""
+    """A job running in its process."""
 
     def __init__(self, function: Callable[[Any], Result], job: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -70,14 +71,15 @@ class _Task(Generic[Result]):
         self._outcome: tuple[Any, Exception | None] = None, None
 
     def receive(self) -> None:
-        """Takes what the process sent, or its death."""
+        """Receive the outcome of the process, or its death."""
         try:
             self._outcome = self.receiver.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
-            message = f"a process that prepares data died (exit code {code}), out of memory or killed; start it again"
-            self._outcome = None, DataError(message)
+            message = f"a process that prepares data died (exit code {code})"
+            mend = "memory ran out or it was killed; prepare again"
+            self._outcome = None, DataError(f"{message}: {mend}")
         self.end()
 
     def result(self) -> Result:
@@ -94,9 +96,8 @@ class _Task(Generic[Result]):
 
 
 def _work(sender: Connection, function: Callable[[Any], Any], job: Any) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent ends its processes
+    # Ctrl-C reaches the whole process group; the parent ends its processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = function(job), None
@@ -115,7 +116,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes started inside use one thread for linear algebra: sums, and so codes, don't depend on the cores."""
+    """Give processes that start inside one thread for linear algebra.
+
+    Sums, and so codes, then do not depend on the number of cores.
+    """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

@@ -1,4 +1,4 @@
-"""Shards: token ids in flat files, mapped into memory, with a manifest of what is in them."""
+"""Shards: token ids in flat files that are mapped into memory, with a manifest."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from typing import Any
 import numpy as np
 
 from isoflop.config.validation import SchemaError, build
-from isoflop.data.vocabulary import Kind, Vocabulary
+from isoflop.data.vocabulary import TokenKind, Vocabulary
 from isoflop.errors import DataError
 from isoflop.files import replace_file
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of ids and what it holds; `audio_seconds` counts every utterance once per order."""
+    """Description of one file of ids.
+
+    Attributes:
+        file: name of the file.
+        split: split of its documents.
+        tokens: number of its ids.
+        documents: number of its documents.
+        kinds: number of ids by kind of token.
+        audio_seconds: seconds of speech; each utterance counts once per order.
+        sha256: checksum of its content.
+    """
 
     file: str
     split: str
@@ -40,25 +50,26 @@ def write_shard(
     seconds: float,
     vocabulary: Vocabulary,
 ) -> Shard:
-    """Writes documents end to end as `name`.bin and describes them."""
+    """Write documents one after the other as `name`.bin; return their description."""
     ids = np.concatenate(documents).astype(vocabulary.dtype)
     path = folder / f"{name}.bin"
     with replace_file(path) as temporary:
         temporary.write_bytes(ids.data)
-    counts = np.bincount(vocabulary.kinds[ids], minlength=len(Kind))
-    kinds = {kind.name.lower(): int(counts[kind]) for kind in Kind}
+    counts = np.bincount(vocabulary.kinds[ids], minlength=len(TokenKind))
+    kinds = {kind.name.lower(): int(counts[kind]) for kind in TokenKind}
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
     return Shard(path.name, split, len(ids), len(documents), kinds, seconds, digest)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds.
+    """Content of a folder of shards.
 
     Attributes:
-        data: the data specification that it was made from.
-        versions: of Python, espeak-ng, the codec and isoflop.
-        checksum: over the vocabulary and every shard's content; a run is tied to it.
+        vocabulary: vocabulary of the ids.
+        shards: the files.
+        data: data specification of the folder.
+        versions: versions of Python, espeak-ng and isoflop, and the codec's checksum.
     """
 
     vocabulary: Vocabulary
@@ -68,6 +79,7 @@ class Manifest:
 
     @property
     def checksum(self) -> str:
+        """Checksum of the vocabulary and of every shard's content; a run is tied to it."""
         parts = [repr(self.vocabulary), *(f"{shard.split} {shard.sha256}" for shard in self.shards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -76,7 +88,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         document = {
-            "schema": SCHEMA,
+            "schema": SCHEMA_VERSION,
             "data": self.data,
             "vocabulary": asdict(self.vocabulary),
             "versions": self.versions,
@@ -89,10 +101,10 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Reads a folder's manifest.
+        """Read a folder's manifest.
 
         Raises:
-            DataError: none there, or one that is damaged or of another schema.
+            DataError: a missing manifest, or one that is damaged or of another schema.
         """
         path = folder / MANIFEST
         try:
@@ -106,28 +118,31 @@ class Manifest:
                 if folder.exists()
                 else "run `isoflop prepare SWEEP.yaml` first"
             )
-            raise DataError(f"{folder}: no prepared data here (no {MANIFEST}); {mend}") from None
+            raise DataError(f"{folder}: has no prepared data (no {MANIFEST}); {mend}") from None
         except (ValueError, KeyError, TypeError, SchemaError) as error:
             raise DataError(
                 f"{path}: not a readable manifest ({error}); delete the folder and prepare again"
             ) from None
-        if document.get("schema") != SCHEMA or document.get("checksum") != manifest.checksum:
+        if (
+            document.get("schema") != SCHEMA_VERSION
+            or document.get("checksum") != manifest.checksum
+        ):
             raise DataError(
-                f"{path}: edited, damaged or of another version; delete the folder and prepare again"
+                f"{path}: edited, damaged or of another version; delete the folder and prepare "
+                "again"
             )
         return manifest
 
     def check(self, folder: Path) -> None:
-        """Reads all shards of a folder, and the codec that made them where the manifest names one.
+        """Read all shards of a folder, and their codec if the manifest names one.
 
         Raises:
-            DataError: one that is missing or damaged.
+            DataError: a shard or codec that is missing or damaged.
         """
         for shard in self.shards:
             _open_shard(folder, shard, self.vocabulary.dtype)
         if "codec" in self.versions:
-            from isoflop.data.codec import PocketCodec
-            from isoflop.data.pocket import CODEC_FILE
+            from isoflop.data.codec import CODEC_FILE, PocketCodec
 
             path = folder / CODEC_FILE
             if PocketCodec.load(path).checksum != self.versions["codec"]:
@@ -137,9 +152,9 @@ class Manifest:
 
 
 class Windows:
-    """Windows of `seq_len + 1` ids of one split, so that inputs and shifted targets both have `seq_len`.
+    """Windows of `seq_len + 1` ids of one split: inputs and shifted targets have `seq_len` each.
 
-    Windows do not span shards; what is left at a shard's end is not used.
+    Windows do not span shards; a remainder at a shard's end is not used.
     """
 
     def __init__(
@@ -158,7 +173,7 @@ class Windows:
         self._ends = np.cumsum([max(0, (len(ids) - 1) // seq_len) for ids in self._shards])
         if not len(self):
             raise DataError(
-                f"{folder}: the {split} split has not one window of {seq_len} tokens; raise "
+                f"{folder}: the {split} split has no window of {seq_len} tokens; raise "
                 + ("data.tokens" if split == "train" else "data.heldout_share")
             )
 
@@ -166,12 +181,15 @@ class Windows:
         return int(self._ends[-1])
 
     def spread(self, tokens: int) -> np.ndarray:
-        """Numbers of the windows, evenly spaced over the split, that have about so many targets: one at least."""
-        wanted = max(1, min(len(self), tokens // self.seq_len))
-        return np.arange(wanted) * len(self) // wanted
+        """Return the numbers of windows with about `tokens` targets, evenly spaced over the split.
+
+        There is at least one window.
+        """
+        count = max(1, min(len(self), tokens // self.seq_len))
+        return np.arange(count) * len(self) // count
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        """Windows (len(numbers), seq_len + 1), int64."""
+        """Return the windows (len(numbers), seq_len + 1), int64."""
         shards = np.searchsorted(self._ends, numbers, side="right")
         starts = np.concatenate([[0], self._ends])
         windows = np.empty((len(numbers), self.seq_len + 1), dtype=np.int64)
@@ -185,14 +203,13 @@ def _open_shard(folder: Path, shard: Shard, dtype: str) -> np.ndarray:
     path = folder / shard.file
     if not path.exists():
         raise DataError(f"{path}: missing; delete the folder and prepare again")
-    whole = path.stat().st_size == shard.tokens * np.dtype(dtype).itemsize
-    ids = (
-        np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-        if whole and shard.tokens
-        else np.empty(0, dtype)
-    )
-    if not whole or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
+    complete = path.stat().st_size == shard.tokens * np.dtype(dtype).itemsize
+    ids = np.empty(0, dtype)
+    if complete and shard.tokens:
+        ids = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+    if not complete or hashlib.sha256(ids.data).hexdigest() != shard.sha256:
         raise DataError(
-            f"{path}: damaged (its content is not the manifest's); delete the folder and prepare again"
+            f"{path}: damaged (its content is not the manifest's); delete the folder and prepare "
+            "again"
         )
     return ids

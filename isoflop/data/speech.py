@@ -1,4 +1,4 @@
-"""Speech from text with espeak-ng, through the library that the `espeakng-loader` wheel carries."""
+"""Speech synthesis with espeak-ng, by the library in the `espeakng-loader` wheel."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 SAMPLE_RATE = 22050
-RATE = 1  # espeak_PARAMETER
+RATE_PARAMETER = 1  # espeak_PARAMETER
 SYNCHRONOUS, UTF8, CHARACTERS = 2, 1, 1
-DONT_EXIT = 0x8000  # without it, espeak ends the process where its data can't be read
+DONT_EXIT = 0x8000  # without it, espeak ends the process if its data can't be read
 
 DIALECTS = ("en-us", "en", "en-gb-scotland")
 VARIANTS = ("m1", "m7", "f1", "f4")  # f2, f3, f5 differ from process to process in espeak-ng 1.52
@@ -24,21 +24,25 @@ RATES = (150, 175, 200)
 
 @dataclass(frozen=True)
 class Voice:
-    """An espeak voice; `rate` in words per minute."""
+    """An espeak voice, with its rate in words per minute."""
 
     name: str
     rate: int
 
 
 class Synthesizer:
-    """espeak-ng in this process. Its state carries over from call to call, so a sequence repeats only as a whole."""
+    """espeak-ng in this process.
+
+    It keeps state between calls, so only a whole sequence of calls is reproducible.
+    """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError:
             raise DataError(
-                "the pocket corpus needs espeak-ng: pip install 'isoflop[pocket]' (or pip install espeakng-loader)"
+                "the pocket corpus needs espeak-ng: pip install 'isoflop[pocket]' "
+                "(or pip install espeakng-loader)"
             ) from None
         try:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -49,8 +53,8 @@ class Synthesizer:
         data = espeakng_loader.get_data_path()
         if self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DONT_EXIT) != SAMPLE_RATE:
             raise DataError(
-                f"espeak-ng can't read its data in {data}: reinstall espeakng-loader, "
-                "under a shorter path if this one has over 150 characters"
+                f"espeak-ng can't read its data in {data}; reinstall espeakng-loader, "
+                "under a shorter path if this one has more than 150 characters"
             )
         self._library.espeak_Synth.argtypes = [
             ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int,
@@ -60,7 +64,7 @@ class Synthesizer:
         callback = ctypes.CFUNCTYPE(
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
-        self._callback = callback(self._receive)  # kept: espeak holds only its address
+        self._callback = callback(self._receive)  # espeak holds only its address
         self._library.espeak_SetSynthCallback(self._callback)
 
     @property
@@ -69,12 +73,16 @@ class Synthesizer:
         return self._library.espeak_Info(None).decode()
 
     def say(self, text: str, voice: Voice) -> np.ndarray:
-        """Waveform (samples,), float32 in [-1, 1], at 22,050 Hz."""
+        """Return the waveform (samples,), float32 in [-1, 1], at 22,050 Hz.
+
+        Raises:
+            DataError: an unknown voice, or text that espeak-ng can't speak.
+        """
         import numpy as np
 
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise DataError(f"espeak-ng has no voice {voice.name!r}")
-        self._library.espeak_SetParameter(RATE, voice.rate, 0)
+        self._library.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
         self._chunks.clear()
         encoded = text.encode() + b"\0"
         failed = (

@@ -1,4 +1,4 @@
-"""English prose that every Python carries: the documentation inside its standard library."""
+"""English text that comes with every Python: the documentation in its standard library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-SKIPPED = {
+SKIPPED_FOLDERS = {
     "site-packages",
     "dist-packages",
     "test",
@@ -24,27 +24,26 @@ SENTENCE = re.compile(r"[A-Z].*[.!?]")
 
 
 def sentences() -> list[str]:
-    """Distinct sentences of plain words, in a fixed order for one Python (3.11: 8,752 with 580,000 characters)."""
-    found: dict[str, None] = {}
+    """Return distinct sentences of plain words, in an order that is fixed for one Python.
+
+    Python 3.11 has 8,752 sentences with 580,000 characters.
+    """
+    distinct: dict[str, None] = {}
     for text in _docstrings():
         for sentence in _speakable(text):
-            found.setdefault(sentence)
-    return list(found)
+            distinct.setdefault(sentence)
+    return list(distinct)
 
 
 def _docstrings() -> Iterator[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
-        if SKIPPED.intersection(path.relative_to(root).parts):
+        if SKIPPED_FOLDERS.intersection(path.relative_to(root).parts):
             continue
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(path.read_text("utf-8"))
-        except (
-            SyntaxError,
-            ValueError,
-            OSError,
-        ):  # a template, another encoding, or a link to nowhere
+        except (SyntaxError, ValueError, OSError):  # a template, another encoding, a dead link
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -53,7 +52,7 @@ def _docstrings() -> Iterator[str]:
 
 
 def _topics() -> Iterator[str]:
-    """The language reference that `help()` shows; some Linux distributions leave it out."""
+    """Yield the language reference of `help()`; some Linux distributions leave it out."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
@@ -68,10 +67,10 @@ def _speakable(text: str) -> Iterator[str]:
             continue
         plain = re.sub(r"\s+", " ", re.sub(r"[`*\"]+", "", paragraph)).strip()
         for sentence in re.split(r"(?<=[.!?])\s+", plain):
-            words = sentence[:-1].split()
+            tokens = sentence[:-1].split()
             if (
-                4 <= len(words) <= 30
+                4 <= len(tokens) <= 30
                 and SENTENCE.fullmatch(sentence)
-                and all(map(WORD.fullmatch, words))
+                and all(map(WORD.fullmatch, tokens))
             ):
                 yield sentence

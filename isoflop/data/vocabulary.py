@@ -1,7 +1,7 @@
-"""Token ids: text, control and audio, and which kind of token an id is.
+"""Token ids of text, control and audio tokens, and the kind of each id.
 
-The layout is SODA's: the text tokenizer's own ids first (BOS and EOS among them), then four markers, then one block
-of ids for each codebook of the audio codec.
+The layout is SODA's: first the text tokenizer's own ids (with BOS and EOS), then four markers, then
+one block of ids for each codebook of the audio codec.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Kind(IntEnum):
-    """What a token is; the value is the code used in arrays."""
+class TokenKind(IntEnum):
+    """Kind of a token; the value is its code in arrays."""
 
     CONTROL = 0
     TEXT = 1
@@ -28,7 +28,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of a text tokenizer with `text_size` entries and a codec with `codebooks` of `codebook_size` codes."""
+    """Ids of a text tokenizer and an audio codec.
+
+    Attributes:
+        text_size: entries of the text tokenizer.
+        bos: id of the begin-of-sequence token.
+        eos: id of the end-of-sequence token.
+        codebooks: codebooks of the codec.
+        codebook_size: codes of a codebook.
+    """
 
     text_size: int
     bos: int
@@ -63,7 +71,7 @@ class Vocabulary:
 
     @property
     def dtype(self) -> str:
-        """The smallest unsigned integer that holds every id."""
+        """Smallest unsigned integer type that holds every id."""
         return "uint16" if self.size <= 2**16 else "uint32"
 
     @cached_property
@@ -71,18 +79,18 @@ class Vocabulary:
         """Kind of every id, shape (size,), uint8."""
         import numpy as np
 
-        kinds = np.full(self.size, Kind.ACOUSTIC, dtype=np.uint8)
-        kinds[: self.text_size] = Kind.TEXT
-        kinds[[self.bos, self.eos]] = Kind.CONTROL
-        kinds[self.text_size : self.first_audio] = Kind.CONTROL
-        kinds[self.first_audio : self.first_audio + self.codebook_size] = Kind.SEMANTIC
+        kinds = np.full(self.size, TokenKind.ACOUSTIC, dtype=np.uint8)
+        kinds[: self.text_size] = TokenKind.TEXT
+        kinds[[self.bos, self.eos]] = TokenKind.CONTROL
+        kinds[self.text_size : self.first_audio] = TokenKind.CONTROL
+        kinds[self.first_audio : self.first_audio + self.codebook_size] = TokenKind.SEMANTIC
         return kinds
 
     def audio_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Ids of codes (frames, codebooks), frame-major: (frames * codebooks,).
+        """Return the ids (frames * codebooks,), frame-major, of codes (frames, codebooks).
 
         Raises:
-            DataError: more codebooks than there are, or codes that are none.
+            DataError: too many codebooks, or codes outside a codebook.
         """
         import numpy as np
 
@@ -98,10 +106,12 @@ class Vocabulary:
         return (codes + offsets).reshape(-1)
 
     def audio_codes(self, ids: np.ndarray, codebooks: int | None = None) -> np.ndarray:
-        """Codes (frames, codebooks) of frame-major audio ids; a hanging partial frame is dropped.
+        """Return the codes (frames, codebooks) of frame-major audio ids (ids,).
+
+        An incomplete last frame is dropped.
 
         Raises:
-            DataError: an id that is not the codebook expected at its place.
+            DataError: an id of another codebook than the expected one.
         """
         import numpy as np
 
@@ -119,30 +129,31 @@ TEXT_TOKENIZERS = {
     "bytes": (258, 256, 257),  # 256 bytes, BOS, EOS
     "stanford-crfm/marin-tokenizer": (128256, 128000, 128001),
 }
-"""Entries, BOS and EOS of the text tokenizers that a plan can be laid out for."""
+"""Entries, BOS and EOS of the text tokenizers that plans support."""
 
 CODECS = {
     "pocket": (8, 32),
     "mimi": (8, 2048),
 }
-"""Codebooks and codes per codebook of the codecs that a plan can be laid out for."""
+"""Codebooks and codes per codebook of the codecs that plans support."""
 
 
-def vocabulary(codec: str, text_tokenizer: str) -> Vocabulary:
-    """The vocabulary of a codec and a text tokenizer, without loading either.
+def build_vocabulary(codec: str, text_tokenizer: str) -> Vocabulary:
+    """Return the vocabulary of a codec and a text tokenizer, without loading either.
 
     Raises:
-        DataError: a codec or tokenizer that is not known, with those that are.
+        DataError: an unknown codec or tokenizer; the message lists the known ones.
     """
     if codec not in CODECS:
-        raise DataError(f"data.codec {codec!r}: not known here, use one of {', '.join(CODECS)}")
+        raise DataError(f"data.codec {codec!r} is not known; use one of {', '.join(CODECS)}")
     if text_tokenizer not in TEXT_TOKENIZERS:
         raise DataError(
-            f"data.text_tokenizer {text_tokenizer!r}: not known here, use one of {', '.join(TEXT_TOKENIZERS)}"
+            f"data.text_tokenizer {text_tokenizer!r} is not known; "
+            f"use one of {', '.join(TEXT_TOKENIZERS)}"
         )
     return Vocabulary(*TEXT_TOKENIZERS[text_tokenizer], *CODECS[codec])
 
 
 def vocabulary_size(codec: str, text_tokenizer: str) -> int:
-    """Number of ids, e.g. 144,644 for Mimi with the Marin tokenizer."""
-    return vocabulary(codec, text_tokenizer).size
+    """Return the number of ids, e.g. 144,644 for Mimi with the Marin tokenizer."""
+    return build_vocabulary(codec, text_tokenizer).size

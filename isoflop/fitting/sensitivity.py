@@ -1,4 +1,4 @@
-"""How far the exponents hang on what N and C count: the same runs, fitted with each count that they have."""
+"""Sensitivity of the exponents to the counts of N and C: the same runs, fitted with each count."""
 
 from __future__ import annotations
 
@@ -10,45 +10,54 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.methods.fit_all import FitSet, Method, Options, fit_one, methods_of, recount
+from isoflop.fitting.methods.fit_all import (
+    FitSet,
+    Method,
+    Options,
+    fit_method,
+    parse_methods,
+    recount,
+)
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.tables.runs_table import RunsTable
 from isoflop.fitting.terms import ENDS
 from isoflop.shapes import ParamCount
 
 SIX_ND = "6ND"
-SAME = 0.01  # FLOPs that differ less from 6ND are 6ND
+SIX_ND_TOLERANCE = 0.01  # in ln FLOPs: FLOPs that differ less from 6ND count as 6ND
 COLUMNS = ["method", "n", "c", "a", "a_low", "a_high", "b", "b_low", "b_high"]
 
 
-def sensitivity_of(fitted: FitSet, runs: Any) -> pd.DataFrame:
-    """Exponents by each choice of N (total, one embedding, non-embedding) and C (of the table, or 6ND).
+def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
+    """Return the exponents for each choice of N (total, one embedding, non-embedding) and C (of the
+    table, or 6ND).
 
-    With C as the table has it, N*(C) and D*(C) are those of the fits. Where C is 6ND of the same optima, N* ~ C^a and
-    D* ~ C^b become N* ~ (6 N* D*)^(a / (a + b)). The parametric law is about N and D alone, and its optimum is that
-    of C = 6ND. The envelope, which takes its optima from the runs, has no row.
+    With the C of the table, N*(C) and D*(C) are those of the fits. With C = 6ND of the same optima,
+    N* ~ C^a and D* ~ C^b become N* ~ (6 N* D*)^(a / (a + b)). The parametric law depends on N and D
+    alone, and its optimum is that of C = 6ND. The envelope, whose optima are runs, has no row.
 
     Args:
         fitted: the fits of the runs.
-        runs: what was fitted; it is read again for the other counts of N.
+        runs: source of the fits; it is read again for the other counts of N.
 
     Returns:
-        A row for each choice: `method, n, c, a, a_low, a_high, b, b_low, b_high`; `c` is the table's column, or `6ND`.
-        A choice that the runs can't be fitted by, or don't have, has none.
+        A row for each choice: `method, n, c, a, a_low, a_high, b, b_low, b_high`; `c` is the
+        table's column, or `6ND`. A choice that the runs do not have, or that can't be fitted, has
+        no row.
     """
     rows = [
         row
         for fit in fitted.fits
         if fit.method != "envelope"
-        for row in _of_method(fit, runs, fitted.options)
+        for row in _method_rows(fit, runs, fitted.options)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _of_method(fit: Fit, runs: Any, options: Options) -> Iterator[list[Any]]:
-    (method,) = methods_of([fit.method])
+def _method_rows(fit: Fit, runs: Any, options: Options) -> Iterator[list[Any]]:
+    (method,) = parse_methods([fit.method])
     for n in get_args(ParamCount):
-        counted = fit if n == fit.n else _counted(fit, method, runs, n, options)
+        counted = fit if n == fit.n else _recounted_fit(fit, method, runs, n, options)
         if counted is None:
             continue
         table = counted.intervals()
@@ -58,32 +67,36 @@ def _of_method(fit: Fit, runs: Any, options: Options) -> Iterator[list[Any]]:
             yield [method, n, SIX_ND, *pair]
             continue
         yield [method, n, flops, *pair]
-        if _differs(counted.runs):
-            yield [method, n, SIX_ND, *_of_six_nd(*table.loc["ratio", ENDS])]
+        if _differs_from_six_nd(counted.runs):
+            yield [method, n, SIX_ND, *_six_nd_exponents(*table.loc["ratio", ENDS])]
 
 
-def _of_six_nd(ratio: float, low: float, high: float) -> list[float]:
-    """a / (a + b) and b / (a + b) from b / a, each with its ends by the delta method: the interval of the ratio is an
-    error about it, which 1 / (1 + ratio) would bend out of shape near -1.
+def _six_nd_exponents(ratio: float, low: float, high: float) -> list[float]:
+    """Return a / (a + b) and b / (a + b), each with low and high, from b / a and its interval.
+
+    The ends follow by the delta method: 1 / (1 + ratio) of the ends themselves would diverge for a
+    ratio near -1.
     """
     share, slope = 1.0 / (1.0 + ratio), 1.0 / (1.0 + ratio) ** 2
     a = [share, share - slope * (high - ratio), share + slope * (ratio - low)]
     return [*a, 1.0 - a[0], 1.0 - a[2], 1.0 - a[1]]
 
 
-def _counted(fit: Fit, method: Method, runs: Any, n: ParamCount, options: Options) -> Fit | None:
+def _recounted_fit(
+    fit: Fit, method: Method, runs: Any, n: ParamCount, options: Options
+) -> Fit | None:
+    """Return the fit with another count of N; None if the runs lack it or can't be fitted."""
     if isinstance(runs, RunsTable):
-        return None  # it has one count
+        return None  # a RunsTable has one count of N
+    if method == "parametric":
+        options = replace(options, bootstrap=0)
     try:
-        table = recount(fit.runs, runs, n, options)
-        return fit_one(
-            method, table, replace(options, bootstrap=0) if method == "parametric" else options
-        )
+        return fit_method(method, recount(fit.runs, runs, n, options), options)
     except FitError:
         return None
 
 
-def _differs(table: RunsTable) -> bool:
-    """Whether the FLOPs are more than 6ND by some measure."""
-    six = 6.0 * table.array("params") * table.array("tokens")
-    return bool(np.any(np.abs(np.log(table.array("flops") / six)) > SAME))
+def _differs_from_six_nd(table: RunsTable) -> bool:
+    """Return whether the FLOPs of any run differ from 6ND."""
+    six_nd = 6.0 * table.array("params") * table.array("tokens")
+    return bool(np.any(np.abs(np.log(table.array("flops") / six_nd)) > SIX_ND_TOLERANCE))

@@ -1,4 +1,6 @@
-"""IsoFLOP studies with known truth: a loss surface, a grid around its optima, log-normal noise."""
+"""Simulated IsoFLOP studies of a known law: a loss surface, a grid around its optima, log-normal
+noise.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,18 @@ def simulate_isoflop(
     seeds: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Runs of an imagined study.
+    """Return the runs of a simulated study.
 
     Args:
         surface: the true law.
-        budgets: training FLOPs.
-        points: model sizes a budget, evenly spaced in log N.
+        budgets: budgets, training FLOPs.
+        points: number of model sizes for each budget, evenly spaced in ln N.
         spread: sizes reach from centre / spread to centre * spread.
         offset: centre of the sizes at the smallest budget, as a multiple of the true N*.
-        drift: by how much that multiple has grown at the largest budget.
-        noise: standard deviation of the log loss.
-        seeds: runs of each configuration.
-        seed: of the noise.
+        drift: growth of that multiple from the smallest to the largest budget, a factor.
+        noise: standard deviation of ln loss.
+        seeds: number of runs of each configuration.
+        seed: seed of the noise.
 
     Returns:
         A row a run: `run_id, budget, train_flops, params, tokens, loss, seed, simulated`.

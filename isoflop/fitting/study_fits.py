@@ -1,4 +1,4 @@
-"""The laws of a study: every method, every loss that is asked for, and what N and C count."""
+"""Laws of a study: every method, every requested loss, and each count of N and C."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.comparison import Comparison, compare
 from isoflop.fitting.fitfile.read import named_laws
-from isoflop.fitting.methods.fit_all import USUAL, FitSet, Options, fit_laws, loss_columns
+from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, FitSet, Options, fit_laws, loss_columns
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.sensitivity import sensitivity_of
+from isoflop.fitting.sensitivity import tabulate_sensitivity
 from isoflop.frames import records
 
 
@@ -25,9 +25,10 @@ class StudyFits:
     """Fits of one source.
 
     Attributes:
-        sets: one for each loss.
-        refused: method, loss and reason of what can't be fitted.
-        sensitivity: exponents by what N and C count; see `sensitivity_of`; with the column `loss`.
+        sets: the fits of each loss.
+        refused: method, loss and reason of each refused fit.
+        sensitivity: exponents by the counts of N and C, see `tabulate_sensitivity`; with the column
+            `loss`.
     """
 
     sets: tuple[FitSet, ...]
@@ -36,30 +37,28 @@ class StudyFits:
 
     @property
     def fits(self) -> list[Fit]:
-        """All of them, loss by loss, in the order of the methods."""
-        return [fit for one in self.sets for fit in one.fits]
+        """All fits, loss by loss, in the order of the methods."""
+        return [fit for fit_set in self.sets for fit in fit_set.fits]
 
     @cached_property
     def comparison(self) -> Comparison:
-        """All of them side by side, at 10 x the largest budget; method by method where there are several losses."""
+        """Comparison of all fits, method by method, at 10 x the largest budget."""
         methods = dict.fromkeys(fit.method for fit in self.fits)
         return compare(
             named_laws([fit for method in methods for fit in self.fits if fit.method == method])
         )
 
     def reasons(self) -> list[str]:
-        """Why a method, or a loss, could not be fitted, a line each."""
-        several = (
-            len({entry["loss"] for entry in self.refused} | {fit.loss_column for fit in self.fits})
-            > 1
-        )
-        return [
-            f"{entry['method']}{' of ' + entry['loss'] if several else ''} can't be fitted: {entry['reason']}"
-            for entry in self.refused
-        ]
+        """Return the reason of each refused fit, a line each."""
+        losses = {entry["loss"] for entry in self.refused} | {fit.loss_column for fit in self.fits}
+        lines = []
+        for entry in self.refused:
+            loss = f" of {entry['loss']}" if len(losses) > 1 else ""
+            lines.append(f"{entry['method']}{loss} can't be fitted: {entry['reason']}")
+        return lines
 
-    def parts(self) -> dict[str, Any]:
-        """What fit.json has besides the fits."""
+    def document_keys(self) -> dict[str, Any]:
+        """Return the keys that the study adds to fit.json."""
         return {
             "refused": list(self.refused),
             "comparison": self.comparison.to_dict(),
@@ -69,39 +68,40 @@ class StudyFits:
 
 def fit_study(
     runs: pd.DataFrame | str | Path,
-    methods: Sequence[str] = USUAL,
+    methods: Sequence[str] = DEFAULT_METHODS,
     options: Options | None = None,
     loss: str | None = None,
 ) -> StudyFits:
-    """Fits runs by several methods, once for each loss.
+    """Fit runs by several methods, once for each loss.
 
     Args:
-        runs: a table, a file of one, or a sweep's directory.
+        runs: a table of runs, its file, or a sweep's directory.
         methods: see `fit_laws`.
-        options: how; its column of the loss is not used.
-        loss: column of losses, several with commas, or `all`; default `loss`.
+        options: options of the methods; its column of the loss is not used.
+        loss: column of losses, several separated by commas, or `all`; default `loss`.
 
     Raises:
-        FitError: see `fit_laws`; of several losses, only where none can be fitted.
+        FitError: see `fit_laws`; with several losses, only if none can be fitted.
     """
-    asked, columns = options or Options(), loss_columns(runs, loss)
-    sets, refused, tables, why = [], [], [], ""
+    options, columns = options or Options(), loss_columns(runs, loss)
+    sets, refused, tables, reason = [], [], [], ""
     for column in columns:
-        named = dataclasses.replace(asked, columns={**asked.columns, "loss": column})
+        name = column or "loss"
+        loss_options = dataclasses.replace(options, columns={**options.columns, "loss": column})
         try:
-            fitted = fit_laws(runs, methods, named)
-        except FitError as reason:
+            fit_set = fit_laws(runs, methods, loss_options)
+        except FitError as error:
             if len(columns) == 1:
                 raise
-            why = str(reason)
-            refused.append({"method": ", ".join(methods), "loss": column or "loss", "reason": why})
+            reason = str(error)
+            refused.append({"method": ", ".join(methods), "loss": name, "reason": reason})
             continue
-        sets.append(fitted)
+        sets.append(fit_set)
         refused += [
-            {"method": m, "loss": column or "loss", "reason": why}
-            for m, why in fitted.refused.items()
+            {"method": method, "loss": name, "reason": method_reason}
+            for method, method_reason in fit_set.refused.items()
         ]
-        tables.append(sensitivity_of(fitted, runs).assign(loss=column or "loss"))
+        tables.append(tabulate_sensitivity(fit_set, runs).assign(loss=name))
     if not sets:
-        raise FitError(why)
+        raise FitError(reason)
     return StudyFits(tuple(sets), tuple(refused), pd.concat(tables, ignore_index=True))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-import numpy as np
+from isoflop.choices import Axis as Axis
+from isoflop.choices import FinalRule as FinalRule
+from isoflop.choices import LossUnit as LossUnit
 
-Axis = Literal["params", "tokens"]
 Quantity = Literal["params", "tokens", "loss"]
 IntervalKind = Literal["t", "percentile"]
-LossUnit = Literal["nats", "bits"]
 
 ENDS = ["value", "low", "high"]
 STATISTICAL = ["statistical_low", "statistical_high"]
@@ -25,8 +26,9 @@ TITLES = {
 
 
 class Finding(TypedDict):
-    """A fact about a fit or its table that a reader must know: `code` for programs, `message`
-    for people.
+    """Fact about a fit or its table for the reader: `code` for programs, `message` for people.
+
+    docs/findings.md has an entry for each code.
     """
 
     code: str
@@ -39,10 +41,10 @@ def finding(code: str, message: str) -> Finding:
 
 
 def span_text(row: Mapping[Any, float]) -> str:
-    """Return `value [low, high]`; the value alone where it has no interval."""
+    """Return `value [low, high]`; the value alone if it has no interval."""
     value, low, high = (row[end] for end in ENDS)
-    if np.isnan(low):
+    if math.isnan(low):
         return f"{value:.3f}"
-    if not np.isfinite(high - low):
+    if not math.isfinite(high - low):
         return f"{value:.3f} [unbounded]"
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,4 +1,4 @@
-"""Measuring a cluster: short jobs that each train a few classes of runs on random tokens, and what they found."""
+"""Calibration of a cluster: short jobs that train each shape class on random tokens and time it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,17 @@ from isoflop.config.identity import data_hash
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching.queue.reconcile import OUT_OF_MEMORY, explain, is_hopeless
+from isoflop.launching.queue.reconcile import OUT_OF_MEMORY, explain, never_starts
 from isoflop.launching.queue.submit_array import queue_job
-from isoflop.launching.records.code_snapshot import study_code
+from isoflop.launching.records.code_snapshot import snapshot_code
 from isoflop.launching.records.sweep_directory import run_config
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.worker.calibration_job import LAST_WORDS, ORDER, Group, MeasureJob
+from isoflop.launching.worker.calibration_job import (
+    MAX_MESSAGE_CHARACTERS,
+    ORDER_FILE,
+    Group,
+    MeasureJob,
+)
 from isoflop.lease import take_lease
 from isoflop.planning.calibration import (
     Calibration,
@@ -34,18 +39,18 @@ from isoflop.planning.calibration import (
 )
 from isoflop.planning.plan import Plan
 from isoflop.planning.run_spec import RunSpec
-from isoflop.planning.wall_time import time_limit_hours
+from isoflop.planning.wall_time import max_job_hours
 from isoflop.runs.run_directory import RunDirectory
 
 MANY_STEPS = 10**6
-"""Of a measured run, so that its schedule never ends."""
+"""Steps in the schedule of a measured run: more than it can reach."""
 
 JOB_HOURS = 1.0
-"""Time limit of a job, where the profile's is not shorter: short jobs start sooner."""
+"""Time limit of a job, unless the profile's is shorter: short jobs start sooner."""
 
 POLL_S = 0.5
-GONE_S = 20.0
-"""How long a job that the queue does not show may still be on its way, or its last words on a shared file system."""
+MISSING_JOB_TIMEOUT_S = 20.0
+"""Longest delay of a job's entry in the queue, or of its results on a shared file system."""
 
 JOB_NAME = "job_name"
 
@@ -59,37 +64,37 @@ def calibrate(
     wait_s: float = 1800.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, Path]:
-    """Measures speed and memory of a plan's classes on a cluster, and keeps them beside earlier ones.
+    """Measure speed and memory of a plan's classes on a cluster and save them with earlier ones.
 
     Args:
-        plan: the study, with its bill where the profile has GPUs.
-        profile: the cluster; with `executor: local` it is this machine, one run at a time.
-        root: the folder of runs, which all nodes share.
-        seconds: how long each class is timed.
-        wait_s: how long a job may wait in the queue.
-        tell: told what happens, a line each.
+        plan: the study, with its bill if the profile has GPUs.
+        profile: the cluster; with `executor: local` this machine, one run at a time.
+        root: folder of runs, shared by all nodes.
+        seconds: seconds to time each class.
+        wait_s: seconds that a job may wait in the queue.
+        tell: called with a line of text for each event.
 
     Returns:
-        All that is measured now, and its file.
+        All measurements so far, and their file.
 
     Raises:
-        ConfigError: a trainer that isoflop does not time, what the cluster refuses, or a file that is damaged.
-        ClusterError: no SLURM, or jobs that fail or don't start; what was measured before that is kept.
+        ConfigError: a trainer that isoflop can't time, a job that the cluster refuses, or a
+            damaged file.
+        ClusterError: no SLURM, or jobs that fail or don't start; earlier measurements are kept.
         RunError: another process measures the same.
     """
     if plan.sweep.train.trainer != "builtin":
         raise ConfigError(
-            "train.trainer: only the builtin trainer can be measured; time another one by itself"
+            "train.trainer: only the builtin trainer can be measured; "
+            "time other trainers outside isoflop"
         )
     if profile.executor == "slurm":
-        slurm.queue()  # a cluster that does not answer is found before anything is made
-    file, known = (
-        calibration_file(root, plan.sweep, profile),
-        read_calibration(root, plan.sweep, profile),
-    )
+        slurm.queue()  # raises before any file is written if the cluster does not answer
+    file = calibration_file(root, plan.sweep, profile)
+    known = read_calibration(root, plan.sweep, profile)
     with take_lease(file.with_name(f".{file.stem}.lease"), settle_s=0.1) as lease:
         if not lease:
-            raise RunError(f"{file}: another `isoflop calibrate` is at work; wait for it")
+            raise RunError(f"{file}: another `isoflop calibrate` is running; wait for it")
         with _work_folder(file) as work:
             groups = _prepare(plan, work, seconds)
             for group in groups:
@@ -99,10 +104,10 @@ def calibrate(
                 if profile.executor == "slurm":
                     _measure_in_jobs(groups, profile, work, wait_s, tell)
                 else:
-                    _measure_here(groups)
+                    _measure_locally(groups)
             finally:
-                calibration = (known or Calibration(())).with_more(
-                    one for group in groups for one in group.found()
+                calibration = (known or Calibration(())).merge(
+                    measurement for group in groups for measurement in group.measurements()
                 )
                 if calibration != known and calibration.measurements:
                     write_calibration(root, plan.sweep, profile, calibration)
@@ -111,7 +116,10 @@ def calibrate(
 
 @contextmanager
 def _work_folder(file: Path) -> Iterator[Path]:
-    """A folder for what is measured, for who holds the lease; what a killed call left there goes first."""
+    """Create the folder of measured runs and remove it at the end; requires the lease.
+
+    Remove the jobs and files of a killed call first.
+    """
     work = file.with_name(f".{file.stem}")
     _remove(work)
     work.mkdir(parents=True)
@@ -123,15 +131,15 @@ def _work_folder(file: Path) -> Iterator[Path]:
 
 
 def _remove(work: Path) -> None:
-    """Cancels the jobs that work in a folder, and removes it."""
+    """Cancel the jobs that work in a folder, then remove it."""
     for record in work.glob(f"*/{JOB_NAME}"):
-        if job_id := slurm.named(record.read_text()):
+        if job_id := slurm.find_job_id(record.read_text()):
             slurm.cancel([job_id])
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _prepare(plan: Plan, work: Path, seconds: float) -> list[Group]:
-    """The classes as runs that a trainer can open, on one corpus of random tokens."""
+    """Write the classes as runs of one corpus of random tokens, and return them by resources."""
     classes = choose_classes(plan.runs)
     write_tokens(plan.sweep, work, max(run.batch_size for run in classes))
     folders: dict[Path, list[RunSpec]] = {}
@@ -147,18 +155,18 @@ def _prepare(plan: Plan, work: Path, seconds: float) -> list[Group]:
             "gpus": runs[0].gpus or 0,
             "runs": [run.run_id for run in runs],
         }
-        (folder / ORDER).write_text(json.dumps(order))
+        (folder / ORDER_FILE).write_text(json.dumps(order))
     return [Group(folder, tuple(runs)) for folder, runs in folders.items()]
 
 
 def write_tokens(sweep: Sweep, work: Path, windows: int) -> None:
-    """A corpus of some windows of random ids of the sweep's vocabulary."""
+    """Write a corpus of windows of random ids from the sweep's vocabulary."""
     import numpy as np
 
     from isoflop.data.shards import Manifest, write_shard
-    from isoflop.data.vocabulary import vocabulary
+    from isoflop.data.vocabulary import build_vocabulary
 
-    ids = vocabulary(sweep.data.codec, sweep.data.text_tokenizer)
+    ids = build_vocabulary(sweep.data.codec, sweep.data.text_tokenizer)
     folder, generator = work / "data" / data_hash(sweep.data), np.random.default_rng(0)
     shards = tuple(
         write_shard(
@@ -177,18 +185,19 @@ def write_tokens(sweep: Sweep, work: Path, windows: int) -> None:
 # On this machine, and in jobs
 
 
-def _measure_here(groups: Sequence[Group]) -> None:
-    """Measures in a process of its own for each group, as `isoflop run` trains: one GPU, or one core, a run."""
+def _measure_locally(groups: Sequence[Group]) -> None:
+    """Measure each group in its own process, like `isoflop run`: one GPU, or one core, per run."""
     code = f"import sys; from {MeasureJob.__module__} import MeasureJob; MeasureJob(sys.argv[1])()"
     for group in groups:
         command = [sys.executable, "-c", code, str(group.folder)]
-        done = subprocess.run(
+        process = subprocess.run(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
         )
         group.check()
-        if done.returncode:
+        if process.returncode:
             raise ClusterError(
-                f"measuring on {group.label} ended with {done.returncode}: {_last(done.stderr)}"
+                f"measuring on {group.label} ended with {process.returncode}: "
+                f"{_last_line(process.stderr)}"
             )
 
 
@@ -199,11 +208,11 @@ def _measure_in_jobs(
     wait_s: float,
     tell: Callable[[str], None],
 ) -> None:
-    """Queues a job for each group, and waits for all of them."""
-    hours = min(JOB_HOURS, time_limit_hours(profile))
+    """Queue a job for each group and wait for all of them."""
+    hours = min(JOB_HOURS, max_job_hours(profile))
     short = replace(profile, slurm={**profile.slurm, "time": f"{math.ceil(60 * hours)}:00"})
-    code, _ = study_code(work)
-    waiting: dict[str, _Waiting] = {}
+    code, _ = snapshot_code(work)
+    pending: dict[str, _PendingJob] = {}
     for group in groups:
         name = f"isoflop-calibrate-{uuid.uuid4().hex[:8]}"
         (group.folder / JOB_NAME).write_text(name)
@@ -220,68 +229,72 @@ def _measure_in_jobs(
             tasks=tasks,
         )
         tell(f"queued {job_id}: {group.label}")
-        waiting[job_id] = _Waiting(group, time.monotonic() + wait_s)
-    while waiting:
+        pending[job_id] = _PendingJob(group, time.monotonic() + wait_s)
+    while pending:
         time.sleep(POLL_S)
         try:
             queue = slurm.queue()
         except ClusterError:
-            if time.monotonic() > max(one.until for one in waiting.values()):
+            if time.monotonic() > max(entry.queue_limit for entry in pending.values()):
                 raise
             continue
-        for job_id, one in list(waiting.items()):
-            if one.is_over(job_id, queue.get(job_id), wait_s):
-                del waiting[job_id]
-                (one.group.folder / JOB_NAME).unlink()
-                tell(f"measured {one.group.label}")
+        for job_id, entry in list(pending.items()):
+            if entry.is_measured(job_id, queue.get(job_id), wait_s):
+                del pending[job_id]
+                (entry.group.folder / JOB_NAME).unlink()
+                tell(f"measured {entry.group.label}")
 
 
 @dataclass
-class _Waiting:
-    """A job that measures: until when it may wait in the queue, and since when the queue has nothing more of it."""
+class _PendingJob:
+    """Measuring job.
+
+    Attributes:
+        group: its classes.
+        queue_limit: time until which it may wait in the queue, on the monotonic clock.
+        missing_since: time since which the queue has not shown it.
+    """
 
     group: Group
-    until: float
-    gone_since: float | None = None
+    queue_limit: float
+    missing_since: float | None = None
 
-    def is_over(self, job_id: str, task: slurm.Task | None, wait_s: float) -> bool:
-        """Whether all is measured.
+    def is_measured(self, job_id: str, task: slurm.Task | None, wait_s: float) -> bool:
+        """Return whether all classes are measured.
 
         Raises:
-            ClusterError: a class or the job failed, or it waits for ever or for too long.
+            ClusterError: a class or the job failed, it can never start, or it waits for too long.
         """
         self.group.check()
-        if len(self.group.found()) == len(self.group.runs):
+        if len(self.group.measurements()) == len(self.group.runs):
             return True
-        what, now = f"job {job_id} on {self.group.label}", time.monotonic()
+        name, now = f"job {job_id} on {self.group.label}", time.monotonic()
         if task is not None and task.waits:
-            reason = explain(task.reason) or "no reason given"
-            if is_hopeless(task.reason):
-                raise ClusterError(f"{what} waits for ever: {reason}")
-            if now > self.until:
+            reason = explain(task.wait_reason) or "no reason given"
+            if never_starts(task.wait_reason):
+                raise ClusterError(f"{name} can never start: {reason}")
+            if now > self.queue_limit:
                 raise ClusterError(
-                    f"{what} still waits after {wait_s:.0f} s ({reason}); wait longer with --wait S"
+                    f"{name} still waits after {wait_s:.0f} s ({reason}); wait longer with --wait S"
                 )
         if task is not None and task.active:
-            self.gone_since = None
-        elif self.gone_since is None:
-            self.gone_since = now
-        elif now - self.gone_since > GONE_S:
+            self.missing_since = None
+        elif self.missing_since is None:
+            self.missing_since = now
+        elif now - self.missing_since > MISSING_JOB_TIMEOUT_S:
             logs = self.group.folder.glob("job/*_log.err")
-            said = "".join(log.read_text(errors="replace") for log in logs)
-            words = (
-                "out of memory: raise slurm.mem or mem_per_cpu"
-                if OUT_OF_MEMORY.search(said)
-                else _last(said)
-            )
-            how = task.state.lower() if task else "gone"
-            raise ClusterError(f"{what} ended before all was measured ({how}): {words}")
+            log = "".join(path.read_text(errors="replace") for path in logs)
+            problem = _last_line(log)
+            if OUT_OF_MEMORY.search(log):
+                problem = "out of memory: raise slurm.mem or mem_per_cpu"
+            state = task.state.lower() if task else "gone"
+            raise ClusterError(f"{name} ended before all was measured ({state}): {problem}")
         return False
 
 
-def _last(text: str) -> str:
-    """The last line of what a process wrote."""
+def _last_line(text: str) -> str:
+    """Return the last line of a process's output, those of srun only if there are no others."""
     lines = [
         line for line in text.strip().splitlines() if not line.startswith("srun: ")
     ] or text.strip().splitlines()
-    return lines[-1][-LAST_WORDS:] if lines else "it wrote nothing"
+    return lines[-1][-MAX_MESSAGE_CHARACTERS:] if lines else "it wrote nothing"

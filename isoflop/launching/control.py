@@ -1,4 +1,4 @@
-"""Steering a study that was submitted: cancel, retry, and find a run by the beginning of its name."""
+"""Control of a submitted study: status, cancel, retry, logs, and runs by name prefix."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from isoflop.errors import ClusterError, RunError
-from isoflop.launching.queue.reconcile import is_hopeless, reconcile
-from isoflop.launching.queue.submit_array import heal
-from isoflop.launching.queue.sweep_status import Picture, Where
-from isoflop.launching.records.approvals import approved, withdraw
+from isoflop.launching.queue.reconcile import never_starts, reconcile
+from isoflop.launching.queue.submit_array import recover_submissions
+from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
+from isoflop.launching.records.approvals import read_approved, revoke
 from isoflop.launching.records.submissions import (
     Submission,
     lease_submissions,
@@ -22,186 +22,198 @@ from isoflop.launching.records.submissions import (
     submissions_folder,
 )
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.worker.attempt import log_file
 from isoflop.lease import Lease, is_leased
-from isoflop.planning.plan import plan_rows
-from isoflop.runs.run_directory import SETTLED, RunDirectory
+from isoflop.planning.plan import read_plan_rows
+from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
-ANY_RETRIES = 10**6
-GONE_S = 60.0
+UNLIMITED_RETRIES = 10**6
+CANCEL_TIMEOUT_S = 60.0
 POLL_S = 0.5
-LOOK_S = 5.0
+QUEUE_POLL_S = 5.0
 REASONS_S = 5.0
 SETTLE_S = 3.0
-READY = "to be tried again"
-"""Why a run waits that `retry` has made ready."""
+READY_REASON = "to be tried again"
+"""Reason of a run that `retry` made ready and no submission has queued yet."""
+
+MAX_NAMES = 3
+"""Number of runs that a message names."""
 
 
-def runs_of(directory: Path) -> list[str]:
-    """The runs of a sweep's directory, in the order of its plan.
-
-    Raises:
-        RunError: no sweep's directory, or a damaged plan.
-    """
-    return [row["run_id"] for row in plan_rows(directory, ["run_id"])]
-
-
-def all_runs(directory: Path) -> list[str]:
-    """The runs of a sweep's plan, then those that submissions or run directories have and the plan has no more.
+def list_runs(directory: Path) -> list[str]:
+    """Return the runs of a sweep's directory, in the order of its plan.
 
     Raises:
-        RunError, ConfigError: no sweep's directory, a damaged plan, or a damaged record.
+        RunError: not a sweep's directory, or a damaged plan.
     """
-    runs = runs_of(directory)
+    return [row["run_id"] for row in read_plan_rows(directory, ["run_id"])]
+
+
+def list_all_runs(directory: Path) -> list[str]:
+    """Return the runs of a sweep's plan, then those that only submissions or run directories have.
+
+    Raises:
+        RunError, ConfigError: not a sweep's directory, a damaged plan, or a damaged record.
+    """
+    runs = list_runs(directory)
     submitted = {run_id for submission in read_submissions(directory) for run_id in submission.runs}
     made = {path.parent.name for path in directory.glob("[!.]*/config.yaml")}
     return [*runs, *sorted((submitted | made) - set(runs))]
 
 
-def choose(directory: Path, prefixes: Sequence[str]) -> list[str]:
-    """The runs whose names begin as given, those that the plan has no more too; all of the plan where nothing is given.
+def match_runs(directory: Path, prefixes: Sequence[str]) -> list[str]:
+    """Return the runs with these name prefixes; without prefixes, all runs of the plan.
+
+    Runs that the plan no longer has match too.
 
     Raises:
-        RunError: a beginning that fits no run, or more than one.
+        RunError: a prefix that fits no run, or more than one.
     """
     if not prefixes:
-        return runs_of(directory)
-    runs, chosen = all_runs(directory), []
+        return list_runs(directory)
+    runs, chosen = list_all_runs(directory), []
     for prefix in prefixes:
-        found = [run_id for run_id in runs if run_id == prefix] or [
+        matches = [run_id for run_id in runs if run_id == prefix] or [
             run_id
             for run_id in runs
             if run_id.startswith(prefix) or run_id.rpartition("-")[2].startswith(prefix)
         ]
-        if len(found) != 1:
-            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-            what = f"fits {len(found)} runs ({some})" if found else "fits no run"
+        if len(matches) != 1:
+            problem = "fits no run"
+            if matches:
+                problem = f"fits {len(matches)} runs ({_name_first(matches)})"
             raise RunError(
-                f"{prefix}: {what} of {directory}; give more of its name, as `isoflop status` prints it"
+                f"{prefix}: {problem} of {directory}; give a longer prefix of a name that "
+                "`isoflop status` prints"
             )
-        chosen += found
+        chosen += matches
     return list(dict.fromkeys(chosen))
 
 
-def look(directory: Path, retries: int = ANY_RETRIES) -> Picture:
-    """Where every run of a submitted sweep is."""
-    runs = runs_of(directory)
-    picture = reconcile(directory, runs, read_submissions(directory), retries)
-    if dropped := sorted(picture.active.keys() - set(runs)):
-        some = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
-        are = (
-            "runs that the sweep has no more are"
-            if len(dropped) > 1
-            else "run that the sweep has no more is"
+def _name_first(run_ids: Sequence[str]) -> str:
+    """Return the first names of a list, with an ellipsis for the others."""
+    return ", ".join(run_ids[:MAX_NAMES]) + (", ..." if len(run_ids) > MAX_NAMES else "")
+
+
+def query_status(directory: Path, retries: int = UNLIMITED_RETRIES) -> SweepStatus:
+    """Return the status of every run of a submitted sweep."""
+    runs = list_runs(directory)
+    status = reconcile(directory, runs, read_submissions(directory), retries)
+    if dropped := sorted(status.active.keys() - set(runs)):
+        subject = f"{len(dropped)} runs are" if len(dropped) > 1 else "1 run is"
+        note = (
+            f"{subject} no longer in the sweep but still active: {_name_first(dropped)}; "
+            f"`isoflop cancel {directory} NAME` ends one"
         )
-        note = f"{len(dropped)} {are} under way: {some}; `isoflop cancel {directory} NAME` ends one"
-        picture = picture.noting(note)
-    left = {run_id for run_id, where in picture.runs.items() if where.task or where.again}
-    if picture.unwatched and left.difference(picture.ids("cancelled")) & approved(directory):
-        note = f"the supervisor, job {picture.unwatched}, has ended; `isoflop submit ... --supervise` queues another"
-        picture = picture.noting(note)
-    return picture
+        status = status.with_note(note)
+    unfinished = {run_id for run_id, run in status.runs.items() if run.task or run.retry}
+    unfinished -= set(status.ids("cancelled"))
+    if status.ended_supervisor and unfinished & read_approved(directory):
+        note = (
+            f"the supervisor, job {status.ended_supervisor}, has ended; "
+            "`isoflop submit ... --supervise` queues another"
+        )
+        status = status.with_note(note)
+    return status
 
 
-def waits_in_vain(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
-    """Why runs that are queued will never start, each reason with how many; soon after a submission.
+def count_never_starting(directory: Path, wait_s: float = REASONS_S) -> dict[str, int]:
+    """Return the number of queued runs that can never start by reason, soon after a submission.
 
     Args:
-        directory: of the sweep.
-        wait_s: how long to wait for SLURM to have looked at each of their arrays.
+        directory: directory of the sweep.
+        wait_s: seconds to wait for SLURM to consider each of their arrays.
     """
     limit, settled = time.monotonic() + wait_s, wait_s == 0
     while True:
-        runs = [where for where in look(directory).runs.values() if where.task]
-        waiting = [where for where in runs if where.state in ("queued", "requeued")]
-        seen = {_array(where) for where in runs if where.state == "running" or where.reason}
-        if seen >= {_array(where) for where in waiting} or time.monotonic() > limit:
-            found = Counter(where.reason for where in waiting if is_hopeless(where.reason))
-            if settled or not found:
-                return dict(found)
-            settled = (
-                True  # what it says first may be vague: PartitionConfig for a time that is too long
-            )
+        runs = [run for run in query_status(directory).runs.values() if run.task]
+        waiting = [run for run in runs if run.state in ("queued", "requeued")]
+        considered = {_array_id(run) for run in runs if run.state == "running" or run.reason}
+        if considered >= {_array_id(run) for run in waiting} or time.monotonic() > limit:
+            counts = Counter(run.reason for run in waiting if never_starts(run.reason))
+            if settled or not counts:
+                return dict(counts)
+            # SLURM's first reason may be vague: PartitionConfig for a time limit that is too long.
+            settled = True
             time.sleep(SETTLE_S)
             continue
         time.sleep(POLL_S)
 
 
-def _array(where: Where) -> str:
-    """The array that a run's task is of; its tasks ask for the same, so what SLURM says of one holds for all."""
-    return (where.task or "").partition("_")[0]
+def _array_id(run: RunStatus) -> str:
+    """Return the array of a run's task; its tasks request the same, so one reason holds for all."""
+    return (run.task or "").partition("_")[0]
 
 
 def cancel(directory: Path, prefixes: Sequence[str]) -> list[str]:
-    """Cancels runs: every job of theirs, and what a supervisor would queue again; each keeps its last checkpoint.
+    """Cancel all jobs of runs and withdraw their approval; each keeps its last checkpoint.
 
-    Where nothing is named, all that were submitted, those that the sweep has no more too.
+    Without prefixes, cancel all submitted runs, those no longer in the sweep too.
 
     Returns:
         The runs that had a job, or that were not cancelled before.
 
     Raises:
-        RunError: a run that is not known, or was never submitted.
-        ClusterError: SLURM does not answer; nothing was cancelled, or not all, and the same command goes on.
+        RunError: a run that is unknown, or was never submitted.
+        ClusterError: SLURM does not answer; none or not all were cancelled, and the same command
+            continues.
     """
-    chosen = choose(directory, prefixes) if prefixes else all_runs(directory)
-    if not (agreed := approved(directory)):
+    chosen = match_runs(directory, prefixes) if prefixes else list_all_runs(directory)
+    if not (agreed := read_approved(directory)):
         raise RunError(f"{directory}: was never submitted; stop `isoflop run` with Ctrl-C")
     if prefixes and (others := [run_id for run_id in chosen if run_id not in agreed]):
         raise RunError(f"{others[0]}: was never submitted, so there is nothing to cancel")
-    with _steering(directory) as submissions:
-        chosen = (
-            chosen if prefixes else all_runs(directory)
-        )  # whom this waited for may have submitted more
-        picture = reconcile(directory, (), submissions, ANY_RETRIES)
-        picture.check("cancelled")
+    with _lease_and_recover(directory) as submissions:
+        if not prefixes:  # the previous holder of the lease may have submitted more
+            chosen = list_all_runs(directory)
+        status = reconcile(directory, (), submissions, UNLIMITED_RETRIES)
+        status.check("cancelled")
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
-        jobs = {run_id: picture.active.get(run_id, ()) for run_id in chosen}
+        jobs = {run_id: status.active.get(run_id, ()) for run_id in chosen}
         over = {
             run_id
             for run_id in chosen
             if RunDirectory(directory / run_id).state()["state"] in ("done", "diverged")
         }
-        may_go_on = set(runs_of(directory)) - over
+        may_go_on = set(list_runs(directory)) - over
         unrecorded: OSError | None = None
         try:
-            new = withdraw(directory, chosen)
+            new = revoke(directory, chosen)
         except OSError as problem:
             new, unrecorded = set(), problem
-        for (
-            submission
-        ) in submissions:  # first the record: a cancelled run must never be taken for one that died
+        # First the record: a cancelled run must never be mistaken for a lost one.
+        for submission in submissions:
             before = set(submission.cancelled)
-            mine = [
+            affected = [
                 run_id
                 for run_id in submission.runs
                 if run_id in jobs and run_id not in before
                 if submission.task(run_id) in jobs[run_id]
                 or (latest[run_id] is submission and run_id in may_go_on)
             ]
-            if mine:
-                cancelled = (*submission.cancelled, *mine)
+            if affected:
+                cancelled = (*submission.cancelled, *affected)
                 try:
                     dataclasses.replace(submission, cancelled=cancelled).write(
                         submissions_folder(directory)
                     )
                 except OSError as problem:
                     unrecorded = problem
-                new.update(mine)
-        tasks = [task for several in jobs.values() for task in several]
+                new.update(affected)
+        tasks = [task for run_tasks in jobs.values() for task in run_tasks]
         slurm.cancel(tasks)
-        if unrecorded is not None:  # such as a full disk, which is when somebody wants to cancel
+        if unrecorded is not None:  # a full disk is a common reason to cancel
             raise RunError(
-                f"{len(tasks)} jobs were cancelled, but that could not be written down ({unrecorded.strerror}: "
-                f"{unrecorded.filename}); make room and cancel again, or a supervisor may queue them again"
+                f"{len(tasks)} jobs were cancelled, but this could not be recorded "
+                f"({unrecorded.strerror}: {unrecorded.filename}); make room and cancel again, "
+                "or a supervisor may requeue them"
             )
         _wait_for_end(set(tasks))
     return [run_id for run_id in chosen if run_id not in over and (jobs[run_id] or run_id in new)]
 
 
 def _wait_for_end(tasks: Set[str]) -> None:
-    """Until cancelled jobs have saved and are gone, so that what is called next, such as retry, finds them so."""
-    limit = time.monotonic() + GONE_S
+    """Wait until cancelled jobs have saved and left the queue, so that a `retry` can follow."""
+    limit = time.monotonic() + CANCEL_TIMEOUT_S
     with suppress(ClusterError):
         while (
             any(job.active for task, job in slurm.queue().items() if task in tasks)
@@ -211,43 +223,44 @@ def _wait_for_end(tasks: Set[str]) -> None:
 
 
 def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) -> list[str]:
-    """Makes failed and cancelled runs ready for the next submission, however often they failed. Returns them.
+    """Make failed and cancelled runs ready for the next submission and return them.
+
+    Their number of earlier failures does not matter.
 
     Args:
-        directory: of the sweep.
-        prefixes: beginnings of their names; all where there are none.
-        lease: on the submissions, of who has it already.
+        directory: directory of the sweep.
+        prefixes: prefixes of run names; all runs if empty.
+        lease: lease on the submissions, if the caller holds it.
 
     Raises:
-        RunError: a run that is not known, or that is under way; a diverged one would only diverge again.
-        ClusterError: SLURM does not answer; the runs are as they were.
+        RunError: a run that is unknown, active or diverged (it would diverge again).
+        ClusterError: SLURM does not answer; the runs are unchanged.
     """
-    chosen, runs = choose(directory, prefixes), runs_of(directory)
+    chosen, runs = match_runs(directory, prefixes), list_runs(directory)
     if dropped := sorted(set(chosen) - set(runs)):
-        raise RunError(f"{dropped[0]}: the sweep has it no more, so there is nothing to retry")
-    with _steering(directory, lease) as submissions:
-        picture = reconcile(directory, runs, submissions, ANY_RETRIES)
+        raise RunError(f"{dropped[0]}: is no longer in the sweep, so there is nothing to retry")
+    with _lease_and_recover(directory, lease) as submissions:
+        status = reconcile(directory, runs, submissions, UNLIMITED_RETRIES)
         latest = {run_id: submission for submission in submissions for run_id in submission.runs}
-        picture.check("queued")
+        status.check("queued")
         ready = [
             run_id
             for run_id in chosen
-            if (where := picture.runs[run_id]).state in ("failed", "cancelled")
-            or (where.again and where.reason == READY)  # of a call that queued nothing
+            if (run := status.runs[run_id]).state in ("failed", "cancelled")
+            or (run.retry and run.reason == READY_REASON)  # an earlier retry did not queue it
         ]
         if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
-            where = picture.runs[others[0]]
-            raise RunError(f"{others[0]}: is {where.state}, so there is nothing to retry")
+            state = status.runs[others[0]].state
+            raise RunError(f"{others[0]}: is {state}, so there is nothing to retry")
         for run_id in ready:
-            run = RunDirectory(directory / run_id)
-            with run.lease() as mine:
-                if mine:
-                    ended = (
-                        latest[run_id].task(run_id) if run_id in latest else None
-                    )  # it counts for nothing any more
-                    run.set_state(
+            run_directory = RunDirectory(directory / run_id)
+            with run_directory.lease() as run_lease:
+                if run_lease:
+                    # The id of the ended task, so that it is not counted again.
+                    ended = latest[run_id].task(run_id) if run_id in latest else None
+                    run_directory.set_state(
                         "pending",
-                        READY,
+                        READY_REASON,
                         failures=0,
                         failed_on=[],
                         in_vain=0,
@@ -258,64 +271,61 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
 
 
 def newest_log(directory: Path, run_id: str) -> Path:
-    """What the newest attempt at a run has written; where there is none, what its job has.
+    """Return the log of a run's newest attempt, or that of its job if no attempt began.
 
     Raises:
-        RunError: nothing was written yet.
+        RunError: no log exists yet.
     """
     run = RunDirectory(directory / run_id)
-    log = log_file(run, run.state().get("attempt", 0))
+    log = run.log_file(run.state().get("attempt", 0))
     if log.exists():
         return log
-    for submission in reversed(read_submissions(directory)):
+    submissions = read_submissions(directory)
+    for submission in reversed(submissions):
         if run_id in submission.runs:
-            errors = (
-                submissions_folder(directory)
-                / submission.name
-                / f"{submission.task(run_id)}_0_log.err"
-            )
+            folder = submissions_folder(directory) / submission.name
+            errors = folder / f"{submission.task(run_id)}_0_log.err"
             if errors.exists():
                 return errors
-    mend = (
-        f"see `isoflop status {directory}`"
-        if read_submissions(directory)
-        else "`isoflop run` of its sweep trains it"
-    )
+    mend = "`isoflop run` of its sweep trains it"
+    if submissions:
+        mend = f"see `isoflop status {directory}`"
     raise RunError(f"{run_id}: has written nothing yet; {mend}")
 
 
 def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
-    """What a run writes, as it comes, each piece with the file that it is in: through its attempts, until it is over.
+    """Yield new text of a run's logs and its file, through all attempts until the run is over.
 
-    It is over too once nobody trains it, and no job of it is in the queue.
+    A run is also over once no process trains it and no job of it is queued.
 
     Raises:
-        RunError: nothing was written yet.
+        RunError: no log exists yet.
     """
     log, run = newest_log(directory, run_id), RunDirectory(directory / run_id)
-    looked = time.monotonic()
+    last_check = time.monotonic()
     while True:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with log.open("rb") as file:
-            newer = log
-            while newer == log:
-                over = run.state()["state"] in SETTLED
-                if not over and time.monotonic() - looked > LOOK_S:
-                    over, looked = not _is_under_way(directory, run), time.monotonic()
-                newer = newest_log(directory, run_id)
-                yield (
-                    log,
-                    decoder.decode(file.read()),
-                )  # all that was written before one of them became so
-                if over and newer == log:
+            newest = log
+            while newest == log:
+                over = run.state()["state"] in TERMINAL_STATES
+                if not over and time.monotonic() - last_check > QUEUE_POLL_S:
+                    over, last_check = not _is_under_way(directory, run), time.monotonic()
+                newest = newest_log(directory, run_id)
+                # Read after both checks: the text before the end of a run or attempt is complete.
+                yield log, decoder.decode(file.read())
+                if over and newest == log:
                     return
-                if newer == log:
+                if newest == log:
                     time.sleep(POLL_S)
-        log = newer
+        log = newest
 
 
 def _is_under_way(directory: Path, run: RunDirectory) -> bool:
-    """Whether somebody trains a run, or may still; where SLURM does not answer too. One call of squeue at most."""
+    """Return whether a process trains a run or still may; True if SLURM does not answer.
+
+    Calls squeue at most once.
+    """
     if run.is_leased() or is_leased(directory / "workers" / "lease"):
         return True
     tasks = {
@@ -332,7 +342,7 @@ def _is_under_way(directory: Path, run: RunDirectory) -> bool:
 
 
 @contextmanager
-def _steering(directory: Path, lease: Lease | None = None) -> Iterator[list[Submission]]:
-    """The submissions of a sweep, for the one process that may change them."""
+def _lease_and_recover(directory: Path, lease: Lease | None = None) -> Iterator[list[Submission]]:
+    """Yield the recovered submissions of a sweep while holding their lease."""
     with lease_submissions(directory, lease):
-        yield heal(directory)
+        yield recover_submissions(directory)

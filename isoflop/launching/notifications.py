@@ -1,4 +1,4 @@
-"""Telling people what happened to a study: a command or a URL of the profile, once for each thing."""
+"""Notifications about a study: a command or a URL of the profile, called once per event."""
 
 from __future__ import annotations
 
@@ -19,122 +19,120 @@ from isoflop.files import replace_file
 from isoflop.launching.records.submissions import submissions_folder
 
 TIMEOUT_S = 20.0
-AGAIN_S, LONGEST_S = 60.0, 3600.0
-"""Until something that could not be told is tried again: twice as long after each try, up to the second."""
+FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0
+"""Delay before an event is sent again: doubled after each failure, up to the second value."""
 
-Thing = tuple[str, str]
-"""An event (`done`, `stuck` or `failed`) and its message."""
+Event = tuple[str, str]
+"""Kind of an event (`done`, `stuck` or `failed`) and its message."""
 
 
 @dataclass
-class Teller:
-    """Tells people of a study, whatever their hook does.
+class Notifier:
+    """Sender of a study's events to the profile's hook.
 
-    A hook that fails is reported on stderr, and tried again at a later look, ever later. One that hangs takes
-    `TIMEOUT_S`, and no other is called before the next look.
+    A failing hook is reported on stderr and called again in a later cycle, after ever longer
+    delays. A hanging hook takes `TIMEOUT_S`; then no event is sent before the next cycle.
 
     Attributes:
-        directory: of the sweep.
-        must_stop: asked before each hook; then nothing more is told.
-        untold: what of this look could not be told.
+        directory: directory of the sweep.
+        must_stop: called before each hook; once it returns True no event is sent.
+        pending: events of this cycle that could not be sent.
     """
 
     directory: Path
     must_stop: Callable[[], bool] = lambda: False
-    untold: list[Thing] = field(default_factory=list)
-    _told: set[Thing] = field(default_factory=set)
-    _tries: dict[Thing, tuple[int, float]] = field(default_factory=dict)
+    pending: list[Event] = field(default_factory=list)
+    _sent: set[Event] = field(default_factory=set)
+    _failures: dict[Event, tuple[int, float]] = field(default_factory=dict)
     _hook: str | None = None
     _hangs: bool = False
 
     def begin(self) -> None:
-        """Begins a look."""
-        self.untold, self._hangs = [], False
+        """Begin a cycle: clear the pending events."""
+        self.pending, self._hangs = [], False
 
-    def tell(self, profile: Profile, event: str, message: str) -> bool:
-        """Tells of `done`, `stuck` or `failed`; whether it was told, which it is once.
+    def send(self, profile: Profile, kind: str, message: str) -> bool:
+        """Send an event at most once; return whether this call sent it.
 
-        A URL is sent a JSON document with `sweep, directory, event, message`; a command is called with event, directory
-        and message as its last words.
+        A URL receives a JSON document with `sweep, directory, event, message`. A command receives
+        kind, directory and message as its last arguments.
         """
         if profile.notify != self._hook:
-            self._hook, self._tries = profile.notify, {}
-        return self._tell((event, message))
+            self._hook, self._failures = profile.notify, {}
+        return self._send((kind, message))
 
-    def again(self) -> None:
-        """Tries what could not be told, where it is time."""
-        things = self.untold
+    def retry(self) -> None:
+        """Send the pending events whose delay has passed."""
+        events = self.pending
         self.begin()
-        for thing in things:
-            self._tell(thing)
+        for event in events:
+            self._send(event)
 
-    def _tell(self, thing: Thing) -> bool:
-        if not self._hook or thing in self._told | set(self._kept()):
+    def _send(self, event: Event) -> bool:
+        if not self._hook or event in self._sent | set(self._recorded()):
             return False
-        tries, next_try = self._tries.get(thing, (0, 0.0))
+        failures, next_try = self._failures.get(event, (0, 0.0))
         if self._hangs or self.must_stop() or time.monotonic() < next_try:
-            self.untold.append(thing)
+            self.pending.append(event)
             return False
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            _send(self._hook, self.directory, *thing)
-        except Exception as problem:  # a server that answers garbage has many ways to
-            self._hangs = time.monotonic() - began >= 0.9 * TIMEOUT_S
-            self._tries[thing] = (tries + 1, time.monotonic() + min(LONGEST_S, AGAIN_S * 2**tries))
-            self.untold.append(thing)
+            _call_hook(self._hook, self.directory, *event)
+        except Exception as problem:  # an invalid answer of a server raises many types
+            self._hangs = time.monotonic() - start >= 0.9 * TIMEOUT_S
+            delay = min(MAX_RETRY_S, FIRST_RETRY_S * 2**failures)
+            self._failures[event] = (failures + 1, time.monotonic() + delay)
+            self.pending.append(event)
             _warn(problem)
             return False
-        self._told.add(thing)
+        self._sent.add(event)
         try:
             with replace_file(self._file) as temporary:
-                temporary.write_text(json.dumps([*self._kept(), thing]) + "\n")
-        except (
-            OSError
-        ) as problem:  # on a full disk: what comes after this process may tell it again
+                temporary.write_text(json.dumps([*self._recorded(), event]) + "\n")
+        except OSError as problem:  # on a full disk a later process may send the event twice
             _warn(problem)
         return True
 
     @property
     def _file(self) -> Path:
-        return (
-            submissions_folder(self.directory) / "supervisor" / "notified.json"
-        )  # not among the submissions' records
+        """Return the file of sent events, outside the records of submissions."""
+        return submissions_folder(self.directory) / "supervisor" / "notified.json"
 
-    def _kept(self) -> list[Thing]:
-        """What was told, by earlier processes too."""
+    def _recorded(self) -> list[Event]:
+        """Return the events recorded as sent, by earlier processes too."""
         try:
-            return [(event, message) for event, message in json.loads(self._file.read_text())]
+            return [(kind, message) for kind, message in json.loads(self._file.read_text())]
         except (OSError, ValueError, TypeError):
             return []
 
 
 def _warn(problem: Exception) -> None:
-    with suppress(OSError):  # the log may be on the disk that is full
-        print(
-            f"isoflop: warning: notify: {' '.join(str(problem).split())}",
-            file=sys.stderr,
-            flush=True,
-        )
+    message = " ".join(str(problem).split())
+    with suppress(OSError):  # the log may be on the full disk
+        print(f"isoflop: warning: notify: {message}", file=sys.stderr, flush=True)
 
 
-def _send(hook: str, directory: Path, event: str, message: str) -> None:
+def _call_hook(hook: str, directory: Path, kind: str, message: str) -> None:
     if hook.startswith(("http://", "https://")):
         document = {
             "sweep": directory.name,
             "directory": str(directory),
-            "event": event,
+            "event": kind,
             "message": message,
         }
         _post(hook, json.dumps(document).encode())
         return
-    command = [*shlex.split(hook), event, str(directory), message]
+    command = [*shlex.split(hook), kind, str(directory), message]
     subprocess.run(
         command, check=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
 
 
 def _post(url: str, body: bytes) -> None:
-    """Sends a document, in a thread that can be left: a socket's timeout is that of each piece of an answer."""
+    """Post a document from a thread that can be abandoned.
+
+    A socket's timeout limits each part of an answer, not the whole.
+    """
     problems: list[Exception] = []
 
     def post() -> None:

@@ -1,4 +1,4 @@
-"""A job of one core that looks after a study: it queues what was lost, tells people, and starts itself again."""
+"""Supervisor of a study: a one-core job that requeues lost runs, notifies, and restarts itself."""
 
 from __future__ import annotations
 
@@ -17,56 +17,68 @@ from typing import Any, Literal
 from isoflop.config.profile import Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError, IsoflopError
 from isoflop.files import replace_file
-from isoflop.launching.control import look
-from isoflop.launching.notifications import Teller
-from isoflop.launching.queue.arrays import ASKS_FOR_MEMORY, Array, sbatch_options
+from isoflop.launching.control import query_status
+from isoflop.launching.notifications import Notifier
+from isoflop.launching.queue.arrays import MEMORY_OPTIONS, Array, sbatch_options
 from isoflop.launching.queue.job_states import recorded_supervisor
-from isoflop.launching.queue.reconcile import is_hopeless
-from isoflop.launching.queue.submit_array import SubmitLimitError, leave_pickle, queue_job
-from isoflop.launching.queue.sweep_status import Picture
-from isoflop.launching.records.approvals import approved
-from isoflop.launching.records.code_snapshot import study_code
-from isoflop.launching.records.study_files import kept_profile, lease_study
+from isoflop.launching.queue.reconcile import never_starts
+from isoflop.launching.queue.submit_array import SubmitLimitError, queue_job, write_pickle
+from isoflop.launching.queue.sweep_status import SweepStatus
+from isoflop.launching.records.approvals import read_approved
+from isoflop.launching.records.code_snapshot import snapshot_code
+from isoflop.launching.records.study_files import lease_study, read_study_profile
 from isoflop.launching.records.submissions import lease_submissions, submissions_folder
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.signals import Job
 from isoflop.launching.submit import submit
 
-LOOK_S = 60.0
-AGAIN_S = 5.0
-"""Until the look after one that came to nothing; twice as long after each further one, up to `LOOK_S`."""
+CYCLE_S = 60.0
+FIRST_RETRY_S = 5.0
+"""Pause after a failed cycle: doubled after each further failure, up to `CYCLE_S`."""
 
-SOON_S = 0.5
-LAST_S = 600.0
-"""How long a supervisor that is through goes on trying to tell what it could not."""
+SIGNAL_POLL_S = 0.5
+LAST_NOTIFICATIONS_S = 600.0
+"""Longest time that a finished supervisor spends on pending notifications."""
 
-ASKS_FOR_MORE = ("gpu", "gres", "tres", "cpus", "mem", "nodes", "ntasks", "exclusive", "array")
-"""Options of the runs, by their beginnings, that a supervisor has no use for."""
+RUN_RESOURCE_PREFIXES = (
+    "gpu",
+    "gres",
+    "tres",
+    "cpus",
+    "mem",
+    "nodes",
+    "ntasks",
+    "exclusive",
+    "array",
+)
+"""Prefixes of sbatch options that a supervisor drops from those of the runs."""
 
 MEMORY = "1G"
-"""What it asks for where runs ask for memory: fitting and drawing 64 runs took 0.3 GB, looking 0.03 GB."""
+"""Memory to request if runs request memory: fitting and drawing 64 runs took 0.3 GB, a cycle
+0.03 GB."""
 
 
-Look = Literal["over", "goes on", "in vain"]
+Outcome = Literal["over", "goes on", "in vain"]
+"""Result of a cycle: study finished, work remains, or the cycle failed."""
 
 
 @dataclass
 class Supervisor(Job):
-    """What submitit pickles to look after a sweep's directory."""
+    """Job that submitit pickles to supervise a sweep's directory."""
 
     def __call__(self) -> str:
-        """Looks until nothing is left to do."""
+        """Run cycles until no work remains."""
         self.listen()
         directory = Path(self.directory)
-        teller = Teller(directory, self.must_stop)
-        in_vain = 0
-        while (found := supervise(directory, teller)) != "over":
-            in_vain = in_vain + 1 if found == "in vain" else 0
-            self._pause(pause_s(in_vain))
-        limit = time.monotonic() + LAST_S
-        while teller.untold and time.monotonic() < limit:
-            self._pause(AGAIN_S)
-            teller.again()
+        notifier = Notifier(directory, self.must_stop)
+        failures = 0
+        while (outcome := supervise(directory, notifier)) != "over":
+            failures = failures + 1 if outcome == "in vain" else 0
+            self._pause(pause_seconds(failures))
+        limit = time.monotonic() + LAST_NOTIFICATIONS_S
+        while notifier.pending and time.monotonic() < limit:
+            self._pause(FIRST_RETRY_S)
+            notifier.retry()
         return "over"
 
     def _pause(self, seconds: float) -> None:
@@ -74,134 +86,138 @@ class Supervisor(Job):
         while time.monotonic() < until:
             if self.must_stop():
                 self.stop()
-            time.sleep(SOON_S)
+            time.sleep(SIGNAL_POLL_S)
 
 
-def pause_s(in_vain: int) -> float:
-    """Until the next look, after so many in a row that came to nothing."""
-    return min(LOOK_S, AGAIN_S * 2 ** (in_vain - 1)) if in_vain else LOOK_S
+Supervisor.__module__ = "isoflop.launching.supervising"
+"""Module named in pickles: jobs import a study's code copy, which may have an older layout."""
 
 
-def supervise(directory: Path, teller: Teller | None = None) -> Look:
-    """Looks once: queues what can go on, tells about what happened. What fails may be mended at the next look."""
-    teller = teller or Teller(directory)
-    teller.begin()
+def pause_seconds(failures: int) -> float:
+    """Return the seconds until the next cycle, after a number of consecutive failed cycles."""
+    return min(CYCLE_S, FIRST_RETRY_S * 2 ** (failures - 1)) if failures else CYCLE_S
+
+
+def supervise(directory: Path, notifier: Notifier | None = None) -> Outcome:
+    """Run one cycle: queue resumable runs and send notifications.
+
+    Errors are logged, not raised: the next cycle may succeed.
+    """
+    notifier = notifier or Notifier(directory)
+    notifier.begin()
     try:
-        return _look(directory, teller)
-    except (
-        BusyError,
-        ClusterError,
-    ) as problem:  # the next look may find the cluster again, or nobody at work
-        _say(str(problem))
+        return _run_cycle(directory, notifier)
+    except (BusyError, ClusterError) as problem:  # transient: cluster down, or submissions leased
+        _log(str(problem))
         return "in vain"
     except IsoflopError as problem:
-        _say(str(problem))
-        _tell_stuck(directory, teller, str(problem))
+        _log(str(problem))
+        _send_stuck(directory, notifier, str(problem))
         return "goes on"
     except Exception as problem:
-        _say(traceback.format_exc())
-        _tell_stuck(
-            directory, teller, f"a look failed, others follow: {type(problem).__name__}: {problem}"
-        )
+        _log(traceback.format_exc())
+        message = f"a cycle failed and will be repeated: {type(problem).__name__}: {problem}"
+        _send_stuck(directory, notifier, message)
         return "in vain"
 
 
-def _look(directory: Path, teller: Teller) -> Look:
+def _run_cycle(directory: Path, notifier: Notifier) -> Outcome:
     with lease_study(directory) as (plan, profile, lease):
-        agreed, intent = approved(directory), None
+        agreed, intent = read_approved(directory), None
         try:
             intent = submit(plan, profile, runs=agreed, cancelled=False, lease=lease)
-        except SubmitLimitError as problem:  # until some have ended
-            _say(problem.what)
-    if intent is None:  # what did end is told
-        tell(teller, profile, look(directory, profile.retries))
+        except SubmitLimitError as problem:
+            _log(problem.reason)
+    if intent is None:  # nothing was queued, but runs may have ended
+        notify_events(notifier, profile, query_status(directory, profile.retries))
         return "goes on"
-    agreed &= intent.picture.runs.keys()
-    under_way = agreed & set(intent.picture.ids("running", "queued", "requeued"))
+    agreed &= intent.status.runs.keys()
+    under_way = agreed & set(intent.status.ids("running", "queued", "requeued"))
     if intent.queued or under_way:
-        tell(teller, profile, intent.picture)
+        notify_events(notifier, profile, intent.status)
         return "goes on"
-    conclude(
-        teller, profile, directory
-    )  # before it is told, so that whoever is told finds the report
-    tell(teller, profile, intent.picture)
-    if (done := len(agreed & set(intent.picture.ids("done")))) < len(intent.picture.runs):
-        teller.tell(profile, "done", _over(intent.picture, agreed, done))
+    write_report(notifier, profile, directory)  # first, so that the report exists when they read
+    notify_events(notifier, profile, intent.status)
+    if (done := len(agreed & set(intent.status.ids("done")))) < len(intent.status.runs):
+        notifier.send(profile, "done", _describe_end(intent.status, agreed, done))
     return "over"
 
 
-def _over(picture: Picture, agreed: set[str], done: int) -> str:
-    """What a study came to whose runs aren't all done."""
+def _describe_end(status: SweepStatus, agreed: set[str], done: int) -> str:
+    """Return the final counts of a study with unfinished runs."""
     others = Counter(
-        picture.runs[run_id].state for run_id in agreed if picture.runs[run_id].state != "done"
+        status.runs[run_id].state for run_id in agreed if status.runs[run_id].state != "done"
     )
-    words = [
+    counts = [
         f"{done} of {len(agreed)} submitted runs are done",
         *(f"{count} {state}" for state, count in others.items()),
     ]
-    never = len(picture.runs) - len(agreed)
-    return ", ".join(words) + (f"; {never} more of the sweep were never submitted" if never else "")
+    never = len(status.runs) - len(agreed)
+    rest = f"; {never} more of the sweep were never submitted" if never else ""
+    return ", ".join(counts) + rest
 
 
-def _tell_stuck(directory: Path, teller: Teller, message: str) -> None:
-    with suppress(Exception):  # it may be the profile that can't be read
-        teller.tell(kept_profile(directory), "stuck", " ".join(message.split()))
+def _send_stuck(directory: Path, notifier: Notifier, message: str) -> None:
+    with suppress(Exception):  # the profile itself may be unreadable
+        notifier.send(read_study_profile(directory), "stuck", " ".join(message.split()))
 
 
-def _say(words: str) -> None:
-    with suppress(OSError):  # the log may be on the disk that is full
-        print(words, file=sys.stderr, flush=True)
+def _log(text: str) -> None:
+    with suppress(OSError):  # the log may be on the full disk
+        print(text, file=sys.stderr, flush=True)
 
 
-def conclude(teller: Teller, profile: Profile, directory: Path) -> None:
-    """Fits and reports in a process of its own, so that the supervisor survives what ends it, such as short memory."""
-    code = "import sys; from pathlib import Path; from isoflop.launching.prepare_data import conclude_study; "
-    command = [sys.executable, "-c", code + "conclude_study(Path(sys.argv[1]))", str(directory)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+def write_report(notifier: Notifier, profile: Profile, directory: Path) -> None:
+    """Fit and report in a separate process: short memory there does not end the supervisor."""
+    command = [sys.executable, "-m", "isoflop", "report", str(directory)]
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # `isoflop report` prints the report's path even if it refuses to fit a law.
+    if process.returncode and not process.stdout:
+        reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         mend = (
             "make it with `isoflop report`; if memory was short, see the profile's key `supervisor`"
         )
-        _say(done.stderr)
-        teller.tell(profile, "stuck", f"no report: ended with {done.returncode}: {why}; {mend}")
+        _log(process.stderr)
+        message = f"no report: ended with {process.returncode}: {reason}; {mend}"
+        notifier.send(profile, "stuck", message)
 
 
-def tell(teller: Teller, profile: Profile, picture: Picture) -> None:
-    """Tells of what a person should know, each thing once."""
-    for run_id in picture.ids("failed", "diverged"):
-        where = picture.runs[run_id]
-        if not where.again:
-            teller.tell(profile, "failed", f"{run_id} {where.state}: {where.reason}")
-    for run_id in picture.ids("queued", "requeued"):
-        if is_hopeless(picture.runs[run_id].reason):
-            teller.tell(profile, "stuck", f"{run_id} waits for ever: {picture.runs[run_id].reason}")
-    if len(done := picture.ids("done")) == len(picture.runs):
-        teller.tell(profile, "done", f"all {len(done)} runs are done")
+def notify_events(notifier: Notifier, profile: Profile, status: SweepStatus) -> None:
+    """Send the events of a sweep's status, each once."""
+    for run_id in status.ids("failed", "diverged"):
+        run = status.runs[run_id]
+        if not run.retry:
+            notifier.send(profile, "failed", f"{run_id} {run.state}: {run.reason}")
+    for run_id in status.ids("queued", "requeued"):
+        reason = status.runs[run_id].reason
+        if never_starts(reason):
+            notifier.send(profile, "stuck", f"{run_id} can never start: {reason}")
+    if len(done := status.ids("done")) == len(status.runs):
+        notifier.send(profile, "done", f"all {len(done)} runs are done")
 
 
 def add_supervisor(profile: Profile, directory: Path) -> str | None:
-    """Queues the job that looks after a sweep, if none is; its id, or None where there was one.
+    """Queue a sweep's supervisor unless one is queued; return its job id, or None if one was.
 
-    Its name, used once, is written down before sbatch is called, as with arrays: a call that was killed in between has
-    queued it, or has not.
+    Its unique name is recorded before sbatch is called, as for arrays. After a call killed in
+    between, the name shows whether the job was queued.
 
     Raises:
-        BusyError: another process is at work on the submissions.
+        BusyError: another process holds the lease on the submissions.
         ConfigError, ClusterError: as for runs.
     """
     folder, supervisor = submissions_folder(directory) / "supervisor", Supervisor(str(directory))
     with lease_submissions(directory):
         name, job_id = recorded_supervisor(directory) or ("", None)
-        before = job_id or (slurm.named(name) if name else None)
+        before = job_id or (slurm.find_job_id(name) if name else None)
         if before and (job := slurm.queue().get(before)) is not None and job.active:
-            leave_pickle(supervisor, folder, before)
+            write_pickle(supervisor, folder, before)
             return None
-        code, _ = study_code(directory)
+        code, _ = snapshot_code(directory)
         name, file = f"{directory.name}-supervisor-{uuid.uuid4().hex[:8]}", folder / "job.json"
         _write(file, name, None)
         try:
-            job_id = queue_job(supervisor, light(profile), folder, code, name)
+            job_id = queue_job(supervisor, minimal_profile(profile), folder, code, name)
         except (ConfigError, SubmitLimitError):
             file.unlink()
             raise
@@ -214,16 +230,16 @@ def _write(file: Path, name: str, job_id: str | None) -> None:
         temporary.write_text(json.dumps({"name": name, "job_id": job_id}) + "\n")
 
 
-def light(profile: Profile) -> Profile:
-    """The profile with one core and little memory, and with what it says of the supervisor itself."""
+def minimal_profile(profile: Profile) -> Profile:
+    """Return the profile with one core, little memory, and its options for the supervisor."""
     options: dict[str, Any] = {
         name: value
         for name, value in profile.slurm.items()
-        if not name.replace("-", "_").startswith(ASKS_FOR_MORE)
+        if not name.replace("-", "_").startswith(RUN_RESOURCE_PREFIXES)
     }
-    own = {"cpus_per_task": 1, **profile.supervisor}
+    options |= {"cpus_per_task": 1, **profile.supervisor}
     run = Array((), gpus=1 if profile.gpu else 0, nodes=1, at_once=1)
-    runs_ask = sbatch_options(run, profile).keys() & (ASKS_FOR_MEMORY - {"exclusive"})
-    if runs_ask and not {name.replace("-", "_") for name in profile.supervisor} & ASKS_FOR_MEMORY:
-        own["mem"] = MEMORY
-    return replace(profile, gpu=None, slurm={**options, **own})
+    runs_ask = sbatch_options(run, profile).keys() & (MEMORY_OPTIONS - {"exclusive"})
+    if runs_ask and not {name.replace("-", "_") for name in profile.supervisor} & MEMORY_OPTIONS:
+        options["mem"] = MEMORY
+    return replace(profile, gpu=None, slurm=options)

@@ -1,1 +1,4 @@
-"""Laying out a study: the grid of a sweep file and the runs that come of it. Imports no torch, talks to no cluster."""
+"""Planning of a study: the grid of a sweep file, its runs, and their bill on a cluster.
+
+Imports no torch and talks to no cluster.
+"""

@@ -1,7 +1,8 @@
-"""A study's jobs as the arrays that SLURM gets: which stand in line together, how many run at once, when all would end.
+"""Job arrays of a study: grouping of jobs, shares of the limits, start and end of each job.
 
-SLURM limits how many tasks of an array run at once, and knows no limit on the GPUs that several arrays hold together.
-So arrays get shares of the limits, and one that gets none is handed what others held, once these have ended.
+SLURM limits the tasks of one array that run at a time. It has no limit on the GPUs of several
+arrays together. So each array gets a share of the limits, or waits for the shares of arrays that
+have ended.
 """
 
 from __future__ import annotations
@@ -13,32 +14,32 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from isoflop.config.profile import Profile
-from isoflop.planning.queue_simulation import Job, Order, Schedule, by_order, chain
+from isoflop.planning.queue_simulation import Job, Order, Schedule, critical_chain, sort_key
 
 UNLIMITED = 1 << 60
-EXACT_JOBS = 500
-"""Of a larger line the time it takes is estimated while shares are weighed against each other."""
+MAX_EXACT_JOBS = 500
+"""Size of an array above which its hours are estimated when shares are compared."""
 
-CLEARLY_SOONER = 0.8
-"""Of the time: reason enough for lines that wait for others to end, which one stuck job holds up."""
+MAX_SEQUENTIAL_RATIO = 0.8
+"""Ratio of hours below which arrays wait for others to end; one stuck job then delays them all."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a line of jobs of one size may hold.
+class Concurrency:
+    """The share of the limits that one array of jobs of one size gets.
 
     Attributes:
-        places: how many of its jobs run at once; 1 at least.
-        after: numbers of the lines that have to end before it starts.
+        max_jobs: largest number of its jobs at a time, at least 1.
+        after: numbers of the arrays that end before it starts.
     """
 
-    places: int
+    max_jobs: int
     after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Room:
-    """GPUs and places for jobs that are free from a time on, once some lines have ended."""
+class _Capacity:
+    """GPUs and jobs that are free from `free_at` hours on, after the end of some arrays."""
 
     free_at: float
     gpus: int
@@ -46,180 +47,198 @@ class _Room:
     after: frozenset[int] = frozenset()
 
 
-def line_up(
-    jobs: Sequence[Job], order: Order, most: int = UNLIMITED, *, limited: bool = True
+def group_into_arrays(
+    jobs: Sequence[Job], order: Order, max_array_size: int = UNLIMITED, *, limited: bool = True
 ) -> list[list[int]]:
-    """Numbers of jobs, a list for each array: jobs of one size, in order, up to `most` of them.
+    """Return the numbers of the jobs of each array: up to `max_array_size` jobs of one size each.
 
-    By budget, jobs of several sizes that don't all start at once (`limited`) have an array for each budget too, so that
-    small budgets of one size don't wait for large ones of another.
+    In order `budget`, jobs of several sizes that do not all start at once (`limited`) get an array
+    per budget too. Otherwise small budgets of one size would wait for large budgets of another.
     """
-    apart = limited and order == "budget" and len({_size(job) for job in jobs}) > 1
-    found: dict[tuple[float, int, int], list[int]] = defaultdict(list)
-    for number in sorted(range(len(jobs)), key=lambda number: by_order(jobs[number], order)):
-        found[jobs[number].budget if apart else 0.0, *_size(jobs[number])].append(number)
-    lines = found.values()  # in the order of their first jobs
-    return [line[first : first + most] for line in lines for first in range(0, len(line), most)]
+    by_budget = limited and order == "budget" and len({_size(job) for job in jobs}) > 1
+    groups: dict[tuple[float, int, int], list[int]] = defaultdict(list)
+    for number in sorted(range(len(jobs)), key=lambda number: sort_key(jobs[number], order)):
+        groups[jobs[number].budget if by_budget else 0.0, *_size(jobs[number])].append(number)
+    return [
+        group[first : first + max_array_size]
+        for group in groups.values()  # in the order of their first jobs
+        for first in range(0, len(group), max_array_size)
+    ]
 
 
-def share(
-    lines: Sequence[Sequence[Job]],
+def allocate_limits(
+    arrays: Sequence[Sequence[Job]],
     max_gpus: int | None,
     max_jobs: int | None,
     order: Order = "longest",
     *,
     queued: bool = False,
-) -> list[Share]:
-    """How the lines share the limits, which they keep to together however long a job really takes.
+) -> list[Concurrency]:
+    """Return each array's share; all together keep the limits, however long a job really takes.
 
-    Longest first, those that have room at once get such places that they end as nearly as can be at the same time; few
-    places may be too few to share well, and where all end clearly sooner so, it is as by budget, unless some lines are
-    `queued` already, which can't be told to wait: the first line gets all the places that let it end soonest, and then
-    the next.
+    In order `longest`, the arrays that can start at once get shares with which they end as nearly
+    as possible at the same time. Few jobs at a time may be too few to divide well. If the study
+    ends clearly sooner in sequence, the arrays are treated as in order `budget`, unless some are
+    `queued` already, because a queued array cannot be made to wait. In order `budget`, the first
+    array gets the share with which it ends soonest, then the next one.
     """
     if max_gpus is None and max_jobs is None:
-        return [Share(len(line)) for line in lines]
-    room = [_Room(0.0, max_gpus or 0, max_jobs or 0)]
-    in_line = _share_in_line(lines, {}, room, max_gpus, max_jobs)
+        return [Concurrency(len(array)) for array in arrays]
+    capacities = [_Capacity(0.0, max_gpus or 0, max_jobs or 0)]
+    sequential = _allocate_in_sequence(arrays, {}, capacities, max_gpus, max_jobs)
     if order == "budget":
-        return in_line
-    places = _balanced(lines, max_gpus or UNLIMITED, max_jobs or UNLIMITED)
-    shares = {number: Share(found) for number, found in enumerate(places) if found}
-    held = [_held(number, lines[number], one.places, 0.0) for number, one in shares.items()]
-    left = (
-        (max_gpus or 0) - sum(one.gpus for one in held),
-        (max_jobs or 0) - sum(one.jobs for one in held),
+        return sequential
+    jobs_at_once = _balance(arrays, max_gpus or UNLIMITED, max_jobs or UNLIMITED)
+    shares = {number: Concurrency(count) for number, count in enumerate(jobs_at_once) if count}
+    held = [
+        _held_capacity(number, arrays[number], share.max_jobs, 0.0)
+        for number, share in shares.items()
+    ]
+    free = _Capacity(
+        0.0,
+        (max_gpus or 0) - sum(capacity.gpus for capacity in held),
+        (max_jobs or 0) - sum(capacity.jobs for capacity in held),
     )
-    balanced = _share_in_line(lines, shares, [*held, _Room(0.0, *left)], max_gpus, max_jobs)
-    sooner = _end(lines, in_line) < CLEARLY_SOONER * _end(lines, balanced)
-    return in_line if sooner and not queued else balanced
+    balanced = _allocate_in_sequence(arrays, shares, [*held, free], max_gpus, max_jobs)
+    sooner = _makespan(arrays, sequential) < MAX_SEQUENTIAL_RATIO * _makespan(arrays, balanced)
+    return sequential if sooner and not queued else balanced
 
 
-def _share_in_line(
-    lines: Sequence[Sequence[Job]],
-    shares: dict[int, Share],
-    room: list[_Room],
+def _allocate_in_sequence(
+    arrays: Sequence[Sequence[Job]],
+    shares: dict[int, Concurrency],
+    capacities: list[_Capacity],
     max_gpus: int | None,
     max_jobs: int | None,
-) -> list[Share]:
-    """The shares with those of the other lines, one after the other, out of the room that others leave."""
-    for number, line in enumerate(lines):
+) -> list[Concurrency]:
+    """Return `shares` and those of the other arrays, allocated one after the other."""
+    limits_gpus, limits_jobs = max_gpus is not None, max_jobs is not None
+    for number, array in enumerate(arrays):
         if number not in shares:
-            shares[number] = _hand_on(
-                number, line, room, max_gpus is not None, max_jobs is not None
-            )
-    return [shares[number] for number in range(len(lines))]
+            shares[number] = _allocate_freed(number, array, capacities, limits_gpus, limits_jobs)
+    return [shares[number] for number in range(len(arrays))]
 
 
-def share_limits(
-    lines: Sequence[Sequence[Job]],
+def allocate_concurrency(
+    arrays: Sequence[Sequence[Job]],
     profile: Profile,
     order: Order = "longest",
     running: Sequence[int] | None = None,
-) -> list[Share]:
-    """How the lines share the limits of a cluster, where a job counts with all GPUs that it holds.
+) -> list[Concurrency]:
+    """Return each array's share of a cluster's limits, where a job counts with all GPUs it holds.
 
-    In which order those that are not queued come makes no difference.
+    The order of arrays that are not queued makes no difference.
 
     Args:
-        lines: jobs that are not over.
-        profile: the limits.
-        order: which jobs start first.
-        running: how many jobs of the first lines, which are queued already, run now, and go on whatever the shares are;
-            None where nothing is queued.
+        arrays: unfinished jobs of each array.
+        profile: cluster with the limits.
+        order: jobs that start first.
+        running: number of running jobs of the first arrays, which are queued already. These jobs go
+            on whatever the shares are. None if no array is queued.
     """
     known = len(running or ())
-    places = [
+    ranking = [
         *range(known),
-        *sorted(range(known, len(lines)), key=lambda number: _rank(lines[number], order)),
+        *sorted(range(known, len(arrays)), key=lambda number: _rank(arrays[number], order)),
     ]
-    held = [_holding(lines[place], profile) for place in places]
-    found = share(held, *profile.limits, order, queued=running is not None)
-    found = _leave_room(found, held, running, *profile.limits) if running else found
+    held = [_with_held_gpus(arrays[number], profile) for number in ranking]
+    ranked = allocate_limits(held, *profile.limits, order, queued=running is not None)
+    if running:
+        ranked = _reserve_running(ranked, held, running, *profile.limits)
     shares = {
-        place: Share(one.places, _at(places, one.after))
-        for place, one in zip(places, found, strict=True)
+        number: Concurrency(share.max_jobs, tuple(sorted(ranking[rank] for rank in share.after)))
+        for number, share in zip(ranking, ranked, strict=True)
     }
-    return [shares[number] for number in range(len(lines))]
+    return [shares[number] for number in range(len(arrays))]
 
 
-def _holding(line: Sequence[Job], profile: Profile) -> Sequence[Job]:
-    """The jobs of a line with all the GPUs that each of them holds."""
-    gpus = profile.held_gpus(line[0].gpus, line[0].nodes)
-    return line if gpus == line[0].gpus else [replace(job, gpus=gpus) for job in line]
+def _with_held_gpus(array: Sequence[Job], profile: Profile) -> Sequence[Job]:
+    """Return the jobs of an array with all GPUs that each of them holds."""
+    gpus = profile.held_gpus(array[0].gpus, array[0].nodes)
+    return array if gpus == array[0].gpus else [replace(job, gpus=gpus) for job in array]
 
 
-def _rank(line: Sequence[Job], order: Order) -> tuple[object, ...]:
-    """What lines come by: as their first jobs, and then by all that tells them apart."""
-    return by_order(line[0], order), line[0].gpus, line[0].nodes, [-job.hours for job in line]
+def _rank(array: Sequence[Job], order: Order) -> tuple[object, ...]:
+    """Return the sort key of an array: that of its first job, then all other differences."""
+    return sort_key(array[0], order), array[0].gpus, array[0].nodes, [-job.hours for job in array]
 
 
-def _at(places: Sequence[int], numbers: Iterable[int]) -> tuple[int, ...]:
-    return tuple(sorted(places[number] for number in numbers))
-
-
-def _leave_room(
-    shares: Sequence[Share],
-    lines: Sequence[Sequence[Job]],
+def _reserve_running(
+    shares: Sequence[Concurrency],
+    arrays: Sequence[Sequence[Job]],
     running: Sequence[int],
     max_gpus: int | None,
     max_jobs: int | None,
-) -> list[Share]:
-    """Shares with room for jobs that run beyond their line's share, until these have ended; lines for which none is
-    left wait for those that run.
+) -> list[Concurrency]:
+    """Return shares that leave capacity for running jobs beyond their array's share until they end.
+
+    Arrays without any capacity wait for those that run.
     """
-    runs, known = [*running, *[0] * (len(lines) - len(running))], len(running)
-    first = [number for number, one in enumerate(shares) if number < known or not one.after]
-    wanted = {number: 1 if shares[number].after else shares[number].places for number in first}
-    taken = {number: max(places, runs[number]) for number, places in wanted.items()}
+    known = len(running)
+    now_running = [*running, *[0] * (len(arrays) - known)]
+    starting = [number for number, share in enumerate(shares) if number < known or not share.after]
+    targets = {
+        number: 1 if shares[number].after else shares[number].max_jobs for number in starting
+    }
+    reserved = {number: max(target, now_running[number]) for number, target in targets.items()}
 
-    def too_many() -> bool:
-        gpus = sum(places * lines[number][0].gpus for number, places in taken.items())
-        return gpus > (max_gpus or UNLIMITED) or sum(taken.values()) > (max_jobs or UNLIMITED)
+    def exceeds_limits() -> bool:
+        gpus = sum(count * arrays[number][0].gpus for number, count in reserved.items())
+        jobs = sum(reserved.values())
+        return gpus > (max_gpus or UNLIMITED) or jobs > (max_jobs or UNLIMITED)
 
-    def width(number: int) -> int:
-        return taken[number] * max(1, lines[number][0].gpus)
+    def reserved_gpus(number: int) -> int:
+        return reserved[number] * max(1, arrays[number][0].gpus)
 
-    while too_many() and (
-        wide := [number for number, places in taken.items() if places > max(1, runs[number])]
-    ):
-        taken[max(wide, key=width)] -= 1
-    found = list(shares)
-    for number in sorted(taken, key=width):
-        found[number] = Share(min(wanted[number], taken[number]))
-        if number >= known and too_many():
-            del taken[number]
-            found[number] = Share(wanted[number], tuple(range(known)))
-    if any(one.after for one in found[known:]):  # nobody takes what those that run would let go
-        found[:known] = [
-            Share(max(one.places, now)) for one, now in zip(found[:known], running, strict=True)
+    while exceeds_limits() and (
+        reducible := [
+            number for number, count in reserved.items() if count > max(1, now_running[number])
         ]
-    return found
+    ):
+        reserved[max(reducible, key=reserved_gpus)] -= 1
+    changed = list(shares)
+    for number in sorted(reserved, key=reserved_gpus):
+        changed[number] = Concurrency(min(targets[number], reserved[number]))
+        if number >= known and exceeds_limits():
+            del reserved[number]
+            changed[number] = Concurrency(targets[number], tuple(range(known)))
+    if any(share.after for share in changed[known:]):  # no array would use what running ones free
+        changed[:known] = [
+            Concurrency(max(share.max_jobs, count))
+            for share, count in zip(changed[:known], running, strict=True)
+        ]
+    return changed
 
 
-def run_in_lanes(
-    jobs: Sequence[Job], lines: Sequence[Sequence[int]], shares: Sequence[Share]
+def simulate_arrays(
+    jobs: Sequence[Job], arrays: Sequence[Sequence[int]], shares: Sequence[Concurrency]
 ) -> Schedule:
-    """When the jobs would start and end, each line's next as one of its places is free."""
+    """Return the schedule of the jobs; the next job of an array starts when one of it ends.
+
+    Args:
+        jobs: all jobs.
+        arrays: numbers of the jobs of each array, in order.
+        shares: share of each array.
+    """
     starts, ends = [0.0] * len(jobs), [0.0] * len(jobs)
-    let_start: list[int | None] = [None] * len(jobs)
-    last: dict[int, int] = {}
-    for number in in_turn(shares):
-        held = shares[number]
-        before = max((last[other] for other in held.after), key=ends.__getitem__, default=None)
-        free: list[tuple[float, int | None]] = [
-            (0.0 if before is None else ends[before], before)
-        ] * held.places
-        for job in lines[number]:
-            starts[job], let_start[job] = free[0]
+    predecessors: list[int | None] = [None] * len(jobs)
+    last_jobs: dict[int, int] = {}
+    for number in topological_order(shares):
+        share = shares[number]
+        last = max((last_jobs[other] for other in share.after), key=ends.__getitem__, default=None)
+        slots: list[tuple[float, int | None]] = [
+            (0.0 if last is None else ends[last], last)
+        ] * share.max_jobs
+        for job in arrays[number]:
+            starts[job], predecessors[job] = slots[0]
             ends[job] = starts[job] + jobs[job].hours
-            heapq.heapreplace(free, (ends[job], job))
-        last[number] = max(lines[number], key=ends.__getitem__)
-    return Schedule(tuple(starts), tuple(ends), chain(jobs, ends, let_start))
+            heapq.heapreplace(slots, (ends[job], job))
+        last_jobs[number] = max(arrays[number], key=ends.__getitem__)
+    return Schedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
 
 
-def in_turn(shares: Sequence[Share]) -> list[int]:
-    """Numbers of lines, each after those that it waits for: first those that start at once."""
+def topological_order(shares: Sequence[Concurrency]) -> list[int]:
+    """Return the numbers of the arrays, each after those it waits for."""
 
     @cache
     def depth(number: int) -> int:
@@ -228,12 +247,12 @@ def in_turn(shares: Sequence[Share]) -> list[int]:
     return sorted(range(len(shares)), key=depth)
 
 
-def _end(lines: Sequence[Sequence[Job]], shares: Sequence[Share]) -> float:
-    """Hours until all lines have ended."""
+def _makespan(arrays: Sequence[Sequence[Job]], shares: Sequence[Concurrency]) -> float:
+    """Return the hours until all arrays have ended."""
     ends: dict[int, float] = {}
-    for number in in_turn(shares):
+    for number in topological_order(shares):
         start = max((ends[other] for other in shares[number].after), default=0.0)
-        ends[number] = start + _time(lines[number], shares[number].places)
+        ends[number] = start + _array_hours(arrays[number], shares[number].max_jobs)
     return max(ends.values(), default=0.0)
 
 
@@ -241,83 +260,93 @@ def _size(job: Job) -> tuple[int, int]:
     return job.gpus, job.nodes
 
 
-def _balanced(lines: Sequence[Sequence[Job]], gpus: int, count: int) -> list[int]:
-    """Places of each line from the start on, 0 where nothing is left for it."""
-    places = [0] * len(lines)
+def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]:
+    """Return the jobs of each array at a time from the start on; 0 if it cannot start then."""
+    counts = [0] * len(arrays)
+    hours = [0.0] * len(arrays)
 
     def add(number: int) -> bool:
-        nonlocal gpus, count
-        job = lines[number][0]
-        if places[number] == len(lines[number]) or job.gpus > gpus or count < 1:
+        nonlocal gpus, jobs
+        job = arrays[number][0]
+        if counts[number] == len(arrays[number]) or job.gpus > gpus or jobs < 1:
             return False
-        places[number], gpus, count = places[number] + 1, gpus - job.gpus, count - 1
-        times[number] = _time(lines[number], places[number])
+        counts[number], gpus, jobs = counts[number] + 1, gpus - job.gpus, jobs - 1
+        hours[number] = _array_hours(arrays[number], counts[number])
         return True
 
-    times = [0.0] * len(lines)
-    for number in range(len(lines)):
+    for number in range(len(arrays)):
         add(number)
-    longest = [max(job.hours for job in line) for line in lines]
+    longest = [max(job.hours for job in array) for array in arrays]
     while any(
         add(number)
-        for number in sorted(range(len(lines)), key=times.__getitem__, reverse=True)
-        if places[number] and times[number] > longest[number]
+        for number in sorted(range(len(arrays)), key=hours.__getitem__, reverse=True)
+        if counts[number] and hours[number] > longest[number]
     ):
         pass
-    return places
+    return counts
 
 
-def _held(number: int, line: Sequence[Job], places: int, start: float) -> _Room:
-    """What a line holds, which is room for others after it."""
-    return _Room(start + _time(line, places), places * line[0].gpus, places, frozenset((number,)))
+def _held_capacity(number: int, array: Sequence[Job], max_jobs: int, start: float) -> _Capacity:
+    """Return the capacity that an array holds, which is free for others after it."""
+    end = start + _array_hours(array, max_jobs)
+    return _Capacity(end, max_jobs * array[0].gpus, max_jobs, frozenset((number,)))
 
 
-def _hand_on(
-    number: int, line: Sequence[Job], room: list[_Room], by_gpus: bool, by_jobs: bool
-) -> Share:
-    """The share with which a line ends soonest, taken out of the room that others leave; what it holds is room again
-    after it. Of what nothing limits no room is needed.
+def _allocate_freed(
+    number: int,
+    array: Sequence[Job],
+    capacities: list[_Capacity],
+    limits_gpus: bool,
+    limits_jobs: bool,
+) -> Concurrency:
+    """Return the share with which an array ends soonest, from capacities that earlier arrays free.
+
+    `capacities` is updated: the array's own capacity is free after it. Resources without a limit
+    are ignored.
     """
-    room.sort(key=lambda one: one.free_at)
-    needs = by_gpus and line[0].gpus > 0, by_jobs
+    capacities.sort(key=lambda capacity: capacity.free_at)
+    needs_gpus, needs_jobs = limits_gpus and array[0].gpus > 0, limits_jobs
     best: tuple[float, float, int, int] | None = None
-    for taken, one in enumerate(room, start=1):
-        gpus, jobs = (sum(one.gpus for one in room[:taken]), sum(one.jobs for one in room[:taken]))
-        places = min(
-            len(line),
-            gpus // line[0].gpus if needs[0] else len(line),
-            jobs if needs[1] else len(line),
+    for used, capacity in enumerate(capacities, start=1):
+        gpus = sum(free.gpus for free in capacities[:used])
+        jobs = sum(free.jobs for free in capacities[:used])
+        count = min(
+            len(array),
+            gpus // array[0].gpus if needs_gpus else len(array),
+            jobs if needs_jobs else len(array),
         )
-        if places:
-            found = (one.free_at + _time(line, places), one.free_at, taken, places)
-            best = min(best or found, found)
-    if best is None:  # wider than the limit, which sizing refuses: alone, after all others
-        best = (room[-1].free_at + _time(line, 1), room[-1].free_at, len(room), 1)
-    end, start, taken, places = best
-    while (
-        places > 1 and start + _time(line, places - 1) <= end
-    ):  # fewer do as well, and leave room to others
-        places -= 1
-    from_whom = [
-        one for one in room[:taken] if (needs[0] and one.gpus > 0) or (needs[1] and one.jobs > 0)
+        if count:
+            end = capacity.free_at + _array_hours(array, count)
+            option = (end, capacity.free_at, used, count)
+            best = min(best or option, option)
+    if best is None:  # a job beyond the limit, which sizing refuses: alone, after all others
+        start = capacities[-1].free_at
+        best = (start + _array_hours(array, 1), start, len(capacities), 1)
+    end, start, used, count = best
+    # Fewer jobs at a time may end as soon, and leave capacity to others.
+    while count > 1 and start + _array_hours(array, count - 1) <= end:
+        count -= 1
+    sources = [
+        capacity
+        for capacity in capacities[:used]
+        if (needs_gpus and capacity.gpus > 0) or (needs_jobs and capacity.jobs > 0)
     ]
-    after = frozenset[int]().union(*(one.after for one in from_whom))
-    held = _held(number, line, places, start)
-    left = (
-        sum(one.gpus for one in from_whom) - held.gpus,
-        sum(one.jobs for one in from_whom) - held.jobs,
-    )
-    others = [one for one in room if one not in from_whom]
-    room[:] = [*others, _Room(start, max(0, left[0]), max(0, left[1]), after), held]
-    return Share(places, tuple(sorted(after)))
+    after = frozenset[int]().union(*(capacity.after for capacity in sources))
+    held = _held_capacity(number, array, count, start)
+    spare_gpus = sum(capacity.gpus for capacity in sources) - held.gpus
+    spare_jobs = sum(capacity.jobs for capacity in sources) - held.jobs
+    unused = [capacity for capacity in capacities if capacity not in sources]
+    spare = _Capacity(start, max(0, spare_gpus), max(0, spare_jobs), after)
+    capacities[:] = [*unused, spare, held]
+    return Concurrency(count, tuple(sorted(after)))
 
 
-def _time(line: Iterable[Job], places: int) -> float:
-    """Hours from the start of a line to the end of its last job."""
-    hours = [job.hours for job in line]
-    if len(hours) > EXACT_JOBS:
-        return max(max(hours), sum(hours) / places)
-    free = [0.0] * min(places, len(hours))
-    for time in hours:
-        heapq.heapreplace(free, free[0] + time)
-    return max(free)
+def _array_hours(array: Iterable[Job], max_jobs: int) -> float:
+    """Return the hours from the start of an array to the end of its last job."""
+    hours = [job.hours for job in array]
+    if len(hours) > MAX_EXACT_JOBS:
+        return max(max(hours), sum(hours) / max_jobs)
+    slot_ends = [0.0] * min(max_jobs, len(hours))
+    for duration in hours:
+        heapq.heapreplace(slot_ends, slot_ends[0] + duration)
+    return max(slot_ends)

@@ -1,4 +1,4 @@
-"""What is known of GPUs before anything is measured: peak FLOP/s, memory, and the share of the peak to expect."""
+"""Priors for GPUs without measurements: peak FLOP/s, memory, and the expected share of the peak."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from isoflop.shapes import ModelShape
 
 @dataclass(frozen=True)
 class GpuType:
-    """A GPU: how CUDA names it (a part of that name), dense bf16 FLOP/s, memory in GB."""
+    """Specification of a GPU.
+
+    Attributes:
+        device_name: part of the name that CUDA reports.
+        peak_flops: dense bf16 FLOP/s.
+        memory_gb: memory in GB.
+    """
 
     device_name: str
     peak_flops: float
     memory_gb: float
 
 
-GPUS = {
+GPU_TYPES = {
     "h200-sxm": GpuType("H200", 989e12, 141),
     "h100-sxm": GpuType("H100", 989e12, 80),
     "h200-nvl": GpuType("H200 NVL", 835.5e12, 141),
@@ -34,21 +40,21 @@ GPUS = {
     "rtx-4090": GpuType("RTX 4090", 165e12, 24),
     "l4": GpuType("L4", 121e12, 24),
 }
-"""By the names that profiles use; figures of NVIDIA's data sheets, without sparsity."""
+"""GPUs by their names in profiles; values of NVIDIA's data sheets, without sparsity."""
 
 
-def gpu_type(gpu: Gpu) -> GpuType:
-    """The figures of a profile's GPU: its own `peak_tflops` and `memory_gb`, else those of its type.
+def resolve_gpu(gpu: Gpu) -> GpuType:
+    """Return the specification of a profile's GPU: its own values, else those of its type.
 
     Raises:
-        ConfigError: a type that is not known, and no figures for it.
+        ConfigError: an unknown type without `peak_tflops` and `memory_gb`.
     """
-    known = GPUS.get(gpu.type)
+    known = GPU_TYPES.get(gpu.type)
     if known is None and (gpu.peak_tflops is None or gpu.memory_gb is None):
-        near = difflib.get_close_matches(gpu.type, GPUS, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(gpu.type, GPU_TYPES, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"gpu.type {gpu.type!r} is not known; did you mean {near}? For another GPU give gpu.peak_tflops "
-            "(dense bf16) and gpu.memory_gb"
+            f"gpu.type {gpu.type!r} is not known; did you mean {near}? For another GPU set "
+            "gpu.peak_tflops (dense bf16) and gpu.memory_gb"
         )
     peak = known.peak_flops if gpu.peak_tflops is None and known else 1e12 * (gpu.peak_tflops or 0)
     memory = known.memory_gb if gpu.memory_gb is None and known else gpu.memory_gb or 0
@@ -56,28 +62,36 @@ def gpu_type(gpu: Gpu) -> GpuType:
 
 
 def find_gpu(device_name: str) -> GpuType | None:
-    """The GPU that CUDA names so, by whole words; of several that fit, the longest. None for a part of one (MIG)."""
-    words = device_name.split()
-    if "MIG" in words:
+    """Return the GPU with a name of CUDA, by whole words; of several matches, the longest.
+
+    None for an unknown GPU, and for a part of a GPU (MIG).
+    """
+    tokens = device_name.split()
+    if "MIG" in tokens:
         return None
-    fitting = [gpu for gpu in GPUS.values() if f" {gpu.device_name} " in f" {' '.join(words)} "]
-    return max(fitting, key=lambda gpu: len(gpu.device_name), default=None)
+    name = f" {' '.join(tokens)} "
+    matching = [gpu for gpu in GPU_TYPES.values() if f" {gpu.device_name} " in name]
+    return max(matching, key=lambda gpu: len(gpu.device_name), default=None)
 
 
-MFU_LIMIT, MFU_WIDTH = 0.65, 600
-PARALLEL_EFFICIENCY = 0.95
+MAX_MFU = 0.65
+HALF_MFU_WIDTH = 600
+"""Width of a model that reaches half of MAX_MFU."""
+
+EFFICIENCY_PER_DOUBLING = 0.95
+"""Speed per GPU on twice the GPUs, as a share."""
 
 
 def mfu_prior(shape: ModelShape, gpus: int) -> float:
-    """Share of the peak to expect of a model on `gpus` GPUs, as long as nothing is measured: 0.65 d / (d + 600), and
-    5 % less for each doubling of the GPUs.
+    """Return the expected share of the peak on `gpus` GPUs without measurements.
 
-    The first is a little under what SODA's shapes reached on one H200, 0.20 at width 256 and 0.54 at 2304
+    It is 0.65 d / (d + 600) at width d, and 5% less for each doubling of the GPUs. The first factor
+    is a little under the values of SODA's shapes on one H200, 0.20 at width 256 and 0.54 at 2304
     (benchmarks/gpu.md); the second is a guess. Other GPUs were not measured.
     """
     return (
-        MFU_LIMIT
+        MAX_MFU
         * shape.width
-        / (shape.width + MFU_WIDTH)
-        * PARALLEL_EFFICIENCY ** (gpus.bit_length() - 1)
+        / (shape.width + HALF_MFU_WIDTH)
+        * EFFICIENCY_PER_DOUBLING ** (gpus.bit_length() - 1)
     )

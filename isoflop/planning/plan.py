@@ -1,10 +1,10 @@
-"""A study laid out: its runs, what was dropped, and the tables of both."""
+"""A plan: the runs of a study, the dropped candidates, and tables of both."""
 
 from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike, fspath
@@ -17,9 +17,9 @@ from isoflop.config.schema import Data, Sweep
 from isoflop.config.sweep_definition import load_sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.files import replace_file
-from isoflop.planning.checked_recipe import Rules
-from isoflop.planning.grid import Grid, lay_out
-from isoflop.planning.run_spec import COLUMNS, RunSpec
+from isoflop.planning.checked_recipe import CheckedRecipe, point_label
+from isoflop.planning.grid import Grid, build_grid
+from isoflop.planning.run_spec import PLAN_COLUMNS, RunSpec
 from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import Dropped
 
@@ -28,19 +28,25 @@ if TYPE_CHECKING:
 
     from isoflop.planning.bill import Bill
 
-HTML_ROWS = 100
+MAX_HTML_ROWS = 100
+HTML_COLUMNS = (
+    "run_id", "budget", "width", "layers", "batch_size", "steps", "lr", "params_total", "tokens",
+    "epochs",
+)  # fmt: skip
+EMPTY_COLUMNS = frozenset({"gpus", "nodes"})
+"""Integer columns that may be empty."""
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """The runs of a study, in order of budget, width and seed; those that check the recipe come last.
+    """Runs of a study by budget, width and seed; those that check the recipe come last.
 
     Attributes:
-        sweep: the study's definition.
-        runs: what is to be run.
-        dropped: candidates that the rules left out, with the reason.
-        warnings: what the user should know before it is run, a line each.
-        bill: what it would take on a cluster; None as long as none is named.
+        sweep: definition of the study.
+        runs: runs to train.
+        dropped: candidates that the rules exclude, with the reason.
+        warnings: messages for the user before the runs start, one line each.
+        bill: resources on a cluster; None without a cluster.
     """
 
     sweep: Sweep
@@ -55,11 +61,14 @@ class Plan:
         return sum(run.train_flops for run in self.runs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row of `plan.parquet` for each run."""
+        """Return a row of `plan.parquet` for each run."""
         return [run.row() for run in self.runs]
 
     def totals(self) -> dict[str, float | None]:
-        """Number of runs and their training FLOPs; hours and cost are None without a cluster profile."""
+        """Return number of runs, training FLOPs, hours and cost.
+
+        Hours and cost are None without a cluster profile.
+        """
         bill = self.bill
         return {
             "runs": len(self.runs),
@@ -70,34 +79,43 @@ class Plan:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """The plan as a table, a row a run, with the columns of `plan.parquet`."""
+        """Return the plan as a table, one row per run, with the columns of `plan.parquet`."""
         import pandas as pd
 
-        dtypes = {str: "string", int: "Int64", float: "float64"}
-        empty = {"gpus", "nodes"}
-        frame = pd.DataFrame(self.rows(), columns=list(COLUMNS))
-        whole = {
-            name: "int64" for name, kind in COLUMNS.items() if kind is int and name not in empty
-        }
-        return frame.astype({name: dtypes[kind] for name, kind in COLUMNS.items()} | whole)
+        dtypes = {str: "string", int: "int64", float: "float64"}
+        frame = pd.DataFrame(self.rows(), columns=list(PLAN_COLUMNS))
+        return frame.astype(
+            {
+                name: "Int64" if name in EMPTY_COLUMNS else dtypes[kind]
+                for name, kind in PLAN_COLUMNS.items()
+            }
+        )
 
     def write_parquet(self, path: str | PathLike[str]) -> None:
-        """Writes `plan.parquet`: whole or not at all."""
+        """Write `plan.parquet`, complete or not at all.
+
+        Raises:
+            IsoflopError: a path that can't be written.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-        schema = pa.schema([(name, types[kind]) for name, kind in COLUMNS.items()])
+        schema = pa.schema([(name, types[kind]) for name, kind in PLAN_COLUMNS.items()])
         table = pa.Table.from_pylist(self.rows(), schema=schema)
         _write(path, lambda temporary: pq.write_table(table, temporary))
 
     def write_csv(self, path: str | PathLike[str]) -> None:
-        """Writes the plan's table as CSV: whole or not at all."""
+        """Write the plan's table as CSV, complete or not at all.
+
+        Raises:
+            IsoflopError: a path that can't be written.
+        """
         import csv
 
         def write(temporary: Path) -> None:
             with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, fieldnames=list(COLUMNS), lineterminator="\n")
+                writer = csv.DictWriter(file, fieldnames=list(PLAN_COLUMNS), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows())
 
@@ -108,37 +126,33 @@ class Plan:
         span = " to ".join(
             budget_label(budget) for budget in dict.fromkeys((budgets[0], budgets[-1]))
         )
+        total = budget_label(float(f"{self.total_flops:.3g}"))
         return (
             f"<Plan {self.sweep.name}: {len(self.runs)} runs, {len(budgets)} budgets ({span}), "
-            f"{budget_label(float(f'{self.total_flops:.3g}'))} training FLOPs, {len(self.dropped)} candidates dropped>"
+            f"{total} training FLOPs, {len(self.dropped)} candidates dropped>"
         )
 
     def _repr_html_(self) -> str:
-        names = [
-            "run_id",
-            "budget",
-            "width",
-            "layers",
-            "batch_size",
-            "steps",
-            "lr",
-            "params_total",
-            "tokens",
-            "epochs",
-        ]
-        head = "".join(f"<th>{name}</th>" for name in names)
+        head = "".join(f"<th>{name}</th>" for name in HTML_COLUMNS)
         body = "".join(
-            "<tr>" + "".join(f"<td>{_cell(getattr(run, name))}</td>" for name in names) + "</tr>"
-            for run in self.runs[:HTML_ROWS]
+            "<tr>"
+            + "".join(f"<td>{_cell(getattr(run, name))}</td>" for name in HTML_COLUMNS)
+            + "</tr>"
+            for run in self.runs[:MAX_HTML_ROWS]
         )
-        more = len(self.runs) - HTML_ROWS
+        more = len(self.runs) - MAX_HTML_ROWS
         rest = f"<p>and {more} more; plan.to_frame() has them all</p>" if more > 0 else ""
         caption = html.escape(repr(self)[1:-1])
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
+        return (
+            f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{rest}"
+        )
 
 
-def plan_rows(directory: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Columns of a sweep's `plan.parquet`, a row a run; without pandas, which takes longer to import than this to read.
+def read_plan_rows(directory: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return columns of a sweep's `plan.parquet`, one row per run.
+
+    pandas is not used: it takes longer to import than this takes to read.
 
     Raises:
         RunError: no plan in the directory, or a damaged one.
@@ -148,26 +162,27 @@ def plan_rows(directory: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     file = directory / "plan.parquet"
     if not file.exists():
         raise RunError(
-            f"{directory}: no sweep's directory (it has no plan.parquet); name the one that submit printed"
+            f"{directory}: no sweep's directory (it has no plan.parquet); "
+            "use the directory that submit printed"
         )
     try:
         with pq.ParquetFile(file) as table:
             return table.read(columns=list(columns)).select(list(columns)).to_pylist()
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
-            f"{file}: damaged ({error}); delete it, and `isoflop submit` writes it anew"
+            f"{file}: damaged ({error}); delete it, and `isoflop submit` writes it again"
         ) from None
 
 
 def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan:
-    """Lays out a study.
+    """Plan a study.
 
     Args:
-        source: path of a sweep file, the name of a shipped sweep such as `soda`, or a Sweep.
+        source: path of a sweep file, name of a shipped sweep such as `soda`, or a Sweep.
         overrides: `key=value` texts, or a mapping of dotted keys to values.
 
     Raises:
-        ConfigError: a sweep that can't be read or laid out, in one line with the mend.
+        ConfigError: a sweep that can't be read or planned, in one line with the mend.
     """
     if isinstance(source, Sweep):
         if overrides:
@@ -177,19 +192,19 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
         sweep, label = load_sweep(source, overrides), fspath(source)
     try:
         check_trainer(sweep)
-        rules = Rules(sweep)
-        grid = lay_out(rules)
+        recipe = CheckedRecipe(sweep)
+        grid = build_grid(recipe)
         if not grid.points:
-            raise _nothing_left(grid)
+            raise _no_runs_error(grid)
     except IsoflopError as problem:
         raise ConfigError(f"{label}: {problem}") from None
 
     runs = []
     for point in grid.points:
         candidate = point.candidate
-        epochs = epochs_of(sweep.data, candidate.tokens)
+        epochs = count_epochs(sweep.data, candidate.tokens)
         for seed in sorted(point.seeds):
-            identity = run_identity(sweep, rules.recipe, candidate, seed)
+            identity = run_identity(sweep, recipe.recipe, candidate, seed)
             runs.append(
                 RunSpec(
                     run_id=run_id(point.budget, point.width, seed, identity, point.check),
@@ -205,65 +220,69 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
                     epochs=max(epochs.values(), default=None),
                 )
             )
-    if (twice := _given_twice(runs)) is not None:
-        raise ConfigError(f"{label}: {twice}")
+    if (fault := _find_duplicate(runs)) is not None:
+        raise ConfigError(f"{label}: {fault}")
     return Plan(sweep, tuple(runs), grid.dropped, _warnings(sweep, runs))
 
 
-def _given_twice(runs: Sequence[RunSpec]) -> str | None:
-    """What two runs of one name are, in words: budgets that differ by rounding only, or a recipe's rules."""
-    places: dict[str, RunSpec] = {}
+def _find_duplicate(runs: Sequence[RunSpec]) -> str | None:
+    """Return a message about two runs with one id, or None.
+
+    Their budgets differ only by rounding, or the recipe ignores the difference.
+    """
+    first: dict[str, RunSpec] = {}
     for run in runs:
-        if (other := places.setdefault(run.run_id, run)) is not run:
+        if (other := first.setdefault(run.run_id, run)) is not run:
             return (
-                f"{run.run_id} would be run twice: the recipe makes one training configuration of width {other.width} "
-                f"at {other.budget!r} FLOPs and width {run.width} at {run.budget!r}; leave one of the two out"
+                f"{run.run_id} would be run twice: the recipe makes the same training "
+                f"configuration for width {other.width} at {other.budget!r} FLOPs and width "
+                f"{run.width} at {run.budget!r}; leave one of the two out"
             )
     return None
 
 
-def drop_counts(dropped: tuple[Dropped, ...]) -> Mapping[str, int]:
-    """How many candidates fell to each reason, the commonest first."""
-    return dict(Counter(str(item.reason) for item in dropped).most_common())
+def count_dropped(dropped: tuple[Dropped, ...]) -> Mapping[str, int]:
+    """Return the number of dropped candidates by reason, the most frequent first."""
+    return dict(Counter(str(candidate.reason) for candidate in dropped).most_common())
 
 
-def epochs_of(data: Data, tokens: int) -> dict[str, float]:
-    """Passes over each source whose size is known."""
+def count_epochs(data: Data, tokens: int) -> dict[str, float]:
+    """Return the passes over each source of known size."""
     return {
         source: tokens * data.mixture[source] / unique for source, unique in data.tokens.items()
     }
 
 
 def _warnings(sweep: Sweep, runs: list[RunSpec]) -> tuple[str, ...]:
-    most = sweep.data.max_epochs
-    over = [run for run in runs if run.epochs is not None and run.epochs > most]
+    max_epochs = sweep.data.max_epochs
+    over = [run for run in runs if run.epochs is not None and run.epochs > max_epochs]
     if not over:
         return ()
     worst = max(over, key=lambda run: run.tokens)
-    epochs = epochs_of(sweep.data, worst.tokens)
+    epochs = count_epochs(sweep.data, worst.tokens)
     source = max(epochs, key=epochs.__getitem__)
     return (
-        f"{len(over)} of {len(runs)} runs pass over a source more than {most:g} times (data.max_epochs); "
-        f"the most: {worst.run_id}, {epochs[source]:.1f} epochs of {source}",
+        f"{len(over)} of {len(runs)} runs pass over a source more than {max_epochs:g} times "
+        f"(data.max_epochs); the most: {worst.run_id}, {epochs[source]:.1f} epochs of {source}",
     )
 
 
-def _nothing_left(grid: Grid) -> ConfigError:
-    reason, count = next(iter(drop_counts(grid.dropped).items()))
-    example = next(item for item in grid.dropped if item.reason == reason)
-    place = f"{budget_label(example.budget)} at width {example.width}"
+def _no_runs_error(grid: Grid) -> ConfigError:
+    reason, count = next(iter(count_dropped(grid.dropped).items()))
+    example = next(candidate for candidate in grid.dropped if candidate.reason == reason)
     mends = {
         "batch": "lower min_batch or raise budgets",
         "steps": "raise max_steps",
         "budget": "raise budgets",
     }
     return ConfigError(
-        f"no runs are left: {count} of {len(grid.dropped)} candidates fell to {reason} "
-        f"({place}: {example.detail}); {mends.get(reason, 'change budgets or widths')}"
+        f"no runs are left: {count} of {len(grid.dropped)} candidates were dropped for {reason} "
+        f"({point_label(example.budget, example.width)}: {example.detail}); "
+        f"{mends.get(reason, 'change budgets or widths')}"
     )
 
 
-def _write(path: str | PathLike[str], write: Any) -> None:
+def _write(path: str | PathLike[str], write: Callable[[Path], object]) -> None:
     target = Path(path)
     try:
         with replace_file(target) as temporary:
@@ -275,8 +294,6 @@ def _write(path: str | PathLike[str], write: Any) -> None:
 
 
 def _cell(value: Any) -> str:
-    return (
-        ""
-        if value is None
-        else html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-    )
+    if value is None:
+        return ""
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -1,4 +1,4 @@
-"""When a study would finish: a simulation of its jobs on a number of GPUs."""
+"""Simulation of a study's jobs on a number of GPUs, for the finish time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Order = Literal["longest", "budget"]
+"""Jobs that start first: the longest, or those of the smallest budgets."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run asks of the queue: GPUs on so many nodes, hours, and the budget it belongs to."""
+    """A run in the queue: its name, GPUs on a number of nodes, hours, and budget."""
 
     name: str
     gpus: int
@@ -25,11 +26,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Start and end of every job in hours, in the order given, and the jobs that decide the end.
+    """Start and end of every job in hours, in the order of the jobs, and the critical jobs.
 
     Attributes:
         starts, ends: hours from submission.
-        critical: names of the jobs that follow one another without a gap up to the end, the first one first.
+        critical: names of the jobs that follow each other without a gap until the end, the first
+            one first.
     """
 
     starts: tuple[float, ...]
@@ -40,38 +42,42 @@ class Schedule:
     def finish_hours(self) -> float:
         return max(self.ends, default=0.0)
 
-    def most_held(self, at_work: Sequence[int], after: Sequence[int]) -> int:
-        """The most that all jobs hold at one moment of what each holds while it runs, and from its end on."""
-        started = [(start, 1, held) for start, held in zip(self.starts, at_work, strict=True)]
-        ended = [
-            (end, 0, kept - held) for end, held, kept in zip(self.ends, at_work, after, strict=True)
+    def peak(self, while_running: Sequence[int], after_end: Sequence[int]) -> int:
+        """Return the largest sum over the jobs at one moment.
+
+        Args:
+            while_running: amount of each job from its start to its end.
+            after_end: amount of each job from its end on.
+        """
+        started = [
+            (start, 1, amount) for start, amount in zip(self.starts, while_running, strict=True)
         ]
-        changes = [
-            change for _, _, change in sorted(started + ended)
-        ]  # what ends makes room for what starts then
+        ended = [
+            (end, 0, final - amount)  # before starts at the same hour
+            for end, amount, final in zip(self.ends, while_running, after_end, strict=True)
+        ]
+        changes = [change for _, _, change in sorted(started + ended)]
         return max(itertools.accumulate(changes), default=0)
 
 
 def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") -> Schedule:
-    """Starts jobs as GPUs become free, the first in the order that fits; all at once where `gpus` is None.
+    """Return the schedule of jobs that start when GPUs become free; all at once if `gpus` is None.
 
-    As a scheduler with backfill does without other users: a job that is too wide at the moment lets narrower ones by.
+    Among the jobs that fit, the first in order starts, as with a scheduler's backfill and no other
+    users: narrower jobs pass a job that is too wide at the moment.
 
     Raises:
-        ValueError: a job that asks for more GPUs than there are.
+        ValueError: a job needs more than `gpus` GPUs.
     """
     free = sum(job.gpus for job in jobs) if gpus is None else gpus
     if any(job.gpus > free for job in jobs):
         raise ValueError(f"a job asks for more than {free} GPUs")
-    waiting: dict[int, deque[tuple[int, int]]] = defaultdict(
-        deque
-    )  # by GPUs: places in the order, and jobs
-    for place, number in enumerate(
-        sorted(range(len(jobs)), key=lambda number: by_order(jobs[number], order))
-    ):
-        waiting[jobs[number].gpus].append((place, number))
+    waiting: dict[int, deque[tuple[int, int]]] = defaultdict(deque)  # by GPUs: ranks and jobs
+    ranking = sorted(range(len(jobs)), key=lambda number: sort_key(jobs[number], order))
+    for rank, number in enumerate(ranking):
+        waiting[jobs[number].gpus].append((rank, number))
     starts, ends = [0.0] * len(jobs), [0.0] * len(jobs)
-    let_start: list[int | None] = [None] * len(jobs)  # the job whose end made room
+    predecessors: list[int | None] = [None] * len(jobs)
     running: list[tuple[float, int]] = []
     now, ended = 0.0, None
     while running or waiting:
@@ -81,28 +87,34 @@ def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") ->
             waiting[job.gpus].popleft()
             if not waiting[job.gpus]:
                 del waiting[job.gpus]
-            starts[number], ends[number], let_start[number] = now, now + job.hours, ended
+            starts[number], ends[number], predecessors[number] = now, now + job.hours, ended
             free -= job.gpus
             heapq.heappush(running, (ends[number], number))
         now, ended = heapq.heappop(running)
         free += jobs[ended].gpus
-    return Schedule(tuple(starts), tuple(ends), chain(jobs, ends, let_start))
+    return Schedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
 
 
-def by_order(job: Job, order: Order) -> tuple[float, float]:
-    """What to sort jobs by: the longest first, or the smallest budgets."""
+def sort_key(job: Job, order: Order) -> tuple[float, float]:
+    """Return the key by which jobs are sorted: longest first, or smallest budgets first."""
     return (-job.hours, job.budget) if order == "longest" else (job.budget, -job.hours)
 
 
-def chain(
-    jobs: Sequence[Job], ends: Sequence[float], let_start: Sequence[int | None]
+def critical_chain(
+    jobs: Sequence[Job], ends: Sequence[float], predecessors: Sequence[int | None]
 ) -> tuple[str, ...]:
-    """Names of the jobs that let one another start, up to the last one to end."""
+    """Return the names of the jobs that lead to the last end, the first one first.
+
+    Args:
+        jobs: all jobs.
+        ends: end of each job in hours.
+        predecessors: number of the job whose end made room for each job; None at the start.
+    """
     if not jobs:
         return ()
-    chain: list[str] = []
+    names: list[str] = []
     number: int | None = max(range(len(jobs)), key=ends.__getitem__)
     while number is not None:
-        chain.append(jobs[number].name)
-        number = let_start[number]
-    return tuple(reversed(chain))
+        names.append(jobs[number].name)
+        number = predecessors[number]
+    return tuple(reversed(names))

@@ -8,7 +8,7 @@ from typing import Any
 from isoflop.recipes import Candidate
 from isoflop.shapes import ModelShape
 
-COLUMNS: dict[str, type] = {
+PLAN_COLUMNS: dict[str, type] = {
     "run_id": str,
     "sweep": str,
     "budget": float,
@@ -48,17 +48,17 @@ class RunSpec:
     Attributes:
         run_id: readable prefix and hash of what changes the result (`isoflop.config.identity`).
         sweep: name of the study.
-        budget: training FLOPs (3 x forward) asked for; `train_flops` is what whole steps come to.
+        budget: requested training FLOPs (3 x forward); `train_flops` is that of whole steps.
         shape: the model.
         batch_size: sequences in a step.
         steps: optimizer updates.
         lr: peak learning rate.
         beta2: the optimizer's second decay rate.
-        seed: of weights and of the order of samples.
-        check: how the run differs from the recipe that it checks, such as `lr x 0.5`; empty for all others. Its loss is
-            no point of a profile, and fits leave it out.
-        epochs: passes over the source that is repeated most; None where no source's size is known.
-        gpus, nodes, est_hours, est_gpu_hours, est_source: filled in with a cluster profile, else None.
+        seed: seed of the weights and of the order of samples.
+        check: difference from the recipe that the run checks, such as `lr x 0.5`; empty for all
+            other runs. The loss of such a run is no point of a profile, and fits leave it out.
+        epochs: passes over the source that is repeated most; None if no source's size is known.
+        gpus, nodes, est_hours, est_gpu_hours, est_source: set by a bill, else None.
     """
 
     run_id: str
@@ -112,7 +112,7 @@ class RunSpec:
 
     @property
     def candidate(self) -> Candidate:
-        """The training configuration, without its place in a study."""
+        """Training configuration, without budget and seed."""
         return Candidate(self.shape, self.batch_size, self.steps, self.lr, self.beta2)
 
     @property
@@ -121,7 +121,10 @@ class RunSpec:
 
     @property
     def train_flops(self) -> int:
-        """Training FLOPs of the whole run (3 x forward); exact here, a float in tables, since it passes 2^63."""
+        """Training FLOPs of the whole run (3 x forward).
+
+        Exact; a float in tables, because it can exceed 2^63.
+        """
         return self.candidate.train_flops
 
     @property
@@ -137,7 +140,7 @@ class RunSpec:
         return self.shape.params_non_embedding
 
     def row(self) -> dict[str, Any]:
-        """The run as a row of `plan.parquet`, in the order of COLUMNS."""
-        row = {name: getattr(self, name) for name in COLUMNS}
+        """Return the run as a row of `plan.parquet`, in the order of PLAN_COLUMNS."""
+        row = {name: getattr(self, name) for name in PLAN_COLUMNS}
         row["train_flops"] = float(row["train_flops"])
         return row

@@ -1,4 +1,4 @@
-"""How many GPUs a run takes, how its batch goes through their memory, and how long it will take."""
+"""Size of a run on a cluster: its GPUs, the use of their memory, and its hours."""
 
 from __future__ import annotations
 
@@ -9,32 +9,40 @@ from typing import Literal
 from isoflop.config.profile import Gpu, Profile
 from isoflop.config.sbatch import fixed_gpus
 from isoflop.errors import ConfigError
-from isoflop.planning.calibration import Calibration
-from isoflop.planning.gpu_specs import GpuType, gpu_type, mfu_prior
+from isoflop.planning.calibration import Calibration, Measurement
+from isoflop.planning.gpu_specs import GpuType, mfu_prior, resolve_gpu
 from isoflop.planning.run_spec import RunSpec
 from isoflop.shapes import ModelShape
 
-STATE_BYTES = 18
-"""Bytes a parameter on every GPU: weights, gradients and two moments in fp32, and the bf16 copy that autocast makes."""
+STATE_BYTES_PER_PARAM = 18
+"""On every GPU: weights, gradients and two moments in fp32, and the bf16 copy of autocast."""
 
-MEMORY_SHARE = 0.85
-"""Of a GPU's memory; the rest is for CUDA, workspaces, fragments and the optimizer's temporaries."""
+USABLE_MEMORY_SHARE = 0.85
+"""Share of a GPU's memory that a run may take.
 
-LONG_ENOUGH_H = 6.0
-"""A run that ends within these hours is not spread over more GPUs: each doubling costs efficiency."""
+The rest is for CUDA, workspaces, fragments and the optimizer's temporaries.
+"""
 
-Source = Literal["prior", "measured", "extrapolated"]
-"""Where a speed comes from; extrapolated: measured on other numbers of GPUs, or of smaller or larger models only."""
+MIN_SPREAD_HOURS = 6.0
+"""Hours of a run up to which it takes no more GPUs: each doubling costs efficiency."""
+
+MAX_RUN_HOURS = 24.0
+"""Hours of a run above which it takes more GPUs, if the study's GPUs have no limit."""
+
+SpeedSource = Literal["prior", "measured", "extrapolated"]
+"""Source of a speed; extrapolated: measured only on other numbers of GPUs, or only for smaller or
+larger models.
+"""
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a GPU's part of a batch goes through its memory.
+class MemoryFit:
+    """Use of a GPU's memory for its part of a batch.
 
     Attributes:
-        micro_batch: sequences at once.
-        checkpointing: whether layers are computed again in the backward pass.
-        memory_bytes: estimated, or what measurements make of the estimate.
+        micro_batch: sequences at a time.
+        checkpointing: True if layers are recomputed in the backward pass.
+        memory_bytes: the estimate, corrected by measurements if there are any.
     """
 
     micro_batch: int
@@ -44,61 +52,64 @@ class Fit:
 
 @dataclass(frozen=True)
 class Size:
-    """The resources of one run.
+    """Resources of one run.
 
     Attributes:
-        gpus: that it trains on, on all nodes; 0: on CPUs.
-        nodes: that they are on.
-        held: GPUs that it keeps from others and that are paid for; more than `gpus` where it holds whole nodes.
-        hours: of training from start to end, without interruptions and checkpoints.
-        fit: its memory.
-        source: where its speed comes from.
+        gpus: GPUs that train, on all nodes; 0 on CPUs.
+        nodes: nodes of these GPUs.
+        held_gpus: GPUs that are reserved and paid for; more than `gpus` if the run holds whole
+            nodes.
+        hours: hours of training, without interruptions and checkpoints.
+        memory_fit: use of each GPU's memory.
+        source: source of the speed.
     """
 
     gpus: int
     nodes: int
-    held: int
+    held_gpus: int
     hours: float
-    fit: Fit
-    source: Source = "prior"
+    memory_fit: MemoryFit
+    source: SpeedSource = "prior"
 
     @property
     def gpu_hours(self) -> float:
-        return self.held * self.hours
+        return self.held_gpus * self.hours
 
 
 @dataclass(frozen=True)
-class Option:
-    """Resources that a run may take (as `Size`), and the training FLOP/s (3 x forward) to expect."""
+class ResourceOption:
+    """Resources that a run may take (as in `Size`), and its expected training FLOP/s (3 x
+    forward).
+    """
 
     gpus: int
     nodes: int
-    held: int
-    fit: Fit
+    held_gpus: int
+    memory_fit: MemoryFit
     flops_per_second: float
-    source: Source
+    source: SpeedSource
 
     def hours(self, train_flops: float) -> float:
         return train_flops / self.flops_per_second / 3600
 
 
-def value_bytes(precision: str) -> int:
-    """Bytes of an activation on a GPU, by `train.precision`."""
+def activation_value_bytes(precision: str) -> int:
+    """Return the bytes of one activation value on a GPU, by `train.precision`."""
     return 4 if precision == "fp32" else 2
 
 
-def needed_bytes(
+def estimate_memory_bytes(
     shape: ModelShape,
     micro_batch: int,
     checkpointing: bool,
     compiled: bool = True,
     bytes_per_value: int = 2,
 ) -> int:
-    """Estimated memory of a GPU that trains a model on `micro_batch` sequences at once."""
+    """Return the estimated memory of a GPU that trains on `micro_batch` sequences at a time."""
     activations = shape.activation_bytes(
         micro_batch, bytes_per_value, checkpointing=checkpointing, compiled=compiled
     )
-    return STATE_BYTES * shape.params_total + activations
+    return STATE_BYTES_PER_PARAM * shape.params_total + activations
 
 
 def fit_memory(
@@ -107,14 +118,17 @@ def fit_memory(
     memory_bytes: float,
     compiled: bool = True,
     bytes_per_value: int = 2,
-) -> Fit | None:
-    """The largest micro-batch of `sequences` that fits, without checkpointing if one does; None where nothing fits."""
+) -> MemoryFit | None:
+    """Return the largest micro-batch of `sequences` that fits; None if not even one sequence does.
+
+    Activation checkpointing is used only if nothing fits without it.
+    """
     for checkpointing in (False, True):
         micro = sequences
         while True:
-            needed = needed_bytes(shape, micro, checkpointing, compiled, bytes_per_value)
-            if needed <= memory_bytes * MEMORY_SHARE:
-                return Fit(micro, checkpointing, needed)
+            needed = estimate_memory_bytes(shape, micro, checkpointing, compiled, bytes_per_value)
+            if needed <= memory_bytes * USABLE_MEMORY_SHARE:
+                return MemoryFit(micro, checkpointing, needed)
             if micro == 1:
                 break
             micro = (micro + 1) // 2
@@ -122,10 +136,11 @@ def fit_memory(
 
 
 class Sizer:
-    """Sizes a study's runs for any limit on GPUs; what a run may take is worked out once for each shape and batch.
+    """Sizes of a study's runs under any limit on GPUs.
 
-    A run is spread over more GPUs than its memory needs only where it would take longer alone than all runs together
-    on the study's GPUs, or than a day where nothing limits these.
+    The options of a shape and batch are computed once. A run takes more GPUs than its memory needs
+    only if it would otherwise take longer than all runs together on the study's GPUs, or longer
+    than `MAX_RUN_HOURS` if their number has no limit.
     """
 
     def __init__(
@@ -135,153 +150,167 @@ class Sizer:
         calibration: Calibration | None = None,
         precision: str = "auto",
     ) -> None:
-        """Of a study on a cluster.
+        """Compute the options of every shape and batch.
 
         Args:
-            runs: of a plan.
+            runs: runs of a plan.
             profile: the cluster.
-            calibration: what was measured there, in place of the prior.
+            calibration: measurements on the cluster, which replace the prior.
             precision: `train.precision` of the study; fp32 takes more memory.
 
         Raises:
-            ConfigError: GPUs of an unknown type, or CPUs of which nothing was measured.
+            ConfigError: GPUs of an unknown type, or CPUs without measurements.
         """
-        self.calibration, self.profile, self.value_bytes = (
-            calibration,
-            profile,
-            value_bytes(precision),
-        )
+        self.calibration, self.profile = calibration, profile
+        self.value_bytes = activation_value_bytes(precision)
         self.fixed = fixed_gpus(profile.slurm)
         self.runs = [(run, float(run.train_flops), (run.shape, run.batch_size)) for run in runs]
-        self.options: dict[tuple[ModelShape, int], list[Option]] = {}
+        self.options: dict[tuple[ModelShape, int], list[ResourceOption]] = {}
         for run, _, key in self.runs:
             if key not in self.options:
                 self.options[key] = self._options(run)
 
-    def choices(self, most: int | None, max_jobs: int | None = None) -> Iterator[list[Size]]:
-        """Ways to size the runs with a limit on the study's GPUs, each on more GPUs than the one before.
+    def choices(self, max_gpus: int | None, max_jobs: int | None = None) -> Iterator[list[Size]]:
+        """Yield sizes of all runs under a limit on the study's GPUs, each on more GPUs than before.
 
-        Only where `max_jobs` leaves GPUs idle may another than the first end sooner: then it takes a trial.
+        A later choice can end sooner than the first only if `max_jobs` leaves GPUs idle; a trial
+        decides.
 
         Raises:
-            ConfigError: a model too large for so many GPUs.
+            ConfigError: a model too large for `max_gpus` GPUs.
         """
         allowed = {
-            key: [option for option in options if most is None or option.held <= most]
+            key: [option for option in options if max_gpus is None or option.held_gpus <= max_gpus]
             for key, options in self.options.items()
         }
         rows = [(flops, allowed[key]) for _, flops, key in self.runs]
         for (run, _, _), (_, options) in zip(self.runs, rows, strict=True):
             if not options:
-                raise self._too_large(run, most)
-        longest = 24.0
-        if most is not None:
-            least = sum(options[0].held * options[0].hours(flops) for flops, options in rows)
-            longest = max(LONG_ENOUGH_H, least / most)
+                raise self._too_large(run, max_gpus)
+        longest = MAX_RUN_HOURS
+        if max_gpus is not None:
+            least = sum(options[0].held_gpus * options[0].hours(flops) for flops, options in rows)
+            longest = max(MIN_SPREAD_HOURS, least / max_gpus)
         yield (sizes := [_first_within(longest, flops, options) for flops, options in rows])
         while max_jobs and any(
-            size.held < options[-1].held for size, (_, options) in zip(sizes, rows, strict=True)
+            size.held_gpus < options[-1].held_gpus
+            for size, (_, options) in zip(sizes, rows, strict=True)
         ):
             longest /= 2**0.5
-            before, sizes = (
-                sizes,
-                [_first_within(longest, flops, options) for flops, options in rows],
-            )
+            before = sizes
+            sizes = [_first_within(longest, flops, options) for flops, options in rows]
             if sizes != before:
                 yield sizes
 
-    def _options(self, run: RunSpec) -> list[Option]:
-        """Numbers of GPUs that share the batch evenly and fill a part of one node or whole nodes, with how it fits."""
+    def _options(self, run: RunSpec) -> list[ResourceOption]:
+        """Return the resources that a run may take, by held GPUs.
+
+        GPUs share the batch evenly, and fill a part of one node or whole nodes.
+        """
         gpu = self.profile.gpu
         if gpu is None:
             return [self._on_cpus(run)]
-        kind, found, gpus = gpu_type(gpu), [], 1
+        gpu_type, options, gpus = resolve_gpu(gpu), [], 1
+        memory_bytes = gpu_type.memory_gb * 1e9
         while gpus <= run.batch_size and (gpus == 1 or self.profile.executor == "slurm"):
-            whole = gpus <= gpu.per_node or gpus % gpu.per_node == 0
-            if (
-                run.batch_size % gpus == 0
-                and whole
-                and self._is_asked_for(gpus, -(-gpus // gpu.per_node))
-            ):
-                memory = kind.memory_gb * 1e9
+            fills_nodes = gpus <= gpu.per_node or gpus % gpu.per_node == 0
+            nodes = -(-gpus // gpu.per_node)
+            if run.batch_size % gpus == 0 and fills_nodes and self._is_requested(gpus, nodes):
+                sequences = run.batch_size // gpus
                 fit = fit_memory(
-                    run.shape, run.batch_size // gpus, memory, bytes_per_value=self.value_bytes
+                    run.shape, sequences, memory_bytes, bytes_per_value=self.value_bytes
                 )
-                found += [self._on_gpus(run, gpus, fit, gpu, kind)] if fit else []
+                if fit:
+                    options.append(self._on_gpus(run, gpus, fit, gpu, gpu_type))
             gpus *= 2
-        fastest = {
-            option.held: option
-            for option in sorted(found, key=lambda option: option.flops_per_second)
-        }
-        return sorted(fastest.values(), key=lambda option: option.held)
+        by_speed = sorted(options, key=lambda option: option.flops_per_second)
+        fastest = {option.held_gpus: option for option in by_speed}
+        return sorted(fastest.values(), key=lambda option: option.held_gpus)
 
-    def _is_asked_for(self, gpus: int, nodes: int) -> bool:
-        """Whether sbatch would give so many, where the profile's own options say how many a job gets."""
+    def _is_requested(self, gpus: int, nodes: int) -> bool:
+        """Return whether a job gets this number of GPUs, if the profile's own options fix it."""
         return self.fixed is None or gpus == (
             self.fixed.gpus * (nodes if self.fixed.on_each_node else 1)
         )
 
-    def _on_gpus(self, run: RunSpec, gpus: int, fit: Fit, gpu: Gpu, kind: GpuType) -> Option:
+    def _on_gpus(
+        self, run: RunSpec, gpus: int, fit: MemoryFit, gpu: Gpu, gpu_type: GpuType
+    ) -> ResourceOption:
         nodes = -(-gpus // gpu.per_node)
         held = self.profile.held_gpus(gpus, nodes)
         if self.calibration is None:
-            recomputed = 4 / 3 if fit.checkpointing else 1.0  # one more forward pass
-            speed = gpus * kind.peak_flops * mfu_prior(run.shape, gpus) / recomputed
-            return Option(gpus, nodes, held, fit, speed, "prior")
+            recomputation = 4 / 3 if fit.checkpointing else 1.0  # one more forward pass
+            speed = gpus * gpu_type.peak_flops * mfu_prior(run.shape, gpus) / recomputation
+            return ResourceOption(gpus, nodes, held, fit, speed, "prior")
         speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, gpus)
-        ratio, _ = self.calibration.at(
-            run.shape,
-            run.batch_size,
-            gpus,
-            lambda one: (
-                one.memory_bytes / self._needed(one.shape, one.micro_batch, one.checkpointing)
-            ),
+        ratio, _ = self.calibration.interpolate(
+            run.shape, run.batch_size, gpus, self._memory_over_estimate
         )
         fit = replace(fit, memory_bytes=round(ratio * fit.memory_bytes))
-        return Option(gpus, nodes, held, fit, speed, "measured" if inside else "extrapolated")
+        source = "measured" if inside else "extrapolated"
+        return ResourceOption(gpus, nodes, held, fit, speed, source)
 
-    def _needed(self, shape: ModelShape, micro_batch: int, checkpointing: bool) -> int:
-        return needed_bytes(shape, micro_batch, checkpointing, bytes_per_value=self.value_bytes)
+    def _memory_over_estimate(self, measurement: Measurement) -> float:
+        return measurement.memory_bytes / self._estimate_bytes(
+            measurement.shape, measurement.micro_batch, measurement.checkpointing
+        )
 
-    def _on_cpus(self, run: RunSpec) -> Option:
-        """A run as the profile's options start it, which is how it was measured."""
+    def _estimate_bytes(self, shape: ModelShape, micro_batch: int, checkpointing: bool) -> int:
+        return estimate_memory_bytes(
+            shape, micro_batch, checkpointing, bytes_per_value=self.value_bytes
+        )
+
+    def _on_cpus(self, run: RunSpec) -> ResourceOption:
+        """Return a run's resources as the profile's options start it, which is how it was measured.
+
+        Raises:
+            ConfigError: no measurements.
+        """
         if self.calibration is None:
             raise ConfigError(
-                "gpu: missing; a bill needs the GPUs of the nodes, e.g. gpu: {type: h100-sxm, per_node: 8}, "
-                "or on CPUs what `isoflop calibrate` measures"
+                "gpu: missing; a bill needs the GPUs of the nodes, e.g. "
+                "gpu: {type: h100-sxm, per_node: 8}, or on CPUs the measurements of "
+                "`isoflop calibrate`"
             )
         speed, inside = self.calibration.flops_per_second(run.shape, run.batch_size, 0)
-        memory, _ = self.calibration.at(run.shape, run.batch_size, 0, lambda one: one.memory_bytes)
-        fit = Fit(run.batch_size, False, round(memory))
-        return Option(0, 1, 0, fit, speed, "measured" if inside else "extrapolated")
+        memory, _ = self.calibration.interpolate(
+            run.shape, run.batch_size, 0, lambda measurement: measurement.memory_bytes
+        )
+        fit = MemoryFit(run.batch_size, False, round(memory))
+        return ResourceOption(0, 1, 0, fit, speed, "measured" if inside else "extrapolated")
 
-    def _too_large(self, run: RunSpec, most: int | None) -> ConfigError:
+    def _too_large(self, run: RunSpec, max_gpus: int | None) -> ConfigError:
         assert self.profile.gpu is not None
         if options := self.options[run.shape, run.batch_size]:
             return ConfigError(
-                f"max_gpus: {run.run_id} holds {options[0].held} GPUs at least, {most} are allowed; raise it, take "
-                "larger GPUs, or leave out the widest models"
+                f"max_gpus: {run.run_id} holds at least {options[0].held_gpus} GPUs, {max_gpus} "
+                "are allowed; raise it, use larger GPUs, or leave out the widest models"
             )
         if self.fixed is not None:
             return ConfigError(
-                f"slurm.{self.fixed.option}: asks for {self.fixed.gpus} GPUs, with which {run.run_id} (batch "
-                f"{run.batch_size}) can't be trained; leave it out: a run asks for its own number, of the type "
-                "gpu.slurm_name"
+                f"slurm.{self.fixed.option}: requests {self.fixed.gpus} GPUs, with which "
+                f"{run.run_id} (batch {run.batch_size}) can't be trained; leave it out: each run "
+                "requests its own number of GPUs, of the type gpu.slurm_name"
             )
-        gpu = gpu_type(self.profile.gpu)
-        needed = self._needed(run.shape, 1, True)
+        gpu = resolve_gpu(self.profile.gpu)
+        needed = self._estimate_bytes(run.shape, 1, True)
         return ConfigError(
-            f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on each GPU, of which "
-            f"{gpu.device_name} has {gpu.memory_gb:.0f} GB, {MEMORY_SHARE:.0%} of it for this; take larger GPUs, or "
-            "leave out the widest models"
+            f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on "
+            f"each GPU, but {gpu.device_name} has {gpu.memory_gb:.0f} GB, of which "
+            f"{USABLE_MEMORY_SHARE:.0%} are usable; use larger GPUs, or leave out the widest models"
         )
 
 
-def _first_within(longest: float, train_flops: float, options: Sequence[Option]) -> Size:
-    """The first of some resources with which a run takes up to `longest` hours, else the last."""
+def _first_within(longest: float, train_flops: float, options: Sequence[ResourceOption]) -> Size:
+    """Return the first resources with which a run takes up to `longest` hours, else the last."""
     option = next(
         (option for option in options if option.hours(train_flops) <= longest), options[-1]
     )
     return Size(
-        option.gpus, option.nodes, option.held, option.hours(train_flops), option.fit, option.source
+        option.gpus,
+        option.nodes,
+        option.held_gpus,
+        option.hours(train_flops),
+        option.memory_fit,
+        option.source,
     )

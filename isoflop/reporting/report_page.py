@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a study: what was found, what was run, how sure it is, how to repeat it."""
+"""One self-contained HTML page about a study: laws, runs, intervals, findings and provenance."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from isoflop.plotting.curve_plots import default_split
 from isoflop.reporting import markup as page
 from isoflop.reporting.figures import study_figures, write_figures
 from isoflop.reporting.fit_sections import (
-    doubt_section,
-    first_that_tells,
+    findings_section,
+    first_law,
     law_section,
     prediction_section,
     profile_section,
     reading_section,
     surface_section,
 )
-from isoflop.text import count_text, flops_text
+from isoflop.text import count_text, duration_text, flops_text, gpu_hours_text
 
-# Runs' columns that are shown where they exist: name in the table, heading, how a cell is printed.
 _RUN_COLUMNS = {
     "run_id": ("Run", "text"),
     "budget": ("Budget", "flops"),
@@ -50,6 +49,9 @@ _RUN_COLUMNS = {
     "restarts": ("Restarts", "plain"),
     "reason": ("Reason", "text"),
 }
+"""Columns of the runs that are printed if they have values: heading and format by name."""
+
+_HOURS = {"wall_hours": "Wall time", "gpu_hours": "GPU time"}
 
 
 def write_report(
@@ -64,22 +66,26 @@ def write_report(
     refused: Mapping[str, str] | None = None,
     kind: str = "all",
 ) -> Path:
-    """Writes report.html and figures/*.png, *.svg into a directory.
+    """Write report.html and figures/*.png, *.svg into a directory.
 
     Args:
-        directory: made if missing.
-        runs: a row a run: the columns of runs.parquet; those that are missing are not shown.
-        fit: the laws that the page is about; None where no fit could be made, then `refusal` says why.
+        directory: created if missing.
+        runs: a row per run, with columns of runs.parquet; missing columns are left out.
+        fit: the fit that the page is about; None if all were refused (see `refusal`).
         curves: `run_id, budget, train_flops, split, kind, loss` of all steps.
-        metadata: `name` of the study, `simulated` (true puts a banner on the page; so does a column `simulated` of
-            the runs), `wall_hours`; anything else is listed under provenance as it is.
-        refusal: why there is no fit.
-        more_fits: other laws of the same runs (by another method, of a kind of token, in another axis), beside it.
-        refused: methods that could not be fitted, and why.
-        kind: of token, whose loss the column `loss` is, and is drawn while it falls.
+        metadata: `name` of the study; `simulated`, which adds a banner if true (so does a column
+            `simulated` of the runs); `wall_hours`. Other entries are listed under provenance.
+        refusal: reason for the missing fit.
+        more_fits: other fits of the same runs: by another method, of another token kind or on
+            another axis.
+        refused: reasons of refused methods, by method.
+        kind: token kind of the column `loss` and of the loss curves.
 
     Returns:
         The path of report.html.
+
+    Raises:
+        FitError: the directory can't be written.
     """
     directory, facts = Path(directory), dict(metadata or {})
     name = str(facts.setdefault("name", "IsoFLOP study"))
@@ -88,8 +94,8 @@ def write_report(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         art = write_figures(directory / "figures", figures)
-        parts = _parts(runs, fits, curves, facts, art, refusal, refused or {}, kind)
-        text = page.document(f"{name}: IsoFLOP study", parts)
+        body = _body(runs, fits, curves, facts, art, refusal, refused or {}, kind)
+        text = page.document(f"{name}: IsoFLOP study", body)
         with replace_file(directory / "report.html") as path:
             path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -99,7 +105,7 @@ def write_report(
     return directory / "report.html"
 
 
-def _parts(
+def _body(
     runs: pd.DataFrame,
     fits: Sequence[Fit],
     curves: pd.DataFrame | None,
@@ -112,9 +118,9 @@ def _parts(
     return [
         _banner(facts, runs),
         f'<p class="eyebrow">IsoFLOP study {escape(str(facts.pop("name")))}</p>',
-        *(_headline(fits, kind) if fits else _refused(refusal)),
-        _what_was_run(runs, facts),
-        *(_of_fits(fits[0], fits[1:], art, refused, kind) if fits else ()),
+        *(_headline(fits, kind) if fits else _refusal(refusal)),
+        _runs_summary(runs, facts),
+        *(_fit_sections(fits[0], fits[1:], art, refused, kind) if fits else ()),
         _curves_section(art, curves, kind),
         page.section(f"All {len(runs)} runs", _run_table(runs)),
         reading_section(fits[0]) if fits else "",
@@ -122,7 +128,7 @@ def _parts(
     ]
 
 
-def _of_fits(
+def _fit_sections(
     fit: Fit, more: Sequence[Fit], art: dict[str, str], refused: Mapping[str, str], kind: str
 ) -> list[str]:
     return [
@@ -130,7 +136,7 @@ def _of_fits(
         law_section(fit, art, more, refused, kind),
         surface_section(art),
         prediction_section(fit, more),
-        doubt_section(fit, more, art),
+        findings_section(fit, more, art),
     ]
 
 
@@ -146,28 +152,30 @@ def _banner(facts: dict[str, Any], runs: pd.DataFrame) -> str:
 
 
 def _headline(fits: Sequence[Fit], kind: str) -> list[str]:
-    """The law of the first fit that can tell one, in words and numbers."""
-    fit = first_that_tells(fits)
-    fitted = "" if kind == "all" else f" The loss is that of {kind} tokens."
+    """Return the headline: the first valid law, in words and numbers."""
+    fit = first_law(fits)
+    loss_kind = "" if kind == "all" else f" The loss is that of {kind} tokens."
     if fit is None:
-        lead = f"{fits[0].no_law} What was fitted all the same stands below.{fitted}"
-        return ["<h1>These runs tell no law of compute</h1>", page.paragraph(lead, "lead")]
+        lead = f"{fits[0].no_law} The fits are listed below.{loss_kind}"
+        return ["<h1>No law of compute from these runs</h1>", page.paragraph(lead, "lead")]
     sentence, _, laws = fit.headline().partition(": ")
     a, b, ratio = (fit.intervals().loc[name].to_dict() for name in ("a", "b", "ratio"))
-    ten = f"Ten times the compute is best spent on a model {10 ** a['value']:.2g} times as large, "
-    ten += f"trained on {10 ** b['value']:.2g} times as much data."
+    advice = (
+        f"Ten times the compute is best spent on a model {10 ** a['value']:.2g} times as large, "
+        f"trained on {10 ** b['value']:.2g} times as much data."
+    )
     numbers = [
         ("a: model size exponent", f"{a['value']:.3f}", _span(a)),
         ("b: data exponent", f"{b['value']:.3f}", _span(b)),
         ("b / a", f"{ratio['value']:.2f}", _span(ratio, 2)),
         ("Tokens per parameter", _tokens_per_parameter(fit), "at the smallest and largest budget"),
     ]
-    lead = f'<p class="lead">{_powers(laws)}. {escape(ten + fitted)}</p>'
+    lead = f'<p class="lead">{_powers(laws)}. {escape(advice + loss_kind)}</p>'
     return [f"<h1>{escape(sentence)}</h1>", lead, page.facts(numbers)]
 
 
 def _powers(laws: str) -> str:
-    """C^0.37 as C with a raised exponent."""
+    """Return text with raised exponents: C^0.37 becomes C<sup>0.37</sup>."""
     return re.sub(r"\^(-?[\d.]+)", r"<sup>\1</sup>", escape(laws))
 
 
@@ -183,96 +191,84 @@ def _tokens_per_parameter(fit: Fit) -> str:
     return " → ".join(f"{e['tokens'] / e['params']:.3g}" for e in ends)
 
 
-def _refused(refusal: str) -> list[str]:
+def _refusal(refusal: str) -> list[str]:
     return [
         "<h1>No law could be fitted</h1>",
         page.paragraph(refusal or "The runs were not fitted.", "lead"),
     ]
 
 
-def _what_was_run(runs: pd.DataFrame, facts: dict[str, Any]) -> str:
-    done = (
-        rows(runs, (runs["state"] == "done").to_numpy(dtype=bool))
-        if "state" in runs.columns
-        else runs
-    )
+def _runs_summary(runs: pd.DataFrame, facts: dict[str, Any]) -> str:
+    done = runs
+    if "state" in runs.columns:
+        done = rows(runs, (runs["state"] == "done").to_numpy(dtype=bool))
     items = [("Runs", f"{len(runs)}", "" if len(done) == len(runs) else f"{len(done)} done")]
     if "budget" in runs.columns and len(runs):
         budgets = column(runs, "budget")
-        span = f"{flops_text(float(budgets.min()))} to {flops_text(float(budgets.max()))} FLOPs"
-        items.append(("Budgets", f"{len(set(budgets))}", span))
+        ends = (flops_text(float(end)) for end in (budgets.min(), budgets.max()))
+        items.append(("Budgets", f"{len(set(budgets))}", f"{' to '.join(ends)} FLOPs"))
     flops = next((c for c in ("train_flops", "flops", "budget") if c in runs.columns), None)
     if flops:
-        items.append(
-            (
-                "Training compute",
-                flops_text(float(f"{column(done, flops).sum():.3g}")),
-                "FLOPs, done runs",
-            )
-        )
+        compute = flops_text(float(column(done, flops).sum()), 3)
+        items.append(("Training compute", compute, "FLOPs, done runs"))
     if "tokens" in runs.columns:
-        items.append(
-            ("Tokens seen", count_text(float(column(done, "tokens").sum())), "done runs together")
-        )
-    items += [
-        (words, *_hours(runs, facts, key))
-        for key, words in _HOURS.items()
-        if _hours(runs, facts, key)[0]
-    ]
-    return page.section("What was run", page.facts(items))
+        tokens = count_text(float(column(done, "tokens").sum()))
+        items.append(("Training tokens", tokens, "done runs together"))
+    for key, heading in _HOURS.items():
+        if hours := _hours(runs, facts, key):
+            text = gpu_hours_text(hours) if key == "gpu_hours" else duration_text(3600 * hours)
+            items.append((heading, text, ""))
+    return page.section("Runs", page.facts(items))
 
 
-_HOURS = {"wall_hours": "Wall time", "gpu_hours": "GPU time"}
-
-
-def _hours(runs: pd.DataFrame, facts: dict[str, Any], key: str) -> tuple[str, str]:
+def _hours(runs: pd.DataFrame, facts: dict[str, Any], key: str) -> float:
+    """Return the hours of the metadata, else the sum of their column; 0 if unknown."""
     value = facts.get(key)
     if value is None and key in runs.columns:
         value = float(np.nansum(column(runs, key)))
-    if not isinstance(value, (int, float)) or not value > 0:
-        return "", ""
-    return (f"{value:.3g} h", "") if value >= 1 else (f"{value * 60:.2g} min", "")
+    return float(value) if isinstance(value, (int, float)) and value > 0 else 0.0
 
 
 def _curves_section(art: dict[str, str], curves: pd.DataFrame | None, kind: str) -> str:
     if "loss_curves" not in art or curves is None:
         return ""
-    of = "" if kind == "all" else f" of {kind} tokens"
+    tokens = "" if kind == "all" else f" of {kind} tokens"
     if default_split(curves, kind) == "train" and bool((curves["split"] != "train").any()):
-        dot = f"the dot is the held-out loss{of} after the last step, the one that is fitted"
-        caption = f"One line a run, coloured by budget: the loss{of} on training batches; {dot}."
+        line = f": the loss{tokens} on training batches"
+        dot = f"the held-out loss{tokens}"
     else:
-        dot = f"the dot is the loss{of} after the last step, the one that is fitted"
-        caption = f"One line a run, coloured by budget; {dot}."
-    return page.section(
-        "Loss while training",
-        page.figure(art["loss_curves"], caption, "Loss against training compute"),
+        line, dot = "", f"the loss{tokens}"
+    caption = (
+        f"One line per run, coloured by budget{line}; the dot is {dot} after the last step, which "
+        "is fitted."
     )
+    drawing = page.figure(art["loss_curves"], caption, "Loss against training compute")
+    return page.section("Loss while training", drawing)
 
 
 def _run_table(runs: pd.DataFrame) -> str:
-    shown = [c for c in _RUN_COLUMNS if c in runs.columns and bool(runs[c].notna().any())]
-    if "params" in shown and "params_total" in shown:
-        shown.remove("params_total")
-    texts = [i for i, c in enumerate(shown) if _RUN_COLUMNS[c][1] == "text"]
-    rows = [
-        [_print(row[c], _RUN_COLUMNS[c][1]) for c in shown] for row in records(runs.loc[:, shown])
+    names = [c for c in _RUN_COLUMNS if c in runs.columns and bool(runs[c].notna().any())]
+    if "params" in names and "params_total" in names:
+        names.remove("params_total")
+    columns = [_RUN_COLUMNS[name] for name in names]
+    cells = [
+        [_cell_text(value, kind) for value, (_, kind) in zip(row.values(), columns, strict=True)]
+        for row in records(runs.loc[:, names])
     ]
-    return page.table([_RUN_COLUMNS[c][0] for c in shown], rows, text=texts, tall=True)
+    texts = [i for i, (_, kind) in enumerate(columns) if kind == "text"]
+    return page.table([heading for heading, _ in columns], cells, text=texts, tall=True)
 
 
-def _print(value: Any, kind: str) -> str:
+def _cell_text(value: Any, kind: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA:
         return "-"
     if kind == "text" or isinstance(value, str):
         return str(value)
-    printers = {
-        "flops": flops_text,
-        "count": count_text,
-        "loss": lambda v: f"{v:.4f}",
-        "plain": lambda v: f"{v:.6g}",
-    }
-    return printers[kind](float(value))
+    if kind == "flops":
+        return flops_text(float(value))
+    if kind == "count":
+        return count_text(float(value))
+    return f"{float(value):.4f}" if kind == "loss" else f"{float(value):.6g}"
 
 
 def _provenance(fit: Fit | None, facts: dict[str, Any]) -> str:
@@ -292,10 +288,7 @@ def _provenance(fit: Fit | None, facts: dict[str, Any]) -> str:
     if isinstance(fit, IsoflopFit):
         rows += [
             ("resamples, seed", f"{fit.bootstrap}, {fit.seed}"),
-            ("profiles let into the laws", ", ".join(fit.use)),
+            ("profiles used for the laws", ", ".join(fit.use)),
         ]
-    return (
-        page.section("Provenance", page.table((), rows, text=(0, 1), kind="provenance"))
-        if rows
-        else ""
-    )
+    table = page.table((), rows, text=(0, 1), kind="provenance") if rows else ""
+    return page.section("Provenance", table)

@@ -1,4 +1,4 @@
-"""The report of a sweep's directory: reads its files, repeats its fit, writes the page."""
+"""The report of a sweep's directory: its files are read, its fits repeated, its page written."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 
 import pandas as pd
 
-from isoflop.config.sweep_definition import sweep_in
+from isoflop.config.sweep_definition import load_directory_sweep
 from isoflop.errors import FitError, RunError
-from isoflop.fitting.methods.fit_all import METHODS, USUAL, Options, fit_laws
-from isoflop.fitting.methods.parametric import PRESETS
+from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, METHODS, Options, fit_laws
+from isoflop.fitting.methods.parametric import HUBER_PRESETS
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.fitted_laws import Axis
 from isoflop.fitting.tables.readers import RUNS_FILE, read_frame
-from isoflop.fitting.tables.runs_table import ParamCount
+from isoflop.fitting.terms import Axis
 from isoflop.frames import records, rows
 from isoflop.reporting.report_page import write_report
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.shapes import ParamCount
 
-GATHERED_FILE = "losses.parquet"
-"""All loss logs of a sweep in one table, with `run_id` and `budget`: a kept result has it, and no run directories."""
+GATHERED_LOSSES_FILE = "losses.parquet"
+"""All loss logs of a sweep in one table, with `run_id` and `budget`, in an archived study without
+run directories."""
 
 CURVE_COLUMNS = ["step", "tokens", "train_flops", "split", "kind", "loss"]
-_KEPT: dict[str, type | tuple[type, ...]] = {
+_OPTION_TYPES: dict[str, type | tuple[type, ...]] = {
     "loss_unit": str,
     "use": (str, list),
     "huber_delta": (str, int, float),
@@ -37,25 +38,32 @@ _KEPT: dict[str, type | tuple[type, ...]] = {
     "confidence": (int, float),
     "drop_outliers": (int, float),
 }
-"""Options of fit.json that a repeated fit takes."""
+"""Types of the options in fit.json that a repeated fit uses."""
 
-_NAMED = ("method", "axis", "loss", "n")
+_STRING_KEYS = ("method", "axis", "loss", "n")
 _PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
 
 
 def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) -> Path:
-    """Writes report.html and figures of a sweep's directory (`runs.parquet`, `fit.json`, `<run_id>/loss/*.parquet`).
+    """Write report.html and figures of a sweep from `runs.parquet`, `fit.json` and
+    `<run_id>/loss/*.parquet`.
 
-    The fits are repeated with the options in fit.json: the same seed gives the same digits. Without fit.json the
-    defaults are taken. The methods that it lacks are fitted beside; where one is refused, the page says why. Which loss
-    it is, and is drawn, says sweep.yaml.
+    The fits are repeated with the options in fit.json (default options without that file), so the
+    same seed gives the same digits. Default methods missing from fit.json are fitted too. The page
+    gives the reason for each refused method. The metric in sweep.yaml selects the loss curves.
 
     Args:
-        directory: of the sweep.
+        directory: the sweep's directory.
         metadata: see `write_report`; name, recipe and versions are filled in.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        FitError: a file is missing, can't be read or is not a fit.json.
     """
     directory = Path(directory)
-    runs, sweep = read_frame(directory), sweep_in(directory)
+    runs, sweep = read_frame(directory), load_directory_sweep(directory)
     document = _fit_document(directory)
     fits, refused = _fits(directory, document)
     facts = {
@@ -65,7 +73,7 @@ def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) 
     }
     if document and fits and fits[0].runs.hash != document.get("data", {}).get("hash"):
         facts["note"] = (
-            f"{RUNS_FILE} has changed since fit.json was written; this page fits the runs as they are now"
+            f"{RUNS_FILE} has changed since fit.json was written; this page fits the current runs"
         )
     curves, kind = loss_curves(directory, runs), sweep.metric.kind if sweep else "all"
     if curves is not None and sweep:
@@ -74,31 +82,26 @@ def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) 
         )
     first, refusal = (fits[0], "") if fits else (None, refused["isoflop"])
     facts |= metadata or {}
-    more: dict[str, Any] = {
-        "refusal": refusal,
-        "more_fits": fits[1:],
-        "refused": refused,
-        "kind": kind,
-    }
-    return write_report(directory, runs, first, curves, facts, **more)
+    texts: dict[str, Any] = {"refusal": refusal, "refused": refused, "kind": kind}
+    return write_report(directory, runs, first, curves, facts, more_fits=fits[1:], **texts)
 
 
 def loss_curves(directory: str | Path, runs: pd.DataFrame) -> pd.DataFrame | None:
-    """The loss logs of all runs that have one, with `run_id` and `budget`; None where there are none.
+    """Return the loss logs of all runs with `run_id` and `budget`, or None without any log.
 
-    A log that is damaged has no curve; in the table of runs it has a reason.
+    A damaged log has no curve; the table of runs gives the reason.
     """
-    parts = []
-    if (gathered := Path(directory) / GATHERED_FILE).exists():
+    logs = []
+    if (gathered := Path(directory) / GATHERED_LOSSES_FILE).exists():
         return read_frame(gathered)
     if not {"run_id", "budget"} <= set(runs.columns):
         return None
     for row in records(runs.loc[:, ["run_id", "budget"]]):
         with contextlib.suppress(RunError):
-            frame = RunDirectory(Path(directory) / str(row["run_id"])).log().loc[:, CURVE_COLUMNS]
-            parts.append(frame.assign(run_id=str(row["run_id"]), budget=float(row["budget"])))
-    parts = [p for p in parts if len(p)]
-    return pd.concat(parts, ignore_index=True) if parts else None
+            log = RunDirectory(Path(directory) / str(row["run_id"])).log().loc[:, CURVE_COLUMNS]
+            logs.append(log.assign(run_id=str(row["run_id"]), budget=float(row["budget"])))
+    logs = [log for log in logs if len(log)]
+    return pd.concat(logs, ignore_index=True) if logs else None
 
 
 def _fit_document(directory: Path) -> dict[str, Any]:
@@ -117,12 +120,12 @@ def _fit_document(directory: Path) -> dict[str, Any]:
 
 
 def _mend(directory: Path) -> str:
-    here = shlex.quote(str(directory))
-    return f"delete it, or write it anew with: isoflop fit {here} --output {here}"
+    folder = shlex.quote(str(directory))
+    return f"delete it, or replace it with: isoflop fit {folder} --output {folder}"
 
 
 def _problem(document: Any) -> str:
-    """What of a fit.json, which may have been edited by hand, can't be repeated; empty where all can."""
+    """Return the first error in a fit.json, which may have been edited by hand; empty if valid."""
     if not isinstance(document, dict):
         return "expected a mapping"
     options, fits = document.get("options", {}), document.get("fits", [])
@@ -136,37 +139,37 @@ def _problem(document: Any) -> str:
         return "options.columns: expected a mapping of names"
     if not isinstance(fits, list) or not all(isinstance(entry, dict) for entry in fits):
         return "fits: expected a list of fits"
-    for place, values in (
-        ("options", {"n": options.get("n", "")}),
-        *((f"fits[{i}]", e) for i, e in enumerate(fits)),
-    ):
-        if wrong := [key for key in _NAMED if not isinstance(values.get(key, ""), str)]:
-            return f"{place}.{wrong[0]}: expected a name"
-    for key, kinds in _KEPT.items():
-        if options.get(key) is not None and not isinstance(options[key], kinds):
+    entries = {f"fits[{i}]": entry for i, entry in enumerate(fits)}
+    for section, values in ({"options": {"n": options.get("n", "")}} | entries).items():
+        if wrong := [key for key in _STRING_KEYS if not isinstance(values.get(key, ""), str)]:
+            return f"{section}.{wrong[0]}: expected a name"
+    for key, types in _OPTION_TYPES.items():
+        if options.get(key) is not None and not isinstance(options[key], types):
             return f"options.{key}: can't be {options[key]!r}"
     return ""
 
 
 def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[Fit], dict[str, str]]:
-    """The fits of the document, repeated, and the usual methods that it lacks; what was refused, and why."""
+    """Repeat the fits of the document and fit the default methods that it lacks.
+
+    Returns:
+        The fits, isoflop first, and the reasons of refused methods by method.
+    """
     entries = [e for e in document.get("fits", []) if e.get("method") in METHODS]
-    wanted = [
+    specs = [
         (e["method"], e.get("axis", "params"), e.get("loss", "loss"), e.get("n", "total"))
         for e in entries
     ]
-    _, axis, loss, n = (
-        wanted[0]
-        if wanted
-        else ("", "params", "loss", document.get("options", {}).get("n", "total"))
-    )
-    there = {(method, of_loss, of_n) for method, _, of_loss, of_n in wanted}
-    wanted += [(method, axis, loss, n) for method in USUAL if (method, loss, n) not in there]
+    default = ("", "params", "loss", document.get("options", {}).get("n", "total"))
+    _, axis, loss, n = specs[0] if specs else default
+    fitted = {(method, loss, n) for method, _, loss, n in specs}
+    missing = [method for method in DEFAULT_METHODS if (method, loss, n) not in fitted]
+    specs += [(method, axis, loss, n) for method in missing]
     fits: list[Fit] = []
     refused: dict[str, str] = {}
-    for method, *what in sorted(wanted, key=lambda w: w[0] != "isoflop"):
+    for method, *rest in sorted(specs, key=lambda spec: spec[0] != "isoflop"):
         try:
-            fits += fit_laws(directory, [method], _options(document, method, *what)).fits
+            fits += fit_laws(directory, [method], _options(document, method, *rest)).fits
         except FitError as error:
             refused[method] = str(error)
     return fits, refused
@@ -175,33 +178,30 @@ def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[Fit], dict[st
 def _options(
     document: dict[str, Any], method: str, axis: Axis, loss: str, n: ParamCount
 ) -> Options:
-    """As in fit.json; of the surface no resamples, since the page shows its t intervals."""
-    options = document.get("options", {})
-    columns = {
-        k: v for k, v in options.get("columns", {}).items() if not str(v).startswith("(")
-    } | {"loss": loss}
-    if n != options.get("n", n):
+    """Return the options of fit.json, without resamples of the surface: the page has its t
+    intervals.
+    """
+    saved = document.get("options", {})
+    names = {k: v for k, v in saved.get("columns", {}).items() if not str(v).startswith("(")}
+    columns = names | {"loss": loss}
+    if n != saved.get("n", n):
         columns.pop("params", None)
-    kept: dict[str, Any] = {k: options[k] for k in _KEPT if options.get(k) is not None}
-    if "huber_delta" in kept and kept["huber_delta"] not in PRESETS:
+    options: dict[str, Any] = {k: saved[k] for k in _OPTION_TYPES if saved.get(k) is not None}
+    if "huber_delta" in options and options["huber_delta"] not in HUBER_PRESETS:
         try:
-            kept["huber_delta"] = float(kept["huber_delta"])
+            options["huber_delta"] = float(options["huber_delta"])
         except ValueError:
             raise FitError(
-                f"fit.json: options.huber_delta: can't be {kept['huber_delta']!r}"
+                f"fit.json: options.huber_delta: can't be {options['huber_delta']!r}"
             ) from None
     if method == "parametric":
-        kept["bootstrap"] = 0
-    return Options(axis=axis, n=n, columns=columns, **kept)
+        options["bootstrap"] = 0
+    return Options(axis=axis, n=n, columns=columns, **options)
 
 
 def _versions() -> str:
-    return ", ".join(
-        [
-            f"Python {platform.python_version()}",
-            *(f"{p} {v}" for p in _PACKAGES if (v := _installed(p))),
-        ]
-    )
+    installed = [f"{name} {number}" for name in _PACKAGES if (number := _installed(name))]
+    return ", ".join([f"Python {platform.python_version()}", *installed])
 
 
 def _installed(package: str) -> str | None:

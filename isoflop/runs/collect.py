@@ -1,4 +1,4 @@
-"""The runs table: what came of the runs of a sweep, a row each."""
+"""The runs table of a sweep: plan, state and results, one row per run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import RunError
 from isoflop.files import replace_file
-from isoflop.runs.loss_log import lack_of
+from isoflop.runs.loss_log import find_column_fault
 from isoflop.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isoflop")
 
-PLAN_COLUMNS = {"run_id": "str", "budget": "float64", "tokens": "int64", "train_flops": "float64"}
-"""Columns of the plan without which its runs are no study."""
+REQUIRED_PLAN_COLUMNS = {
+    "run_id": "str",
+    "budget": "float64",
+    "tokens": "int64",
+    "train_flops": "float64",
+}
+"""Columns of the plan that the runs table needs."""
 
 
 def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
-    """The runs of a sweep's directory, a row each: the plan's columns, state and held-out losses.
+    """Return the runs of a sweep's directory, one row each: plan, state and held-out losses.
 
-    A kept result, with `runs.parquet` and no run directories, is read as it is.
-
-    A run that is done, and whose files can't be read, is `failed` here, with the reason: the others count all the same.
+    A saved result, with `runs.parquet` and no run directories, is read unchanged. A finished run
+    whose files can't be read is `failed`, with the reason; the other runs are not affected.
 
     Raises:
         RunError: no plan in the directory, or a damaged one.
@@ -36,7 +40,7 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
     directory = Path(sweep)
-    file = directory / ("runs.parquet" if _is_kept_result(directory) else "plan.parquet")
+    file = directory / ("runs.parquet" if _is_saved_result(directory) else "plan.parquet")
     if not file.exists():
         raise RunError(
             f"{directory}: no sweep's directory (it has no plan.parquet); see `isoflop run --help`"
@@ -45,13 +49,13 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
         plan = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{file}: damaged ({error}); delete it, and the command that made it writes it anew"
+            f"{file}: damaged ({error}); delete it, and the command that made it writes it again"
         ) from None
     if file.name == "runs.parquet":
         return plan
-    if lack := lack_of(plan, PLAN_COLUMNS):
+    if fault := find_column_fault(plan, REQUIRED_PLAN_COLUMNS):
         raise RunError(
-            f"{file}: damaged ({lack}); delete it, and the command that made it writes it anew"
+            f"{file}: damaged ({fault}); delete it, and the command that made it writes it again"
         )
     results = pd.DataFrame(
         [_result(RunDirectory(directory / str(run_id))) for run_id in plan["run_id"]],
@@ -61,15 +65,15 @@ def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def write_runs(sweep: Path) -> pd.DataFrame:
-    """Reads a sweep's runs and keeps them as `runs.parquet`."""
+    """Read a sweep's runs and save them as `runs.parquet`; return the table."""
     runs = read_runs(sweep)
-    if not _is_kept_result(sweep):
+    if not _is_saved_result(sweep):
         with replace_file(sweep / "runs.parquet") as temporary:
             runs.to_parquet(temporary, index=False)
     return runs
 
 
-def _is_kept_result(directory: Path) -> bool:
+def _is_saved_result(directory: Path) -> bool:
     return (directory / "runs.parquet").exists() and not any(directory.glob("*/config.yaml"))
 
 
@@ -89,49 +93,46 @@ def _result(run: RunDirectory) -> dict[str, Any]:
     result["simulated"] = bool(state.get("simulated"))
     if state["state"] == "done":
         try:
-            result |= _measured(run, state)
+            result |= _read_result(run, state)
         except RunError as problem:
             log.warning("%s; until then the run counts as failed", problem)
             result |= {"state": "failed", "reason": str(problem)}
     return result
 
 
-def _measured(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Losses and cost of a run that is done.
+def _read_result(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return losses and cost of a finished run.
 
     Raises:
-        RunError: files that can't be read, or that lack the loss that is fitted.
+        RunError: files that can't be read, or that lack the fitted loss.
     """
     rows, config = run.log(), run.config()
     try:
-        split, fitted, steps = (
-            config["metric"]["set"],
-            config["metric"]["kind"],
-            config["run"]["steps"],
-        )
+        metric, steps = config["metric"], config["run"]["steps"]
+        split, fitted_kind = metric["set"], metric["kind"]
     except (KeyError, TypeError):
         raise RunError(
             f"{run.path / 'config.yaml'}: damaged; delete the run's directory to start it again"
         ) from None
     final = rows[(rows["split"] == split) & (rows["step"] == steps)].set_index("kind")["loss"]
-    if fitted not in final.index:
+    if fitted_kind not in final.index:
         raise RunError(
-            f"{run.path}: marked done without a loss after step {steps}; delete it to start it again"
+            f"{run.path}: marked done without a loss after step {steps}; delete it to start it "
+            "again"
         )
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "loss" if kind == "all" else f"loss_{kind}": loss for kind, loss in final.items()
     }
-    found["loss"] = final[fitted]
+    result["loss"] = final[fitted_kind]
     wall_s = float(rows["wall_s"].iloc[-1])
-    found["wall_s"] = (
-        state.get("wall_s", wall_s) if math.isnan(wall_s) else wall_s
-    )  # of a program that doesn't say
-    found["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].median())
-    return {**found, "gpu_hours": _gpu_hours(state, found["wall_s"])}
+    if math.isnan(wall_s):  # an external trainer's log may have none
+        wall_s = state.get("wall_s", wall_s)
+    result["wall_s"] = wall_s
+    result["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].median())
+    return {**result, "gpu_hours": _gpu_hours(state, wall_s)}
 
 
 def _gpu_hours(state: Mapping[str, Any], wall_s: float) -> float:
-    hours = (
-        min(state.get("gpus", 0), 1e6) * min(wall_s, 1e10) / 3600
-    )  # somebody may have written any number
+    # state.json may have been edited: any number is possible
+    hours = min(state.get("gpus", 0), 1e6) * min(wall_s, 1e10) / 3600
     return hours if math.isfinite(hours) else 0.0

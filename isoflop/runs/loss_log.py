@@ -1,4 +1,4 @@
-"""The loss log of a run: its columns, its rows, and the Parquet files that it comes in."""
+"""The loss log of a run: columns, rows, and its Parquet files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ LOG_COLUMNS = {
     "mfu": "float64",
     "wall_s": "float64",
 }
-"""Columns of the loss log; the last three are measurements of time, the others repeat bit for bit."""
+"""Columns of the loss log; all but the last three, which measure time, repeat bit for bit."""
 
 
 def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dict[str, Any]:
-    """A row of the loss log after `step` updates of `batch_size` sequences; what is not given is not known."""
+    """Return a row of the loss log after `step` updates of `batch_size` sequences.
+
+    Columns without a value are NaN.
+    """
     tokens = step * batch_size * shape.seq_len
     counts = {
         "step": step,
@@ -42,41 +45,44 @@ def log_row(shape: ModelShape, batch_size: int, step: int, **values: Any) -> dic
     return {**dict.fromkeys(LOG_COLUMNS, float("nan")), **counts, **values}
 
 
-def frame_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Rows as a table with the columns of the log."""
+def to_log_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return rows as a table with the columns of the log."""
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(LOG_COLUMNS)).astype(LOG_COLUMNS)
 
 
 def write_part(path: Path, frame: pd.DataFrame) -> None:
-    """Writes a part file: whole or not at all."""
+    """Write a part file, complete or not at all."""
     with replace_file(path) as temporary:
         frame.to_parquet(temporary, index=False)
 
 
 def read_part(path: Path) -> pd.DataFrame:
-    """A part file.
+    """Read a part file.
 
     Raises:
-        RunError: one that can't be read, or that lacks a column.
+        RunError: a file that can't be read, or that lacks a column.
     """
     import pandas as pd
 
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise RunError(
-            f"{path}: damaged ({why}); delete the run's directory to start it again"
+            f"{path}: damaged ({reason}); delete the run's directory to start it again"
         ) from None
-    if lack := lack_of(frame, LOG_COLUMNS):
-        raise RunError(f"{path}: damaged ({lack}); delete the run's directory to start it again")
+    if fault := find_column_fault(frame, LOG_COLUMNS):
+        raise RunError(f"{path}: damaged ({fault}); delete the run's directory to start it again")
     return frame
 
 
-def lack_of(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """What keeps a table, which may have been edited by hand, from being reckoned with; empty where nothing does."""
+def find_column_fault(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Return a missing column or one of a wrong type, e.g. `no column step`; empty if all are valid.
+
+    The table may have been edited by hand.
+    """
     for name, kind in columns.items():
         if name not in frame.columns:
             return f"no column {name}"

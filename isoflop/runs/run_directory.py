@@ -1,7 +1,7 @@
 """Run directories: configuration, state and loss log.
 
-The truth about a run is in its directory: a `DONE` marker, the newest valid checkpoint, the loss log. Once it is done,
-its final weights take the place of its checkpoints.
+The directory is the only record of a run: a `DONE` marker, the newest valid checkpoint, the loss
+log. When the run is done, its final weights replace its checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 from isoflop.errors import RunError
 from isoflop.files import checksum_file, read_replaced, remove_abandoned, replace_file, sync
 from isoflop.lease import Lease, is_leased, take_lease
-from isoflop.runs.loss_log import frame_of, read_part, write_part
+from isoflop.runs.loss_log import read_part, to_log_frame, write_part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +30,11 @@ State = Literal[
     "pending", "queued", "running", "requeued", "done", "failed", "diverged", "cancelled"
 ]
 
-SETTLED: tuple[State, ...] = ("done", "failed", "diverged")
-"""States in which nothing more happens to a run by itself."""
+TERMINAL_STATES: tuple[State, ...] = ("done", "failed", "diverged")
+"""States that a run does not leave without a command."""
 
 STATES: tuple[State, ...] = get_args(State)
-STORED: dict[str, type | tuple[type, ...]] = {
+STATE_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "reason": str,
     "attempt": int,
     "step": int,
@@ -55,16 +55,18 @@ STORED: dict[str, type | tuple[type, ...]] = {
     "node": (str, NoneType),
     "data_checksum": str,
 }
-"""What `state.json` keeps beside the state: what can be reckoned with."""
+"""Types of the fields of `state.json` beside the state."""
 
-ABANDONED_S = 300.0
-"""Age beyond which a half-written file that another process may be writing is a killed one's."""
+MIN_ABANDONED_AGE_S = 300.0
+"""Age in seconds above which an incomplete file counts as left by a killed process."""
 
-WHAT = ("run", "identity", "data", "metric", "precision")
-"""Parts of `config.yaml` that say what a run is; the others may differ from the plan's (how often it is logged)."""
+FIXED_PARTS = ("run", "identity", "data", "metric", "precision")
+"""Parts of `config.yaml` that define a run; others, such as the log interval, may differ from the
+plan's.
+"""
 
-HOW = ("checkpoint_minutes", "deterministic", "loggers")
-"""Parts that a run which is not done takes from the newest plan, at its next start."""
+UPDATED_PARTS = ("checkpoint_minutes", "deterministic", "loggers")
+"""Parts that an unfinished run takes from the newest plan at its next start."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +89,42 @@ class RunDirectory:
 
     @property
     def weights(self) -> Path:
-        """The final weights, of a run that is done and whose trainer keeps them."""
+        """Path of the final weights, which some trainers save at the end of a run."""
         return self.path / "weights.pt"
 
+    def log_file(self, attempt: int, rank: int = 0) -> Path:
+        """Return the path of an attempt's log.
+
+        For a rank above 0 it holds only the output of its external trainer.
+        """
+        name = f"log-{rank}.txt" if rank else "log.txt"
+        return self.path / "attempts" / str(attempt) / name
+
     def checkpointed_step(self) -> int:
-        """The step of the newest finished checkpoint; 0 where there is none."""
+        """Return the step of the newest complete checkpoint; 0 if there is none."""
         steps = (
             int(path.stem.removeprefix("step-")) for path in self.checkpoints.glob("step-*.sha256")
         )
         return max(steps, default=0)
 
-    def reached(self) -> int:
-        """The step that a new start goes on from; of a program that resumes by itself that of its last loss."""
+    def resume_step(self) -> int:
+        """Return the step from which the next attempt resumes.
+
+        It is that of the newest checkpoint, or an external trainer's last logged step.
+        """
         return self.state()["step"] if self.trainer == "command" else self.checkpointed_step()
 
     # Configuration
 
     def create(self, config: dict[str, Any], files: Mapping[str, str] | None = None) -> None:
-        """Makes the directory, whole or not at all, or checks that the one there is of the same configuration.
+        """Make the directory, complete or not at all, or check that it has the same configuration.
 
-        Of one that is there and not done, the parts named in `HOW` are brought up to date.
-
-        It is not synced to the disk: a study has thousands of them, and whoever makes them syncs once.
+        An existing, unfinished run gets the newest values of `UPDATED_PARTS`. The directory is not
+        synced to the disk: a study has thousands of them, so the caller syncs once.
 
         Args:
-            config: what the run does.
-            files: more files of a new directory, by name.
+            config: configuration of the run.
+            files: texts of further files of a new directory, by name.
 
         Raises:
             RunError: a directory whose configuration was changed by hand.
@@ -121,17 +133,19 @@ class RunDirectory:
 
         file = self.path / "config.yaml"
         if file.exists():
-            found = self.config()
-            before, now = _what(found), _what(config)
+            stored = self.config()
+            before, now = _fixed_parts(stored), _fixed_parts(config)
             if edited := [
-                key for key in WHAT if canonical_hash(before[key]) != canonical_hash(now[key])
+                key
+                for key in FIXED_PARTS
+                if canonical_hash(before[key]) != canonical_hash(now[key])
             ]:
                 raise RunError(
                     f"{file}: its {' and '.join(edited)} is not the plan's; it was edited: "
                     f"restore it, or delete {self.path} to start the run again"
                 )
-            newest = {**found, **{key: config[key] for key in HOW if key in config}}
-            if newest != found and not self.done:
+            newest = {**stored, **{key: config[key] for key in UPDATED_PARTS if key in config}}
+            if newest != stored and not self.done:
                 with replace_file(file) as temporary:
                     temporary.write_text(_yaml(newest))
             for name, text in (files or {}).items():
@@ -142,28 +156,28 @@ class RunDirectory:
         self._make({"config.yaml": _yaml(config), **(files or {})})
 
     def _make(self, files: Mapping[str, str]) -> None:
-        """Puts files into the directory, which appears with all of them."""
+        """Make the directory with files, all of them at the same moment."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.run_id}.{os.getpid()}.tmp")
-        shutil.rmtree(part, ignore_errors=True)  # of a killed process that had this one's number
+        temporary = self.path.with_name(f".{self.run_id}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with the same id
         try:
-            part.mkdir()
+            temporary.mkdir()
             for name, text in files.items():
-                (part / name).write_text(text)
-            if self.path.exists():  # made by hand, or by an earlier version; what is in it stays
+                (temporary / name).write_text(text)
+            if self.path.exists():  # made by hand, or by an earlier version; its other files stay
                 for name in files:
-                    os.replace(part / name, self.path / name)
+                    os.replace(temporary / name, self.path / name)
             else:
-                os.rename(part, self.path)
+                os.rename(temporary, self.path)
         except OSError as error:
-            if error.errno is not None and error.filename is None:  # so it is with a full disk
+            if error.errno is not None and error.filename is None:  # e.g. a full disk
                 error.filename = str(self.path)
             raise
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def config(self) -> dict[str, Any]:
-        """What the run does, as `launching.directory` wrote it.
+        """Return the configuration that `launching.records.sweep_directory` wrote.
 
         Raises:
             RunError: a missing or unreadable file.
@@ -176,16 +190,16 @@ class RunDirectory:
                 file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             )
         except (OSError, ValueError, yaml.YAMLError) as error:
-            why = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"{file}: can't be read ({why}); delete the run's directory to start it again"
+                f"{file}: can't be read ({reason}); delete the run's directory to start it again"
             ) from None
-        if not isinstance(loaded, dict) or not set(WHAT) <= loaded.keys():
+        if not isinstance(loaded, dict) or not set(FIXED_PARTS) <= loaded.keys():
             raise RunError(f"{file}: damaged; delete the run's directory to start it again")
         return loaded
 
     def program(self) -> tuple[str, str]:
-        """Which trainer it has, and what that is given, as `Train.program` of its sweep.
+        """Return the run's trainer and its argument, as `Train.program` of its sweep.
 
         Raises:
             RunError: its configuration can't be read.
@@ -195,7 +209,10 @@ class RunDirectory:
 
     @property
     def trainer(self) -> str:
-        """Who trains it: `builtin`, `command` or `simulated`; `builtin` too where its configuration can't be read."""
+        """Trainer of the run: `builtin`, `command` or `simulated`.
+
+        It is `builtin` if the configuration can't be read.
+        """
         try:
             return self.program()[0]
         except RunError:
@@ -204,7 +221,7 @@ class RunDirectory:
     # State
 
     def state(self) -> dict[str, Any]:
-        """The run's `state.json`; `pending` where there is none yet, or none that can be read."""
+        """Return the run's `state.json`; its state is `pending` without a readable file."""
         try:
             state = json.loads(read_replaced(self.path / "state.json"))
         except (FileNotFoundError, ValueError, RecursionError):
@@ -216,7 +233,7 @@ class RunDirectory:
         return state
 
     def set_state(self, state: State, reason: str = "", **more: Any) -> None:
-        """Writes `state.json`: the given keys replace those before; the heartbeat is now."""
+        """Write `state.json`: `more` replaces the fields of the same name; the heartbeat is now."""
         document = {
             **self.state(),
             "state": state,
@@ -228,81 +245,87 @@ class RunDirectory:
             temporary.write_text(json.dumps(document) + "\n")
 
     def mark_done(self) -> None:
-        """Sets the marker, which is on the disk when this returns."""
+        """Set the marker `DONE`, which is on the disk when this returns."""
         (self.path / "DONE").touch()
         sync(self.path)
 
     def remove_checkpoints(self) -> None:
-        """Removes the checkpoints of a run that is done and has its final weights; of others, none."""
+        """Remove the checkpoints if the run is done and has its final weights."""
         if self.done and checksum_file(self.weights).exists():
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def lease(self, *, settle_s: float = 0.0) -> AbstractContextManager[Lease]:
-        """The right to train the run, until the block ends; false where another process has it."""
+        """Take the right to train the run until the block ends.
+
+        The lease is false if another process holds it; `settle_s` as in `take_lease`.
+        """
         return take_lease(self.path / "lease", settle_s=settle_s)
 
     def is_leased(self) -> bool:
-        """Whether some process holds the run now."""
+        """Return whether a process holds the run's lease."""
         return is_leased(self.path / "lease")
 
     def remove_abandoned(self) -> None:
-        """Removes half-written files of killed processes; for who holds the lease."""
+        """Remove incomplete files of killed processes. The caller holds the lease."""
         for folder in (self.checkpoints, self.path / "loss"):
             remove_abandoned(folder)
         for stray in self.path.glob(".*.tmp"):
             with contextlib.suppress(FileNotFoundError):
-                # Others write to the folder of the run itself, for a moment: the state, from a login node.
-                own = stray.name.startswith(f".{self.weights.stem}.")
-                if own or time.time() - stray.stat().st_mtime > ABANDONED_S:
+                # Other processes may be writing here, e.g. the state from a login node.
+                is_weights = stray.name.startswith(f".{self.weights.stem}.")
+                age_s = time.time() - stray.stat().st_mtime
+                if is_weights or age_s > MIN_ABANDONED_AGE_S:
                     stray.unlink()
 
     # Loss log
 
     def append_log(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Adds rows as one part file; a part is named by its first and last step."""
+        """Append rows as one part file, which is named by its first and last step."""
         if not rows:
             return
         first, last = min(row["step"] for row in rows), max(row["step"] for row in rows)
-        write_part(self.path / "loss" / f"{first:09d}-{last:09d}.parquet", frame_of(rows))
+        write_part(self.path / "loss" / f"{first:09d}-{last:09d}.parquet", to_log_frame(rows))
 
     def log(self) -> pd.DataFrame:
-        """The loss log, in order of steps.
+        """Return the loss log, in order of steps.
 
         Raises:
-            RunError: a part that can't be read.
+            RunError: a part file that can't be read.
         """
         import pandas as pd
 
-        parts = [read_part(part) for part in self._parts()]
+        parts = [read_part(file) for file in self._part_files()]
         if not parts:
-            return frame_of([])
-        # Parts overlap only where two processes trained the run at once, to the same losses.
+            return to_log_frame([])
+        # Parts overlap only if two processes trained the run at once, to the same losses.
         return pd.concat(parts, ignore_index=True).drop_duplicates(
             ["step", "split", "kind"], ignore_index=True
         )
 
-    def cut_log(self, step: int) -> None:
-        """Drops the rows after `step`, which a run that resumes from there writes again."""
-        for part in self._parts():
-            first, last = (int(number) for number in part.stem.split("-"))
+    def truncate_log(self, step: int) -> None:
+        """Drop the rows after `step`, which a run that resumes from there writes again."""
+        for file in self._part_files():
+            first, last = (int(number) for number in file.stem.split("-"))
             if last <= step:
                 continue
             if first <= step:
-                kept = read_part(part)
-                kept = kept.loc[kept["step"] <= step]
-                write_part(part.with_name(f"{first:09d}-{step:09d}.parquet"), kept)
-            part.unlink()
+                rows = read_part(file)
+                rows = rows.loc[rows["step"] <= step]
+                write_part(file.with_name(f"{first:09d}-{step:09d}.parquet"), rows)
+            file.unlink()
 
-    def _parts(self) -> list[Path]:
+    def _part_files(self) -> list[Path]:
         return sorted((self.path / "loss").glob("[0-9]*.parquet"))
 
 
 def _is_state(document: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a `state.json`, which may have been edited by hand, can be reckoned with."""
+    """Return whether a `state.json`, which may have been edited by hand, is valid."""
     return (
         isinstance(document, dict)
         and document.get("state") in STATES
-        and all(isinstance(value, STORED.get(key, object)) for key, value in document.items())
+        and all(
+            isinstance(value, STATE_FIELD_TYPES.get(key, object)) for key, value in document.items()
+        )
         and all(isinstance(node, str) for node in document.get("failed_on", ()))
     )
 
@@ -317,7 +340,10 @@ def _yaml(document: dict[str, Any]) -> str:
     )
 
 
-def _what(config: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a configuration that a run can't change, without the sweep's name: its directory may be renamed."""
-    parts = {key: config[key] for key in WHAT}
+def _fixed_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a configuration that a run can't change.
+
+    The sweep's name is left out, because its directory may be renamed.
+    """
+    parts = {key: config[key] for key in FIXED_PARTS}
     return {**parts, "run": {key: value for key, value in config["run"].items() if key != "sweep"}}

@@ -16,7 +16,7 @@ from isoflop.config import load_sweep
 from isoflop.config.sweep_definition import to_yaml
 from isoflop.launching.records import code_snapshot as snapshot
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.worker.attempt import attempt, log_file
+from isoflop.launching.worker.attempt import attempt
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loggers
@@ -96,7 +96,7 @@ def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_hav
     Path("elsewhere.yaml").write_text(
         CPU.replace("ROOT", str(root)) + "python: apptainer exec image.sif python\n"
     )
-    monkeypatch.setitem(loggers.OLDEST, "wandb", (999, 0))
+    monkeypatch.setitem(loggers.MIN_VERSIONS, "wandb", (999, 0))
     code, out, err = isoflop(
         "submit",
         "tiny.yaml",
@@ -108,7 +108,7 @@ def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_hav
     )
     if refused:
         assert (code, out) == (2, "")
-        assert error(err).startswith("train.loggers: wandb is too old; leave it out, or: ")
+        assert error(err).startswith("train.loggers: wandb is too old; leave it out, or run: ")
     else:
         assert "train.loggers" not in err
     assert not root.exists()
@@ -134,7 +134,7 @@ def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_hav
         (["--cluster", "gpu.yaml", "--only", "budget >"], "--only 'budget >': "),
         (
             ["--cluster", "gpu.yaml", "--only", "width > 5e4"],
-            "--only 'width > 5e4': chooses none of the 64 runs",
+            "--only 'width > 5e4': selects none of the 64 runs",
         ),
         (["--cluster", "gpu.yaml", "--only", "@__import__"], "--only: a query has no @; "),
     ],
@@ -158,7 +158,7 @@ def test_a_study_above_its_cap_is_refused_before_anything_is_written(
     )
     assert (code, out, err.count("\n")) == (3, "", 1)
     assert re.match(
-        r"what would be queued needs about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ",
+        r"the runs to queue need about \d,\d{3} GPU-hours, --max-gpu-hours allows 10; ",
         error(err),
     )
     assert not root.exists()
@@ -206,7 +206,7 @@ def test_only_what_is_chosen_would_be_queued(isoflop: Callable[..., Output]) -> 
     shown = {line.partition(": ")[0]: line for line in err.splitlines()}
     assert "3e18-" in shown["critical"]
     assert "1.8e20-" not in shown["critical"]
-    hours = float(re.findall(r"cost: ([\d,]+) GPU-hours", err)[0].replace(",", ""))
+    hours = float(re.findall(r"cost: ([\d.,]+) GPU-hours", err)[0].replace(",", ""))
     assert (
         hours
         < float(re.findall(r"the whole study takes ([\d,]+) GPU-hours", err)[0].replace(",", ""))
@@ -220,7 +220,7 @@ def test_a_dry_run_says_which_arrays_wait_for_others(isoflop: Callable[..., Outp
         "submit", "soda", "--cluster", "few.yaml", "--dry-run", "--order", "budget"
     )
     waits = re.findall(
-        r"^# array (\d+), which starts once these have ended: ([\d, ]+)$", out, re.MULTILINE
+        r"^# array (\d+), starts after these arrays have ended: ([\d, ]+)$", out, re.MULTILINE
     )
     assert code == 0
     assert waits
@@ -289,7 +289,7 @@ def test_who_adds_runs_hears_that_the_study_s_code_is_another(
     (package / "code.py").write_text("a = 1\n")
     monkeypatch.setattr(snapshot, "PACKAGE", package)
     command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
-    snapshot.study_code(directory)
+    snapshot.snapshot_code(directory)
     assert "study's code" not in isoflop(*command)[2]
     (package / "code.py").write_text("a = 2\n")
     lines = isoflop(*command)[2].splitlines()
@@ -308,10 +308,11 @@ def test_runs_that_are_added_or_left_are_said_first(
     attempt(RunDirectory(directory / plan.runs[0].run_id), lambda: False, None)
     command = ("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
     code, _, err = isoflop(*command, "widths=[12, 16, 20]")
-    left = f"1 runs are not in the sweep any more, and are left as they are: {plan.runs[0].run_id} (done)"
+    note = "1 existing runs are no longer in the sweep; they were not changed"
+    warning = f"isoflop: warning: {note}: {plan.runs[0].run_id} (done)"
     assert code == 0
     assert f"{directory}: 3 new" in err.splitlines()
-    assert f"isoflop: warning: {left}" in err.splitlines()
+    assert warning in err.splitlines()
     _, _, err = isoflop(*command, "widths=[8, 12, 16, 20]")
     assert f"{directory}: 1 done, 3 new" in err.splitlines()
     assert "any more" not in err
@@ -351,7 +352,7 @@ def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(
     )
     assert (code, out) == (2, "")
     assert error(err).startswith(
-        "tiny.yaml: train.trainer: simulated: 'sodda' is no law that is known"
+        "tiny.yaml: train.trainer: simulated: 'sodda' is no known law"
     )
     assert not root.exists()
 
@@ -400,8 +401,8 @@ def test_logs_are_those_of_the_newest_attempt(
         attempt(run, lambda: False, None)
     for name in (run.run_id, run.run_id[:6], run.run_id.rpartition("-")[2][:4]):
         code, out, err = isoflop("logs", str(directory), name)
-        assert (code, err) == (0, f"{log_file(run, 2)}\n")
-        assert out == log_file(run, 2).read_text()
+        assert (code, err) == (0, f"{run.log_file(2)}\n")
+        assert out == run.log_file(2).read_text()
         assert f"{run.run_id}: done after" in out
 
 

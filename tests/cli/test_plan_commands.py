@@ -14,7 +14,7 @@ import pytest
 
 from isoflop.cli import main, sweep_plan
 from isoflop.planning.plan import plan
-from isoflop.reporting.terminal.console import duration, flops, print_table, short, table_lines
+from isoflop.reporting.terminal.console import print_table, table_lines
 
 Output = tuple[int, str, str]
 
@@ -117,7 +117,7 @@ def test_a_pipe_is_written_into(run: Callable[..., Output], tmp_path: Path) -> N
 def test_a_sweep_from_a_pipe() -> None:
     program = "PYTHON -c 'from isoflop.cli import sweep_plan; sweep_plan()'"
     done = shell(
-        f'{program} <(PYTHON -c \'from isoflop.config.config_file import *; print(find("soda", "sweeps").text)\')'
+        f'{program} <(PYTHON -c \'from isoflop.config.config_file import *; print(find_source("soda", "sweeps").text)\')'
     )
     assert done.stdout.splitlines()[-1].startswith("64 runs, 7 budgets, "), done.stderr
 
@@ -395,33 +395,3 @@ def test_tables_on_a_terminal_are_styled_unless_they_are_long(
     assert "384" in styled
     print_table(["budget", "width"], [["3e18", "256"]] * 2000)
     assert "\x1b[" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (812, "812"),
-        (999.6, "1.00k"),
-        (37_594_000, "37.6M"),
-        (999_600_000, "1.00B"),
-        (2.11e9, "2.11B"),
-    ],
-)
-def test_short_numbers(value: float, text: str) -> None:
-    assert short(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"), (89, "89 s"), (90, "2 min"), (300, "5 min"), (5399, "90 min"), (5400, "1.5 h"), (40_680, "11.3 h"),
-        (172_800, "2.0 days"), (492_480, "5.7 days"),
-    ],
-)  # fmt: skip
-def test_time_spans(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_flops() -> None:
-    assert flops(5.149e21) == "5.15e21"

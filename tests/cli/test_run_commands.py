@@ -25,10 +25,10 @@ from support.studies import (
     write_sweep,
 )
 
+from isoflop import studies as whole_study
 from isoflop.data.codec import PocketCodec
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
-from isoflop.launching import prepare_data as launching
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.runs.collect import read_runs
 
@@ -111,7 +111,7 @@ def test_runs_that_did_not_end_are_named_with_their_log(
         (["tiny.yaml", "name=data"], "holds the data of all sweeps; give the sweep another name"),
         (
             ["tiny.yaml", "seq_len=30000", "budgets=[1e13]"],
-            "train split has not one window of 30000 tokens; raise data",
+            "train split has no window of 30000 tokens; raise data",
         ),
         (
             ["tiny.yaml", "metric.set=dev"],
@@ -119,11 +119,11 @@ def test_runs_that_did_not_end_are_named_with_their_log(
         ),
         (
             ["tiny.yaml", "data.codec=mimi", "budgets=[1e11]"],
-            "only the pocket corpus can be prepared by this version",
+            "this version can prepare only the pocket corpus",
         ),
         (
             ["tiny.yaml", "data.tokens={}"],
-            "data.tokens.pocket: missing; it says how many tokens to make",
+            "data.tokens.pocket: missing; give the number of tokens to make",
         ),
     ],
 )
@@ -243,7 +243,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launching, "train_study", interrupted)
+    monkeypatch.setattr(whole_study, "train_study", interrupted)
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith(
@@ -469,7 +469,7 @@ def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
         "runs/tiny: no method can be fitted. "
         "isoflop: 0 of 1 budgets can be used, 3 are needed. 1e8: too_few (3 distinct sizes, 4 needed); "
         "joint: 1 budgets have two sizes or more, 3 are needed for a power law; "
-        "parametric: 3 configurations can't fix a law of 5 parameters with an interval: 7 or more are needed"
+        "parametric: 3 configurations can't determine a law of 5 parameters with an interval: 7 or more are needed"
     )
     assert "Traceback" not in first.stderr
     directory = tmp_path / "runs" / "tiny"

@@ -14,7 +14,7 @@ from reference_pages import PAGES, SCHEMAS, key_rows, read_attributes, update_pa
 
 from isoflop.config.profile import Gpu, Profile
 from isoflop.config.schema import Replicate, Sweep
-from isoflop.planning.run_spec import COLUMNS
+from isoflop.planning.run_spec import PLAN_COLUMNS
 from isoflop.runs.loss_log import LOG_COLUMNS
 
 STUDY = Path(__file__).parents[2] / "analysis" / "pocket-64"
@@ -77,7 +77,7 @@ def names_in_table(heading: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "columns"), [("plan.parquet", COLUMNS), ("loss/*.parquet", LOG_COLUMNS)]
+    ("heading", "columns"), [("plan.parquet", PLAN_COLUMNS), ("loss/*.parquet", LOG_COLUMNS)]
 )
 def test_every_column(heading: str, columns: dict[str, Any]) -> None:
     assert [*names_in_table(heading)] == [*columns]
@@ -85,4 +85,4 @@ def test_every_column(heading: str, columns: dict[str, Any]) -> None:
 
 def test_every_column_of_the_results() -> None:
     runs = pd.read_parquet(STUDY / "runs.parquet")
-    assert {*names_in_table("runs.parquet")} == {*runs.columns} - {*COLUMNS}
+    assert {*names_in_table("runs.parquet")} == {*runs.columns} - {*PLAN_COLUMNS}

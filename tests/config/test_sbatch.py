@@ -18,7 +18,7 @@ from isoflop.config.sbatch import (
     takes_whole_nodes,
 )
 from isoflop.errors import ConfigError
-from isoflop.launching.records.sweep_directory import root_of
+from isoflop.launching.records.sweep_directory import resolve_root
 
 H100 = Gpu(type="h100-sxm", per_node=8)
 
@@ -183,10 +183,11 @@ def test_a_root_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
         with pytest.raises(
-            ConfigError, match=rf"^root: {tmp_path}/file is no folder; name one, and it is made$"
+            ConfigError,
+            match=rf"^root: {tmp_path}/file is not a folder; name a folder, which will be created$",
         ):
-            root_of(replace(profile({}), root=str(root)))
+            resolve_root(replace(profile({}), root=str(root)))
     assert (
-        root_of(replace(profile({}), root=str(tmp_path / "new" / "runs")))
+        resolve_root(replace(profile({}), root=str(tmp_path / "new" / "runs")))
         == tmp_path / "new" / "runs"
     )

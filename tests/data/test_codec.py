@@ -1,4 +1,4 @@
-"""The pocket codec: what it is trained to, its file, and whether speech is still itself after it."""
+"""The pocket codec: training, file, and speech that stays recognizable."""
 
 from __future__ import annotations
 
@@ -13,35 +13,34 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from isoflop.data import mel
-from isoflop.data.codec import Codec, PocketCodec, frames_of, train_pocket_codec
-from isoflop.data.pocket import scripts_of, speak
+from isoflop.data.codec import Codec, PocketCodec, extract_frames, train_pocket_codec
+from isoflop.data.pocket import draw_scripts, speak
 from isoflop.data.process_pool import in_fresh_processes
 from isoflop.errors import DataError
 
 
 @pytest.fixture(scope="module")
 def waveforms(split: tuple[list[str], list[str]]) -> list[np.ndarray]:
-    """A minute of training speech."""
-    return [waveform for document in speak(scripts_of(split[1], 0, 0)[:8]) for waveform in document]
+    """Return a minute of training speech."""
+    scripts = draw_scripts(split[1], 0, 0)[:8]
+    return [waveform for document in speak(scripts) for waveform in document]
 
 
 @pytest.fixture(scope="module")
-def thrice(waveforms: list[np.ndarray]) -> list[PocketCodec]:
-    """Trained on the same speech in fresh processes, with seeds 0, 0 and 1."""
+def codecs(waveforms: list[np.ndarray]) -> list[PocketCodec]:
+    """Train codecs on the same speech in fresh processes, with seeds 0, 0 and 1."""
     return list(in_fresh_processes(partial(train_pocket_codec, waveforms), [0, 0, 1], 2))
 
 
 @pytest.fixture(scope="module")
-def small(thrice: list[PocketCodec]) -> PocketCodec:
-    return thrice[0]
+def small(codecs: list[PocketCodec]) -> PocketCodec:
+    return codecs[0]
 
 
 # Training and coding
 
 
-def test_it_is_a_codec_of_the_planned_sizes(
-    small: PocketCodec, waveforms: list[np.ndarray]
-) -> None:
+def test_the_codec_has_the_planned_sizes(small: PocketCodec, waveforms: list[np.ndarray]) -> None:
     codec: Codec = small
     assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (
         22_050,
@@ -64,34 +63,32 @@ def test_it_is_a_codec_of_the_planned_sizes(
 
 
 def test_the_same_speech_and_seed_give_the_same_codec(
-    thrice: list[PocketCodec], waveforms: list[np.ndarray]
+    codecs: list[PocketCodec], waveforms: list[np.ndarray]
 ) -> None:
-    first, again, other = thrice
-    assert again.checksum == first.checksum != other.checksum
-    np.testing.assert_array_equal(again.centroids, first.centroids)
+    first, second, other = codecs
+    assert second.checksum == first.checksum != other.checksum
+    np.testing.assert_array_equal(second.centroids, first.centroids)
     codes = first.encode(waveforms[0])
-    np.testing.assert_array_equal(again.encode(waveforms[0]), codes)
-    np.testing.assert_array_equal(again.decode(codes), first.decode(codes))
+    np.testing.assert_array_equal(second.encode(waveforms[0]), codes)
+    np.testing.assert_array_equal(second.decode(codes), first.decode(codes))
 
 
-def test_every_codebook_brings_decoded_spectra_nearer(
+def test_every_codebook_reduces_the_error_of_spectra(
     codec: PocketCodec, heldout_speech: list[np.ndarray]
 ) -> None:
-    frames = np.concatenate([frames_of(waveform) for waveform in heldout_speech[:40]])
+    frames = np.concatenate([extract_frames(waveform) for waveform in heldout_speech[:40]])
     codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:40]])
     spread = ((frames - codec.mean) ** 2).sum()
-    left = [
+    errors = [
         ((frames - codec.spectra(codes[:, :books]).reshape(frames.shape)) ** 2).sum() / spread
         for books in range(1, 9)
     ]
-    assert left == sorted(left, reverse=True)
-    assert left[0] < 0.5  # the first codebook is the coarse one
-    assert left[-1] < 0.15
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] < 0.5  # the first codebook is the coarse one
+    assert errors[-1] < 0.15
 
 
-def test_every_code_of_the_corpus_is_in_use(
-    codec: PocketCodec, heldout_speech: list[np.ndarray]
-) -> None:
+def test_the_corpus_uses_every_code(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
     codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:120]])
     for book in range(8):
         shares = np.bincount(codes[:, book], minlength=32) / len(codes)
@@ -102,7 +99,7 @@ def test_every_code_of_the_corpus_is_in_use(
 
 def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
     with pytest.raises(
-        DataError, match="frames of speech are too few to train a codec: 320 are needed"
+        DataError, match="frames of speech are too few to train a codec; 320 are needed"
     ):
         train_pocket_codec(waveforms[:3], seed=0)
 
@@ -110,17 +107,17 @@ def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
 # The file
 
 
-def test_a_saved_codec_is_read_back_the_same(small: PocketCodec, tmp_path: Path) -> None:
+def test_a_saved_codec_is_read_back_unchanged(small: PocketCodec, tmp_path: Path) -> None:
     small.save(tmp_path / "codec.npz")
-    again = PocketCodec.load(tmp_path / "codec.npz")
-    assert again.checksum == small.checksum
-    np.testing.assert_array_equal(again.centroids, small.centroids)
-    np.testing.assert_array_equal(again.mean, small.mean)
+    loaded = PocketCodec.load(tmp_path / "codec.npz")
+    assert loaded.checksum == small.checksum
+    np.testing.assert_array_equal(loaded.centroids, small.centroids)
+    np.testing.assert_array_equal(loaded.mean, small.mean)
     assert [path.name for path in tmp_path.iterdir()] == ["codec.npz"]
 
 
-def flip(content: bytes, place: float) -> bytes:
-    index = int(place * len(content))
+def flip(content: bytes, position: float) -> bytes:
+    index = int(position * len(content))
     return content[:index] + bytes([content[index] ^ 0x10]) + content[index + 1 :]
 
 
@@ -141,20 +138,20 @@ def test_a_damaged_file_is_refused_in_one_line(
     path = tmp_path / "codec.npz"
     small.save(path)
     path.write_bytes(damage(path.read_bytes()))
-    refused(path)
+    assert_refused(path)
 
 
 def test_a_missing_file_or_one_of_another_version_is_refused(
     small: PocketCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused(tmp_path / "none.npz")
-    monkeypatch.setattr("isoflop.data.codec.VERSION", 2)
+    assert_refused(tmp_path / "none.npz")
+    monkeypatch.setattr("isoflop.data.codec.CODEC_VERSION", 2)
     small.save(tmp_path / "codec.npz")
     monkeypatch.undo()
-    refused(tmp_path / "codec.npz")
+    assert_refused(tmp_path / "codec.npz")
 
 
-def refused(path: Path) -> None:
+def assert_refused(path: Path) -> None:
     with pytest.raises(DataError) as problem:
         PocketCodec.load(path)
     message = str(problem.value)
@@ -163,15 +160,15 @@ def refused(path: Path) -> None:
     assert "\n" not in message
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_one_flipped_bit_is_found_or_harmless(
-    place: float, bit: int, small: PocketCodec, tmp_path: Path
+    position: float, bit: int, small: PocketCodec, tmp_path: Path
 ) -> None:
     path = tmp_path / "codec.npz"
     small.save(path)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
+    content[int(position * len(content))] ^= 1 << bit
     path.write_bytes(content)
     try:
         checksum = PocketCodec.load(path).checksum
@@ -180,14 +177,15 @@ def test_one_flipped_bit_is_found_or_harmless(
     assert checksum == small.checksum
 
 
-# Speech that went through the codec is still itself
+# Decoded speech stays recognizable
 
 
 def warped_costs(spectra: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """Costs (others,) of aligning spectra (I, bands) with each of others (J, bands) by dynamic time warping.
+    """Return costs (others,) of aligning spectra (I, bands) with others (J, bands) each.
 
-    The Euclidean distance summed along the best path, over I + J. All of `others` are warped at once, row by row:
-    cur[j] = D[j] + min(prev[j], prev[j-1], cur[j-1]) is a running minimum once the sums of D are taken off.
+    Dynamic time warping: the cost is the Euclidean distance summed along the best path, over I + J.
+    All others are aligned at the same time, row by row: cur[j] = D[j] + min(prev[j], prev[j-1],
+    cur[j-1]) is a running minimum after the sums of D are subtracted.
     """
     lengths = np.array([len(other) for other in others])
     padded = np.zeros((len(others), lengths.max(), spectra.shape[1]))
@@ -206,12 +204,10 @@ def warped_costs(spectra: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
     return previous[np.arange(len(others)), lengths - 1] / (len(spectra) + lengths)
 
 
-def test_warping_is_the_textbooks() -> None:
+def test_warping_matches_its_definition() -> None:
     generator = np.random.default_rng(0)
-    spectra, others = (
-        generator.normal(size=(7, 3)),
-        [generator.normal(size=(n, 3)) for n in (1, 4, 9)],
-    )
+    spectra = generator.normal(size=(7, 3))
+    others = [generator.normal(size=(n, 3)) for n in (1, 4, 9)]
     expected = []
     for other in others:
         cost = np.full((8, len(other) + 1), np.inf)
@@ -224,29 +220,29 @@ def test_warping_is_the_textbooks() -> None:
     np.testing.assert_allclose(warped_costs(spectra, others), expected)
 
 
-def share_that_is_itself(codec: PocketCodec, speech: list[np.ndarray]) -> float:
-    """Of utterances whose decoded sound is nearer to its own original than to any other's."""
+def recognized_share(codec: PocketCodec, speech: list[np.ndarray]) -> float:
+    """Return the share of utterances whose decoded sound is nearest to its own original."""
     originals = [mel.log_mel(waveform)[::2] for waveform in speech]
-    itself = [
+    recognized = [
         warped_costs(mel.log_mel(codec.decode(codec.encode(waveform)))[::2], originals).argmin()
         == index
         for index, waveform in enumerate(speech)
     ]
-    return float(np.mean(itself))
+    return float(np.mean(recognized))
 
 
-def test_a_few_heldout_utterances_are_still_themselves(
+def test_a_few_decoded_utterances_are_recognized(
     codec: PocketCodec, heldout_speech: list[np.ndarray]
 ) -> None:
-    assert share_that_is_itself(codec, heldout_speech[:10]) == 1.0
+    assert recognized_share(codec, heldout_speech[:10]) == 1.0
 
 
 @pytest.mark.slow
-def test_of_200_heldout_utterances_95_percent_are_still_themselves(
+def test_95_percent_of_200_decoded_utterances_are_recognized(
     codec: PocketCodec, heldout_speech: list[np.ndarray]
 ) -> None:
     assert len(heldout_speech) >= 200
-    assert share_that_is_itself(codec, heldout_speech[:200]) >= 0.95
+    assert recognized_share(codec, heldout_speech[:200]) >= 0.95
 
 
 PAIRS = Path(__file__).parents[2] / "analysis" / "codec"
@@ -262,7 +258,7 @@ def read_wav(path: Path) -> np.ndarray:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
 
 
-def test_the_committed_pairs_are_sound_that_is_still_itself() -> None:
+def test_the_committed_decoded_files_are_recognized() -> None:
     files = sorted(PAIRS.glob("*.wav"))
     assert [file.name for file in files] == [
         f"{n}-{name}.wav" for n in (1, 2, 3) for name in ("decoded", "original")

@@ -1,4 +1,4 @@
-"""Documents as ids, in both orders and every composition, and which of them are held out."""
+"""Documents as ids, in both orders and every composition, and held-out documents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from isoflop.data.documents import (
     Utterance,
     encode_document,
     is_heldout,
-    orders_of,
+    list_orders,
 )
 from isoflop.data.vocabulary import Vocabulary
 from isoflop.errors import DataError
 
-# BOS 98, EOS 99, text_start 100, text_end 101, audio_start 102, audio_end 103, codebooks 104.., 114..
+# text_start 100, text_end 101, audio_start 102, audio_end 103, codebooks from 104 and 114
 SMALL = Vocabulary(text_size=100, bos=98, eos=99, codebooks=2, codebook_size=10)
 UTTERANCES = [
     Utterance(np.array([5, 6, 7]), np.array([[1, 2], [3, 4]])),
@@ -72,12 +72,14 @@ def test_codes_of_another_codec_are_refused() -> None:
 @pytest.mark.parametrize(
     ("composition", "orders"), [("s+a+t", 2), ("s+a", 1), ("s", 1), ("text", 1)]
 )
-def test_twins_are_made_where_there_are_two_orders(composition: Composition, orders: int) -> None:
-    assert len(orders_of(composition)) == orders
+def test_compositions_with_text_and_audio_have_two_orders(
+    composition: Composition, orders: int
+) -> None:
+    assert len(list_orders(composition)) == orders
 
 
 @given(base_id=st.text(), seed=st.integers(0, 2**64), low=st.floats(0, 1), high=st.floats(0, 1))
-def test_a_base_id_has_one_side_and_keeps_it_as_the_share_grows(
+def test_a_heldout_base_id_stays_held_out_at_larger_shares(
     base_id: str, seed: int, low: float, high: float
 ) -> None:
     low, high = sorted((low, high))

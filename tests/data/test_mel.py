@@ -1,4 +1,4 @@
-"""Spectra and back to sound."""
+"""Spectra of sound, and sound of spectra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tone(hertz: float, samples: int = 11_025) -> np.ndarray:
 
 
 @given(samples=st.integers(0, 6000), seed=st.integers(0, 99))
-def test_there_is_a_spectrum_for_every_hop_begun_and_at_least_one(samples: int, seed: int) -> None:
+def test_there_is_one_spectrum_per_started_hop_and_at_least_one(samples: int, seed: int) -> None:
     waveform = np.random.default_rng(seed).normal(size=samples)
     count = max(1, math.ceil(samples / 441))
     assert mel.stft(waveform).shape == (count, 513)
@@ -29,44 +29,44 @@ def test_there_is_a_spectrum_for_every_hop_begun_and_at_least_one(samples: int, 
 @given(samples=st.integers(1, 6000), seed=st.integers(0, 99))
 def test_the_inverse_of_the_spectra_is_the_waveform(samples: int, seed: int) -> None:
     waveform = np.random.default_rng(seed).normal(size=samples)
-    again = mel.istft(mel.stft(waveform))
-    assert len(again) == 441 * math.ceil(samples / 441)
-    np.testing.assert_allclose(again[:samples], waveform, atol=1e-6)
+    inverse = mel.istft(mel.stft(waveform))
+    assert len(inverse) == 441 * math.ceil(samples / 441)
+    np.testing.assert_allclose(inverse[:samples], waveform, atol=1e-6)
 
 
 @pytest.mark.parametrize("hertz", [150, 440, 1000, 3000, 7000])
 def test_a_tone_is_loudest_in_the_band_that_holds_it(hertz: float) -> None:
     loudest = mel.log_mel(tone(hertz))[5:-5].argmax(1)
     filters = mel.mel_filters()
-    centre = filters.argmax(1)[loudest] * mel.SAMPLE_RATE / mel.WINDOW
-    width = (filters > 0).sum(1)[loudest] * mel.SAMPLE_RATE / mel.WINDOW
+    centre = filters.argmax(1)[loudest] * mel.SAMPLE_RATE / mel.WINDOW_SAMPLES
+    width = (filters > 0).sum(1)[loudest] * mel.SAMPLE_RATE / mel.WINDOW_SAMPLES
     assert (np.abs(centre - hertz) <= width / 2 + 22).all()
 
 
-def test_filters_weigh_every_band_alike_and_miss_no_frequency_of_speech() -> None:
+def test_filters_have_equal_weight_and_cover_all_frequencies_of_speech() -> None:
     filters = mel.mel_filters()
     np.testing.assert_allclose(filters.sum(1), 1)
     assert (filters >= 0).all()
-    frequencies = np.arange(513) * mel.SAMPLE_RATE / mel.WINDOW
+    frequencies = np.arange(513) * mel.SAMPLE_RATE / mel.WINDOW_SAMPLES
     assert (filters.sum(0)[(frequencies > 90) & (frequencies < 7900)] > 0).all()
 
 
-def test_silence_is_the_floor_and_comes_back_quiet() -> None:
+def test_silence_has_the_minimum_amplitude_and_stays_quiet() -> None:
     spectra = mel.log_mel(np.zeros(4410))
-    np.testing.assert_allclose(spectra, math.log(mel.FLOOR), rtol=1e-6)
+    np.testing.assert_allclose(spectra, math.log(mel.MIN_AMPLITUDE), rtol=1e-6)
     assert np.abs(mel.invert(spectra)).max() < 5e-3
 
 
-def test_sound_made_of_spectra_has_those_spectra() -> None:
+def test_inverted_sound_has_the_same_spectra() -> None:
     chirp = np.sin(np.cumsum(np.linspace(0.05, 0.6, 22_050))) * np.hanning(22_050)
     spectra = mel.log_mel(chirp)
     waveform = mel.invert(spectra)
     assert (waveform.shape, waveform.dtype) == ((441 * len(spectra),), np.float32)
-    again = mel.log_mel(waveform)
+    inverted = mel.log_mel(waveform)
     loud = spectra > spectra.max() - 4
-    assert np.abs(again - spectra)[loud].mean() < 0.35
-    np.testing.assert_array_equal(waveform, mel.invert(spectra))  # it draws nothing at random
+    assert np.abs(inverted - spectra)[loud].mean() < 0.35
+    np.testing.assert_array_equal(waveform, mel.invert(spectra))  # deterministic
 
 
-def test_no_spectra_are_no_sound() -> None:
+def test_no_spectra_give_no_sound() -> None:
     assert mel.invert(np.empty((0, 32))).shape == (0,)

@@ -1,4 +1,4 @@
-"""From a data specification to a folder of shards: the same each time, and whole or not there."""
+"""Preparation of shards: reproducible, and complete or absent."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from isoflop.data.codec import PocketCodec
 from isoflop.data.documents import Composition, is_heldout
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import MANIFEST, Manifest, Windows, write_shard
-from isoflop.data.vocabulary import Vocabulary, vocabulary
+from isoflop.data.vocabulary import Vocabulary, build_vocabulary
 from isoflop.errors import DataError
 
-IDS = vocabulary("pocket", "bytes")
+IDS = build_vocabulary("pocket", "bytes")
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,7 @@ def few_sentences(split: tuple[list[str], list[str]]) -> list[str]:
 
 @pytest.fixture
 def small(few_sentences: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Makes this process's corpora small; the sentences that they are made of."""
+    """Make this process's corpora small; return their sentences."""
     shrink(monkeypatch, few_sentences)
     return few_sentences
 
@@ -52,16 +52,16 @@ def shrink(monkeypatch: pytest.MonkeyPatch, sentences: list[str]) -> None:
 
 @pytest.fixture(scope="session")
 def corpus(few_sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small corpus, made by one process."""
+    """Make a small corpus in one process."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         shrink(monkeypatch, few_sentences)
         return prepare.prepare(tmp_path_factory.mktemp("corpus"), DATA, processes=1)
 
 
-# What is in it
+# Content
 
 
-def test_the_manifest_tells_what_there_is(corpus: Path) -> None:
+def test_the_manifest_describes_the_corpus(corpus: Path) -> None:
     manifest = Manifest.read(corpus)
     assert corpus == data_folder(corpus.parent.parent, DATA)
     assert sorted(path.name for path in corpus.iterdir()) == sorted(
@@ -83,14 +83,14 @@ def test_the_manifest_tells_what_there_is(corpus: Path) -> None:
     assert len(Windows(corpus, "heldout", 256)) > 100
 
 
-def documents_of(folder: Path, split: str) -> list[np.ndarray]:
+def read_documents(folder: Path, split: str) -> list[np.ndarray]:
     shards = [shard for shard in Manifest.read(folder).shards if shard.split == split]
     ids = np.concatenate([np.fromfile(folder / shard.file, dtype=IDS.dtype) for shard in shards])
     return np.split(ids, np.flatnonzero(ids == IDS.eos)[:-1] + 1)
 
 
-def utterances_of(document: np.ndarray) -> tuple[str, list[str], list[np.ndarray]]:
-    """Its order, texts and codes, from its ids."""
+def parse_document(document: np.ndarray) -> tuple[str, list[str], list[np.ndarray]]:
+    """Return order, texts and codes of a document from its ids."""
     kinds, texts, codes = "", [], []
     rest = document.tolist()
     assert (rest[0], rest[-1]) == (IDS.bos, IDS.eos)
@@ -109,37 +109,38 @@ def utterances_of(document: np.ndarray) -> tuple[str, list[str], list[np.ndarray
 
 def test_documents_come_in_both_orders_with_the_same_content(corpus: Path) -> None:
     for split in ("train", "heldout"):
-        found = [utterances_of(document) for document in documents_of(corpus, split)]
+        parsed = [parse_document(document) for document in read_documents(corpus, split)]
         contents: dict[str, list[Any]] = {"at": [], "ta": []}
-        for kinds, texts, codes in found:
+        for kinds, texts, codes in parsed:
             assert kinds in ("at" * len(texts), "ta" * len(texts))
             assert 1 <= len(texts) == len(codes) <= 4
             contents[kinds[:2]].append((texts, [array.tolist() for array in codes]))
         assert sorted(contents["at"]) == sorted(contents["ta"])
-        assert [kinds[:2] for kinds, _, _ in found] not in (
-            ["at", "ta"] * (len(found) // 2),
-        )  # shuffled
+        # shuffled
+        assert [kinds[:2] for kinds, _, _ in parsed] != ["at", "ta"] * (len(parsed) // 2)
 
 
 def test_heldout_sentences_are_never_trained_on(corpus: Path, few_sentences: list[str]) -> None:
-    said = {
+    spoken = {
         split: {
-            text for document in documents_of(corpus, split) for text in utterances_of(document)[1]
+            text
+            for document in read_documents(corpus, split)
+            for text in parse_document(document)[1]
         }
         for split in ("train", "heldout")
     }
-    assert said["heldout"] == {text for text in few_sentences if is_heldout(text, 0.35, 0)}
-    assert said["train"] <= set(few_sentences)
-    assert not said["train"] & said["heldout"]
+    assert spoken["heldout"] == {text for text in few_sentences if is_heldout(text, 0.35, 0)}
+    assert spoken["train"] <= set(few_sentences)
+    assert not spoken["train"] & spoken["heldout"]
 
 
 def test_codes_are_those_of_the_codec_for_that_speech(corpus: Path, small: list[str]) -> None:
     codec = PocketCodec.load(corpus / "codec.npz")
     heldout, _ = pocket.split_sentences(0.35, 0)
-    scripts = pocket.scripts_of(heldout, 0, 0)[:3]
+    scripts = pocket.draw_scripts(heldout, 0, 0)[:3]
     documents = {
         tuple(texts): codes
-        for _, texts, codes in map(utterances_of, documents_of(corpus, "heldout"))
+        for _, texts, codes in map(parse_document, read_documents(corpus, "heldout"))
     }
     (spoken,) = pocket.in_fresh_processes(speak_all, [scripts], 1)
     for script, waveforms in zip(scripts, spoken, strict=True):
@@ -155,11 +156,11 @@ def speak_all(scripts: list[pocket.Script]) -> list[list[np.ndarray]]:
     ("composition", "kinds"),
     [("s", {"semantic"}), ("s+a", {"semantic", "acoustic"}), ("text", {"text"})],
 )
-def test_other_compositions_hold_what_they_say(
+def test_other_compositions_have_their_kinds_of_tokens(
     composition: Composition, kinds: set[str], corpus: Path, small: list[str], tmp_path: Path
 ) -> None:
     shutil.copy(corpus / "codec.npz", tmp_path)
-    scripts = pocket.scripts_of(small, 0, 0)[:4]
+    scripts = pocket.draw_scripts(small, 0, 0)[:4]
     job = pocket._Job(tmp_path, "train", 0, scripts, composition, IDS, 0)
     shard = pocket._make_shard(job)
     assert {kind for kind, count in shard.kinds.items() if count} == kinds | {"control"}
@@ -167,27 +168,27 @@ def test_other_compositions_hold_what_they_say(
     assert (shard.audio_seconds > 0) == (composition != "text")
 
 
-# The same each time
+# Reproducibility
 
 
 def test_the_number_of_processes_changes_nothing(
     corpus: Path, small: list[str], tmp_path: Path
 ) -> None:
     made: list[tuple[int, float]] = []
-    again = prepare.prepare(
-        tmp_path, DATA, processes=2, progress=lambda done, wanted: made.append((done, wanted))
+    second = prepare.prepare(
+        tmp_path, DATA, processes=2, progress=lambda done, target: made.append((done, target))
     )
-    assert Manifest.read(again) == Manifest.read(corpus)
+    assert Manifest.read(second) == Manifest.read(corpus)
     for path in corpus.iterdir():
         if path.suffix == ".bin":
-            assert (again / path.name).read_bytes() == path.read_bytes()
-    assert [path.name for path in again.parent.iterdir()] == [again.name]
+            assert (second / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in second.parent.iterdir()] == [second.name]
     assert [done for done, _ in made] == sorted(done for done, _ in made)
     assert made[-1][0] >= made[-1][1] == 150_000
 
 
-def test_takes_repeat_sentences_by_other_voices_and_neighbours(small: list[str]) -> None:
-    first, second = (pocket.scripts_of(small, seed=0, take=take) for take in (0, 1))
+def test_takes_repeat_sentences_with_other_voices_and_groups(small: list[str]) -> None:
+    first, second = (pocket.draw_scripts(small, seed=0, take=take) for take in (0, 1))
     for scripts in (first, second):
         assert sorted(text for script in scripts for text in script.sentences) == sorted(small)
         assert {len(script.sentences) for script in scripts} == {1, 2, 3, 4}
@@ -197,13 +198,13 @@ def test_takes_repeat_sentences_by_other_voices_and_neighbours(small: list[str])
     }
     assert (
         first
-        == pocket.scripts_of(small, seed=0, take=0)
-        != pocket.scripts_of(small, seed=1, take=0)
+        == pocket.draw_scripts(small, seed=0, take=0)
+        != pocket.draw_scripts(small, seed=1, take=0)
     )
 
 
-def test_a_second_call_finds_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "_maker", lambda _data: pytest.fail("made again"))
+def test_a_second_call_finds_the_corpus(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "_find_maker", lambda _data: pytest.fail("made again"))
     before = (corpus / MANIFEST).stat()
     assert prepare.prepare(corpus.parent.parent, DATA) == corpus
     same = dataclasses.replace(DATA, max_epochs=9.0)  # a threshold of warnings, not content
@@ -211,15 +212,15 @@ def test_a_second_call_finds_it(corpus: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (corpus / MANIFEST).stat() == before
 
 
-# Whole or not there
+# Complete or absent
 
 
 def strays(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "data").iterdir())
 
 
-def heed_interrupts() -> None:
-    """A shell starts what it runs in the background with interrupts ignored, and the tests may be run so."""
+def accept_interrupts() -> None:
+    """Take SIGINT: a shell ignores it for background processes, and may run the tests as one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -234,16 +235,15 @@ def test_an_interrupted_preparation_leaves_no_half_corpus(
         [sys.executable, program, tmp_path, listed],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=accept_interrupts,
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("data/.*/heldout-*.bin")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(
-        0.3
-    )  # past the start of the next process: Python drops an interrupt that falls into a finalizer
+    # Past the start of the next process: Python drops an interrupt within a finalizer.
+    time.sleep(0.3)
     process.send_signal(number)
     _, complaint = process.communicate(timeout=20)
     assert process.returncode == -number
@@ -251,7 +251,7 @@ def test_an_interrupted_preparation_leaves_no_half_corpus(
     assert not folder.exists()
     if number == signal.SIGINT:
         assert strays(tmp_path) == []
-        assert complaint.count("Traceback") == 1  # ours, not one of every process besides
+        assert complaint.count("Traceback") == 1  # of this process, not of every process
         return
     assert len(strays(tmp_path)) == 1
     assert prepare.prepare(tmp_path, DATA, processes=1) == folder
@@ -260,36 +260,38 @@ def test_an_interrupted_preparation_leaves_no_half_corpus(
 
 
 def stub(folder: Path, data: dict[str, Any], _processes: int, _progress: object) -> Manifest:
-    """Stands in for the making of a corpus where only its fate matters."""
+    """Make a minimal corpus, for tests of its folder only."""
     shard = write_shard(folder, "train-00000", "train", [np.arange(100)], 0.0, IDS)
     return Manifest(IDS, (shard,), data, {})
 
 
-def use(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Manifest]) -> None:
-    monkeypatch.setattr(prepare, "_maker", lambda _data: make)
+def replace_maker(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Manifest]) -> None:
+    monkeypatch.setattr(prepare, "_find_maker", lambda _data: make)
 
 
-def test_only_what_is_abandoned_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use(monkeypatch, stub)
+def test_only_abandoned_folders_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replace_maker(monkeypatch, stub)
     folder = data_folder(tmp_path, DATA)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    here = socket.gethostname()
-    kept = [
-        f".{folder.name}.{here}.1.tmp",
+    host = socket.gethostname()
+    remaining = [
+        f".{folder.name}.{host}.1.tmp",
         f".{folder.name}.elsewhere.org.{gone.pid}.tmp",
         ".other.1.tmp",
         "other",
     ]
-    removed = [f".{folder.name}.{here}.{gone.pid}.tmp", f".{folder.name}.{here}.{os.getpid()}.tmp"]
-    for name in kept + removed:
+    removed = [f".{folder.name}.{host}.{gone.pid}.tmp", f".{folder.name}.{host}.{os.getpid()}.tmp"]
+    for name in remaining + removed:
         (folder.parent / name).mkdir(parents=True)
         (folder.parent / name / "train-00000.bin").touch()
     prepare.prepare(tmp_path, DATA)
-    assert strays(tmp_path) == sorted([folder.name, *kept])
+    assert strays(tmp_path) == sorted([folder.name, *remaining])
 
 
-def test_of_two_preparations_at_once_the_first_stays(
+def test_the_first_of_two_simultaneous_preparations_stays(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = data_folder(tmp_path, DATA)
@@ -298,7 +300,7 @@ def test_of_two_preparations_at_once_the_first_stays(
         stub(folder, *arguments).write(folder)  # another process ends before this one
         return stub(temporary, *arguments)
 
-    use(monkeypatch, make)
+    replace_maker(monkeypatch, make)
     assert prepare.prepare(tmp_path, DATA) == folder
     assert strays(tmp_path) == [folder.name]
     assert len(Windows(folder, "train", 50)) == 1
@@ -311,7 +313,7 @@ def test_a_failing_preparation_leaves_nothing(
         stub(folder, *arguments)
         raise OSError(errno.EIO, "the disk broke")
 
-    use(monkeypatch, make)
+    replace_maker(monkeypatch, make)
     with pytest.raises(OSError, match="the disk broke"):
         prepare.prepare(tmp_path, DATA)
     assert strays(tmp_path) == []
@@ -319,14 +321,14 @@ def test_a_failing_preparation_leaves_nothing(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A disk of 240 KB: room for the codec and not for the shards."""
+    """Mount a disk of 240 KB, which holds the codec but not the shards."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", disk], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
-        pytest.skip("mounting a small disk is not allowed here")
+        pytest.skip("mounting a small disk is not allowed on this machine")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
@@ -339,22 +341,23 @@ def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, small: list[s
     assert strays(small_disk) == []
 
 
-# Refusing
+# Refusals
 
 CASES = [
-    ({"codec": "mimi"}, "only the pocket corpus can be prepared by this version"),
+    ({"codec": "mimi"}, "this version can prepare only the pocket corpus"),
     ({"text_tokenizer": "stanford-crfm/marin-tokenizer"}, "data.text_tokenizer bytes"),
-    ({"mixture": {"yodas2-en": 1.0}, "tokens": {}}, "given: pocket, bytes, yodas2-en"),
-    ({"mixture": {"pocket": 0.5, "text": 0.5}}, "given: pocket, bytes, pocket, text"),
+    ({"mixture": {"yodas2-en": 1.0}, "tokens": {}}, "the sweep has pocket, bytes, yodas2-en"),
+    ({"mixture": {"pocket": 0.5, "text": 0.5}}, "the sweep has pocket, bytes, pocket, text"),
     (
         {"tokens": {}},
-        "data.tokens.pocket: missing; it says how many tokens to make, e.g. tokens: {pocket: 3.0e6}",
+        "data.tokens.pocket: missing; give the number of tokens to make, "
+        "e.g. tokens: {pocket: 3.0e6}",
     ),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), CASES)
-def test_what_cannot_be_prepared_is_refused_before_anything_is_written(
+def test_unsupported_data_is_refused_before_anything_is_written(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as problem:
@@ -369,24 +372,24 @@ def test_too_few_sentences_are_refused(
 ) -> None:
     monkeypatch.setattr(pocket, "sentences", lambda: small[:150])
     with pytest.raises(
-        DataError, match=r"at least 100 of each are needed; .* or raise data.heldout_share"
+        DataError, match=r"at least 100 of each are needed: .* or raise data.heldout_share"
     ):
         prepare.prepare(tmp_path, DATA)
     assert strays(tmp_path) == []
 
 
-def test_a_folder_that_lost_its_manifest_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_a_folder_without_its_manifest_is_refused_and_not_changed(tmp_path: Path) -> None:
     folder = data_folder(tmp_path, DATA)
     folder.mkdir(parents=True)
     (folder / "train-00000.bin").write_bytes(b"something")
     with pytest.raises(
-        DataError, match=f"{folder}: no prepared data here .*; delete the folder and prepare again"
+        DataError, match=f"{folder}: has no prepared data .*; delete the folder and prepare again"
     ):
         prepare.prepare(tmp_path, DATA)
     assert (folder / "train-00000.bin").read_bytes() == b"something"
 
 
-def test_a_missing_espeak_is_said_before_the_corpus_is_begun(
+def test_a_missing_espeak_is_an_error_before_anything_is_written(
     small: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     library = tmp_path / "espeakng_loader.py"  # found first by the processes that speak

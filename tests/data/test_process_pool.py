@@ -1,4 +1,4 @@
-"""Jobs in fresh processes: in order, ended with their parent, and none lost without a word."""
+"""Jobs in fresh processes: in order, ended with their parent, with an error for each lost job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from isoflop.data.process_pool import in_fresh_processes
 from isoflop.errors import DataError
 
-# Functions of jobs are here, at the top of a module, where a fresh process finds them.
+# Functions of jobs are at the top of a module, so that a fresh process can import them.
 
 
 def number_and_process(number: int) -> tuple[int, int]:
@@ -38,33 +38,33 @@ def die(_job: None) -> None:
 
 
 def sleep_and_write(path: Path) -> None:
-    path.with_suffix(".begun").touch()
+    path.with_suffix(".started").touch()
     time.sleep(1.5)
     path.touch()
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_results_come_in_order_each_from_its_own_process(processes: int) -> None:
+def test_results_are_in_order_and_each_is_from_another_process(processes: int) -> None:
     results = list(in_fresh_processes(number_and_process, range(4), processes))
     assert [number for number, _ in results] == [0, 1, 2, 3]
     assert len({process for _, process in results} | {os.getpid()}) == 5
 
 
-def test_jobs_without_end_are_taken_as_they_are_needed() -> None:
-    taken = []
+def test_infinite_jobs_are_started_as_needed() -> None:
+    started = []
 
     def jobs() -> Iterator[int]:
         for number in count():
-            taken.append(number)
+            started.append(number)
             yield number
 
     results = in_fresh_processes(number_and_process, jobs(), 1)
     assert [number for number, _ in islice(results, 2)] == [0, 1]
     results.close()
-    assert len(taken) <= 4
+    assert len(started) <= 4
 
 
-def test_linear_algebra_has_one_thread_there_and_what_it_had_here(
+def test_linear_algebra_has_one_thread_in_jobs_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -78,15 +78,15 @@ def test_linear_algebra_has_one_thread_there_and_what_it_had_here(
     "error",
     [DataError("no voice 'en+x9'"), OSError(errno.ENOSPC, "No space left on device", "/somewhere")],
 )
-def test_an_error_is_raised_as_it_was(error: Exception) -> None:
+def test_an_error_is_raised_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as problem:
         list(in_fresh_processes(fail, [error], 1))
     assert str(problem.value) == str(error)
 
 
-def test_a_killed_process_is_an_error_and_not_a_wait_for_ever() -> None:
+def test_a_killed_process_is_an_error() -> None:
     with pytest.raises(
-        DataError, match=r"died \(exit code -9\), out of memory or killed; start it again"
+        DataError, match=r"died \(exit code -9\): memory ran out or it was killed; prepare again"
     ):
         list(in_fresh_processes(die, [None, None], 2))
 
@@ -104,7 +104,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, script])
     deadline = time.monotonic() + 60
-    while not path.with_suffix(".begun").exists():
+    while not path.with_suffix(".started").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     parent.kill()

@@ -1,4 +1,4 @@
-"""Speech from espeak-ng: it repeats, and says what is missing."""
+"""Speech from espeak-ng: reproducible, with an error for missing parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENTENCES = ("The quick brown fox jumps over the lazy dog.", "Is this the end of
 
 
 def digests(voices: tuple[Voice, ...]) -> list[str]:
-    """Of the sound of a fixed sequence."""
+    """Return checksums of the sound of a fixed sequence."""
     synthesizer = Synthesizer()
     return [
         hashlib.sha256(synthesizer.say(text, voice).tobytes()).hexdigest()
@@ -27,15 +27,15 @@ def digests(voices: tuple[Voice, ...]) -> list[str]:
     ]
 
 
-def test_every_voice_repeats_bit_for_bit_in_fresh_processes() -> None:
+def test_every_voice_is_reproducible_bit_for_bit_in_fresh_processes() -> None:
     first, *others = in_fresh_processes(digests, [VOICES] * 4, 2)
     names = [(voice.name, voice.rate) for voice in VOICES for _ in SENTENCES]
     for other in others:
         assert [name for name, a, b in zip(names, first, other, strict=True) if a != b] == []
-    assert len(set(first)) == len(first)  # no voice sounds as another, at no rate
+    assert len(set(first)) == len(first)  # voices and rates differ
 
 
-def test_speech_is_sound_of_a_likely_length() -> None:
+def test_speech_has_a_plausible_length() -> None:
     synthesizer = Synthesizer()
     slow, fast = (synthesizer.say(SENTENCES[0], Voice("en-us+m1", rate)) for rate in (150, 200))
     for waveform in (slow, fast):
@@ -67,7 +67,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         ("get_data_path", "espeak-ng can't read its data in /nowhere"),
     ],
 )
-def test_a_broken_package_is_an_error_and_not_the_end_of_the_process(
+def test_a_broken_package_is_an_error_and_does_not_end_the_process(
     broken: str, message: str
 ) -> None:
     script = (

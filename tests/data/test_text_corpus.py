@@ -1,4 +1,4 @@
-"""The sentences that every Python carries."""
+"""Sentences of Python's documentation."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.data import pocket
-from isoflop.data import text_corpus as prose
+from isoflop.data import pocket, text_corpus
 from isoflop.data.text_corpus import sentences
 from isoflop.errors import DataError
 
 
 def test_sentences_are_many_plain_and_distinct(split: tuple[list[str], list[str]]) -> None:
     heldout, train = split
-    everything = heldout + train
-    assert len(everything) > 5000
-    assert len(set(everything)) == len(everything)
-    assert all(re.fullmatch(r"[A-Z][A-Za-z',;: -]*[.!?]", sentence) for sentence in everything)
-    lengths = [len(sentence.split()) for sentence in everything]
+    corpus = heldout + train
+    assert len(corpus) > 5000
+    assert len(set(corpus)) == len(corpus)
+    assert all(re.fullmatch(r"[A-Z][A-Za-z',;: -]*[.!?]", sentence) for sentence in corpus)
+    lengths = [len(sentence.split()) for sentence in corpus]
     assert (min(lengths), max(lengths)) == (4, 30)
 
 
@@ -31,9 +30,9 @@ def test_the_split_is_by_sentence_and_about_the_share(split: tuple[list[str], li
 
 @pytest.fixture
 def small_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A standard library of its own: the files that a test writes, and no language reference."""
-    monkeypatch.setattr(prose.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    monkeypatch.setattr(prose, "_topics", lambda: iter(()))
+    """Replace the standard library by files of the test, without the language reference."""
+    monkeypatch.setattr(text_corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(text_corpus, "_topics", lambda: iter(()))
     return tmp_path
 
 
@@ -64,10 +63,11 @@ def test_sentences_of_a_docstring(docstring: str, expected: list[str], small_lib
     assert sentences() == expected
 
 
-def test_classes_functions_and_what_is_in_them_are_read(small_library: Path) -> None:
+def test_docstrings_of_classes_functions_and_methods_are_read(small_library: Path) -> None:
     (small_library / "a.py").write_text(
         '"""The module is the first."""\n'
-        "try:\n    def f():\n        '''The function comes in third.'''\nexcept ValueError:\n    pass\n"
+        "try:\n    def f():\n        '''The function comes in third.'''\n"
+        "except ValueError:\n    pass\n"
         "class C:\n    '''The class comes in second.'''\n"
         "    async def m(self):\n        '''The method comes in fourth.'''\n"
     )
@@ -75,15 +75,14 @@ def test_classes_functions_and_what_is_in_them_are_read(small_library: Path) -> 
     assert sentences() == [*order, "The function comes in third.", "The method comes in fourth."]
 
 
-def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) -> None:
+def test_other_files_and_folders_are_left_out(small_library: Path) -> None:
     good = '"""This one can be read."""\n'
     (small_library / "b.py").write_text(good)
     (small_library / "bad.py").write_text('"""This one is broken here."""\ndef (')
     (small_library / "null.py").write_bytes(b'"""This one has nothing."""\n\0')
     (small_library / "latin.py").write_bytes('"""This one is caf\u00e9."""\n'.encode("latin-1"))
-    (small_library / "escape.py").write_text(
-        '"""This one warns, but reads."""\nx = "\\d"\n'
-    )  # a SyntaxWarning
+    warning = '"""This one warns, but reads."""\nx = "\\d"\n'  # a SyntaxWarning
+    (small_library / "escape.py").write_text(warning)
     (small_library / "nowhere.py").symlink_to("absent.py")
     (small_library / "round.py").symlink_to("round.py")
     (small_library / "folder.py").mkdir()
@@ -96,7 +95,7 @@ def test_what_is_not_python_or_not_the_library_is_left_out(small_library: Path) 
 def test_a_library_without_documentation_is_refused_in_one_line(small_library: Path) -> None:
     (small_library / "b.py").write_text('"""This one can be read."""\n')
     with pytest.raises(
-        DataError, match="at least 100 of each are needed; use a complete Python"
+        DataError, match="at least 100 of each are needed: use a complete Python"
     ) as problem:
         pocket.split_sentences(0.03, 0)
     assert "\n" not in str(problem.value)

@@ -1,4 +1,4 @@
-"""Token ids: SODA's layout, the pocket corpus's, and the way from codes to ids and back."""
+"""Token ids: layouts of SODA and of the pocket corpus, and codes as ids and back."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from isoflop.data.vocabulary import Kind, Vocabulary, vocabulary, vocabulary_size
+from isoflop.data.vocabulary import TokenKind, Vocabulary, build_vocabulary, vocabulary_size
 from isoflop.errors import DataError
 
-SODA = vocabulary("mimi", "stanford-crfm/marin-tokenizer")
-POCKET = vocabulary("pocket", "bytes")
+SODA = build_vocabulary("mimi", "stanford-crfm/marin-tokenizer")
+POCKET = build_vocabulary("pocket", "bytes")
 
 
 def test_layout_of_soda() -> None:
@@ -42,15 +42,15 @@ def test_layout_of_the_pocket_corpus() -> None:
 @pytest.mark.parametrize(
     ("first", "last", "kind"),
     [
-        (0, 127_999, Kind.TEXT),
-        (128_000, 128_001, Kind.CONTROL),
-        (128_002, 128_255, Kind.TEXT),
-        (128_256, 128_259, Kind.CONTROL),
-        (128_260, 130_307, Kind.SEMANTIC),
-        (130_308, 144_643, Kind.ACOUSTIC),
+        (0, 127_999, TokenKind.TEXT),
+        (128_000, 128_001, TokenKind.CONTROL),
+        (128_002, 128_255, TokenKind.TEXT),
+        (128_256, 128_259, TokenKind.CONTROL),
+        (128_260, 130_307, TokenKind.SEMANTIC),
+        (130_308, 144_643, TokenKind.ACOUSTIC),
     ],
 )
-def test_kinds_of_soda(first: int, last: int, kind: Kind) -> None:
+def test_kinds_of_soda(first: int, last: int, kind: TokenKind) -> None:
     assert len(SODA.kinds) == SODA.size
     assert set(SODA.kinds[first : last + 1]) == {kind}
 
@@ -58,32 +58,33 @@ def test_kinds_of_soda(first: int, last: int, kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("size", "dtype"), [(65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")]
 )
-def test_the_smallest_type_that_holds_every_id(size: int, dtype: str) -> None:
+def test_the_type_is_the_smallest_that_holds_every_id(size: int, dtype: str) -> None:
     assert Vocabulary(size - 4 - 8 * 32, 0, 1, 8, 32).dtype == dtype
     assert np.iinfo(dtype).max >= size - 1
 
 
 @given(
-    which=st.sampled_from([SODA, POCKET]),
+    vocabulary=st.sampled_from([SODA, POCKET]),
     width=st.integers(1, 8),
     frames=st.integers(0, 20),
-    hanging=st.integers(0, 7),
+    partial=st.integers(0, 7),
     data=st.data(),
 )
 def test_codes_to_ids_and_back(
-    which: Vocabulary, width: int, frames: int, hanging: int, data: st.DataObject
+    vocabulary: Vocabulary, width: int, frames: int, partial: int, data: st.DataObject
 ) -> None:
     codes = data.draw(
-        npst.arrays(np.int64, (frames, width), elements=st.integers(0, which.codebook_size - 1))
+        npst.arrays(
+            np.int64, (frames, width), elements=st.integers(0, vocabulary.codebook_size - 1)
+        )
     )
-    ids = which.audio_ids(codes)
+    ids = vocabulary.audio_ids(codes)
     assert ids.shape == (frames * width,)
-    assert not frames or (ids.min() >= which.first_audio and ids.max() < which.size)
-    assert [which.kinds[i] == Kind.SEMANTIC for i in ids] == [True, *[False] * (width - 1)] * frames
-    more = np.concatenate([ids, ids[: hanging % width]]).astype(
-        which.dtype
-    )  # a partial frame at the end
-    np.testing.assert_array_equal(which.audio_codes(more, width), codes)
+    assert not frames or (ids.min() >= vocabulary.first_audio and ids.max() < vocabulary.size)
+    is_semantic = [vocabulary.kinds[i] == TokenKind.SEMANTIC for i in ids]
+    assert is_semantic == [True, *[False] * (width - 1)] * frames
+    with_partial_frame = np.concatenate([ids, ids[: partial % width]]).astype(vocabulary.dtype)
+    np.testing.assert_array_equal(vocabulary.audio_codes(with_partial_frame, width), codes)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_codes_to_ids_and_back(
         np.full((2, 8), -1),
     ],
 )
-def test_codes_that_are_none_are_refused(codes: np.ndarray) -> None:
+def test_invalid_codes_are_refused(codes: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected"):
         POCKET.audio_ids(codes)
 
@@ -118,14 +119,14 @@ def test_other_tokens_among_audio_are_refused(id: int) -> None:
 @pytest.mark.parametrize(
     ("codec", "tokenizer", "message"),
     [
-        ("encodec", "bytes", "data.codec 'encodec': not known here, use one of pocket, mimi"),
+        ("encodec", "bytes", "data.codec 'encodec' is not known; use one of pocket, mimi"),
         (
             "pocket",
             "gpt2",
-            "data.text_tokenizer 'gpt2': not known here, use one of bytes, stanford-crfm/marin",
+            "data.text_tokenizer 'gpt2' is not known; use one of bytes, stanford-crfm/marin",
         ),
     ],
 )
-def test_what_is_not_known_is_refused(codec: str, tokenizer: str, message: str) -> None:
+def test_an_unknown_codec_or_tokenizer_is_refused(codec: str, tokenizer: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        vocabulary(codec, tokenizer)
+        build_vocabulary(codec, tokenizer)

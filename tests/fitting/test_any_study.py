@@ -1,7 +1,7 @@
-"""Studies of odd shapes and sizes, by the thousand: each is fitted by every method, or refused in one line.
+"""Thousands of odd studies: each is fitted by every method, or refused in one line.
 
-All cells are numbers; what is odd is how many budgets and sizes there are, how far they reach, how the loss lies over
-them, how it scatters, and one run that is far off.
+All cells are numbers. The studies differ in the number and the range of budgets and sizes, the
+shape of the loss, its scatter, and one run far off.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.known_answers import WAYS, answer, ask, draw, search, strict
+from support.known_answers import (
+    FIT_OPTIONS,
+    draw_figures,
+    fit_or_refuse,
+    parse_strict_json,
+    run_command,
+    search_settings,
+)
 
 from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
-from isoflop.frames import column
-
-Floats = np.ndarray
+from isoflop.frames import Floats, column
 
 
 @dataclass(frozen=True)
 class Odd:
-    """What a study is drawn from; `seed` decides the noise and the run that is off."""
+    """Parameters of a study; `seed` decides the noise and the run that is far off."""
 
     smallest: float
     steps: list[float]  # from budget to budget, in decades of compute
@@ -115,22 +120,22 @@ ODD = st.builds(
 )
 
 
-@search(25)
-@given(ODD, WAYS)
+@search_settings(25)
+@given(ODD, FIT_OPTIONS)
 def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
-    answer(odd.runs(), {}, how)
+    fit_or_refuse(odd.runs(), {}, how)
 
 
 @pytest.mark.slow
-@search(400)
-@given(ODD, WAYS)
+@search_settings(400)
+@given(ODD, FIT_OPTIONS)
 def test_very_many_studies_are_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
-    answer(odd.runs(), {}, how)
+    fit_or_refuse(odd.runs(), {}, how)
 
 
 def test_a_plain_study_is_fitted() -> None:
     plain = Odd(1e18, [0.5] * 4, 7, 5.0, 0.5, 1.0, "by a law", 1e-3, 2, None, (1.0, 1.0), 0)
-    assert answer(plain.runs(), {}, {"bootstrap": 100}) == "fitted"
+    assert fit_or_refuse(plain.runs(), {}, {"bootstrap": 100}) == "fitted"
 
 
 FOUND = [  # a traceback each, before it was mended
@@ -292,12 +297,12 @@ FOUND = [  # a traceback each, before it was mended
 
 
 @pytest.mark.parametrize("odd", FOUND)
-def test_found_ones_are_answered(odd: Odd) -> None:
+def test_past_failures_are_fitted_or_refused(odd: Odd) -> None:
     use(odd, "soda", 100.0)
 
 
 @pytest.mark.slow
-@search(50)
+@search_settings(50)
 @given(ODD, st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4]))
 def test_what_is_fitted_is_predicted_compared_and_drawn(
     odd: Odd, recipe: str | None, beyond: float
@@ -311,15 +316,14 @@ def use(odd: Odd, recipe: str | None, beyond: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table, law = str(Path(folder) / "runs.csv"), str(Path(folder) / "law")
         runs.to_csv(table, index=False)
-        if ask("fit", table, "--output", law, "--bootstrap", "100", "--method", ",".join(METHODS))[
-            0
-        ]:
+        options = ("--output", law, "--bootstrap", "100", "--method", ",".join(METHODS))
+        if run_command("fit", table, *options)[0]:
             return
-        asked = ["predict", law, "--flops", flops, *(["--recipe", recipe] if recipe else [])]
-        for words in (asked, ["compare", law], ["compare", law, "soda", "--flops", flops]):
-            ask(*words)
-            code, out = ask(*words, "--json")
+        predict = ["predict", law, "--flops", flops, *(["--recipe", recipe] if recipe else [])]
+        for command in (predict, ["compare", law], ["compare", law, "soda", "--flops", flops]):
+            run_command(*command)
+            code, out = run_command(*command, "--json")
             if code == 0:
-                strict(out)
+                parse_strict_json(out)
     for fit in fit_laws(runs, METHODS, Options(bootstrap=100)).fits:
-        draw(fit)
+        draw_figures(fit)

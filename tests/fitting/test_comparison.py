@@ -1,4 +1,6 @@
-"""Whether laws differ: told apart where the truth is, tested only where they are independent."""
+"""Tests of differences between laws: found where the truths differ, made only for independent
+laws.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,21 @@ from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop
 from isoflop.fitting.comparison import gap_text
 from isoflop.fitting.estimators.intervals import Interval
-from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.tables.provenance import Provenance
 from isoflop.frames import cell
 
 ONE, AGAIN = (fit_parametric(simulate_isoflop(seed=seed), bootstrap=0) for seed in (0, 1))
 OTHER = fit_parametric(simulate_isoflop(SURFACES["soda"], seed=2), bootstrap=0)
 
 
-def test_two_studies_of_one_law_are_not_told_apart() -> None:
+def test_two_studies_of_one_law_do_not_differ() -> None:
     (pair,) = compare({"one": ONE, "again": AGAIN}).pairs
-    assert (pair.first, pair.second, pair.verdict) == ("one", "again", "not told apart")
+    assert (pair.first, pair.second, pair.verdict) == ("one", "again", "no significant difference")
     assert {d.quantity for d in pair.differences} == {"a", "b", "params", "tokens", "loss"}
     assert all(0.05 < d.p <= d.p_model for d in pair.differences)
 
 
-def test_two_laws_are_told_apart() -> None:
+def test_two_laws_differ() -> None:
     (pair,) = compare({"one": ONE, "other": OTHER}).pairs
     assert {"a", "b"} <= set(pair.differing)
     assert pair.verdict.startswith("differ in a, b")
@@ -37,7 +39,7 @@ def test_two_laws_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_an_exact_law_at_the_end_of_an_interval_is_just_told_apart(
+def test_an_exact_law_at_the_end_of_an_interval_just_differs(
     confidence: float, tmp_path: Path
 ) -> None:
     end = cell(ONE.conf_int(confidence), "a", "high")
@@ -74,24 +76,24 @@ def test_the_same_runs_are_not_tested() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "shared"),
     [
-        (Origin("x", "1"), Origin("y", "1"), True),
-        (Origin("x", "1"), Origin("x", "2"), True),
-        (Origin("x", "1"), Origin("y", "2"), False),
-        (Origin("the table", "1"), Origin("the table", "2"), False),
-        (Origin("x", "1", frozenset("ab")), Origin("x", "2", frozenset("cd")), False),
-        (Origin("x", "1", frozenset("ab")), Origin("y", "2", frozenset("bc")), True),
-        (Origin("soda", ""), Origin("soda", ""), False),
+        (Provenance("x", "1"), Provenance("y", "1"), True),
+        (Provenance("x", "1"), Provenance("x", "2"), True),
+        (Provenance("x", "1"), Provenance("y", "2"), False),
+        (Provenance("the table", "1"), Provenance("the table", "2"), False),
+        (Provenance("x", "1", frozenset("ab")), Provenance("x", "2", frozenset("cd")), False),
+        (Provenance("x", "1", frozenset("ab")), Provenance("y", "2", frozenset("bc")), True),
+        (Provenance("soda", ""), Provenance("soda", ""), False),
     ],
 )
-def test_runs_in_common(first: Origin, second: Origin, shared: bool) -> None:
+def test_runs_in_common(first: Provenance, second: Provenance, shared: bool) -> None:
     assert first.shares_runs(second) is shared
 
 
 def test_names_of_runs_count_only_where_they_hold_an_identity() -> None:
     runs = simulate_isoflop(points=7)
     names = [f"1e18-w64-s0-{k:08x}" for k in range(len(runs))]
-    assert ONE.origin.run_ids == frozenset()
-    assert fit_joint(runs.assign(run_id=names)).origin.run_ids == frozenset(names)
+    assert ONE.provenance.run_ids == frozenset()
+    assert fit_joint(runs.assign(run_id=names)).provenance.run_ids == frozenset(names)
 
 
 def test_a_published_law_is_taken_as_exact() -> None:
@@ -100,12 +102,12 @@ def test_a_published_law_is_taken_as_exact() -> None:
         compare({"x": x, "y": y}, flops=1e21).pairs[0]
         for x, y in ((ONE, chinchilla), (ONE, soda), (soda, chinchilla))
     )
-    assert same.verdict == "not told apart"
+    assert same.verdict == "no significant difference"
     assert {"a", "b"} <= set(other.differing)
     assert none.verdict == "not tested: no intervals"
 
 
-def test_n_that_counts_otherwise_is_not_compared() -> None:
+def test_another_count_of_n_is_not_compared() -> None:
     runs = simulate_isoflop(seed=1)
     body = fit_parametric(
         runs.assign(params_non_embedding=0.5 * runs["params"]), n="non_embedding", bootstrap=0
@@ -114,7 +116,7 @@ def test_n_that_counts_otherwise_is_not_compared() -> None:
     assert [d.quantity for d in pair.differences] == ["tokens", "loss"]
 
 
-def test_the_budget_is_beyond_the_largest_that_all_have_seen() -> None:
+def test_the_budget_is_beyond_the_largest_common_budget() -> None:
     small = fit_parametric(simulate_isoflop(budgets=(1e17, 1e18, 1e19, 1e20)), bootstrap=0)
     assert compare({"small": small, "one": ONE}).flops == pytest.approx(1e21)
     table = compare({"small": small, "one": ONE}, flops=1e23, confidence=0.5).table.set_index("law")
@@ -126,14 +128,14 @@ def test_the_budget_is_beyond_the_largest_that_all_have_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("laws", "says"),
+    ("laws", "message"),
     [
         ({}, "there is no law to compare"),
         ({"soda": load_fit("soda")[0]}, "name one to compare at, e.g. --flops 1e22"),
     ],
 )
-def test_refusals(laws: dict, says: str) -> None:
-    with pytest.raises(FitError, match=says):
+def test_refusals(laws: dict, message: str) -> None:
+    with pytest.raises(FitError, match=message):
         compare(laws)
 
 
@@ -149,7 +151,8 @@ def test_json_has_no_nan() -> None:
         ({"x": Interval(1e9, 5e8, 2e9)}, ""),
         (
             {"x": Interval(1e9, 5e8, 2e9), "y": Interval(3e9, 1e9, 4e9)},
-            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; the intervals of the two overlap.",
+            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; "
+            "the intervals of the two overlap.",
         ),
         (
             {
@@ -157,7 +160,8 @@ def test_json_has_no_nan() -> None:
                 "x": Interval(1e9, 5e8, 2e9),
                 "z": Interval(2e9, 1e8, 4e9),
             },
-            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; the intervals of the two do not overlap.",
+            "At 1e22 FLOPs N* is 1.00B (x) to 3.00B (y), 3.00x apart; "
+            "the intervals of the two do not overlap.",
         ),
         (
             {"x": Interval(1e9, np.nan, np.nan), "y": Interval(3e9, 1e9, 4e9)},
@@ -165,5 +169,5 @@ def test_json_has_no_nan() -> None:
         ),
     ],
 )
-def test_the_gap_in_words(sizes: dict[str, Interval], text: str) -> None:
+def test_the_text_of_the_gap(sizes: dict[str, Interval], text: str) -> None:
     assert gap_text(sizes, 1e22) == text

@@ -1,4 +1,4 @@
-"""Recipes that are off by a known amount: found, and taken off the exponents."""
+"""Recipes that deviate by a known amount: measured, and removed from the exponents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import isoflop
 from isoflop.errors import FitError
 from isoflop.fitting import fit_joint
-from isoflop.fitting.recipe_check import Method, _vertex, check_recipe, unchecked
+from isoflop.fitting.recipe_check import CheckMethod, _vertex, check_recipe, select_recipe_runs
 from isoflop.laws import SURFACES
 
 SODA = SURFACES["soda"]
@@ -24,7 +24,7 @@ Off = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def study(
     off_lr: Off, off_batch: Off | None = None, noise: float = 0.0, seed: int = 0, **changes: Any
 ) -> pd.DataFrame:
-    """SODA's runs with those that check the recipe, whose learning rate and batch are off."""
+    """Return SODA's runs with runs that check the recipe, whose learning rate and batch deviate."""
     runs = isoflop.plan("soda", {"recipe_check": True, **changes}).to_frame()
     params, tokens, budget = (
         runs[name].to_numpy(dtype=float) for name in ("params_total", "tokens", "budget")
@@ -41,7 +41,7 @@ def study(
 
 
 def small_off(params: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """The recipe's rate is right for 300M parameters, and off by more the further from them."""
+    """Return a deviation of the rate that is 0 at 300M parameters and grows away from them."""
     return 0.45 * np.log(params / 3e8)
 
 
@@ -58,8 +58,8 @@ def test_the_excess_is_the_true_one() -> None:
 
 
 @pytest.mark.parametrize("method", ["joint", "isoflop", "parametric"])
-def test_an_excess_over_size_is_taken_off_the_exponents(method: Method) -> None:
-    """As far as the sizes checked reach: beyond them the excess is taken to stay what it is, and here it grows."""
+def test_an_excess_over_size_is_removed_from_the_exponents(method: CheckMethod) -> None:
+    """Within the sizes checked: beyond them the excess is taken as constant, and here it grows."""
     right = check_recipe(study(lambda n, c: np.zeros(len(n))), method=method).exponents
     off = check_recipe(study(small_off), method=method).exponents
     biased, mended = (
@@ -73,7 +73,7 @@ def test_an_excess_over_size_is_taken_off_the_exponents(method: Method) -> None:
     )
 
 
-def test_an_excess_that_is_alike_everywhere_moves_nothing() -> None:
+def test_a_constant_excess_changes_no_exponent() -> None:
     check = check_recipe(study(lambda n, c: np.full(len(n), 0.5)))
     assert check.points.query("setting == 'lr'")["excess"].to_numpy() == pytest.approx(
         0.5 * BEND * 0.25
@@ -82,7 +82,9 @@ def test_an_excess_that_is_alike_everywhere_moves_nothing() -> None:
 
 
 def test_excess_over_budgets_is_interpolated_in_compute() -> None:
-    """Every loss is the law's again where the excess is what is interpolated: constant over sizes, linear in ln C."""
+    """The tuned losses are those of the law if the true excess has the interpolated form: constant
+    over sizes, linear in ln C.
+    """
 
     def by_budget(params: np.ndarray, budget: np.ndarray) -> np.ndarray:
         return np.sqrt(np.clip(np.log10(budget / 3e18), 0.0, 1.0)) * 0.6
@@ -91,8 +93,10 @@ def test_excess_over_budgets_is_interpolated_in_compute() -> None:
     tuned = check_recipe(runs, method="parametric").tuned.runs.frame.sort_values(
         ["params", "tokens"]
     )["loss"]
-    own = unchecked(runs).sort_values(["params_total", "tokens"])
-    true = SODA.loss(own["params_total"].to_numpy(dtype=float), own["tokens"].to_numpy(dtype=float))
+    followers = select_recipe_runs(runs).sort_values(["params_total", "tokens"])
+    true = SODA.loss(
+        followers["params_total"].to_numpy(dtype=float), followers["tokens"].to_numpy(dtype=float)
+    )
     np.testing.assert_allclose(tuned, true, rtol=1e-9)
 
 
@@ -112,8 +116,8 @@ def test_a_best_beyond_the_factors_is_a_lower_bound() -> None:
     assert "At 6 of 12 points the best lies beyond the factors run." in check.summary()
 
 
-def test_a_recipe_that_is_right_is_left_alone() -> None:
-    """With noise, and settings that change nothing at all: what little is moved is less than the interval."""
+def test_a_well_tuned_recipe_is_not_changed() -> None:
+    """With noise and settings without effect, the exponents change by less than the interval."""
     runs = study(lambda n, c: np.zeros(len(n)), noise=0.003, seed=1)
     check = check_recipe(runs, method="parametric")
     assert np.count_nonzero(check.points["clear"]) <= 3
@@ -122,7 +126,7 @@ def test_a_recipe_that_is_right_is_left_alone() -> None:
 
 
 def test_noise_of_an_excess() -> None:
-    """The mean excess of a recipe that is right is what is told to come from noise."""
+    """The mean excess of a well-tuned recipe is the excess attributed to noise."""
     x, rng, noise = (
         np.log([0.4, 1.0, 2.0]),
         np.random.default_rng(0),
@@ -132,22 +136,24 @@ def test_noise_of_an_excess() -> None:
         _vertex(x, 1.0 + 0.5 * BEND * x**2 + rng.normal(0.0, noise), noise) for _ in range(4000)
     ]
     assert all(point["bounded"] for point in points)
-    told, found = (
+    by_noise, excess = (
         np.mean([float(str(point[key])) for point in points]) for key in ("noise", "excess")
     )
-    assert found == pytest.approx(told, rel=0.1)
+    assert excess == pytest.approx(by_noise, rel=0.1)
 
 
 def test_checks_are_no_points_of_a_profile() -> None:
     runs = study(small_off)
-    assert len(unchecked(runs)) == 64
+    assert len(select_recipe_runs(runs)) == 64
     check = check_recipe(runs)
-    pd.testing.assert_frame_equal(check.recipe.exponents, fit_joint(unchecked(runs)).exponents)
-    assert unchecked(unchecked(runs)).equals(unchecked(runs))
-    assert len(unchecked(runs.drop(columns="check"))) == len(runs)
+    pd.testing.assert_frame_equal(
+        check.recipe.exponents, fit_joint(select_recipe_runs(runs)).exponents
+    )
+    assert select_recipe_runs(select_recipe_runs(runs)).equals(select_recipe_runs(runs))
+    assert len(select_recipe_runs(runs.drop(columns="check"))) == len(runs)
 
 
-def test_what_cannot_be_checked() -> None:
+def test_runs_that_cannot_be_checked_are_refused() -> None:
     runs = study(small_off)
     with pytest.raises(
         FitError, match="no column 'check': a recipe is checked with recipe_check in the sweep"

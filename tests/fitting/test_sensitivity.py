@@ -1,4 +1,4 @@
-"""What N and C count: the exponents that each choice gives, from the same runs."""
+"""Exponents by each count of N and C, from the same runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import pytest
 from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
 from isoflop.fitting.estimators.intervals import Line
 from isoflop.fitting.methods.fit_all import Options
-from isoflop.fitting.sensitivity import _of_six_nd
+from isoflop.fitting.sensitivity import _six_nd_exponents
 from isoflop.frames import cell, column
 
 QUICK = Options(bootstrap=0)
 
 
 def counted(vocabulary: float = 1.2e7) -> pd.DataFrame:
-    """Runs of a true law in all parameters, of which embedding and head hold a share that falls with size."""
+    """Return runs of a true law in all parameters; embedding and head are a share that falls with
+    size.
+    """
     runs = simulate_isoflop(SURFACES["chinchilla"], points=9, noise=0.0)
     total = runs.pop("params")
     head = vocabulary * (total / total.min()) ** 0.4 / 4.0
@@ -29,7 +31,7 @@ def counted(vocabulary: float = 1.2e7) -> pd.DataFrame:
 
 
 def by_choice(table: pd.DataFrame, name: str = "a") -> dict[tuple[str, str, str], float]:
-    """One column by method, N and C."""
+    """Return one column by method, N and C."""
     return dict(
         zip(
             zip(table["method"], table["n"], table["c"], strict=True),
@@ -39,7 +41,7 @@ def by_choice(table: pd.DataFrame, name: str = "a") -> dict[tuple[str, str, str]
     )
 
 
-def test_the_gap_between_counts_is_told() -> None:
+def test_counts_change_the_exponents() -> None:
     runs = counted()
     table = fit_study(runs, ["isoflop", "joint", "parametric"], QUICK).sensitivity
     a = by_choice(table)
@@ -47,10 +49,10 @@ def test_the_gap_between_counts_is_told() -> None:
         alone = cell(fit_isoflop(runs, n=n, bootstrap=0).exponents, "a", "value")
         assert a["isoflop", n, "train_flops"] == pytest.approx(alone, rel=1e-12)
     for method in ("isoflop", "joint"):
-        body, one, both = (
+        body, with_head, total = (
             a[method, n, "train_flops"] for n in ("non_embedding", "one_embedding", "total")
         )
-        assert body > one + 0.01 > both + 0.02
+        assert body > with_head + 0.01 > total + 0.02
     assert set(table.loc[table["method"] == "parametric", "c"]) == {"6ND"}
     assert a["parametric", "total", "6ND"] == pytest.approx(SURFACES["chinchilla"].a, rel=1e-4)
     assert np.all(table["a_low"] <= table["a"])
@@ -80,8 +82,8 @@ def test_runs_that_leave_no_choice_have_one_row_a_method() -> None:
 def test_outliers_are_left_out_whatever_n_counts() -> None:
     runs = counted()
     runs.loc[4, "loss"] *= 1.05
-    asked = Options(bootstrap=0, drop_outliers=6.0)
-    table = fit_study(runs, ["parametric"], asked).sensitivity
+    options = Options(bootstrap=0, drop_outliers=6.0)
+    table = fit_study(runs, ["parametric"], options).sensitivity
     clean = fit_study(runs.drop(index=4), ["parametric"], QUICK).sensitivity
     np.testing.assert_allclose(table[["a", "b"]], clean[["a", "b"]], rtol=1e-6)
 
@@ -102,7 +104,7 @@ def test_another_column_of_parameters_is_the_total_only_where_it_is_named() -> N
 def test_the_interval_over_6nd_is_as_symmetric_as_that_of_the_ratio(
     ratio: float, half: float
 ) -> None:
-    a, low, high, b, b_low, b_high = _of_six_nd(ratio, ratio - half, ratio + half)
+    a, low, high, b, b_low, b_high = _six_nd_exponents(ratio, ratio - half, ratio + half)
     assert a == pytest.approx(1.0 / (1.0 + ratio))
     assert high - a == pytest.approx(a - low) == pytest.approx(half / (1.0 + ratio) ** 2)
     assert (a + b, low + b_high, high + b_low) == pytest.approx((1.0, 1.0, 1.0))

@@ -1,4 +1,4 @@
-"""The simulator's truth is the truth."""
+"""The simulator: its optimum, published surfaces, and its grid."""
 
 from __future__ import annotations
 

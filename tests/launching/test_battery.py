@@ -1,4 +1,4 @@
-"""A study of 64 runs through everything that a cluster does to it, against the same study undisturbed."""
+"""A study through every fault of a cluster, against the same study undisturbed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,24 @@ from isoflop.launching.control import retry
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.slurm import client as slurm
 from isoflop.planning.plan import Plan
-from isoflop.runs.run_directory import SETTLED, RunDirectory
+from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
 pytestmark = pytest.mark.slow
 
 GRID = (
-    "recipe=support.wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", "seeds=[0, 1, 2, 3]",
+    "recipe=support.wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", 
     "data.tokens.pocket=8.0e4", "data.max_epochs=1000", LONG_CHECKPOINTS,
 )  # fmt: skip
 EVERY_S = 6.0
 MOST_S = 20 * 60.0
-FAULTS = 42
+SHORT = ("seeds=[0, 1]", 14)
+LONG = ("seeds=[0, 1, 2, 3]", 42)
+"""Seeds and number of faults: every kind of fault once, or three times."""
+BATTERIES = [
+    pytest.param(True, *SHORT, id="32 runs"),
+    pytest.param(True, *LONG, id="64 runs, accounting", marks=pytest.mark.long),
+    pytest.param(False, *LONG, id="64 runs, no accounting", marks=pytest.mark.long),
+]
 
 
 @pytest.fixture
@@ -48,17 +56,22 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study undisturbed, but for the runs that shall fail."""
-    root = tmp_path_factory.mktemp("calm")
-    plan = tiny_plan(root, *GRID)
-    write_corpus(root, plan)
-    make_directory(plan, root)
-    wild, crashing, _ = odd_ones(plan)
-    for run in plan.runs:
-        if run.run_id not in {*wild, crashing}:
-            train_here(RunDirectory(root / plan.sweep.name / run.run_id), root)
-    return root
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The study undisturbed, but for the runs that shall fail, by its seeds; trained once."""
+
+    @cache
+    def train(seeds: str) -> Path:
+        root = tmp_path_factory.mktemp("calm")
+        plan = tiny_plan(root, *GRID, seeds)
+        write_corpus(root, plan)
+        make_directory(plan, root)
+        wild, crashing, _ = odd_ones(plan)
+        for run in plan.runs:
+            if run.run_id not in {*wild, crashing}:
+                train_here(RunDirectory(root / plan.sweep.name / run.run_id), root)
+        return root
+
+    return train
 
 
 def odd_ones(plan: Plan) -> tuple[set[str], str, str]:
@@ -71,23 +84,25 @@ def odd_ones(plan: Plan) -> tuple[set[str], str, str]:
     return {run.run_id for run in plan.runs if run.lr > 1}, crashing, full
 
 
-@pytest.mark.parametrize("accounting", [True, False], ids=["accounting", "no-accounting"])
-def test_sixty_four_runs_come_through(
+@pytest.mark.parametrize(("accounting", "seeds", "fault_count"), BATTERIES)
+def test_a_study_comes_through_every_fault(
     tmp_path: Path,
-    calm: Path,
+    calm: Callable[[str], Path],
     small_disk: Path,
     accounting: bool,
+    seeds: str,
+    fault_count: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    plan = tiny_plan(tmp_path, *GRID)
-    assert len(plan.runs) == 64
+    plan = tiny_plan(tmp_path, *GRID, seeds)
+    undisturbed = calm(seeds) / plan.sweep.name
     root = tmp_path / "runs"
     write_corpus(root, plan)
     make_directory(plan, root)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     wild, crashing, full = odd_ones(plan)
-    assert len(wild) == 4
+    assert len(wild) == len(plan.runs) // 16
 
     options = [
         f"root={root}",
@@ -127,7 +142,7 @@ def test_sixty_four_runs_come_through(
                 if (
                     picture.held
                     or picture.orphans
-                    or any(where.again for where in picture.runs.values())
+                    or any(where.retry for where in picture.runs.values())
                 ):
                     study.submit()
             except ClusterError as problem:
@@ -137,15 +152,16 @@ def test_sixty_four_runs_come_through(
                 subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
                 faults.counts["disk of a run full"] = 1
             last = picture.runs[crashing]
-            if last.state == "failed" and not last.again and "checkpoints" not in last.reason:
+            if last.state == "failed" and not last.retry and "checkpoints" not in last.reason:
                 retry(study.directory, [crashing])  # a fault was its last failure; its own shall be
                 continue
-            if sum(faults.counts.values()) < FAULTS and time.monotonic() - injected > EVERY_S:
+            if sum(faults.counts.values()) < fault_count and time.monotonic() - injected > EVERY_S:
                 if name := faults.inject():
                     story.append(f"{time.monotonic() - began:.0f} s: {name}")
                 injected = time.monotonic()
             settled = (
-                where.state in SETTLED and not where.again for where in picture.runs.values()
+                where.state in TERMINAL_STATES and not where.retry
+                for where in picture.runs.values()
             )
             if all(settled):
                 faults.end()
@@ -163,7 +179,7 @@ def test_sixty_four_runs_come_through(
         sound = tuple(run for run in plan.runs if run.run_id in picture.ids("done"))
         Submitted(
             bed, study.directory, dataclasses.replace(plan, runs=sound), study.profile
-        ).equals(calm / plan.sweep.name)
+        ).equals(undisturbed)
         assert not [job for job in slurm.queue().values() if job.active]
         assert faults.counts["disk of a run full"] == 1
         missed = {name for name in faults.kinds if not faults.counts[name]}
@@ -172,5 +188,5 @@ def test_sixty_four_runs_come_through(
         with capsys.disabled():
             print(f"\n{faults.table()}\n   1  disk of a run full, made larger, tried again")
             print(
-                f"64 runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}"
+                f"{len(plan.runs)} runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}"
             )

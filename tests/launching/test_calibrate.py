@@ -21,12 +21,17 @@ from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching import calibrate as calibrating
 from isoflop.launching.calibrate import calibrate
 from isoflop.launching.queue import submit_array as queueing
-from isoflop.launching.worker.calibration_job import FAILED, FOUND, ORDER, MeasureJob
+from isoflop.launching.worker.calibration_job import (
+    FAILED_FILE,
+    MEASURED_FILE,
+    ORDER_FILE,
+    MeasureJob,
+)
 from isoflop.lease import take_lease
-from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import Measurement, calibration_file, read_calibration
 from isoflop.planning.plan import Plan
 from isoflop.planning.plan import plan as lay_out
+from isoflop.planning.pricing import with_bill
 from isoflop.shapes import ModelShape
 
 LOCAL = """\
@@ -128,7 +133,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     file = calibration_file(tmp_path, plan.sweep, profile)
     with take_lease(file.with_name(f".{file.stem}.lease")) as held:
         assert held
-        with pytest.raises(RunError, match="another `isoflop calibrate` is at work; wait for it"):
+        with pytest.raises(RunError, match="another `isoflop calibrate` is running; wait for it"):
             calibrate(plan, profile, tmp_path)
 
 
@@ -145,14 +150,16 @@ def play(
 ) -> subprocess.CompletedProcess[str]:
     """Leaves what a measuring process does, for the runs of a folder."""
     if runs is None:
-        order = json.loads((folder / ORDER).read_text())["runs"]
+        order = json.loads((folder / ORDER_FILE).read_text())["runs"]
         runs = {run_id: int(re.findall(r"-w(\d+)-", run_id)[0]) for run_id in order}
     else:
-        (folder / ORDER).write_text(json.dumps({"seconds": 1.0, "gpus": 0, "runs": list(runs)}))
+        (folder / ORDER_FILE).write_text(
+            json.dumps({"seconds": 1.0, "gpus": 0, "runs": list(runs)})
+        )
     for run_id, width in runs.items():
         (folder / run_id).mkdir(exist_ok=True)
         if width in (fails or {}):
-            (folder / run_id / FAILED).write_text((fails or {})[width])
+            (folder / run_id / FAILED_FILE).write_text((fails or {})[width])
             return subprocess.CompletedProcess([], 1, "", "")
         of = ModelShape(
             width=width,
@@ -166,7 +173,7 @@ def play(
         )
         gpus = int(folder.name.partition("x")[0]) if "x" in folder.name else 0
         one = Measurement(of, gpus, 8, 8, False, 1000.0, None, 10**9, time.time(), "CPU")
-        (folder / run_id / FOUND).write_text(json.dumps(dataclasses.asdict(one)))
+        (folder / run_id / MEASURED_FILE).write_text(json.dumps(dataclasses.asdict(one)))
     return subprocess.CompletedProcess([], 0, "", "")
 
 
@@ -216,9 +223,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     slurm = FakeSlurm.make(tmp_path / "slurm")
     monkeypatch.setenv("PATH", str(slurm.folder))
     monkeypatch.setattr(calibrating, "POLL_S", 0.01)
-    monkeypatch.setattr(calibrating, "GONE_S", 0.0)
+    monkeypatch.setattr(calibrating, "MISSING_JOB_TIMEOUT_S", 0.0)
     monkeypatch.setattr(queueing, "PAUSES_S", ())
-    monkeypatch.setattr(calibrating, "study_code", lambda work: (work / "code", False))
+    monkeypatch.setattr(calibrating, "snapshot_code", lambda work: (work / "code", False))
     profile = load_profile("testbed", {"root": str(tmp_path / "runs"), "slurm.time": "48:00:00"})
     return Cluster(slurm, tmp_path, tiny_plan(tmp_path), profile, [])
 
@@ -262,7 +269,7 @@ def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> 
         (
             "PENDING",
             "PartitionTimeLimit",
-            "waits for ever: PartitionTimeLimit: slurm.time is longer than the partiti",
+            "can never start: PartitionTimeLimit: slurm.time is longer than the partiti",
         ),
         ("PENDING", "Resources", r"still waits after 0 s \(Resources\); wait longer with --wait S"),
         (
@@ -314,7 +321,7 @@ def test_what_the_cluster_refuses_names_the_key(cluster: Cluster) -> None:
     cluster.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main")
     with pytest.raises(
         ConfigError,
-        match=r"^slurm\.partition: sbatch refuses it: invalid partition specified: main",
+        match=r"^slurm\.partition: sbatch rejects the job: invalid partition specified: main",
     ):
         cluster.calibrate()
     assert cluster.left() == []

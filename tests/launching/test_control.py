@@ -14,12 +14,12 @@ from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching import control as steering
 from isoflop.launching.control import (
     cancel,
-    choose,
+    count_never_starting,
     follow_log,
-    look,
+    match_runs,
     newest_log,
+    query_status,
     retry,
-    waits_in_vain,
 )
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.worker.attempt import record_failure
@@ -33,11 +33,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def test_runs_are_chosen_by_the_beginning_of_their_names(study: Study) -> None:
     study.prepare()
     first, second, third = study.ids
-    assert choose(study.directory, []) == study.ids
-    assert choose(study.directory, [second]) == [second]
-    assert choose(study.directory, [second[:7]]) == [second]
-    assert choose(study.directory, [third.rpartition("-")[2][:5]]) == [third]
-    assert choose(study.directory, [third, first, third[:-1]]) == [third, first]
+    assert match_runs(study.directory, []) == study.ids
+    assert match_runs(study.directory, [second]) == [second]
+    assert match_runs(study.directory, [second[:7]]) == [second]
+    assert match_runs(study.directory, [third.rpartition("-")[2][:5]]) == [third]
+    assert match_runs(study.directory, [third, first, third[:-1]]) == [third, first]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ def test_runs_are_chosen_by_the_beginning_of_their_names(study: Study) -> None:
     [
         (
             "1e8",
-            r"1e8: fits 3 runs \(1e8-w.*, 1e8-w.*, 1e8-w.*\) of .*tiny; give more of its name, as `isoflop status`",
+            r"1e8: fits 3 runs \(1e8-w.*, 1e8-w.*, 1e8-w.*\) of .*tiny; give a longer prefix of a name that `isoflop status`",
         ),
         ("1e8-w1", r"1e8-w1: fits 2 runs \("),
-        ("2e8", "2e8: fits no run of .*tiny; give more of its name"),
+        ("2e8", "2e8: fits no run of .*tiny; give a longer prefix"),
         ("w8", "w8: fits no run"),
     ],
 )
@@ -57,15 +57,16 @@ def test_a_beginning_that_fits_no_run_or_several_is_refused(
 ) -> None:
     study.prepare()
     with pytest.raises(RunError, match=says) as problem:
-        choose(study.directory, [study.ids[0], prefix])
+        match_runs(study.directory, [study.ids[0], prefix])
     assert "\n" not in str(problem.value)
 
 
 def test_a_directory_of_no_sweep_is_refused(study: Study) -> None:
     with pytest.raises(
-        RunError, match=r"no sweep's directory \(it has no plan.parquet\); name the one that submit"
+        RunError,
+        match=r"no sweep's directory \(it has no plan.parquet\); use the directory",
     ):
-        choose(study.folder, [])
+        match_runs(study.folder, [])
 
 
 def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study: Study) -> None:
@@ -80,19 +81,19 @@ def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study:
     assert cancel(study.directory, [study.ids[1]]) == [study.ids[1]]
     (call,) = study.slurm.calls("scancel")[1:]
     assert call["arguments"] == ["--quiet", made.task(study.ids[1])]
-    picture = look(study.directory)
+    picture = query_status(study.directory)
     assert [picture.runs[run_id].state for run_id in study.ids] == ["queued", "cancelled", "queued"]
-    assert picture.runs[study.ids[1]].again
+    assert picture.runs[study.ids[1]].retry
 
 
 def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
     study.queued()
     assert cancel(study.directory, []) == study.ids
     assert cancel(study.directory, []) == []
-    assert look(study.directory).ids("cancelled") == study.ids
+    assert query_status(study.directory).ids("cancelled") == study.ids
     assert retry(study.directory, []) == study.ids
     assert set(study.submit().queued) == set(study.ids)
-    assert look(study.directory).ids("queued") == study.ids
+    assert query_status(study.directory).ids("queued") == study.ids
 
 
 def older(study: Study, task: str, state: str = "RUNNING") -> Submission:
@@ -120,8 +121,8 @@ def test_a_run_whose_older_job_runs_on_is_running(study: Study) -> None:
     study.queued()
     older(study, "90")
     study.slurm.end(["100_0"], "CANCELLED")
-    where = look(study.directory).runs[study.ids[0]]
-    assert (where.state, where.task, where.again) == ("running", "90", False)
+    where = query_status(study.directory).runs[study.ids[0]]
+    assert (where.state, where.task, where.retry) == ("running", "90", False)
 
 
 def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
@@ -132,10 +133,10 @@ def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
     (study.run(2).path / "DONE").touch()
     assert cancel(study.directory, []) == study.ids[:2]
     assert cancelled(study) == []
-    picture = look(study.directory, 2)
+    picture = query_status(study.directory, 2)
     assert picture.ids("cancelled") == study.ids[:2]
     assert picture.runs[study.ids[0]].reason == "by isoflop cancel; it had failed: no luck"
-    assert look(study.directory, 0).runs[study.ids[0]].state == "failed"
+    assert query_status(study.directory, 0).runs[study.ids[0]].state == "failed"
     assert read_submissions(study.directory)[0].cancelled == tuple(study.ids[:2])
 
 
@@ -150,7 +151,7 @@ def test_a_study_that_runs_on_this_machine_has_no_job_to_cancel(study: Study) ->
                 RunError, match="tiny: was never submitted; stop `isoflop run` with Ctrl-C"
             ):
                 cancel(study.directory, names)
-        assert look(study.directory).runs[study.ids[0]].task is None
+        assert query_status(study.directory).runs[study.ids[0]].task is None
         Submission("tiny-0", (study.ids[1],), 0, time.time(), "90").write(
             submissions_folder(study.directory)
         )
@@ -174,17 +175,17 @@ def test_a_cancellation_that_broke_off_goes_on_at_the_next_submission(study: Stu
     )
     with pytest.raises(ClusterError):
         cancel(study.directory, [first, second])
-    picture = look(study.directory)
+    picture = query_status(study.directory)
     assert [
         (picture.runs[run_id].state, picture.runs[run_id].reason) for run_id in (first, second)
     ] == [
-        ("running", "being cancelled; if that lasts, `isoflop cancel` again"),
-        ("queued", "being cancelled; if that lasts, `isoflop cancel` again"),
+        ("running", "being cancelled; if this persists, run `isoflop cancel` again"),
+        ("queued", "being cancelled; if this persists, run `isoflop cancel` again"),
     ]
     assert picture.orphans == ("100_0", "100_1")
     study.submit(runs=(), cancelled=False)
     assert cancelled(study)[2:] == ["100_0", "100_1"]
-    picture = look(study.directory)
+    picture = query_status(study.directory)
     assert picture.ids("cancelled") == [first, second]
     assert picture.orphans == ()
 
@@ -200,19 +201,23 @@ def dropped(study: Study) -> str:
 
 def test_a_run_that_the_sweep_has_no_more_is_seen_and_can_be_cancelled(study: Study) -> None:
     run_id = dropped(study)
-    picture = look(study.directory)
+    picture = query_status(study.directory)
     assert list(picture.runs) == study.ids
-    note = f"1 run that the sweep has no more is under way: {run_id}; `isoflop cancel {study.directory} NAME` ends one"
+    note = f"1 run is no longer in the sweep but still active: {run_id}; `isoflop cancel {study.directory} NAME` ends one"
     assert picture.notes == (note,)
-    assert choose(study.directory, ["1e8-w99"]) == choose(study.directory, ["0123"]) == [run_id]
-    assert choose(study.directory, []) == study.ids
+    assert (
+        match_runs(study.directory, ["1e8-w99"])
+        == match_runs(study.directory, ["0123"])
+        == [run_id]
+    )
+    assert match_runs(study.directory, []) == study.ids
     with pytest.raises(
-        RunError, match=f"{run_id}: the sweep has it no more, so there is nothing to retry"
+        RunError, match=f"{run_id}: is no longer in the sweep, so there is nothing to retry"
     ):
         retry(study.directory, [run_id])
     assert cancel(study.directory, ["1e8-w99"]) == [run_id]
     assert cancelled(study) == ["90"]
-    assert look(study.directory).notes == ()
+    assert query_status(study.directory).notes == ()
     assert not (study.directory / run_id).exists()
 
 
@@ -230,7 +235,7 @@ def test_the_log_of_a_run_that_the_sweep_has_no_more(study: Study) -> None:
     (other / "config.yaml").touch()
     (other / "state.json").write_text('{"state": "done", "attempt": 1}')
     (other / "attempts" / "1" / "log.txt").write_text("one\n")
-    (run_id,) = choose(study.directory, ["1e8-w99"])
+    (run_id,) = match_runs(study.directory, ["1e8-w99"])
     assert list(follow_log(study.directory, run_id)) == [
         (other / "attempts" / "1" / "log.txt", "one\n")
     ]
@@ -260,7 +265,7 @@ def test_a_run_that_failed_too_often_is_ready_again(study: Study) -> None:
         "failures": 0,
         "failed_on": [],
     }
-    assert look(study.directory).ids("pending") == [run.run_id]
+    assert query_status(study.directory).ids("pending") == [run.run_id]
     assert study.submit().queued == (run.run_id,)
 
 
@@ -269,9 +274,9 @@ def test_a_run_whose_job_ended_before_it_began_is_ready_again(study: Study, retr
     study.profile = dataclasses.replace(study.profile, retries=retries)
     study.queued()
     study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
-    assert look(study.directory).ids("failed") == study.ids
+    assert query_status(study.directory).ids("failed") == study.ids
     assert retry(study.directory, []) == study.ids
-    assert look(study.directory, retries).ids("pending") == study.ids
+    assert query_status(study.directory, retries).ids("pending") == study.ids
     assert set(study.submit().queued) == set(study.ids)
 
 
@@ -297,7 +302,7 @@ def test_what_a_retry_made_ready_and_could_not_queue_the_next_one_does(
     study.slurm.answer(
         "sbatch", "sbatch: error: Batch job submission failed: Access/permission denied", 20
     )
-    with pytest.raises(ConfigError, match="sbatch refuses it"):
+    with pytest.raises(ConfigError, match="sbatch rejects the job"):
         study.submit(runs=ready)
     study.slurm.change(answers={})
     assert retry(study.directory, names) == ready == (names or study.ids)
@@ -427,7 +432,7 @@ def test_what_was_queued_and_can_never_run_is_known_at_once(
     study.slurm.change(
         queue={f"100_{index}": ["PENDING", "", reason] for index, reason in enumerate(reasons)}
     )
-    assert waits_in_vain(study.directory, 0.0) == expected
+    assert count_never_starting(study.directory, 0.0) == expected
 
 
 def test_slurm_is_given_a_moment_to_look_at_what_was_queued(
@@ -437,4 +442,4 @@ def test_slurm_is_given_a_moment_to_look_at_what_was_queued(
     study.slurm.change(queue={f"100_{index}": ["PENDING", "", "None"] for index in range(3)})
     later = {f"100_{index}": ["PENDING", "", "PartitionConfig"] for index in range(3)}
     monkeypatch.setattr(steering.time, "sleep", lambda _: study.slurm.change(queue=later))
-    assert list(waits_in_vain(study.directory, 60.0).values()) == [3]
+    assert list(count_never_starting(study.directory, 60.0).values()) == [3]

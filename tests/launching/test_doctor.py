@@ -12,7 +12,7 @@ import pytest
 from support.fake_study import Study, make_study
 
 from isoflop.launching import doctor
-from isoflop.launching.doctor import Check, examine
+from isoflop.launching.doctor import Check, check_cluster
 
 PARTITIONS = """\
 PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP TotalNodes=4
@@ -33,7 +33,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 def found(study: Study, options: dict[str, Any], wait_s: float = 0.05) -> dict[str, Check]:
     profile = dataclasses.replace(study.profile, slurm=options)
-    return {check.name: check for check in examine(profile, study.folder / "runs", wait_s)}
+    return {check.name: check for check in check_cluster(profile, study.folder / "runs", wait_s)}
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_partition_that_takes_the_jobs(
     study: Study, options: dict[str, Any], says: str, mend: str | None
 ) -> None:
     checks = found(study, options)
-    assert checks["partition"].found.startswith(says)
-    assert checks["partition"].fine == (mend is None)
+    assert checks["partition"].result.startswith(says)
+    assert checks["partition"].passed == (mend is None)
     assert mend is None or checks["partition"].mend == mend
     assert ("job" in checks) == (mend is None)
 
@@ -86,7 +86,7 @@ def test_a_controller_that_falls_silent_is_no_missing_partition(study: Study) ->
         "scontrol", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1"
     )
     check = found(study, {})["partition"]
-    assert (check.fine, check.found) == (
+    assert (check.passed, check.result) == (
         False,
         "scontrol: slurm_load_partitions: Unable to contact slurm controller",
     )
@@ -107,7 +107,7 @@ def test_a_job_that_waits_for_ever_is_not_waited_for(study: Study, reason: str, 
     before = time.monotonic()
     check = found(study, {}, 60)["job"]
     assert time.monotonic() - before < 30
-    assert (check.fine, check.found, check.mend) == (False, f"waits for ever: {reason}", mend)
+    assert (check.passed, check.result, check.mend) == (False, f"can never start: {reason}", mend)
     assert study.slurm.read()["queue"]["100"][0] == "CANCELLED"
 
 
@@ -122,8 +122,8 @@ def test_a_job_that_waits_for_ever_is_not_waited_for(study: Study, reason: str, 
 def test_a_job_that_does_not_answer(study: Study, born: list[str], says: str) -> None:
     study.slurm.change(born=born)
     check = found(study, {})["job"]
-    assert not check.fine
-    assert re.fullmatch(says, check.found)
+    assert not check.passed
+    assert re.fullmatch(says, check.result)
     assert list((study.folder / "runs").iterdir()) == []
 
 
@@ -134,5 +134,5 @@ def test_a_job_that_died_is_quoted_and_no_folder_named_that_is_gone(study: Study
         "sbatch", f'echo "no such\n interpreter" > "${{1%/*}}/100_0_log.err"\n{inner}'
     )
     check = found(study, {})["job"]
-    assert check.found == "ended without an answer: no such interpreter"
-    assert ".doctor" not in check.found + check.mend
+    assert check.result == "ended without an answer: no such interpreter"
+    assert ".doctor" not in check.result + check.mend

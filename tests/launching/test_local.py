@@ -34,11 +34,12 @@ from support.studies import (
 
 from isoflop.errors import RunError
 from isoflop.launching import local
-from isoflop.launching.local import LocalPool, Progress, default_workers, visible_gpus
-from isoflop.launching.prepare_data import train_study
+from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.lease import take_lease
+from isoflop.node import visible_gpus
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.studies import train_study
 from isoflop.training.checkpoint import load_checkpoint
 
 LONG = ("budgets=[3e10]", "widths=[8]", "seeds=[0, 1]")
@@ -142,7 +143,7 @@ def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
     held = run_of(root, plan, 1)
     holder = start(hold_lease, held)
     wait_for((held.path / "held").exists)
-    monkeypatch.setattr(local, "STRAYS_S", 0.1)
+    monkeypatch.setattr(local, "STRAY_TIMEOUT_S", 0.1)
     with pytest.raises(
         RunError, match=f"{held.run_id} is being trained by another process; wait, or stop it"
     ):
@@ -278,7 +279,7 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
     wait_for(lambda: said.exists() and len(said.read_text().split()) == 2, 60)
     process.send_signal(signal.SIGINT)
     lines = iter(process.stderr.readline, "")
-    assert "stopping: runs have up to 60 s to save; again to stop at once\n" in lines
+    assert "stopping: runs have up to 60 s to save; interrupt again to stop at once\n" in lines
     assert run.is_leased()
     process.send_signal(signal.SIGINT)
     assert "the same command goes on from there" in process.communicate(timeout=30)[1]

@@ -18,20 +18,27 @@ from typing import Any, NoReturn
 
 import pytest
 from support.fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
-from support.studies import tiny_plan
+from support.studies import finish_alike, tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
 from isoflop.launching import notifications as notifying
 from isoflop.launching import supervisor as supervising
-from isoflop.launching.control import cancel, look, runs_of
-from isoflop.launching.notifications import Teller
-from isoflop.launching.queue.sweep_status import Picture
+from isoflop.launching.control import cancel, list_runs, query_status
+from isoflop.launching.notifications import Notifier
+from isoflop.launching.queue.sweep_status import SweepStatus
 from isoflop.launching.records.approvals import approve
-from isoflop.launching.records.study_files import keep_profile, kept_profile
+from isoflop.launching.records.study_files import read_study_profile, write_study_profile
 from isoflop.launching.records.submissions import read_submissions, submissions_folder
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.supervisor import Supervisor, add_supervisor, light, pause_s, supervise, tell
+from isoflop.launching.supervisor import (
+    Supervisor,
+    add_supervisor,
+    minimal_profile,
+    notify_events,
+    pause_seconds,
+    supervise,
+)
 from isoflop.lease import take_lease
 
 H100, NODE = Gpu(type="h100-sxm", per_node=8), Node(cpus=96, memory_gb=1000)
@@ -58,30 +65,30 @@ def hooked(study: Study, told: Path) -> Profile:
 
 
 def test_a_command_is_told_each_thing_once(study: Study, hooked: Profile, told: Path) -> None:
-    teller = Teller(study.directory)
-    assert [teller.tell(hooked, "stuck", "a $(b) 'c'") for _ in range(2)] == [True, False]
+    notifier = Notifier(study.directory)
+    assert [notifier.send(hooked, "stuck", "a $(b) 'c'") for _ in range(2)] == [True, False]
     assert told.read_text().splitlines() == [
         "two words",
         "stuck",
         str(study.directory),
         "a $(b) 'c'",
     ]
-    assert not Teller(study.directory).tell(hooked, "stuck", "a $(b) 'c'")
-    assert teller.tell(hooked, "stuck", "something else")
-    assert not teller.tell(study.profile, "done", "all")
+    assert not Notifier(study.directory).send(hooked, "stuck", "a $(b) 'c'")
+    assert notifier.send(hooked, "stuck", "something else")
+    assert not notifier.send(study.profile, "done", "all")
 
 
 @pytest.mark.parametrize("hook", ["/bin/false", "/nowhere/hook", "http://127.0.0.1:9/", "'"])
 def test_a_hook_that_fails_is_a_warning_and_is_tried_again(
     study: Study, hook: str, hooked: Profile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken, teller = dataclasses.replace(study.profile, notify=hook), Teller(study.directory)
-    assert not teller.tell(broken, "done", "all")
-    assert teller.untold == [("done", "all")]
+    broken, notifier = dataclasses.replace(study.profile, notify=hook), Notifier(study.directory)
+    assert not notifier.send(broken, "done", "all")
+    assert notifier.pending == [("done", "all")]
     err = capsys.readouterr().err
     assert err.startswith("isoflop: warning: notify: ")
     assert err.count("\n") == 1
-    assert teller.tell(hooked, "done", "all")
+    assert notifier.send(hooked, "done", "all")
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def test_a_url_gets_a_document(study: Study, server: tuple[str, list[Any]]) -> N
     url, documents = server
     profile = dataclasses.replace(study.profile, notify=url)
     assert [
-        Teller(study.directory).tell(profile, "failed", "r1 failed: why") for _ in range(2)
+        Notifier(study.directory).send(profile, "failed", "r1 failed: why") for _ in range(2)
     ] == [True, False]
     assert documents == [
         {
@@ -157,7 +164,7 @@ def test_a_url_that_answers_garbage_is_a_hook_that_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     url = "http://no such host/\x7f" if answer is None else answering(answer)
-    assert not Teller(study.directory).tell(
+    assert not Notifier(study.directory).send(
         dataclasses.replace(study.profile, notify=url), "done", "all"
     )
     assert capsys.readouterr().err.startswith("isoflop: warning: notify: ")
@@ -180,13 +187,13 @@ def calls(tmp_path: Path) -> int:
 def test_a_hook_that_hangs_is_called_once_a_look(
     study: Study, hanging: Profile, tmp_path: Path
 ) -> None:
-    teller = Teller(study.directory)
+    notifier = Notifier(study.directory)
     for looks in range(1, 4):
-        teller.begin()
+        notifier.begin()
         for number in range(3):
-            assert not teller.tell(hanging, "failed", f"r{number}")
+            assert not notifier.send(hanging, "failed", f"r{number}")
         assert calls(tmp_path) == looks
-        assert len(teller.untold) == 3
+        assert len(notifier.pending) == 3
 
 
 def test_what_could_not_be_told_is_tried_again_ever_later(
@@ -195,39 +202,39 @@ def test_what_could_not_be_told_is_tried_again_ever_later(
     hook = tmp_path / "fails.sh"
     hook.write_text(f"#!/bin/sh\necho x >>{tmp_path}/calls.txt\nexit 1\n")
     hook.chmod(0o755)
-    failing, teller, clock, tries = (
+    failing, notifier, clock, tries = (
         dataclasses.replace(study.profile, notify=str(hook)),
-        Teller(study.directory),
+        Notifier(study.directory),
         0.0,
         [],
     )
     monkeypatch.setattr(notifying, "time", SimpleNamespace(monotonic=lambda: clock))
     for minute in range(200):
         clock, before = 60.0 * minute, len(tries) and calls(tmp_path)
-        teller.begin()
-        assert not teller.tell(failing, "done", "all")
+        notifier.begin()
+        assert not notifier.send(failing, "done", "all")
         if calls(tmp_path) > before:
             tries.append(minute)
     assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
     hook.write_text(Path(hooked.notify.split()[0]).read_text() if hooked.notify else "")
-    teller.again()
+    notifier.retry()
     assert events(told) == []
     clock = 1e9
-    teller.again()
+    notifier.retry()
     assert told.read_text().splitlines() == ["done", str(study.directory), "all"]
-    assert teller.untold == []
+    assert notifier.pending == []
 
 
 def test_nothing_more_is_told_by_a_supervisor_that_must_stop(
     study: Study, hooked: Profile, told: Path
 ) -> None:
     stop = False
-    teller = Teller(study.directory, lambda: stop)
-    assert teller.tell(hooked, "failed", "r0")
+    notifier = Notifier(study.directory, lambda: stop)
+    assert notifier.send(hooked, "failed", "r0")
     stop = True
-    assert not teller.tell(hooked, "failed", "r1")
+    assert not notifier.send(hooked, "failed", "r1")
     assert events(told) == [("failed", "r0")]
-    assert teller.untold == [("failed", "r1")]
+    assert notifier.pending == [("failed", "r1")]
 
 
 def test_what_was_told_and_can_not_be_kept_is_told_once(
@@ -237,8 +244,8 @@ def test_what_was_told_and_can_not_be_kept_is_told_once(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(notifying, "replace_file", full)
-    teller = Teller(study.directory)
-    assert [teller.tell(hooked, "stuck", "full") for _ in range(2)] == [True, False]
+    notifier = Notifier(study.directory)
+    assert [notifier.send(hooked, "stuck", "full") for _ in range(2)] == [True, False]
     assert events(told) == [("stuck", "full")]
 
 
@@ -251,27 +258,27 @@ def events(told: Path) -> list[tuple[str, str]]:
     return [(lines[at + 1], lines[at + 3]) for at in range(0, len(lines), 4)]
 
 
-def picture(study: Study, retries: int = 0) -> Picture:
-    return look(study.directory, retries)
+def picture(study: Study, retries: int = 0) -> SweepStatus:
+    return query_status(study.directory, retries)
 
 
 def test_what_failed_for_good_and_what_waits_for_ever(
     study: Study, hooked: Profile, told: Path
 ) -> None:
     study.queued()
-    tell(Teller(study.directory), hooked, picture(study))
+    notify_events(Notifier(study.directory), hooked, picture(study))
     assert events(told) == []
     study.slurm.change(queue={"100_2": ["PENDING", "", "PartitionTimeLimit"]})
     study.run(0).set_state("failed", "no luck", failures=1)
     study.run(1).set_state("diverged", "not finite")
-    tell(Teller(study.directory), hooked, picture(study, retries=2))
+    notify_events(Notifier(study.directory), hooked, picture(study, retries=2))
     first, second, third = study.ids
-    waits = "waits for ever: PartitionTimeLimit: slurm.time is longer than the partition allows"
+    waits = "can never start: PartitionTimeLimit: slurm.time is longer than the partition allows"
     assert events(told) == [
         ("failed", f"{second} diverged: not finite"),
         ("stuck", f"{third} {waits}"),
     ]
-    tell(Teller(study.directory), hooked, picture(study, retries=0))
+    notify_events(Notifier(study.directory), hooked, picture(study, retries=0))
     assert events(told)[2:] == [("failed", f"{first} failed: no luck")]
 
 
@@ -280,28 +287,28 @@ def test_the_end_is_told_once_all_are_done(study: Study, hooked: Profile, told: 
     for number in range(3):
         assert events(told) == []
         (study.run(number).path / "DONE").touch()
-        tell(Teller(study.directory), hooked, picture(study))
-    tell(Teller(study.directory), hooked, picture(study))
+        notify_events(Notifier(study.directory), hooked, picture(study))
+    notify_events(Notifier(study.directory), hooked, picture(study))
     assert events(told) == [("done", "all 3 runs are done")]
 
 
 def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Path) -> None:
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     study.slurm.change(queue={})
     study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
     study.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main", 20)
     assert supervise(study.directory) == "goes on"
     ((event, message),) = events(told)
     assert event == "stuck"
-    assert message.startswith("slurm.partition: sbatch refuses it: ")
+    assert message.startswith("slurm.partition: sbatch rejects the job: ")
 
 
 def test_a_look_that_comes_to_nothing_is_not_told_of(
     study: Study, hooked: Profile, told: Path
 ) -> None:
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     with take_lease(submissions_folder(study.directory) / "lease") as mine:
         assert mine
         assert supervise(study.directory) == "in vain"
@@ -311,7 +318,15 @@ def test_a_look_that_comes_to_nothing_is_not_told_of(
 
 
 def test_after_looks_in_vain_the_next_comes_soon() -> None:
-    assert [pause_s(in_vain) for in_vain in range(7)] == [60.0, 5.0, 10.0, 20.0, 40.0, 60.0, 60.0]
+    assert [pause_seconds(in_vain) for in_vain in range(7)] == [
+        60.0,
+        5.0,
+        10.0,
+        20.0,
+        40.0,
+        60.0,
+        60.0,
+    ]
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -319,7 +334,7 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
     study: Study, hooked: Profile, told: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     study.slurm.change(queue={})
     for number in range(3):
         (study.run(number).path / "DONE").touch()
@@ -334,10 +349,24 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
     (stuck, message), done = events(told)
     assert stuck == "stuck"
     assert message.startswith(
-        "no report: ended with -9: so far so good; " if killed else "no report: ended with 1: "
+        "no report: ended with -9: so far so good; " if killed else "no report: ended with 2: "
     )
     assert killed or "the report can't be written" in message
     assert done == ("done", "all 3 runs are done")
+
+
+def test_a_study_that_no_law_fits_is_reported_and_nobody_is_called(
+    study: Study, hooked: Profile, told: Path
+) -> None:
+    study.queued()
+    write_study_profile(hooked, study.directory)
+    study.slurm.change(queue={})
+    finish_alike(study.directory.parent, study.plan)
+    assert supervise(study.directory) == "over"
+    assert events(told) == [("done", "all 3 runs are done")]
+    assert (study.directory / "report.html").is_file()
+    assert (study.directory / "runs.parquet").is_file()
+    assert not (study.directory / "fit.json").exists()
 
 
 # What it queues, and when it is through
@@ -351,7 +380,7 @@ def over(study: Study, numbers: Iterable[int]) -> None:
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without fits and a report at the end, which take seconds."""
-    monkeypatch.setattr(supervising, "conclude", lambda *_: None)
+    monkeypatch.setattr(supervising, "write_report", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unreported")
@@ -373,7 +402,7 @@ def test_nothing_is_queued_that_nobody_has_submitted(
     assert events(told) == [
         ("done", "2 of 2 submitted runs are done; 1 more of the sweep were never submitted")
     ]
-    assert look(study.directory).runs[third].state == "pending"
+    assert query_status(study.directory).runs[third].state == "pending"
 
 
 def test_what_the_cluster_had_no_room_for_is_queued_later(study: Study) -> None:
@@ -408,7 +437,7 @@ def test_the_end_is_told_of_a_study_that_is_not_done_whole(
     study: Study, hooked: Profile, told: Path
 ) -> None:
     study.queued()
-    keep_profile(dataclasses.replace(hooked, retries=0), study.directory)
+    write_study_profile(dataclasses.replace(hooked, retries=0), study.directory)
     study.slurm.change(queue={})
     over(study, [0, 1])
     study.run(2).set_state("failed", "no luck", failures=1)
@@ -425,11 +454,11 @@ def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(
 ) -> None:
     """One that waits, one that failed and has a try left, one that was interrupted."""
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     study.slurm.change(queue={"100_0": ["PENDING", "", "Priority"]})
     study.run(1).set_state("failed", "no luck", failures=1)
     study.slurm.end(["100_2"], "NODE_FAIL")
-    assert look(study.directory, 2).runs[study.ids[2]].again
+    assert query_status(study.directory, 2).runs[study.ids[2]].retry
     assert cancel(study.directory, []) == study.ids
     assert supervise(study.directory) == "over"
     assert events(told) == [("done", "0 of 3 submitted runs are done, 3 cancelled")]
@@ -459,8 +488,8 @@ def test_a_look_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
 
     act_meanwhile(study, monkeypatch, extend)
     assert supervise(study.directory) == "goes on"
-    assert len(runs_of(study.directory)) == len(bigger.runs) > 3
-    assert kept_profile(study.directory).retries == 7
+    assert len(list_runs(study.directory)) == len(bigger.runs) > 3
+    assert read_study_profile(study.directory).retries == 7
 
 
 @pytest.mark.usefixtures("unreported")
@@ -489,7 +518,7 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
         raise OSError(errno.ENOSPC, "No space left on device", "state.json")
 
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     with monkeypatch.context() as patch:
         patch.setattr(supervising, "submit", full)
         assert [supervise(study.directory) for _ in range(2)] == ["in vain"] * 2
@@ -502,7 +531,7 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
     assert events(told) == [
         (
             "stuck",
-            "a look failed, others follow: OSError: [Errno 28] No space left on device: 'state.json'",
+            "a cycle failed and will be repeated: OSError: [Errno 28] No space left on device: 'state.json'",
         )
     ]
     assert supervise(study.directory) == "goes on"
@@ -513,7 +542,7 @@ def test_a_definition_that_is_edited_badly_does_not_end_it(
     study: Study, hooked: Profile, told: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.queued()
-    keep_profile(hooked, study.directory)
+    write_study_profile(hooked, study.directory)
     before = (study.directory / file).read_text()
     (study.directory / file).write_text("name: [")
     assert supervise(study.directory) == "goes on"
@@ -530,14 +559,14 @@ def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
     works = hook.read_text()
     hook.write_text("#!/bin/sh\nexit 1\n")
 
-    def ends(_: Path, teller: Teller) -> str:
-        teller.tell(hooked, "done", "all")
+    def ends(_: Path, notifier: Notifier) -> str:
+        notifier.send(hooked, "done", "all")
         hook.write_text(works)
         return "over"
 
     monkeypatch.setattr(supervising, "supervise", ends)
-    monkeypatch.setattr(supervising, "AGAIN_S", 0.0)
-    monkeypatch.setattr(notifying, "AGAIN_S", 0.0)
+    monkeypatch.setattr(supervising, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(notifying, "FIRST_RETRY_S", 0.0)
     monkeypatch.setattr(Supervisor, "listen", lambda _: None)
     assert Supervisor(str(study.directory))() == "over"
     assert events(told) == [("done", "all")]
@@ -622,7 +651,7 @@ def test_an_older_supervisor_that_has_ended_is_not_taken_for_one_that_could_not_
 def test_what_is_refused_leaves_nothing(study: Study) -> None:
     study.prepare()
     study.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main", 20)
-    with pytest.raises(ConfigError, match="sbatch refuses it"):
+    with pytest.raises(ConfigError, match="sbatch rejects the job"):
         add_supervisor(study.profile, study.directory)
     assert not job_file(study).exists()
 
@@ -632,7 +661,7 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
     with take_lease(submissions_folder(study.directory) / "lease") as mine:
         assert mine
         with pytest.raises(
-            BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work here"
+            BusyError, match=r"another isoflop command \(process \d+ on \S+\) is working here"
         ):
             add_supervisor(study.profile, study.directory)
 
@@ -659,6 +688,8 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
     ],
 )
 def test_a_supervisor_asks_for_little(changes: dict[str, Any], wanted: dict[str, Any]) -> None:
-    asks = light(Profile(**{"name": "ours", "executor": "slurm", "root": "runs", **changes}))
+    asks = minimal_profile(
+        Profile(**{"name": "ours", "executor": "slurm", "root": "runs", **changes})
+    )
     assert asks.gpu is None
     assert asks.slurm == {"cpus_per_task": 1, **wanted}

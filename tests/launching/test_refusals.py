@@ -14,9 +14,10 @@ from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare
 from isoflop.data.shards import MANIFEST
 from isoflop.errors import ConfigError, DataError
-from isoflop.launching.prepare_data import prepare_data, train_study
+from isoflop.launching.prepare_data import prepare_data
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan
+from isoflop.studies import train_study
 
 Change = Callable[[Path, Plan], None]
 

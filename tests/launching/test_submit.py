@@ -25,17 +25,21 @@ from isoflop.config.profile import Gpu, load_profile
 from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
 from isoflop.launching import submit as submitting
-from isoflop.launching.control import cancel, look, retry
+from isoflop.launching.control import cancel, query_status, retry
 from isoflop.launching.queue import submit_array as queueing
 from isoflop.launching.queue.arrays import Array
-from isoflop.launching.queue.excluded_nodes import bad_nodes, with_excluded
-from isoflop.launching.queue.submit_array import SubmitLimitError, heal, sbatch_script
-from isoflop.launching.queue.sweep_status import Picture, Where
+from isoflop.launching.queue.excluded_nodes import exclude_nodes, find_bad_nodes
+from isoflop.launching.queue.submit_array import (
+    SubmitLimitError,
+    recover_submissions,
+    sbatch_script,
+)
+from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
 from isoflop.launching.records.approvals import approve
-from isoflop.launching.records.study_files import keep_profile, kept_profile
+from isoflop.launching.records.study_files import read_study_profile, write_study_profile
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.submit import intend
+from isoflop.launching.submit import plan_submission
 from isoflop.launching.worker.attempt import record_failure
 from isoflop.runs.run_directory import RunDirectory, State
 
@@ -85,7 +89,7 @@ def test_where_nothing_is_queued_no_run_is_made_or_read_again(
     study.queued()
 
     def refuse(*arguments: object) -> None:
-        raise AssertionError("thousands of them would be read at every look")
+        raise AssertionError("thousands of them would be read at every query_status")
 
     monkeypatch.setattr(RunDirectory, "create", refuse)
     monkeypatch.setattr(RunDirectory, "config", refuse)
@@ -97,7 +101,7 @@ def test_a_new_run_alone_is_queued(study: Study) -> None:
     study.submit()
     before, study.plan = study.ids, whole
     (new,) = set(study.ids) - set(before)
-    assert intend(study.plan, study.profile).queued == (new,)
+    assert plan_submission(study.plan, study.profile).queued == (new,)
     assert study.submit().queued == (new,)
     assert read_submissions(study.directory)[-1].task(new) == "101"
     assert study.submit().queued == ()
@@ -110,7 +114,7 @@ def test_a_run_that_the_plan_has_no_more_is_left(study: Study) -> None:
     study.plan = tiny_plan(study.folder, SIMULATED, "widths=[8, 12]")
     done = study.submit()
     assert done.queued == ()
-    assert [where.run_id for where in done.left] == [gone]
+    assert [where.run_id for where in done.removed] == [gone]
 
 
 def test_a_run_that_was_edited_by_hand_is_one_line_and_nothing_is_queued(study: Study) -> None:
@@ -144,7 +148,7 @@ def test_a_folder_that_can_only_be_read_is_one_line(
 
 
 def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
-    assert set(intend(study.plan, study.profile).queued) == set(study.ids)
+    assert set(plan_submission(study.plan, study.profile).queued) == set(study.ids)
     assert not study.directory.exists()
     assert study.slurm.calls("sbatch") == []
 
@@ -161,14 +165,14 @@ def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
 def test_only_what_a_query_chooses_is_queued(
     study: Study, only: str | None, widths: set[int]
 ) -> None:
-    queued = intend(study.plan, study.profile, only).queued
+    queued = plan_submission(study.plan, study.profile, only).queued
     assert {run.width for run in study.plan.runs if run.run_id in queued} == widths
 
 
 @pytest.mark.parametrize(
     ("only", "says"),
     [
-        ("width > 99", "chooses none of the 3 runs"),
+        ("width > 99", "selects none of the 3 runs"),
         ("with == 8", ""),
         ("colour == 8", "'colour' is not defined"),
         ("width ==", ""),
@@ -181,7 +185,7 @@ def test_only_what_a_query_chooses_is_queued(
 )
 def test_a_query_that_chooses_nothing_is_refused(study: Study, only: str, says: str) -> None:
     with pytest.raises(ConfigError, match="--only") as problem:
-        intend(study.plan, study.profile, only)
+        plan_submission(study.plan, study.profile, only)
     assert says in str(problem.value)
 
 
@@ -214,8 +218,8 @@ def test_a_run_that_failed_once_more_before_the_call_was_through_has_failed(
 
     monkeypatch.setattr(submitting, "submit_array", fails_at_once)
     study.submit(runs=study.ids[:1])
-    where = look(study.directory, study.profile.retries).runs[study.ids[0]]
-    assert (where.state, where.reason, where.again) == ("failed", "no luck again", False)
+    where = query_status(study.directory, study.profile.retries).runs[study.ids[0]]
+    assert (where.state, where.reason, where.retry) == ("failed", "no luck again", False)
 
 
 def concurrent(jobs: dict[str, dict[str, Any]], weight: dict[str, int]) -> int:
@@ -332,7 +336,7 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
     [
         (
             "Batch job submission failed: Invalid partition name specified",
-            "slurm.partition: sbatch refuses it: Batch",
+            "slurm.partition: sbatch rejects the job: Batch",
         ),
         (
             "Batch job submission failed: Invalid account or account/partition combination specified",
@@ -353,7 +357,7 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
             "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
             "slurm.time: ",
         ),
-        ("Batch job submission failed: Access/permission denied", "sbatch refuses it: "),
+        ("Batch job submission failed: Access/permission denied", "sbatch rejects the job: "),
     ],
 )
 def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(
@@ -380,7 +384,7 @@ def test_a_refusal_is_one_line_with_the_key_and_leaves_nothing(
         (
             {"gres": "gpu:a100:1"},
             NO_NODE,
-            "slurm.gres, node or slurm.constraint: sbatch refuses it: Batch job",
+            "slurm.gres, node or slurm.constraint: sbatch rejects the job: Batch job",
         ),
         ({"gpus-per-node": 64}, NO_NODE, "slurm.gpus_per_node, node or slurm.constraint: "),
         ({}, NO_NODE, "gpu.per_node, node or slurm.constraint: "),
@@ -410,11 +414,11 @@ def test_a_refusal_after_an_answer_that_was_lost_finds_what_was_queued(study: St
 
 @pytest.mark.parametrize(
     ("code", "out", "says"),
-    [(3, "", r"it said nothing \(exit code 3\)"), (1, "no quota", "no quota")],
+    [(3, "", r"no error message \(exit code 3\)"), (1, "no quota", "no quota")],
 )
 def test_an_sbatch_that_fails_without_words(study: Study, code: int, out: str, says: str) -> None:
     study.slurm.program("sbatch", f"echo '{out}'; exit {code}")
-    with pytest.raises(ConfigError, match=f"^sbatch refuses it: {says}$"):
+    with pytest.raises(ConfigError, match=f"^sbatch rejects the job: {says}$"):
         study.submit_runs()
 
 
@@ -439,7 +443,7 @@ def test_where_not_one_more_run_may_be_submitted_it_is_said_at_once(
     study.slurm.change(limit=0)
     with pytest.raises(
         SubmitLimitError,
-        match="limit lets no more in: submit again when some have ended, or use --sup",
+        match="limit reached: run `isoflop submit` again when jobs have finished, or use --sup",
     ):
         study.submit_runs()
     assert len(study.slurm.calls("sbatch")) == 2
@@ -476,7 +480,7 @@ def test_an_unknown_option_is_named(study: Study) -> None:
         "sbatch: unrecognized option '--foo=1'\nTry \"sbatch --help\" for more information",
     )
     with pytest.raises(
-        ConfigError, match=r"^slurm.*: sbatch refuses it: .*unrecognized option '--foo=1'"
+        ConfigError, match=r"^slurm.*: sbatch rejects the job: .*unrecognized option '--foo=1'"
     ):
         study.submit_runs()
     assert study.records() == []
@@ -546,10 +550,10 @@ def test_what_a_killed_call_left_is_finished_or_dropped(study: Study, sbatch_ran
         study.slurm.change(
             jobs={"100": {"name": half.name, "hidden": False}}, queue=queue, next=101
         )
-    assert heal(study.directory) == (
+    assert recover_submissions(study.directory) == (
         [dataclasses.replace(half, job_id="100")] if sbatch_ran else []
     )
-    assert read_submissions(study.directory) == heal(study.directory)
+    assert read_submissions(study.directory) == recover_submissions(study.directory)
     assert study.has_pickles()
     assert len(list(submissions_folder(study.directory).iterdir())) == 2 * sbatch_ran
     assert len(study.submit().queued) == (0 if sbatch_ran else 3)
@@ -562,7 +566,7 @@ def test_an_array_that_ended_before_its_id_was_written_down_is_known_to_accounti
     half = study.half_made()
     known = {f"100_{index}": ["COMPLETED", "n1", "0:0"] for index in range(3)}
     study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, accounting=known)
-    assert [made.job_id for made in heal(study.directory)] == ["100"]
+    assert [made.job_id for made in recover_submissions(study.directory)] == ["100"]
 
 
 def test_a_half_made_submission_that_slurm_refused_is_dropped(study: Study) -> None:
@@ -570,14 +574,14 @@ def test_a_half_made_submission_that_slurm_refused_is_dropped(study: Study) -> N
     half = study.half_made()
     refused = {f"100_{index}": ["FAILED", "", "BadConstraints"] for index in range(3)}
     study.slurm.change(jobs={"100": {"name": half.name, "hidden": False}}, queue=refused, next=101)
-    assert heal(study.directory) == []
+    assert recover_submissions(study.directory) == []
 
 
 def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> None:
     half = study.half_made()
     study.slurm.answer("squeue", BUSY)
     with pytest.raises(ClusterError):
-        heal(study.directory)
+        recover_submissions(study.directory)
     assert read_submissions(study.directory) == [half]
 
 
@@ -674,7 +678,7 @@ def test_two_at_once_are_refused(study: Study) -> None:
             lambda: retry(study.directory, []),
         ):
             with pytest.raises(
-                BusyError, match=r"another isoflop command \(process \d+ on \S+\) is at work"
+                BusyError, match=r"another isoflop command \(process \d+ on \S+\) is working here"
             ):
                 act()
     assert study.slurm.read()["calls"] == []
@@ -712,8 +716,8 @@ def test_a_node_on_which_three_runs_failed_while_others_get_on_is_left_out(
         large.run(number).set_state("pending", failed_on=nodes)
     for number, node in enumerate(works, start=len(failures)):
         large.run(number).set_state("done", node=node)
-    assert bad_nodes(look(large.directory)) == ((bad,) if bad else ())
-    assert intend(large.plan, large.profile).bad_nodes == ((bad,) if bad else ())
+    assert find_bad_nodes(query_status(large.directory)) == ((bad,) if bad else ())
+    assert plan_submission(large.plan, large.profile).bad_nodes == ((bad,) if bad else ())
 
 
 def ran(
@@ -723,14 +727,14 @@ def ran(
     heartbeat: float,
     failed_on: str | None = None,
     failed_time: float | None = None,
-) -> Where:
+) -> RunStatus:
     stored = {"heartbeat": heartbeat, "failed_on": [failed_on] if failed_on else []}
     stored |= {} if failed_time is None else {"failed_time": failed_time}
-    return Where(run_id, state, "", None, node, stored)
+    return RunStatus(run_id, state, "", None, node, stored)
 
 
-def bad_nodes_of(*runs: Where) -> tuple[str, ...]:
-    return bad_nodes(Picture({where.run_id: where for where in runs}, ()))
+def bad_nodes_of(*runs: RunStatus) -> tuple[str, ...]:
+    return find_bad_nodes(SweepStatus({where.run_id: where for where in runs}, ()))
 
 
 @pytest.mark.parametrize("failed_time", [100.0, None])
@@ -754,11 +758,11 @@ def test_a_node_works_again_though_those_that_failed_there_go_on_elsewhere(large
     for number in range(3):
         record_failure(large.run(number), "no luck", "n1")
     large.run(3).set_state("done", node="n2")
-    assert bad_nodes(look(large.directory)) == ("n1",)
+    assert find_bad_nodes(query_status(large.directory)) == ("n1",)
     large.run(4).set_state("done", node="n1")
     for number in range(3):
         large.run(number).set_state("done", node="n3")
-    assert bad_nodes(look(large.directory)) == ()
+    assert find_bad_nodes(query_status(large.directory)) == ()
 
 
 def test_a_run_that_failed_on_a_node_does_not_speak_for_it_before_it_is_done_there() -> None:
@@ -776,7 +780,7 @@ def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(large: Study) -
     )
     large.submit()
     assert large.slurm.read()["jobs"]["100"]["options"]["exclude"] == "n[7-8],n1"
-    assert kept_profile(large.directory).slurm["exclude"] == "n[7-8]"
+    assert read_study_profile(large.directory).slurm["exclude"] == "n[7-8]"
 
 
 def test_a_refusal_says_which_nodes_were_left_out_and_leaves_what_failed(large: Study) -> None:
@@ -813,7 +817,7 @@ def test_nodes_are_left_out_beside_those_of_the_profile(
     study: Study, given: str | None, nodes: list[str], exclude: str | None
 ) -> None:
     options = {} if given is None else {"exclude": given}
-    found = with_excluded(dataclasses.replace(study.profile, slurm=options), nodes)
+    found = exclude_nodes(dataclasses.replace(study.profile, slurm=options), nodes)
     assert found.slurm.get("exclude") == exclude
 
 
@@ -823,10 +827,10 @@ def test_the_profile_of_the_last_submission_is_kept_as_it_was(
     with pytest.raises(
         RunError, match="tiny: no such directory; give that of a sweep, such as runs/soda"
     ):
-        kept_profile(study.directory)
+        read_study_profile(study.directory)
     study.prepare()
     with pytest.raises(RunError, match="tiny: was never submitted; see `isoflop submit --help`"):
-        kept_profile(study.directory)
+        read_study_profile(study.directory)
     monkeypatch.chdir(study.folder)
     file = study.folder / "ours.yaml"
     file.write_text(
@@ -835,8 +839,8 @@ def test_the_profile_of_the_last_submission_is_kept_as_it_was(
         "setup: ['export A=\"\\${HOME}/a\"', 'module load x  # y']\n"
     )
     study.profile = load_profile(file)
-    keep_profile(study.profile, study.directory)
-    assert kept_profile(study.directory) == dataclasses.replace(
+    write_study_profile(study.profile, study.directory)
+    assert read_study_profile(study.directory) == dataclasses.replace(
         study.profile, root=str(study.folder / "runs")
     )
 
@@ -872,7 +876,7 @@ def test_only_sbatch_s_own_words_name_a_job(said: str, job_id: str | None) -> No
 
     read = queueing._executor_class()._get_job_id_from_submission_command
     if job_id is None:
-        with pytest.raises(FailedSubmissionError, match="no id of a job"):
+        with pytest.raises(FailedSubmissionError, match="no job id in"):
             read(said)
     else:
         assert read(said) == read(said.encode()) == job_id
@@ -882,7 +886,7 @@ def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatc
     study.queued()
     (made,) = read_submissions(study.directory)
     dataclasses.replace(made, user=os.geteuid() + 1).write(submissions_folder(study.directory))
-    assert look(study.directory).certain
+    assert query_status(study.directory).queue_answered
     for act in (
         study.submit,
         lambda: cancel(study.directory, []),
@@ -890,7 +894,7 @@ def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(
             RunError,
-            match=r"tiny: submitted by \S.*, who alone can submit, cancel or retry its runs",
+            match=r"tiny: submitted by \S.*; only that user can submit, cancel or retry its runs",
         ):
             act()
     assert not [
@@ -909,7 +913,7 @@ def test_a_cancellation_that_can_not_be_written_down_cancels(
 
     monkeypatch.setattr(Submission, "write", full)
     with pytest.raises(
-        RunError, match=r"3 jobs were cancelled, but that could not be written down \(No space left"
+        RunError, match=r"3 jobs were cancelled, but this could not be recorded \(No space left"
     ):
         cancel(study.directory, [])
     assert not any(task.active for task in slurm.queue().values())

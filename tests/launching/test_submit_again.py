@@ -18,13 +18,13 @@ from isoflop.config.profile import Gpu, load_profile
 from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import BudgetError
 from isoflop.launching.control import cancel
-from isoflop.launching.queue.arrays import group
-from isoflop.launching.records.study_files import kept_profile
+from isoflop.launching.queue.arrays import make_arrays
+from isoflop.launching.records.study_files import read_study_profile
 from isoflop.launching.records.submissions import read_submissions
 from isoflop.launching.submit import submit as queue
-from isoflop.planning.bill import with_bill
 from isoflop.planning.plan import plan as lay_out
-from isoflop.planning.plan import plan_rows
+from isoflop.planning.plan import read_plan_rows
+from isoflop.planning.pricing import with_bill
 from isoflop.runs.run_directory import RunDirectory
 
 Output = tuple[int, str, str]
@@ -79,7 +79,7 @@ def test_after_an_sbatch_that_kept_failing_submitting_again_queues(
 ) -> None:
     study.slurm.answer("sbatch", TIMED_OUT, times=99)
     code, _, err = submit()
-    assert (code, "submit again later" in err) == (4, True)
+    assert (code, "run `isoflop submit` again later" in err) == (4, True)
     study.slurm.change(answers={})
     assert submit()[0] == 0
     assert len(study.slurm.read()["queue"]) == 3
@@ -119,7 +119,7 @@ def test_a_damaged_plan_is_written_anew_though_nothing_is_queued(
     study.queued()
     (study.directory / "plan.parquet").write_bytes(b"damaged")
     assert submit()[0] == 0
-    assert [row["run_id"] for row in plan_rows(study.directory, ["run_id"])] == study.ids
+    assert [row["run_id"] for row in read_plan_rows(study.directory, ["run_id"])] == study.ids
     assert len(study.slurm.read()["queue"]) == 3
 
 
@@ -129,8 +129,8 @@ def test_runs_that_leave_the_sweep_leave_its_plan_though_nothing_is_queued(
     study.queued()
     code, _, err = submit("widths=[8, 12]")
     assert code == 0
-    assert "1 runs are not in the sweep any more, and are left as they are: " in err
-    assert [row["run_id"] for row in plan_rows(study.directory, ["run_id"])] == study.ids[:2]
+    assert "1 existing runs are no longer in the sweep; they were not changed: " in err
+    assert [row["run_id"] for row in read_plan_rows(study.directory, ["run_id"])] == study.ids[:2]
 
 
 def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(
@@ -170,14 +170,14 @@ def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., 
     )
     code, _, err = submit(*small, "--max-gpu-hours", "0.1", cluster="gpu.yaml")
     assert code == 3
-    assert "what would be queued needs about " in err
+    assert "the runs to queue need about " in err
     code, _, err = submit(
         *small, "--max-gpu-hours", "0.1", "--only", "budget < 1e9", cluster="gpu.yaml"
     )
     assert code == 0
-    assert "cost: 0 GPU-hours on testbed" in err
+    assert "cost: <0.001 GPU-hours on testbed" in err
     assert re.search(
-        r"this bill is of what is to be queued, from where it is; the whole study takes 1\d\d GPU-h",
+        r"estimate for the remaining work of the queued runs; the whole study takes 1\d\d GPU-h",
         err,
     )
 
@@ -187,9 +187,7 @@ def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[...
     large = ["budgets=[1.0e21]", "widths=[8]", "data.tokens={}", "max_steps=100000000000000000"]
     (run,) = lay_out("tiny.yaml", [SIMULATED, *large]).runs
     _, _, err = submit(*large, "--max-gpu-hours", "0", cluster="gpu.yaml")
-    hours = int(
-        re.findall(r"would be queued needs about ([\d,]+) GPU-hours", err)[0].replace(",", "")
-    )
+    hours = int(re.findall(r"runs to queue need about ([\d,]+) GPU-hours", err)[0].replace(",", ""))
     RunDirectory(study.directory / run.run_id).set_state("pending", step=75, steps=100, attempt=1)
     code, _, err = submit(*large, "--max-gpu-hours", f"{0.24 * hours}", cluster="gpu.yaml")
     assert code == 3
@@ -230,7 +228,7 @@ def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> No
             for run, count in zip(study.plan.runs, sizes, strict=True)
         ),
     )
-    assert [array.at_once for array in group(study.plan.runs, study.profile, 1001)] == [1, 1]
+    assert [array.at_once for array in make_arrays(study.plan.runs, study.profile, 1001)] == [1, 1]
     study.submit()
     study.slurm.change(
         queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]}
@@ -249,17 +247,16 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     study.slurm.change(limit=2)
     code, _, err = submit()
     assert code == 4
-    assert (
-        "the cluster's submit limit lets 1 of these 3 runs in: submit again when some have" in err
-    )
+    accepted = "the cluster's submit limit accepted 1 of these 3 runs"
+    assert f"{accepted}: run `isoflop submit` again when jobs have finished" in err
     assert len(study.slurm.read()["queue"]) == 1
     code, _, err = submit("--supervise")
     assert code == 4  # one more run, and the supervisor has no place
-    assert "isoflop: warning: the cluster's submit limit lets 1 of these 2 runs in\n" in err
+    assert "isoflop: warning: the cluster's submit limit accepted 1 of these 2 runs\n" in err
     *_, last = err.splitlines()
     assert last.startswith(
-        "isoflop: error: no supervisor was queued, so nothing is tried again by itself: the cluster's submit limit "
-        "lets no more in: try again when some of your jobs have ended (AssocMaxSubmitJobLimit; "
+        "isoflop: error: could not submit the supervisor; lost runs will not be requeued automatically: job submit "
+        "limit reached: try again when some of your jobs have finished (AssocMaxSubmitJobLimit; "
     )
     assert "--supervise" not in err
     assert len(study.slurm.read()["queue"]) == 2
@@ -276,13 +273,16 @@ def test_a_changed_profile_counts_though_nothing_is_queued(
     (study.folder / "cpu.yaml").write_text(to_yaml(changed))
     code, _, err = submit()
     assert (code, "3 queued" in err) == (0, True)
-    assert (kept_profile(study.directory).retries, kept_profile(study.directory).notify) == (
+    assert (
+        read_study_profile(study.directory).retries,
+        read_study_profile(study.directory).notify,
+    ) == (
         7,
         "true",
     )
     (study.directory / "cluster.yaml").unlink()
     assert submit()[0] == 0
-    assert kept_profile(study.directory).retries == 7
+    assert read_study_profile(study.directory).retries == 7
 
 
 def test_a_cap_holds_where_slurm_was_silent_for_a_moment(
@@ -302,7 +302,7 @@ def test_a_cap_holds_where_slurm_was_silent_for_a_moment(
     assert len(read_submissions(study.directory)) == before
     profile = load_profile("gpu.yaml")
     billed = with_bill(lay_out("tiny.yaml", (SIMULATED, *small)), profile)
-    with pytest.raises(BudgetError, match="what would be queued needs about"):
+    with pytest.raises(BudgetError, match="the runs to queue need about"):
         queue(billed, profile, max_gpu_hours=0.1)
     assert len(read_submissions(study.directory)) == before
 
@@ -322,5 +322,5 @@ def test_a_retry_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
     )
     code, _, err = isoflop("retry", str(study.directory))
     assert (code, "1 runs, on CPUs" in err) == (0, True)
-    assert len(plan_rows(study.directory, ["run_id"])) > 3
-    assert kept_profile(study.directory).retries == 7
+    assert len(read_plan_rows(study.directory, ["run_id"])) > 3
+    assert read_study_profile(study.directory).retries == 7

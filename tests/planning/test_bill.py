@@ -1,4 +1,4 @@
-"""The bill: what it adds to a plan, and what it refuses."""
+"""The bill: its columns of a plan, its warnings, and its refusals."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pytest
 
 from isoflop.config.profile import Gpu, Profile, load_profile
 from isoflop.errors import BudgetError, ConfigError
-from isoflop.launching.queue.arrays import group
-from isoflop.planning.bill import Bill, check_cap, with_bill, with_bill_of_rest
+from isoflop.launching.queue.arrays import make_arrays
+from isoflop.planning.bill import Bill
 from isoflop.planning.plan import Plan, plan
+from isoflop.planning.pricing import check_cap, with_bill, with_remaining_bill
 from isoflop.planning.queue_simulation import Order
 from isoflop.planning.run_spec import RunSpec
+from isoflop.text import bytes_text
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +30,14 @@ def h100() -> Profile:
     return load_profile("h100", to_plan=True)
 
 
-def bill_of(plan: Plan) -> Bill:
+def require_bill(plan: Plan) -> Bill:
     assert plan.bill is not None
     return plan.bill
 
 
 def test_a_plan_with_its_bill(soda: Plan, h100: Profile) -> None:
     billed = with_bill(soda, h100)
-    bill, rows = bill_of(billed), billed.rows()
+    bill, rows = require_bill(billed), billed.rows()
     for name in ("gpus", "nodes", "est_hours", "est_gpu_hours", "est_source"):
         assert None not in [row[name] for row in rows]
     assert {row["est_source"] for row in rows} == {"prior"}
@@ -48,11 +50,11 @@ def test_a_plan_with_its_bill(soda: Plan, h100: Profile) -> None:
     assert (soda.bill, soda.totals()["gpu_hours"], soda.runs[0].gpus) == (None, None, None)
 
 
-def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(
+def test_disk_holds_checkpoints_of_running_and_weights_of_finished_runs(
     soda: Plan, h100: Profile
 ) -> None:
-    bill = bill_of(with_bill(soda, h100))
-    assert bill.kept_bytes == sum(4 * run.params_total for run in soda.runs)
+    bill = require_bill(with_bill(soda, h100))
+    assert bill.weights_bytes == sum(4 * run.params_total for run in soda.runs)
     spans = list(zip(soda.runs, bill.schedule.starts, bill.schedule.ends, strict=True))
     held = [
         sum(3 * 16 * run.params_total for run, start, end in spans if start <= moment < end)
@@ -60,45 +62,48 @@ def test_disk_is_that_of_the_runs_at_work_and_of_the_weights_of_those_before(
         for moment in bill.schedule.starts
     ]
     assert bill.disk_bytes == max(held)
-    assert bill.kept_bytes < bill.disk_bytes < 3 * 16 * sum(run.params_total for run in soda.runs)
-    at_once = bill_of(with_bill(soda, replace(h100, max_gpus=None)))
-    assert at_once.disk_bytes == 3 * 16 * sum(run.params_total for run in soda.runs)
+    assert (
+        bill.weights_bytes < bill.disk_bytes < 3 * 16 * sum(run.params_total for run in soda.runs)
+    )
+    unlimited = require_bill(with_bill(soda, replace(h100, max_gpus=None)))
+    assert unlimited.disk_bytes == 3 * 16 * sum(run.params_total for run in soda.runs)
 
 
 def test_more_gpus_end_sooner_and_fewer_later(soda: Plan, h100: Profile) -> None:
-    bill = bill_of(with_bill(soda, h100))
-    assert list(bill.others) == [32, 128]
-    assert bill.others[128].finish_hours < bill.finish_hours < bill.others[32].finish_hours
-    assert bill_of(with_bill(soda, replace(h100, max_gpus=None))).others == {}
+    bill = require_bill(with_bill(soda, h100))
+    assert list(bill.alternatives) == [32, 128]
+    assert (
+        bill.alternatives[128].finish_hours < bill.finish_hours < bill.alternatives[32].finish_hours
+    )
+    assert require_bill(with_bill(soda, replace(h100, max_gpus=None))).alternatives == {}
 
 
 def test_small_budgets_first_give_early_results_and_a_later_end(soda: Plan, h100: Profile) -> None:
     def first_ends(order: Any) -> float:
-        bill = bill_of(with_bill(soda, h100, order=order))
+        bill = require_bill(with_bill(soda, h100, order=order))
         ends = zip(soda.runs, bill.schedule.ends, strict=True)
         return max(end for run, end in ends if run.budget <= 9e18)
 
     assert first_ends("budget") < first_ends("longest") / 2
 
 
-def test_interruptions_cost_what_was_not_saved_and_a_restart(soda: Plan, h100: Profile) -> None:
+def test_interruptions_cost_unsaved_work_and_a_restart(soda: Plan, h100: Profile) -> None:
     unlimited = replace(h100, slurm={})
     plain, busy = (
-        bill_of(with_bill(soda, unlimited, interruptions_per_day=rate)) for rate in (0, 24)
+        require_bill(with_bill(soda, unlimited, interruptions_per_day=rate)) for rate in (0, 24)
     )
-    lost = (
-        10 / 60 / 2 + 0.25
-    )  # half of ten minutes between checkpoints, a quarter of an hour to start again
+    # Half of ten minutes between checkpoints, and a quarter of an hour to restart.
+    lost = 10 / 60 / 2 + 0.25
     assert busy.gpu_hours == pytest.approx(plain.gpu_hours * (1 + lost))
     assert busy.finish_hours > plain.finish_hours
 
 
-def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(
+def test_a_preemptible_cluster_has_interruptions_unless_their_number_is_given(
     soda: Plan, h100: Profile
 ) -> None:
     preemptible = replace(h100, preemptible=True)
     bills = [
-        bill_of(with_bill(soda, preemptible, interruptions_per_day=rate))
+        require_bill(with_bill(soda, preemptible, interruptions_per_day=rate))
         for rate in (None, 2.0, 0.0)
     ]
     assert [bill.interruptions_per_day for bill in bills] == [2.0, 2.0, 0.0]
@@ -106,30 +111,28 @@ def test_a_preemptible_cluster_is_reckoned_with_unless_somebody_knows_better(
         bills[0].gpu_hours
         == bills[1].gpu_hours
         > bills[2].gpu_hours
-        == bill_of(with_bill(soda, h100)).gpu_hours
+        == require_bill(with_bill(soda, h100)).gpu_hours
     )
 
 
-def test_runs_longer_than_a_job_are_started_again_and_each_start_costs(
-    soda: Plan, h100: Profile
-) -> None:
-    unlimited = bill_of(with_bill(soda, replace(h100, slurm={})))
+def test_runs_longer_than_a_job_are_restarted_at_a_cost(soda: Plan, h100: Profile) -> None:
+    unlimited = require_bill(with_bill(soda, replace(h100, slurm={})))
     assert set(unlimited.starts) == {1}
     for limit, hours in (("48:00:00", 48), ("4:00:00", 4), ("1:00:00", 1)):
-        bill = bill_of(with_bill(soda, replace(h100, slurm={"time": limit})))
-        # Less what a job takes to save before its end: a minute, and the checkpoint at half a GB a second.
+        bill = require_bill(with_bill(soda, replace(h100, slurm={"time": limit})))
+        # A job saves before its end: a minute, and the checkpoint at half a GB a second.
         leads = [
             min(max(90, 60 + 16 * run.params_total / 0.5e9), 360 * hours) / 3600
             for run in soda.runs
         ]
         starts = [
-            math.ceil(whole / (hours - lead))
-            for whole, lead in zip(unlimited.hours, leads, strict=True)
+            math.ceil(duration / (hours - lead))
+            for duration, lead in zip(unlimited.hours, leads, strict=True)
         ]
         assert list(bill.starts) == starts
-        again = [0.25 * (count - 1) for count in starts]
+        restart_hours = [0.25 * (count - 1) for count in starts]
         assert bill.hours == pytest.approx(
-            [whole + more for whole, more in zip(unlimited.hours, again, strict=True)]
+            [sum(pair) for pair in zip(unlimited.hours, restart_hours, strict=True)]
         )
         assert max(bill.starts) > 1
         assert bill.gpu_hours > unlimited.gpu_hours
@@ -144,56 +147,58 @@ def test_jobs_too_short_for_a_checkpoint_are_refused(soda: Plan, h100: Profile, 
         with_bill(replace(soda, runs=soda.runs[-2:]), replace(h100, slurm={"time": text}))
 
 
-def saving_hours(run: RunSpec, trained: float, minutes: float) -> float:
-    """By the clock of a run: it trains for some minutes, saves its weights and two moments, and so on."""
-    left, hours = trained, 0.0
-    while left > 0:
-        left -= minutes / 60
+def saving_hours(run: RunSpec, training_hours: float, minutes: float) -> float:
+    """Return the hours of saves of weights and two moments, one after every `minutes`."""
+    remaining, hours = training_hours, 0.0
+    while remaining > 0:
+        remaining -= minutes / 60
         hours += 12 * run.params_total / 0.5e9 / 3600
     return hours
 
 
 @pytest.mark.parametrize(("minutes", "lost"), [(60.0, 0.5), (1e6, None), (1e305, None)])
-def test_an_interruption_costs_no_more_than_half_of_what_was_trained(
+def test_an_interruption_costs_at_most_half_of_the_training(
     soda: Plan, h100: Profile, minutes: float, lost: float | None
 ) -> None:
     study = replace(
         soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes))
     )
     never, hourly = (
-        bill_of(with_bill(study, replace(h100, slurm={}), interruptions_per_day=rate))
+        require_bill(with_bill(study, replace(h100, slurm={}), interruptions_per_day=rate))
         for rate in (0.0, 24.0)
     )
     for size, plain, busy in zip(hourly.sizes, never.hours, hourly.hours, strict=True):
         assert busy == pytest.approx(plain * (1 + min(size.hours / 2, lost or math.inf) + 0.25))
 
 
-def test_on_this_machine_no_more_runs_at_once_than_it_may(soda: Plan) -> None:
-    here = Profile(name="here", executor="local", gpu=Gpu(type="h100-sxm", per_node=8))
-    one, eight = (bill_of(with_bill(soda, replace(here, max_jobs=most))) for most in (1, 8))
-    assert one.finish_hours == pytest.approx(sum(one.hours))
-    assert eight.finish_hours < one.finish_hours / 6
+def test_on_this_machine_max_jobs_limits_the_runs_at_a_time(soda: Plan) -> None:
+    local = Profile(name="this-machine", executor="local", gpu=Gpu(type="h100-sxm", per_node=8))
+    single, eight = (
+        require_bill(with_bill(soda, replace(local, max_jobs=max_jobs))) for max_jobs in (1, 8)
+    )
+    assert single.finish_hours == pytest.approx(sum(single.hours))
+    assert eight.finish_hours < single.finish_hours / 6
 
 
-def test_the_bill_of_a_part_is_of_what_is_left(soda: Plan, h100: Profile) -> None:
+def test_the_remaining_bill_is_that_of_the_remaining_work(soda: Plan, h100: Profile) -> None:
     billed = with_bill(soda, replace(h100, disk_gb=100.0))
     small = {run.run_id: 0.5 for run in soda.runs if run.budget == 3e18}
-    rest = with_bill_of_rest(billed, small)
-    bill, whole = bill_of(rest), bill_of(billed)
-    own = [number for number, run in enumerate(soda.runs) if run.run_id in small]
-    assert bill.hours == tuple(whole.hours[number] / 2 for number in own)
+    rest = with_remaining_bill(billed, small)
+    bill, whole = require_bill(rest), require_bill(billed)
+    numbers = [number for number, run in enumerate(soda.runs) if run.run_id in small]
+    assert bill.hours == tuple(whole.hours[number] / 2 for number in numbers)
     assert bill.gpu_hours == pytest.approx(
-        sum(whole.sizes[n].held * whole.hours[n] / 2 for n in own)
+        sum(whole.sizes[number].held_gpus * whole.hours[number] / 2 for number in numbers)
     )
     assert set(bill.schedule.critical) <= set(small)
     assert max(bill.hours) <= bill.finish_hours < whole.finish_hours
-    assert bill.kept_bytes == sum(4 * soda.runs[number].params_total for number in own)
-    assert any("GB at a time" in warning for warning in billed.warnings)
+    assert bill.weights_bytes == sum(4 * soda.runs[number].params_total for number in numbers)
+    assert any(" at a time" in warning for warning in billed.warnings)
     assert not any("GB at a time" in warning for warning in rest.warnings)
     everything = {run.run_id: 1.0 for run in soda.runs}
-    assert bill_of(with_bill_of_rest(billed, everything)).schedule == whole.schedule
-    assert with_bill_of_rest(billed, {}) is billed
-    assert with_bill_of_rest(soda, everything) is soda
+    assert require_bill(with_remaining_bill(billed, everything)).schedule == whole.schedule
+    assert with_remaining_bill(billed, {}) is billed
+    assert with_remaining_bill(soda, everything) is soda
 
 
 @pytest.mark.parametrize("minutes", [10, 60, 7])
@@ -201,31 +206,33 @@ def test_a_run_waits_while_it_saves(soda: Plan, h100: Profile, minutes: float) -
     study = replace(
         soda, sweep=replace(soda.sweep, train=replace(soda.sweep.train, checkpoint_minutes=minutes))
     )
-    bill = bill_of(with_bill(study, replace(h100, slurm={})))
+    bill = require_bill(with_bill(study, replace(h100, slurm={})))
     for run, size, hours in zip(soda.runs, bill.sizes, bill.hours, strict=True):
         assert hours == pytest.approx(size.hours + saving_hours(run, size.hours, minutes), rel=1e-3)
-    own = replace(soda.sweep, train=replace(soda.sweep.train, trainer="command: train"))
-    theirs = bill_of(with_bill(replace(soda, sweep=own), replace(h100, slurm={})))
-    assert theirs.hours == tuple(size.hours for size in theirs.sizes)
+    external = replace(soda.sweep, train=replace(soda.sweep.train, trainer="command: train"))
+    unsaved = require_bill(with_bill(replace(soda, sweep=external), replace(h100, slurm={})))
+    assert unsaved.hours == tuple(size.hours for size in unsaved.sizes)
 
 
-def test_a_checkpoint_after_every_step_is_the_most(h100: Profile) -> None:
+def test_there_is_at_most_one_checkpoint_a_step(h100: Profile) -> None:
     study = plan("soda", ["budgets=[3.0e18]", "extra=[]", "train.checkpoint_minutes=1e-300"])
-    bill = bill_of(with_bill(study, replace(h100, slurm={})))
+    bill = require_bill(with_bill(study, replace(h100, slurm={})))
     saves = [run.steps * 12 * run.params_total / 0.5e9 / 3600 for run in study.runs]
     assert bill.hours == pytest.approx(
-        [size.hours + more for size, more in zip(bill.sizes, saves, strict=True)]
+        [size.hours + save for size, save in zip(bill.sizes, saves, strict=True)]
     )
 
 
 @pytest.mark.parametrize("max_gpus", [64, 256, None])
 @pytest.mark.parametrize("order", ["longest", "budget"])
-def test_a_limit_on_jobs_that_limits_nothing_costs_nothing(
+def test_a_limit_on_jobs_above_their_number_changes_nothing(
     soda: Plan, h100: Profile, max_gpus: int | None, order: Order
 ) -> None:
     limited, free = (
-        bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=most), order=order))
-        for most in (len(soda.runs), None)
+        require_bill(
+            with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=max_jobs), order=order)
+        )
+        for max_jobs in (len(soda.runs), None)
     )
     assert (limited.finish_hours, limited.gpu_hours) == (free.finish_hours, free.gpu_hours)
 
@@ -234,9 +241,9 @@ def test_a_limit_on_jobs_that_limits_nothing_costs_nothing(
 def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(
     soda: Plan, h100: Profile, max_jobs: int
 ) -> None:
-    """About as soon as with any number of jobs, or, where they are too few for that, as on as many GPUs as help."""
+    """They end about as soon as any number of jobs, or as on the most GPUs that help."""
     many, few, any_number = (
-        bill_of(with_bill(soda, replace(h100, max_gpus=gpus, max_jobs=jobs))).finish_hours
+        require_bill(with_bill(soda, replace(h100, max_gpus=gpus, max_jobs=jobs))).finish_hours
         for gpus, jobs in ((512, max_jobs), (None, max_jobs), (None, None))
     )
     assert few < 1.1 * max(many, any_number)
@@ -246,21 +253,21 @@ def test_few_jobs_without_a_limit_on_gpus_take_more_gpus_each(
     ("max_gpus", "max_jobs"),
     [(64, 3), (8, 3), (16, 3), (64, 1), (64, 8), (128, 16), (512, 4), (16, 30)],
 )
-def test_few_jobs_at_once_take_as_many_gpus_as_end_the_study_soon(
+def test_few_jobs_at_a_time_take_enough_gpus_to_end_the_study_soon(
     soda: Plan, h100: Profile, max_gpus: int, max_jobs: int
 ) -> None:
-    bill = bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=max_jobs)))
+    bill = require_bill(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=max_jobs)))
     least = max(*bill.hours, bill.gpu_hours / max_gpus, sum(bill.hours) / max_jobs)
     assert least <= bill.finish_hours <= 1.5 * least
     assert (
         bill.finish_hours
-        <= 1.6 * bill_of(with_bill(soda, replace(h100, max_gpus=max_gpus))).finish_hours
+        <= 1.6 * require_bill(with_bill(soda, replace(h100, max_gpus=max_gpus))).finish_hours
     )
-    assert bill.others[2 * max_gpus].finish_hours <= bill.finish_hours
+    assert bill.alternatives[2 * max_gpus].finish_hours <= bill.finish_hours
 
 
 def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
-    bill = bill_of(with_bill(soda, h100))
+    bill = require_bill(with_bill(soda, h100))
     check_cap(bill.gpu_hours, None)
     check_cap(bill.gpu_hours, bill.gpu_hours)
     with pytest.raises(
@@ -273,23 +280,24 @@ def test_a_cap_refuses_with_exit_code_3(soda: Plan, h100: Profile) -> None:
     assert problem.value.exit_code == 3
 
 
-def test_hours_of_bf16_for_fp32_are_warned_about(h100: Profile) -> None:
+def test_estimates_for_bf16_carry_a_warning_for_fp32(h100: Profile) -> None:
     (warning,) = with_bill(plan("soda", ["train.precision=fp32"]), h100).warnings
     assert (
         warning
-        == "the hours are those of bf16, and train.precision is fp32: measure it with `isoflop calibrate`"
+        == "the hours are estimates for bf16, but train.precision is fp32; run `isoflop calibrate` "
+        "to measure them"
     )
     assert with_bill(plan("soda", ["train.precision=bf16"]), h100).warnings == ()
 
 
-def test_too_little_disk_is_warned_about(soda: Plan, h100: Profile, tmp_path: Path) -> None:
+def test_too_little_disk_leads_to_a_warning(soda: Plan, h100: Profile, tmp_path: Path) -> None:
     assert with_bill(soda, h100).warnings == ()
     billed = with_bill(soda, replace(h100, disk_gb=1000.0))
-    need = f"checkpoints and weights will take up to {bill_of(billed).disk_bytes / 1e9:,.0f} GB at a time"
-    assert billed.warnings == (f"{need}, disk_gb allows 1,000",)
+    need = f"checkpoints and weights will take up to {bytes_text(require_bill(billed).disk_bytes)}"
+    assert billed.warnings == (f"{need} at a time, disk_gb allows 1.00 TB",)
 
 
-def test_free_disk_is_that_of_the_root_or_where_it_will_be(
+def test_free_disk_is_that_of_the_root_or_of_its_parent(
     h100: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huge = plan("soda", [f"seeds=[{', '.join(map(str, range(50)))}]"])
@@ -297,13 +305,13 @@ def test_free_disk_is_that_of_the_root_or_where_it_will_be(
     for root in (str(tmp_path), str(tmp_path / "runs"), "~", "~/runs"):
         (free,) = with_bill(huge, replace(h100, root=root)).warnings
         assert free.startswith("checkpoints and weights will take up to ")
-        assert f" GB at a time, {tmp_path} has " in free
+        assert f"B at a time, {tmp_path} has " in free
     for elsewhere in ("/no/such/place", "/scratch-of-a-cluster"):
         assert with_bill(huge, replace(h100, root=elsewhere)).warnings == ()
 
 
 @pytest.mark.parametrize("order", ["longest", "budget"])
-@pytest.mark.parametrize("most_tasks", [1001, 5])
+@pytest.mark.parametrize("max_array_size", [1001, 5])
 @pytest.mark.parametrize(
     "limits",
     [
@@ -313,25 +321,23 @@ def test_free_disk_is_that_of_the_root_or_where_it_will_be(
         {"slurm": {"exclusive": True}},
     ],
 )
-def test_the_finish_is_that_of_the_arrays_which_are_submitted(
-    soda: Plan, h100: Profile, order: Any, most_tasks: int, limits: dict[str, Any]
+def test_the_finish_is_that_of_the_submitted_arrays(
+    soda: Plan, h100: Profile, order: Any, max_array_size: int, limits: dict[str, Any]
 ) -> None:
     profile = replace(h100, **limits)
-    billed = with_bill(soda, profile, order=order, most_tasks=most_tasks)
+    billed = with_bill(soda, profile, order=order, max_array_size=max_array_size)
     ends: list[float] = []
-    for array in group(
-        billed.runs, profile, most_tasks, order
-    ):  # each place takes the next run as it is free
-        free = [max((ends[number] for number in array.after), default=0.0)] * array.at_once
-        for run in array.runs:
+    for array in make_arrays(billed.runs, profile, max_array_size, order):
+        slots = [max((ends[number] for number in array.after), default=0.0)] * array.at_once
+        for run in array.runs:  # the next run starts when one ends
             assert run.est_hours is not None
-            free.append(free.pop(free.index(min(free))) + run.est_hours)
-        ends.append(max(free))
-    assert bill_of(billed).finish_hours == pytest.approx(max(ends))
+            slots.append(slots.pop(slots.index(min(slots))) + run.est_hours)
+        ends.append(max(slots))
+    assert require_bill(billed).finish_hours == pytest.approx(max(ends))
 
 
-def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
-    few = bill_of(with_bill(soda, replace(h100, max_jobs=4)))
+def test_max_jobs_limits_the_jobs_at_a_time(soda: Plan, h100: Profile) -> None:
+    few = require_bill(with_bill(soda, replace(h100, max_jobs=4)))
     assert few.finish_hours >= sum(few.hours) / 4
     spans = list(zip(few.schedule.starts, few.schedule.ends, strict=True))
     assert (
@@ -354,7 +360,7 @@ def test_the_most_jobs_at_once_are_kept_to(soda: Plan, h100: Profile) -> None:
         ({"gres": "nvme:1"}, {1, 2, 4, 8}),
     ],
 )
-def test_what_the_profile_says_of_the_gpus_is_what_runs_get(
+def test_runs_get_the_gpus_of_the_profiles_options(
     soda: Plan, h100: Profile, options: dict[str, Any], gpus: set[int]
 ) -> None:
     small = replace(
@@ -365,20 +371,20 @@ def test_what_the_profile_says_of_the_gpus_is_what_runs_get(
     assert max(run.gpus or 0 for run in billed.runs) == max(gpus) or len(gpus) == 1
 
 
-def test_gpus_that_a_batch_can_not_be_shared_among_are_refused(soda: Plan, h100: Profile) -> None:
+def test_gpus_that_do_not_divide_a_batch_are_refused(soda: Plan, h100: Profile) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^slurm.gres: asks for 3 GPUs, with which .* can't be trained; leave it out",
+        match=r"^slurm.gres: requests 3 GPUs, with which .* can't be trained; leave it out",
     ):
         with_bill(soda, replace(h100, slurm={"gres": "gpu:h100:3"}))
 
 
 @pytest.mark.parametrize("options", [{"exclusive": True}, {"exclusive": True, "gpus_per_node": 4}])
-def test_whole_nodes_are_paid_for_and_used_where_a_batch_can_be_shared(
+def test_whole_nodes_are_paid_for_and_used_if_they_divide_the_batch(
     soda: Plan, h100: Profile, options: dict[str, Any]
 ) -> None:
     billed = with_bill(soda, replace(h100, slurm=options))
-    bill = bill_of(billed)
+    bill = require_bill(billed)
     assert {run.gpus for run in billed.runs} == {options.get("gpus_per_node", 8)}
     for run, hours in zip(billed.runs, bill.hours, strict=True):
         assert run.est_gpu_hours == 8 * hours
@@ -392,6 +398,6 @@ def test_whole_nodes_are_paid_for_and_used_where_a_batch_can_be_shared(
 
 def test_fewer_gpus_than_a_run_holds_are_refused(soda: Plan, h100: Profile) -> None:
     with pytest.raises(
-        ConfigError, match=r"^max_gpus: 3e18-\S+ holds 8 GPUs at least, 4 are allowed; raise it"
+        ConfigError, match=r"^max_gpus: 3e18-\S+ holds at least 8 GPUs, 4 are allowed; raise it"
     ):
         with_bill(soda, replace(h100, slurm={"exclusive": True}, max_gpus=4))

@@ -1,4 +1,4 @@
-"""What was measured, what lies between, which runs are measured, and the file that it is kept in."""
+"""Measurements: interpolation, choice of the runs to measure, use in a plan, and the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
-from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import (
     Calibration,
     Measurement,
@@ -21,9 +20,10 @@ from isoflop.planning.calibration import (
     read_calibration,
     write_calibration,
 )
-from isoflop.planning.gpu_specs import PARALLEL_EFFICIENCY
+from isoflop.planning.gpu_specs import EFFICIENCY_PER_DOUBLING
 from isoflop.planning.plan import Plan, plan
-from isoflop.planning.sizing import Sizer, needed_bytes
+from isoflop.planning.pricing import with_bill
+from isoflop.planning.sizing import Sizer, estimate_memory_bytes
 from isoflop.shapes import ModelShape
 
 H100 = Profile(
@@ -56,11 +56,11 @@ def shape(width: int) -> ModelShape:
 
 
 def measured(
-    of: ModelShape, gpus: int = 1, batch: int = 8, flops: float = 1e14, **more: Any
+    model: ModelShape, gpus: int = 1, batch: int = 8, flops: float = 1e14, **more: Any
 ) -> Measurement:
-    """A class that trains at `flops` a GPU."""
-    speed = flops * max(1, gpus) / of.train_flops_per_token
-    known = {
+    """Return the measurement of a class that trains at `flops` FLOP/s per GPU."""
+    speed = flops * max(1, gpus) / model.train_flops_per_token
+    defaults = {
         "micro_batch": 8,
         "checkpointing": False,
         "mfu": 0.1,
@@ -68,12 +68,12 @@ def measured(
         "measured": 1.7e9,
     }
     return Measurement(
-        shape=of,
+        shape=model,
         gpus=gpus,
         batch_size=batch,
         tokens_per_second=speed,
         device="H100",
-        **{**known, **more},
+        **{**defaults, **more},
     )
 
 
@@ -83,16 +83,16 @@ SMALL, MIDDLE, LARGE = shape(128), shape(512), shape(2048)
 
 
 def between(
-    low: ModelShape, here: ModelShape, high: ModelShape, flops: tuple[float, float]
+    low: ModelShape, middle: ModelShape, high: ModelShape, flops: tuple[float, float]
 ) -> float:
-    """On the line through two points in log-log, worked out by its slope."""
-    x = [item.train_flops_per_token for item in (low, here, high)]
+    """Return the FLOP/s on the line through two points in log-log, from its slope."""
+    x = [item.train_flops_per_token for item in (low, middle, high)]
     slope = math.log(flops[1] / flops[0]) / math.log(x[2] / x[0])
     return flops[0] * (x[1] / x[0]) ** slope
 
 
 @pytest.mark.parametrize(
-    ("of", "gpus", "expected", "inside"),
+    ("model", "gpus", "expected", "inside"),
     [
         (SMALL, 1, 1e13, True),
         (LARGE, 1, 3e14, True),
@@ -101,12 +101,12 @@ def between(
         (shape(4096), 1, 3e14, False),
         (SMALL, 8, 8 * 5e13, True),
         (LARGE, 8, 8 * 5e13, False),
-        (LARGE, 2, 2 * 3e14 * PARALLEL_EFFICIENCY, False),
-        (SMALL, 16, 16 * 5e13 * PARALLEL_EFFICIENCY, False),
+        (LARGE, 2, 2 * 3e14 * EFFICIENCY_PER_DOUBLING, False),
+        (SMALL, 16, 16 * 5e13 * EFFICIENCY_PER_DOUBLING, False),
     ],
 )
-def test_speeds_between_and_beyond_what_was_measured(
-    of: ModelShape, gpus: int, expected: float, inside: bool
+def test_speeds_within_and_beyond_the_measurements(
+    model: ModelShape, gpus: int, expected: float, inside: bool
 ) -> None:
     known = Calibration(
         (
@@ -115,11 +115,11 @@ def test_speeds_between_and_beyond_what_was_measured(
             measured(SMALL, 8, batch=64, flops=5e13),
         )
     )
-    speed, is_inside = known.flops_per_second(of, 8 * gpus, gpus)
+    speed, is_inside = known.flops_per_second(model, 8 * gpus, gpus)
     assert (speed, is_inside) == (pytest.approx(expected), inside)
 
 
-def test_of_several_batches_the_nearest_counts() -> None:
+def test_the_nearest_of_several_batches_counts() -> None:
     known = Calibration(
         tuple(measured(SMALL, batch=batch, flops=batch * 1e12) for batch in (1, 8, 64))
     )
@@ -130,12 +130,12 @@ def test_of_several_batches_the_nearest_counts() -> None:
 def test_newer_measurements_replace_those_of_the_same_class() -> None:
     old, other = measured(SMALL), measured(LARGE)
     new = measured(SMALL, flops=2e14, measured=1.8e9)
-    both = Calibration((old, other)).with_more([new])
+    both = Calibration((old, other)).merge([new])
     assert both.measurements == (new, other)
     assert (Calibration((old, other)).day, both.day) == ("2023-11-14", "2027-01-15")
 
 
-# What is measured
+# Runs to measure
 
 
 def test_the_smallest_the_middle_and_the_largest_of_each_number_of_gpus(soda: Plan) -> None:
@@ -144,10 +144,10 @@ def test_the_smallest_the_middle_and_the_largest_of_each_number_of_gpus(soda: Pl
     assert len(set(classes)) == len(classes)
     for gpus in {run.gpus for run in runs}:
         flops = sorted({run.shape.train_flops_per_token for run in runs if run.gpus == gpus})
-        found = [run.shape.train_flops_per_token for run in classes if run.gpus == gpus]
-        assert len(found) <= 3
-        assert (found[0], found[-1]) == (flops[0], flops[-1])
-        assert found == sorted(found)
+        measured_flops = [run.shape.train_flops_per_token for run in classes if run.gpus == gpus]
+        assert len(measured_flops) <= 3
+        assert (measured_flops[0], measured_flops[-1]) == (flops[0], flops[-1])
+        assert measured_flops == sorted(measured_flops)
     assert [run.gpus for run in classes] == sorted(run.gpus or 0 for run in classes)
     assert choose_classes(runs[:1]) == list(runs[:1])
 
@@ -155,14 +155,17 @@ def test_the_smallest_the_middle_and_the_largest_of_each_number_of_gpus(soda: Pl
 # In a plan
 
 
-def everything(soda: Plan, share: float = 0.25) -> Calibration:
-    """Every class of SODA's bill, at a share of the peak, in twice the memory of the estimate."""
+def full_calibration(soda: Plan, share: float = 0.25) -> Calibration:
+    """Return measurements of every class of SODA's bill.
+
+    They have a share of the peak, and twice the estimated memory.
+    """
     runs = with_bill(soda, H100).runs
-    found = []
+    measurements = []
     for run in choose_classes(runs):
         micro = max(1, run.batch_size // (run.gpus or 1))
-        memory = 2 * needed_bytes(run.shape, micro, False)
-        found.append(
+        memory = 2 * estimate_memory_bytes(run.shape, micro, False)
+        measurements.append(
             measured(
                 run.shape,
                 run.gpus or 0,
@@ -172,39 +175,40 @@ def everything(soda: Plan, share: float = 0.25) -> Calibration:
                 memory_bytes=memory,
             )
         )
-    return Calibration(tuple(found))
+    return Calibration(tuple(measurements))
 
 
 def test_hours_come_from_measured_speed(soda: Plan) -> None:
-    billed = with_bill(soda, H100, calibration=everything(soda))
+    billed = with_bill(soda, H100, calibration=full_calibration(soda))
     assert billed.bill is not None
     sized = zip(billed.runs, billed.bill.sizes, strict=True)
-    own = [(run, size) for run, size in sized if size.source == run.est_source == "measured"]
-    assert len(own) > 40
+    inside = [(run, size) for run, size in sized if size.source == run.est_source == "measured"]
+    assert len(inside) > 40
     assert {run.est_source for run in billed.runs} <= {"measured", "extrapolated"}
-    for run, size in own:
+    for run, size in inside:
         assert size.gpu_hours == pytest.approx(run.train_flops / (0.25 * 989e12) / 3600)
         assert size.gpu_hours < (run.est_gpu_hours or 0) < 1.2 * size.gpu_hours  # it saves too
     beyond = sum(run.est_source == "extrapolated" for run in billed.runs)
     assert billed.bill.source == "measured 2023-11-14" + (
         f", extrapolated for {beyond} runs" if beyond else ""
     )
-    slower = with_bill(soda, H100, calibration=everything(soda, 0.1))
+    slower = with_bill(soda, H100, calibration=full_calibration(soda, 0.1))
     assert slower.bill is not None
     assert slower.bill.gpu_hours > 2 * billed.bill.gpu_hours
 
 
 @pytest.mark.parametrize("slower", [0.1, 3.0])
-def test_checkpoints_take_the_time_that_was_measured(soda: Plan, slower: float) -> None:
-    """Ten minutes of training, then a checkpoint, by the nearest model that was measured, in proportion."""
-    runs = with_bill(soda, H100).runs
-    found = {one: 10.0 * slower * one.shape.params_total / 1e9 for one in choose_classes(runs)}
-    bare = everything(soda).measurements
+def test_checkpoints_take_the_measured_time(soda: Plan, slower: float) -> None:
+    """Runs save every ten minutes; the time is that of the nearest model, in proportion to size."""
+    classes = choose_classes(with_bill(soda, H100).runs)
+    bare = full_calibration(soda).measurements
     timed = [
-        dataclasses.replace(one, save_seconds=s)
-        for one, s in zip(bare, found.values(), strict=True)
+        dataclasses.replace(
+            measurement, save_seconds=10.0 * slower * measurement.shape.params_total / 1e9
+        )
+        for measurement in bare
     ]
-    assert [one.shape for one in bare] == [run.shape for run in found]
+    assert [measurement.shape for measurement in bare] == [run.shape for run in classes]
     billed = with_bill(soda, H100, calibration=Calibration(tuple(timed)))
     assert billed.bill is not None
     for run, size in zip(billed.runs, billed.bill.sizes, strict=True):
@@ -214,29 +218,31 @@ def test_checkpoints_take_the_time_that_was_measured(soda: Plan, slower: float) 
         )
 
 
-def test_memory_is_what_measurements_make_of_the_estimate(soda: Plan) -> None:
+def test_measurements_correct_the_estimated_memory(soda: Plan) -> None:
     before, after = (
-        next(Sizer(soda.runs, H100, found).choices(H100.max_gpus))
-        for found in (None, everything(soda))
+        next(Sizer(soda.runs, H100, calibration).choices(H100.max_gpus))
+        for calibration in (None, full_calibration(soda))
     )
     same = [(old, new) for old, new in zip(before, after, strict=True) if old.gpus == new.gpus]
     assert len(same) > 20
     for old, new in same:
-        assert new.fit.memory_bytes == pytest.approx(2 * old.fit.memory_bytes, rel=1e-6)
-        assert (new.fit.micro_batch, new.fit.checkpointing) == (
-            old.fit.micro_batch,
-            old.fit.checkpointing,
+        assert new.memory_fit.memory_bytes == pytest.approx(
+            2 * old.memory_fit.memory_bytes, rel=1e-6
+        )
+        assert (new.memory_fit.micro_batch, new.memory_fit.checkpointing) == (
+            old.memory_fit.micro_batch,
+            old.memory_fit.checkpointing,
         )
 
 
 def test_cpus_have_a_bill_once_they_are_measured() -> None:
     pocket = plan("pocket")
     with pytest.raises(
-        ConfigError, match=r"gpu: missing; .* or on CPUs what `isoflop calibrate` measures"
+        ConfigError, match=r"gpu: missing; .* or on CPUs the measurements of `isoflop calibrate`"
     ):
         with_bill(pocket, CPUS)
     shapes = [run.shape for run in choose_classes(pocket.runs)]
-    known = Calibration(tuple(measured(of, gpus=0, flops=1e9) for of in shapes))
+    known = Calibration(tuple(measured(model, gpus=0, flops=1e9) for model in shapes))
     billed = with_bill(pocket, CPUS, calibration=known)
     assert billed.bill is not None
     assert [(run.gpus, run.nodes, run.est_gpu_hours) for run in billed.runs] == [(0, 1, 0.0)] * 20
@@ -247,16 +253,19 @@ def test_cpus_have_a_bill_once_they_are_measured() -> None:
         )
     work = sum(billed.bill.hours)
     assert work / 2 <= billed.bill.finish_hours <= work / 2 + max(billed.bill.hours)
-    assert billed.bill.others == {}
-    assert (billed.bill.gpu_hours, {size.fit.memory_bytes for size in billed.bill.sizes}) == (
+    assert billed.bill.alternatives == {}
+    assert (
+        billed.bill.gpu_hours,
+        {size.memory_fit.memory_bytes for size in billed.bill.sizes},
+    ) == (
         0.0,
         {10**9},
     )
 
 
 def test_on_this_machine_a_run_takes_one_gpu(soda: Plan) -> None:
-    here = Profile(name="here", executor="local", gpu=Gpu(type="h100-sxm", per_node=2))
-    bill = with_bill(soda, here).bill
+    local = Profile(name="this-machine", executor="local", gpu=Gpu(type="h100-sxm", per_node=2))
+    bill = with_bill(soda, local).bill
     assert bill is not None
     assert {size.gpus for size in bill.sizes} == {1}
     assert bill.finish_hours >= bill.gpu_hours / 2
@@ -265,8 +274,8 @@ def test_on_this_machine_a_run_takes_one_gpu(soda: Plan) -> None:
 # The file
 
 
-def test_it_is_read_back_as_it_was_written(soda: Plan, tmp_path: Path) -> None:
-    known = everything(soda)
+def test_measurements_are_read_back_as_written(soda: Plan, tmp_path: Path) -> None:
+    known = full_calibration(soda)
     assert read_calibration(tmp_path, soda.sweep, H100) is None
     file = write_calibration(tmp_path, soda.sweep, H100, known)
     assert read_calibration(tmp_path, soda.sweep, H100) == known
@@ -294,7 +303,7 @@ def test_it_is_read_back_as_it_was_written(soda: Plan, tmp_path: Path) -> None:
         ({"executor": "local"}, False),
     ],
 )
-def test_what_was_measured_holds_for_no_other_cluster(
+def test_measurements_hold_for_no_other_cluster(
     soda: Plan, changes: dict[str, Any], same: bool
 ) -> None:
     files = [
@@ -313,21 +322,23 @@ def test_what_was_measured_holds_for_no_other_cluster(
         ("recipe=pocket", False),
     ],
 )
-def test_it_holds_for_other_studies_of_the_recipe(soda: Plan, override: str, same: bool) -> None:
+def test_measurements_hold_for_other_studies_of_the_recipe(
+    soda: Plan, override: str, same: bool
+) -> None:
     other = plan("soda", [override, "extra=[]", "train.evals=2", "min_batch=1", "max_steps=null"])
     assert (
         calibration_file(Path(), soda.sweep, H100) == calibration_file(Path(), other.sweep, H100)
     ) is same
 
 
-def test_another_trainer_is_not_as_fast(soda: Plan, tmp_path: Path) -> None:
-    write_calibration(tmp_path, soda.sweep, H100, everything(soda))
+def test_another_trainer_has_no_measurements(soda: Plan, tmp_path: Path) -> None:
+    write_calibration(tmp_path, soda.sweep, H100, full_calibration(soda))
     other = plan("soda", ["train.trainer=simulated: soda"])
     assert read_calibration(tmp_path, other.sweep, H100) is None
 
 
 def with_value(key: str, value: Any) -> Any:
-    """Puts a value in the place of one of the first measurement."""
+    """Return a function that replaces a value of the first measurement in a file's text."""
 
     def damage(text: str) -> str:
         document = json.loads(text)
@@ -363,8 +374,8 @@ def with_value(key: str, value: Any) -> Any:
         lambda text: text.replace('"head_dim": 128', '"head_dim": 127'),
     ],
 )
-def test_a_damaged_file_is_one_line(soda: Plan, tmp_path: Path, damage: Any) -> None:
-    file = write_calibration(tmp_path, soda.sweep, H100, everything(soda))
+def test_a_damaged_file_is_refused_in_one_line(soda: Plan, tmp_path: Path, damage: Any) -> None:
+    file = write_calibration(tmp_path, soda.sweep, H100, full_calibration(soda))
     before = file.read_text()
     assert damage(before) != before
     file.write_text(damage(before))

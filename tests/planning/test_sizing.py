@@ -10,17 +10,17 @@ import pytest
 
 from isoflop.config.profile import Gpu, Profile
 from isoflop.errors import ConfigError
-from isoflop.planning.gpu_specs import GPUS, find_gpu, gpu_type, mfu_prior
+from isoflop.planning.gpu_specs import GPU_TYPES, find_gpu, mfu_prior, resolve_gpu
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.run_spec import RunSpec
 from isoflop.planning.sizing import (
-    LONG_ENOUGH_H,
-    MEMORY_SHARE,
-    STATE_BYTES,
+    MIN_SPREAD_HOURS,
+    STATE_BYTES_PER_PARAM,
+    USABLE_MEMORY_SHARE,
     Size,
     Sizer,
+    estimate_memory_bytes,
     fit_memory,
-    needed_bytes,
 )
 from isoflop.shapes import ModelShape
 
@@ -37,17 +37,17 @@ def cluster(**changes: Any) -> Profile:
     )
 
 
-def sizes_of(runs: Sequence[RunSpec], profile: Profile, precision: str = "auto") -> list[Size]:
-    """The first choice, which nothing but the limit on jobs can change."""
+def first_sizes(runs: Sequence[RunSpec], profile: Profile, precision: str = "auto") -> list[Size]:
+    """Return the first choice; only the limit on jobs can lead to another."""
     return next(Sizer(runs, profile, precision=precision).choices(profile.max_gpus))
 
 
 # GPUs
 
 
-def test_a_gpu_is_known_by_its_type_and_by_what_cuda_calls_it() -> None:
-    assert gpu_type(Gpu(type="h100-sxm", per_node=8)) is not None
-    assert all(find_gpu(f"NVIDIA {gpu.device_name}") == gpu for gpu in GPUS.values())
+def test_a_gpu_is_found_by_its_type_and_by_its_cuda_name() -> None:
+    assert resolve_gpu(Gpu(type="h100-sxm", per_node=8)) is not None
+    assert all(find_gpu(f"NVIDIA {gpu.device_name}") == gpu for gpu in GPU_TYPES.values())
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def test_a_gpu_is_known_by_its_type_and_by_what_cuda_calls_it() -> None:
         ("Tesla K80", None, None),
     ],
 )
-def test_what_cuda_calls_a_gpu(name: str, peak: float | None, memory_gb: float | None) -> None:
+def test_cuda_names_of_gpus(name: str, peak: float | None, memory_gb: float | None) -> None:
     gpu = find_gpu(name)
     assert (gpu and gpu.peak_flops, gpu and gpu.memory_gb) == (peak, memory_gb)
 
 
-def test_a_profile_may_correct_a_gpu_or_bring_its_own() -> None:
-    assert gpu_type(Gpu(type="h100-sxm", per_node=8, memory_gb=94)).memory_gb == 94
-    mi300 = gpu_type(Gpu(type="mi300x", per_node=8, memory_gb=192, peak_tflops=1307))
+def test_a_profile_may_correct_a_gpu_or_define_another() -> None:
+    assert resolve_gpu(Gpu(type="h100-sxm", per_node=8, memory_gb=94)).memory_gb == 94
+    mi300 = resolve_gpu(Gpu(type="mi300x", per_node=8, memory_gb=192, peak_tflops=1307))
     assert (mi300.device_name, mi300.peak_flops, mi300.memory_gb) == ("mi300x", 1.307e15, 192)
     with pytest.raises(
         ConfigError,
         match=r"gpu.type 'h100' is not known; did you mean h100-sxm\? .*gpu.peak_tflops",
     ):
-        gpu_type(Gpu(type="h100", per_node=8))
+        resolve_gpu(Gpu(type="h100", per_node=8))
 
 
 def test_the_prior_grows_with_the_width_and_falls_with_the_gpus(soda: Plan) -> None:
@@ -108,9 +108,11 @@ SHAPE = ModelShape(
 
 
 def needed(micro: int, checkpointing: bool) -> float:
-    """Memory that a GPU must have for it, in bytes."""
-    states = STATE_BYTES * SHAPE.params_total
-    return (states + SHAPE.activation_bytes(micro, checkpointing=checkpointing)) / MEMORY_SHARE
+    """Return the bytes of memory that a GPU needs."""
+    states = STATE_BYTES_PER_PARAM * SHAPE.params_total
+    return (
+        states + SHAPE.activation_bytes(micro, checkpointing=checkpointing)
+    ) / USABLE_MEMORY_SHARE
 
 
 @pytest.mark.parametrize(
@@ -125,28 +127,28 @@ def needed(micro: int, checkpointing: bool) -> float:
         (needed(1, True), 1, True),
     ],
 )
-def test_the_largest_part_of_a_batch_that_fits(
+def test_the_largest_micro_batch_that_fits(
     memory: float, micro: int | None, checkpointing: bool
 ) -> None:
     fit = fit_memory(SHAPE, 24, memory)
     assert fit is not None
     assert fit.checkpointing is checkpointing
     assert micro is None or fit.micro_batch == micro
-    assert fit.memory_bytes <= memory * MEMORY_SHARE
+    assert fit.memory_bytes <= memory * USABLE_MEMORY_SHARE
 
 
-@pytest.mark.parametrize(("precision", "value_bytes"), [("auto", 2), ("bf16", 2), ("fp32", 4)])
-def test_memory_is_that_of_the_precision(soda: Plan, precision: str, value_bytes: int) -> None:
-    sizes = sizes_of(soda.runs, cluster(), precision=precision)
+@pytest.mark.parametrize(("precision", "bytes_per_value"), [("auto", 2), ("bf16", 2), ("fp32", 4)])
+def test_memory_depends_on_the_precision(soda: Plan, precision: str, bytes_per_value: int) -> None:
+    sizes = first_sizes(soda.runs, cluster(), precision=precision)
     for run, size in zip(soda.runs, sizes, strict=True):
-        fit = size.fit
-        assert fit.memory_bytes == needed_bytes(
-            run.shape, fit.micro_batch, fit.checkpointing, True, value_bytes
+        fit = size.memory_fit
+        assert fit.memory_bytes == estimate_memory_bytes(
+            run.shape, fit.micro_batch, fit.checkpointing, True, bytes_per_value
         )
-        assert fit.memory_bytes <= MEMORY_SHARE * 80e9
+        assert fit.memory_bytes <= USABLE_MEMORY_SHARE * 80e9
 
 
-def test_what_does_not_fit_at_all() -> None:
+def test_memory_too_small_for_one_sequence() -> None:
     assert fit_memory(SHAPE, 24, needed(1, True) - 1) is None
 
 
@@ -154,39 +156,39 @@ def test_what_does_not_fit_at_all() -> None:
 
 
 def test_sizes_of_soda(soda: Plan) -> None:
-    sizes = sizes_of(soda.runs, cluster())
+    sizes = first_sizes(soda.runs, cluster())
     for run, size in zip(soda.runs, sizes, strict=True):
         assert run.batch_size % size.gpus == 0
         assert size.nodes == 1
         assert size.gpu_hours * 3600 * 989e12 * mfu_prior(run.shape, size.gpus) == pytest.approx(
             run.train_flops
         )
-    longest = max(LONG_ENOUGH_H, sum(size.gpu_hours for size in sizes) / 64)
+    longest = max(MIN_SPREAD_HOURS, sum(size.gpu_hours for size in sizes) / 64)
     assert all(size.hours <= longest for size in sizes)
-    assert all(size.gpus == 1 for size in sizes if 2 * size.hours <= LONG_ENOUGH_H)
+    assert all(size.gpus == 1 for size in sizes if 2 * size.hours <= MIN_SPREAD_HOURS)
 
 
 def test_more_gpus_spread_runs_wider_and_fewer_do_not(soda: Plan) -> None:
     widest = {
-        most: max(size.gpus for size in sizes_of(soda.runs, cluster(max_gpus=most)))
-        for most in (8, 64, 512)
+        max_gpus: max(size.gpus for size in first_sizes(soda.runs, cluster(max_gpus=max_gpus)))
+        for max_gpus in (8, 64, 512)
     }
     assert widest[8] <= 8
     assert widest[8] <= widest[64] < widest[512]
-    wide = max(sizes_of(soda.runs, cluster(max_gpus=512)), key=lambda size: size.gpus)
+    wide = max(first_sizes(soda.runs, cluster(max_gpus=512)), key=lambda size: size.gpus)
     assert wide.nodes == wide.gpus // 8
 
 
-def test_a_day_is_the_measure_without_a_limit_on_gpus(soda: Plan) -> None:
-    assert all(size.hours <= 24 for size in sizes_of(soda.runs, cluster(max_gpus=None)))
+def test_runs_take_at_most_a_day_without_a_limit_on_gpus(soda: Plan) -> None:
+    assert all(size.hours <= 24 for size in first_sizes(soda.runs, cluster(max_gpus=None)))
 
 
-def test_a_model_that_is_too_large_names_itself_and_what_it_needs(soda: Plan) -> None:
+def test_too_large_a_model_is_refused_with_the_memory_it_needs(soda: Plan) -> None:
     small = cluster(gpu=Gpu(type="l4", per_node=1))
     with pytest.raises(
         ConfigError,
-        match=r"3e20-w\d+-s0-\w+: .* parameters need about \d+ GB on each GPU, of which L4 has 24",
+        match=r"3e20-w\d+-s0-\w+: .* parameters need about \d+ GB on each GPU, but L4 has 24",
     ):
-        sizes_of([run for run in soda.runs if run.budget == 3e20], small)
+        first_sizes([run for run in soda.runs if run.budget == 3e20], small)
     with pytest.raises(ConfigError, match="gpu: missing; a bill needs the GPUs of the nodes"):
-        sizes_of(soda.runs, cluster(gpu=None))
+        first_sizes(soda.runs, cluster(gpu=None))

@@ -1,4 +1,4 @@
-"""What is wrong with a sweep's trainer is found when it is planned; how a command's words are filled in."""
+"""Faults of a sweep's trainer found by planning, and the template of a command."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import given as drawn
+from hypothesis import given
 from hypothesis import strategies as st
 from support.studies import tiny_plan
 
 from isoflop.errors import ConfigError
 from isoflop.planning.plan import plan
-from isoflop.planning.trainers import fill
+from isoflop.planning.trainers import fill_template
 
-NO_SHELL = "has no effect: the command is no shell; use bash -c '...'"
-NOWHERE = "does not say where the program is to write its losses; give it {losses}, e.g. --losses {losses}"
+NO_SHELL = "has no effect: no shell runs the command; use bash -c '...'"
+NO_LOSSES = (
+    "does not name the file for the program's losses; give it {losses}, e.g. --losses {losses}"
+)
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "message"),
     [
-        ("train {stpes}", "{stpes} is not known; in braces can stand run_id, "),
+        ("train {stpes}", "{stpes} is not known; names in braces are run_id, "),
         ("train {step} {losses}", "(write {{ for a brace)"),
         ("train {budget.real.nothing}", "is not known"),
         ("train {budget[0]}", "can't be read as a command"),
@@ -30,9 +32,9 @@ NOWHERE = "does not say where the program is to write its losses; give it {losse
         ("train {steps", "can't be read as a command"),
         ("train {steps!z}", "can't be read as a command"),
         ("train 'steps", "can't be read as a command (No closing quotation)"),
-        ("train", NOWHERE),
-        ("train --steps {steps} --out {data_dir}", NOWHERE),
-        ("train {{losses}}", NOWHERE),
+        ("train", NO_LOSSES),
+        ("train --steps {steps} --out {data_dir}", NO_LOSSES),
+        ("train {{losses}}", NO_LOSSES),
         ("train {losses} > log.txt", f"'>' {NO_SHELL}"),
         ("train {losses} 2>&1", f"'2>&1' {NO_SHELL}"),
         ("train {losses} >>{run_dir}/log", f"'>>{{run_dir}}/log' {NO_SHELL}"),
@@ -52,12 +54,12 @@ NOWHERE = "does not say where the program is to write its losses; give it {losse
         ),
     ],
 )
-def test_a_command_that_no_run_could_use_is_one_line(
-    tmp_path: Path, command: str, says: str
+def test_an_unusable_command_is_refused_in_one_line(
+    tmp_path: Path, command: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as problem:
         tiny_plan(tmp_path, f"train.trainer={{command: {json.dumps(command)}}}")
-    assert says in str(problem.value)
+    assert message in str(problem.value)
     assert str(problem.value).startswith(f"{tmp_path / 'tiny.yaml'}: train.trainer: ")
     assert "\n" not in str(problem.value)
 
@@ -74,16 +76,16 @@ def test_a_command_that_no_run_could_use_is_one_line(
         "train {losses} {run_id:.12s} {steps:06d} {budget:.1e} {main_address:>9} {nodes:d}",
     ],
 )
-def test_a_command_that_can_be_used_is_planned(tmp_path: Path, command: str) -> None:
+def test_a_usable_command_is_planned(tmp_path: Path, command: str) -> None:
     assert tiny_plan(tmp_path, f"train.trainer={{command: {json.dumps(command)}}}").runs
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (
             ["train.trainer={simulated: foo}"],
-            "train.trainer: simulated: 'foo' is no law that is known; take chinchilla",
+            "train.trainer: simulated: 'foo' is no known law; use chinchilla",
         ),
         (
             ["metric.set=foo"],
@@ -91,23 +93,23 @@ def test_a_command_that_can_be_used_is_planned(tmp_path: Path, command: str) -> 
         ),
     ],
 )
-def test_a_law_or_a_split_that_is_not_there_is_one_line(
-    tmp_path: Path, overrides: list[str], says: str
+def test_an_unknown_law_or_split_is_refused_in_one_line(
+    tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError) as problem:
         tiny_plan(tmp_path, *overrides)
-    assert str(problem.value).startswith(f"{tmp_path / 'tiny.yaml'}: {says}")
+    assert str(problem.value).startswith(f"{tmp_path / 'tiny.yaml'}: {message}")
 
 
-def test_splits_of_other_data_and_trainers_are_their_own(tmp_path: Path) -> None:
+def test_splits_of_other_data_and_trainers_are_not_checked(tmp_path: Path) -> None:
     assert plan("soda", ["metric.set=foo"]).runs
     assert tiny_plan(tmp_path, "metric.set=foo", "train.trainer='command: train {losses}'").runs
     assert tiny_plan(tmp_path, "metric.set=foo", "train.trainer='simulated: soda'").runs
 
 
-@drawn(st.lists(st.text().filter(lambda word: "\0" not in word), min_size=1))
-def test_words_stay_words_whatever_is_in_them(words: list[str]) -> None:
-    template = shlex.join(word.replace("{", "{{").replace("}", "}}") for word in words)
-    assert fill(template, {}) == words
-    values = {f"name{number}": word for number, word in enumerate(words)}
-    assert fill(" ".join(f"{{{name}}}" for name in values), values) == words
+@given(st.lists(st.text().filter(lambda text: "\0" not in text), min_size=1))
+def test_any_text_stays_one_argument(arguments: list[str]) -> None:
+    template = shlex.join(text.replace("{", "{{").replace("}", "}}") for text in arguments)
+    assert fill_template(template, {}) == arguments
+    values = {f"name{number}": text for number, text in enumerate(arguments)}
+    assert fill_template(" ".join(f"{{{name}}}" for name in values), values) == arguments

@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, honest about what was simulated or left out."""
+"""The report page: self-contained, escaped, with a mark for simulated runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
 from isoflop.reporting import report_page as html
 from isoflop.reporting import write_report
-from isoflop.reporting.figures import NAMES, inline_svg, write_figures
+from isoflop.reporting.figures import FIGURE_NAMES, inline_svg, write_figures
 from isoflop.text import count_text
 
 RUNS = simulate_isoflop(points=7)
@@ -26,7 +26,7 @@ NASTY = '<script>alert("x")</script>&'
 
 
 class Balance(HTMLParser):
-    """Notes tags that are closed without having been opened, or never."""
+    """Collect tags that are closed but were never opened, and tags that stay open."""
 
     VOID = frozenset(
         {"meta", "br", "link", "img", "path", "use", "rect", "circle", "stop", "image", "line"}
@@ -57,18 +57,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     runs.loc[3, ["state", "loss", "reason"]] = ["diverged", np.nan, NASTY]
     runs.loc[4, "run_id"] = NASTY
     share = np.geomspace(0.01, 1.0, 20)
-    parts = [
-        pd.DataFrame(
-            {
-                "run_id": r["run_id"],
-                "budget": r["budget"],
-                "train_flops": r["budget"] * share,
-                "loss": r["loss"] / share**0.1,
-            }
-        )
-        for r in RUNS.to_dict("records")
-    ]
-    curves = pd.concat(parts).assign(split="dev", kind="all")
+    curves = pd.concat(
+        pd.DataFrame({"train_flops": row["budget"] * share, "loss": row["loss"] / share**0.1})
+        .assign(run_id=row["run_id"], budget=row["budget"])
+        .assign(split="dev", kind="all")
+        for row in RUNS.to_dict("records")
+    )
     directory = tmp_path_factory.mktemp("sweep")
     metadata = {"name": f"soda {NASTY}", "wall_hours": 3.25, "recipe": NASTY, "empty": None}
     fits = [fit_isoflop(runs, bootstrap=200), fit_joint(runs), fit_parametric(runs, bootstrap=0)]
@@ -113,31 +107,31 @@ def test_everything_from_outside_is_escaped(written):
     assert parser.open == []
 
 
-def test_page_says_what_was_found_and_run(written):
+def test_page_gives_laws_and_runs(written):
     _, page = written
     text = re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
-    for words in (
+    for phrase in (
         "Optimal model size and data grow at about the same pace",
         "C<sup>0.5",
         "48 done",
-        "3.25 h",
+        "<dd>3.2 h<",
         "1e18 to 1e21 FLOPs",
         "Simulated runs",
         "diverged",
         "<b>interior</b>",
-        "noise can&#x27;t be told from misfit",
+        "noise can&#x27;t be separated from misfit",
         "data hash",
         "How to read this",
     ):
-        assert words in text
+        assert phrase in text
     assert not re.search(r">\s*(nan|inf|None)\b", text)
 
 
 def test_figures_of_an_earlier_study_go(tmp_path: Path):
     for name in ("mine.png", "surface.txt"):
         (tmp_path / name).write_text("")
-    write_figures(tmp_path, {name: Figure() for name in NAMES})
-    assert len(list(tmp_path.iterdir())) == 2 * len(NAMES) + 2
+    write_figures(tmp_path, {name: Figure() for name in FIGURE_NAMES})
+    assert len(list(tmp_path.iterdir())) == 2 * len(FIGURE_NAMES) + 2
     write_figures(tmp_path, {"profiles": Figure()})
     assert {p.name for p in tmp_path.iterdir()} == {
         "mine.png",
@@ -157,7 +151,7 @@ def test_same_study_same_drawing():
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without the drawing, which takes seconds."""
+    """Write pages without rendering figures, which takes seconds."""
     monkeypatch.setattr(
         html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
     )
@@ -175,7 +169,7 @@ def test_real_runs_have_no_banner(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_refused_fit_still_has_a_page(tmp_path: Path):
+def test_a_refused_fit_has_a_page(tmp_path: Path):
     page = write_report(
         tmp_path, RUNS, None, None, {"name": "x"}, refusal="2 of 4 budgets < 3"
     ).read_text()
@@ -193,7 +187,7 @@ def test_more_fits_are_listed(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_methods_stand_side_by_side(tmp_path: Path):
+def test_methods_are_side_by_side(tmp_path: Path):
     fits = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), fit_parametric(RUNS, bootstrap=0)]
     page = write_report(
         tmp_path, RUNS, fits[0], more_fits=fits[1:], refused={"envelope": "x < y"}
@@ -205,12 +199,10 @@ def test_methods_stand_side_by_side(tmp_path: Path):
         assert row[3] == f"{a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]"
         predicted = [r for r in cells(page) if len(r) == 6 and r[1] == name and r[2] == "D*"]
         assert [r[0] for r in predicted] == ["1e21", "1e22"]
-        said = fit.predict(1e22).loc["tokens"]
-        assert (
-            predicted[1][4]
-            == f"{count_text(said['statistical_low'])} to {count_text(said['statistical_high'])}"
-        )
-        assert predicted[1][5] == f"{count_text(said['low'])} to {count_text(said['high'])}"
+        tokens = fit.predict(1e22).loc["tokens"]
+        for prefix, text in (("statistical_", predicted[1][4]), ("", predicted[1][5])):
+            low, high = tokens[f"{prefix}low"], tokens[f"{prefix}high"]
+            assert text == f"{count_text(low)} to {count_text(high)}"
     assert [r[2] for r in cells(page) if len(r) == 6 and r[0] == "1e22"] == ["N*", "D*"] * 3 + [
         "loss"
     ]
@@ -219,40 +211,38 @@ def test_methods_stand_side_by_side(tmp_path: Path):
 
 
 def held_out(*shares: float) -> pd.DataFrame:
-    """Training curves, and held-out losses after some shares of the runs."""
+    """Return training curves, and held-out losses after some shares of the runs."""
     columns = ["run_id", "budget", "loss"]
-    parts = [
+    frames = [
         RUNS.loc[:, columns].assign(train_flops=RUNS["budget"] * share, split=split, kind=kind)
         for split, points in (("train", (0.1, 0.5, 1.0)), ("dev", shares))
         for share in points
         for kind in ("all", "text")
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(frames, ignore_index=True)
 
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("kind", "shares", "caption"),
     [
-        (
-            "all",
-            (0.5, 1.0),
-            "by budget; the dot is the loss after the last step, the one that is fitted.",
-        ),
+        ("all", (0.5, 1.0), "by budget; the dot is the loss after the last step, which is fitted."),
         (
             "text",
             (0.5, 1.0),
-            "by budget; the dot is the loss of text tokens after the last step, the one that is",
+            "by budget; the dot is the loss of text tokens after the last step, which is fitted.",
         ),
         (
             "all",
             (1.0,),
-            "by budget: the loss on training batches; the dot is the held-out loss after the last step",
+            "by budget: the loss on training batches; the dot is the held-out loss after the last "
+            "step, which is fitted.",
         ),
         (
             "text",
             (1.0,),
-            "by budget: the loss of text tokens on training batches; the dot is the held-out loss of text",
+            "by budget: the loss of text tokens on training batches; the dot is the held-out loss "
+            "of text tokens after the last step, which is fitted.",
         ),
     ],
 )
@@ -273,7 +263,7 @@ def test_the_loss_that_is_fitted_is_named(
 def test_a_law_needs_three_budgets(tmp_path: Path, budgets: tuple[float, ...]):
     runs = simulate_isoflop(budgets=budgets, points=9)
     page = write_report(tmp_path, runs, fit_parametric(runs, bootstrap=0)).read_text()
-    assert "<h1>These runs tell no law of compute</h1>" in page
+    assert "<h1>No law of compute from these runs</h1>" in page
     assert f"The runs are at {len(budgets)} budget" in page
     assert "faster" not in page
     assert "b / a</dt>" not in page
@@ -286,14 +276,14 @@ def test_a_fit_that_did_not_converge_is_no_headline(tmp_path: Path):
         lost, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}]
     )
     page = write_report(tmp_path, RUNS, lost).read_text()
-    assert "<h1>These runs tell no law of compute</h1>" in page
-    assert "The fit did not converge: x. What was fitted all the same stands below." in page
+    assert "<h1>No law of compute from these runs</h1>" in page
+    assert "The fit did not converge: x. The fits are listed below." in page
     page = write_report(tmp_path, RUNS, lost, more_fits=[sure]).read_text()
     assert f"<h1>{sure.headline().partition(': ')[0]}</h1>" in page
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_findings_have_their_codes_and_shared_ones_stand_once(tmp_path: Path):
+def test_findings_have_codes_and_shared_ones_appear_once(tmp_path: Path):
     fits = [fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)]
     page = write_report(tmp_path, RUNS, fits[0], more_fits=fits[1:]).read_text()
     assert page.count('<span class="badge">no replicates</span> No configuration') == 1
@@ -302,7 +292,7 @@ def test_findings_have_their_codes_and_shared_ones_stand_once(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_methods_that_disagree_are_said_to(tmp_path: Path):
+def test_disagreement_of_methods_is_reported(tmp_path: Path):
     steep = simulate_isoflop(SURFACES["chinchilla"], drift=1.0).assign(run_id="x")
     other = fit_isoflop(steep.assign(params=steep["params"] ** 1.5), bootstrap=200)
     page = write_report(
@@ -319,7 +309,7 @@ def test_a_page_about_a_surface_alone(tmp_path: Path):
     assert "<h2>The loss as a surface</h2>" in page
 
 
-def test_a_place_that_can_not_be_written(tmp_path: Path):
+def test_a_directory_that_can_not_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FitError, match="can't be written"):
         write_report(tmp_path / "file", RUNS, None)

@@ -1,4 +1,4 @@
-"""The report of a sweep's directory."""
+"""Reports of sweep directories."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
 from isoflop.reporting import report_page as html
 from isoflop.reporting import report_sweep
-from isoflop.reporting.figures import NAMES
+from isoflop.reporting.figures import FIGURE_NAMES
 from isoflop.reporting.sweep_report import loss_curves
 from isoflop.runs.loss_log import LOG_COLUMNS
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without the drawing, which takes seconds (test_html.py draws)."""
+    """Write pages without rendering figures, which takes seconds (test_report_page.py renders)."""
     monkeypatch.setattr(
         html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
     )
@@ -38,10 +38,10 @@ def sweep(tmp_path: Path) -> Path:
     runs.to_parquet(tmp_path / "runs.parquet")
     for row in runs.iloc[:10].to_dict("records"):
         steps = np.arange(1, 11)
-        for part in (0, 1):
+        for number in (0, 1):
             folder = tmp_path / str(row["run_id"]) / "loss"
             folder.mkdir(parents=True, exist_ok=True)
-            step = steps[part * 5 : part * 5 + 5]
+            step = steps[number * 5 : number * 5 + 5]
             columns = dict.fromkeys(LOG_COLUMNS, 0.1) | {
                 "step": step,
                 "tokens": step * 10,
@@ -49,7 +49,7 @@ def sweep(tmp_path: Path) -> Path:
                 "loss": row["loss"],
             }
             pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(
-                folder / f"{part}.parquet"
+                folder / f"{number}.parquet"
             )
     return tmp_path
 
@@ -87,7 +87,7 @@ def test_without_a_fit_the_defaults_are_taken_and_a_refusal_is_shown(sweep: Path
     assert "no run is done" in report_sweep(sweep).read_text()
 
 
-def test_methods_that_fit_json_lacks_are_fitted_beside(sweep: Path):
+def test_methods_missing_from_fit_json_are_fitted_too(sweep: Path):
     surface = fit_parametric(sweep, bootstrap=0, huber_delta=1e-3, confidence=0.9)
     write_fit(sweep, [surface])
     page = report_sweep(sweep).read_text()
@@ -106,8 +106,7 @@ def test_loss_curves_gather_all_parts(sweep: Path):
 
 
 def test_a_damaged_log_has_no_curve(sweep: Path):
-    part = next(sweep.glob("*/loss/0.parquet"))
-    part.write_bytes(b"PAR1")
+    next(sweep.glob("*/loss/0.parquet")).write_bytes(b"PAR1")
     curves = loss_curves(sweep, pd.read_parquet(sweep / "runs.parquet"))
     assert curves is not None
     assert len(curves) == 90
@@ -121,7 +120,7 @@ def test_the_loss_that_the_sweep_fits_is_drawn(sweep: Path, monkeypatch: pytest.
 
     def note(fits: object, curves: pd.DataFrame, kind: str) -> dict[str, Figure]:
         drawn.append((set(curves["split"]), kind))
-        return {name: Figure() for name in NAMES}
+        return {name: Figure() for name in FIGURE_NAMES}
 
     monkeypatch.setattr(html, "study_figures", note)
     for kind in ("all", "acoustic"):
@@ -133,7 +132,7 @@ def test_the_loss_that_the_sweep_fits_is_drawn(sweep: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("{", "not JSON"),
         ("[]", "expected a mapping"),
@@ -151,17 +150,17 @@ def test_the_loss_that_the_sweep_fits_is_drawn(sweep: Path, monkeypatch: pytest.
         ('{"options": {"confidence": [0.9]}}', r"options.confidence: can't be \[0.9\]"),
     ],
 )
-def test_broken_files_are_named(sweep: Path, content: str, says: str):
+def test_broken_files_are_named(sweep: Path, content: str, message: str):
     (sweep / "fit.json").write_text(content)
-    with pytest.raises(FitError, match=says) as problem:
+    with pytest.raises(FitError, match=message) as problem:
         report_sweep(sweep)
     assert str(problem.value).startswith(f"{sweep}/fit.json: ")
     assert str(problem.value).endswith(
-        f"; delete it, or write it anew with: isoflop fit {sweep} --output {sweep}"
+        f"; delete it, or replace it with: isoflop fit {sweep} --output {sweep}"
     )
     assert "\n" not in str(problem.value)
 
 
-def test_a_sweep_that_is_not_there_is_named(sweep: Path):
+def test_a_missing_sweep_is_named(sweep: Path):
     with pytest.raises(FitError, match="no such file"):
         report_sweep(sweep / "nothing")

@@ -22,7 +22,7 @@ from support.studies import hold_lease, kill, run_of, start, tiny_study, wait_fo
 from isoflop.errors import RunError
 from isoflop.launching.records.sweep_directory import make_directory, run_config
 from isoflop.planning.plan import Plan
-from isoflop.planning.run_spec import COLUMNS
+from isoflop.planning.run_spec import PLAN_COLUMNS
 from isoflop.runs.collect import read_runs, write_runs
 from isoflop.runs.loss_log import LOG_COLUMNS
 from isoflop.runs.run_directory import RunDirectory, State
@@ -270,9 +270,9 @@ def test_a_cut_log_is_the_log_up_to_there(log: tuple[list[list[int]], int], twic
         assert whole["loss"].tolist() == [
             step + share for part in parts for step in part for share in (0, 0.25) * 2
         ]
-        run.cut_log(cut)
+        run.truncate_log(cut)
         if twice:
-            run.cut_log(cut)
+            run.truncate_log(cut)
         kept = whole.loc[whole["step"] <= cut].reset_index(drop=True)
         assert_frame_equal(run.log(), kept, check_exact=True)
         run.append_log(rows(50))
@@ -284,11 +284,11 @@ def test_a_cut_that_was_killed_half_way_is_repeated(tmp_path: Path) -> None:
     run.append_log([row for step in range(1, 9) for row in rows(step)])
     part = next((tmp_path / "loss").iterdir())
     content = part.read_bytes()
-    run.cut_log(5)
+    run.truncate_log(5)
     part.write_bytes(
         content
     )  # killed after the shorter part was written, before the longer one was removed
-    run.cut_log(5)
+    run.truncate_log(5)
     assert run.log()["step"].tolist() == [step for step in range(1, 6) for _ in range(2)]
 
 
@@ -357,7 +357,7 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
         "restarts",
     ]
     results.append("simulated")
-    assert [name for name in table.columns if name != "wall_s"] == [*COLUMNS, *results]
+    assert [name for name in table.columns if name != "wall_s"] == [*PLAN_COLUMNS, *results]
     assert table["run_id"].tolist() == [spec.run_id for spec in plan.runs]
     assert table["state"].tolist() == ["done", "diverged", "pending"]
     assert table["reason"].tolist() == ["", "the loss was not finite", ""]

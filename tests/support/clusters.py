@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.launching.control import look
-from isoflop.launching.queue.sweep_status import Picture
+from isoflop.launching.control import query_status
+from isoflop.launching.queue.sweep_status import SweepStatus
 from isoflop.launching.submit import submit
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
@@ -80,6 +80,14 @@ def open_bed(folder: Path, port: int, *, accounting: bool) -> Iterator[Bed]:
         bed("down")
 
 
+ACCOUNTING = pytest.param(True, id="accounting")
+NO_ACCOUNTING = pytest.param(False, id="no-accounting")
+"""A cluster of each kind is up once a session: its tests run in one process (`scheduling`)."""
+WITH_ACCOUNTING = pytest.mark.parametrize("bed", [ACCOUNTING], indirect=True)
+WITHOUT_ACCOUNTING = pytest.mark.parametrize("bed", [NO_ACCOUNTING], indirect=True)
+"""For tests that need one kind of cluster, or for which the kind makes no difference."""
+
+
 @dataclass(frozen=True)
 class Submitted:
     """A study on a test bed."""
@@ -92,14 +100,14 @@ class Submitted:
     def submit(self, **options: Any) -> Any:
         return submit(self.plan, self.profile, **options)
 
-    def look(self) -> Picture:
-        return look(self.directory, self.profile.retries)
+    def look(self) -> SweepStatus:
+        return query_status(self.directory, self.profile.retries)
 
     @property
     def runs(self) -> list[RunDirectory]:
         return [RunDirectory(self.directory / run.run_id) for run in self.plan.runs]
 
-    def wait(self, happened: Callable[[Picture], Any], seconds: float = 120.0) -> Picture:
+    def wait(self, happened: Callable[[SweepStatus], Any], seconds: float = 120.0) -> SweepStatus:
         """Looks until it has happened."""
         limit = time.monotonic() + seconds
         while not happened(picture := self.look()):
@@ -114,8 +122,8 @@ class Submitted:
     def finish(self, seconds: float = 180.0, *, resubmit: bool = False) -> None:
         """Until every run is done; `resubmit` as a supervisor does."""
 
-        def done(picture: Picture) -> bool:
-            if resubmit and (picture.held or any(where.again for where in picture.runs.values())):
+        def done(picture: SweepStatus) -> bool:
+            if resubmit and (picture.held or any(where.retry for where in picture.runs.values())):
                 self.submit()
             assert resubmit or not picture.ids("failed"), (picture.runs, self.words())
             return all(where.state == "done" for where in picture.runs.values())
@@ -147,3 +155,36 @@ def submitted(
     write_corpus(root, plan)
     changes = [f"root={root}", *options, *(f"{key}={value}" for key, value in profile.items())]
     return Submitted(bed, root / plan.sweep.name, plan, load_profile(PROFILE, changes))
+
+
+def find_worker(study: Submitted, number: int = 0, rank: int = 0) -> int:
+    """The process that trains a run, as this machine numbers it."""
+    wanted = study.runs[number].state()["job_id"]
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"submitit.core._submit" not in words or words[0].endswith(b"srun"):
+                continue
+            items = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        environment = dict(item.split(b"=", 1) for item in items if b"=" in item)
+        array, task = (
+            environment.get(b"SLURM_ARRAY_JOB_ID", b""),
+            environment.get(b"SLURM_ARRAY_TASK_ID", b""),
+        )
+        if (
+            f"{array.decode()}_{task.decode()}" == wanted
+            and environment.get(b"SLURM_PROCID") == b"%d" % rank
+        ):
+            return int(folder.name)
+    raise AssertionError(f"no process trains {wanted}")
+
+
+TWO_NODES = (
+    "slurm.ntasks_per_node=1",
+    "slurm.nodes=2",
+    "slurm.cpus_per_task=1",
+    "slurm.mem_per_cpu=1500",
+)
+"""Options of a profile: a process on each of two nodes."""

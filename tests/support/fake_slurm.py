@@ -1,4 +1,4 @@
-"""Stand-ins for SLURM's programs, which keep a cluster in a file: for what a true one can't be made to do at will."""
+"""Fake SLURM programs with a cluster in a file, for events that a real one can't be forced into."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
-SHORT = {
-    "squeue": """[ -e answers.squeue ] || case "$*" in *-n*) [ -e jobs ] || exit 0;; *) exec /bin/cat queue;; esac""",
+SHELL_SHORTCUTS = {
+    "squeue": (
+        "[ -e answers.squeue ] || "
+        'case "$*" in *-n*) [ -e jobs ] || exit 0;; *) exec /bin/cat queue;; esac'
+    ),
     "scontrol": "[ -e answers.scontrol ] || exec /bin/cat config",
 }
-"""What needs no Python, which takes longer to start than all else."""
+"""Lines of shell that answer frequent calls without the slow start of Python."""
 
-EMPTY: dict[str, Any] = {
+EMPTY_CLUSTER: dict[str, Any] = {
     "next": 100,
     "jobs": {},
     "queue": {},
@@ -29,20 +32,21 @@ EMPTY: dict[str, Any] = {
     "born": ["PENDING", "", "Priority"],
 }
 
-LIMIT = (
-    "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS "
+LIMIT_MESSAGE = (
+    "sbatch: error: AssocMaxSubmitJobLimit\n"
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS "
     "policy (job submit limit, user's size and/or time limits)"
 )
-"""What SLURM 22.05 says where a user may have no more jobs."""
+"""Message of SLURM 22.05 at a user's submit limit."""
 
 
 @dataclass(frozen=True)
 class FakeSlurm:
-    """A cluster whose programs lie in a folder that is to be the whole PATH.
+    """Cluster whose programs lie in one folder; tests set PATH to it.
 
-    Its file holds `jobs` (by id, with their options), `queue` (task: state, node, reason), `accounting` (task: state,
-    node, exit code; null where there is none), the answers that programs will give before they work, how many tasks
-    may be queued (`limit`) and what a task is once it is `born`.
+    Its file holds `jobs` (by id, with options), `queue` (task: state, node, reason), `accounting`
+    (task: state, node, exit code; null without accounting), `answers` (by program, given before it
+    works), `limit` (maximal number of queued tasks) and `born` (first record of a task).
     """
 
     folder: Path
@@ -51,12 +55,11 @@ class FakeSlurm:
     def make(cls, folder: Path) -> FakeSlurm:
         folder.mkdir()
         slurm = cls(folder)
-        write(slurm._file, EMPTY)
+        write(slurm._file, EMPTY_CLUSTER)
         for name in PROGRAMS:
             command = shlex.join([sys.executable, "-IS", __file__, str(slurm._file), name])
-            slurm.program(
-                name, f'cd {shlex.quote(str(folder))}\n{SHORT.get(name, "")}\nexec {command} "$@"'
-            )
+            shortcut = SHELL_SHORTCUTS.get(name, "")
+            slurm.program(name, f'cd {shlex.quote(str(folder))}\n{shortcut}\nexec {command} "$@"')
         return slurm
 
     @property
@@ -64,7 +67,7 @@ class FakeSlurm:
         return self.folder / "cluster.json"
 
     def program(self, name: str, script: str) -> None:
-        """Replaces a program by lines of shell."""
+        """Replace a program by lines of shell."""
         (self.folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (self.folder / name).chmod(0o755)
 
@@ -74,22 +77,30 @@ class FakeSlurm:
     def read(self) -> dict[str, Any]:
         return json.loads(self._file.read_text())
 
-    def change(self, **parts: Any) -> None:
-        write(self._file, {**self.read(), **parts})
+    def change(self, **values: Any) -> None:
+        write(self._file, {**self.read(), **values})
 
     def answer(
-        self, program: str, words: str, times: int = 1, *, queues: str = "", code: int = 1
+        self, program: str, message: str, times: int = 1, *, queues: str = "", code: int = 1
     ) -> None:
-        """The next calls of a program fail with these words; `queues`: sbatch does its work all `now`, or `later`,
-        once it has been looked for in vain, or leaves the record that SLURM keeps of a job which it has `refused`."""
+        """Let the next calls of a program fail with a message.
+
+        Args:
+            program: its name.
+            message: text for stderr.
+            times: number of failing calls.
+            queues: sbatch nevertheless queues the job `now`, or `later` (after one query that does
+                not find it), or leaves the record of a `refused` job.
+            code: exit code.
+        """
         answers = self.read()["answers"]
-        more = [{"words": words, "queues": queues, "code": code}] * times
+        more = [{"message": message, "queues": queues, "code": code}] * times
         self.change(answers={**answers, program: [*answers.get(program, []), *more]})
 
     def end(
         self, tasks: Iterable[str], state: str, *, node: str = "n1", exit_code: str = "0:0"
     ) -> None:
-        """Jobs that the controller has forgotten, and accounting has not."""
+        """Move jobs from the controller to accounting, with their final state."""
         cluster, tasks = self.read(), set(tasks)
         queue = {task: line for task, line in cluster["queue"].items() if task not in tasks}
         self.change(
@@ -102,7 +113,7 @@ class FakeSlurm:
 
 
 def write(file: Path, cluster: dict[str, Any]) -> None:
-    """Writes the cluster, and what shells read of it."""
+    """Write the cluster's file, and the files that lines of shell read."""
     file.write_text(json.dumps(cluster))
     queue = [
         f"{task}|{state}|{node}|{reason or 'None'}\n"
@@ -128,35 +139,37 @@ def main(file: Path, program: str, arguments: list[str]) -> int:
     import os
 
     cluster = json.loads(file.read_text())
-    ours = {
+    environment = {
         name: value
         for name, value in os.environ.items()
         if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
     }
-    cluster["calls"].append({"program": program, "arguments": arguments, "environment": ours})
+    cluster["calls"].append(
+        {"program": program, "arguments": arguments, "environment": environment}
+    )
     waiting = cluster["answers"].get(program)
-    answer = waiting.pop(0) if waiting else {"words": "", "queues": "now", "code": 0}
+    answer = waiting.pop(0) if waiting else {"message": "", "queues": "now", "code": 0}
     output = ""
     if program == "sbatch":
         output, refused = sbatch(cluster, Path(arguments[0]).read_text(), answer["queues"])
         if refused:
-            answer = {"words": LIMIT, "code": 1}
+            answer = {"message": LIMIT_MESSAGE, "code": 1}
     elif not answer["code"]:
         output, code = {"squeue": squeue, "sacct": sacct, "scancel": scancel, "scontrol": scontrol}[
             program
         ](cluster, arguments)
         if code:
-            answer = {"words": output, "code": code}
+            answer = {"message": output, "code": code}
     write(file, cluster)
     if answer["code"]:
-        print(answer["words"], file=sys.stderr)
+        print(answer["message"], file=sys.stderr)
     else:
         print(output, end="")
     return answer["code"]
 
 
 def sbatch(cluster: dict[str, Any], script: str, queues: str) -> tuple[str, bool]:
-    """What it prints, and whether there would be too many jobs."""
+    """Queue a script; return the output, and whether the submit limit was exceeded."""
     options: dict[str, str] = {}
     for line in script.splitlines():
         if line.startswith("#SBATCH "):
@@ -165,8 +178,8 @@ def sbatch(cluster: dict[str, Any], script: str, queues: str) -> tuple[str, bool
     if not queues:
         return "", False
     last = int(options["array"].partition("%")[0].partition("-")[2]) if "array" in options else None
-    there = sum(line[0] in ("PENDING", "RUNNING") for line in cluster["queue"].values())
-    if cluster["limit"] is not None and there + (last or 0) + 1 > cluster["limit"]:
+    queued = sum(line[0] in ("PENDING", "RUNNING") for line in cluster["queue"].values())
+    if cluster["limit"] is not None and queued + (last or 0) + 1 > cluster["limit"]:
         return "", True
     job, cluster["next"] = str(cluster["next"]), cluster["next"] + 1
     cluster["jobs"][job] = {
@@ -205,8 +218,8 @@ def sacct(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:
         jobs = [job for job, made in cluster["jobs"].items() if made["name"] == name]
     else:
         jobs = arguments[arguments.index("-j") + 1].split(",")
-    found = [[task, *known[task]] for task in known if task.partition("_")[0] in jobs]
-    return "".join("|".join(line) + "\n" for line in found), 0
+    rows = [[task, *known[task]] for task in known if task.partition("_")[0] in jobs]
+    return "".join("|".join(row) + "\n" for row in rows), 0
 
 
 def scancel(cluster: dict[str, Any], arguments: list[str]) -> tuple[str, int]:

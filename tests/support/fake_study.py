@@ -1,4 +1,4 @@
-"""A study of three runs that need no data, and a made-up SLURM that it is submitted to."""
+"""A study of three runs that need no data, submitted to a fake SLURM."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from isoflop.launching.queue.arrays import Array
 from isoflop.launching.queue.submit_array import submit_array
 from isoflop.launching.records import code_snapshot as snapshot
 from isoflop.launching.records import submissions
-from isoflop.launching.records.study_files import keep_profile
+from isoflop.launching.records.study_files import write_study_profile
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.submit import Intent, submit
+from isoflop.launching.submit import SubmissionPlan, submit
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
@@ -38,7 +38,7 @@ TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on sen
 
 @dataclass
 class Study:
-    """A study, its cluster, and the profile that goes with it."""
+    """A study with its cluster and profile."""
 
     slurm: FakeSlurm
     folder: Path
@@ -57,22 +57,22 @@ class Study:
         return RunDirectory(self.directory / self.ids[number])
 
     def prepare(self) -> None:
-        """Makes the runs' directories, as a submission does."""
+        """Make the runs' directories, as a submission does."""
         make_directory(self.plan, self.directory.parent)
 
-    def submit(self, **options: Any) -> Intent:
+    def submit(self, **options: Any) -> SubmissionPlan:
         return submit(self.plan, self.profile, **options)
 
     def submit_runs(self) -> Submission:
-        """Queues an array of all runs, without what comes before that in a submission."""
+        """Queue an array of all runs without the earlier steps of a submission."""
         return submit_array(
             Array(self.plan.runs, 0, 1, 3), self.profile, self.directory, self.folder / "code"
         )
 
     def queued(self) -> Submission:
-        """The study as it is once it was submitted, in less time."""
+        """Write the files of a submitted study without submitting it, which takes longer."""
         self.prepare()
-        keep_profile(self.profile, self.directory)
+        write_study_profile(self.profile, self.directory)
         made = Submission("tiny-1", tuple(self.ids), 0, time.time(), "100")
         made.write(submissions_folder(self.directory))
         queue = {f"100_{index}": ["PENDING", "", "Priority"] for index in range(len(self.ids))}
@@ -80,7 +80,7 @@ class Study:
         return made
 
     def half_made(self, name: str = "tiny-half") -> Submission:
-        """What a call that was killed before it had an id leaves."""
+        """Leave the files of a call that was killed before it had a job id."""
         made = Submission(name, tuple(self.ids), 0, 1.0)
         made.write(submissions_folder(self.directory))
         (submissions_folder(self.directory) / name).mkdir()
@@ -90,7 +90,7 @@ class Study:
         return sorted(submissions_folder(self.directory).glob("*.json"))
 
     def has_pickles(self) -> bool:
-        """Whether every task of every submission finds what it is to do."""
+        """Return whether every task of every submission finds its pickled job."""
         for made in read_submissions(self.directory):
             for run_id in made.runs:
                 file = (
@@ -110,19 +110,17 @@ def make_study(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     slurm = FakeSlurm.make(folder / "slurm")
     (package := folder / "package").mkdir()
     (package / "code.py").touch()
-    monkeypatch.setattr(
-        snapshot, "PACKAGE", package
-    )  # the whole takes longer to copy than all else
+    monkeypatch.setattr(snapshot, "PACKAGE", package)  # the whole package is slow to copy
     monkeypatch.setattr(os, "sync", lambda: None)
     monkeypatch.setattr(queueing, "PAUSES_S", (0.001, 0.002, 0.004))
-    monkeypatch.setattr(submissions, "WAIT_S", 0.0)
+    monkeypatch.setattr(submissions, "LEASE_WAIT_S", 0.0)
     monkeypatch.setenv("PATH", str(slurm.folder))
     made = load_profile(PROFILE, {"root": str(folder / "runs")})
     return Study(slurm, folder, tiny_plan(folder, SIMULATED, *overrides), made)
 
 
 def act_meanwhile(study: Study, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Somebody is at work on the submissions now; the next call has to wait, until `act` was done too."""
+    """Hold the submissions lease; the next call waits until `act` has run and the lease is free."""
     work = ExitStack()
     assert work.enter_context(take_lease(submissions_folder(study.directory) / "lease"))
 
@@ -130,5 +128,5 @@ def act_meanwhile(study: Study, monkeypatch: pytest.MonkeyPatch, act: Callable[[
         work.close()
         act()
 
-    monkeypatch.setattr(submissions, "WAIT_S", 60.0)
+    monkeypatch.setattr(submissions, "LEASE_WAIT_S", 60.0)
     monkeypatch.setattr(submissions, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))

@@ -163,9 +163,9 @@ class Faults:
         self.flag.touch()
         try:
             picture = self.study.look()
-            assert not picture.certain
+            assert not picture.queue_answered
             assert not any(
-                where.again
+                where.retry
                 for where in picture.runs.values()
                 if where.state in ("queued", "running")
             )

@@ -1,4 +1,4 @@
-"""Fits that tests draw, and what they ask of Axes and of the tables of a page."""
+"""Fits for tests of figures, and readers of Axes and of the tables of a page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FITS: dict[str, Fit] = {
     "parametric": fit_parametric(RUNS, bootstrap=0),
     "envelope": fit_envelope(RUNS),
 }
-"""One study by every method."""
+"""One study fitted by every method."""
 
 
 def xy(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
@@ -34,12 +34,12 @@ def xy(line: Line2D) -> tuple[np.ndarray, np.ndarray]:
 
 
 def marked(ax: Axes, marker: str) -> list[Line2D]:
-    """Lines with points of a kind; those for the legend alone have none."""
+    """Return lines with a marker and points; lines for the legend alone have no points."""
     return [line for line in ax.lines if line.get_marker() == marker and len(xy(line)[0])]
 
 
 def named(ax: Axes, label: str) -> Any:
-    """The line, band or patch that the legend calls so."""
+    """Return the line, band or patch with a label."""
     return next(a for a in (*ax.lines, *ax.collections, *ax.patches) if a.get_label() == label)
 
 
@@ -48,45 +48,41 @@ def corners(path: Path) -> np.ndarray:
 
 
 def band(ax: Axes, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest y of a band at each x."""
+    """Return the least and the greatest y of a band at each x."""
     x, y = corners(named(ax, label).get_paths()[0]).T
-    places = np.unique(x)
-    return np.array([y[x == v].min() for v in places]), np.array([y[x == v].max() for v in places])
+    at_x = [y[x == value] for value in np.unique(x)]
+    return np.array([v.min() for v in at_x]), np.array([v.max() for v in at_x])
 
 
 def legend(ax: Axes) -> list[str]:
-    found = ax.get_legend()
-    assert found is not None
-    return [t.get_text() for t in found.get_texts()]
+    """Return the texts of the legend."""
+    box = ax.get_legend()
+    assert box is not None
+    return [text.get_text() for text in box.get_texts()]
 
 
 def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
-    """The axes given are drawn on; labels are there and can be read; nothing global changes."""
+    """Check that given axes are drawn on, labels are readable and global state is unchanged."""
     before = dict(matplotlib.rcParams)
-    given = Figure().add_subplot()
-    assert draw(ax=given) is given
-    own = draw()
-    assert isinstance(own, Axes)
-    assert own.get_xscale() == x_scale
-    assert own.get_xlabel()
-    own.figure.canvas.draw()
-    texts = [t for t in (*own.get_xticklabels(), *own.get_yticklabels()) if t.get_text()]
+    existing = Figure().add_subplot()
+    assert draw(ax=existing) is existing
+    ax = draw()
+    assert isinstance(ax, Axes)
+    assert ax.get_xscale() == x_scale
+    assert ax.get_xlabel()
+    ax.figure.canvas.draw()
+    texts = [t for t in (*ax.get_xticklabels(), *ax.get_yticklabels()) if t.get_text()]
     assert min(float(t.get_fontsize()) for t in texts) >= 9
-    assert (
-        2
-        <= sum(
-            own.get_xlim()[0] <= t.get_position()[0] <= own.get_xlim()[1]
-            for t in own.get_xticklabels()
-        )
-        <= 9
-    )
+    low, high = ax.get_xlim()
+    visible = [t for t in ax.get_xticklabels() if low <= t.get_position()[0] <= high]
+    assert 2 <= len(visible) <= 9
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert dict(matplotlib.rcParams) == before
 
 
 def cells(page: str) -> list[list[str]]:
-    """The rows of all tables, as text."""
+    """Return the rows of all tables as text."""
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, flags=re.S)
     return [
         [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row)]

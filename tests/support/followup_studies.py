@@ -1,4 +1,4 @@
-"""Studies with simulated losses, whose follow-up runs are known to be needed."""
+"""Studies with simulated losses that need follow-up runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SODA = SURFACES["soda"]
 NOISE = 0.003
 
 
-def at_points(places: Sequence[tuple[float, int]]) -> Sweep:
-    """SODA's study at these budgets and widths only."""
-    (budget, width), *rest = places
+def at_points(points: Sequence[tuple[float, int]]) -> Sweep:
+    """Return SODA's study at some budgets and widths only."""
+    (budget, width), *rest = points
     extra = tuple(Point(budget=budget, width=width) for budget, width in rest)
     rule = WidthRule(values=(width,))
     return dataclasses.replace(load_sweep("soda"), budgets=(budget,), widths=(rule,), extra=extra)
 
 
 def every_second(largest: float) -> Sweep:
-    """Every second run of SODA's grid up to a budget."""
+    """Return SODA's study with every second run of its grid up to a budget."""
     runs = [run for run in plan("soda").runs if run.budget <= largest]
     return at_points([(run.budget, run.width) for run in runs[::2]])
 
@@ -34,7 +34,7 @@ def every_second(largest: float) -> Sweep:
 def with_losses(
     study: Plan, law: Surface = SODA, noise: float = NOISE, seed: int = 0
 ) -> pd.DataFrame:
-    """The study's runs, all done, with losses by a law; a run has the same loss in every study."""
+    """Return finished runs with losses by a law; a run has the same loss in every study."""
     frame = study.to_frame()
     params, tokens = (frame[name].to_numpy(dtype=np.float64) for name in ("params_total", "tokens"))
     scatter = [

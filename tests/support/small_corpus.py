@@ -14,7 +14,7 @@ from isoflop.data import pocket
 from isoflop.data.prepare import prepare
 
 SENTENCES = 360
-SIZES = {"CODEC_DOCUMENTS": 16, "DOCUMENTS_A_SHARD": 48}
+SIZES = {"CODEC_DOCUMENTS": 16, "DOCUMENTS_PER_SHARD": 48}
 DATA = Data(
     codec="pocket",
     text_tokenizer="bytes",

@@ -21,7 +21,7 @@ from isoflop.config.identity import data_identity
 from isoflop.data.documents import ORDERS, Utterance, encode_document
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest, write_shard
-from isoflop.data.vocabulary import vocabulary
+from isoflop.data.vocabulary import build_vocabulary
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import Plan, plan
 from isoflop.runs.loss_log import LOG_COLUMNS
@@ -66,7 +66,7 @@ def tiny_plan(folder: Path, *overrides: str) -> Plan:
 
 def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
     """Shards of a study's data specification: documents of few different tokens, so that there is much to learn."""
-    folder, ids = data_folder(root, study.sweep.data), vocabulary("pocket", "bytes")
+    folder, ids = data_folder(root, study.sweep.data), build_vocabulary("pocket", "bytes")
     generator = np.random.default_rng(0)
     wanted = int(study.sweep.data.tokens["pocket"]) if tokens is None else tokens
     shards = []
@@ -225,11 +225,11 @@ def meet_at(place: str, rank: int, size: int, nccl: bool = False) -> Ranks:
     import torch
     import torch.distributed as dist
 
-    from isoflop.training.distributed import meet
+    from isoflop.training.distributed import connect
 
     torch.set_num_threads(1)
     store = dist.FileStore(place, size)  # pyright: ignore[reportPrivateImportUsage]
-    return meet(store, rank, size, rank, nccl=nccl)
+    return connect(store, rank, size, rank, nccl=nccl)
 
 
 def _train_along(
@@ -316,7 +316,7 @@ def train_until_the_end(run: RunDirectory, root: Path, moment: str) -> None:
     elif moment == "no marker":
         RunDirectory.mark_done = stay
     elif moment == "no state":
-        loop.Trainer._tell = stay_once_done  # type: ignore[method-assign]
+        loop.Trainer._set_state = stay_once_done  # type: ignore[method-assign]
     else:
         RunDirectory.remove_checkpoints = stay if moment == "checkpoints" else stay_in_the_middle
     train_here(run, root)

@@ -33,8 +33,8 @@ from support.studies import (
 
 from isoflop.errors import RunError
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.worker.attempt import attempt, failure_of_another
-from isoflop.launching.worker.calibration_job import FAILED, ORDER, MeasureJob
+from isoflop.launching.worker.attempt import attempt, read_peer_failure
+from isoflop.launching.worker.calibration_job import FAILED_FILE, ORDER_FILE, MeasureJob
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import checkpoint, loop
 from isoflop.training import distributed as module
@@ -163,7 +163,7 @@ def test_a_failure_in_another_process_is_reported_with_reason_and_node(tmp_path:
     state, reason = run.state(), "in process 1 of 4: out of memory with one sequence"
     assert (state["state"], state["failed_on"], state["reason"]) == ("failed", ["n2"], reason)
     # The remaining processes, which lost their peer, have reported nothing.
-    assert failure_of_another(run, 1) == (reason, "n2")
+    assert read_peer_failure(run, 1) == (reason, "n2")
 
 
 def _fail_late_part(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
@@ -194,8 +194,8 @@ def test_a_late_failure_of_an_attempt_does_not_count_for_the_next(tmp_path: Path
     other.start()
     together(run, 2, _fail_late_part)
     other.join()
-    assert failure_of_another(run, 1) is not None
-    assert failure_of_another(run, 2) is None
+    assert read_peer_failure(run, 1) is not None
+    assert read_peer_failure(run, 2) is None
 
 
 def _lose_part(run: RunDirectory, rank: int, size: int, meeting: str, job: bool) -> None:
@@ -216,7 +216,7 @@ def test_the_reason_of_a_dead_process_is_left_to_slurm(tmp_path: Path) -> None:
     state = run.state()
     assert (state["state"], state["reason"]) == ("running", "")
     assert not {"failures", "failed_on"} & state.keys()
-    assert failure_of_another(run, 1) is None
+    assert read_peer_failure(run, 1) is None
     assert not run.is_leased()
 
 
@@ -240,11 +240,11 @@ def test_a_failed_measurement_in_another_process_is_reported_with_its_reason(
     tmp_path: Path,
 ) -> None:
     run, _ = study(tmp_path / "failing")
-    (run.path.parent / ORDER).write_text(
+    (run.path.parent / ORDER_FILE).write_text(
         json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0})
     )
     together(run, 4, _measure_part)
-    assert (run.path / FAILED).read_text() == "RunError: out of memory with one sequence\n"
+    assert (run.path / FAILED_FILE).read_text() == "RunError: out of memory with one sequence\n"
 
 
 TCP = "[/pytorch/third_party/gloo/gloo/transport/tcp"

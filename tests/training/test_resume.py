@@ -277,7 +277,7 @@ def test_other_data_under_a_run_is_refused(study: tuple[Path, Plan]) -> None:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (20, "the train split has not one window of 64 tokens; raise data.tokens"),
+        (20, "the train split has no window of 64 tokens; raise data.tokens"),
         (None, "train-00001.bin: damaged"),
     ],
 )

@@ -1,10 +1,11 @@
-"""What runs will tell of a surface before they are run: Fisher's information on theta.
+"""Fisher's information of planned runs on theta: the precision of a surface before it is fitted.
 
-With ln L = ln(E + A / N^alpha + B / D^beta) + noise of standard deviation s, a run at (N, D) adds j j^T / s^2 to the
-information on theta = (ln E, ln A', ln B', alpha, beta), where j = d ln L / d theta (`solver.Points.jacobian`). The
-covariance of the estimate is the inverse of the sum: what `estimate` reaches if noise is even and Gaussian, but for
-the 2.5 % that the adaptive Huber loss adds to a standard deviation. Seeds of a configuration are one mean, so intervals
-have configurations - 5 degrees of freedom, as those of the fit.
+With ln L = ln(E + A / N^alpha + B / D^beta) + noise of standard deviation s, a run at (N, D) adds
+j j^T / s^2 to the information on theta = (ln E, ln A', ln B', alpha, beta), where
+j = d ln L / d theta (`newton.Observations.jacobian`). The covariance of the estimate is the
+inverse of the sum: `surface_estimate` reaches it if noise is even and Gaussian, except for the
+2.5% that the adaptive Huber loss adds to a standard deviation. Seeds of a configuration are one
+mean, so intervals have configurations - 5 degrees of freedom, as those of the fit.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.newton import Points
-from isoflop.fitting.estimators.surface_estimate import PARAMETERS, optimum
+from isoflop.fitting.estimators.newton import Observations
+from isoflop.fitting.estimators.surface_estimate import PARAMETER_COUNT, optimum
+from isoflop.frames import Floats
 from isoflop.laws import Surface
 
-Floats = np.ndarray
-SINGULAR = 1e13
-"""Condition number (columns of length 1) of an information that does not fix the law."""
+MAX_CONDITION_NUMBER = 1e13
+"""Condition number (columns of length 1) from which an information does not fix the law."""
 
 
 @dataclass(frozen=True, eq=False)
-class Aim:
-    """A function of theta that is to be known: its value, (), and its gradient, (5,)."""
+class Target:
+    """A function of theta to be estimated: its value, (), and its gradient, (5,)."""
 
     name: str
     value: float
@@ -36,28 +37,28 @@ class Aim:
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Runs that were or will be made under a law.
+    """Runs, planned or made, under a law.
 
     Attributes:
         law: the surface.
-        points: their places, with the law's losses.
-        seeds: runs of each place, (K,).
+        points: the K configurations, with the law's losses.
+        seeds: number of runs of each configuration, (K,).
         noise: standard deviation of ln loss between runs.
     """
 
     law: Surface
-    points: Points
+    points: Observations
     seeds: Floats
     noise: float
 
     @classmethod
-    def of(
+    def from_counts(
         cls, law: Surface, params: Floats, tokens: Floats, seeds: Floats, noise: float
     ) -> Design:
-        """A design from K parameter counts, token counts and numbers of runs."""
+        """Return the design of K parameter counts, token counts and numbers of runs."""
         return cls(
             law,
-            Points.of(params, tokens, law.loss(params, tokens)),
+            Observations.from_counts(params, tokens, law.loss(params, tokens)),
             np.asarray(seeds, np.float64),
             noise,
         )
@@ -65,94 +66,96 @@ class Design:
     @property
     def dof(self) -> int:
         """Configurations less the parameters."""
-        return len(self.points) - PARAMETERS
+        return len(self.points) - PARAMETER_COUNT
 
     @cached_property
     def theta(self) -> Floats:
-        """The law about the means of the points, (5,)."""
+        """theta of the law about the means of the points, (5,)."""
         law, points = self.law, self.points
         a, b = np.log(law.A) - law.alpha * points.x_mean, np.log(law.B) - law.beta * points.y_mean
         return np.array([np.log(law.E), a, b, law.alpha, law.beta])
 
     @cached_property
     def rows(self) -> Floats:
-        """What each configuration tells, (K, 5): its information is the outer product."""
+        """Row of each configuration, (K, 5); its outer product is the information."""
         return self.points.jacobian(self.theta) / self.noise * np.sqrt(self.seeds)[:, None]
 
     def rows_at(self, params: Floats, tokens: Floats) -> Floats:
-        """What one run at each of M other places would tell, (M, 5)."""
-        here = Points(
-            np.log(params) - self.points.x_mean, np.log(tokens) - self.points.y_mean, np.ones(len(params)),
-            self.points.x_mean, self.points.y_mean,
-        )  # fmt: skip
-        return here.jacobian(self.theta) / self.noise
+        """Return the rows of one run at each of M other configurations, (M, 5)."""
+        x_mean, y_mean = self.points.x_mean, self.points.y_mean
+        others = Observations(
+            np.log(params) - x_mean, np.log(tokens) - y_mean, np.ones(len(params)), x_mean, y_mean
+        )
+        return others.jacobian(self.theta) / self.noise
 
     @cached_property
     def covariance(self) -> Floats:
-        """Of theta, (5, 5).
+        """Covariance of theta, (5, 5).
 
         Raises:
-            FitError: places that don't fix the law.
+            FitError: configurations that do not fix the law.
         """
         return invert(self.rows.T @ self.rows)
 
-    # What is asked of it
-
-    def exponent(self) -> Aim:
-        """a = beta / (alpha + beta)."""
+    def exponent(self) -> Target:
+        """Return a = beta / (alpha + beta)."""
         alpha, beta = self.law.alpha, self.law.beta
-        return Aim("a", self.law.a, np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2)
+        gradient = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
+        return Target("a", self.law.a, gradient)
 
-    def loss(self, flops: float) -> Aim:
-        """ln of the least loss at C = 6ND = flops."""
+    def loss(self, flops: float) -> Target:
+        """Return ln of the least loss at C = 6ND = flops."""
         values, gradients = optimum(self.points, self.theta, flops)
-        return Aim("loss", float(values[2]), gradients[2])
+        return Target("loss", float(values[2]), gradients[2])
 
-    def sd(self, aim: Aim) -> float:
-        """Standard deviation of the estimate."""
-        return float(np.sqrt(aim.gradient @ self.covariance @ aim.gradient))
+    def sd(self, target: Target) -> float:
+        """Return the standard deviation of the estimate of a target."""
+        return float(np.sqrt(target.gradient @ self.covariance @ target.gradient))
 
-    def half_width(self, aim: Aim, confidence: float) -> float:
-        """Half the expected interval: t(configurations - 5) standard deviations."""
-        return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self.sd(aim)
+    def half_width(self, target: Target, confidence: float) -> float:
+        """Return half the expected interval: t(configurations - 5) standard deviations."""
+        return float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self.sd(target)
 
-    def power(self, aim: Aim, against: float, confidence: float) -> float:
-        """Probability of an interval that leaves out `against`: a two-sided t test, its non-central t approximated by
-        ndtr((x (1 - 1/(4 dof)) - shift) / sqrt(1 + x^2 / (2 dof))) (Johnson and Welch 1940).
+    def power(self, target: Target, against: float, confidence: float) -> float:
+        """Return the probability of an interval that leaves out `against`: a two-sided t test.
+
+        The non-central t is approximated by ndtr((x (1 - 1/(4 dof)) - shift) / sqrt(1 + x^2 /
+        (2 dof))) (Johnson and Welch 1940).
         """
-        shift, limit = (
-            abs(aim.value - against) / self.sd(aim),
-            float(stdtrit(self.dof, 0.5 + confidence / 2.0)),
-        )
+        shift = abs(target.value - against) / self.sd(target)
+        limit = float(stdtrit(self.dof, 0.5 + confidence / 2.0))
         x, spread = limit * (1.0 - 0.25 / self.dof), np.sqrt(1.0 + 0.5 * limit**2 / self.dof)
         return float(ndtr((shift - x) / spread) + ndtr((-shift - x) / spread))
 
-    def without_each(self, aim: Aim) -> Floats:
-        """The standard deviation if one configuration is left out, (K,); infinite where the rest does not fix it."""
-        pulled, leverage = self._at(self.rows, aim)
-        left = 1.0 - leverage
-        more = pulled**2 / np.where(left > 1e-9, left, np.nan)
-        return np.where(left > 1e-9, np.sqrt(self.sd(aim) ** 2 + more), np.inf)
+    def without_each(self, target: Target) -> Floats:
+        """Return the standard deviation without each configuration in turn, (K,).
 
-    def with_each(self, aim: Aim, rows: Floats) -> Floats:
-        """The standard deviation with one more run, (M,), of those that tell `rows` (M, 5)."""
-        pulled, leverage = self._at(rows, aim)
-        return np.sqrt(self.sd(aim) ** 2 - pulled**2 / (1.0 + leverage))
+        It is infinite if the remaining ones do not fix the law.
+        """
+        covariances, leverage = self._project(self.rows, target)
+        rest = 1.0 - leverage
+        increase = covariances**2 / np.where(rest > 1e-9, rest, np.nan)
+        return np.where(rest > 1e-9, np.sqrt(self.sd(target) ** 2 + increase), np.inf)
 
-    def _at(self, rows: Floats, aim: Aim) -> tuple[Floats, Floats]:
-        """Covariance of each row's prediction with the aim, and its leverage, (M,)."""
-        turned = rows @ self.covariance
-        return turned @ aim.gradient, np.einsum("ij,ij->i", turned, rows)
+    def with_each(self, target: Target, rows: Floats) -> Floats:
+        """Return the standard deviation with one more run, (M,), for each of `rows`, (M, 5)."""
+        covariances, leverage = self._project(rows, target)
+        return np.sqrt(self.sd(target) ** 2 - covariances**2 / (1.0 + leverage))
+
+    def _project(self, rows: Floats, target: Target) -> tuple[Floats, Floats]:
+        """Return each row's covariance of its prediction with the target, and leverage, (M,)."""
+        projected = rows @ self.covariance
+        return projected @ target.gradient, np.einsum("ij,ij->i", projected, rows)
 
 
 def invert(information: Floats) -> Floats:
-    """The covariance, (5, 5), of an information.
+    """Return the covariance, (5, 5), of an information.
 
     Raises:
         FitError: an information that does not fix all parameters.
     """
     scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
     scaled = information / np.outer(scale, scale)
-    if not np.linalg.cond(scaled) < SINGULAR:
+    if not np.linalg.cond(scaled) < MAX_CONDITION_NUMBER:
         raise FitError("these runs don't fix the law: they have too few different sizes or budgets")
     return np.linalg.inv(scaled) / np.outer(scale, scale)

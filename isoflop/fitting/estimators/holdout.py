@@ -1,11 +1,11 @@
-"""Roll-out: the largest budgets are hidden, the rest is fitted and predicts them; the errors widen predictions.
+"""Extrapolation hold-out (roll-out): the largest budgets are hidden, and the rest predicts them.
 
-A law that is not quite true fits well where it was fitted and fails beyond. How much shows where data that a fit has
-not seen lie beyond its own: the error m at a distance h (in ln C beyond the largest budget kept). An error of a smooth
-law grows as the square of the distance (the law has taken up value and slope), so an interval at distance H beyond all
-data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all roll-outs that reach 2.5 times the compute or more,
-with se what m could be by noise alone.
-analysis/coverage/ has how often such intervals hold the truth under laws that are wrong.
+A law that is not quite true fits well within its data and fails beyond. Hidden budgets show by how
+much: the error m at a distance h (in ln C beyond the largest fitted budget). An error of a smooth
+law grows as the square of the distance (the fit has absorbed value and slope). So an interval at
+distance H beyond all data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all roll-outs
+that reach 2.5 times the compute or more, where se is the size of m by noise alone.
+analysis/coverage/ has the coverage of such intervals under laws that are wrong.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting.estimators.intervals import Interval
+from isoflop.frames import Floats
 
-Floats = np.ndarray
-KEPT = 3  # budgets that a fit needs
-DEEPEST = 6  # budgets hidden at once
-NEAREST = float(
-    np.log(2.5)
-)  # in ln C: of what lies nearer, the noise would be blown up by the square of the distance
-SHOWN = 2  # hidden budgets that are reported
+MIN_FITTED_BUDGETS = 3
+MAX_HIDDEN_BUDGETS = 6
+# In ln C: below, the square of the distance would blow up the noise.
+MIN_DISTANCE_LN = float(np.log(2.5))
+MAX_REPORTED_BUDGETS = 2
 
 
 @dataclass(frozen=True)
 class Miss:
-    """One hidden budget, predicted by the budgets below some limit.
+    """Prediction error at one hidden budget.
 
     Attributes:
-        hidden: how many of the largest budgets were hidden.
-        budget: the one that is predicted, FLOPs.
-        distance: of it beyond the largest budget kept, in ln C.
-        errors: predicted less measured, of ln N* (`params`), ln D* (`tokens`), ln loss (`loss`); for M sets, (M,).
-        ses: what each error could be by noise (standard error).
+        hidden: number of the largest budgets that were hidden.
+        budget: the predicted budget, FLOPs.
+        distance: its distance beyond the largest fitted budget, in ln C.
+        errors: predicted less measured, of ln N* (`params`), ln D* (`tokens`), ln loss (`loss`);
+            (M,) for M sets of losses.
+        ses: standard error of each error by noise alone.
     """
 
     hidden: int
@@ -48,7 +48,7 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class RollOut:
+class HoldOut:
     """All roll-outs of a fit, from one hidden budget to as many as leave 3, at most 6.
 
     Attributes:
@@ -60,36 +60,36 @@ class RollOut:
     reach: tuple[float, float]
 
     def allowance(self, quantity: str, flops: float) -> Floats:
-        """What the law's own error may be at a budget, in ln of `params`, `tokens` or `loss`; 0 within the data.
+        """Return the law's own error at a budget, in ln of `params`, `tokens` or `loss`.
 
-        One number, or (M,) where M sets of losses were rolled out.
+        It is 0 within the data. One number, or (M,) for roll-outs of M sets of losses.
         """
         low, high = self.reach
         beyond = max(np.log(flops / high), np.log(low / flops), 0.0)
         if beyond == 0.0:
             return np.asarray(0.0)
-        telling = [miss for miss in self.misses if quantity in miss.errors]
-        least = min(NEAREST, max((miss.distance for miss in telling), default=0.0))
+        misses = [miss for miss in self.misses if quantity in miss.errors]
+        least = min(MIN_DISTANCE_LN, max((miss.distance for miss in misses), default=0.0))
         rates = [
             np.hypot(miss.errors[quantity], miss.ses[quantity]) / miss.distance**2
-            for miss in telling
+            for miss in misses
             if miss.distance >= least
         ]
         return np.max(rates, axis=0) * beyond**2 if rates else np.asarray(0.0)
 
     def widen(self, interval: Interval, quantity: str, flops: float) -> Interval:
-        """An interval of ln N*, ln D* or ln loss with the law's own error."""
-        more = self.allowance(quantity, flops).item()
-        return Interval(interval.value, interval.low - more, interval.high + more)
+        """Return an interval of ln N*, ln D* or ln loss widened by the law's own error."""
+        allowance = self.allowance(quantity, flops).item()
+        return Interval(interval.value, interval.low - allowance, interval.high + allowance)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Quantities that were predicted: `params`, `tokens` and, where the law has it, `loss`."""
+        """Predicted quantities: `params`, `tokens` and, where the law has it, `loss`."""
         return tuple(dict.fromkeys(name for miss in self.misses for name in miss.errors))
 
     def errors(self, quantity: str) -> pd.DataFrame:
         """Return a row for each hidden budget of each roll-out: `budget` (FLOPs), `distance` (ln C
-        beyond the largest budget kept), `error` (of the logarithm) and its standard error `se`.
+        beyond the largest fitted budget), `error` (of the logarithm) and its standard error `se`.
         """
         return pd.DataFrame(
             [
@@ -105,9 +105,7 @@ class RollOut:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all roll-outs for fit.json, also those that are not shown: each may widen a
-        prediction.
-        """
+        """Return all roll-outs for fit.json, also unreported ones: each may widen a prediction."""
         misses = [
             {
                 "hidden": miss.hidden,
@@ -121,45 +119,47 @@ class RollOut:
         return {"reach": list(self.reach), "misses": misses}
 
     def table(self) -> pd.DataFrame:
-        """What is reported: one and two budgets hidden. Columns hidden, budget, distance (in decades of compute), and
-        for each quantity its error (share; predicted above measured is positive) and standard error.
+        """Return the reported roll-outs, with one and two budgets hidden, a row a hidden budget.
+
+        Columns: `hidden`, `budget` (FLOPs), `decades` (distance in decades of compute), and for
+        each quantity its error (a share; predicted above measured is positive) and standard error.
         """
         rows = []
         for miss in self.misses:
-            if miss.hidden <= SHOWN:
-                row = {
-                    "hidden": miss.hidden,
-                    "budget": miss.budget,
-                    "decades": miss.distance / np.log(10.0),
-                }
-                for quantity, error in miss.errors.items():
-                    with np.errstate(over="ignore"):
-                        row |= {
-                            quantity: np.expm1(error).item(),
-                            f"{quantity}_se": miss.ses[quantity].item(),
-                        }
-                rows.append(row)
+            if miss.hidden > MAX_REPORTED_BUDGETS:
+                continue
+            row: dict[str, Any] = {
+                "hidden": miss.hidden,
+                "budget": miss.budget,
+                "decades": miss.distance / np.log(10.0),
+            }
+            for quantity, error in miss.errors.items():
+                with np.errstate(over="ignore"):
+                    row[quantity] = np.expm1(error).item()
+                row[f"{quantity}_se"] = miss.ses[quantity].item()
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
 Predict = Callable[[float], tuple[dict[str, Floats], dict[str, Floats]]]
-"""From a hidden budget to errors and standard errors, see `Miss`."""
+"""Function from a hidden budget to errors and standard errors, see `Miss`."""
 
 
-def roll_out(budget: Floats, hide: Callable[[np.ndarray], Predict | None]) -> RollOut | None:
-    """All roll-outs over the budgets of the rows; None where fewer than 4 budgets are there.
+def hold_out(budget: Floats, fit_rows: Callable[[np.ndarray], Predict | None]) -> HoldOut | None:
+    """Roll out over the budgets of the rows; return None below 4 budgets.
 
     Args:
-        budget: of each row.
-        hide: fits the rows of a mask and returns what it says of a hidden budget; None where they can't be fitted.
+        budget: budget of each row, FLOPs.
+        fit_rows: fits the rows of a mask and returns the prediction of a hidden budget; None if
+            they cannot be fitted.
     """
     levels = np.unique(budget)
     misses = []
-    for hidden in range(1, min(len(levels) - KEPT, DEEPEST) + 1):
+    for hidden in range(1, min(len(levels) - MIN_FITTED_BUDGETS, MAX_HIDDEN_BUDGETS) + 1):
         top = levels[-hidden - 1]
-        predict = hide(budget <= top)
+        predict = fit_rows(budget <= top)
         if predict is not None:
             for level in levels[-hidden:]:
                 errors, ses = predict(float(level))
                 misses.append(Miss(hidden, float(level), float(np.log(level / top)), errors, ses))
-    return RollOut(tuple(misses), (float(levels[0]), float(levels[-1]))) if misses else None
+    return HoldOut(tuple(misses), (float(levels[0]), float(levels[-1]))) if misses else None

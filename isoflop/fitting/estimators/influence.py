@@ -1,4 +1,4 @@
-"""The surface with one configuration left out."""
+"""Influence: the surface with one configuration left out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from isoflop.fitting.estimators.surface_estimate import (
     minimise,
     robust_sd,
 )
+from isoflop.frames import Floats
 
-Floats = np.ndarray
-EXACT = 1000  # configurations up to which the law is fitted anew without each
+MAX_EXACT_CONFIGURATIONS = 1000  # above, one Newton step replaces the fit without each
 
 
 def influence_table(
-    sample: Sample, estimate: Estimate, leverage: Floats, a: float, error_of_a: float
+    sample: Sample, estimate: Estimate, leverage: Floats, a: float, a_error: float
 ) -> pd.DataFrame:
     """Return a row for each configuration left out in turn; see `ParametricFit.influence`.
 
@@ -26,10 +26,10 @@ def influence_table(
         sample: the K configurations.
         estimate: of the law with all of them.
         leverage: of each, (K,).
-        a, error_of_a: the exponent with all of them, and its standard error.
+        a, a_error: the exponent with all of them, and its standard error.
     """
     points, theta = sample.points, estimate.theta[0]
-    alpha, beta = without_each(sample, estimate).T[3:]
+    alpha, beta = fit_without_each(sample, estimate).T[3:]
     scaled = sample.residuals(theta)
     sd = float(robust_sd(scaled))
     without = beta / (alpha + beta)
@@ -43,28 +43,29 @@ def influence_table(
             "sds": scaled / sd if sd > 0.0 else unknown,
             "leverage": leverage,
             "a": without,
-            "a_shift": (without - a) / error_of_a if error_of_a > 0.0 else unknown,
+            "a_shift": (without - a) / a_error if a_error > 0.0 else unknown,
         },
         index=pd.Index(sample.config, name="config"),
     )
 
 
-def without_each(sample: Sample, estimate: Estimate) -> Floats:
-    """theta without each configuration, (K, 5).
+def fit_without_each(sample: Sample, estimate: Estimate) -> Floats:
+    """Return theta without each configuration, (K, 5).
 
-    Above 1000 configurations, where K fits of K places would take too long, by one Newton step from the estimate (the
-    infinitesimal influence over 1 - leverage; Cook and Weisberg 1982, section 3.4).
+    Above 1000 configurations, K fits of K configurations would take too long. One Newton step from
+    the estimate replaces them (the infinitesimal influence over 1 - leverage; Cook and Weisberg
+    1982, section 3.4).
     """
-    if len(sample) > EXACT:
-        return _one_step(sample, estimate)
+    if len(sample) > MAX_EXACT_CONFIGURATIONS:
+        return _step_without_each(sample, estimate)
     sd = float(robust_sd(sample.residuals(estimate.theta[0])))
     first = np.repeat(estimate.theta, len(sample), axis=0)
-    return minimise(
-        sample, first, float(estimate.delta[0]), sd, sample.seeds * (1.0 - np.eye(len(sample)))
-    ).theta
+    weight = sample.seeds * (1.0 - np.eye(len(sample)))
+    return minimise(sample, first, float(estimate.delta[0]), sd, weight).theta
 
 
-def _one_step(sample: Sample, estimate: Estimate) -> Floats:
+def _step_without_each(sample: Sample, estimate: Estimate) -> Floats:
+    """Return theta without each configuration, (K, 5), by one Newton step."""
     theta, delta = estimate.theta[0], float(estimate.delta[0])
     columns, residuals = jacobian(sample, theta), sample.residuals(theta)
     inside = np.abs(residuals) <= delta

@@ -1,11 +1,12 @@
-"""IsoFLOP profiles fitted jointly: one asymmetric shape for all budgets, their minima on one power law.
+"""Joint fit of IsoFLOP profiles: one asymmetric shape for all budgets, minima on one power law.
 
 Within a budget, A/N^alpha + B/D^beta with D ~ C/N is, about its minimum, the shape
-    phi(u) = q / (alpha + beta) (e^(-alpha u)/alpha + e^(beta u)/beta - 1/alpha - 1/beta),   u = ln N - ln N*,
-with q the curvature at the minimum, so that loss = L*_c + phi(u). A parabola leaves out the asymmetry, which biases N*
-where the sizes are not centred on it. Here alpha and beta are common to all budgets, ln N* = k + a ln C, and
-q ~ C^(-alpha a) as A/N*^alpha has it. L*_c is free in each budget: nothing is assumed of how the loss falls with
-compute, nor that C = 6ND, and what shifts all losses of a budget (a recipe tuned unevenly over budgets) does no harm.
+    phi(u) = q / (alpha + beta) (e^(-alpha u)/alpha + e^(beta u)/beta - 1/alpha - 1/beta),
+with u = ln N - ln N* and q the curvature at the minimum, so that loss = L*_c + phi(u). A parabola
+leaves out the asymmetry, which biases N* if the sizes are not centred on it. Here alpha and beta
+are common to all budgets, ln N* = k + a ln C, and q ~ C^(-alpha a) as A/N*^alpha has it. L*_c is
+free in each budget. So nothing is assumed of the fall of the loss with compute, nor that C = 6ND.
+A shift of all losses of a budget (a recipe tuned unevenly over budgets) does no harm.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from isoflop.fitting.estimators.surface_estimate import EFFICIENT, m_covariance, robust_sd
+from isoflop.fitting.estimators.surface_estimate import HUBER_DELTA_SDS, m_covariance, robust_sd
+from isoflop.frames import Floats
 
-Floats = np.ndarray
-SHAPE = ("ln_q", "left", "right", "k", "exponent")
-LOW = np.array([-25.0, 0.02, 0.02, -80.0, -4.0])
-HIGH = np.array([20.0, 5.0, 5.0, 80.0, 5.0])
-_ITERATIONS = 120
-_SMALL = 1e-13
-_GIVEN_UP = 1e9  # damping
+SHAPE_PARAMETERS = ("ln_q", "left", "right", "k", "exponent")
+LOWER_BOUNDS = np.array([-25.0, 0.02, 0.02, -80.0, -4.0])
+UPPER_BOUNDS = np.array([20.0, 5.0, 5.0, 80.0, 5.0])
+_MAX_ITERATIONS = 120
+_MIN_RELATIVE_DROP = 1e-13  # promised share of the objective below which a step is the last
+_MAX_DAMPING = 1e9
+_START_SHAPES = ((0.2, 0.2), (0.4, 0.4), (0.8, 0.8), (0.7, 0.35), (0.35, 0.7), (1.2, 0.4))
+_START_EXPONENTS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +49,23 @@ class Curves:
     seeds: Floats
 
     @property
-    def budgets(self) -> int:
+    def budget_count(self) -> int:
+        """Number of budgets, B."""
         return int(self.group.max()) + 1
 
     @property
-    def parameters(self) -> int:
-        return self.budgets + len(SHAPE)
+    def parameter_count(self) -> int:
+        """Number of fitted parameters: a least loss a budget, and 5."""
+        return self.budget_count + len(SHAPE_PARAMETERS)
 
-    def part(self, keep: np.ndarray) -> Curves:
-        """Some of the configurations, on the same means."""
+    def select(self, keep: np.ndarray) -> Curves:
+        """Return the configurations of a mask, on the same means."""
         group = np.unique(self.group[keep], return_inverse=True)[1]
         return Curves(self.x[keep], self.c[keep], group, self.loss[..., keep], self.seeds[keep])
 
-    def sets(self, which: np.ndarray) -> Curves:
-        """Some of the sets of losses, where there are several."""
-        return self if self.loss.ndim == 1 else dataclasses.replace(self, loss=self.loss[which])
+    def select_sets(self, sets: np.ndarray) -> Curves:
+        """Return some of the sets of losses; itself if there is only one."""
+        return self if self.loss.ndim == 1 else dataclasses.replace(self, loss=self.loss[sets])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +75,9 @@ class JointEstimate:
     Attributes:
         theta: ln q at c = 0, alpha, beta, k, exponent, (M, 5).
         floor: L*_c, (M, B).
-        spread: covariance of theta, (M, 5, 5).
+        covariance: of theta, (M, 5, 5).
         variance: of one run's relative residual, (M,).
-        even: probability of noise as uneven, if it were even, (M,).
+        evenness_p: p-value of uneven noise; the null is even noise, (M,).
         delta: Huber's, (M,).
         objective: the weighted sum of squared relative residuals, (M,).
         residuals: relative, times the root of the seeds, (M, K).
@@ -80,94 +85,95 @@ class JointEstimate:
 
     theta: Floats
     floor: Floats
-    spread: Floats
+    covariance: Floats
     variance: Floats
-    even: Floats
+    evenness_p: Floats
     delta: Floats
     objective: Floats
     residuals: Floats
 
 
-def shape(theta: Floats, x: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """phi, (M, K), and its gradient by theta, (M, K, 5)."""
+def evaluate_shape(theta: Floats, x: Floats, c: Floats) -> tuple[Floats, Floats]:
+    """Return phi, (M, K), and its gradient by theta, (M, K, 5)."""
     ln_q, alpha, beta, k, a = theta.T[:, :, None]
     u = x - k - a * c
-    left, right, total = np.exp(-alpha * u), np.exp(beta * u), alpha + beta
+    falling, rising, total = np.exp(-alpha * u), np.exp(beta * u), alpha + beta
     height = np.exp(ln_q - alpha * a * c) / total
-    phi = height * (left / alpha + right / beta - 1.0 / alpha - 1.0 / beta)
-    slope = height * (right - left)
-    gradient = np.empty((*phi.shape, len(SHAPE)))
+    phi = height * (falling / alpha + rising / beta - 1.0 / alpha - 1.0 / beta)
+    slope = height * (rising - falling)
+    by_alpha = height * ((1.0 - falling) / alpha**2 - u * falling / alpha)
+    by_beta = height * ((1.0 - rising) / beta**2 + u * rising / beta)
+    gradient = np.empty((*phi.shape, len(SHAPE_PARAMETERS)))
     gradient[..., 0] = phi
-    gradient[..., 1] = (
-        height * ((1.0 - left) / alpha**2 - u * left / alpha) - phi / total - a * c * phi
-    )
-    gradient[..., 2] = height * ((1.0 - right) / beta**2 + u * right / beta) - phi / total
+    gradient[..., 1] = by_alpha - phi / total - a * c * phi
+    gradient[..., 2] = by_beta - phi / total
     gradient[..., 3] = -slope
     gradient[..., 4] = -c * slope - alpha * c * phi
     return phi, gradient
 
 
 def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstimate:
-    """Least squares of relative residuals, or Huber's (`delta` None: adaptive), for M problems at once.
+    """Fit M problems at once by least squares of relative residuals, or by Huber's loss.
 
     Args:
         curves: losses (K,) for all starts, or (M, K).
-        first: theta to begin at, (M, 5).
-        delta: in relative residuals.
+        first: first theta, (M, 5).
+        delta: Huber's, in relative residuals; infinite is least squares, None adaptive.
     """
     limit = np.full(len(first), np.inf if delta is None else delta)
-    with np.errstate(over="ignore", invalid="ignore"):  # where a step goes so far, it is not taken
-        theta, weight = _descend(curves, np.clip(first, LOW, HIGH), limit)
+    with np.errstate(over="ignore", invalid="ignore"):  # a step that overflows is not taken
+        theta, weight = _descend(curves, np.clip(first, LOWER_BOUNDS, UPPER_BOUNDS), limit)
         if delta is None:
             for _ in range(2):
-                spread = robust_sd(
-                    _least_squares(curves, theta, weight).residuals, curves.parameters
-                )
-                limit = np.where(spread > 1e-12, EFFICIENT * spread, np.inf)
+                residuals = _linearise(curves, theta, weight).residuals
+                sd = robust_sd(residuals, curves.parameter_count)
+                limit = np.where(sd > 1e-12, HUBER_DELTA_SDS * sd, np.inf)
                 theta, weight = _descend(curves, theta, limit)
-    here = _least_squares(curves, theta, weight)
+    final = _linearise(curves, theta, weight)
     off = curves.x - theta[:, [3]] - theta[:, [4]] * curves.c
-    places = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)
-    of_floor = curves.seeds / np.bincount(curves.group, curves.seeds)[curves.group]
-    spread, variance, even = m_covariance(
-        here.columns, here.residuals, limit, curves.parameters, places, of_floor
+    covariates = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)
+    floor_leverage = curves.seeds / np.bincount(curves.group, curves.seeds)[curves.group]
+    covariance, variance, evenness_p = m_covariance(
+        final.columns, final.residuals, limit, curves.parameter_count, covariates, floor_leverage
     )
     return JointEstimate(
-        theta, here.floor, spread, variance, even, limit, here.objective, here.residuals
+        theta,
+        final.floor,
+        covariance,
+        variance,
+        evenness_p,
+        limit,
+        final.objective,
+        final.residuals,
     )
 
 
-def columns_of(curves: Curves, theta: Floats) -> tuple[Floats, Floats]:
-    """Columns of theta in the relative residuals, (K, 5), freed of those of L*_c, (K, B); times the root of seeds."""
-    here = _least_squares(curves, theta[None], np.ones((1, len(curves.x))))
-    floors = np.eye(curves.budgets)[curves.group] * (np.sqrt(curves.seeds) / curves.loss)[:, None]
-    return here.columns[0], floors
+def compute_columns(curves: Curves, theta: Floats) -> tuple[Floats, Floats]:
+    """Return the columns of theta in the relative residuals, (K, 5), projected off those of L*_c,
+    and those of L*_c, (K, B); both times the root of the seeds.
+    """
+    final = _linearise(curves, theta[None], np.ones((1, len(curves.x))))
+    scale = np.sqrt(curves.seeds) / curves.loss
+    return final.columns[0], np.eye(curves.budget_count)[curves.group] * scale[:, None]
 
 
 def starts(curves: Curves) -> Floats:
-    """24 crude starts: the minimum of the median budget at its best run, a few shapes and exponents."""
-    mean = (
-        curves.loss
-        / np.bincount(curves.group, curves.loss)[curves.group]
-        * np.bincount(curves.group)[curves.group]
-    )
-    best = [
-        curves.x[curves.group == g][np.argmin(mean[curves.group == g])]
-        for g in range(curves.budgets)
-    ]
-    depth = np.median([np.ptp(curves.loss[curves.group == g]) for g in range(curves.budgets)])
-    spread = max(
-        float(np.median([np.ptp(curves.x[curves.group == g]) for g in range(curves.budgets)])), 1e-3
-    )
-    curvature = np.log(max(8.0 * depth / spread**2, 1e-8))
+    """Return 24 crude starts, (24, 5): a few shapes and exponents, the minimum of the median budget
+    at its best run.
+    """
+    group, budgets = curves.group, range(curves.budget_count)
+    mean = curves.loss / np.bincount(group, curves.loss)[group] * np.bincount(group)[group]
+    best = [curves.x[group == g][np.argmin(mean[group == g])] for g in budgets]
+    depth = np.median([np.ptp(curves.loss[group == g]) for g in budgets])
+    width = max(float(np.median([np.ptp(curves.x[group == g]) for g in budgets])), 1e-3)
+    curvature = np.log(max(8.0 * depth / width**2, 1e-8))
     middle = float(np.median(best))
-    shapes = [(0.2, 0.2), (0.4, 0.4), (0.8, 0.8), (0.7, 0.35), (0.35, 0.7), (1.2, 0.4)]
     return np.array(
-        [[curvature, *pair, middle, a] for pair in shapes for a in (0.2, 0.4, 0.6, 0.8)]
+        [[curvature, *pair, middle, a] for pair in _START_SHAPES for a in _START_EXPONENTS]
     )
 
 
-class _Step(NamedTuple):
+class _Linearisation(NamedTuple):
     """A weighted least-squares problem at theta, with L*_c eliminated."""
 
     objective: Floats  # (M,)
@@ -177,22 +183,22 @@ class _Step(NamedTuple):
     columns: Floats  # (M, K, 5), times the root of the seeds
     floor: Floats  # (M, B)
 
-    def some(self, which: np.ndarray) -> _Step:
-        """Some of the problems."""
-        return _Step(*(part[which] for part in self))
+    def select(self, problems: np.ndarray) -> _Linearisation:
+        """Return some of the problems."""
+        return _Linearisation(*(values[problems] for values in self))
 
-    def replaced(self, better: np.ndarray, other: _Step) -> _Step:
-        """Those of another where it is better."""
-        parts: list[Floats] = []
-        for mine, theirs in zip(self, other, strict=True):
-            parts.append(np.where(better.reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine))
-        return _Step(*parts)
+    def accept(self, better: np.ndarray, trial: _Linearisation) -> _Linearisation:
+        """Return the problems, those of `better` replaced by the trial."""
+        accepted: list[Floats] = []
+        for old, new in zip(self, trial, strict=True):
+            accepted.append(np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old))
+        return _Linearisation(*accepted)
 
 
-def _least_squares(curves: Curves, theta: Floats, weight: Floats) -> _Step:
-    """`weight` (M, K) is Huber's, at most 1."""
-    phi, jacobian = shape(theta, curves.x, curves.c)
-    member = np.eye(curves.budgets)[curves.group]
+def _linearise(curves: Curves, theta: Floats, weight: Floats) -> _Linearisation:
+    """Linearise M problems at theta; `weight` (M, K) is Huber's, at most 1."""
+    phi, jacobian = evaluate_shape(theta, curves.x, curves.c)
+    member = np.eye(curves.budget_count)[curves.group]
     root = np.sqrt(curves.seeds) / curves.loss
     full = weight * root**2
     mass = full @ member
@@ -200,76 +206,86 @@ def _least_squares(curves: Curves, theta: Floats, weight: Floats) -> _Step:
     residuals = (curves.loss - phi - floor[:, curves.group]) * root
     mean = member.T @ (full[:, :, None] * jacobian) / mass[:, :, None]
     columns = (jacobian - mean[:, curves.group]) * np.broadcast_to(root, phi.shape)[..., None]
-    pulled = columns * weight[:, :, None]
-    gradient = (residuals[:, None, :] @ pulled)[:, 0, :]
+    weighted = columns * weight[:, :, None]
+    gradient = (residuals[:, None, :] @ weighted)[:, 0, :]
     objective = np.sum(weight * residuals**2, axis=-1)
-    return _Step(
-        objective, gradient, np.swapaxes(columns, -1, -2) @ pulled, residuals, columns, floor
-    )
+    curvature = np.swapaxes(columns, -1, -2) @ weighted
+    return _Linearisation(objective, gradient, curvature, residuals, columns, floor)
 
 
 def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floats]:
-    """Levenberg and Marquardt's steps, the weights of Huber's loss taken anew after each; returns theta and weights.
+    """Take Levenberg-Marquardt steps, with the weights of Huber's loss updated after each.
 
-    Problems that are done leave the batch.
+    Finished problems leave the batch.
+
+    Returns:
+        theta, (M, 5), and the weights, (M, K).
     """
-    robust, identity = bool(np.isfinite(limit).any()), np.eye(len(SHAPE))
-    out: Floats = theta.copy()
+    robust, identity = bool(np.isfinite(limit).any()), np.eye(len(SHAPE_PARAMETERS))
+    solution: Floats = theta.copy()
     weights: Floats = np.ones((len(theta), len(curves.x)))
     alive: np.ndarray = np.arange(len(theta))
     weight: Floats = weights.copy()
     damping: Floats = np.full(len(theta), 1e-3)
-    mine: Curves = curves
-    here: _Step = _least_squares(mine, theta, weight)
-    for _ in range(_ITERATIONS):
+    current: _Linearisation = _linearise(curves, theta, weight)
+    for _ in range(_MAX_ITERATIONS):
         if robust:
-            weight = np.minimum(
-                1.0, limit[alive, None] / np.maximum(np.abs(here.residuals), 1e-300)
-            )
-            here = _least_squares(mine, theta, weight)
-        stuck = ((theta <= LOW) & (here.gradient < 0)) | ((theta >= HIGH) & (here.gradient > 0))
-        pull = np.where(stuck, 0.0, here.gradient)
-        diagonal = np.maximum(
-            np.einsum("mii->mi", here.curvature), 1e-12 * here.objective[:, None] + 1e-300
-        )
-        system = here.curvature + (damping[:, None] * diagonal)[:, :, None] * identity
-        system = np.where(
-            stuck[:, :, None] | stuck[:, None, :], identity * diagonal[:, :, None], system
-        )
-        step = np.linalg.solve(system, pull[:, :, None])[:, :, 0]
-        go = (np.sum(pull * step, axis=-1) > _SMALL * here.objective) & (damping < _GIVEN_UP)
-        out[alive], weights[alive] = theta, weight
+            sizes = np.maximum(np.abs(current.residuals), 1e-300)
+            weight = np.minimum(1.0, limit[alive, None] / sizes)
+            current = _linearise(curves, theta, weight)
+        step, drop = _step(current, theta, damping, identity)
+        go = (drop > _MIN_RELATIVE_DROP * current.objective) & (damping < _MAX_DAMPING)
+        solution[alive], weights[alive] = theta, weight
         if not go.any():
             break
         if not go.all():
             alive, theta, weight, damping, step = (
-                alive[go],
-                theta[go],
-                weight[go],
-                damping[go],
-                step[go],
+                values[go] for values in (alive, theta, weight, damping, step)
             )
-            here, mine = here.some(go), curves.sets(alive)
-        trial = np.clip(theta + step, LOW, HIGH)
-        there = _least_squares(mine, trial, weight)
-        better = there.objective <= here.objective
+            current, curves = current.select(go), curves.select_sets(go)
+        trial = np.clip(theta + step, LOWER_BOUNDS, UPPER_BOUNDS)
+        candidate = _linearise(curves, trial, weight)
+        better = candidate.objective <= current.objective
         theta = np.where(better[:, None], trial, theta)
-        here = here.replaced(better, there)
+        current = current.accept(better, candidate)
         damping = np.where(better, np.maximum(damping / 10.0, 1e-12), damping * 8.0)
-    return out, weights
+    return solution, weights
 
 
-def shift_of(curves: Curves, estimate: JointEstimate, there: np.ndarray) -> tuple[Floats, Floats]:
-    """How far ln(axis) of the optimum of some configurations lies above the estimate's, (M,), and its standard error.
+def _step(
+    current: _Linearisation, theta: Floats, damping: Floats, identity: Floats
+) -> tuple[Floats, Floats]:
+    """Return the damped step, (M, 5), and its promised drop of the objective, (M,).
+
+    A coordinate at a bound stays if its step would cross the bound.
+    """
+    at_low = (theta <= LOWER_BOUNDS) & (current.gradient < 0)
+    at_high = (theta >= UPPER_BOUNDS) & (current.gradient > 0)
+    stuck = at_low | at_high
+    pull = np.where(stuck, 0.0, current.gradient)
+    diagonal = np.maximum(
+        np.einsum("mii->mi", current.curvature), 1e-12 * current.objective[:, None] + 1e-300
+    )
+    system = current.curvature + (damping[:, None] * diagonal)[:, :, None] * identity
+    held = stuck[:, :, None] | stuck[:, None, :]
+    system = np.where(held, identity * diagonal[:, :, None], system)
+    step = np.linalg.solve(system, pull[:, :, None])[:, :, 0]
+    return step, np.sum(pull * step, axis=-1)
+
+
+def estimate_shift(
+    curves: Curves, estimate: JointEstimate, mask: np.ndarray
+) -> tuple[Floats, Floats]:
+    """Return the shift of ln(axis) of the optimum of some configurations above the estimate's,
+    (M,), and its standard error.
 
     One Gauss-Newton step on their residuals from their mean.
     """
-    _, jacobian = shape(estimate.theta, curves.x[there], curves.c[there])
-    root = np.sqrt(curves.seeds[there]) / curves.loss[..., there]
+    _, jacobian = evaluate_shape(estimate.theta, curves.x[mask], curves.c[mask])
+    root = np.sqrt(curves.seeds[mask]) / curves.loss[..., mask]
     column = jacobian[:, :, 3]
     weight = root**2 / np.sum(root**2, axis=-1, keepdims=True)
     column = (column - np.sum(weight * column, axis=-1, keepdims=True)) * root
     square = np.maximum(np.sum(column**2, axis=-1), 1e-300)
-    return np.sum(column * estimate.residuals[:, there], axis=-1) / square, np.sqrt(
-        estimate.variance / square
-    )
+    shift = np.sum(column * estimate.residuals[:, mask], axis=-1) / square
+    return shift, np.sqrt(estimate.variance / square)

@@ -1,8 +1,8 @@
 """L = E + A / N^alpha + B / D^beta by damped Newton: many starts and many resamples as one batch.
 
-The five unknowns are theta = (ln E, ln A', ln B', alpha, beta), where A' and B' are the terms at the mean of ln N and
-ln D: centred so, the system is well conditioned and crude starts reach the optimum. Residuals are of ln loss (Huber) or
-of the loss (least squares).
+The five unknowns are theta = (ln E, ln A', ln B', alpha, beta), where A' and B' are the terms at
+the mean of ln N and ln D. So centred, the system is well conditioned and crude starts reach the
+optimum. Residuals are of ln loss (Huber) or of the loss (least squares).
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from typing import Literal
 
 import numpy as np
 
-Floats = np.ndarray
+from isoflop.frames import Floats
+
 Scale = Literal["log", "loss"]
-NAMES = ("E", "A", "B", "alpha", "beta")
-LEAST_E = 10.0  # ln E may fall so far below the mean ln loss; there E is nothing
-_ARE_LOGS = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
-EXPONENTS = (1e-3, 8.0)
+PARAMETER_NAMES = ("E", "A", "B", "alpha", "beta")
+EXPONENT_BOUNDS = (1e-3, 8.0)
+MAX_LN_LOSS_OVER_E = 10.0
+"""Bound of ln E below the mean ln loss; E is nothing there."""
+ROUNDING_OBJECTIVE = 1e-15
+"""Objective of relative residuals near 1e-8: no noise."""
+_IS_LOG = np.array([1.0, 1.0, 1.0, 0.0, 0.0])
+_MAX_LN_TERM_OVER_LOSS = 50.0  # bound of ln A' and ln B' about the mean ln loss
 _START_EXPONENTS = (0.15, 0.4, 0.65, 0.9)
-_START_E = (0.3, 0.635, 0.97)
-_TERMS = 50.0  # ln A' and ln B' lie within so much of the mean ln loss
-_CELLS = 32_768  # of an array in one chunk: it stays in a core's cache
+_START_E_SHARES = (0.3, 0.635, 0.97)
+_CHUNK_CELLS = 32_768  # of an array in one chunk: it stays in a core's cache
 _THREADS = 2
-_ITERATIONS = 300
-_GENTLE = 4  # first steps with the re-weighted curvature, which is never indefinite
-_DAMPING = (1e-12, 1e-3, 1e10)  # least, first, and that at which a problem is given up
-ROUNDING = 1e-15  # an objective of relative residuals near 1e-8: no noise
-_SMALL = (
-    1e-15  # a step that promises to lower the objective by less than this share of it is the last
-)
+_MAX_ITERATIONS = 300
+_REWEIGHTED_ITERATIONS = 4  # the first: their curvature is never indefinite
+_MIN_DAMPING, _FIRST_DAMPING, _MAX_DAMPING = 1e-12, 1e-3, 1e10
+_MIN_RELATIVE_DROP = 1e-15  # promised share of the objective below which a step is the last
 
 
 @dataclass(frozen=True, eq=False)
-class Points:
-    """What is fitted: ln N and ln D about their means, and the loss, each (K,).
+class Observations:
+    """Sizes and losses that are fitted: ln N and ln D about their means, and the loss, each (K,).
 
     Attributes:
         scale: residuals of `log` loss or of the `loss` itself.
@@ -51,58 +52,52 @@ class Points:
     scale: Scale = "log"
 
     @classmethod
-    def of(cls, params: Floats, tokens: Floats, loss: Floats, scale: Scale = "log") -> Points:
+    def from_counts(
+        cls, params: Floats, tokens: Floats, loss: Floats, scale: Scale = "log"
+    ) -> Observations:
+        """Return the observations of K parameter counts, token counts and losses."""
         x, y = np.log(params), np.log(tokens)
+        x_mean, y_mean = x.mean(), y.mean()
         return cls(
-            x - x.mean(),
-            y - y.mean(),
-            np.asarray(loss, dtype=np.float64),
-            x.mean(),
-            y.mean(),
-            scale,
+            x - x_mean, y - y_mean, np.asarray(loss, dtype=np.float64), x_mean, y_mean, scale
         )
 
     def __len__(self) -> int:
         return len(self.loss)
 
-    def with_loss(self, loss: Floats) -> Points:
-        """The same places with other losses, (K,), or (M, K): one row a problem."""
-        return Points(self.x, self.y, loss, self.x_mean, self.y_mean, self.scale)
+    def with_loss(self, loss: Floats) -> Observations:
+        """Return the same sizes with other losses, (K,), or (M, K): one row a problem."""
+        return Observations(self.x, self.y, loss, self.x_mean, self.y_mean, self.scale)
 
     def bounds(self) -> tuple[Floats, Floats]:
-        """Least and greatest theta, (5,) or a row a problem."""
+        """Return the least and the greatest theta, (5,) or a row a problem."""
         middle = np.log(self.loss).mean(axis=-1)[..., None]
-        low = np.array([-LEAST_E, -_TERMS, -_TERMS, 0.0, 0.0]) + middle * _ARE_LOGS
-        high = np.array([0.0, _TERMS, _TERMS, 0.0, 0.0]) + middle * _ARE_LOGS
-        return low + EXPONENTS[0] * (1.0 - _ARE_LOGS), high + EXPONENTS[1] * (1.0 - _ARE_LOGS)
+        term = _MAX_LN_TERM_OVER_LOSS
+        low = np.array([-MAX_LN_LOSS_OVER_E, -term, -term, 0.0, 0.0]) + middle * _IS_LOG
+        high = np.array([0.0, term, term, 0.0, 0.0]) + middle * _IS_LOG
+        least, greatest = EXPONENT_BOUNDS
+        return low + least * (1.0 - _IS_LOG), high + greatest * (1.0 - _IS_LOG)
 
     def natural(self, theta: Floats) -> Floats:
-        """theta (..., 5) as E, A, B, alpha, beta for uncentred N and D."""
+        """Return theta (..., 5) as E, A, B, alpha, beta for uncentred N and D."""
         e, a, b, alpha, beta = np.moveaxis(np.asarray(theta), -1, 0)
         with np.errstate(over="ignore"):
-            return np.stack(
-                [
-                    np.exp(e),
-                    np.exp(a + alpha * self.x_mean),
-                    np.exp(b + beta * self.y_mean),
-                    alpha,
-                    beta,
-                ],
-                axis=-1,
-            )
+            floor = np.exp(e)
+            a_far, b_far = np.exp(a + alpha * self.x_mean), np.exp(b + beta * self.y_mean)
+        return np.stack([floor, a_far, b_far, alpha, beta], axis=-1)
 
     def terms(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
-        """The three terms at the points for theta (..., 5): E (..., 1), A/N^alpha and B/D^beta (..., K)."""
+        """Return the terms for theta (..., 5): E (..., 1), A/N^alpha and B/D^beta (..., K)."""
         e, a, b, alpha, beta = (v[..., None] for v in np.moveaxis(np.asarray(theta), -1, 0))
         return np.exp(e), np.exp(a - alpha * self.x), np.exp(b - beta * self.y)
 
     def fitted(self, theta: Floats) -> Floats:
-        """Loss at the points, (..., K)."""
+        """Return the fitted losses, (..., K)."""
         e, p, q = self.terms(theta)
         return e + p + q
 
     def jacobian(self, theta: Floats) -> Floats:
-        """d(ln loss or loss)/d(theta) at the points, (..., K, 5)."""
+        """Return d(ln loss or loss)/d(theta), (..., K, 5)."""
         e, p, q = self.terms(theta)
         columns = np.stack([np.broadcast_to(e, p.shape), p, q, -self.x * p, -self.y * q], axis=-1)
         return columns / (e + p + q)[..., None] if self.scale == "log" else columns
@@ -110,88 +105,97 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Solutions:
-    """Where a batch of M problems ended.
+    """Solutions of a batch of M problems.
 
     Attributes:
         theta: (M, 5).
         objective: sum of w * huber(residual), (M,).
-        slope: largest cosine between the residuals and a column of the Jacobian that is not at a bound, (M,): 0 at a
-            minimum, whatever the units; and 0 where the residuals are rounding.
+        gradient_cosine: largest cosine between the residuals and a column of the Jacobian that is
+            not at a bound, (M,): 0 at a minimum, whatever the units; and 0 if the residuals are
+            rounding.
     """
 
     theta: Floats
     objective: Floats
-    slope: Floats
+    gradient_cosine: Floats
 
     @property
     def best(self) -> int:
-        """The problem with the least objective."""
+        """Index of the problem with the least objective."""
         return int(np.argmin(self.objective))
 
 
 def solve(
-    points: Points, start: Floats, delta: Floats | float, weight: Floats | None = None
+    points: Observations, start: Floats, delta: Floats | float, weight: Floats | None = None
 ) -> Solutions:
-    """Minimises sum_k w_k huber_delta(r_k), r the residual of ln loss or loss, for M problems at once.
+    """Minimise sum_k w_k huber_delta(r_k), r the residual of ln loss or loss, for M problems.
 
     Args:
-        points: K places and losses; the losses may be (M, K).
-        start: theta to begin at, (M, 5).
-        delta: where Huber's loss turns linear, in units of the residual; infinite is least squares. Shape (), (K,),
-            (M, 1) or (M, K).
+        points: K sizes and losses; the losses may be (M, K).
+        start: first theta, (M, 5).
+        delta: residual beyond which Huber's loss is linear; infinite is least squares. Shape (),
+            (K,), (M, 1) or (M, K).
         weight: (M, K), or (K,) for all; default 1.
     """
     start = np.atleast_2d(np.asarray(start, dtype=np.float64))
-    count, rows = len(start), rows_of(len(points.x))
+    count, rows = len(start), chunk_size(len(points.x))
     deltas = np.atleast_2d(np.asarray(delta, dtype=np.float64))
     weights = np.ones(len(points.x)) if weight is None else np.asarray(weight, dtype=np.float64)
     loss = points.loss
 
-    def part(at: int) -> tuple[Floats, ...]:
-        here = slice(at, at + rows)
-        w = weights if weights.ndim == 1 else weights[here]
-        z = loss if loss.ndim == 1 else loss[here]
-        d = deltas if len(deltas) == 1 else deltas[here]
-        return _newton(_Curve(points, z, w, d), start[here])
+    def solve_chunk(first: int) -> tuple[Floats, ...]:
+        chunk = slice(first, first + rows)
+        w = weights if weights.ndim == 1 else weights[chunk]
+        z = loss if loss.ndim == 1 else loss[chunk]
+        d = deltas if len(deltas) == 1 else deltas[chunk]
+        return _newton(_Objective(points, z, w, d), start[chunk])
 
-    parts = in_chunks(part, range(0, count, rows))
-    return Solutions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-
-def rows_of(places: int) -> int:
-    """How many problems over so many places are one chunk."""
-    return max(1, _CELLS // places)
+    solved = run_in_chunks(solve_chunk, range(0, count, rows))
+    return Solutions(*(np.concatenate(column) for column in zip(*solved, strict=True)))
 
 
-def in_chunks(work: Callable[[int], tuple[Floats, ...]], chunks: range) -> list[tuple[Floats, ...]]:
-    """Chunks on two threads (numpy lets go of the interpreter in its loops), in order: the same digits as on one."""
+def chunk_size(observations: int) -> int:
+    """Return the number of problems, each over so many observations, in one chunk."""
+    return max(1, _CHUNK_CELLS // observations)
+
+
+def run_in_chunks(
+    work: Callable[[int], tuple[Floats, ...]], chunks: range
+) -> list[tuple[Floats, ...]]:
+    """Run chunks on two threads (numpy releases the interpreter in its loops).
+
+    The results are in order, with the same digits as on one thread.
+    """
     if len(chunks) == 1:
         return [work(chunks[0])]
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(work, chunks))
 
 
-class _Curve:
+class _Objective:
     """Objective, gradient and curvature of a chunk of problems."""
 
-    def __init__(self, points: Points, loss: Floats, weight: Floats, delta: Floats) -> None:
+    def __init__(self, points: Observations, loss: Floats, weight: Floats, delta: Floats) -> None:
         self.points, self.weight, self.delta = points, weight, delta
         self.low, self.high = points.with_loss(loss).bounds()
         self.log = points.scale == "log"
         self.target = np.log(loss) if self.log else loss
-        x, y, one = points.x, points.y, np.ones_like(points.x)
-        self.of_a = np.stack([one, x, x * x], axis=1)
-        self.of_b = np.stack([one, y, y * y], axis=1)
-        self.of_ab = np.stack([one, x, y, x * y], axis=1)
+        x, y, unit = points.x, points.y, np.ones_like(points.x)
+        self.x_moments = np.stack([unit, x, x * x], axis=1)
+        self.y_moments = np.stack([unit, y, y * y], axis=1)
+        self.xy_moments = np.stack([unit, x, y, x * y], axis=1)
 
-    def at(self, which: np.ndarray, theta: Floats, gentle: bool) -> tuple[Floats, Floats, Floats]:
-        """f (m,), gradient (m, 5) and Hessian (m, 5, 5) of problems `which` at theta (m, 5).
+    def evaluate(
+        self, problems: np.ndarray, theta: Floats, reweighted: bool
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return f (m,), gradient (m, 5) and Hessian (m, 5, 5) of m problems at theta (m, 5).
 
-        `gentle` takes the curvature of the re-weighted least squares problem instead, which is never indefinite.
+        `reweighted` takes the curvature of the re-weighted least-squares problem instead, which is
+        never indefinite.
         """
-        w = self.weight if self.weight.ndim == 1 else self.weight[which]
-        z = self.target if self.target.ndim == 1 else self.target[which]
-        delta = self.delta if len(self.delta) == 1 else self.delta[which]
+        w = self.weight if self.weight.ndim == 1 else self.weight[problems]
+        z = self.target if self.target.ndim == 1 else self.target[problems]
+        delta = self.delta if len(self.delta) == 1 else self.delta[problems]
         e, p, q = self.points.terms(theta)
         total = e + p + q
         if self.log:  # d ln(total) / d ln(term): the share of each term
@@ -203,40 +207,45 @@ class _Curve:
         clipped = np.clip(residual, -delta, delta)
         value = np.sum(w * clipped * (residual - 0.5 * clipped), axis=1)
         u = w * clipped
-        if gentle:
+        if reweighted:
             v = np.where(residual == clipped, w, u / np.where(residual == 0.0, 1.0, residual))
-            own = 0.0
+            bend = 0.0
         else:
             v = w * (residual == clipped)
-            own = u
-        both = (
-            v + own if self.log else v
-        )  # the log of a sum bends down by the product of the shares
-        ep, eq, pq = both * e * p, both * e * q, both * p * q
-        a = (both * p - own) * p
-        b = (both * q - own) * q
-        ee = np.sum((both * e - own) * e, axis=1)
+            bend = u
+        # The log of a sum bends down by the product of the shares.
+        cross = v + bend if self.log else v
+        ep, eq, pq = cross * e * p, cross * e * q, cross * p * q
+        a = (cross * p - bend) * p
+        b = (cross * q - bend) * q
+        ee = np.sum((cross * e - bend) * e, axis=1)
+        x_moments, y_moments = self.x_moments, self.y_moments
         gradient = self._lift_gradient(
-            -np.sum(u * e, axis=1), -(u * p) @ self.of_a[:, :2], -(u * q) @ self.of_b[:, :2]
+            -np.sum(u * e, axis=1), -(u * p) @ x_moments[:, :2], -(u * q) @ y_moments[:, :2]
         )
-        moments = (
-            ep @ self.of_a[:, :2],
-            eq @ self.of_b[:, :2],
-            a @ self.of_a,
-            b @ self.of_b,
-            pq @ self.of_ab,
+        hessian = self._lift_hessian(
+            ee,
+            ep @ x_moments[:, :2],
+            eq @ y_moments[:, :2],
+            a @ x_moments,
+            b @ y_moments,
+            pq @ self.xy_moments,
         )
-        return value, gradient, self._lift_hessian(ee, *moments)
+        return value, gradient, hessian
 
     @staticmethod
     def _lift_gradient(e: Floats, a: Floats, b: Floats) -> Floats:
-        """From moments over ln terms to (e, a, b, alpha, beta): ln(A/N^alpha) falls by x with alpha."""
+        """Return the gradient by theta, (m, 5), from moments over ln terms.
+
+        ln(A/N^alpha) falls by x with alpha.
+        """
         return np.stack([e, a[:, 0], b[:, 0], -a[:, 1], -b[:, 1]], axis=1)
 
     @staticmethod
     def _lift_hessian(
         ee: Floats, ea: Floats, eb: Floats, aa: Floats, bb: Floats, ab: Floats
     ) -> Floats:
+        """Return the Hessian by theta, (m, 5, 5), from moments over ln terms."""
         rows = [
             [ee, ea[:, 0], eb[:, 0], -ea[:, 1], -eb[:, 1]],
             [ea[:, 0], aa[:, 0], ab[:, 0], -aa[:, 1], -ab[:, 2]],
@@ -247,33 +256,38 @@ class _Curve:
         return np.stack([np.stack(row, axis=1) for row in rows], axis=1)
 
 
-def _newton(curve: _Curve, start: Floats) -> tuple[Floats, Floats, Floats]:
-    """Damped Newton; problems that are done leave the batch. Returns theta, objective, slope."""
-    low, high = (np.broadcast_to(end, start.shape) for end in (curve.low, curve.high))
-    out = np.clip(start, low, high)
-    objective, slope = np.full(len(start), np.inf), np.full(len(start), np.inf)
-    alive, theta = np.arange(len(start)), out.copy()
-    damping = np.full(len(start), _DAMPING[1])
-    value, gradient, hessian = curve.at(alive, theta, True)
-    for turn in range(_ITERATIONS):
+def _newton(problem: _Objective, start: Floats) -> tuple[Floats, Floats, Floats]:
+    """Run damped Newton; finished problems leave the batch.
+
+    Returns:
+        theta, objective and gradient cosine of `Solutions`.
+    """
+    low, high = (np.broadcast_to(bound, start.shape) for bound in (problem.low, problem.high))
+    solution = np.clip(start, low, high)
+    objective, cosines = np.full(len(start), np.inf), np.full(len(start), np.inf)
+    alive, theta = np.arange(len(start)), solution.copy()
+    damping = np.full(len(start), _FIRST_DAMPING)
+    value, gradient, hessian = problem.evaluate(alive, theta, True)
+    for iteration in range(_MAX_ITERATIONS):
         step, drop, cosine = _step(theta, value, gradient, hessian, damping, low, high)
-        done = (drop <= _SMALL * value) | (damping > _DAMPING[2])
-        out[alive], objective[alive], slope[alive] = theta, value, cosine
+        done = (drop <= _MIN_RELATIVE_DROP * value) | (damping > _MAX_DAMPING)
+        solution[alive], objective[alive], cosines[alive] = theta, value, cosine
         go = ~done
         if not go.any():
             break
-        alive, theta, value, gradient, hessian, damping, step, low, high = (
-            part[go] for part in (alive, theta, value, gradient, hessian, damping, step, low, high)
+        alive = alive[go]
+        theta, value, gradient, hessian, damping, step, low, high = (
+            values[go] for values in (theta, value, gradient, hessian, damping, step, low, high)
         )
         trial = np.clip(theta + step, low, high)
-        new = curve.at(alive, trial, turn < _GENTLE)
+        new = problem.evaluate(alive, trial, iteration < _REWEIGHTED_ITERATIONS)
         better = new[0] <= value
         theta = np.where(better[:, None], trial, theta)
         value = np.where(better, new[0], value)
         gradient = np.where(better[:, None], new[1], gradient)
         hessian = np.where(better[:, None, None], new[2], hessian)
-        damping = np.where(better, np.maximum(damping / 16.0, _DAMPING[0]), damping * 8.0)
-    return out, objective, slope
+        damping = np.where(better, np.maximum(damping / 16.0, _MIN_DAMPING), damping * 8.0)
+    return solution, objective, cosines
 
 
 def _step(
@@ -285,31 +299,37 @@ def _step(
     low: Floats,
     high: Floats,
 ) -> tuple[Floats, Floats, Floats]:
-    """The damped step (m, 5), the drop of the objective that it promises (m,), and the slope (m,) of `Solutions`.
+    """Return the damped step (m, 5), its promised drop of the objective (m,), and the gradient
+    cosine (m,) of `Solutions`.
 
-    A coordinate at a bound that would be pushed over it stays.
+    A coordinate at a bound stays if its step would cross the bound.
     """
     free = ~(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
     pull = gradient * free
     system = hessian * (free[:, :, None] & free[:, None, :])
     size = np.maximum(np.abs(np.einsum("mii->mi", system)), 1e-12 * value[:, None] + 1e-300)
     np.einsum("mii->mi", system)[:] += np.where(free, damping[:, None] * size, 1.0)
-    step = -np.linalg.solve(system, pull[:, :, None])[:, :, 0]
-    cosine = np.max(np.abs(pull) / np.sqrt(size * np.maximum(value, ROUNDING)[:, None]), axis=1)
+    step = -np.asarray(np.linalg.solve(system, pull[:, :, None]), dtype=np.float64)[:, :, 0]
+    norm = np.sqrt(size * np.maximum(value, ROUNDING_OBJECTIVE)[:, None])
+    cosine = np.max(np.abs(pull) / norm, axis=1)
     return step, np.abs(np.sum(pull * step, axis=1)), cosine
 
 
-def starts(points: Points) -> Floats:
-    """48 crude starts, (48, 5): alpha and beta in .15, .4, .65, .9, E in .3, .635, .97 of the least loss.
+def starts(points: Observations) -> Floats:
+    """Return 48 crude starts, (48, 5): alpha and beta in .15, .4, .65, .9, E in .3, .635, .97 of
+    the least loss.
 
-    The terms at the mean are then least squares of the loss, each at least a thousandth of the mean loss above E.
+    The terms at the mean are then least squares of the loss, each at least a thousandth of the
+    mean loss above E.
     """
-    found = []
+    thetas = []
     least, loss = float(points.loss.min()), points.loss
-    for alpha, beta, share in itertools.product(_START_EXPONENTS, _START_EXPONENTS, _START_E):
+    for alpha, beta, share in itertools.product(
+        _START_EXPONENTS, _START_EXPONENTS, _START_E_SHARES
+    ):
         e = share * least
         columns = np.stack([np.exp(-alpha * points.x), np.exp(-beta * points.y)], axis=1)
         terms = np.linalg.lstsq(columns, loss - e, rcond=None)[0]
         a, b = np.log(np.maximum(terms, 1e-3 * np.mean(loss - e)))
-        found.append([np.log(e), a, b, alpha, beta])
-    return np.array(found)
+        thetas.append([np.log(e), a, b, alpha, beta])
+    return np.array(thetas)

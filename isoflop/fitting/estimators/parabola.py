@@ -1,7 +1,7 @@
-"""One budget's parabola: least squares, leverage, vertex, status; and all its resamples as one batch.
+"""One budget's parabola: least squares, leverage, vertex, status; and its resamples as one batch.
 
-Loss is a parabola in x = ln N or ln D: L = c0 + c1 u + c2 u^2, with u = (x - centre) / scale in [-1, 1] so that the
-3x3 system is well conditioned. Weights are the number of seeds behind each mean.
+Loss is a parabola in x = ln N or ln D: L = c0 + c1 u + c2 u^2, with u = (x - centre) / scale in
+[-1, 1] so that the 3x3 system is well conditioned. Weights are the number of seeds of each mean.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from isoflop.frames import Floats
+
 Status = Literal["interior", "edge", "one_sided", "concave", "too_few"]
 STATUSES: tuple[Status, ...] = get_args(Status)
-MIN_SIZES = 4  # three sizes fix a parabola exactly: nothing is left to tell a minimum from noise
-MIN_PER_SIDE = 2  # one run alone decides that arm of the parabola: if it is bad, so is the optimum
-SAME_SIZE = 0.01  # sizes nearer than 1 % are one size
-_FLAT = 1e-9  # curvature below this share of the loss is rounding
-MOST_LEVERAGE = 0.999  # above, the residual is zero whatever the noise was, and tells nothing
-
-Floats = np.ndarray
+MIN_PROFILE_SIZES = 4  # three sizes fix a parabola exactly and show no noise
+MIN_PER_SIDE = 2  # one run alone would decide that arm of the parabola, and the optimum
+SAME_SIZE_LN = 0.01  # sizes nearer than 1% are one size
+MAX_LEVERAGE = 0.999  # above, the residual is zero whatever the noise was
+_MIN_RELATIVE_CURVATURE = 1e-9  # below this share of the loss, curvature is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ class Profile:
 
     @property
     def sizes(self) -> int:
-        """How many distinct sizes there are."""
-        return distinct(self.x)
+        """Number of distinct sizes."""
+        return count_distinct(self.x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,26 +66,25 @@ class Parabola:
 
     @property
     def convex(self) -> bool:
-        """Whether there is a minimum: curvature above what rounding makes."""
-        return bool(self.coefficients[2] > _FLAT * abs(self.coefficients[0]))
+        """True if there is a minimum: curvature above rounding."""
+        return bool(self.coefficients[2] > _MIN_RELATIVE_CURVATURE * abs(self.coefficients[0]))
 
     def vertices(self, coefficients: Floats) -> Floats:
-        """ln(axis) at the minimum, for coefficients (..., 3); NaN where there is none."""
+        """Return ln(axis) at the minimum, for coefficients (..., 3); NaN without a minimum."""
         c1, c2 = coefficients[..., 1], coefficients[..., 2]
-        convex = c2 > _FLAT * np.abs(coefficients[..., 0])
-        return np.where(
-            convex, self.centre - 0.5 * self.scale * c1 / np.where(convex, c2, 1.0), np.nan
-        )
+        convex = c2 > _MIN_RELATIVE_CURVATURE * np.abs(coefficients[..., 0])
+        vertex = self.centre - 0.5 * self.scale * c1 / np.where(convex, c2, 1.0)
+        return np.where(convex, vertex, np.nan)
 
     def lowest(self, coefficients: Floats) -> Floats:
-        """Loss at the minimum; NaN where there is none."""
+        """Return the loss at the minimum, for coefficients (..., 3); NaN without a minimum."""
         c0, c1, c2 = np.moveaxis(coefficients, -1, 0)
-        convex = c2 > _FLAT * np.abs(c0)
+        convex = c2 > _MIN_RELATIVE_CURVATURE * np.abs(c0)
         return np.where(convex, c0 - 0.25 * c1**2 / np.where(convex, c2, 1.0), np.nan)
 
 
 def fit_parabola(profile: Profile) -> Parabola | None:
-    """Weighted least squares by QR; None below three distinct sizes."""
+    """Fit by weighted least squares (QR); return None below three distinct sizes."""
     if profile.sizes < 3:
         return None
     low, high = float(profile.x[0]), float(profile.x[-1])
@@ -99,99 +98,105 @@ def fit_parabola(profile: Profile) -> Parabola | None:
     return Parabola(centre, scale, coefficients, solve, fitted, np.einsum("ij,ij->i", q, q))
 
 
-def distinct(x: Floats) -> int:
-    """Number of sizes in ln(size), in any order, counting only those more than 1 % above the last that was counted."""
+def count_distinct(x: Floats) -> int:
+    """Return the number of distinct sizes in ln(size), in any order.
+
+    A size counts if it is more than 1% above the last counted one.
+    """
     count, index, x = 0, 0, np.sort(x)
     while index < len(x):
-        count, index = count + 1, int(np.searchsorted(x, x[index] + SAME_SIZE, side="right"))
+        count, index = count + 1, int(np.searchsorted(x, x[index] + SAME_SIZE_LN, side="right"))
     return count
 
 
-def status_of(profile: Profile, parabola: Parabola | None) -> Status:
-    """The first that holds.
+def classify_profile(profile: Profile, parabola: Parabola | None) -> Status:
+    """Return the first status that holds.
 
     * `too_few`: fewer than 4 distinct sizes.
     * `concave`: the curvature is not above zero: there is no minimum.
     * `edge`: the minimum lies outside the sizes that were run: an extrapolation.
-    * `one_sided`: the minimum is inside, but the best run is the smallest or the largest, or fewer than 2 distinct
-      sizes lie on one side of the minimum.
+    * `one_sided`: the minimum is inside, but the best run is the smallest or the largest, or fewer
+      than 2 distinct sizes lie on one side of the minimum.
     * `interior`: none of these.
     """
-    if parabola is None or profile.sizes < MIN_SIZES:
+    if parabola is None or profile.sizes < MIN_PROFILE_SIZES:
         return "too_few"
-    return (
-        status_at(profile, float(parabola.vertices(parabola.coefficients)))
-        if parabola.convex
-        else "concave"
-    )
+    if not parabola.convex:
+        return "concave"
+    return classify_optimum(profile, float(parabola.vertices(parabola.coefficients)))
 
 
-def status_at(profile: Profile, optimum: float) -> Status:
-    """`edge`, `one_sided` or `interior` for a minimum at ln(axis) = optimum; see `status_of`."""
+def classify_optimum(profile: Profile, optimum: float) -> Status:
+    """Return `edge`, `one_sided` or `interior` for a minimum at ln(axis) = optimum; see
+    `classify_profile`.
+    """
     x = profile.x
     if not x[0] <= optimum <= x[-1]:
         return "edge"
     best = x[int(np.argmin(profile.loss))]
-    best_at_end = min(best - x[0], x[-1] - best) <= SAME_SIZE
-    sides = min(distinct(x[x < optimum]), distinct(x[x > optimum]))
+    best_at_end = min(best - x[0], x[-1] - best) <= SAME_SIZE_LN
+    sides = min(count_distinct(x[x < optimum]), count_distinct(x[x > optimum]))
     return "one_sided" if best_at_end or sides < MIN_PER_SIDE else "interior"
 
 
-def depth_of(profile: Profile, lowest: float) -> float:
-    """How far the lesser of the two arms rises above the minimum, nats: mean loss at the smallest and largest size."""
+def measure_depth(profile: Profile, lowest: float) -> float:
+    """Return the rise of the lesser of the two arms above the minimum, nats.
+
+    An arm's loss is the mean at the smallest or the largest size.
+    """
     x = profile.x
-    ends = (x - x[0] <= SAME_SIZE, x[-1] - x <= SAME_SIZE)
-    return (
-        min(float(np.average(profile.loss[end], weights=profile.weight[end])) for end in ends)
-        - lowest
-    )
+    ends = (x - x[0] <= SAME_SIZE_LN, x[-1] - x <= SAME_SIZE_LN)
+    arms = [float(np.average(profile.loss[end], weights=profile.weight[end])) for end in ends]
+    return min(arms) - lowest
 
 
 def residual_sum(profile: Profile, parabola: Parabola) -> tuple[float, int]:
-    """Weighted sum of squared relative residuals, and its degrees of freedom."""
+    """Return the weighted sum of squared relative residuals, and its degrees of freedom."""
     relative = profile.loss / parabola.fitted - 1.0
     return float(np.sum(profile.weight * relative**2)), len(profile.x) - 3
 
 
 def residual_pool(pairs: list[tuple[Profile, Parabola]]) -> Floats:
-    """Residuals of all profiles on one scale: relative to the fitted loss, times the root of the seeds, divided by
-    sqrt(1 - leverage), and centred. Without the leverage they are too small and intervals too narrow; relative, since
-    noise is near a constant share of the loss (ends of a profile are 5 to 10 % above its minimum).
+    """Return the residuals of all profiles on one scale, centred.
+
+    They are relative to the fitted loss, times the root of the seeds, divided by
+    sqrt(1 - leverage). Without the leverage they are too small and intervals too narrow. They are
+    relative, since noise is near a constant share of the loss (ends of a profile are 5 to 10%
+    above its minimum).
     """
-    parts = []
+    pools = []
     for profile, parabola in pairs:
-        free = parabola.leverage < MOST_LEVERAGE
+        free = parabola.leverage < MAX_LEVERAGE
         relative = profile.loss / parabola.fitted - 1.0
-        parts.append(
-            (
-                relative
-                * np.sqrt(profile.weight / (1.0 - np.minimum(parabola.leverage, MOST_LEVERAGE)))
-            )[free]
-        )
-    pool = np.concatenate(parts)
+        slack = 1.0 - np.minimum(parabola.leverage, MAX_LEVERAGE)
+        pools.append((relative * np.sqrt(profile.weight / slack))[free])
+    pool = np.concatenate(pools)
     return pool - pool.mean()
 
 
 def resample(profile: Profile, parabola: Parabola, pool: Floats, picks: np.ndarray) -> Floats:
-    """Coefficients (draws, 3) of the parabolas through fitted values plus residuals picked (draws, n) from the pool."""
+    """Return coefficients (draws, 3) of the parabolas through fitted values plus residuals, picked
+    (draws, n) from the pool.
+    """
     noise = pool[picks] * (parabola.fitted / np.sqrt(profile.weight))
     return (parabola.fitted + noise) @ parabola.solve.T
 
 
-def other_at(profile: Profile, x: Floats) -> tuple[Floats, Floats, float]:
-    """ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs about the curve, in ln.
+def read_other_axis(profile: Profile, x: Floats) -> tuple[Floats, Floats, float]:
+    """Return ln(other axis) at ln(axis) = x, its slope there, and its error: the rms of the runs
+    about the curve, in ln.
 
-    A quadratic in ln(axis) through the runs (a line below three sizes), continued straight beyond them. The runs'
-    tokens are exact; the error is how unevenly real shapes (a whole number of layers) follow a smooth curve.
+    The curve is a quadratic in ln(axis) through the runs (a line below three sizes), continued
+    straight beyond them. The runs' tokens are exact; the error is the unevenness of real shapes (a
+    whole number of layers) about a smooth curve.
     """
     low, high = float(profile.x[0]), float(profile.x[-1])
     centre, scale = 0.5 * (low + high), 0.5 * (high - low)
     u = (profile.x - centre) / scale
-    c2, c1, c0 = (
-        np.polyfit(u, profile.other, 2)
-        if profile.sizes > 2
-        else (0.0, *np.polyfit(u, profile.other, 1))
-    )
+    if profile.sizes > 2:
+        c2, c1, c0 = np.polyfit(u, profile.other, 2)
+    else:
+        c2, (c1, c0) = 0.0, np.polyfit(u, profile.other, 1)
     at = (x - centre) / scale
     inside = np.clip(at, -1.0, 1.0)
     slope = c1 + 2.0 * c2 * inside

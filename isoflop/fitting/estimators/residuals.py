@@ -1,4 +1,4 @@
-"""Residuals of configurations about what was fitted, as a table."""
+"""Table of the residuals of configurations about a fit."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting.estimators.surface_estimate import robust_sd
+from isoflop.frames import Floats
 
-Floats = np.ndarray
 COLUMNS = ["budget", "params", "tokens", "flops", "loss"]
 
 
 def residual_table(configurations: pd.DataFrame, gap: Floats, parameters: int) -> pd.DataFrame:
-    """A row a configuration: budget, params, tokens, flops, loss, `residual` and `sds`.
+    """Return a row a configuration: budget, params, tokens, flops, loss, `residual` and `sds`.
+
+    `sds` is the residual in robust standard deviations of one run; `attrs["robust_sd"]` is that
+    standard deviation.
 
     Args:
-        configurations: with the columns above and `seeds`.
+        configurations: a frame with the columns above and `seeds`.
         gap: `residual` of each mean, of ln loss or in nats.
-        parameters: how many were fitted.
-
-    Returns:
-        `sds` is the residual on the scale of one run's noise (times the root of the seeds), in `attrs["robust_sd"]`.
+        parameters: number of fitted parameters.
     """
     scaled = gap * np.sqrt(configurations["seeds"].to_numpy(dtype=np.float64))
     sd = float(robust_sd(scaled, parameters))

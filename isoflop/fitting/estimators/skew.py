@@ -1,9 +1,10 @@
-"""Skewed profiles: how far the vertex of a parabola lies from the optimum of a profile that is not symmetric.
+"""Skewed profiles: the shift of a parabola's vertex off the optimum of an asymmetric profile.
 
-About its optimum a profile is L* + q (u^2 / 2 + r u^3 / 6 + ...), u = ln(axis / optimum). With A/N^alpha + B/D^beta at
-constant compute r = beta - alpha, in every budget. So one r for all profiles is fitted beside each one's parabola, with
-q the parabola's curvature: budget by budget it would be lost in the noise. The vertex of a parabola then lies about
--r W^2 / 10 off the optimum for sizes that reach W in ln(axis) to either side.
+About its optimum a profile is L* + q (u^2 / 2 + r u^3 / 6 + ...), u = ln(axis / optimum). With
+A/N^alpha + B/D^beta at constant compute r = beta - alpha, in every budget. So one r for all
+profiles is fitted beside each one's parabola, with q the parabola's curvature; in one budget it
+would be lost in the noise. The vertex of a parabola then lies about -r W^2 / 10 off the optimum
+for sizes that reach W in ln(axis) to either side.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from isoflop.fitting.estimators import parabola as para
-from isoflop.fitting.estimators.clustered_errors import Neighbours
+from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.intervals import Interval, Line, exponential
 from isoflop.fitting.terms import ENDS
+from isoflop.frames import Floats
 
-Floats = np.ndarray
-UNSURE = 0.2
+SKEW_ERROR_ALPHA = 0.2
 """p of the skew below which intervals allow for its own error too; above, for the shift alone."""
-_ROUNDING = 1e-10  # relative residuals that are none
+_ROUNDING = 1e-10  # relative residuals below are zero
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How far ln N* or ln D* of the law lies above where the skew places it: middle + slope (ln C - x_mean)."""
+    """Line of the shift of ln N* or ln D* of the law above the optimum by the skew.
+
+    The shift at C is middle + slope (ln C - x_mean).
+    """
 
     middle: float
     slope: float
@@ -36,11 +40,12 @@ class Shift:
 
     @classmethod
     def through(cls, ln_flops: Floats, shifts: Floats) -> Shift:
-        """What a straight line makes of the shifts of budgets, as the law does of their optima."""
+        """Return the straight line through the shifts of budgets, as the law is through optima."""
         line = Line.through(ln_flops, shifts)
         return cls(line.middle, line.slope, line.x_mean)
 
     def at(self, flops: float) -> float:
+        """Return the shift at C = flops, in ln."""
         return self.middle + self.slope * (float(np.log(flops)) - self.x_mean)
 
 
@@ -62,16 +67,16 @@ class Skew:
 
     @property
     def p(self) -> float:
-        """Probability of a skew as large if the profiles were parabolas (t test)."""
+        """p-value of the skew (t test); the null is that the profiles are parabolas."""
         return float(2.0 * stdtr(self.dof, -abs(self.ratio) / self.error))
 
     def widen(self, interval: Interval, quantity: str, flops: float, confidence: float) -> Interval:
-        """An interval of ln N* or ln D* of the law, reaching to where the skew places it."""
+        """Extend an interval of ln N* or ln D* of the law to the optimum by the skew."""
         shift = self.shifts.get(quantity)
         return interval if shift is None else self.reach(interval, shift.at(flops), confidence)
 
     def widen_laws(self, table: pd.DataFrame, confidence: float) -> pd.DataFrame:
-        """Intervals of a, b, ratio (b / a), k_params and k_tokens, reaching to where the skew places the laws."""
+        """Extend intervals of a, b, ratio (b / a), k_params, k_tokens by the skew of the laws."""
         table = table.copy()
         size, data = self.shifts["params"].slope, self.shifts["tokens"].slope
         rows = {name: Interval(*table.loc[name, ENDS]) for name in table.index}
@@ -81,73 +86,78 @@ class Skew:
         for name in ("params", "tokens"):
             with np.errstate(divide="ignore"):  # an end may be 0
                 logs = Interval(*map(float, np.log(rows[f"k_{name}"])))
-            table.loc[f"k_{name}", ENDS] = list(
-                exponential(self.widen(logs, name, 1.0, confidence))
-            )
+            widened = exponential(self.widen(logs, name, 1.0, confidence))
+            table.loc[f"k_{name}", ENDS] = list(widened)
         return table
 
     def reach(self, interval: Interval, shift: float, confidence: float) -> Interval:
-        """An interval that holds itself and itself moved by -shift, with the shift's error where p is small."""
+        """Return an interval that holds itself and itself moved by -shift.
+
+        The moved one includes the shift's error if p is small.
+        """
         value, low, high = interval
-        error = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * abs(
-            shift * self.error / self.ratio
-        )
-        more = error if self.p < UNSURE else 0.0
+        quantile = float(stdtrit(self.dof, 0.5 + confidence / 2.0))
+        half = quantile * abs(shift * self.error / self.ratio)
+        shift_error = half if self.p < SKEW_ERROR_ALPHA else 0.0
         moved = value - shift
-        low = np.minimum(low, moved - np.hypot(value - low, more))
-        high = np.maximum(high, moved + np.hypot(high - value, more))
+        low = np.minimum(low, moved - np.hypot(value - low, shift_error))
+        high = np.maximum(high, moved + np.hypot(high - value, shift_error))
         return Interval(value, float(low), float(high))
 
     def to_dict(self) -> dict[str, Any]:
-        """For fit.json."""
+        """Return the skew for fit.json."""
         return asdict(self)
 
 
-def skewness(
+def fit_skew(
     pairs: list[tuple[para.Profile, para.Parabola]],
-) -> tuple[tuple[float, float, int] | None, Neighbours | None]:
-    """The common ratio of third to second derivative, its standard error and degrees of freedom, those by budgets where
-    neighbouring sizes share noise and they say more; and the residuals that show it. None where nothing is left to tell
-    it by.
+) -> tuple[tuple[float, float, int] | None, GroupedResiduals | None]:
+    """Fit the common ratio of third to second derivative to profiles and their parabolas.
+
+    Returns:
+        The ratio, its standard error and its degrees of freedom, clustered by budgets if noise
+        shared by neighbouring sizes makes the error larger; None without a skew or an error.
+        The residuals that show shared noise. Both are None if no residuals remain to fit it.
     """
     columns, residuals = [], []
     for profile, parabola in pairs:
-        root, cube = np.sqrt(profile.weight), _cube(profile, parabola)
-        columns.append((cube - _parabola_through(parabola, profile, cube)) / parabola.fitted * root)
+        root, cube = np.sqrt(profile.weight), _skew_term(profile, parabola)
+        columns.append((cube - _fit_values(parabola, profile, cube)) / parabola.fitted * root)
         residuals.append((profile.loss / parabola.fitted - 1.0) * root)
     column, residual = np.concatenate(columns), np.concatenate(residuals)
     dof, square = len(residual) - 3 * len(pairs) - 1, float(column @ column)
     if dof < 1 or square <= _ROUNDING**2 or np.max(np.abs(residual)) <= _ROUNDING:
         return None, None
     ratio = float(column @ residual) / square
-    left = residual - ratio * column
-    error = float(np.sqrt(left @ left / dof / square))
-    neighbours = _neighbours(pairs, column, left)
-    if (shared := neighbours.shared) is not None and (
-        by_budgets := shared.error(np.ones(1))
-    ) > error:
-        error, dof = by_budgets, shared.dof
-    return ((ratio, error, dof) if ratio != 0.0 and error > 0.0 else None), neighbours
+    remainder = residual - ratio * column
+    error = float(np.sqrt(remainder @ remainder / dof / square))
+    grouped = _group_residuals(pairs, column, remainder)
+    clustered = grouped.clustered_covariance
+    if clustered is not None and (clustered_error := clustered.error(np.ones(1))) > error:
+        error, dof = clustered_error, clustered.dof
+    return ((ratio, error, dof) if ratio != 0.0 and error > 0.0 else None), grouped
 
 
-def _neighbours(
-    pairs: list[tuple[para.Profile, para.Parabola]], column: Floats, left: Floats
-) -> Neighbours:
-    """Residuals within budgets: `column` is that of the skew, the parabolas are what else was fitted."""
+def _group_residuals(
+    pairs: list[tuple[para.Profile, para.Parabola]], column: Floats, residuals: Floats
+) -> GroupedResiduals:
+    """Group residuals by budget; `column` is that of the skew, the parabolas are the nuisance."""
     group = np.repeat(np.arange(len(pairs)), [len(profile.x) for profile, _ in pairs])
-    fixed = np.zeros((len(left), 3 * len(pairs)))
+    nuisance = np.zeros((len(residuals), 3 * len(pairs)))
     for number, (profile, parabola) in enumerate(pairs):
         u = (profile.x - parabola.centre) / parabola.scale
         powers = np.polynomial.polynomial.polyvander(u, 2)
         rows = powers * (np.sqrt(profile.weight) / parabola.fitted)[:, None]
-        fixed[group == number, 3 * number : 3 * number + 3] = rows
+        nuisance[group == number, 3 * number : 3 * number + 3] = rows
     x = np.concatenate([profile.x for profile, _ in pairs])
-    return Neighbours.of(column[:, None], left, np.inf, group, x, fixed)
+    return GroupedResiduals.from_groups(column[:, None], residuals, np.inf, group, x, nuisance)
 
 
-def shift_of(profile: para.Profile, parabola: para.Parabola, ratio: float) -> float:
-    """How far ln(axis) of the parabola's vertex lies above the optimum of a profile with such a skew."""
-    _, c1, c2 = parabola.coefficients - ratio * (parabola.solve @ _cube(profile, parabola))
+def vertex_shift(profile: para.Profile, parabola: para.Parabola, ratio: float) -> float:
+    """Return the shift of ln(axis) of the parabola's vertex above the optimum of a profile with
+    such a skew.
+    """
+    _, c1, c2 = parabola.coefficients - ratio * (parabola.solve @ _skew_term(profile, parabola))
     vertex = float(parabola.vertices(parabola.coefficients))
     at = (vertex - parabola.centre) / parabola.scale
     slope, half = (c1 + 2.0 * c2 * at) / parabola.scale, c2 / parabola.scale**2
@@ -156,12 +166,14 @@ def shift_of(profile: para.Profile, parabola: para.Parabola, ratio: float) -> fl
     return slope / root if root > 0.0 else 0.0
 
 
-def _cube(profile: para.Profile, parabola: para.Parabola) -> Floats:
-    """What a skew of 1 adds to a profile, nats."""
+def _skew_term(profile: para.Profile, parabola: para.Parabola) -> Floats:
+    """Return the cubic term of a skew of 1, nats."""
     u = profile.x - float(parabola.vertices(parabola.coefficients))
     return parabola.curvature / 6.0 * u**3
 
 
-def _parabola_through(parabola: para.Parabola, profile: para.Profile, values: Floats) -> Floats:
+def _fit_values(parabola: para.Parabola, profile: para.Profile, values: Floats) -> Floats:
+    """Return the fitted values of a parabola through other values at the same sizes."""
     u = (profile.x - parabola.centre) / parabola.scale
-    return np.polynomial.polynomial.polyval(u, parabola.solve @ values)
+    fitted = np.polynomial.polynomial.polyval(u, parabola.solve @ values)
+    return np.asarray(fitted, dtype=np.float64)

@@ -1,4 +1,6 @@
-"""Estimates of the surface L = E + A / N^alpha + B / D^beta with their covariance, for many sets of losses at once."""
+"""Estimates of the surface L = E + A / N^alpha + B / D^beta and their covariance, for many sets of
+losses at once.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +9,36 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import fdtrc
 
-from isoflop.fitting.estimators import newton as solver
-from isoflop.fitting.estimators.newton import Points
-from isoflop.fitting.estimators.parabola import MOST_LEVERAGE
-from isoflop.fitting.tables.budgets import levels_of
+from isoflop.fitting.estimators import newton
+from isoflop.fitting.estimators.newton import Observations, Solutions
+from isoflop.fitting.estimators.parabola import MAX_LEVERAGE
+from isoflop.fitting.tables.budgets import resolve_budget_flops
+from isoflop.frames import Floats
 
-Floats = np.ndarray
-PARAMETERS = 5
-UNEVEN = 0.2
-EFFICIENT = 1.345  # Huber's delta in standard deviations: 95 % as efficient as least squares if noise is Gaussian
-TINY = 0.02  # standard deviations: a delta that is approached in steps
-_SHRINK = 5.0
-_MAD = 1.4826  # standard deviations in a median absolute deviation of a Gaussian
+PARAMETER_COUNT = 5
+UNEVEN_NOISE_ALPHA = 0.2
+"""p of uneven noise below which the covariance is a sandwich."""
+HUBER_DELTA_SDS = 1.345
+"""Adaptive delta: 95% as efficient as least squares if noise is Gaussian."""
+STEPPED_DELTA_SDS = 0.02
+"""Below this share of the noise, a delta is approached in steps."""
+_DELTA_STEP_FACTOR = 5.0
+_SDS_PER_MAD = 1.4826  # standard deviations in a median absolute deviation of a Gaussian
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The K places that a law is fitted to, with one or M sets of losses.
+    """K configurations that a law is fitted to, with one or M sets of losses.
 
     Attributes:
-        points: places and mean losses, (K,) or (M, K).
+        points: sizes and mean losses, (K,) or (M, K).
         seeds: of each configuration, (K,); they weigh its mean.
         flops: training FLOPs of each.
-        budget: label of the budget that each belongs to.
+        budget: label of each one's budget.
         config: its number in the table.
     """
 
-    points: Points
+    points: Observations
     seeds: Floats
     flops: Floats
     budget: Floats
@@ -45,37 +50,47 @@ class Sample:
     @property
     def dof(self) -> int:
         """Configurations less the parameters."""
-        return len(self) - PARAMETERS
+        return len(self) - PARAMETER_COUNT
 
     @property
-    def level(self) -> Floats:
-        """FLOPs of the budget that each belongs to, (K,)."""
-        return levels_of(self.budget, self.flops, self.seeds)
+    def budget_flops(self) -> Floats:
+        """FLOPs of each one's budget, (K,)."""
+        return resolve_budget_flops(self.budget, self.flops, self.seeds)
 
     def deltas(self, delta: Floats | float) -> Floats:
-        """Huber's delta of each mean, (M, K): a mean of m seeds scatters 1/sqrt(m) as much."""
+        """Return Huber's delta of each mean, (M, K).
+
+        A mean of m seeds scatters 1/sqrt(m) as much.
+        """
         return np.atleast_1d(delta)[:, None] / np.sqrt(self.seeds)
 
     def residuals(self, theta: Floats) -> Floats:
-        """Residuals times the root of the seeds, (..., K): on the scale of one run's noise."""
+        """Return residuals times the root of the seeds, (..., K), on the scale of a run's noise."""
         fitted, loss = self.points.fitted(theta), self.points.loss
         gap = np.log(loss / fitted) if self.points.scale == "log" else loss - fitted
         return gap * np.sqrt(self.seeds)
 
-    def part(self, keep: np.ndarray) -> Sample:
-        """Some of the places, centred anew."""
+    def select(self, keep: np.ndarray) -> Sample:
+        """Return the configurations of a mask, centred at their own means."""
         points = self.points
         x, y = points.x[keep], points.y[keep]
-        moved = Points(
-            x - x.mean(), y - y.mean(), points.loss[..., keep], points.x_mean + x.mean(), points.y_mean + y.mean(),
+        centred = Observations(
+            x - x.mean(),
+            y - y.mean(),
+            points.loss[..., keep],
+            points.x_mean + x.mean(),
+            points.y_mean + y.mean(),
             points.scale,
-        )  # fmt: skip
+        )
         return Sample(
-            moved, self.seeds[keep], self.flops[keep], self.budget[keep], self.config[keep]
+            centred, self.seeds[keep], self.flops[keep], self.budget[keep], self.config[keep]
         )
 
-    def moved(self, theta: Floats, other: Points) -> Floats:
-        """theta about the means of these points as theta about those of others: the same surface."""
+    def recentre(self, theta: Floats, other: Observations) -> Floats:
+        """Return theta about the means of these points as theta about those of others.
+
+        It is the same surface.
+        """
         shifted = np.array(theta)
         shifted[..., 1] += theta[..., 3] * (self.points.x_mean - other.x_mean)
         shifted[..., 2] += theta[..., 4] * (self.points.y_mean - other.y_mean)
@@ -87,55 +102,56 @@ class Estimate:
     """M estimates.
 
     Attributes:
-        theta: (M, 5), see `solver`.
-        spread: its covariance, (M, 5, 5).
-        variance: of one run about the law, as the M-estimate sees it, (M,).
-        even: probability of noise as uneven over compute and size, if it were even, (M,).
+        theta: (M, 5), see `newton`.
+        covariance: of theta, (M, 5, 5).
+        variance: of one run about the law, by the M-estimate, (M,).
+        evenness_p: p-value of noise uneven over compute and size; the null is even noise, (M,).
         delta: Huber's, (M,).
-        objective, slope: see `solver.Solutions`, (M,).
+        objective, gradient_cosine: see `newton.Solutions`, (M,).
         agreeing: share of the starts that reached the objective.
     """
 
     theta: Floats
-    spread: Floats
+    covariance: Floats
     variance: Floats
-    even: Floats
+    evenness_p: Floats
     delta: Floats
     objective: Floats
-    slope: Floats
+    gradient_cosine: Floats
     agreeing: float = 1.0
 
 
 def estimate_one(sample: Sample, delta: float | None) -> Estimate:
-    """The estimate of one set of losses from 48 starts; `delta` None is the adaptive one."""
-    first = solver.starts(sample.points)
+    """Return the estimate of one set of losses from 48 starts; `delta` None is adaptive."""
+    first = newton.starts(sample.points)
     sd = 0.0
     if delta is None:
-        found = minimise(sample, first, np.inf)
-        delta = float(_adapt(sample, found.theta[[found.best]])[0])
+        solutions = minimise(sample, first, np.inf)
+        delta = float(_adapt_delta(sample, solutions.theta[[solutions.best]])[0])
     else:
         crude = minimise(sample, first[[len(first) // 2]], np.inf)
         sd = float(robust_sd(sample.residuals(crude.theta[0])))
-    found = minimise(sample, first, delta, sd)
-    agreeing = float(
-        np.mean(found.objective <= found.objective.min() * (1.0 + 1e-9) + solver.ROUNDING)
+    solutions = minimise(sample, first, delta, sd)
+    limit = solutions.objective.min() * (1.0 + 1e-9) + newton.ROUNDING_OBJECTIVE
+    agreeing = float(np.mean(solutions.objective <= limit))
+    best = [solutions.best]
+    solution = Solutions(
+        solutions.theta[best], solutions.objective[best], solutions.gradient_cosine[best]
     )
-    best = solver.Solutions(
-        *(part[[found.best]] for part in (found.theta, found.objective, found.slope))
-    )
-    return _estimate(sample, best, np.array([delta]), agreeing)
+    return _estimate(sample, solution, np.array([delta]), agreeing)
 
 
 def estimate_many(sample: Sample, first: Floats, delta: float | None) -> Estimate:
-    """Estimates of M sets of losses, each from one start, (M, 5), that is near."""
+    """Return estimates of M sets of losses, each from one near start, (M, 5)."""
     if delta is None:
-        found = minimise(sample, first, np.inf)
-        chosen = _adapt(sample, found.theta)
-        found = minimise(sample, found.theta, chosen)
+        solutions = minimise(sample, first, np.inf)
+        deltas = _adapt_delta(sample, solutions.theta)
+        solutions = minimise(sample, solutions.theta, deltas)
     else:
-        chosen = np.full(len(first), delta)
-        found = minimise(sample, first, delta, float(np.median(robust_sd(sample.residuals(first)))))
-    return _estimate(sample, found, chosen, 1.0)
+        deltas = np.full(len(first), delta)
+        sd = float(np.median(robust_sd(sample.residuals(first))))
+        solutions = minimise(sample, first, delta, sd)
+    return _estimate(sample, solutions, deltas, 1.0)
 
 
 def minimise(
@@ -144,54 +160,71 @@ def minimise(
     delta: Floats | float,
     sd: float = 0.0,
     weight: Floats | None = None,
-) -> solver.Solutions:
-    """`solver.solve` from `first`, (M, 5), at Huber's delta of one run, () or (M,); weights default to the seeds.
+) -> Solutions:
+    """Run `newton.solve` from `first`, (M, 5), at Huber's delta of one run, () or (M,); weights
+    default to the seeds.
 
-    A delta far below the noise `sd` leaves curvature in so few residuals that Newton finds nothing from afar: it is
-    reached through smaller and smaller ones, each from the optimum of the last.
+    A delta far below the noise `sd` leaves curvature in so few residuals that Newton makes no
+    progress from afar. It is reached through a falling series, each from the optimum of the last.
     """
     weight = sample.seeds if weight is None else weight
-    if np.ndim(delta) == 0 and 0.0 < float(delta) < TINY * sd:
-        steps = int(np.ceil(np.log(sd / float(delta)) / np.log(_SHRINK)))
-        for passing in np.geomspace(sd, float(delta), steps + 1)[:-1]:
-            first = solver.solve(sample.points, first, sample.deltas(passing), weight).theta
-    return solver.solve(sample.points, first, sample.deltas(delta), weight)
+    if np.ndim(delta) == 0 and 0.0 < float(delta) < STEPPED_DELTA_SDS * sd:
+        steps = int(np.ceil(np.log(sd / float(delta)) / np.log(_DELTA_STEP_FACTOR)))
+        for larger in np.geomspace(sd, float(delta), steps + 1)[:-1]:
+            first = newton.solve(sample.points, first, sample.deltas(larger), weight).theta
+    return newton.solve(sample.points, first, sample.deltas(delta), weight)
 
 
-def _adapt(sample: Sample, theta: Floats) -> Floats:
-    """Huber's delta for each set, (M,): 1.345 robust standard deviations about the least-squares fit, then again."""
+def _adapt_delta(sample: Sample, theta: Floats) -> Floats:
+    """Return Huber's delta for each set, (M,): 1.345 robust standard deviations about the
+    least-squares fit, then about the fit with that delta.
+    """
     delta = np.full(len(theta), np.inf)
     for _ in range(2):
-        spread = robust_sd(sample.residuals(theta))
-        nothing = spread <= 1e-12 * np.mean(sample.points.loss)
-        delta = np.where(nothing, np.inf, EFFICIENT * spread)
+        sd = robust_sd(sample.residuals(theta))
+        noiseless = sd <= 1e-12 * np.mean(sample.points.loss)
+        delta = np.where(noiseless, np.inf, HUBER_DELTA_SDS * sd)
         theta = minimise(sample, theta, delta).theta
     return delta
 
 
-def robust_sd(residuals: Floats, parameters: int = PARAMETERS) -> Floats:
-    """Standard deviation of one run about the law, (...,), from the median absolute residual, (..., K)."""
+def robust_sd(residuals: Floats, parameters: int = PARAMETER_COUNT) -> Floats:
+    """Return the standard deviation of one run about the law, (...,), from the median absolute
+    residual, (..., K).
+    """
     count = residuals.shape[-1]
-    return _MAD * np.median(np.abs(residuals), axis=-1) * np.sqrt(count / (count - parameters))
+    mad = np.median(np.abs(residuals), axis=-1)
+    return _SDS_PER_MAD * mad * np.sqrt(count / (count - parameters))
 
 
 def jacobian(sample: Sample, theta: Floats) -> Floats:
-    """d(ln loss or loss)/d(theta) times the root of the seeds, (..., K, 5)."""
+    """Return d(ln loss or loss)/d(theta) times the root of the seeds, (..., K, 5)."""
     return sample.points.jacobian(theta) * np.sqrt(sample.seeds)[:, None]
 
 
-def _estimate(sample: Sample, found: solver.Solutions, delta: Floats, agreeing: float) -> Estimate:
-    columns, residuals = jacobian(sample, found.theta), sample.residuals(found.theta)
-    spread, variance, even = m_covariance(
-        columns, residuals, delta, PARAMETERS, _places(sample, found.theta)
+def _estimate(sample: Sample, solutions: Solutions, delta: Floats, agreeing: float) -> Estimate:
+    """Return solutions with their covariance."""
+    theta = solutions.theta
+    columns, residuals = jacobian(sample, theta), sample.residuals(theta)
+    covariance, variance, evenness_p = m_covariance(
+        columns, residuals, delta, PARAMETER_COUNT, _noise_covariates(sample, theta)
     )
     return Estimate(
-        found.theta, spread, variance, even, delta, found.objective, found.slope, agreeing
+        theta,
+        covariance,
+        variance,
+        evenness_p,
+        delta,
+        solutions.objective,
+        solutions.gradient_cosine,
+        agreeing,
     )
 
 
-def _places(sample: Sample, theta: Floats) -> Floats:
-    """What the noise may depend on, (M, K, 3): ln C, how far a size is from the best at its compute, and its square."""
+def _noise_covariates(sample: Sample, theta: Floats) -> Floats:
+    """Return covariates of the noise, (M, K, 3): ln C, the distance of a size from the best at its
+    compute, and its square.
+    """
     points = sample.points
     compute = points.x + points.y
     _, a, b, alpha, beta = (v[:, None] for v in np.moveaxis(theta, -1, 0))
@@ -205,27 +238,29 @@ def m_covariance(
     residuals: Floats,
     delta: Floats,
     parameters: int,
-    places: Floats,
-    eliminated: Floats | float = 0.0,
+    covariates: Floats,
+    extra_leverage: Floats | float = 0.0,
 ) -> tuple[Floats, Floats, Floats]:
-    """Covariance of M M-estimates.
+    """Return the covariance of M M-estimates.
 
-    Where the size of the residuals does not depend on where they are: Huber 1981, eq. 7.6.9, with his correction for
-    few points. Where it does, at the generous level of a fifth: a sandwich with residuals divided by 1 - leverage (HC3,
-    MacKinnon and White 1985). The sandwich alone is too wide for few points, and the other too narrow for uneven noise;
-    chosen so, 95 % intervals cover 93 to 96 % if noise is even, 91 to 99 % if it varies threefold (analysis/coverage).
-    A parameter that the data do not move (E at its bound) has no variance here; the diagnostics name it.
+    If the size of the residuals does not depend on the covariates: Huber 1981, eq. 7.6.9, with his
+    correction for few points. If it does, at the generous level of a fifth: a sandwich with
+    residuals divided by 1 - leverage (HC3, MacKinnon and White 1985). The sandwich alone is too
+    wide for few points, and the other too narrow for uneven noise; chosen so, 95% intervals cover
+    93 to 96% if noise is even, 91 to 99% if it varies threefold (analysis/coverage). A parameter
+    that the data do not move (E at its bound) has no variance here; the diagnostics name it.
 
     Args:
         columns: the Jacobian times the root of the weights, (M, K, P).
         residuals: times the root of the weights, (M, K).
         delta: Huber's, (M,).
-        parameters: how many were fitted to the K residuals.
-        places: what the noise may depend on, (M, K, 3).
-        eliminated: leverage of the parameters that have no column, (K,).
+        parameters: number of parameters fitted to the K residuals.
+        covariates: quantities that the noise may depend on, (M, K, 3).
+        extra_leverage: leverage of the parameters that have no column, (K,).
 
     Returns:
-        The covariance, (M, P, P); the variance of one run, (M,); the probability of residuals as uneven, (M,).
+        The covariance, (M, P, P); the variance of one run, (M,); the p-value of uneven residuals,
+        (M,).
     """
     count, limit = residuals.shape[-1], delta[:, None]
     within = np.abs(residuals) <= limit
@@ -235,37 +270,42 @@ def m_covariance(
     variance = np.sum(clipped**2, axis=-1) / (count - parameters) / inside**2 * correction**2
     across = np.swapaxes(columns, -1, -2)
     bread = np.linalg.pinv(across @ columns, hermitian=True)
-    spread = variance[:, None, None] * bread
-    leverage = np.minimum(np.sum(columns @ bread * columns, axis=-1) + eliminated, MOST_LEVERAGE)
-    even = _evenness(np.abs(residuals) / np.sqrt(1.0 - leverage), places)
-    uneven = even < UNEVEN
+    covariance = variance[:, None, None] * bread
+    leverage = np.sum(columns @ bread * columns, axis=-1) + extra_leverage
+    leverage = np.minimum(leverage, MAX_LEVERAGE)
+    evenness_p = _test_evenness(np.abs(residuals) / np.sqrt(1.0 - leverage), covariates)
+    uneven = evenness_p < UNEVEN_NOISE_ALPHA
     if uneven.any():
-        some, crust = columns[uneven], across[uneven]
-        bread = np.linalg.pinv((crust * within[uneven][:, None, :]) @ some, hermitian=True)
-        meat = (crust * ((clipped / (1.0 - leverage))[uneven] ** 2)[:, None, :]) @ some
-        spread[uneven] = bread @ meat @ bread
-    return spread, variance, even
+        uneven_columns, uneven_across = columns[uneven], across[uneven]
+        weighted = uneven_across * within[uneven][:, None, :]
+        bread = np.linalg.pinv(weighted @ uneven_columns, hermitian=True)
+        squares = (clipped / (1.0 - leverage))[uneven] ** 2
+        meat = (uneven_across * squares[:, None, :]) @ uneven_columns
+        covariance[uneven] = bread @ meat @ bread
+    return covariance, variance, evenness_p
 
 
-def _evenness(sizes: Floats, places: Floats) -> Floats:
-    """Probability of residuals whose sizes (M, K) depend on their places (M, K, 3) as much as these (Glejser 1969)."""
-    count, given = sizes.shape[-1], places.shape[-1]
-    if count <= given + 2:
+def _test_evenness(sizes: Floats, covariates: Floats) -> Floats:
+    """Return the p-value, (M,), of sizes of residuals (M, K) that depend on covariates (M, K, 3);
+    the null is that they do not (Glejser 1969).
+    """
+    count, regressors = sizes.shape[-1], covariates.shape[-1]
+    dof = count - 1 - regressors
+    if dof < 2:
         return np.ones(len(sizes))
     centred = sizes - sizes.mean(axis=-1, keepdims=True)
-    q, _ = np.linalg.qr(places - places.mean(axis=-2, keepdims=True))
+    q, _ = np.linalg.qr(covariates - covariates.mean(axis=-2, keepdims=True))
     explained = np.sum((np.swapaxes(q, -1, -2) @ centred[..., None]) ** 2, axis=(-1, -2))
-    left = np.sum(centred**2, axis=-1) - explained
-    return fdtrc(
-        given, count - 1 - given, explained / given / np.maximum(left, 1e-300) * (count - 1 - given)
-    )
+    unexplained = np.sum(centred**2, axis=-1) - explained
+    return fdtrc(regressors, dof, explained / regressors / np.maximum(unexplained, 1e-300) * dof)
 
 
-def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
-    """ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their gradients by theta, (..., 3, 5).
+def optimum(points: Observations, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
+    """Return ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their
+    gradients by theta, (..., 3, 5).
 
-    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The gradient of L*
-    is that of L at fixed N and D, since L is stationary there.
+    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The
+    gradient of L* is that of L at fixed N and D, since L is stationary there.
     """
     e, a, b, alpha, beta, sixth = np.broadcast_arrays(
         *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
@@ -277,20 +317,11 @@ def optimum(points: Points, theta: Floats, flops: Floats | float) -> tuple[Float
     p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
     floor = np.exp(e)
     loss = floor + p + q
-    zero, one = np.zeros_like(total), np.ones_like(total)
-    of_size = np.stack(
-        [
-            zero,
-            one,
-            -one,
-            1.0 / alpha + points.x_mean - size,
-            sixth - size - 1.0 / beta - points.y_mean,
-        ],
-        axis=-1,
-    )
-    of_size = of_size / total[..., None]
-    of_loss = np.stack(
-        [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q], axis=-1
-    )
+    by_alpha = 1.0 / alpha + points.x_mean - size
+    by_beta = sixth - size - 1.0 / beta - points.y_mean
+    zero, unit = np.zeros_like(total), np.ones_like(total)
+    size_gradient = np.stack([zero, unit, -unit, by_alpha, by_beta], axis=-1) / total[..., None]
+    loss_columns = [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q]
+    loss_gradient = np.stack(loss_columns, axis=-1) / loss[..., None]
     values = np.stack([size, data, np.log(loss)], axis=-1)
-    return values, np.stack([of_size, -of_size, of_loss / loss[..., None]], axis=-2)
+    return values, np.stack([size_gradient, -size_gradient, loss_gradient], axis=-2)

@@ -1,4 +1,6 @@
-"""Laws read back from fit.json and fit.npz, or known by name: enough to predict from and to compare."""
+"""Reader of fit.json and fit.npz, and of published laws by name: laws to predict from and to
+compare.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +17,25 @@ import numpy as np
 from isoflop.config.schema import Sweep
 from isoflop.config.sweep_definition import load_sweep, shipped_sweeps, sweep_from_mapping
 from isoflop.errors import ConfigError, FitError
-from isoflop.fitting.estimators.newton import NAMES
+from isoflop.fitting.estimators.newton import PARAMETER_NAMES
 from isoflop.fitting.fitfile.saved_fit import DamagedError, SavedFit, mapping_at, saved_fit
 from isoflop.fitting.fitfile.write import SCHEMA, draws_hash
 from isoflop.fitting.results.fitted_laws import Laws
-from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.tables.provenance import Provenance
+from isoflop.frames import Floats
 from isoflop.laws import SURFACES
-
-Floats = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class FitFile:
-    """The fits of one source.
+    """Fits of one source.
 
     Attributes:
-        label: the file, or the name of a law.
-        fits: in the file's order.
-        recipe: of the runs, where known.
-        sweep: that made the runs, where known.
-        notes: what the reader must know, a line each.
+        label: path of the file, or the name of a law.
+        fits: the fits in the order of the file.
+        recipe: recipe of the runs; None if unknown.
+        sweep: sweep that made the runs; None if unknown.
+        notes: limits of the file, a line each.
     """
 
     label: str
@@ -49,25 +50,29 @@ class FitFile:
     def __len__(self) -> int:
         return len(self.fits)
 
-    def __getitem__(self, place: int | str) -> SavedFit:
-        """A fit by its place, or the first of a method."""
-        if isinstance(place, int):
-            return self.fits[place]
-        found = next((fit for fit in self.fits if fit.method == place), None)
-        if found is None:
-            has = ", ".join(dict.fromkeys(fit.method for fit in self.fits))
-            raise FitError(f"{self.label}: has no fit by {place!r}; it has {has}")
-        return found
+    def __getitem__(self, key: int | str) -> SavedFit:
+        """Return a fit by its index, or the first of a method.
+
+        Raises:
+            FitError: no fit by this method.
+        """
+        if isinstance(key, int):
+            return self.fits[key]
+        fit = next((fit for fit in self.fits if fit.method == key), None)
+        if fit is None:
+            methods = ", ".join(dict.fromkeys(fit.method for fit in self.fits))
+            raise FitError(f"{self.label}: has no fit by {key!r}; it has {methods}")
+        return fit
 
 
 def load_fit(source: str | Path) -> FitFile:
-    """Reads a fit.json with the fit.npz beside it.
+    """Read a fit.json with the fit.npz beside it.
 
     Args:
-        source: the file, the directory that it is in, or the name of a law that is known (`soda`, `chinchilla`).
+        source: the file, its directory, or the name of a published law (`soda`, `chinchilla`).
 
     Raises:
-        FitError: a file that is missing, damaged, of a later version or no fit at all, in one line.
+        FitError: a file that is missing, damaged, of another schema, or no fit; in one line.
     """
     path = Path(source)
     if path.is_dir():
@@ -76,31 +81,30 @@ def load_fit(source: str | Path) -> FitFile:
         if str(source) in SURFACES:
             return known_law(str(source))
         raise FitError(
-            f"{path}: no such file; write one with: isoflop fit SOURCE --output DIR, or name a law that is known "
-            f"({', '.join(SURFACES)})"
+            f"{path}: no such file; write one with: isoflop fit SOURCE --output DIR, or name a "
+            f"published law ({', '.join(SURFACES)})"
         )
-    document = _document(path)
+    document = _read_document(path)
     try:
-        return _fits(document, path)
+        return _read_fits(document, path)
     except DamagedError as problem:
         raise FitError(
-            f"{path}: {problem}; write it anew with: isoflop fit SOURCE --output DIR"
+            f"{path}: {problem}; write it again with: isoflop fit SOURCE --output DIR"
         ) from None
 
 
 def known_law(name: str) -> FitFile:
-    """A published surface as a fit without intervals."""
+    """Return a published surface as a fit without intervals."""
     surface = SURFACES[name]
-    params = {key: float(getattr(surface, key)) for key in NAMES}
+    params = {key: float(getattr(surface, key)) for key in PARAMETER_NAMES}
     entry = {"method": "parametric", "n": "total", "params": params}
+    fit = saved_fit(entry, {}, Provenance(name, ""))
     note = f"{name}: published without an uncertainty, so it has no intervals"
     sweep = load_sweep(name) if name in shipped_sweeps() else None
-    return FitFile(
-        name, (saved_fit(entry, {}, Origin(name, "")),), sweep and sweep.recipe, sweep, (note,)
-    )
+    return FitFile(name, (fit,), sweep and sweep.recipe, sweep, (note,))
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -111,53 +115,59 @@ def _document(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(document, dict) or not {"schema", "fits"} <= document.keys():
         raise FitError(
-            f"{path}: no fit of isoflop: it has no `schema` and `fits`; isoflop fit SOURCE writes one"
+            f"{path}: not a fit of isoflop: it has no `schema` and `fits`; "
+            "isoflop fit SOURCE writes one"
         )
     if document["schema"] != SCHEMA:
         raise FitError(
-            f"{path}: has schema {document['schema']!r}, and this isoflop reads {SCHEMA}; write it anew with: "
-            "isoflop fit SOURCE --output DIR"
+            f"{path}: has schema {document['schema']!r}, and this isoflop reads {SCHEMA}; "
+            "write it again with: isoflop fit SOURCE --output DIR"
         )
     return document
 
 
-def _fits(document: dict[str, Any], path: Path) -> FitFile:
+def _read_fits(document: dict[str, Any], path: Path) -> FitFile:
+    """Return the fits of a document.
+
+    Raises:
+        DamagedError: an entry, the draws or the sweep are damaged.
+    """
     entries = document["fits"]
     if not isinstance(entries, list) or not entries:
         raise DamagedError("fits: expected a list of fits")
-    draws, notes = _draws(path.with_name("fit.npz"), document)
+    draws, notes = _read_draws(path.with_name("fit.npz"), document)
     data = mapping_at(document, "data") if "data" in document else {}
     ids = frozenset(map(str, data.get("run_ids") or ()))
     fits = []
     for i, entry in enumerate(entries):
-        own = {
+        fit_draws = {
             name.partition("_")[2]: values
             for name, values in draws.items()
             if name.startswith(f"{i}_")
         }
         try:
-            origin = Origin(
+            origin = Provenance(
                 str(document.get("source", "")),
                 str(entry.get("hash") or data.get("hash") or ""),
                 ids,
             )
-            fits.append(saved_fit(entry, own, origin))
+            fits.append(saved_fit(entry, fit_draws, origin))
         except DamagedError as problem:
             raise DamagedError(f"fits[{i}].{problem}") from None
         except AttributeError:
             raise DamagedError(f"fits[{i}]: expected a mapping") from None
     notes += [
-        f"fits[{i}] ({fit.method}): the file has no more than its values, so it has no intervals"
+        f"fits[{i}] ({fit.method}): the file has only its values, so it has no intervals"
         for i, fit in enumerate(fits)
         if "law" not in fit.entry and math.isnan(fit.exponents.loc["a", "low"])
     ]
-    drawn = (
-        found["message"]
+    simulated = (
+        finding["message"]
         for fit in fits
-        for found in fit.diagnostics
-        if found.get("code") == "simulated"
+        for finding in fit.diagnostics
+        if finding.get("code") == "simulated"
     )
-    notes += [f"{path}: {message}" for message in dict.fromkeys(drawn)]
+    notes += [f"{path}: {message}" for message in dict.fromkeys(simulated)]
     sweep = document.get("sweep")
     if sweep is not None:
         try:
@@ -167,31 +177,32 @@ def _fits(document: dict[str, Any], path: Path) -> FitFile:
     return FitFile(str(path), tuple(fits), document.get("recipe"), sweep, tuple(notes))
 
 
-def _draws(path: Path, document: dict[str, Any]) -> tuple[dict[str, Floats], list[str]]:
-    """The arrays of fit.npz that belong to the document."""
-    wanted = document.get("draws")
+def _read_draws(path: Path, document: dict[str, Any]) -> tuple[dict[str, Floats], list[str]]:
+    """Return the arrays of fit.npz that belong to the document, and notes.
+
+    Raises:
+        DamagedError: the file is damaged or belongs to another fit.
+    """
     if not path.exists():
-        lines = any(
+        has_lines = any(
             entry.get("method") == "isoflop" and "law" in entry for entry in document["fits"]
         )
-        return {}, [
-            "fit.npz is not beside it: intervals are the t intervals alone"
-        ] if lines else []
+        note = "no fit.npz beside it: intervals are the t intervals alone"
+        return {}, [note] if has_lines else []
     try:
         with path.open("rb") as file:
             arrays = np.load(file)
             draws = {name: np.asarray(arrays[name], dtype=np.float64) for name in arrays.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
         raise DamagedError(f"{path.name} beside it is damaged") from None
-    if wanted is not None and draws_hash(draws) != wanted:
+    expected_hash = document.get("draws")
+    if expected_hash is not None and draws_hash(draws) != expected_hash:
         raise DamagedError(f"{path.name} beside it belongs to another fit")
     return draws, []
 
 
 def laws_by_name(files: Sequence[FitFile]) -> dict[str, Laws]:
-    """The fits of several files, each by the name of its file or of its file's directory, and its own; see
-    `named_laws`.
-    """
+    """Return the fits of several files, named by file (or its directory) and by `named_laws`."""
     if len(files) == 1:
         return named_laws(files[0].fits)
     labels = [_label(file.label) for file in files]
@@ -204,18 +215,20 @@ def laws_by_name(files: Sequence[FitFile]) -> dict[str, Laws]:
 
 
 def named_laws(laws: Sequence[Laws]) -> dict[str, Laws]:
-    """Laws by method, and by what else tells them apart: the loss, the count of N."""
+    """Return laws by method; the name adds the loss and the count of N where these differ, and a
+    number where names repeat.
+    """
     losses, counts = {law.loss_column for law in laws}, {law.n for law in laws}
     names: dict[str, Laws] = {}
     for law in laws:
-        parts = [
+        terms = [
             law.method,
             *([law.loss_column] if len(losses) > 1 else []),
             *([law.n] if len(counts) > 1 else []),
         ]
-        name, place = " ".join(parts), 2
+        name, number = " ".join(terms), 2
         while name in names:
-            name, place = f"{' '.join(parts)} {place}", place + 1
+            name, number = f"{' '.join(terms)} {number}", number + 1
         names[name] = law
     return names
 

@@ -1,4 +1,4 @@
-"""Laws made again of the numbers that fit.json has of a fit, or that a paper has of its law."""
+"""Laws restored from the numbers of fit.json, or from the published numbers of a law."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from isoflop.fitting.estimators.clustered_errors import Shared
-from isoflop.fitting.estimators.holdout import Miss, RollOut
+from isoflop.fitting.estimators.clustered_errors import ClusteredCovariance
+from isoflop.fitting.estimators.holdout import HoldOut, Miss
 from isoflop.fitting.estimators.intervals import Line
-from isoflop.fitting.estimators.newton import NAMES, Points
+from isoflop.fitting.estimators.newton import PARAMETER_NAMES, Observations
 from isoflop.fitting.estimators.skew import Shift, Skew
-from isoflop.fitting.results.fitted_laws import Core, Laws
-from isoflop.fitting.results.isoflop_fit import LinesCore
-from isoflop.fitting.results.joint_fit import JointCore, Law
-from isoflop.fitting.results.parametric_fit import SurfaceCore
-from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.results.fitted_laws import LawEstimate, Laws
+from isoflop.fitting.results.isoflop_fit import LineLawEstimate
+from isoflop.fitting.results.joint_fit import JointLawEstimate, LogLine
+from isoflop.fitting.results.parametric_fit import SurfaceLawEstimate
+from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import Finding
+from isoflop.frames import Floats
 from isoflop.shapes import ParamCount
 
-Floats = np.ndarray
 Draws = Mapping[str, Floats]
-DRAWN = ("a", "b", "ln_k_params", "ln_k_tokens")
+LINE_DRAWS = ("a", "b", "ln_k_params", "ln_k_tokens")
 
 
 class DamagedError(Exception):
-    """What is wrong with a file, and where in it."""
+    """Fault of a file: key and problem."""
 
 
 @dataclass(frozen=True, eq=False)
 class SavedFit(Laws):
-    """A fit without its runs; it predicts, digit for digit, what the fit did. See `Laws`.
+    """A fit without its runs; its predictions equal those of the fit to the last digit. See `Laws`.
 
     Attributes:
-        entry: what fit.json says of it.
-        numbers: of its laws.
+        entry: the fit's entry of fit.json.
+        saved_estimate: numbers of its laws.
+        saved_provenance: source of its runs.
+        budgets: the least and the greatest budget fitted, FLOPs; None if unknown.
     """
 
     entry: Mapping[str, Any]
-    numbers: Core
-    where: Origin
+    saved_estimate: LawEstimate
+    saved_provenance: Provenance
     budgets: tuple[float, float] | None
     confidence: float
-    rollout: RollOut | None
+    rollout: HoldOut | None
     diagnostics: list[Finding]
     skew: Skew | None = None
 
@@ -70,51 +72,51 @@ class SavedFit(Laws):
         return str(self.entry.get("no_law") or "")
 
     @property
-    def core(self) -> Core:
-        return self.numbers
+    def law_estimate(self) -> LawEstimate:
+        return self.saved_estimate
 
     @property
-    def origin(self) -> Origin:
-        return self.where
+    def provenance(self) -> Provenance:
+        return self.saved_provenance
 
 
-def saved_fit(entry: Mapping[str, Any], draws: Draws, origin: Origin) -> SavedFit:
-    """A fit from its entry and its draws.
+def saved_fit(entry: Mapping[str, Any], draws: Draws, origin: Provenance) -> SavedFit:
+    """Return a fit from its entry of fit.json and its draws of fit.npz.
 
     Raises:
-        DamagedError: what is wrong with the entry.
+        DamagedError: the entry is incomplete or has a value of the wrong kind.
     """
     method, law = entry.get("method"), entry.get("law")
-    if method not in _CORES:
-        raise DamagedError(f"method: {method!r} is none of {', '.join(_CORES)}")
+    if method not in _ESTIMATE_READERS:
+        raise DamagedError(f"method: {method!r} is none of {', '.join(_ESTIMATE_READERS)}")
     if entry.get("n", "total") not in get_args(ParamCount):
         raise DamagedError(f"n: {entry.get('n')!r} is none of {', '.join(get_args(ParamCount))}")
     confidence = _number(entry, "confidence") if "confidence" in entry else 0.95
     if not 0.0 < confidence < 1.0:
-        raise DamagedError(f"confidence: {confidence:g} is no share between 0 and 1")
+        raise DamagedError(f"confidence: {confidence:g} is not a share between 0 and 1")
     if law is None:
-        return SavedFit(entry, _BARE[method](entry), origin, None, confidence, None, [])
+        return SavedFit(entry, _BARE_READERS[method](entry), origin, None, confidence, None, [])
     try:
         law = mapping_at(entry, "law")
-        core, rollout, skew = _CORES[method](law, draws), _rollout(law), _skew(law)
+        estimate, rollout, skew = _ESTIMATE_READERS[method](law, draws), _rollout(law), _skew(law)
         low, high = _array(law, "budgets", 2)
     except DamagedError as problem:
-        raise DamagedError(
-            f"law.{problem}" if "law" not in str(problem) else str(problem)
-        ) from None
-    notes = [cast(Finding, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)]
-    return SavedFit(
-        entry, core, origin, (float(low), float(high)), confidence, rollout, notes, skew
-    )
+        message = str(problem)
+        raise DamagedError(message if "law" in message else f"law.{message}") from None
+    diagnostics = [
+        cast(Finding, dict(d)) for d in entry.get("diagnostics", []) if isinstance(d, dict)
+    ]
+    budgets = (float(low), float(high))
+    return SavedFit(entry, estimate, origin, budgets, confidence, rollout, diagnostics, skew)
 
 
-# The cores of fits that isoflop wrote
+# Estimates of fits written by isoflop
 
 
-def _surface(law: Mapping[str, Any], draws: Draws) -> SurfaceCore:
+def _surface(law: Mapping[str, Any], draws: Draws) -> SurfaceLawEstimate:
     x_mean, y_mean = _array(law, "centre", 2)
     theta = draws.get("theta", np.empty((0, 5)))
-    return SurfaceCore(
+    return SurfaceLawEstimate(
         _array(law, "theta", 5),
         _array(law, "covariance", 5, 5),
         _count(law, "dof"),
@@ -124,47 +126,49 @@ def _surface(law: Mapping[str, Any], draws: Draws) -> SurfaceCore:
     )
 
 
-def _shared(law: Mapping[str, Any]) -> Shared | None:
+def _shared(law: Mapping[str, Any]) -> ClusteredCovariance | None:
     if law.get("shared") is None:
         return None
     shared = mapping_at(law, "shared")
-    return Shared(_array(shared, "covariance", 5, 5), _count(shared, "dof"))
+    return ClusteredCovariance(_array(shared, "covariance", 5, 5), _count(shared, "dof"))
 
 
-def _centre(x_mean: float, y_mean: float) -> Points:
-    """No points, but their means."""
-    nothing = np.empty(0)
-    return Points(nothing, nothing, nothing, x_mean, y_mean)
+def _centre(x_mean: float, y_mean: float) -> Observations:
+    """Return means without points."""
+    empty = np.empty(0)
+    return Observations(empty, empty, empty, x_mean, y_mean)
 
 
-def _lines(law: Mapping[str, Any], draws: Draws) -> LinesCore:
+def _lines(law: Mapping[str, Any], draws: Draws) -> LineLawEstimate:
     lines = {}
-    for name, line in _both(law).items():
+    for name, line in _line_entries(law).items():
         numbers = {
             key: _number(line, key) for key in ("slope", "middle", "x_mean", "sxx", "variance")
         }
         lines[name] = Line(**numbers, dof=_count(line, "dof"))
-    known = {name: draws[name] for name in DRAWN} if set(DRAWN) <= draws.keys() else {}
-    return LinesCore(lines, _number(law, "covariance"), known, _count(law, "residual_dof"))
+    has_draws = set(LINE_DRAWS) <= draws.keys()
+    line_draws = {name: draws[name] for name in LINE_DRAWS} if has_draws else {}
+    covariance, residual_dof = _number(law, "covariance"), _count(law, "residual_dof")
+    return LineLawEstimate(lines, covariance, line_draws, residual_dof)
 
 
-def _joint(law: Mapping[str, Any], draws: Draws) -> JointCore:
+def _joint(law: Mapping[str, Any], draws: Draws) -> JointLawEstimate:
     laws = {}
-    for name, line in _both(law).items():
+    for name, line in _line_entries(law).items():
         middle, slope, x_mean = (_number(line, key) for key in ("middle", "slope", "x_mean"))
-        laws[name] = Law(
+        laws[name] = LogLine(
             middle, slope, _array(line, "by_middle", 5), _array(line, "by_slope", 5), x_mean
         )
     theta, spread = _array(law, "theta", 5), _array(law, "covariance", 5, 5)
-    return JointCore(laws, theta, spread, _count(law, "dof"), _shared(law))
+    return JointLawEstimate(laws, theta, spread, _count(law, "dof"), _shared(law))
 
 
-def _both(law: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _line_entries(law: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     lines = mapping_at(law, "lines")
     return {name: mapping_at(lines, name) for name in ("params", "tokens")}
 
 
-def _rollout(law: Mapping[str, Any]) -> RollOut | None:
+def _rollout(law: Mapping[str, Any]) -> HoldOut | None:
     if law.get("rollout") is None:
         return None
     rollout = mapping_at(law, "rollout")
@@ -187,59 +191,58 @@ def _rollout(law: Mapping[str, Any]) -> RollOut | None:
                 ses,
             )
         )
-    return RollOut(tuple(misses), (float(low), float(high)))
+    return HoldOut(tuple(misses), (float(low), float(high)))
 
 
 def _skew(law: Mapping[str, Any]) -> Skew | None:
     if law.get("skew") is None:
         return None
     skew = mapping_at(law, "skew")
-    shifts = {}
-    for name in (given := mapping_at(skew, "shifts")):
-        shifts[name] = Shift(
-            *(_number(mapping_at(given, name), key) for key in ("middle", "slope", "x_mean"))
-        )
+    shifts, entries = {}, mapping_at(skew, "shifts")
+    for name in entries:
+        numbers = (_number(mapping_at(entries, name), key) for key in ("middle", "slope", "x_mean"))
+        shifts[name] = Shift(*numbers)
     return Skew(_number(skew, "ratio"), _number(skew, "error"), _count(skew, "dof"), shifts)
 
 
-# Values alone, as published laws are
+# Values without an estimate, as of published laws
 
 
-def _bare_surface(entry: Mapping[str, Any]) -> SurfaceCore:
-    """A surface from E, A, B, alpha, beta, with a covariance of E, ln A, ln B, alpha, beta and `dof` where given."""
+def _bare_surface(entry: Mapping[str, Any]) -> SurfaceLawEstimate:
+    """Return a surface from E, A, B, alpha, beta, with a covariance of E, ln A, ln B, alpha, beta
+    and `dof` if the entry has them.
+    """
     params = mapping_at(entry, "params")
-    values = np.array([_number(params, name) for name in NAMES])
+    values = np.array([_number(params, name) for name in PARAMETER_NAMES])
     if not np.all(values > 0.0):
-        raise DamagedError(f"params: expected {', '.join(NAMES)} above 0")
+        raise DamagedError(f"params: expected {', '.join(PARAMETER_NAMES)} above 0")
     theta = np.concatenate([np.log(values[:3]), values[3:]])
     spread, dof = np.full((5, 5), np.nan), 0
     if isinstance(entry.get("covariance"), dict) and "dof" in entry:
         turn = np.diag([1.0 / values[0], 1.0, 1.0, 1.0, 1.0])
-        spread, dof = (
-            turn @ _array(entry["covariance"], "matrix", 5, 5) @ turn,
-            _count(entry, "dof"),
-        )
-    return SurfaceCore(theta, spread, dof, _centre(0.0, 0.0), np.empty((0, 5)))
+        spread = turn @ _array(entry["covariance"], "matrix", 5, 5) @ turn
+        dof = _count(entry, "dof")
+    return SurfaceLawEstimate(theta, spread, dof, _centre(0.0, 0.0), np.empty((0, 5)))
 
 
-def _bare_lines(entry: Mapping[str, Any]) -> LinesCore:
-    """Power laws from `coefficients`: N and D, each `value` times C to the `exponent`."""
+def _bare_lines(entry: Mapping[str, Any]) -> LineLawEstimate:
+    """Return power laws from `coefficients`: N and D, each `value` times C to the `exponent`."""
     laws, lines = mapping_at(entry, "coefficients"), {}
     for name, letter in (("params", "N"), ("tokens", "D")):
         row = mapping_at(laws, letter)
         if not (value := _number(row, "value")) > 0.0:
             raise DamagedError(f"coefficients.{letter}.value: expected a number above 0")
         lines[name] = Line(_number(row, "exponent"), float(np.log(value)), 0.0, np.nan, np.nan, 0)
-    return LinesCore(lines, float("nan"))
+    return LineLawEstimate(lines, float("nan"))
 
 
-_CORES: dict[Any, Any] = {
+_ESTIMATE_READERS: dict[Any, Any] = {
     "parametric": _surface,
     "isoflop": _lines,
     "joint": _joint,
     "envelope": _lines,
 }
-_BARE: dict[Any, Any] = {
+_BARE_READERS: dict[Any, Any] = {
     "parametric": _bare_surface,
     "isoflop": _bare_lines,
     "joint": _bare_lines,
@@ -251,6 +254,11 @@ _BARE: dict[Any, Any] = {
 
 
 def mapping_at(holder: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the mapping at a key.
+
+    Raises:
+        DamagedError: the key is missing or holds something else.
+    """
     value = holder.get(key) if isinstance(holder, Mapping) else None
     if not isinstance(value, dict):
         raise DamagedError(f"{key}: {'missing' if value is None else 'expected a mapping'}")
@@ -258,7 +266,7 @@ def mapping_at(holder: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _number(holder: Mapping[str, Any], key: str) -> float:
-    """A number; null, which stands for what isn't known, is NaN."""
+    """Return a number; null stands for an unknown one and is read as NaN."""
     if key not in holder:
         raise DamagedError(f"{key}: missing")
     value = holder[key]

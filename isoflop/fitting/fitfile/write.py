@@ -1,4 +1,4 @@
-"""fit.json and fit.npz: everything needed to repeat a fit or to predict from it."""
+"""Writer of fit.json and fit.npz: all that is needed to repeat a fit or to predict from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from isoflop.config.sweep_definition import to_mapping
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.results.base import Fit
-from isoflop.json_values import plain
+from isoflop.json_values import to_json_value
 
 if TYPE_CHECKING:
     from isoflop.config.schema import Sweep
@@ -32,45 +32,48 @@ def fit_document(
     options: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The document of fit.json for fits of one source.
+    """Return the document of fit.json for fits of one source.
 
     Args:
         fits: at least one; the first names source, columns and data.
-        recipe: of the sweep that made the runs, where known; by default the sweep's.
-        sweep: that made the runs; from it a prediction makes a training configuration.
-        options: what else was asked for; added to the options that the fits record themselves.
+        recipe: recipe of the runs, if known; by default the sweep's.
+        sweep: sweep that made the runs; predictions take the training configuration from it.
+        options: further options of the command, added to those that the fits record.
         more: further keys of the document.
+
+    Raises:
+        FitError: no fit.
     """
     if not fits:
         raise FitError("there is no fit to write")
     first = fits[0]
-    own: dict[str, Any] = {
+    fit_options: dict[str, Any] = {
         "columns": first.runs.columns,
         "n": first.n,
         "loss_unit": first.runs.loss_unit,
+        "confidence": first.confidence,
     }
-    own["confidence"] = first.confidence
     for fit in reversed(fits):
-        own |= {name: getattr(fit, name) for name in _OPTIONS if hasattr(fit, name)}
-    if own.get("huber_delta") == float("inf"):
-        own["huber_delta"] = "inf"  # JSON has no infinity
+        fit_options |= {name: getattr(fit, name) for name in _OPTIONS if hasattr(fit, name)}
+    if fit_options.get("huber_delta") == float("inf"):
+        fit_options["huber_delta"] = "inf"  # JSON has no infinity
     document = {
         "schema": SCHEMA,
         "version": _version(),
         "source": first.runs.source,
-        "options": own | dict(options or {}),
+        "options": fit_options | dict(options or {}),
         "data": {
             "hash": first.runs.hash,
             "rows": len(first.runs),
             "dropped": [d._asdict() for d in first.runs.dropped],
-            "run_ids": sorted(frozenset().union(*(fit.origin.run_ids for fit in fits))),
+            "run_ids": sorted(frozenset().union(*(fit.provenance.run_ids for fit in fits))),
         },
         "recipe": recipe if sweep is None else sweep.recipe,
         "sweep": None if sweep is None else to_mapping(sweep),
         "draws": draws_hash(named_draws(fits)),
         "fits": [fit.to_dict() for fit in fits],
     }
-    return plain(document | dict(more or {}))
+    return to_json_value(document | dict(more or {}))
 
 
 def write_fit(
@@ -82,10 +85,14 @@ def write_fit(
     options: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes fit.json and fit.npz (draws, named `<index of the fit>_<draw>`), each beside and renamed.
+    """Write fit.json and fit.npz (draws, named `<index of the fit>_<draw>`); each is written beside
+    its place and renamed. See `fit_document` for the arguments.
 
     Returns:
-        The path of fit.json; see `fit_document` for the arguments.
+        The path of fit.json.
+
+    Raises:
+        FitError: no fit, or a file that can't be written.
     """
     directory = Path(directory)
     entry = fit_document(fits, recipe=recipe, sweep=sweep, options=options, more=more)
@@ -103,14 +110,14 @@ def write_fit(
 
 
 def named_draws(fits: Sequence[Fit]) -> dict[str, np.ndarray]:
-    """The resamples of all fits, by their names in fit.npz."""
+    """Return the resamples of all fits, by their names in fit.npz."""
     return {
         f"{i}_{name}": values for i, fit in enumerate(fits) for name, values in _draws(fit).items()
     }
 
 
 def draws_hash(draws: Mapping[str, np.ndarray]) -> str:
-    """What fit.json knows its fit.npz by."""
+    """Return the hash by which fit.json identifies its fit.npz: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in sorted(draws):
         digest.update(name.encode() + np.ascontiguousarray(draws[name], dtype="<f8").tobytes())
@@ -118,9 +125,9 @@ def draws_hash(draws: Mapping[str, np.ndarray]) -> str:
 
 
 def _draws(fit: Fit) -> dict[str, np.ndarray]:
-    """Resamples by name: those of a surface are its `theta`."""
-    drawn: Any = getattr(fit, "draws", {})
-    return drawn if isinstance(drawn, dict) else {"theta": drawn}
+    """Return the resamples of a fit by name; those of a surface are its `theta`."""
+    draws: Any = getattr(fit, "draws", {})
+    return draws if isinstance(draws, dict) else {"theta": draws}
 
 
 def _version() -> str | None:

@@ -1,8 +1,8 @@
-"""Several methods on one table of runs: what can be fitted is, and the rest says why not."""
+"""Fits of one table of runs by several methods, with the reason for each method that is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,14 +10,17 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.outliers import same_rows
+from isoflop.fitting.estimators.outliers import select_remaining
 from isoflop.fitting.methods.envelope import fit_envelope
-from isoflop.fitting.methods.isoflop import Use, check_options, fit_isoflop, statuses_of
+from isoflop.fitting.methods.isoflop import (
+    AllowedStatuses,
+    check_profile_options,
+    fit_isoflop,
+    parse_statuses,
+)
 from isoflop.fitting.methods.joint import fit_joint
-from isoflop.fitting.methods.parametric import Delta, fit_parametric
-from isoflop.fitting.methods.parametric import check_options as check_surface
+from isoflop.fitting.methods.parametric import HuberDelta, check_surface_options, fit_parametric
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.budgets import OWN
 from isoflop.fitting.tables.readers import read_frame
 from isoflop.fitting.tables.runs_table import RunsTable, read_table
 from isoflop.fitting.terms import Axis, LossUnit
@@ -25,19 +28,21 @@ from isoflop.shapes import ParamCount
 
 Method = Literal["isoflop", "joint", "parametric", "envelope"]
 METHODS: tuple[Method, ...] = get_args(Method)
-USUAL: tuple[Method, ...] = ("isoflop", "joint", "parametric")
-"""What is fitted unless a method is named: the envelope knows its optima no better than the sizes lie apart."""
+DEFAULT_METHODS: tuple[Method, ...] = ("isoflop", "joint", "parametric")
+"""Methods used unless some are named: not the envelope, whose optima are sizes that were run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How runs are fitted; see `fit_isoflop`, `fit_joint` and `fit_parametric`.
+    """Options of all methods; see `fit_isoflop`, `fit_joint` and `fit_parametric`.
 
     Attributes:
-        columns: canonical name to the source's: `params, tokens, loss, flops, budget`.
-        logs: how loss logs are read: `run, step, split, beside, final` of `read_table`.
-        huber_delta: of the parametric law; the joint fit takes least squares where it is infinite, else its own.
-        drop_outliers: robust standard deviations off the parametric law beyond which no method sees a run.
+        columns: the source's column by canonical name: `params, tokens, loss, flops, budget`.
+        logs: options for reading loss logs: `run, step, split, beside, final` of `read_table`.
+        huber_delta: Huber's delta of the parametric law; the joint fit takes least squares if it is
+            infinite, else its own.
+        drop_outliers: distance from the parametric law, in robust standard deviations, beyond which
+            a run is left out of all methods.
     """
 
     axis: Axis = "params"
@@ -45,34 +50,34 @@ class Options:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     logs: Mapping[str, Any] = field(default_factory=dict)
     loss_unit: LossUnit = "nats"
-    use: Use = ("interior",)
-    huber_delta: Delta = "adaptive"
+    use: AllowedStatuses = ("interior",)
+    huber_delta: HuberDelta = "adaptive"
     bootstrap: int = 4000
     seed: int = 0
     confidence: float = 0.95
     drop_outliers: float | None = None
 
     def check(self) -> None:
-        """Refuses what no method takes, before anything is read.
+        """Check the options before anything is read.
 
         Raises:
-            FitError: in one line.
+            FitError: an option that no method accepts.
         """
-        check_options(self.axis, self.bootstrap, self.confidence)
-        statuses_of(self.use)
-        check_surface(
+        check_profile_options(self.axis, self.bootstrap, self.confidence)
+        parse_statuses(self.use)
+        check_surface_options(
             self.huber_delta, "log", self.bootstrap, "case", self.confidence, self.drop_outliers
         )
 
 
 @dataclass(frozen=True, eq=False)
 class FitSet:
-    """What came of several methods.
+    """Fits of one table by several methods.
 
     Attributes:
-        fits: in the order asked for.
-        refused: why a method could not be fitted, by method.
-        options: that they were fitted with.
+        fits: in the order of the methods requested.
+        refused: reason why a method could not be fitted, by method.
+        options: options of the fits.
     """
 
     fits: tuple[Fit, ...]
@@ -82,21 +87,23 @@ class FitSet:
 
 def fit_laws(
     runs: pd.DataFrame | str | Path | RunsTable,
-    methods: Sequence[str] = USUAL,
+    methods: Sequence[str] = DEFAULT_METHODS,
     options: Options = Options(),
 ) -> FitSet:
-    """Fits a table by several methods.
+    """Fit a table by several methods.
 
     Args:
-        runs: a table (see `read_table`).
+        runs: a table of runs, its file, a sweep's directory, or a `RunsTable`; see `read_table`.
         methods: `isoflop`, `joint`, `parametric`, `envelope`.
+        options: options of all methods.
 
     Raises:
-        FitError: a method or an option that is none, a table that can't be read, or no method that can be fitted.
+        FitError: an unknown method, an invalid option, a table that can't be read, or no method
+            that can be fitted.
     """
-    chosen = methods_of(methods)
+    chosen = parse_methods(methods)
     options.check()
-    table = table_of(runs, options)
+    table = read_shared_table(runs, options)
     if options.drop_outliers is not None:
         table = fit_parametric(
             table, huber_delta=options.huber_delta, bootstrap=0, drop_outliers=options.drop_outliers
@@ -104,41 +111,41 @@ def fit_laws(
     fits, refused = [], {}
     for method in chosen:
         try:
-            fits.append(fit_one(method, table, options))
-        except FitError as reason:
-            refused[method] = str(reason)
+            fits.append(fit_method(method, table, options))
+        except FitError as error:
+            refused[method] = str(error)
     if not fits:
-        raise FitError(_all_refused(table, refused))
+        raise FitError(_refusal(table, refused))
     return FitSet(tuple(fits), refused, options)
 
 
-def methods_of(names: Sequence[str]) -> tuple[Method, ...]:
-    """Methods by name, each once.
+def parse_methods(names: Sequence[str]) -> tuple[Method, ...]:
+    """Return methods by name, each once.
 
     Raises:
-        FitError: a name that is none.
+        FitError: an unknown name, or none.
     """
-    known: dict[str, Method] = {method: method for method in METHODS}
+    methods: dict[str, Method] = {method: method for method in METHODS}
     for name in names:
-        if name not in known:
+        if name not in methods:
             raise FitError(f"unknown method {name!r}: {', '.join(METHODS)}")
     if not names:
         raise FitError(f"no method is named: {', '.join(METHODS)}")
-    return tuple(dict.fromkeys(known[name] for name in names))
+    return tuple(dict.fromkeys(methods[name] for name in names))
 
 
-def table_of(
+def read_shared_table(
     runs: pd.DataFrame | str | Path | RunsTable, options: Options, n: ParamCount | None = None
 ) -> RunsTable:
-    """The table that methods share; its runs need not fall into budgets."""
-    named = options.columns
+    """Return the table that all methods share; its runs need not fall into budgets."""
+    columns = options.columns
     return read_table(
         runs,
-        params=named.get("params") if n is None else None,
-        tokens=named.get("tokens"),
-        loss=named.get("loss"),
-        flops=named.get("flops"),
-        budget=named.get("budget"),
+        params=columns.get("params") if n is None else None,
+        tokens=columns.get("tokens"),
+        loss=columns.get("loss"),
+        flops=columns.get("flops"),
+        budget=columns.get("budget"),
         n=n or options.n,
         loss_unit=options.loss_unit,
         need_budgets=False,
@@ -146,72 +153,77 @@ def table_of(
     )
 
 
-def fit_one(method: Method, table: RunsTable, options: Options) -> Fit:
-    """One method on a table.
+def fit_method(method: Method, table: RunsTable, options: Options) -> Fit:
+    """Fit a table by one method.
 
     Raises:
         FitError: the runs can't be fitted by this method.
     """
-    if method in ("isoflop", "joint") and table.columns.get("budget") == OWN:
-        raise FitError(
-            f"{table.source}: the FLOPs don't fall into budgets; name a column of budgets with --budget"
-        )
-    level, huber = options.confidence, options.huber_delta != float("inf")
-    fitters: dict[Method, Callable[[], Fit]] = {
-        "isoflop": lambda: fit_isoflop(
-            table,
-            axis=options.axis,
-            use=options.use,
-            bootstrap=options.bootstrap,
-            confidence=level,
-            seed=options.seed,
-        ),
-        "joint": lambda: fit_joint(table, axis=options.axis, huber=huber, confidence=level),
-        "parametric": lambda: fit_parametric(
+    level = options.confidence
+    if method == "parametric":
+        return fit_parametric(
             table,
             huber_delta=options.huber_delta,
             bootstrap=options.bootstrap,
             confidence=level,
             seed=options.seed,
-        ),
-        "envelope": lambda: fit_envelope(table, confidence=level),
-    }
-    return fitters[method]()
+        )
+    if method == "envelope":
+        return fit_envelope(table, confidence=level)
+    if table.budgets_are_flops:
+        raise FitError(
+            f"{table.source}: the FLOPs don't fall into budgets; "
+            "name a column of budgets with --budget"
+        )
+    if method == "joint":
+        huber = options.huber_delta != float("inf")
+        return fit_joint(table, axis=options.axis, huber=huber, confidence=level)
+    return fit_isoflop(
+        table,
+        axis=options.axis,
+        use=options.use,
+        bootstrap=options.bootstrap,
+        confidence=level,
+        seed=options.seed,
+    )
 
 
 def recount(fitted: RunsTable, runs: Any, n: ParamCount, options: Options) -> RunsTable:
-    """The runs of a fit with N counted otherwise, without those that the fit left out.
+    """Return the runs of a fit with another count of N, without those that the fit left out.
 
     Raises:
         FitError: the source does not have that count.
     """
-    return same_rows(table_of(runs, options, n), fitted)
+    return select_remaining(read_shared_table(runs, options, n), fitted)
 
 
-def loss_columns(runs: pd.DataFrame | str | Path, named: str | None) -> list[str | None]:
-    """Columns of losses to fit: `all` is `loss` and every `loss_...` that has one, others are named with commas.
+def loss_columns(runs: pd.DataFrame | str | Path, loss: str | None) -> list[str | None]:
+    """Return the columns of losses to fit.
+
+    Args:
+        runs: a table or its source; read only for `all`.
+        loss: names separated by commas; or `all` for `loss` and each `loss_...` with a value; None
+            for the default column, returned as [None].
 
     Raises:
         FitError: a source that can't be read, or has no such column.
     """
-    if named != "all":
-        return [None] if named is None else [name.strip() for name in named.split(",")]
+    if loss != "all":
+        return [None] if loss is None else [name.strip() for name in loss.split(",")]
     frame = runs if isinstance(runs, pd.DataFrame) else read_frame(runs)
-    found = [str(name) for name in frame.columns if name == "loss" or str(name).startswith("loss_")]
-    filled = [name for name in found if bool(frame[name].notna().any())]
+    names = [str(name) for name in frame.columns if name == "loss" or str(name).startswith("loss_")]
+    filled = [name for name in names if bool(frame[name].notna().any())]
     if not filled:
-        raise FitError(
-            f"{'the table' if runs is frame else runs}: has no column of losses; name them with --loss"
-        )
+        source = "the table" if runs is frame else runs
+        raise FitError(f"{source}: has no column of losses; name them with --loss")
     return list(filled)
 
 
-def _all_refused(table: RunsTable, refused: Mapping[str, str]) -> str:
+def _refusal(table: RunsTable, refused: Mapping[str, str]) -> str:
     reasons = {
         method: reason.removeprefix(f"{table.source}: ") for method, reason in refused.items()
     }
     if len(set(reasons.values())) == 1:
         return f"{table.source}: {next(iter(reasons.values()))}"
-    return f"{table.source}: no method can be fitted. " + "; ".join(
-        f"{m}: {r}" for m, r in reasons.items()
-    )
+    by_method = "; ".join(f"{method}: {reason}" for method, reason in reasons.items())
+    return f"{table.source}: no method can be fitted. {by_method}"

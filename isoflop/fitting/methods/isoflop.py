@@ -1,18 +1,20 @@
-"""IsoFLOP profiles (Hoffmann et al. 2022, Approach 2): a parabola a budget, power laws through the optima."""
+"""The IsoFLOP method (Hoffmann et al. 2022, Approach 2): a parabola for each budget, power laws
+through the optima.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators import parabola as para
-from isoflop.fitting.estimators.clustered_errors import Neighbours
-from isoflop.fitting.estimators.holdout import Predict, RollOut, roll_out
+from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
+from isoflop.fitting.estimators.holdout import HoldOut, Predict, hold_out
 from isoflop.fitting.estimators.intervals import (
     Interval,
     Line,
@@ -24,64 +26,80 @@ from isoflop.fitting.estimators.intervals import (
     t_interval,
     wider,
 )
-from isoflop.fitting.estimators.noise import Noise, noise_of
-from isoflop.fitting.estimators.skew import Shift, Skew, shift_of, skewness
+from isoflop.fitting.estimators.noise import Noise, estimate_noise
+from isoflop.fitting.estimators.skew import Shift, Skew, fit_skew, vertex_shift
 from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES
-from isoflop.fitting.results.diagnostics import diagnose, explain_status
+from isoflop.fitting.results.diagnostics import diagnose_profiles, explain_status
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
 from isoflop.fitting.terms import Axis
-from isoflop.frames import column
+from isoflop.frames import Floats, column
 from isoflop.text import flops_text
 
-Floats = np.ndarray
-Use = Sequence[para.Status] | Literal["all"]
-MIN_BUDGETS = 3  # two budgets fix a line exactly: no interval
+AllowedStatuses = Sequence[para.Status] | Literal["all"]
+MIN_BUDGETS = 3  # two budgets determine a line exactly and leave no interval
+_OPTIMUM_COLUMNS = (
+    "params_opt",
+    "tokens_opt",
+    "loss_opt",
+    "low",
+    "high",
+    "curvature",
+    "depth",
+    "depth_to_noise",
+    "interpolation_error",
+)
 
 
 def fit_isoflop(
     runs: pd.DataFrame | str | Path | RunsTable,
     *,
     axis: Axis = "params",
-    use: Use = ("interior",),
+    use: AllowedStatuses = ("interior",),
     bootstrap: int = 4000,
     confidence: float = 0.95,
     seed: int = 0,
     **columns: Unpack[ReadOptions],
 ) -> IsoflopFit:
-    """Fits N*(C) = k_N C^a and D*(C) = k_D C^b through the optima of IsoFLOP profiles.
+    """Fit N*(C) = k_N C^a and D*(C) = k_D C^b through the optima of IsoFLOP profiles.
 
-    Per budget, loss (nats per token) is a parabola in ln N (axis `params`) or ln D (axis `tokens`), least squares on
-    the means of configurations, weighted by their seeds. Its vertex is the optimum; the other axis at the vertex comes
-    from a quadratic of ln D in ln N (or the reverse) through the runs of that budget, so C = 6ND is not assumed and
-    a + b need not be 1. The laws are unweighted straight lines in logarithms over budgets; C is the geometric mean of
-    the runs' training FLOPs.
+    For each budget, a parabola in ln N (axis `params`) or ln D (axis `tokens`) is fitted to the
+    loss (nats per token), by least squares on the means of configurations, weighted by their seeds.
+    Its vertex is the optimum. The other axis at the vertex comes from a quadratic of ln D in ln N
+    (or the reverse) through the runs of that budget, so C = 6ND is not assumed and a + b need not
+    be 1. The laws are unweighted straight lines in logarithms over budgets. C is the geometric mean
+    of the runs' training FLOPs.
 
-    Intervals: a residual bootstrap (relative residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched
-    to t quantiles) and the t interval of the line; the wider is the result's, both are kept. A parabola is symmetric:
-    where the profiles are not, its vertex lies off the optimum. How far is told by one skew common to all profiles
-    (see `skew`); the intervals of the laws and of N* and D* reach there, in `profiles` and in `predict`. Where
-    neighbouring sizes share noise, those of single optima reach as far as optima scatter about the law.
+    Intervals are the wider of two: a residual bootstrap (relative residuals of all profiles used,
+    scaled by 1/sqrt(1 - leverage), stretched to t quantiles) and the t interval of the line. The
+    result keeps both. A parabola is symmetric, so its vertex lies off the optimum of a skewed
+    profile. One skew common to all profiles (see `skew`) gives the shift. The intervals of the laws
+    and of N* and D*, in `profiles` and in `predict`, reach the shifted values. If neighbouring
+    sizes share noise, the intervals of single optima are at least as wide as the optima scatter
+    about the law.
 
     Args:
-        runs: a table (see `read_table`, which takes `params, tokens, loss, flops, budget, n, loss_unit`).
-        axis: what the parabola is in.
-        n: which parameter count; a `RunsTable` knows its own.
-        use: statuses of profiles that enter the laws, or `all` that have a minimum; default only `interior`.
-        bootstrap: number of resamples; 0 leaves the t interval alone.
-        confidence: of the intervals.
-        seed: of the resampling; the same seed gives the same digits, whatever the order of the rows.
+        runs: a table of runs, its file, a sweep's directory, or a `RunsTable`; see `read_table`.
+        axis: axis of the parabola.
+        use: statuses of profiles that enter the laws, or `all` that have a minimum; default only
+            `interior`.
+        bootstrap: number of resamples; 0 for the t interval alone.
+        confidence: level of the intervals, a share.
+        seed: seed of the resampling; the same seed gives the same digits, whatever the order of the
+            rows.
+        **columns: columns and units of the table: `params, tokens, loss, flops, budget, n,
+            loss_unit` of `ReadOptions`.
 
     Raises:
-        FitError: input that can't be used; fewer than 3 budgets whose profile may be used.
+        FitError: input that can't be used; fewer than 3 budgets with a usable profile.
     """
-    check_options(axis, bootstrap, confidence)
-    chosen = statuses_of(use)
+    check_profile_options(axis, bootstrap, confidence)
+    chosen = parse_statuses(use)
     table = read_table(runs, **columns)
-    profiles = profiles_of(table, axis)
+    profiles = collect_profiles(table, axis)
     parabolas = [para.fit_parabola(p) for p in profiles]
     states: list[para.Status] = [
-        para.status_of(p, q) for p, q in zip(profiles, parabolas, strict=True)
+        para.classify_profile(p, q) for p, q in zip(profiles, parabolas, strict=True)
     ]
     used = np.array([s in chosen and s not in ("concave", "too_few") for s in states])
     if used.sum() < MIN_BUDGETS:
@@ -89,8 +107,8 @@ def fit_isoflop(
     return _fit(table, axis, profiles, parabolas, states, used, chosen, bootstrap, confidence, seed)
 
 
-def profiles_of(table: RunsTable, axis: Axis) -> list[para.Profile]:
-    """The profiles of a table, by ascending budget, each by ascending size."""
+def collect_profiles(table: RunsTable, axis: Axis) -> list[para.Profile]:
+    """Return the profiles of a table, by ascending budget, each by ascending size."""
     frame = table.configurations
     names = ("budget", axis, "loss", "flops", "seeds", "tokens" if axis == "params" else "params")
     columns = np.stack([column(frame, name) for name in names])
@@ -106,16 +124,24 @@ def _profile(
     return para.Profile(float(budget[0]), mean_flops, np.log(size), loss, seeds, np.log(other))
 
 
-def check_options(axis: str, bootstrap: int, confidence: float) -> None:
-    """Refuses options that no profile can be fitted with."""
+def check_profile_options(axis: str, bootstrap: int, confidence: float) -> None:
+    """Check the options of profiles.
+
+    Raises:
+        FitError: an unknown axis, or a number of resamples or a confidence out of range.
+    """
     if axis not in ("params", "tokens"):
         raise FitError(f"unknown axis {axis!r}: params or tokens")
     check_resamples(bootstrap)
     check_confidence(confidence)
 
 
-def statuses_of(use: Use) -> tuple[para.Status, ...]:
-    """The statuses that `use` stands for."""
+def parse_statuses(use: AllowedStatuses) -> tuple[para.Status, ...]:
+    """Return the statuses that `use` stands for.
+
+    Raises:
+        FitError: an unknown status.
+    """
     chosen = para.STATUSES if use == "all" else tuple(cast(Sequence[para.Status], use))
     if isinstance(use, str) and use != "all":
         chosen = (cast(para.Status, use),)
@@ -130,15 +156,18 @@ def _refusal(
     profiles: list[para.Profile],
     parabolas: list[para.Parabola | None],
     states: list[para.Status],
-    good: int,
+    usable: int,
     axis: Axis,
 ) -> str:
-    words = [
+    reasons = [
         f"{flops_text(p.budget)}: {explain_status(s, p, q, axis)}"
         for p, q, s in zip(profiles, parabolas, states, strict=True)
     ]
-    shown = "; ".join(words[:12]) + (f"; and {len(words) - 12} more" if len(words) > 12 else "")
-    return f"{table.source}: {good} of {len(words)} budgets can be used, {MIN_BUDGETS} are needed. {shown}"
+    more = [f"and {len(reasons) - 12} more"] if len(reasons) > 12 else []
+    return (
+        f"{table.source}: {usable} of {len(reasons)} budgets can be used, {MIN_BUDGETS} are "
+        f"needed. {'; '.join([*reasons[:12], *more])}"
+    )
 
 
 def _fit(
@@ -156,24 +185,27 @@ def _fit(
     pairs = [
         (p, q) for p, q, u in zip(profiles, parabolas, used, strict=True) if u and q is not None
     ]
-    _refuse_below_zero(table, pairs)
-    noise = _noise(table, pairs)
+    _refuse_negative_loss(table, pairs)
+    noise = _pooled_noise(table, pairs)
     ln_flops = np.log([p.flops for p, _ in pairs])
     if not np.ptp(ln_flops) > 0.0:
         raise FitError(
-            f"{table.source}: the budgets that can be used have equal FLOPs: no law goes through them"
+            f"{table.source}: the usable budgets have equal FLOPs, so they determine no law"
         )
     vertices, others, lowest = _optima(pairs, [q.coefficients[None] for _, q in pairs])
     names = (axis, "tokens" if axis == "params" else "params")
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
     lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
     draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
-    skew, neighbours = skew_of(pairs, axis, ln_flops)
-    law = lines[axis] if neighbours is not None and neighbours.shared is not None else None
+    skew, budget_residuals = measure_skew(pairs, axis, ln_flops)
+    has_shared_noise = (
+        budget_residuals is not None and budget_residuals.clustered_covariance is not None
+    )
+    law = lines[axis] if has_shared_noise else None
     frame = _profile_frame(
         profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, law, confidence
     )
-    rollout = roll_out_lines(ln_flops, points, lines)
+    rollout = hold_out_lines(ln_flops, points, lines)
     return IsoflopFit(
         axis=axis,
         runs=table,
@@ -188,89 +220,101 @@ def _fit(
         bootstrap=bootstrap,
         confidence=confidence,
         seed=seed,
-        diagnostics=diagnose(
-            table, frame, noise, axis, draws["optimum"], rollout, skew, neighbours
+        diagnostics=diagnose_profiles(
+            table, frame, noise, axis, draws["optimum"], rollout, skew, budget_residuals
         ),
     )
 
 
-def skew_of(
+def measure_skew(
     pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats
-) -> tuple[Skew | None, Neighbours | None]:
-    """The skew of the profiles used and what it moves the laws by, and what is left; None where nothing tells it."""
-    found, neighbours = skewness(pairs)
-    if found is None:
-        return None, neighbours
-    own = np.array([shift_of(profile, parabola, found[0]) for profile, parabola in pairs])
+) -> tuple[Skew | None, GroupedResiduals | None]:
+    """Return the skew of the profiles used, with its shifts of the laws, and the residuals after
+    it; None for what the profiles do not determine.
+    """
+    estimate, budget_residuals = fit_skew(pairs)
+    if estimate is None:
+        return None, budget_residuals
+    shifts = np.array([vertex_shift(profile, parabola, estimate[0]) for profile, parabola in pairs])
     vertices = np.array([float(q.vertices(q.coefficients)) for _, q in pairs])
-    there = zip(pairs, vertices, own, strict=True)
-    other = np.array(
-        [float(para.other_at(p, v)[0] - para.other_at(p, v - s)[0]) for (p, _), v, s in there]
+    other_shifts = np.array(
+        [
+            float(para.read_other_axis(p, v)[0] - para.read_other_axis(p, v - shift)[0])
+            for (p, _), v, shift in zip(pairs, vertices, shifts, strict=True)
+        ]
     )
-    shifts = {axis: own, "tokens" if axis == "params" else "params": other}
-    return Skew(
-        *found, {name: Shift.through(ln_flops, values) for name, values in shifts.items()}
-    ), neighbours
+    other = "tokens" if axis == "params" else "params"
+    lines = {
+        name: Shift.through(ln_flops, values)
+        for name, values in ((axis, shifts), (other, other_shifts))
+    }
+    return Skew(*estimate, lines), budget_residuals
 
 
-def roll_out_lines(
+def hold_out_lines(
     ln_flops: Floats, points: dict[str, Floats], lines: dict[str, Line]
-) -> RollOut | None:
-    """Roll-outs of the laws over the budgets used: the line through the smaller ones against the optima above."""
+) -> HoldOut | None:
+    """Return hold-out tests of the laws over the budgets used: errors of the line through the
+    smaller budgets at the optima of the larger ones.
+    """
     budgets = np.exp(ln_flops)
 
     def hide(keep: np.ndarray) -> Predict:
-        parts = {
+        fitted = {
             name: Line.through(ln_flops[keep], points[name][keep]) for name in ("params", "tokens")
         }
 
         def predict(level: float) -> tuple[dict[str, Floats], dict[str, Floats]]:
             k, x = int(np.argmin(np.abs(budgets - level))), float(np.log(level))
             errors = {
-                name: np.asarray(part.at(x) - points[name][k]) for name, part in parts.items()
+                name: np.asarray(line.at(x) - points[name][k]) for name, line in fitted.items()
             }
             ses = {
-                name: np.sqrt(lines[name].variance * (1.0 + part.variance_factor(x)))
-                for name, part in parts.items()
+                name: np.sqrt(lines[name].variance * (1.0 + line.variance_factor(x)))
+                for name, line in fitted.items()
             }
             return errors, ses
 
         return predict
 
-    return roll_out(budgets, hide)
+    return hold_out(budgets, hide)
 
 
-def _refuse_below_zero(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> None:
-    """A loss below zero can't be: such losses are no profile, and nothing relative to them has a meaning."""
+def _refuse_negative_loss(
+    table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]
+) -> None:
+    """Raise if a parabola predicts a negative loss: relative residuals then have no meaning."""
     for profile, parabola in pairs:
         if min(float(parabola.lowest(parabola.coefficients)), float(parabola.fitted.min())) <= 0.0:
-            budget = flops_text(profile.budget)
             raise FitError(
-                f"{table.source}: the parabola of {budget} FLOPs dips below zero: these losses are no profile"
+                f"{table.source}: the parabola of {flops_text(profile.budget)} FLOPs predicts a "
+                "negative loss; check the loss column and its unit"
             )
 
 
 def _optima(
     pairs: list[tuple[para.Profile, para.Parabola]], coefficients: list[Floats]
 ) -> tuple[Floats, Floats, Floats]:
-    """ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
+    """Return ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
     vertices = [q.vertices(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
-    others = [para.other_at(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
+    others = [para.read_other_axis(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
     lowest = [q.lowest(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
     return np.stack(vertices, axis=-1), np.stack(others, axis=-1), np.stack(lowest, axis=-1)
 
 
 def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
-    """Covariance of the residuals of the N* and D* lines: near minus their variance, since D is about C/6N."""
-    left, right = (
+    """Return the covariance of the residuals of the N* and D* lines: about minus their variance,
+    since D is about C/6N.
+    """
+    size_residuals, token_residuals = (
         points[k] - lines[k].middle - lines[k].slope * (x - x.mean()) for k in ("params", "tokens")
     )
-    return float(left @ right) / lines["params"].dof
+    return float(size_residuals @ token_residuals) / lines["params"].dof
 
 
-def _noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> Noise:
+def _pooled_noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> Noise:
     sums = [para.residual_sum(p, q) for p, q in pairs]
-    return noise_of(table, sum(s for s, _ in sums), sum(d for _, d in sums))
+    return estimate_noise(table, sum(s for s, _ in sums), sum(d for _, d in sums))
 
 
 def _draws(
@@ -283,7 +327,9 @@ def _draws(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Floats]:
-    """Draws of exponents, of ln k and of every profile's ln(optimum) (NaN where there is no parabola)."""
+    """Return draws of the exponents, of ln k and of every profile's ln(optimum), NaN without a
+    parabola.
+    """
     pool, rng = para.residual_pool(pairs), np.random.default_rng(seed)
     drawn: list[Floats | None] = []
     for profile, parabola in zip(profiles, parabolas, strict=True):
@@ -299,7 +345,7 @@ def _draws(
     draws = {"optimum": optimum}
     vertices = optimum[:, used]
     others = np.stack(
-        [para.other_at(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1
+        [para.read_other_axis(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1
     )
     for name, values in zip(names, (vertices, others), strict=True):
         letter = "a" if name == "params" else "b"
@@ -319,54 +365,41 @@ def _profile_frame(
     law: Line | None,
     confidence: float,
 ) -> pd.DataFrame:
-    """A row a budget; see `IsoflopFit.profiles`. With a `law`, optima reach as far as they scatter about it."""
+    """Return a row for each budget; see `IsoflopFit.profiles`. With a `law`, the intervals of
+    optima are at least as wide as the optima scatter about it.
+    """
     other = "tokens" if axis == "params" else "params"
+    near_columns = [
+        f"near_{100 * share:g}_{end}" for share in NEAR_OPTIMAL_SHARES for end in ("low", "high")
+    ]
+    unknown = dict.fromkeys((*_OPTIMUM_COLUMNS, *near_columns), np.nan)
     rows = []
     for k, (profile, parabola) in enumerate(zip(profiles, parabolas, strict=True)):
-        row = {
-            "budget": profile.budget,
-            "flops": profile.flops,
-            "params_opt": np.nan,
-            "tokens_opt": np.nan,
-        }
-        row |= {
-            "loss_opt": np.nan,
-            "low": np.nan,
-            "high": np.nan,
-            "curvature": np.nan,
-            "depth": np.nan,
-        }
-        row |= {"depth_to_noise": np.nan, "interpolation_error": np.nan}
-        row |= {
-            f"near_{100 * share:g}_{end}": np.nan
-            for share in NEAR_OPTIMAL_SHARES
-            for end in ("low", "high")
-        }
+        row: dict[str, Any] = {"budget": profile.budget, "flops": profile.flops} | unknown
         if parabola is not None:
             row["curvature"] = parabola.curvature
         if parabola is not None and states[k] not in ("concave", "too_few"):
-            (vertex,), (also,), (lowest,) = _optima([(profile, parabola)], [parabola.coefficients])
+            (vertex,), (other_vertex,), (lowest,) = _optima(
+                [(profile, parabola)], [parabola.coefficients]
+            )
             interval = draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence)
             if law is not None:
-                interval = wider(
-                    interval,
-                    t_interval(float(vertex), float(np.sqrt(law.variance)), law.dof, confidence),
-                )
+                se = float(np.sqrt(law.variance))
+                interval = wider(interval, t_interval(float(vertex), se, law.dof, confidence))
             if skew is not None:
-                interval = skew.reach(interval, shift_of(profile, parabola, skew.ratio), confidence)
-            low_high = exponential(interval)
-            depth = para.depth_of(profile, float(lowest))
-            row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(also), "loss_opt": lowest}
-            row |= {"low": low_high.low, "high": low_high.high, "depth": depth}
+                shift = vertex_shift(profile, parabola, skew.ratio)
+                interval = skew.reach(interval, shift, confidence)
+            depth = para.measure_depth(profile, float(lowest))
+            row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(other_vertex)}
+            row |= {"loss_opt": lowest, "depth": depth}
+            _, row["low"], row["high"] = exponential(interval)
             row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
-            row["interpolation_error"] = para.other_at(profile, vertex)[2]
+            row["interpolation_error"] = para.read_other_axis(profile, vertex)[2]
             for share in NEAR_OPTIMAL_SHARES:
                 half = float(np.sqrt(2.0 * share * max(lowest, 0.0) / parabola.curvature))
                 near = exponential(Interval(vertex, vertex - half, vertex + half))
-                row |= {
-                    f"near_{100 * share:g}_low": near.low,
-                    f"near_{100 * share:g}_high": near.high,
-                }
+                row[f"near_{100 * share:g}_low"] = near.low
+                row[f"near_{100 * share:g}_high"] = near.high
         row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
         rows.append(row | {"status": states[k], "used": bool(used[k])})
     return pd.DataFrame(rows)

@@ -1,4 +1,6 @@
-"""What to train with a budget: N*, D* and the loss by each law, how flat the optimum is, and one run to launch."""
+"""Prediction at a budget: N*, D* and the loss by each law, the width of the optimum, and one run to
+train.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +17,40 @@ from isoflop.errors import FitError
 from isoflop.fitting.comparison import gap_text, no_law_notes
 from isoflop.fitting.estimators.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.fitfile.read import FitFile, load_fit, named_laws
-from isoflop.fitting.prediction.optimum import Optimum, closed_form, over_shapes
-from isoflop.fitting.prediction.recipe_models import Family, find_sweep, one_run_yaml
+from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum, optimum_over_models
+from isoflop.fitting.prediction.recipe_models import RecipeModels, find_sweep, one_run_yaml
 from isoflop.fitting.results.fitted_laws import Laws
-from isoflop.fitting.results.parametric_fit import SurfaceCore
+from isoflop.fitting.results.parametric_fit import SurfaceLawEstimate
 from isoflop.fitting.terms import ENDS, STATISTICAL
 from isoflop.frames import cell, records
-from isoflop.json_values import plain
+from isoflop.json_values import to_json_value
 from isoflop.planning.plan import Plan
 from isoflop.shapes import ModelShape
 from isoflop.text import count_text, flops_text
 
-ORDER = ("parametric", "joint", "isoflop", "envelope")
-"""Whose optimum is trained where no interval says which N* is surest: the law that knows costs and losses first."""
-FAR = 1.5
-"""Decades beyond the budgets fitted, or below them, from which a prediction says how far it reaches."""
+METHOD_PREFERENCE = ("parametric", "joint", "isoflop", "envelope")
+"""Order of preference between methods whose N* is equally certain: first the law that has costs and
+losses.
+"""
+FAR_DECADES = 1.5
+"""Distance of a budget from those fitted, in decades, beyond which a prediction has a note."""
 
 
 @dataclass(frozen=True, eq=False)
 class MethodPrediction:
-    """What one law says of a budget.
+    """Prediction of one law at a budget.
 
     Attributes:
-        name: of the law.
-        law: itself.
-        table: rows params, tokens and, where the law has it, loss; columns value, low, high (with the law's own error
-            beyond its runs, as far as it is known), statistical_low, statistical_high (right where the law is true).
-        optimum: the parametric law's, over the recipe's models and their FLOPs where the recipe is known, else with
-            C = 6ND; None for another method. `table` is its.
-        closed_form: rows as `table`, with C = 6ND, where `optimum` is over models.
-        shape: the recipe's model at the optimum: the best, or that with N nearest N*; None without a recipe.
+        name: name of the law.
+        law: the law.
+        table: rows params, tokens and, where the law has it, loss (nats per token); columns value,
+            low, high (with the law's own error beyond its runs, as far as it is known),
+            statistical_low, statistical_high (valid if the law is true).
+        optimum: optimum of the parametric law, over the recipe's models and their FLOPs if the
+            recipe is known, else with C = 6ND; None for another method. `table` belongs to it.
+        closed_form: rows as in `table`, with C = 6ND; None unless `optimum` is over models.
+        shape: the recipe's model at the optimum: the best one, or the one with N nearest to N*;
+            None without a recipe.
     """
 
     name: str
@@ -54,44 +60,46 @@ class MethodPrediction:
     closed_form: pd.DataFrame | None
     shape: ModelShape | None
 
-    def own_error_known(self, flops: float) -> bool:
-        """Whether low and high tell of the law's own error at the budget; true of a law without any interval."""
-        return math.isnan(cell(self.table, "params", "low")) or self.law.own_error_known(flops)
+    def has_model_error(self, flops: float) -> bool:
+        """Return whether low and high include the law's own error at the budget; true for a law
+        without intervals.
+        """
+        return math.isnan(cell(self.table, "params", "low")) or self.law.has_model_error(flops)
 
     def size(self) -> Interval:
-        """N* with the law's own error."""
+        """Return N*, with the interval that includes the law's own error."""
         return Interval(*(cell(self.table, "params", end) for end in ENDS))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        own: dict[str, Any] = {
+        """Return the prediction as JSON types."""
+        entry: dict[str, Any] = {
             "law": self.name,
             "method": self.law.method,
             "n": self.law.n,
             **_quantities(self.table),
         }
-        own["width"] = None if self.shape is None else self.shape.width
+        entry["width"] = None if self.shape is None else self.shape.width
         if self.optimum is None:
-            return own
-        own["over"] = "6ND" if self.closed_form is None else "shapes"
+            return entry
+        entry["over"] = "6ND" if self.closed_form is None else "shapes"
         if self.closed_form is not None:
-            own["closed_form"] = _quantities(self.closed_form)
-        own["near_optimal"] = [vars(near) for near in self.optimum.near]
-        own["equal_loss"] = [other._asdict() for other in self.optimum.equal_loss]
-        return own
+            entry["closed_form"] = _quantities(self.closed_form)
+        entry["near_optimal"] = [vars(sizes) for sizes in self.optimum.near_optimal]
+        entry["equal_loss"] = [other._asdict() for other in self.optimum.equal_loss]
+        return entry
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What all laws of a file say of a budget.
+    """Predictions of all laws of a file at a budget.
 
     Attributes:
-        flops: training FLOPs.
-        confidence: of the intervals.
-        methods: one for each law.
-        chosen: whose optimum `configuration` trains.
-        configuration: the plan of one run; None where no recipe is known.
-        notes: what the reader must know, a line each.
+        flops: the budget, training FLOPs.
+        confidence: level of the intervals.
+        methods: a prediction for each law.
+        chosen: the prediction whose optimum `configuration` trains.
+        configuration: the plan of one run; None if no recipe is known.
+        notes: limits of the prediction, a line each.
     """
 
     flops: float
@@ -103,15 +111,19 @@ class Prediction:
 
     @property
     def gap(self) -> str:
-        """How far apart the laws place N*, in words; empty for one law."""
+        """Sentence on the ratio between the largest and the smallest N* of the laws; empty for one
+        law.
+        """
         return gap_text({method.name: method.size() for method in self.methods}, self.flops)
 
     def to_frame(self) -> pd.DataFrame:
-        """Rows law and quantity (params, tokens, loss); columns value, low, high, statistical_low, statistical_high."""
+        """Return a row for each law and quantity (params, tokens, loss); columns value, low, high,
+        statistical_low, statistical_high.
+        """
         return pd.concat({method.name: method.table for method in self.methods}, names=["law"])
 
     def yaml(self) -> str:
-        """The configuration as a sweep file of one run, which `sweep-plan` lays out and `isoflop run` trains.
+        """Return the configuration as a sweep file of one run, for `sweep-plan` and `isoflop run`.
 
         Raises:
             FitError: no recipe is known.
@@ -121,18 +133,20 @@ class Prediction:
                 "a training configuration needs a recipe: give --recipe soda, or a sweep file"
             )
         law, table = self.chosen, self.chosen.table
-        said = f"N* {count_text(cell(table, 'params', 'value'))}, D* {count_text(cell(table, 'tokens', 'value'))}"
+        size, data = (count_text(cell(table, name, "value")) for name in ("params", "tokens"))
+        optimum = f"N* {size}, D* {data}"
         if "loss" in table.index:
-            said += f", loss {cell(table, 'loss', 'value'):.4f}"
+            optimum += f", loss {cell(table, 'loss', 'value'):.4f}"
         comments = [
             f"One run of {flops_text(self.flops)} training FLOPs, written by isoflop predict.",
-            f"By the law {law.name}: {said}.",
-            "Lay it out with `sweep-plan FILE`; train it with `isoflop run FILE`, on a cluster with `isoflop submit`.",
+            f"By the law {law.name}: {optimum}.",
+            "Plan it with `sweep-plan FILE`; train it with `isoflop run FILE`, on a cluster with "
+            "`isoflop submit`.",
         ]
         return one_run_yaml(self.configuration, comments)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the prediction as JSON types."""
         run = None if self.configuration is None else self.configuration.rows()[0]
         document = {
             "flops": self.flops,
@@ -144,7 +158,7 @@ class Prediction:
             "yaml": None if self.configuration is None else self.yaml(),
             "notes": list(self.notes),
         }
-        return plain(document)
+        return to_json_value(document)
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(float_format=lambda v: f"{v:.4g}")
@@ -158,52 +172,56 @@ def predict(
     method: str | None = None,
     confidence: float | None = None,
 ) -> Prediction:
-    """What to train with a budget.
+    """Predict N*, D* and the loss at a budget by each law, and plan one run of the most certain
+    optimum.
 
     Args:
         fit: a fit, several, a fit.json or the name of a known law (see `load_fit`).
         flops: the budget in training FLOPs.
-        recipe: a sweep file, the name of a shipped one, or a Sweep, whose models are chosen among; by default that of
-            the runs, where the file says so.
-        method: whose optimum is trained; by default the law whose N* has the narrowest interval with its own error;
-            what is no law, or has skewed profiles (see `skew`), only where there is no other.
-        confidence: of the intervals; by default the fit's.
+        recipe: a sweep file, the name of a shipped one, or a Sweep, for the models to choose from;
+            by default the sweep of the runs, if the file has it.
+        method: the method whose optimum is trained; by default the law whose N* has the narrowest
+            interval with its own error. A fit that is no law, or has skewed profiles (see `skew`),
+            is taken only if there is no other.
+        confidence: level of the intervals; by default the fit's.
 
     Raises:
-        FitError: no fit, no budget, or a method that was not fitted.
+        FitError: no fit, no budget, a method that was not fitted, no law with an optimum at the
+            budget, or a budget too small for the recipe.
         ConfigError: no such recipe.
     """
     if not (math.isfinite(flops) and flops > 0.0):
         raise FitError("a budget is a number of FLOPs above 0")
     if isinstance(fit, str | Path):
         fit = load_fit(fit)
-    known = fit.sweep if isinstance(fit, FitFile) else None
+    fit_sweep = fit.sweep if isinstance(fit, FitFile) else None
     notes = list(fit.notes) if isinstance(fit, FitFile) else []
     laws = named_laws([fit] if isinstance(fit, Laws) else list(fit))
     if not laws:
         raise FitError("there is no law to predict by")
-    sweep = known if recipe is None else find_sweep(recipe, known)
+    sweep = fit_sweep if recipe is None else find_sweep(recipe, fit_sweep)
     level = next(iter(laws.values())).confidence if confidence is None else confidence
     check_confidence(level)
     tables = {name: law.predict(flops, level) for name, law in laws.items()}
-    lost = [name for name, table in tables.items() if not _has_optimum(table)]
+    unusable = [name for name, table in tables.items() if not _has_optimum(table)]
     notes += [
-        f"{name}: left out, since N* at {flops_text(flops)} FLOPs is no number: its runs don't fix it"
-        for name in lost
+        f"{name}: left out: its N* or D* at {flops_text(flops)} FLOPs is not a finite number above "
+        "0; its runs do not determine it"
+        for name in unusable
     ]
     methods = tuple(
-        _by_law(name, law, tables[name], flops, sweep, level)
+        _predict_method(name, law, tables[name], flops, sweep, level)
         for name, law in laws.items()
-        if name not in lost
+        if name not in unusable
     )
     if not methods:
         raise FitError(
-            f"no law has an optimum at {flops_text(flops)} FLOPs: their runs don't fix it"
+            f"no law has an optimum at {flops_text(flops)} FLOPs: the runs do not determine it"
         )
     chosen = _choose(methods, method)
     notes += no_law_notes(laws)
-    notes += _far(flops, laws)
-    notes += [_own_error_unknown(m) for m in methods if not m.own_error_known(flops)]
+    notes += _distance_notes(flops, laws)
+    notes += [_unknown_error_note(m) for m in methods if not m.has_model_error(flops)]
     configuration = None
     if sweep is None:
         notes.append(
@@ -214,33 +232,39 @@ def predict(
         notes += configuration.warnings
         if configuration.runs[0].shape != chosen.shape:
             notes.append(
-                "the recipe can't train the best model at this budget; the configuration is the next best"
+                "the recipe can't train the best model at this budget; the configuration is the "
+                "next best"
             )
     return Prediction(float(flops), level, methods, chosen, configuration, tuple(notes))
 
 
 def _has_optimum(table: pd.DataFrame) -> bool:
-    """Whether N* and D* are numbers: a law that the runs don't fix may place them beyond all."""
+    """Return whether N* and D* are finite: if the runs do not determine a law, they may not be."""
     return all(0.0 < cell(table, name, "value") < math.inf for name in ("params", "tokens"))
 
 
-def _by_law(
+def _predict_method(
     name: str, law: Laws, table: pd.DataFrame, flops: float, sweep: Sweep | None, confidence: float
 ) -> MethodPrediction:
-    """What a law says, whose `Laws.predict` at the budget is `table`."""
-    family = None if sweep is None else Family(sweep, law.n)
-    if not isinstance(law.core, SurfaceCore):
-        shape = None if family is None else family.nearest(cell(table, "params", "value"))
+    """Return the prediction of one law; `table` is its `Laws.predict` at the budget."""
+    models = None if sweep is None else RecipeModels(sweep, law.n)
+    estimate = law.law_estimate
+    if not isinstance(estimate, SurfaceLawEstimate):
+        shape = None if models is None else models.nearest(cell(table, "params", "value"))
         return MethodPrediction(name, law, table, None, None, shape)
-    if family is None:
-        return MethodPrediction(name, law, table, closed_form(law.core, flops), None, None)
-    best = over_shapes(law.core, flops, family)
-    real = _table(best.intervals(law.core, flops, confidence), law, flops, confidence)
-    return MethodPrediction(name, law, real, best, table, best.shape)
+    if models is None:
+        best = closed_form_optimum(estimate, flops)
+        return MethodPrediction(name, law, table, best, None, None)
+    best = optimum_over_models(estimate, flops, models)
+    intervals = best.intervals(estimate, flops, confidence)
+    best_table = _prediction_table(intervals, law, flops, confidence)
+    return MethodPrediction(name, law, best_table, best, table, best.shape)
 
 
-def _table(inner: dict[str, Interval], law: Laws, flops: float, confidence: float) -> pd.DataFrame:
-    """Rows of `Laws.predict` from intervals of logarithms."""
+def _prediction_table(
+    inner: dict[str, Interval], law: Laws, flops: float, confidence: float
+) -> pd.DataFrame:
+    """Return rows as in `Laws.predict` from intervals of logarithms."""
     rows = {}
     for name, interval in inner.items():
         outer = law.widen(interval, name, flops, confidence)
@@ -250,74 +274,80 @@ def _table(inner: dict[str, Interval], law: Laws, flops: float, confidence: floa
     return frame
 
 
-def _choose(methods: Sequence[MethodPrediction], wanted: str | None) -> MethodPrediction:
-    if wanted is not None:
-        found = next((m for m in methods if wanted in (m.law.method, m.name)), None)
-        if found is None:
-            raise FitError(
-                f"there is no law by {wanted!r}; there is {', '.join(m.name for m in methods)}"
-            )
-        return found
-
-    def doubt(method: MethodPrediction) -> tuple[bool, bool, bool, float, int]:
-        """How unsure N* is; what is no law has none, one that could not be rolled out does not know its own error, and
-        one whose profiles are skewed is off however narrow its interval is.
-        """
-        _, low, high = method.size()
-        width = math.log(high / low) if low > 0.0 and math.isfinite(high) else math.inf
-        skewed = any(found["code"] == "skewed" for found in method.law.diagnostics)
-        return (
-            bool(method.law.no_law),
-            skewed,
-            method.law.rollout is None,
-            width,
-            ORDER.index(method.law.method),
+def _choose(methods: Sequence[MethodPrediction], name: str | None) -> MethodPrediction:
+    if name is None:
+        return min(methods, key=_uncertainty)
+    chosen = next((m for m in methods if name in (m.law.method, m.name)), None)
+    if chosen is None:
+        raise FitError(
+            f"there is no law by {name!r}; there is {', '.join(m.name for m in methods)}"
         )
+    return chosen
 
-    return min(methods, key=doubt)
+
+def _uncertainty(method: MethodPrediction) -> tuple[bool, bool, bool, float, int]:
+    """Return a sort key, most trustworthy first: a valid law, unskewed profiles, a hold-out error,
+    a narrow interval of N*.
+    """
+    _, low, high = method.size()
+    width = math.log(high / low) if low > 0.0 and math.isfinite(high) else math.inf
+    return (
+        bool(method.law.no_law),
+        any(finding["code"] == "skewed" for finding in method.law.diagnostics),
+        method.law.rollout is None,
+        width,
+        METHOD_PREFERENCE.index(method.law.method),
+    )
 
 
-def _far(flops: float, laws: Mapping[str, Laws]) -> list[str]:
-    """How far a budget lies from those of the law that it lies farthest from."""
+def _distance_notes(flops: float, laws: Mapping[str, Laws]) -> list[str]:
+    """Return a note if the budget lies far outside the range of a law's budgets; it names the law
+    with the largest distance, in decades.
+    """
     reaches = {name: law.reach for name, law in laws.items() if law.reach is not None}
-    found = [
+    distances = [
         (math.log10(flops / top), "beyond the largest", top, name)
         for name, (_, top) in reaches.items()
     ]
-    found += [
+    distances += [
         (math.log10(low / flops), "below the smallest", low, name)
         for name, (low, _) in reaches.items()
     ]
-    decades, side, end, name = max(found, default=(0.0, "", 0.0, ""))
-    if decades < FAR:
+    decades, side, end, name = max(distances, default=(0.0, "", 0.0, ""))
+    if decades < FAR_DECADES:
         return []
     fitted = "fitted" if len(set(reaches.values())) == 1 else f"that {name} was fitted to"
     run = "there" if side.startswith("below") else "in between"
     return [
-        f"{flops_text(flops)} FLOPs are {decades:.1f} decades {side} budget {fitted} ({flops_text(end)}): a run {run} "
-        "would tell more than any interval"
+        f"{flops_text(flops)} FLOPs are {decades:.1f} decades {side} budget {fitted} "
+        f"({flops_text(end)}): a run {run} would give more certainty than any interval"
     ]
 
 
-def _own_error_unknown(method: MethodPrediction) -> str:
-    few = any(found["code"] == "no_rollout" for found in method.law.diagnostics)
-    why = "too few budgets" if few else "no roll-out"
-    return f"{method.name}: {why} to tell its own error beyond the runs"
+def _unknown_error_note(method: MethodPrediction) -> str:
+    is_small = any(finding["code"] == "no_rollout" for finding in method.law.diagnostics)
+    reason = "it has no hold-out test"
+    if is_small:
+        reason = "too few budgets or runs for a hold-out test"
+    return f"{method.name}: its own error beyond the runs is not known: {reason}"
 
 
 def _configure(chosen: MethodPrediction, sweep: Sweep, flops: float) -> Plan:
-    """One run of the chosen law's model, or of the next best that the recipe can train at the budget."""
-    family, shape = Family(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
-    size = family.size(shape)
+    """Return the plan of one run: of the chosen law's model, or of the nearest in size that the
+    recipe can train at the budget.
+    """
+    models, shape = RecipeModels(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
+    size = models.size(shape)
 
-    def away(other: ModelShape) -> float:
-        return abs(math.log(family.size(other) / size))
+    def distance(other: ModelShape) -> float:
+        return abs(math.log(models.size(other) / size))
 
-    plan = family.train(flops, [shape, *sorted(family.shapes(size / 4.0, size * 4.0), key=away)])
+    others = sorted(models.shapes(size / 4.0, size * 4.0), key=distance)
+    plan = models.train(flops, [shape, *others])
     if plan is None:
         raise FitError(
-            f"recipe {sweep.recipe}: can't train {count_text(size)} parameters with {flops_text(flops)} FLOPs: whole steps "
-            "miss the budget; predict for a larger one"
+            f"recipe {sweep.recipe}: can't train {count_text(size)} parameters with "
+            f"{flops_text(flops)} FLOPs: whole steps miss the budget; predict for a larger one"
         )
     return plan
 

@@ -1,4 +1,4 @@
-"""Models that a recipe can make: which sizes there are, what they cost, and how one of them is trained at a budget."""
+"""Models of a recipe: their sizes, their FLOPs, and the plan of one run at a budget."""
 
 from __future__ import annotations
 
@@ -16,134 +16,157 @@ from isoflop.config.identity import budget_label
 from isoflop.config.schema import MAX_WIDTH, Sweep, WidthRule
 from isoflop.config.sweep_definition import load_sweep, to_mapping
 from isoflop.errors import ConfigError, FitError
-from isoflop.planning.checked_recipe import Rules
+from isoflop.planning.checked_recipe import CheckedRecipe
 from isoflop.planning.plan import Plan, plan
 from isoflop.recipes import Candidate, find_recipe
 from isoflop.shapes import ModelShape, ParamCount
 
-Floats = np.ndarray
-_SPACING = 1.015  # of the widths that are looked at: 1.5 % apart, which is 3 to 5 % in parameters
-_MOST = 400  # widths beside each other that are looked at
+_WIDTH_RATIO = 1.015  # of successive widths searched: 3 to 5% in parameters
+_MAX_WIDTHS = 400  # widths searched between two others
 
 
 @dataclass(frozen=True)
-class Family:
-    """The models of a sweep's recipe, of every width that is a multiple of what all of the sweep's widths are.
+class RecipeModels:
+    """Models of a sweep's recipe, of every width that is a multiple of the greatest common divisor
+    of the sweep's widths.
 
     Attributes:
-        sweep: has the recipe, the window, the vocabulary and all that a training configuration needs.
-        n: which parameter count is meant by N.
+        sweep: source of the recipe, the window, the vocabulary and the training configuration.
+        n: parameter count that N stands for.
     """
 
     sweep: Sweep
     n: ParamCount
 
     @cached_property
-    def rules(self) -> Rules:
+    def checked_recipe(self) -> CheckedRecipe:
         """The sweep's recipe."""
-        return Rules(self.sweep)
+        return CheckedRecipe(self.sweep)
 
     @cached_property
     def step(self) -> int:
-        """The greatest number that all of the sweep's widths are multiples of."""
+        """Greatest common divisor of the sweep's widths."""
         widths = {width for budget in self.sweep.budgets for width in self.sweep.widths_at(budget)}
         return math.gcd(*widths, *(point.width for point in self.sweep.extra))
 
     def size(self, shape: ModelShape) -> int:
-        """N of a shape."""
+        """Return N of a shape."""
         return int(getattr(shape, f"params_{self.n}"))
 
     def shapes(self, least: float, most: float) -> list[ModelShape]:
-        """Models from N = `least` to N = `most`, 1.5 % or one step apart in width, and the next one on either side."""
-        found: list[ModelShape] = []
+        """Return the models from N = `least` to N = `most`, 1.5% or one step apart in width, and
+        the next one on either side.
+
+        Raises:
+            FitError: the recipe has no such model.
+        """
+        shapes: list[ModelShape] = []
         for width in self._widths():
             shape = self._shape(width)
             if shape is None:
                 continue
             if self.size(shape) < least:
-                found = []
-            found.append(shape)
+                shapes = []
+            shapes.append(shape)
             if self.size(shape) > most:
                 break
-        if not found:
+        if not shapes:
             raise FitError(
                 f"recipe {self.sweep.recipe}: has no model of {least:.3g} to {most:.3g} parameters"
             )
-        return found
+        return shapes
 
     def between(self, first: int, last: int) -> list[ModelShape]:
-        """Models of all widths from one to another; where these are more than 400, some evenly among them."""
+        """Return the models of all widths from `first` to `last`; at most 400 of them, evenly
+        spaced in width.
+        """
         count = (last - first) // self.step + 1
-        stride = self.step * max(1, -(-count // _MOST))
+        stride = self.step * max(1, -(-count // _MAX_WIDTHS))
         shapes = (self._shape(width) for width in range(first, last + 1, stride))
         return [shape for shape in shapes if shape is not None]
 
     def nearest(self, size: float) -> ModelShape:
-        """The model whose N is nearest to a size, in logarithms."""
+        """Return the model whose N is nearest to a size, in logarithms.
 
-        def away(shape: ModelShape) -> float:
+        Raises:
+            FitError: the recipe has no such model.
+        """
+
+        def distance(shape: ModelShape) -> float:
             return abs(math.log(self.size(shape) / size))
 
         shapes = self.shapes(size, size)
         widths = [shape.width for shape in shapes]
-        return min((shapes[0], *self.between(min(widths), max(widths))), key=away)
+        return min((shapes[0], *self.between(min(widths), max(widths))), key=distance)
 
     def train(self, budget: float, shapes: list[ModelShape]) -> Plan | None:
-        """The plan of one run: of the first of some models that the recipe can train at a budget."""
+        """Return the plan of one run of the first model that the recipe can train at a budget; None
+        if it can train none.
+        """
         for shape in shapes:
-            if isinstance(self.rules.solve(budget, shape), Candidate):
-                return plan(self._sweep(budget, shape.width))
+            if isinstance(self.checked_recipe.solve(budget, shape), Candidate):
+                return plan(self._one_run_sweep(budget, shape.width))
         return None
 
-    def _sweep(self, budget: float, width: int) -> Sweep:
-        """The sweep of one run."""
-        name = f"{self.sweep.name[:80]}-{budget_label(budget)}"
+    def _one_run_sweep(self, budget: float, width: int) -> Sweep:
         return dataclasses.replace(
-            self.sweep, name=name, budgets=(budget,), widths=(WidthRule(values=(width,)),), extra=(), replicates=(),
-            seeds=(0,), min_batch=1, max_steps=None,
-        )  # fmt: skip
+            self.sweep,
+            name=f"{self.sweep.name[:80]}-{budget_label(budget)}",
+            budgets=(budget,),
+            widths=(WidthRule(values=(width,)),),
+            extra=(),
+            replicates=(),
+            seeds=(0,),
+            min_batch=1,
+            max_steps=None,
+        )
 
     def _widths(self) -> Iterator[int]:
-        place = 1
-        while place * self.step <= MAX_WIDTH:
-            yield place * self.step
-            place = max(place + 1, round(place * _SPACING))
+        """Yield the widths to search, ascending."""
+        multiple = 1
+        while multiple * self.step <= MAX_WIDTH:
+            yield multiple * self.step
+            multiple = max(multiple + 1, round(multiple * _WIDTH_RATIO))
 
     def _shape(self, width: int) -> ModelShape | None:
-        rules = self.rules  # what keeps the recipe itself from being found is no matter of a width
+        """Return the recipe's model of a width; None if the recipe refuses the width."""
+        recipe = self.checked_recipe  # outside `try`: an unknown recipe is an error at any width
         try:
-            return rules.shape(width)
+            return recipe.shape(width)
         except ConfigError:
-            return None  # a lab's recipe need not make every width
+            return None
 
 
-def find_sweep(given: str | Path | Sweep, known: Sweep | None) -> Sweep:
-    """The sweep that a recipe is taken from.
+def find_sweep(recipe: str | Path | Sweep, fit_sweep: Sweep | None) -> Sweep:
+    """Return the sweep that a recipe is taken from.
 
     Args:
-        given: a sweep file, the name of a shipped sweep or recipe, a recipe of one's own (`module:attribute`), or a
-            Sweep.
-        known: the sweep of the fit; it gives window, data and training to a recipe of one's own.
+        recipe: a sweep file, the name of a shipped sweep or recipe, an own recipe
+            (`module:attribute`), or a Sweep.
+        fit_sweep: the sweep of the fit; an own recipe takes window, data and training from it.
 
     Raises:
-        ConfigError: no such sweep or recipe, or a recipe alone.
+        ConfigError: no such sweep or recipe, or an own recipe without a sweep.
     """
-    if isinstance(given, Sweep):
-        return given
-    if ":" in str(given) and not Path(given).exists():
-        find_recipe(str(given))
-        if known is None:
+    if isinstance(recipe, Sweep):
+        return recipe
+    if ":" in str(recipe) and not Path(recipe).exists():
+        find_recipe(str(recipe))
+        if fit_sweep is None:
             raise ConfigError(
-                f"recipe {given}: has no window and vocabulary of its own; give a sweep file that uses it"
+                f"recipe {recipe}: defines no window and no vocabulary; "
+                "give a sweep file that uses it"
             )
-        return dataclasses.replace(known, recipe=str(given))
-    if known is not None and str(given) == known.recipe:
-        return known
-    return load_sweep(given)
+        return dataclasses.replace(fit_sweep, recipe=str(recipe))
+    if fit_sweep is not None and str(recipe) == fit_sweep.recipe:
+        return fit_sweep
+    return load_sweep(recipe)
 
 
 def one_run_yaml(plan: Plan, comments: Sequence[str]) -> str:
-    """A sweep of one run as a file, with comments above and without the keys that have their defaults."""
+    """Return the sweep file of one run: comments first, then the keys that differ from their
+    defaults.
+    """
     import yaml
 
     values = _without_defaults(to_mapping(plan.sweep), Sweep)
@@ -152,14 +175,14 @@ def one_run_yaml(plan: Plan, comments: Sequence[str]) -> str:
     ordered = {key: values.pop(key) for key in first} | values
 
     class Dumper(yaml.SafeDumper):
-        """Large numbers as 5.0e+13."""
+        """Dumper that writes large numbers as 5.0e+13."""
 
-    def number(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    def represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
         short = np.format_float_scientific(value, trim="0", exp_digits=1)
         text = short if value >= 1e6 else repr(value)
         return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
-    Dumper.add_representer(float, number)
+    Dumper.add_representer(float, represent_float)
     text = yaml.dump(
         ordered,
         Dumper=Dumper,
@@ -172,19 +195,19 @@ def one_run_yaml(plan: Plan, comments: Sequence[str]) -> str:
 
 
 def _without_defaults(values: dict[str, Any], schema: Any) -> dict[str, Any]:
-    """A mapping of a schema's keys without those that have their defaults."""
-    hints, kept = get_type_hints(schema), {}
+    """Return a mapping of a schema's keys without those that equal their defaults."""
+    hints, changed = get_type_hints(schema), {}
     for field in dataclasses.fields(schema):
         if field.name not in values:
             continue
-        value = values[field.name]
+        value, default = values[field.name], field.default
+        if isinstance(default, tuple):
+            default = list(default)
         if dataclasses.is_dataclass(hints[field.name]):
             value = _without_defaults(value, hints[field.name])
             if not value:
                 continue
-        elif field.default is not dataclasses.MISSING and value == (
-            list(field.default) if isinstance(field.default, tuple) else field.default
-        ):
+        elif default is not dataclasses.MISSING and value == default:
             continue
-        kept[field.name] = value
-    return kept
+        changed[field.name] = value
+    return changed

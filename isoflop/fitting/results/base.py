@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from isoflop.fitting.results.fitted_laws import Laws, tells
-from isoflop.fitting.tables.budgets import levels_of
-from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.results.fitted_laws import Laws, is_informative
+from isoflop.fitting.tables.budgets import resolve_budget_flops
+from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, TITLES, Axis, Quantity, span_text
 from isoflop.frames import Floats, column, mask, records, rows
-from isoflop.json_values import plain
+from isoflop.json_values import to_json_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NEAR_OPTIMAL_SHARES = (0.001, 0.01)
 """Shares of the least loss that a size may cost and still be near-optimal."""
 MIN_LAW_BUDGETS = 3
-"""Least number of budgets at which runs could contradict a power law."""
+"""Least number of budgets at which runs can contradict a power law."""
 LAW_PARAMETERS = frozenset({"a", "b", "k", "alpha", "beta"})
 
 
@@ -47,17 +47,17 @@ class Fit(Laws):
     @property
     def no_law(self) -> str:
         if (budgets := len(set(self.runs.array("budget")))) < MIN_LAW_BUDGETS:
-            runs_at = f"The runs are at {budgets} budget{'s' if budgets > 1 else ''}"
+            plural = "s" if budgets > 1 else ""
             return (
-                f"{runs_at}, and how the optimum grows with compute shows from "
-                f"{MIN_LAW_BUDGETS} on."
+                f"The runs are at {budgets} budget{plural}; at least {MIN_LAW_BUDGETS} are needed "
+                "to determine the growth of the optimum with compute."
             )
         if bounded := sorted(LAW_PARAMETERS & set(self.at_bounds)):
             verb = "is" if len(bounded) == 1 else "are"
-            return f"{' and '.join(bounded)} {verb} at a bound: the runs do not fix the law."
-        if not tells(table := self.intervals()):
+            return f"{' and '.join(bounded)} {verb} at a bound: the runs do not determine the law."
+        if not is_informative(table := self.intervals()):
             a = span_text(table.loc["a"].to_dict())
-            return f"The runs can't tell how the optimum grows with compute: N* ~ C^{a}."
+            return f"The runs do not determine the growth of the optimum with compute: N* ~ C^{a}."
         messages = (d["message"] for d in self.diagnostics if d["code"] == "not_converged")
         return next(messages, "")
 
@@ -66,7 +66,7 @@ class Fit(Laws):
         """Names of the parameters that the optimiser left at a bound."""
         return []
 
-    def name_of(self, config: int) -> str:
+    def configuration_name(self, config: int) -> str:
         """Return the name of a configuration: its run's, else its N and D."""
         table = self.runs.frame
         row = records(rows(table, table["config"].to_numpy() == config))[0]
@@ -83,13 +83,13 @@ class Fit(Laws):
         return self.runs.columns["loss"]
 
     @property
-    def origin(self) -> Origin:
-        return Origin.of(self.runs)
+    def provenance(self) -> Provenance:
+        return Provenance.from_table(self.runs)
 
     @property
     def reach(self) -> tuple[float, float]:
         flops, budgets = self.runs.array("flops"), self.runs.array("budget")
-        levels = levels_of(budgets, flops, np.ones_like(flops))[self._fitted(budgets)]
+        levels = resolve_budget_flops(budgets, flops, np.ones_like(flops))[self._fitted(budgets)]
         return float(levels.min()), float(levels.max())
 
     def _fitted(self, budgets: Floats) -> np.ndarray:
@@ -100,7 +100,7 @@ class Fit(Laws):
 
     @abstractmethod
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the method's own picture of the fit."""
+        """Draw the figure of the method."""
 
     @property
     @abstractmethod
@@ -139,21 +139,21 @@ class Fit(Laws):
         return plot_law(data, ax)
 
     def plot_rollout(self, quantity: Quantity | None = None, ax: Axes | None = None) -> Axes:
-        """Draw how far hidden budgets lie from the prediction of the smaller ones.
+        """Draw the errors of predictions of hidden budgets from the smaller ones.
 
         Args:
             quantity: default the loss where the law has it, else the axis of the profiles.
 
         Raises:
-            FitError: a fit with too few budgets to hide one; the loss of a fit that has no law
-                of it.
+            FitError: a fit with too few budgets or runs to hide a budget; the loss of a fit that
+                has no law of it.
         """
         from isoflop.errors import FitError
         from isoflop.plotting.law_plots import plot_rollout
 
         if self.rollout is None:
             raise FitError(
-                f"the {self.method} fit was not rolled out: it has too few budgets to hide one"
+                f"the {self.method} fit has no hold-out test: too few budgets or runs to hide one"
             )
         known = self.rollout.quantities
         default: Quantity = "loss" if "loss" in known else getattr(self, "axis", "params")
@@ -206,7 +206,7 @@ class Fit(Laws):
         unbounded ones.
         """
         table = self.intervals()
-        law = self.core.to_dict() | {
+        law = self.law_estimate.to_dict() | {
             "budgets": list(self.reach),
             "rollout": None if self.rollout is None else self.rollout.to_dict(),
         }
@@ -216,7 +216,7 @@ class Fit(Laws):
             "method": self.method,
             "n": self.n,
             "loss": self.loss_column,
-            "hash": self.origin.hash,
+            "hash": self.provenance.hash,
             "confidence": self.confidence,
             "exponents": {name: interval_entry(table.loc[name].to_dict()) for name in ("a", "b")},
             "ratio": interval_entry(table.loc["ratio"].to_dict()),
@@ -227,7 +227,7 @@ class Fit(Laws):
             "law": law,
             "diagnostics": [dict(finding) for finding in self.diagnostics],
         }
-        return plain(entry)
+        return to_json_value(entry)
 
     @abstractmethod
     def _entry(self) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""What a reader must know before trusting a fit, in codes and words."""
+"""Findings on fits of profiles, and the findings that all methods share: facts that a reader must
+know before trusting a fit.
+
+docs/findings.md has an entry for each code.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +12,70 @@ import numpy as np
 import pandas as pd
 
 from isoflop.fitting.estimators import parabola as para
-from isoflop.fitting.estimators.clustered_errors import Neighbours
-from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
+from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.base import MIN_LAW_BUDGETS
 from isoflop.fitting.tables.runs_table import RunsTable
 from isoflop.fitting.terms import Axis, Finding, finding
-from isoflop.frames import column, mask, records, rows
+from isoflop.frames import Bools, Floats, column, mask, records, rows
 from isoflop.text import flops_text
 
 MAX_EPOCHS = 4.0
-MIN_DEPTH = 5.0  # a profile's depth in units of the noise between runs
+MIN_DEPTH_TO_NOISE = 5.0
 FEW_BUDGETS = 5
-_INTERPOLATION = 0.02
-LACK = 0.01  # probability below which a misfit is named
-_LOST = 0.01
-_SHIFTED = (
-    0.005  # of ln N*: a skew that moves it by less, at the least and greatest budget, does no harm
-)
-_ALLOWED = "The t intervals allow for it; percentiles of resamples don't."
+FINDING_ALPHA = 0.01
+"""p-value below which a test of noise or form is reported."""
+_MAX_INTERPOLATION_ERROR = 0.02  # rms, of ln of the other axis
+_MIN_LOST_SHARE = 0.01  # of the resamples
+_MIN_SKEW_SHIFT = 0.005  # of ln N*, at the least or the greatest budget
+_WIDENED_T_INTERVALS = "The t intervals allow for it; percentile intervals do not."
 
-AXIS_WORDS = {
+AXIS_NAMES = {
     "params": ("model", "smallest", "largest"),
     "tokens": ("token count", "smallest", "largest"),
 }
 
 
-def diagnose(
+def diagnose_profiles(
     table: RunsTable,
     profiles: pd.DataFrame,
     noise: Noise,
     axis: Axis,
-    optimum: np.ndarray,
-    rollout: RollOut | None,
+    optimum: Floats,
+    rollout: HoldOut | None,
     skew: Skew | None,
-    neighbours: Neighbours | None,
+    budget_residuals: GroupedResiduals | None,
 ) -> list[Finding]:
-    """Findings on parabolas, the gravest first. `optimum` holds the draws (R, budgets), NaN without a minimum."""
+    """Return findings on parabolas, the gravest first.
+
+    Args:
+        table: the runs.
+        profiles: see `IsoflopFit.profiles`.
+        noise: noise of the runs.
+        axis: axis of the profiles.
+        optimum: draws of ln(optimum), (R, budgets), NaN without a minimum.
+        rollout: hold-out tests.
+        skew: skew of the profiles.
+        budget_residuals: residuals within budgets.
+    """
     groups = (
-        of_table(table),
-        _status(profiles),
-        _lost(profiles, optimum),
-        _skewed(profiles, skew),
-        few_budgets(int(np.count_nonzero(mask(profiles, "used")))),
-        _shallow(profiles, noise),
-        alike(
-            neighbours,
-            allowed="Intervals of single optima reach as far as optima scatter about the law.",
+        table_findings(table),
+        _status_findings(profiles),
+        _no_minimum_findings(profiles, optimum),
+        _skew_findings(profiles, skew),
+        few_budgets_findings(int(np.count_nonzero(mask(profiles, "used")))),
+        _shallow_findings(profiles, noise),
+        shared_noise_findings(
+            budget_residuals,
+            widened="Intervals of single optima are at least as wide as the optima scatter about "
+            "the law.",
         ),
-        of_noise(noise, "the parabola is not the whole shape"),
-        of_rollout(rollout),
-        _interpolation(profiles, axis),
-        of_rows(table),
+        noise_findings(noise, "the profiles are not parabolas"),
+        rollout_findings(rollout),
+        _interpolation_findings(profiles, axis),
+        dropped_rows_findings(table),
     )
     return list(chain.from_iterable(groups))
 
@@ -68,246 +83,270 @@ def diagnose(
 def explain_status(
     status: para.Status, profile: para.Profile, parabola: para.Parabola | None, axis: Axis
 ) -> str:
-    """A status with the fact behind it, for the message of a refusal."""
-    what, smallest, largest = AXIS_WORDS[axis]
+    """Return a status with its reason, for the message of a refusal."""
+    name, smallest, largest = AXIS_NAMES[axis]
     if status == "too_few":
         sizes = f"{profile.sizes} distinct size{'s' if profile.sizes > 1 else ''}"
-        return f"too_few ({sizes}, {para.MIN_SIZES} needed)"
+        return f"too_few ({sizes}, {para.MIN_PROFILE_SIZES} needed)"
     if status == "edge" and parabola is not None:
-        below = float(parabola.vertices(parabola.coefficients)) < profile.x[0]
-        return f"edge (the minimum is {'below' if below else 'above'} the {smallest if below else largest} {what})"
+        is_below = float(parabola.vertices(parabola.coefficients)) < profile.x[0]
+        side = f"below the {smallest}" if is_below else f"above the {largest}"
+        return f"edge (the minimum is {side} {name})"
     return status
 
 
-def _list(profiles: pd.DataFrame) -> str:
+def _budgets_text(profiles: pd.DataFrame) -> str:
     return ", ".join(flops_text(float(b)) for b in column(profiles, "budget"))
 
 
-def _status(profiles: pd.DataFrame) -> list[Finding]:
+def _status_findings(profiles: pd.DataFrame) -> list[Finding]:
     reasons = {
         "edge": "the minimum lies outside the sizes that were run",
-        "one_sided": "the best run is at an end, or one run alone holds one side",
+        "one_sided": "the best run is the smallest or the largest, or one side has fewer than 2 "
+        "sizes",
         "concave": "the parabola has no minimum",
-        "too_few": f"fewer than {para.MIN_SIZES} sizes",
+        "too_few": f"fewer than {para.MIN_PROFILE_SIZES} sizes",
     }
-    found = []
+    findings = []
     for status, reason in reasons.items():
-        here = (profiles["status"] == status).to_numpy(dtype=bool)
-        for used, code, word in (
+        has_status = (profiles["status"] == status).to_numpy(dtype=bool)
+        for is_used, code, use in (
             (False, "profile_excluded", "not used"),
-            (True, "profile_used", "used all the same"),
+            (True, "profile_used", "used because `use` allows it"),
         ):
-            some = rows(profiles, here & (mask(profiles, "used") == used))
-            if len(some):
-                found.append(finding(code, f"{_list(some)} FLOPs: {status}, {word}: {reason}."))
-    return found
+            members = rows(profiles, has_status & (mask(profiles, "used") == is_used))
+            if len(members):
+                text = f"{_budgets_text(members)} FLOPs: {status}, {use}: {reason}."
+                findings.append(finding(code, text))
+    return findings
 
 
-def _lost(profiles: pd.DataFrame, optimum: np.ndarray) -> list[Finding]:
+def _no_minimum_findings(profiles: pd.DataFrame, optimum: Floats) -> list[Finding]:
     share = np.isnan(optimum).mean(axis=0) if len(optimum) else np.zeros(len(profiles))
-    some = (share >= _LOST) & mask(profiles, "used")
-    if not some.any():
+    lost: Bools = (share >= _MIN_LOST_SHARE) & mask(profiles, "used")
+    if not lost.any():
         return []
-    words = ", ".join(
-        f"{flops_text(float(b))} ({s:.0%})"
-        for b, s in zip(column(profiles, "budget")[some], share[some], strict=True)
+    pairs = zip(column(profiles, "budget")[lost], share[lost], strict=True)
+    shares = ", ".join(
+        f"{flops_text(float(budget))} ({lost_share:.0%})" for budget, lost_share in pairs
     )
-    text = f"Share of resamples in which a profile has no minimum: {words}. These count as unbounded in the intervals."
+    text = (
+        f"Share of the resamples in which a profile has no minimum: {shares}. These resamples "
+        "count as unbounded in the intervals."
+    )
     return [finding("no_minimum", text)]
 
 
-def _skewed(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
-    """Profiles with one arm steeper than the other, which a parabola has not."""
-    if skew is None or skew.p >= LACK:
+def _skew_findings(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
+    """Return a finding if one arm of the profiles is steeper than the other."""
+    if skew is None or skew.p >= FINDING_ALPHA:
         return []
     shift, flops = skew.shifts["params"], column(profiles, "flops")[mask(profiles, "used")]
     low, top = float(np.min(flops)), float(np.max(flops))
-    if max(abs(shift.at(low)), abs(shift.at(top))) < _SHIFTED:
+    if max(abs(shift.at(low)), abs(shift.at(top))) < _MIN_SKEW_SHIFT:
         return []
-    off = float(np.expm1(shift.at(top)))
-    arm = "below" if skew.ratio < 0.0 else "above"
-    words = (
-        f"The profiles are steeper {arm} the optimum, which no parabola is (a cubic term common to all, p = "
-        f"{skew.p:.2g}): N* is about {100.0 * abs(off):.2g} % too {'high' if off > 0.0 else 'low'} at "
-        f"{flops_text(top)} FLOPs, and a about {abs(shift.slope):.2g} too {'high' if shift.slope > 0.0 else 'low'}."
-    )
-    allowed = (
+    error = float(np.expm1(shift.at(top)))
+    side = "below" if skew.ratio < 0.0 else "above"
+    text = (
+        f"The profiles are steeper {side} the optimum than on the other side (a cubic term common "
+        f"to all, p = {skew.p:.2g}), and parabolas are symmetric: N* is about "
+        f"{100.0 * abs(error):.2g}% too {'high' if error > 0.0 else 'low'} at {flops_text(top)} "
+        f"FLOPs, and a about {abs(shift.slope):.2g} too {'high' if shift.slope > 0.0 else 'low'}. "
         "The intervals of a, b, N* and D* allow for it; joint and parametric have no such error."
     )
-    return [finding("skewed", f"{words} {allowed}")]
+    return [finding("skewed", text)]
 
 
-def few_budgets(count: int) -> list[Finding]:
+def few_budgets_findings(count: int) -> list[Finding]:
+    """Return a finding if fewer than 5 budgets enter the law."""
     if count >= FEW_BUDGETS:
         return []
     if count < MIN_LAW_BUDGETS:
-        have = f"{count} budget{'' if count == 1 else 's'} can't show how the optimum grows with compute"
-        return [
-            finding(
-                "few_budgets",
-                f"{have}: the exponents are as good as the formula. A law needs 3 budgets or more.",
-            )
-        ]
-    left = count - 2
-    degrees = f"{left} degree{'s' if left != 1 else ''} of freedom"
-    return [
-        finding(
-            "few_budgets",
-            f"{count} budgets leave the power laws {degrees}: the intervals are wide for that.",
+        text = (
+            f"{count} budget{'' if count == 1 else 's'} can't show how the optimum grows with "
+            "compute: the exponents come from the formula alone. A law needs "
+            f"{MIN_LAW_BUDGETS} budgets or more."
         )
-    ]
+    else:
+        dof = count - 2
+        text = (
+            f"With {count} budgets the power laws have {dof} degree{'s' if dof != 1 else ''} of "
+            "freedom, so the intervals are wide."
+        )
+    return [finding("few_budgets", text)]
 
 
-def _shallow(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
-    shallow = rows(
-        profiles, mask(profiles, "used") & (column(profiles, "depth_to_noise") < MIN_DEPTH)
-    )
+def _shallow_findings(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
+    is_shallow = column(profiles, "depth_to_noise") < MIN_DEPTH_TO_NOISE
+    shallow = rows(profiles, mask(profiles, "used") & is_shallow)
     if not len(shallow):
         return []
     kind = "between seeds" if noise.replicate_dof else "about the parabolas"
     pairs = zip(column(shallow, "budget"), column(shallow, "depth_to_noise"), strict=True)
-    ratios = ", ".join(f"{flops_text(float(b))} ({r:.1f})" for b, r in pairs)
-    message = f"Profiles no deeper than {MIN_DEPTH:g} times the noise {kind} (depth over noise): {ratios}."
-    return [
-        finding(
-            "shallow", f"{message} Their optima are poorly placed: wider grids or more seeds help."
-        )
-    ]
-
-
-def of_noise(noise: Noise, else_what: str) -> list[Finding]:
-    """What seeds say: how large pure error is, and whether the fit misses by more (F test)."""
-    equal = _equal_seeds(noise)
-    if not noise.replicate_dof:
-        return equal or [
-            finding(
-                "no_replicates",
-                "No configuration was run with two seeds: noise can't be told from misfit.",
-            )
-        ]
-    facts = (
-        f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (sd, {noise.replicate_dof} degrees "
-        f"of freedom); runs lie {noise.residual_sd:.2%} off what was fitted."
+    ratios = ", ".join(f"{flops_text(float(budget))} ({ratio:.1f})" for budget, ratio in pairs)
+    text = (
+        f"Profiles less than {MIN_DEPTH_TO_NOISE:g} times as deep as the noise {kind} (depth over "
+        f"noise): {ratios}. Their optima are uncertain: run a wider range of sizes or more seeds."
     )
-    found = [finding("replicate_noise", facts), *equal]
-    if noise.lack_of_fit < LACK:
-        words = (
-            f"Runs lie further off what was fitted than seeds differ (F test, p = {noise.lack_of_fit:.2g}): "
-            f"{else_what}, or the recipe is uneven over sizes."
+    return [finding("shallow", text)]
+
+
+def noise_findings(noise: Noise, misfit: str) -> list[Finding]:
+    """Return findings on the noise between seeds, and on a fit that misses by more (F test).
+
+    Args:
+        noise: noise of the runs.
+        misfit: clause that names a wrong form of the fit, for the message.
+    """
+    equal_seeds = _equal_seeds_findings(noise)
+    if not noise.replicate_dof:
+        text = "No configuration was run with two seeds: noise can't be separated from misfit."
+        return equal_seeds or [finding("no_replicates", text)]
+    text = (
+        f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (standard "
+        f"deviation, {noise.replicate_dof} degrees of freedom); runs lie {noise.residual_sd:.2%} "
+        "off the fit."
+    )
+    findings = [finding("replicate_noise", text), *equal_seeds]
+    if noise.lack_of_fit < FINDING_ALPHA:
+        text = (
+            f"Runs lie farther off the fit than seeds differ (F test, p = {noise.lack_of_fit:.2g})"
+            f": {misfit}, or the recipe suits some sizes worse than others."
         )
-        found.insert(0, finding("lack_of_fit", words))
-    return found
+        findings.insert(0, finding("lack_of_fit", text))
+    return findings
 
 
-def _equal_seeds(noise: Noise) -> list[Finding]:
+def _equal_seeds_findings(noise: Noise) -> list[Finding]:
     if not noise.copies:
         return []
-    where = f"{noise.copies} configuration{'s' if noise.copies > 1 else ''}"
-    words = f"In {where} seeds have one loss to the last digit: listed twice, or rounded? They tell nothing of noise."
-    return [finding("equal_seeds", words)]
+    text = (
+        f"In {noise.copies} configuration{'s' if noise.copies > 1 else ''} seeds have the same "
+        "loss to the last digit (one run listed twice, or rounded losses?). Equal losses carry no "
+        "information on the noise."
+    )
+    return [finding("equal_seeds", text)]
 
 
-def alike(
-    neighbours: Neighbours | None, recurring: Neighbours | None = None, allowed: str = _ALLOWED
+def shared_noise_findings(
+    budget_residuals: GroupedResiduals | None,
+    size_residuals: GroupedResiduals | None = None,
+    widened: str = _WIDENED_T_INTERVALS,
 ) -> list[Finding]:
-    """Runs of neighbouring sizes, or of one size, on the same side of the fit more often than chance has it."""
-    found = []
-    if neighbours is not None and neighbours.p < LACK:
-        words = (
-            f"Neighbouring sizes of a budget share their deviation from the fit (p = {neighbours.p:.2g}): the noise is "
-            "shared (a recipe uneven over sizes?), or the shape is not the whole of it."
+    """Return findings on correlated residuals: of neighbouring sizes, or of one size over budgets.
+
+    Args:
+        budget_residuals: residuals within budgets; None without budgets.
+        size_residuals: residuals of each size over its budgets; None if they are not tested.
+        widened: sentence on the intervals that allow for the correlation.
+    """
+    findings = []
+    if budget_residuals is not None and budget_residuals.p < FINDING_ALPHA:
+        text = (
+            "Residuals of neighbouring sizes within a budget are correlated "
+            f"(p = {budget_residuals.p:.2g}): either the recipe suits some sizes worse than "
+            f"others, or the form of the fit is wrong. {_interval_text(budget_residuals, widened)}"
         )
-        found.append(finding("shared_noise", f"{words} {_spoken(neighbours, allowed)}"))
-    if recurring is not None and recurring.p < LACK:
-        words = (
-            f"A size keeps its deviation from the fit at all its budgets (p = {recurring.p:.2g}): its rate, depth or "
-            "heads suit it badly, or the shape is not the whole of it. Tune the sizes that lie off anew, or leave them "
-            "out, and fit again."
+        findings.append(finding("shared_noise", text))
+    if size_residuals is not None and size_residuals.p < FINDING_ALPHA:
+        text = (
+            "Sizes deviate from the fit in one direction at all their budgets "
+            f"(p = {size_residuals.p:.2g}): either their learning rate, depth or number of heads "
+            "suits them badly, or the form of the fit is wrong. Tune these sizes, or leave them "
+            f"out, and fit again. {_interval_text(size_residuals, widened)}"
         )
-        found.append(finding("shared_noise", f"{words} {_spoken(recurring, allowed)}"))
-    return found
+        findings.append(finding("shared_noise", text))
+    return findings
 
 
-def _spoken(neighbours: Neighbours, allowed: str) -> str:
-    return "The intervals are too narrow for that." if neighbours.shared is None else allowed
+def _interval_text(residuals: GroupedResiduals, widened: str) -> str:
+    if residuals.clustered_covariance is None:
+        return "The intervals do not allow for it and are too narrow."
+    return widened
 
 
-def of_rollout(rollout: RollOut | None) -> list[Finding]:
-    """How well the fit predicts its own largest budgets when they are hidden."""
+def rollout_findings(rollout: HoldOut | None, level: str = "budget") -> list[Finding]:
+    """Return a finding on the errors at the largest budgets, hidden from the fit.
+
+    Args:
+        rollout: hold-out tests; None if there is none.
+        level: `budget`, or `band` for runs without budgets, in bands of compute.
+    """
     if rollout is None:
-        return [
-            finding(
-                "no_rollout",
-                "Too few budgets to hide one and predict it: how the law fails beyond them is not known.",
-            )
-        ]
-    parts = []
+        text = (
+            "No budget could be hidden and predicted: there are too few budgets, or too few runs "
+            "without the hidden one. The error of the law beyond its data is not known."
+        )
+        return [finding("no_rollout", text)]
+    tests = []
     for row in records(rollout.table()):
         if row["hidden"] == 1 or row["budget"] == rollout.reach[1]:
             errors = [
-                f"{words} {row[name]:+.1%} (noise {row[f'{name}_se']:.1%})"
-                for name, words in (("params", "N*"), ("loss", "loss"))
+                f"{label} {row[name]:+.1%} (noise {row[f'{name}_se']:.1%})"
+                for name, label in (("params", "N*"), ("loss", "loss"))
                 if name in row and row[name] == row[name]
             ]
-            hidden = (
-                "the top budget hidden"
-                if row["hidden"] == 1
-                else f"the top {row['hidden']:.0f} hidden"
+            count = "" if row["hidden"] == 1 else f"{row['hidden']:.0f} "
+            hidden = f"{count}largest {level}{'s' if count else ''}"
+            budget = flops_text(row["budget"])
+            target = budget if level == "budget" else f"the {level} up to {budget}"
+            tests.append(
+                f"without the {hidden}, {target} is predicted with an error of "
+                f"{' and '.join(errors)}"
             )
-            parts.append(
-                f"{hidden}, {flops_text(row['budget'])} is predicted with {' and '.join(errors)} off"
-            )
-    return [finding("rollout", f"Roll-out: {'; '.join(parts)}.")]
+    return [finding("rollout", f"Hold-out test: {'; '.join(tests)}.")]
 
 
-def of_table(table: RunsTable) -> list[Finding]:
-    """What the runs themselves call for."""
-    return [*_simulated(table), *_epochs(table), *table.findings]
+def table_findings(table: RunsTable) -> list[Finding]:
+    """Return findings on the runs themselves."""
+    return [*_simulated_findings(table), *_epochs_findings(table), *table.findings]
 
 
-def of_rows(table: RunsTable) -> list[Finding]:
-    """Rows that were left out."""
-    return [finding("rows_dropped", f"Left out: {what}: {why}.") for what, why in table.dropped]
-
-
-def _simulated(table: RunsTable) -> list[Finding]:
-    if "simulated" not in table.frame or not (
-        drawn := int(np.count_nonzero(table.array("simulated")))
-    ):
-        return []
-    which = (
-        "All losses are"
-        if drawn == len(table.frame)
-        else f"{drawn} of {len(table.frame)} losses are"
-    )
+def dropped_rows_findings(table: RunsTable) -> list[Finding]:
+    """Return findings on the rows that were left out."""
     return [
-        finding(
-            "simulated",
-            f"{which} simulated (train.trainer): drawn from a law, not trained. Nothing here is a result.",
-        )
+        finding("rows_dropped", f"Left out: {name}: {reason}.") for name, reason in table.dropped
     ]
 
 
-def _epochs(table: RunsTable) -> list[Finding]:
+def _simulated_findings(table: RunsTable) -> list[Finding]:
+    if "simulated" not in table.frame:
+        return []
+    count = int(np.count_nonzero(table.array("simulated")))
+    if not count:
+        return []
+    losses = "All losses are"
+    if count < len(table.frame):
+        losses = f"{count} of {len(table.frame)} losses are"
+    text = (
+        f"{losses} simulated (train.trainer): drawn from a law, not trained. Nothing here is a "
+        "result."
+    )
+    return [finding("simulated", text)]
+
+
+def _epochs_findings(table: RunsTable) -> list[Finding]:
     if "epochs" not in table.frame:
         return []
     epochs = table.array("epochs")
-    over = int(np.count_nonzero(epochs > MAX_EPOCHS))
-    if not over:
+    count = int(np.count_nonzero(epochs > MAX_EPOCHS))
+    if not count:
         return []
-    runs = f"{over} run{'s see' if over > 1 else ' sees'} its data more than {MAX_EPOCHS:g} times"
-    return [
-        finding(
-            "epochs",
-            f"{runs} (at most {np.nanmax(epochs):.1f}): repeated data teach less than new data.",
-        )
-    ]
+    runs = "1 run passes over its data" if count == 1 else f"{count} runs pass over their data"
+    text = (
+        f"{runs} more than {MAX_EPOCHS:g} times (at most {np.nanmax(epochs):.1f} times): repeated "
+        "data teach less than new data."
+    )
+    return [finding("epochs", text)]
 
 
-def _interpolation(profiles: pd.DataFrame, axis: Axis) -> list[Finding]:
+def _interpolation_findings(profiles: pd.DataFrame, axis: Axis) -> list[Finding]:
     worst = float(np.max(column(profiles, "interpolation_error")[mask(profiles, "used")]))
-    if worst <= _INTERPOLATION:
+    if worst <= _MAX_INTERPOLATION_ERROR:
         return []
     other = "tokens" if axis == "params" else "parameters"
-    text = f"The {other} at an optimum are read off a smooth curve; the runs lie up to {worst:.1%} (rms) off it."
+    text = (
+        f"The {other} at an optimum are read from a smooth curve through the runs, which lie up to "
+        f"{worst:.1%} (rms) off it."
+    )
     return [finding("interpolation", text)]

@@ -1,4 +1,4 @@
-"""What a reader must know before trusting a fitted surface, a joint fit or an envelope; see `diagnostics`."""
+"""Findings on fitted surfaces, joint fits and envelopes; see `diagnostics`."""
 
 from __future__ import annotations
 
@@ -7,252 +7,273 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.fitting.estimators.newton import LEAST_E
+from isoflop.fitting.estimators.newton import MAX_LN_LOSS_OVER_E
 from isoflop.fitting.estimators.surface_estimate import optimum
 from isoflop.fitting.results.diagnostics import (
-    LACK,
-    alike,
-    few_budgets,
-    of_noise,
-    of_rollout,
-    of_rows,
-    of_table,
+    FINDING_ALPHA,
+    dropped_rows_findings,
+    few_budgets_findings,
+    noise_findings,
+    rollout_findings,
+    shared_noise_findings,
+    table_findings,
 )
 from isoflop.fitting.results.envelope_fit import EnvelopeFit
 from isoflop.fitting.results.joint_fit import JointFit
 from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.terms import EXPONENT_LETTERS, Finding, finding
-from isoflop.frames import column, rows
+from isoflop.frames import Floats, Ints, column, rows
 from isoflop.text import flops_text
 
-Floats = np.ndarray
-SLOPE = 1e-5
-CONDITION = 1e4
-AGREEING = 0.5
-OUTLIER = 4.0  # robust standard deviations
-NUDGE = 1.0  # standard errors of a that one configuration may move it
-FLOOR = 0.01  # E below this share of the least loss
-SMALL_DELTA = 0.5  # of a robust standard deviation
+MAX_GRADIENT_COSINE = 1e-5
+MAX_CONDITION_NUMBER = 1e4
+MIN_AGREEING_SHARE = 0.5
+OUTLIER_SDS = 4.0
+MAX_INFLUENCE_SES = 1.0
+MIN_E_SHARE = 0.01
+MIN_DELTA_SDS = 0.5
+_MAX_NAMED_OUTLIERS = 5
+_MAX_NAMED_BUDGETS = 8
 
 
 def diagnose_surface(fit: ParametricFit) -> list[Finding]:
-    """Findings on a surface, the gravest first."""
+    """Return findings on a surface, the gravest first."""
     groups = (
-        _search(fit),
-        of_table(fit.runs),
-        _bounds(fit),
-        _condition(fit),
-        _edge(fit),
-        few_budgets(len(np.unique(fit.sample.budget))),
-        _outliers(fit),
-        _influence(fit),
-        _uneven(fit),
-        alike(fit.neighbours, fit.recurring),
-        _delta(fit),
-        of_noise(fit.noise, "the law is not the whole shape"),
-        of_rollout(fit.rollout),
-        of_rows(fit.runs),
+        _search_findings(fit),
+        table_findings(fit.runs),
+        _bound_findings(fit),
+        _condition_findings(fit),
+        _edge_findings(fit),
+        few_budgets_findings(len(np.unique(fit.sample.budget))),
+        _outlier_findings(fit),
+        _influence_findings(fit),
+        _uneven_noise_findings(fit),
+        shared_noise_findings(fit.budget_residuals, fit.size_residuals),
+        _delta_findings(fit),
+        noise_findings(fit.noise, "the losses are not a sum of power laws"),
+        rollout_findings(fit.rollout, "band" if fit.runs.budgets_are_flops else "budget"),
+        dropped_rows_findings(fit.runs),
     )
     return list(chain.from_iterable(groups))
 
 
 def diagnose_joint(fit: JointFit) -> list[Finding]:
-    """Findings on a joint fit of profiles."""
-    found = _joint_bounds(fit)
-    beyond = rows(fit.profiles, fit.profiles["status"].to_numpy() == "edge")
-    if len(beyond):
-        budgets = ", ".join(flops_text(float(b)) for b in column(beyond, "budget"))
-        found.append(
-            finding(
-                "edge",
-                f"{budgets} FLOPs: the minimum lies beyond the sizes run; the other budgets place it.",
-            )
-        )
+    """Return findings on a joint fit of profiles, the gravest first."""
     groups = (
-        of_table(fit.runs),
-        found,
-        few_budgets(fit.curves.budgets),
-        _outliers_of_profiles(fit),
-        _uneven(fit),
-        alike(fit.neighbours, fit.recurring),
-        of_noise(fit.noise, "the shape is not the same in all budgets"),
-        of_rollout(fit.rollout),
-        of_rows(fit.runs),
+        table_findings(fit.runs),
+        _joint_bound_findings(fit),
+        _joint_edge_findings(fit),
+        few_budgets_findings(fit.curves.budget_count),
+        _joint_outlier_findings(fit),
+        _uneven_noise_findings(fit),
+        shared_noise_findings(fit.budget_residuals, fit.size_residuals),
+        noise_findings(fit.noise, "the profiles do not have one shape"),
+        rollout_findings(fit.rollout),
+        dropped_rows_findings(fit.runs),
     )
     return list(chain.from_iterable(groups))
-
-
-def _joint_bounds(fit: JointFit) -> list[Finding]:
-    names, found = fit.at_bounds, []
-    if {"left", "right"} & set(names):
-        arms = "The arms' exponents are at a bound: these profiles do not show how an arm bends. Wider ones do."
-        found.append(finding("at_bound", arms))
-    values = dict(
-        zip(
-            ("curvature", "left", "right", "k", EXPONENT_LETTERS[fit.axis]),
-            fit.estimate.theta[0],
-            strict=True,
-        )
-    )
-    for name in names:
-        if name not in ("left", "right"):
-            words = f"{'ln curvature' if name == 'curvature' else name} is at its bound {values[name]:g}"
-            found.append(finding("at_bound", f"{words}: the runs do not fix it."))
-    return found
 
 
 def diagnose_envelope(fit: EnvelopeFit) -> list[Finding]:
-    """Findings on an envelope."""
-    words = (
-        f"The envelope takes its {len(fit.frontier)} optima from the sizes that were run: they are no nearer to the "
-        "best than the sizes lie apart."
+    """Return findings on an envelope, the gravest first."""
+    text = (
+        f"The envelope takes its {len(fit.frontier)} optima from the sizes that were run: they are "
+        "known only as well as neighbouring sizes lie apart."
     )
     groups = (
-        of_table(fit.runs),
-        [finding("nearest_run", words)],
-        few_budgets(len(fit.frontier)),
-        of_rows(fit.runs),
+        table_findings(fit.runs),
+        [finding("nearest_run", text)],
+        few_budgets_findings(len(fit.frontier)),
+        dropped_rows_findings(fit.runs),
     )
     return list(chain.from_iterable(groups))
 
 
-def _search(fit: ParametricFit) -> list[Finding]:
-    slope, agreeing = float(fit.estimate.slope[0]), fit.estimate.agreeing
-    found = []
-    if not slope <= SLOPE:
-        words = f"The fit did not converge: residuals and Jacobian are {slope:.1e} from a right angle at the end."
-        found.append(finding("not_converged", words))
-    if agreeing < AGREEING:
-        found.append(
-            finding(
-                "few_starts",
-                f"{agreeing:.0%} of the 48 starts reached this optimum: there may be a better one.",
-            )
+def _joint_bound_findings(fit: JointFit) -> list[Finding]:
+    names, findings = fit.at_bounds, []
+    if {"left", "right"} & set(names):
+        text = (
+            "The exponents of the arms are at a bound: these profiles do not show how an arm "
+            "bends. Run a wider range of sizes."
         )
-    return found
+        findings.append(finding("at_bound", text))
+    parameters = ("curvature", "left", "right", "k", EXPONENT_LETTERS[fit.axis])
+    values = dict(zip(parameters, fit.estimate.theta[0], strict=True))
+    for name in names:
+        if name not in ("left", "right"):
+            label = "ln curvature" if name == "curvature" else name
+            findings.append(_bound_finding(label, values[name]))
+    return findings
 
 
-def _bounds(fit: ParametricFit) -> list[Finding]:
-    found: list[Finding] = []
-    params: dict[Any, float] = fit.params.to_dict()
-    least = float(fit.sample.points.loss.min())
-    if params["E"] < FLOOR * least:
-        near = fit.theta[0] - float(np.log(fit.sample.points.loss).mean()) <= -LEAST_E
-        where = "at its bound, nothing" if near else f"{params['E'] / least:.2%} of the least loss"
-        found.append(
-            finding("e_near_zero", f"E is {where}: these runs do not show an irreducible loss.")
-        )
-    for name in fit.at_bounds:
-        found.append(
-            finding("at_bound", f"{name} is at its bound {params[name]:g}: the runs do not fix it.")
-        )
-    return found
+def _bound_finding(name: str, value: float) -> Finding:
+    text = f"{name} is at its bound {value:g}: the runs do not determine it."
+    return finding("at_bound", text)
 
 
-def _condition(fit: ParametricFit) -> list[Finding]:
-    if fit.condition < CONDITION:
+def _joint_edge_findings(fit: JointFit) -> list[Finding]:
+    beyond = rows(fit.profiles, fit.profiles["status"].to_numpy() == "edge")
+    if not len(beyond):
         return []
-    words = f"Condition number {fit.condition:.1e}: these runs hardly tell the parameters apart."
-    return [finding("ill_conditioned", words)]
+    budgets = ", ".join(flops_text(float(budget)) for budget in column(beyond, "budget"))
+    text = (
+        f"{budgets} FLOPs: the minimum lies beyond the sizes run; the other budgets determine its "
+        "place."
+    )
+    return [finding("edge", text)]
 
 
-def _edge(fit: ParametricFit) -> list[Finding]:
-    """Budgets whose runs all lie on one side of the optimum; which N is best for a run's own 6ND decides its side."""
+def _search_findings(fit: ParametricFit) -> list[Finding]:
+    cosine, agreeing = float(fit.estimate.gradient_cosine[0]), fit.estimate.agreeing
+    findings = []
+    if not cosine <= MAX_GRADIENT_COSINE:
+        text = (
+            "The fit did not converge: residuals and Jacobian are not orthogonal at the end "
+            f"(largest cosine {cosine:.1e})."
+        )
+        findings.append(finding("not_converged", text))
+    if agreeing < MIN_AGREEING_SHARE:
+        text = f"{agreeing:.0%} of the 48 starts reached this optimum: there may be a better one."
+        findings.append(finding("few_starts", text))
+    return findings
+
+
+def _bound_findings(fit: ParametricFit) -> list[Finding]:
+    findings: list[Finding] = []
+    params: dict[Any, float] = fit.params.to_dict()
+    loss = fit.sample.points.loss
+    least = float(loss.min())
+    if params["E"] < MIN_E_SHARE * least:
+        is_at_bound = fit.theta[0] - float(np.log(loss).mean()) <= -MAX_LN_LOSS_OVER_E
+        share = f"{params['E'] / least:.2%} of the least loss"
+        value = "at its lower bound, practically 0" if is_at_bound else share
+        text = f"E is {value}: these runs do not show an irreducible loss."
+        findings.append(finding("e_near_zero", text))
+    return findings + [_bound_finding(name, params[name]) for name in fit.at_bounds]
+
+
+def _condition_findings(fit: ParametricFit) -> list[Finding]:
+    if fit.condition < MAX_CONDITION_NUMBER:
+        return []
+    text = (
+        f"Condition number {fit.condition:.1e}: different parameter values give almost the same "
+        "losses, so single parameters are uncertain."
+    )
+    return [finding("ill_conditioned", text)]
+
+
+def _edge_findings(fit: ParametricFit) -> list[Finding]:
+    """Return a finding on budgets whose runs all lie on one side of the optimum.
+
+    The side of a run is that of its N from the best N at its own 6ND.
+    """
     sample, points = fit.sample, fit.sample.points
     size, data = points.x + points.x_mean, points.y + points.y_mean
     above = size - optimum(points, fit.theta, 6.0 * np.exp(size + data))[0][:, 0]
     budgets = np.unique(sample.budget)
     beyond = [
-        b
-        for b in budgets
-        if not above[sample.budget == b].min() <= 0.0 <= above[sample.budget == b].max()
+        budget
+        for budget in budgets
+        if not above[sample.budget == budget].min() <= 0.0 <= above[sample.budget == budget].max()
     ]
     if not beyond:
         return []
+    is_band = fit.runs.budgets_are_flops
+    level = "band of compute" if is_band else "budget"
     if len(beyond) == len(budgets):
-        return [
-            finding(
-                "edge",
-                "At no budget do the sizes that were run bracket the law's optimum: N* is an extrapolation.",
-            )
-        ]
-    names = ", ".join(flops_text(float(b)) for b in beyond[:8]) + (
-        ", ..." if len(beyond) > 8 else ""
-    )
-    return [
-        finding(
-            "edge",
-            f"{names} FLOPs: the law's optimum lies beyond the sizes run; the other budgets place it.",
+        text = (
+            f"At no {level} do the sizes that were run bracket the law's optimum: N* is an "
+            "extrapolation."
         )
-    ]
+        return [finding("edge", text)]
+    names = [flops_text(float(budget)) for budget in beyond[:_MAX_NAMED_BUDGETS]]
+    listed = ", ".join(names + ["..."] * (len(beyond) > _MAX_NAMED_BUDGETS))
+    label = f"Bands of compute up to {listed} FLOPs" if is_band else f"{listed} FLOPs"
+    others = "bands" if is_band else "budgets"
+    text = (
+        f"{label}: the law's optimum lies beyond the sizes run; the other {others} determine its "
+        "place."
+    )
+    return [finding("edge", text)]
 
 
-def _outliers(fit: ParametricFit) -> list[Finding]:
+def _outlier_findings(fit: ParametricFit) -> list[Finding]:
     table = fit.influence
     configs = table.index.to_numpy(dtype=np.int64)
-    text = _far_runs(fit, column(table, "sds"), configs, "law")
-    mend = f"Kept; drop_outliers={OUTLIER:g} leaves out what lies so far."
+    text = _outlier_text(fit, column(table, "sds"), configs, "law")
+    mend = (
+        f"Kept; --drop-outliers {OUTLIER_SDS:g} (in Python "
+        f"fit_parametric(drop_outliers={OUTLIER_SDS:g})) leaves out runs so far off."
+    )
     return [finding("outliers", f"{text} {mend}")] if text else []
 
 
-def _outliers_of_profiles(fit: JointFit) -> list[Finding]:
+def _joint_outlier_findings(fit: JointFit) -> list[Finding]:
     table = fit.residuals
     configs = fit.runs.configurations.loc[table.index, "config"].to_numpy(dtype=np.int64)
-    text = _far_runs(fit, column(table, "sds"), configs, "profiles")
-    mend = "Kept; fit_parametric(drop_outliers=...) can leave out what lies so far."
+    text = _outlier_text(fit, column(table, "sds"), configs, "profiles")
+    mend = (
+        "Kept; --drop-outliers X (in Python fit_parametric(drop_outliers=X)) leaves out "
+        "runs so far off the parametric law."
+    )
     return [finding("outliers", f"{text} {mend}")] if text else []
 
 
-def _far_runs(fit: ParametricFit | JointFit, sds: Floats, configs: np.ndarray, fitted: str) -> str:
+def _outlier_text(fit: ParametricFit | JointFit, sds: Floats, configs: Ints, fitted: str) -> str:
     """Return a sentence that names configurations far off the fit, the farthest first; empty if
     none is.
     """
-    far = np.flatnonzero(np.abs(sds) > OUTLIER)
+    far = np.flatnonzero(np.abs(sds) > OUTLIER_SDS)
     if not len(far):
         return ""
-    worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:5]
-    names = ", ".join(f"{fit.name_of(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
-    more = f" and {len(far) - 5} more" if len(far) > 5 else ""
+    worst = far[np.argsort(-np.abs(sds[far]), kind="stable")][:_MAX_NAMED_OUTLIERS]
+    names = ", ".join(f"{fit.configuration_name(int(configs[k]))} ({sds[k]:+.1f})" for k in worst)
+    more = f" and {len(far) - len(worst)} more" if len(far) > len(worst) else ""
     lie = "run lies" if len(far) == 1 else "runs lie"
-    text = f"{len(far)} {lie} over {OUTLIER:g} robust sd off the {fitted}: {names}{more}."
+    text = (
+        f"{len(far)} {lie} more than {OUTLIER_SDS:g} robust standard deviations off the {fitted}: "
+        f"{names}{more}."
+    )
     if _is_uneven(fit):
-        text += (
-            " The noise is not the same for all runs, so where it is high these may be no outliers."
-        )
+        text += " The noise is not equal for all runs; where it is high, these may be no outliers."
     return text
 
 
-def _influence(fit: ParametricFit) -> list[Finding]:
-    shifts, configs = (
-        np.abs(column(fit.influence, "a_shift")),
-        fit.influence.index.to_numpy(dtype=np.int64),
-    )
+def _influence_findings(fit: ParametricFit) -> list[Finding]:
+    shifts = np.abs(column(fit.influence, "a_shift"))
+    configs = fit.influence.index.to_numpy(dtype=np.int64)
     worst = int(np.argmax(shifts))
-    if not shifts[worst] > NUDGE:
+    if not shifts[worst] > MAX_INFLUENCE_SES:
         return []
     without = column(fit.influence, "a")[worst]
-    words = f"Without {fit.name_of(int(configs[worst]))} a would be {without:.4f}, {shifts[worst]:.1f} standard errors"
-    return [finding("influence", f"One run decides much: {words} away.")]
+    text = (
+        f"One run decides much: without {fit.configuration_name(int(configs[worst]))} a would be "
+        f"{without:.4f}, more than {MAX_INFLUENCE_SES:g} standard error away ({shifts[worst]:.1f})."
+    )
+    return [finding("influence", text)]
 
 
 def _is_uneven(fit: ParametricFit | JointFit) -> bool:
-    return float(fit.estimate.even[0]) < LACK
+    return float(fit.estimate.evenness_p[0]) < FINDING_ALPHA
 
 
-def _uneven(fit: ParametricFit | JointFit) -> list[Finding]:
+def _uneven_noise_findings(fit: ParametricFit | JointFit) -> list[Finding]:
     if not _is_uneven(fit):
         return []
-    even = float(fit.estimate.even[0])
-    words = f"The noise is not the same over compute and size (p = {even:.2g}); the intervals allow for it."
-    return [finding("uneven_noise", words)]
-
-
-def _delta(fit: ParametricFit) -> list[Finding]:
-    delta = float(fit.estimate.delta[0])
-    if not delta < SMALL_DELTA * fit.robust_sd:
-        return []
-    words = (
-        f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): nearly least absolute deviations, "
-        "which loses a part of what the runs tell; the t intervals are rough then, the percentile ones better."
+    text = (
+        "The size of the residuals depends on compute or on the distance from the optimum "
+        f"(p = {float(fit.estimate.evenness_p[0]):.2g}); the intervals allow for it."
     )
-    return [finding("small_delta", words)]
+    return [finding("uneven_noise", text)]
+
+
+def _delta_findings(fit: ParametricFit) -> list[Finding]:
+    delta = float(fit.estimate.delta[0])
+    if not delta < MIN_DELTA_SDS * fit.robust_sd:
+        return []
+    text = (
+        f"Huber's delta {delta:.2g} is far below the noise ({fit.robust_sd:.2g}): the fit is close "
+        "to least absolute deviations, which uses less of the data. Its t intervals are rough; "
+        "percentile intervals are better."
+    )
+    return [finding("small_delta", text)]

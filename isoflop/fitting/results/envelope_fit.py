@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.intervals import Line
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.results.isoflop_fit import LinesCore
+from isoflop.fitting.results.isoflop_fit import LineLawEstimate
 from isoflop.fitting.results.summary import frontier_lines
 from isoflop.fitting.tables.runs_table import RunsTable
 from isoflop.fitting.terms import Finding, Quantity
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EnvelopeFit(Fit):
-    """Power laws through the frontier: configurations that no other one beats with as much compute
-    or less.
+    """Power laws through the frontier: the configurations whose loss no other reaches with as much
+    compute or less.
 
-    The optimum is one of the sizes that were run, so it is known no better than they lie apart, and
-    noise chooses among them. The method serves for comparison. See `Fit`.
+    Each optimum is one of the sizes that were run, so it is known only as well as these lie apart,
+    and noise chooses among them. The method serves for comparison. See `Fit`.
 
     Attributes:
         frontier: budget, flops, params, tokens and loss of the configurations, by ascending
             compute.
-        lines: of ln N and ln D on ln C.
-        covariance: of the residuals of the two lines.
+        lines: lines of ln N and ln D on ln C, `params` and `tokens`.
+        covariance: covariance of the residuals of the two lines.
     """
 
     runs: RunsTable
@@ -44,14 +44,14 @@ class EnvelopeFit(Fit):
     covariance: float
     noise: Noise
     confidence: float
-    rollout: RollOut | None = None
+    rollout: HoldOut | None = None
     diagnostics: list[Finding] = field(default_factory=list)
 
     method = "envelope"
 
     @property
-    def core(self) -> LinesCore:
-        return LinesCore(self.lines, self.covariance)
+    def law_estimate(self) -> LineLawEstimate:
+        return LineLawEstimate(self.lines, self.covariance)
 
     @property
     def fitted_flops(self) -> Floats:

@@ -1,4 +1,4 @@
-"""Laws of compute, fitted now or read from a file: exponents, intervals, predictions, the headline."""
+"""Laws of compute, fitted or read from a file: exponents, intervals, predictions, the headline."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.intervals import Interval, check_confidence, exponential
-from isoflop.fitting.tables.provenance import Origin
+from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import ENDS, STATISTICAL, Finding, IntervalKind, span_text
+from isoflop.frames import Floats
 
 if TYPE_CHECKING:
-    from isoflop.fitting.estimators.holdout import RollOut
+    from isoflop.fitting.estimators.holdout import HoldOut
     from isoflop.fitting.estimators.skew import Skew
-    from isoflop.fitting.terms import Finding
     from isoflop.shapes import ParamCount
 
-Floats = np.ndarray
-PACE = 1.5
-"""Times that b / a may differ from 1, by the ends of its interval, where both are said to grow at about one pace."""
-WIDEST = 1.0
-"""Width of the interval of an exponent that tells nothing: from an optimum that stays to one that takes all compute."""
+MAX_EQUAL_PACE_RATIO = 1.5
+"""Largest factor between 1 and either end of the interval of b / a for the headline "same pace"."""
+MAX_EXPONENT_WIDTH = 1.0
+"""Width above which the interval of an exponent is uninformative: from an optimum that stays to one
+that takes all compute.
+"""
 
 
-class Core(Protocol):
-    """What is left of a fit without its runs."""
+class LawEstimate(Protocol):
+    """Numbers of a fit that predictions need; the runs are not among them."""
 
     @property
     def dof(self) -> int:
@@ -36,89 +37,109 @@ class Core(Protocol):
         ...
 
     def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
-        """A row for each estimate, `a`, `b` and `ratio` among them; columns value, low, high."""
+        """Return a row for each estimate, among them `a`, `b` and `ratio` (b / a); columns value,
+        low, high.
+        """
         ...
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
+        """Return intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss
+        (`loss`) at a budget, valid if the law is true.
+        """
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, for fit.json; `loading` makes the core of them again."""
+        """Return the numbers for fit.json; `fitfile.saved_fit` restores the estimate from them."""
         ...
 
 
 class Laws(ABC):
-    """Laws N*(C) and D*(C) with intervals: of a fit (`Fit`), or read back from its file (`loading.SavedFit`).
+    """Laws N*(C) and D*(C) with intervals: of a fit (`Fit`), or read from its file (`SavedFit`).
 
     Attributes:
         method: `isoflop`, `joint`, `parametric` or `envelope`.
-        confidence: of the intervals, unless another is asked for.
-        rollout: the largest budgets hidden and predicted; None where too few budgets are left for it.
-        skew: of parabolas, which moves their optima; None for another method.
+        confidence: default level of the intervals, a share.
+        rollout: hold-out tests: the largest budgets hidden and predicted; None if too few budgets
+            or runs remain for one.
+        skew: skew of the parabolas, which shifts their optima; None for other methods.
         diagnostics: findings, each with `code` and `message`, the gravest first.
     """
 
     method: str
     confidence: float
-    rollout: RollOut | None
+    rollout: HoldOut | None
     skew: Skew | None = None
     diagnostics: list[Finding]
 
     @property
     @abstractmethod
     def n(self) -> ParamCount:
-        """Which parameter count the law is about."""
+        """Parameter count that N stands for."""
 
     @property
     @abstractmethod
     def loss_column(self) -> str:
-        """The source's column of the loss that was fitted."""
+        """The source's column of the fitted loss."""
 
     @property
     @abstractmethod
-    def origin(self) -> Origin:
-        """What it was fitted to."""
+    def provenance(self) -> Provenance:
+        """Source of the runs that the law was fitted to."""
 
     @property
     @abstractmethod
     def reach(self) -> tuple[float, float] | None:
-        """The least and the greatest budget that the law was fitted to, FLOPs; None where its runs are not known."""
+        """The least and the greatest budget that the law was fitted to, FLOPs; None if its runs are
+        not known.
+        """
 
     @property
     @abstractmethod
-    def core(self) -> Core:
-        """The numbers of the laws: all that predictions need."""
+    def law_estimate(self) -> LawEstimate:
+        """Numbers of the laws: all that predictions need."""
 
     def intervals(
         self, confidence: float | None = None, kind: IntervalKind | None = None
     ) -> pd.DataFrame:
-        """Value, low, high of what the core estimates, a and b too; by the skew of parabolas unless `kind` is given."""
-        table = self.core.intervals(level := self._level(confidence), kind)
+        """Return value, low and high of all estimates, a row each; see `LawEstimate.intervals`.
+
+        They are widened by the skew of the parabolas unless `kind` is given.
+
+        Raises:
+            FitError: a confidence that is not a share between 0 and 1, or no resamples for
+                percentiles.
+        """
+        table = self.law_estimate.intervals(level := self._level(confidence), kind)
         return table if kind or self.skew is None else self.skew.widen_laws(table, level)
 
     def _level(self, confidence: float | None) -> float:
-        """A confidence that is asked for, or the law's own.
+        """Return the given confidence, by default the law's.
 
         Raises:
-            FitError: it is no share between 0 and 1.
+            FitError: it is not a share between 0 and 1.
         """
         level = self.confidence if confidence is None else confidence
         check_confidence(level)
         return level
 
     def law_at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """Intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss, if the law is true."""
-        return self.core.at(flops, confidence)
+        """Return intervals of ln N* (`params`), ln D* (`tokens`) and, where the law has it, ln loss
+        (`loss`) at a budget, valid if the law is true.
+        """
+        return self.law_estimate.at(flops, confidence)
 
     def widen(self, interval: Interval, quantity: str, flops: float, confidence: float) -> Interval:
-        """An interval of `law_at` with the law's own error: skew of parabolas, and what roll-outs show beyond."""
+        """Return an interval of `law_at` widened by the law's own error: the skew of parabolas, and
+        the errors of hold-out tests beyond the data.
+        """
         if self.skew is not None:
             interval = self.skew.widen(interval, quantity, flops, confidence)
         return self.rollout.widen(interval, quantity, flops) if self.rollout else interval
 
-    def own_error_known(self, flops: float) -> bool:
-        """Whether `widen` can tell the law's own error at a budget: within the runs, or where there are roll-outs."""
+    def has_model_error(self, flops: float) -> bool:
+        """Return whether `widen` includes the law's own error at a budget: within the data, or with
+        hold-out tests.
+        """
         return self.rollout is not None or (
             self.reach is not None and self.reach[0] <= flops <= self.reach[1]
         )
@@ -126,7 +147,7 @@ class Laws(ABC):
     @property
     def dof(self) -> int:
         """Degrees of freedom of the t intervals."""
-        return self.core.dof
+        return self.law_estimate.dof
 
     @property
     def exponents(self) -> pd.DataFrame:
@@ -135,35 +156,50 @@ class Laws(ABC):
 
     @property
     def ratio(self) -> pd.Series:
-        """b / a: how many times faster ln(data) grows than ln(model size); value, low, high."""
+        """b / a, the growth of ln(data) over that of ln(model size): value, low, high."""
         return self.intervals().loc["ratio", ENDS]
 
     def conf_int(
         self, confidence: float | None = None, kind: IntervalKind | None = None
     ) -> pd.DataFrame:
-        """Columns low and high of all that is estimated, at any confidence.
+        """Return the intervals of all estimates, a row each; columns low, high.
 
         Args:
-            kind: `t` or `percentile` (of the resamples); default: what the method trusts most.
+            confidence: level, a share; by default the fit's.
+            kind: `t` or `percentile` (of the resamples); by default the method's own choice.
+
+        Raises:
+            FitError: a confidence that is not a share between 0 and 1, or no resamples for
+                percentiles.
         """
         return self.intervals(confidence, kind).loc[:, ["low", "high"]]
 
     def predict(
         self, flops: float | Sequence[float] | Floats, confidence: float | None = None
     ) -> pd.DataFrame:
-        """N*, D* and, where the law has one, the loss there, at compute budgets in training FLOPs.
+        """Predict N*, D* and, where the law has it, the loss at compute budgets.
 
-        Rows params, tokens, loss (for several budgets: flops, then quantity). Columns value; low and high, which allow
-        for the law's own error, beyond the data as the roll-out shows it (without one nothing, see `own_error_known`),
-        and of parabolas that are skewed inside them too (`with_model_error`); statistical_low and statistical_high,
-        which are right where the law is true.
+        Args:
+            flops: a budget or several, training FLOPs.
+            confidence: level of the intervals, a share; by default the fit's.
+
+        Returns:
+            Rows params, tokens, loss (nats per token); for several budgets flops, then quantity.
+            Column value. Columns low and high: the interval with the law's own error. Beyond the
+            data this is the error of hold-out tests (without them none, see `has_model_error`);
+            inside the data it is the shift of skewed parabolas. Columns statistical_low and
+            statistical_high: the interval that is valid if the law is true.
+
+        Raises:
+            FitError: a budget that is not a number above 0, or a confidence that is not a share
+                between 0 and 1.
         """
         level = self._level(confidence)
-        many = np.atleast_1d(np.asarray(flops, dtype=np.float64))
-        if not np.all(np.isfinite(many) & (many > 0)):
+        budgets = np.atleast_1d(np.asarray(flops, dtype=np.float64))
+        if not np.all(np.isfinite(budgets) & (budgets > 0)):
             raise FitError("a budget is a number of FLOPs above 0")
         rows: dict[tuple[float, str], list[float]] = {}
-        for budget in map(float, many):
+        for budget in map(float, budgets):
             for name, inner in self.law_at(budget, level).items():
                 outer = self.widen(inner, name, budget, level)
                 rows[budget, name] = [*exponential(outer), *exponential(inner)[1:]]
@@ -174,28 +210,32 @@ class Laws(ABC):
     @property
     @abstractmethod
     def no_law(self) -> str:
-        """Why the exponents are no result, in a sentence; empty where they may be one."""
+        """Sentence on why the exponents are not a result; empty if they may be one."""
 
     def headline(self) -> str:
-        """The result in one sentence, or why there is none."""
-        return f"No law of compute: {why}" if (why := self.no_law) else self.growth()
+        """Return the result in one sentence, or the reason why there is none."""
+        return f"No law of compute: {reason}" if (reason := self.no_law) else self.growth()
 
     def growth(self) -> str:
-        """How the optimum grows, and no more than the intervals say; where that of b / a holds 1, it says so."""
+        """Return a sentence on the growth of the optimum, with no claim beyond the intervals; it
+        adds that equal pace is not ruled out if the interval of b / a includes 1.
+        """
         table = self.intervals()
         a, b, ratio = (table.loc[name].to_dict() for name in ("a", "b", "ratio"))
         laws = f"N* ~ C^{span_text(a)}, D* ~ C^{span_text(b)}"
-        if not tells(table):
-            return f"How the optimum grows with compute can't be told: {laws}"
-        value, open_question = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
-        doubt = " (equal pace is not ruled out)" if open_question else ""
+        if not is_informative(table):
+            return f"The growth of the optimum with compute is not determined: {laws}"
+        value, includes_one = ratio["value"], ratio["low"] <= 1.0 <= ratio["high"]
+        doubt = " (equal pace is not ruled out)" if includes_one else ""
         if min(a["value"], b["value"]) <= 0.0:
-            what, row = ("data", b) if a["value"] > 0.0 else ("model size", a)
+            name, row = ("data", b) if a["value"] > 0.0 else ("model size", a)
             if row["high"] > 0.0:
-                return f"Whether optimal {what} grows with compute can't be told: {laws}"
-            return f"Optimal {what} does not grow with compute: {laws}"
-        if abs(value - 1.0) < 0.05 and (ratio["low"] < 1.0 / PACE or ratio["high"] > PACE):
-            return f"Whether optimal model size or data grows faster can't be told: {laws}"
+                return f"It is not determined whether optimal {name} grows with compute: {laws}"
+            return f"Optimal {name} does not grow with compute: {laws}"
+        if abs(value - 1.0) < 0.05 and (
+            ratio["low"] < 1.0 / MAX_EQUAL_PACE_RATIO or ratio["high"] > MAX_EQUAL_PACE_RATIO
+        ):
+            return f"It is not determined whether optimal model size or data grows faster: {laws}"
         if abs(value - 1.0) < 0.05:
             return f"Optimal model size and data grow at about the same pace: {laws}"
         if value > 1.0:
@@ -205,7 +245,9 @@ class Laws(ABC):
         )
 
 
-def tells(table: pd.DataFrame) -> bool:
-    """Whether intervals (rows a and b) are narrow enough to tell how the optimum grows; none is not too wide."""
+def is_informative(table: pd.DataFrame) -> bool:
+    """Return whether the intervals of a and b are narrow enough to determine the growth of the
+    optimum; missing intervals count as narrow.
+    """
     rows = (table.loc[name].to_dict() for name in ("a", "b"))
-    return not any(row["high"] - row["low"] > WIDEST for row in rows)
+    return not any(row["high"] - row["low"] > MAX_EXPONENT_WIDTH for row in rows)

@@ -40,7 +40,7 @@ def fit_html(
         intervals: rows of estimates, columns value, low, high.
         confidence: level of the intervals.
         profiles: see `ProfileFit.profiles`; None for a fit without profiles.
-        axis: of the profiles.
+        axis: axis of the profiles.
         findings: the gravest first; those beyond the third are folded.
     """
     head = f"<p><b>{escape(headline)}</b><br><small>{escape(facts)}</small></p>"

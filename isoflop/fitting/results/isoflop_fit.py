@@ -1,4 +1,4 @@
-"""The result of an IsoFLOP fit: laws through the optima of parabolas, with intervals."""
+"""Result of an IsoFLOP fit: laws through the optima of parabolas, with intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.intervals import (
     Interval,
     Line,
@@ -25,24 +25,24 @@ from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.base import ProfileFit
 from isoflop.fitting.tables.runs_table import RunsTable
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, Axis, IntervalKind
-from isoflop.frames import records
+from isoflop.frames import Floats, records
 
 if TYPE_CHECKING:
     from isoflop.fitting.terms import Finding
 
-Floats = np.ndarray
 _ESTIMATES = ("a", "b", "ratio", "k_params", "k_tokens")
 
 
 @dataclass(frozen=True, eq=False)
-class LinesCore:
+class LineLawEstimate:
     """Straight lines of ln N* and ln D* on ln C.
 
     Attributes:
-        lines: `params` and `tokens`.
-        covariance: of their residuals.
-        draws: bootstrap draws `a, b, ln_k_params, ln_k_tokens`, (R,); none where the method draws none.
-        residual_dof: degrees of freedom of the residuals that were drawn.
+        lines: lines by quantity: `params` and `tokens`.
+        covariance: covariance of their residuals.
+        draws: bootstrap draws `a, b, ln_k_params, ln_k_tokens`, (R,); empty for a method without
+            a bootstrap.
+        residual_dof: degrees of freedom of the residuals drawn.
     """
 
     lines: dict[str, Line]
@@ -55,21 +55,25 @@ class LinesCore:
         return self.lines["params"].dof
 
     def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
-        """Intervals of a, b, ratio (b / a), k_params and k_tokens.
+        """Return intervals of a, b, ratio (b / a), k_params and k_tokens, a row each.
 
-        Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and `high` are the wider of
-        the residual bootstrap (stretched to t quantiles) and the t interval of the line; `kind` chooses the line's
-        (`t`), or plain percentiles of the resamples (`percentile`). Where nothing was drawn, value, low and high alone.
+        Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and
+        `high` are the wider of the residual bootstrap (stretched to t quantiles) and the t interval
+        of the line. `kind` chooses the line's (`t`) or plain percentiles of the resamples
+        (`percentile`). Without draws the columns are value, low and high.
+
+        Raises:
+            FitError: percentiles without draws.
         """
         if not self.draws:
             if kind == "percentile":
                 raise FitError("there are no resamples to take percentiles of, only t intervals")
-            rows = {name: list(self._both(name, confidence, False)[1]) for name in _ESTIMATES}
+            rows = {name: list(self._two_intervals(name, confidence)[1]) for name in _ESTIMATES}
             return pd.DataFrame.from_dict(rows, orient="index", columns=ENDS)
         columns = [*ENDS, "bootstrap_low", "bootstrap_high", "line_low", "line_high"]
         table = {}
         for name in _ESTIMATES:
-            draws, line = self._both(name, confidence, percentile=kind == "percentile")
+            draws, line = self._two_intervals(name, confidence, percentile=kind == "percentile")
             chosen = {"t": line, "percentile": draws}.get(kind or "", wider(draws, line))
             table[name] = [*chosen, *draws[1:], *line[1:]]
         return pd.DataFrame.from_dict(table, orient="index", columns=columns)
@@ -78,45 +82,43 @@ class LinesCore:
         x = float(np.log(flops))
         return {name: wider(*self._line_at(name, x, confidence)) for name in EXPONENT_LETTERS}
 
-    def _both(self, name: str, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
-        """The bootstrap's and the line's interval."""
+    def _two_intervals(
+        self, name: str, confidence: float, percentile: bool = False
+    ) -> tuple[Interval, Interval]:
+        """Return the interval of the bootstrap and that of the line."""
         if name == "ratio":
             return self._ratio(confidence, percentile)
         if name.startswith("k_"):
             logs = self._line_at(name.removeprefix("k_"), 0.0, confidence, percentile)
             return exponential(logs[0]), exponential(logs[1])
         line = self.lines["params" if name == "a" else "tokens"]
-        return self._drawn(line.slope, self._resamples(name), confidence, percentile), t_interval(
-            line.slope, line.slope_se, line.dof, confidence
-        )
+        draws = self._draws_interval(line.slope, self._resamples(name), confidence, percentile)
+        return draws, t_interval(line.slope, line.slope_se, line.dof, confidence)
 
     def _ratio(self, confidence: float, percentile: bool) -> tuple[Interval, Interval]:
         first, second = self.lines["params"], self.lines["tokens"]
         value = second.slope / first.slope
         variance = second.variance - 2.0 * value * self.covariance + value**2 * first.variance
         se = float(np.sqrt(max(variance, 0.0) / first.sxx)) / abs(first.slope)  # delta method
-        draws = self._drawn(
-            value, self._resamples("b") / self._resamples("a"), confidence, percentile
-        )
+        resamples = self._resamples("b") / self._resamples("a")
+        draws = self._draws_interval(value, resamples, confidence, percentile)
         return draws, t_interval(value, se, first.dof, confidence)
 
     def _line_at(
         self, quantity: str, x: float, confidence: float, percentile: bool = False
     ) -> tuple[Interval, Interval]:
-        """ln of N* or D* at ln C = x."""
-        line = self.lines[quantity]
-        drawn = (
-            self._resamples(f"ln_k_{quantity}") + self._resamples(EXPONENT_LETTERS[quantity]) * x
-        )
-        return (
-            self._drawn(line.at(x), drawn, confidence, percentile),
-            t_interval(line.at(x), line.se_at(x), line.dof, confidence),
-        )
+        """Return both intervals of ln N* or ln D* at ln C = x."""
+        line, exponent = self.lines[quantity], EXPONENT_LETTERS[quantity]
+        resamples = self._resamples(f"ln_k_{quantity}") + self._resamples(exponent) * x
+        draws = self._draws_interval(line.at(x), resamples, confidence, percentile)
+        return draws, t_interval(line.at(x), line.se_at(x), line.dof, confidence)
 
     def _resamples(self, name: str) -> Floats:
         return self.draws.get(name, np.empty(0))
 
-    def _drawn(self, value: float, draws: Floats, confidence: float, percentile: bool) -> Interval:
+    def _draws_interval(
+        self, value: float, draws: Floats, confidence: float, percentile: bool
+    ) -> Interval:
         if percentile:
             return percentile_interval(value, draws, confidence)
         return draws_interval(value, draws, self.residual_dof, confidence)
@@ -128,17 +130,22 @@ class LinesCore:
 
 @dataclass(frozen=True, eq=False)
 class IsoflopFit(ProfileFit):
-    """Power laws N*(C) = k_N C^a and D*(C) = k_D C^b through the vertices of parabolas; see `Fit` and `ProfileFit`.
+    """Power laws N*(C) = k_N C^a and D*(C) = k_D C^b through the vertices of parabolas; see `Fit`
+    and `ProfileFit`.
 
     Attributes:
-        profiles: adds `depth` (nats: how far the lesser arm, the mean loss at the smallest or the largest size, rises
-            above `loss_opt`), `depth_to_noise` (depth over the noise of one run), `interpolation_error` (rms, in ln, of
-            the runs about the curve that the other axis is read from).
+        profiles: adds `depth` (nats: the lesser rise of the mean loss above `loss_opt`, at the
+            smallest or the largest size), `depth_to_noise` (depth over the noise of one run),
+            `interpolation_error` (rms, in ln, of the runs about the curve that the other axis is
+            read from).
         lines: least-squares lines of ln N*, ln D* and ln L* on ln C (`params`, `tokens`, `loss`).
-        covariance: of the residuals of the first two lines.
-        draws: bootstrap draws: `a, b, ln_k_params, ln_k_tokens` (R,), `optimum` (R, budgets), ln of the axis.
-        skew: of the profiles; None where nothing tells it.
-        use: statuses that were let into the laws.
+        covariance: covariance of the residuals of the first two lines.
+        draws: bootstrap draws: `a, b, ln_k_params, ln_k_tokens` (R,), `optimum` (R, budgets), ln of
+            the axis.
+        skew: skew of the profiles; None if they do not determine it.
+        use: statuses of profiles that enter the laws.
+        bootstrap: number of resamples.
+        seed: seed of the resampling.
     """
 
     axis: Axis
@@ -148,7 +155,7 @@ class IsoflopFit(ProfileFit):
     covariance: float
     draws: dict[str, Floats]
     noise: Noise
-    rollout: RollOut | None
+    rollout: HoldOut | None
     use: tuple[str, ...]
     bootstrap: int
     confidence: float
@@ -159,31 +166,25 @@ class IsoflopFit(ProfileFit):
     method = "isoflop"
 
     @property
-    def core(self) -> LinesCore:
-        return LinesCore(self.lines, self.covariance, self.draws, self.noise.residual_dof)
+    def law_estimate(self) -> LineLawEstimate:
+        return LineLawEstimate(self.lines, self.covariance, self.draws, self.noise.residual_dof)
 
     @property
     def coefficients(self) -> pd.DataFrame:
         """Rows N, D and loss of k * C^exponent: value, low, high of k, and the exponent.
 
-        N in parameters, D in tokens, C in FLOPs. The line of the loss has no floor (no irreducible loss): it
-        describes the budgets that were run and must not be extrapolated; it has no interval.
+        N is in parameters, D in tokens, C in FLOPs. The line of the loss has no irreducible loss:
+        it describes the budgets that were run and must not be extrapolated. It has no interval.
         """
-        both = self.intervals()
+        table, loss = self.intervals(), self.lines["loss"]
         rows = {
-            "N": [*both.loc["k_params", ENDS], self.lines["params"].slope],
-            "D": [*both.loc["k_tokens", ENDS], self.lines["tokens"].slope],
-            "loss": [
-                float(np.exp(self.lines["loss"].intercept)),
-                np.nan,
-                np.nan,
-                self.lines["loss"].slope,
-            ],
+            "N": [*table.loc["k_params", ENDS], self.lines["params"].slope],
+            "D": [*table.loc["k_tokens", ENDS], self.lines["tokens"].slope],
+            "loss": [float(np.exp(loss.intercept)), np.nan, np.nan, loss.slope],
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
 
     def curve(self, budget: float, size: Floats) -> Floats:
         row = next(row for row in records(self.profiles) if row["budget"] == budget)
-        return (
-            row["loss_opt"] + 0.5 * row["curvature"] * np.log(size / row[f"{self.axis}_opt"]) ** 2
-        )
+        distance = np.log(size / row[f"{self.axis}_opt"])
+        return row["loss_opt"] + 0.5 * row["curvature"] * distance**2

@@ -1,4 +1,6 @@
-"""A fitted surface L = E + A / N^alpha + B / D^beta: exponents, intervals, optima and predictions."""
+"""Result of a parametric fit, L = E + A / N^alpha + B / D^beta: exponents, intervals, optima and
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,19 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.clustered_errors import Neighbours, Shared, shared_of
-from isoflop.fitting.estimators.holdout import RollOut
+from isoflop.fitting.estimators.clustered_errors import (
+    ClusteredCovariance,
+    GroupedResiduals,
+    combine_covariances,
+)
+from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.influence import influence_table
 from isoflop.fitting.estimators.intervals import Interval, exponential, percentile_interval
-from isoflop.fitting.estimators.newton import EXPONENTS, NAMES, Points
+from isoflop.fitting.estimators.newton import EXPONENT_BOUNDS, PARAMETER_NAMES, Observations
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.residuals import residual_table
 from isoflop.fitting.estimators.surface_estimate import (
-    PARAMETERS,
+    PARAMETER_COUNT,
     Estimate,
     Sample,
     jacobian,
@@ -28,9 +34,9 @@ from isoflop.fitting.estimators.surface_estimate import (
 )
 from isoflop.fitting.results.base import Fit, interval_entry
 from isoflop.fitting.results.summary import parameter_lines
-from isoflop.fitting.tables.budgets import OWN
 from isoflop.fitting.tables.runs_table import RunsTable
 from isoflop.fitting.terms import ENDS, IntervalKind, Quantity
+from isoflop.frames import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,52 +44,58 @@ if TYPE_CHECKING:
     from isoflop.fitting.terms import Finding
     from isoflop.plotting.law_plots import LawPoints
 
-Floats = np.ndarray
-LOGS = ("E", "ln_A", "ln_B", "alpha", "beta")
+COVARIANCE_NAMES = ("E", "ln_A", "ln_B", "alpha", "beta")
 
 
 @dataclass(frozen=True, eq=False)
-class SurfaceCore:
+class SurfaceLawEstimate:
     """L(N, D) = E + A / N^alpha + B / D^beta in nats per token.
 
     Attributes:
-        theta: ln E, ln A', ln B', alpha, beta, (5,), with A' and B' the terms at the mean ln N and ln D.
-        spread: its covariance, (5, 5).
-        dof: configurations less parameters.
-        points: has the means.
+        theta: ln E, ln A', ln B', alpha, beta, (5,), with A' and B' the terms at the mean ln N and
+            ln D.
+        theta_covariance: its covariance, (5, 5).
+        dof: number of configurations less number of parameters.
+        points: source of the mean ln N and ln D.
         draws: resamples of theta, (R, 5).
-        shared: the covariance if runs of a budget or of a size share noise; None where they don't.
+        clustered_covariance: covariance for noise shared within budgets or sizes; None if there is
+            no evidence of it.
     """
 
     theta: Floats
-    spread: Floats
+    theta_covariance: Floats
     dof: int
-    points: Points
+    points: Observations
     draws: Floats
-    shared: Shared | None = None
+    clustered_covariance: ClusteredCovariance | None = None
 
     @property
     def params(self) -> pd.Series:
         """E, A, B (nats per token at N = D = 1), alpha, beta."""
-        return pd.Series(self.points.natural(self.theta), index=list(NAMES), name="value")
+        return pd.Series(self.points.natural(self.theta), index=list(PARAMETER_NAMES), name="value")
 
     @property
     def covariance(self) -> pd.DataFrame:
-        """Of E, ln A, ln B, alpha, beta."""
-        turn = self._log_gradient()
-        return pd.DataFrame(turn @ self.spread @ turn.T, index=list(LOGS), columns=list(LOGS))
+        """Covariance of E, ln A, ln B, alpha, beta."""
+        turn, names = self._log_gradient(), list(COVARIANCE_NAMES)
+        return pd.DataFrame(turn @ self.theta_covariance @ turn.T, index=names, columns=names)
 
     def _log_gradient(self) -> Floats:
-        """d(E, ln A, ln B, alpha, beta) / d(theta)."""
+        """Return d(E, ln A, ln B, alpha, beta) / d(theta), (5, 5)."""
         points, turn = self.points, np.eye(5)
         turn[0, 0] = float(np.exp(self.theta[0]))
         turn[1, 3], turn[2, 4] = points.x_mean, points.y_mean
         return turn
 
     def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
-        """Value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a, and ratio (b / a).
+        """Return value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a,
+        and ratio (b / a), a row each.
 
-        `t`: of ln E, ln A, ln B (so none of them can be negative), alpha, beta, a, b. `percentile`: of the resamples.
+        Kind `t` has t intervals of ln E, ln A, ln B (so that none of them is negative), alpha,
+        beta, a, b, ratio. Kind `percentile` has percentiles of the resamples.
+
+        Raises:
+            FitError: percentiles without resamples.
         """
         rows = (
             self._percentiles(confidence) if kind == "percentile" else self._t_intervals(confidence)
@@ -97,44 +109,46 @@ class SurfaceCore:
         turn[0, 0] = 1.0
         logs = turn @ self.theta
         rows = {
-            name: self.t(float(value), row, confidence)
-            for name, value, row in zip(NAMES, logs, turn, strict=True)
+            name: self.t_interval(float(value), row, confidence)
+            for name, value, row in zip(PARAMETER_NAMES, logs, turn, strict=True)
         }
         rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
         alpha, beta = self.theta[3:]
-        slope = self.gradient_of_a()
-        share = float(beta / (alpha + beta))
-        ratio = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
+        a, gradient = float(beta / (alpha + beta)), self.a_gradient()
+        ratio_gradient = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
         return rows | {
-            "a": self.t(share, slope, confidence),
-            "b": self.t(1.0 - share, slope, confidence),
-            "ratio": self.t(float(alpha / beta), ratio, confidence),
+            "a": self.t_interval(a, gradient, confidence),
+            "b": self.t_interval(1.0 - a, gradient, confidence),
+            "ratio": self.t_interval(float(alpha / beta), ratio_gradient, confidence),
         }
 
-    def t(self, value: float, gradient: Floats, confidence: float) -> Interval:
-        """The t interval of a function of theta, from its value and its gradient, (5,); the wider of that by runs and,
-        where they share noise, that by budgets or sizes.
+    def t_interval(self, value: float, gradient: Floats, confidence: float) -> Interval:
+        """Return the t interval of a function of theta, from its value and its gradient, (5,).
+
+        It is the wider of the intervals with independent runs and, if runs share noise, with noise
+        clustered by budget or size.
         """
-        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._error(gradient)
-        if self.shared is not None:
-            half = max(half, self.shared.half(gradient, confidence))
+        half = float(stdtrit(self.dof, 0.5 + confidence / 2.0)) * self._standard_error(gradient)
+        if self.clustered_covariance is not None:
+            half = max(half, self.clustered_covariance.half_width(gradient, confidence))
         return Interval(value, value - half, value + half)
 
-    def gradient_of_a(self) -> Floats:
-        """d(a) / d(theta), (5,)."""
+    def a_gradient(self) -> Floats:
+        """Return d(a) / d(theta), (5,)."""
         alpha, beta = self.theta[3:]
         return np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
 
-    def error_of_a(self) -> float:
-        """Standard error of a; where runs share noise, the larger of that by runs and that by budgets or sizes."""
-        gradient = self.gradient_of_a()
-        return max(
-            self._error(gradient), 0.0 if self.shared is None else self.shared.error(gradient)
-        )
+    def a_standard_error(self) -> float:
+        """Return the standard error of a, the larger of that with independent runs and, if runs
+        share noise, that with clustered noise.
+        """
+        gradient, clustered = self.a_gradient(), self.clustered_covariance
+        clustered_error = 0.0 if clustered is None else clustered.error(gradient)
+        return max(self._standard_error(gradient), clustered_error)
 
-    def _error(self, gradient: Floats) -> float:
-        """Standard error of a function of theta, by runs."""
-        return float(np.sqrt(max(gradient @ self.spread @ gradient, 0.0)))
+    def _standard_error(self, gradient: Floats) -> float:
+        """Return the standard error of a function of theta, with independent runs."""
+        return float(np.sqrt(max(gradient @ self.theta_covariance @ gradient, 0.0)))
 
     def _percentiles(self, confidence: float) -> dict[str, Interval]:
         if not len(self.draws):
@@ -142,8 +156,12 @@ class SurfaceCore:
                 "there are no resamples to take percentiles of: fit with bootstrap=4000 or so"
             )
         points = self.points
-        values: dict[str, Floats] = dict(zip(NAMES, points.natural(self.theta), strict=True))
-        drawn: dict[str, Floats] = dict(zip(NAMES, points.natural(self.draws).T, strict=True))
+        values: dict[str, Floats] = dict(
+            zip(PARAMETER_NAMES, points.natural(self.theta), strict=True)
+        )
+        drawn: dict[str, Floats] = dict(
+            zip(PARAMETER_NAMES, points.natural(self.draws).T, strict=True)
+        )
         for table in (values, drawn):
             table["a"] = table["beta"] / (table["alpha"] + table["beta"])
             table["b"] = 1.0 - table["a"]
@@ -154,56 +172,61 @@ class SurfaceCore:
         }
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """ln N*, ln D* and ln loss at C = 6ND."""
+        """Return intervals of ln N*, ln D* and ln loss at C = 6ND."""
         values, gradients = optimum(self.points, self.theta, flops)
         names = ("params", "tokens", "loss")
         return {
-            k: self.t(float(v), g, confidence)
-            for k, v, g in zip(names, values, gradients, strict=True)
+            name: self.t_interval(float(value), gradient, confidence)
+            for name, value, gradient in zip(names, values, gradients, strict=True)
         }
 
     def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
-        """Loss in nats per token at N parameters and D tokens."""
+        """Return the loss in nats per token at N parameters and D tokens."""
         return np.exp(self.theta[0]) + self._term(1, params) + self._term(2, tokens)
 
     def tokens_for(self, params: float, loss: float) -> float:
-        """Tokens with which N parameters reach a loss; NaN where no number of them is enough."""
-        return self._of_term(2, loss - float(np.exp(self.theta[0]) + self._term(1, params)))
+        """Return the tokens with which N parameters reach a loss; NaN if no number is enough."""
+        return self._invert_term(2, loss - float(np.exp(self.theta[0]) + self._term(1, params)))
 
     def params_for(self, tokens: float, loss: float) -> float:
-        """Parameters with which D tokens reach a loss; NaN where no number of them is enough."""
-        return self._of_term(1, loss - float(np.exp(self.theta[0]) + self._term(2, tokens)))
+        """Return the parameters with which D tokens reach a loss; NaN if no number is enough."""
+        return self._invert_term(1, loss - float(np.exp(self.theta[0]) + self._term(2, tokens)))
 
-    def _term(self, which: int, values: Floats | float) -> Floats:
-        """A/N^alpha (1) or B/D^beta (2), from N and D about their means: A and B alone may be too large for numbers."""
-        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
+    def _term(self, index: int, values: Floats | float) -> Floats:
+        """Return A/N^alpha (index 1) or B/D^beta (2), from N and D about their means: A and B alone
+        may overflow.
+        """
+        mean = (self.points.x_mean, self.points.y_mean)[index - 1]
         with np.errstate(over="ignore"):
-            return np.exp(self.theta[which] - self.theta[which + 2] * (np.log(values) - mean))
+            return np.exp(self.theta[index] - self.theta[index + 2] * (np.log(values) - mean))
 
-    def _of_term(self, which: int, term: float) -> float:
-        """The N or D that makes such a term; NaN where it is not above 0."""
+    def _invert_term(self, index: int, term: float) -> float:
+        """Return the N or D at which a term has a value; NaN if the value is not above 0."""
         if not term > 0.0:
             return float("nan")
-        mean = (self.points.x_mean, self.points.y_mean)[which - 1]
+        mean = (self.points.x_mean, self.points.y_mean)[index - 1]
         with np.errstate(over="ignore"):
-            return float(np.exp(mean + (self.theta[which] - np.log(term)) / self.theta[which + 2]))
+            return float(np.exp(mean + (self.theta[index] - np.log(term)) / self.theta[index + 2]))
 
     def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
-        """Of ln loss at N parameters and D tokens, if the law is true."""
-        points = Points.of(np.array([params]), np.array([tokens]), np.ones(1))
-        moved = np.array([points.x_mean - self.points.x_mean, points.y_mean - self.points.y_mean])
-        here = Points(moved[:1], moved[1:], np.ones(1), self.points.x_mean, self.points.y_mean)
-        return self.t(
-            float(np.log(here.fitted(self.theta)[0])), here.jacobian(self.theta)[0], confidence
-        )
+        """Return the interval of ln loss at N parameters and D tokens, valid if the law is true."""
+        point = Observations.from_counts(np.array([params]), np.array([tokens]), np.ones(1))
+        x_mean, y_mean = self.points.x_mean, self.points.y_mean
+        x, y = np.array([point.x_mean - x_mean]), np.array([point.y_mean - y_mean])
+        centred = Observations(x, y, np.ones(1), x_mean, y_mean)
+        ln_loss = float(np.log(centred.fitted(self.theta)[0]))
+        return self.t_interval(ln_loss, centred.jacobian(self.theta)[0], confidence)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        numbers = {
             "theta": self.theta.tolist(),
-            "covariance": self.spread.tolist(),
+            "covariance": self.theta_covariance.tolist(),
             "dof": self.dof,
             "centre": [float(self.points.x_mean), float(self.points.y_mean)],
-        } | ({} if self.shared is None else {"shared": self.shared.to_dict()})
+        }
+        if self.clustered_covariance is None:
+            return numbers
+        return numbers | {"shared": self.clustered_covariance.to_dict()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,10 +236,14 @@ class ParametricFit(Fit):
     Attributes:
         runs: the table that was fitted.
         sample: its configurations.
-        estimate: theta, its covariance and how it was reached, one of each.
+        estimate: theta, its covariance and the convergence of the search, one of each.
         draws: resamples of theta, (R, 5).
-        huber_delta: what was asked for; `estimate.delta` is what it came to.
-        drop_outliers: robust standard deviations off the law beyond which configurations were left out.
+        huber_delta: Huber's delta as requested; `estimate.delta` is its value.
+        resampling: `case` or `wild`.
+        bootstrap: number of resamples.
+        seed: seed of the resampling.
+        drop_outliers: distance from the law, in robust standard deviations, beyond which
+            configurations were left out.
     """
 
     runs: RunsTable
@@ -224,7 +251,7 @@ class ParametricFit(Fit):
     estimate: Estimate
     draws: Floats
     noise: Noise
-    rollout: RollOut | None
+    rollout: HoldOut | None
     huber_delta: float | str
     resampling: str
     bootstrap: int
@@ -237,65 +264,74 @@ class ParametricFit(Fit):
 
     @property
     def theta(self) -> Floats:
-        """ln E, ln A', ln B', alpha, beta, with A' and B' the terms at the mean ln N and ln D (`solver.Points`)."""
+        """ln E, ln A', ln B', alpha, beta, with A' and B' the terms at the mean ln N and ln D
+        (`newton.Observations`).
+        """
         return self.estimate.theta[0]
 
     @property
     def objective(self) -> float:
-        """The sum of Huber's loss that was minimised."""
+        """Sum of Huber's loss at the minimum."""
         return float(self.estimate.objective[0])
 
     @property
-    def core(self) -> SurfaceCore:
-        spread, points = self.estimate.spread[0], self.sample.points
-        shared = shared_of(self.neighbours, self.recurring)
-        return SurfaceCore(self.theta, spread, self.sample.dof, points, self.draws, shared)
+    def law_estimate(self) -> SurfaceLawEstimate:
+        return SurfaceLawEstimate(
+            theta=self.theta,
+            theta_covariance=self.estimate.covariance[0],
+            dof=self.sample.dof,
+            points=self.sample.points,
+            draws=self.draws,
+            clustered_covariance=combine_covariances(self.budget_residuals, self.size_residuals),
+        )
 
     @property
     def at_bounds(self) -> list[str]:
         params: dict[Any, float] = self.params.to_dict()
         return [
-            name for name in ("alpha", "beta") if not EXPONENTS[0] < params[name] < EXPONENTS[1]
+            name
+            for name in ("alpha", "beta")
+            if not EXPONENT_BOUNDS[0] < params[name] < EXPONENT_BOUNDS[1]
         ]
 
     @cached_property
-    def neighbours(self) -> Neighbours | None:
-        """Residuals within budgets; None where the runs fall into none."""
-        if self.runs.columns.get("budget") == OWN:
+    def budget_residuals(self) -> GroupedResiduals | None:
+        """Residuals within budgets; None for runs without budgets."""
+        if self.runs.budgets_are_flops:
             return None
         sample, delta = self.sample, float(self.estimate.delta[0])
         group = np.unique(sample.budget, return_inverse=True)[1]
-        nothing = np.empty((len(sample), 0))
-        return Neighbours.of(
-            self._jacobian, sample.residuals(self.theta), delta, group, sample.points.x, nothing
+        no_columns = np.empty((len(sample), 0))
+        return GroupedResiduals.from_groups(
+            self._jacobian, sample.residuals(self.theta), delta, group, sample.points.x, no_columns
         )
 
     @cached_property
-    def recurring(self) -> Neighbours:
-        """Residuals of sizes that were run at several budgets."""
-        sample, nothing = self.sample, np.empty((len(self.sample), 0))
+    def size_residuals(self) -> GroupedResiduals:
+        """Residuals of the sizes that were run at several budgets."""
+        sample, no_columns = self.sample, np.empty((len(self.sample), 0))
         residuals, delta = sample.residuals(self.theta), float(self.estimate.delta[0])
-        return Neighbours.of_sizes(
-            self._jacobian, residuals, delta, sample.points.x, np.log(sample.flops), nothing
+        return GroupedResiduals.from_sizes(
+            self._jacobian, residuals, delta, sample.points.x, np.log(sample.flops), no_columns
         )
 
     @property
     def params(self) -> pd.Series:
         """E, A, B (nats per token at N = D = 1), alpha, beta."""
-        return self.core.params
+        return self.law_estimate.params
 
     @property
     def covariance(self) -> pd.DataFrame:
-        """Of E, ln A, ln B, alpha, beta."""
-        return self.core.covariance
+        """Covariance of E, ln A, ln B, alpha, beta."""
+        return self.law_estimate.covariance
 
     def loss_at(self, params: Floats | float, tokens: Floats | float) -> Floats:
-        """Loss in nats per token at N parameters and D tokens."""
-        return self.core.loss_at(params, tokens)
+        """Return the loss in nats per token at N parameters and D tokens."""
+        return self.law_estimate.loss_at(params, tokens)
 
     @cached_property
     def leverage(self) -> Floats:
-        """Of each configuration, (K,)."""
+        """Leverage of each configuration, (K,)."""
         q, _ = np.linalg.qr(self._jacobian)
         return np.einsum("ij,ij->i", q, q)
 
@@ -311,43 +347,39 @@ class ParametricFit(Fit):
 
     @cached_property
     def influence(self) -> pd.DataFrame:
-        """Each configuration left out in turn, the law fitted anew (see `influence.without_each`): a row each.
+        """Influence of each configuration, a row each: the law is fitted without it.
 
-        Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in standard deviations of one
-        run about the law), leverage, a (without it), `a_shift` (in standard errors of a).
+        Columns params, tokens, loss, residual (of ln loss, or nats), `sds` (the residual in
+        standard deviations of one run about the law), leverage, a (without it), `a_shift` (in
+        standard errors of a).
         """
-        value = float(self.exponents.loc["a", "value"])
-        return influence_table(
-            self.sample, self.estimate, self.leverage, value, self.core.error_of_a()
-        )
+        value, error = float(self.exponents.loc["a", "value"]), self.law_estimate.a_standard_error()
+        return influence_table(self.sample, self.estimate, self.leverage, value, error)
 
     @cached_property
     def residuals(self) -> pd.DataFrame:
-        """A row a configuration: budget, params, tokens, flops, loss, `residual` (of ln loss, or nats) and `sds`, the
-        residual in robust standard deviations of one run.
+        """A row a configuration: budget, params, tokens, flops, loss, `residual` (of ln loss, or
+        nats) and `sds`, the residual in robust standard deviations of one run.
         """
         points, sample = self.sample.points, self.sample
         columns = {
             "budget": sample.budget,
             "params": np.exp(points.x + points.x_mean),
             "flops": sample.flops,
-        }
-        columns |= {
             "tokens": np.exp(points.y + points.y_mean),
             "loss": points.loss,
             "seeds": sample.seeds,
         }
-        gap = sample.residuals(self.theta) / np.sqrt(sample.seeds)
-        return residual_table(
-            pd.DataFrame(columns, index=pd.Index(sample.config, name="config")), gap, PARAMETERS
-        )
+        table = pd.DataFrame(columns, index=pd.Index(sample.config, name="config"))
+        residuals = sample.residuals(self.theta) / np.sqrt(sample.seeds)
+        return residual_table(table, residuals, PARAMETER_COUNT)
 
     @property
     def fitted_flops(self) -> Floats:
         return self.runs.array("flops")
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw contours of the loss over size and data, the runs, and the optimum for each compute."""
+        """Draw contours of the loss over size and data, the runs, and the optimum over compute."""
         from isoflop.plotting.surface_plots import SurfaceData, plot_surface
 
         points, flops = self.sample.points, self.sample.flops
@@ -359,8 +391,8 @@ class ParametricFit(Fit):
             max_flops=float(flops.max()),
             optimum=lambda compute: optimum(points, self.theta, compute)[0],
             loss_at=self.loss_at,
-            tokens_for=self.core.tokens_for,
-            params_for=self.core.params_for,
+            tokens_for=self.law_estimate.tokens_for,
+            params_for=self.law_estimate.params_for,
             n=self.n,
             budgets_are_flops=self.runs.budgets_are_flops,
         )
@@ -380,7 +412,7 @@ class ParametricFit(Fit):
             alpha=float(self.theta[3]),
             beta=float(self.theta[4]),
             draws=self.draws[:, 3:],
-            covariance=self.estimate.spread[0][3:, 3:],
+            covariance=self.estimate.covariance[0][3:, 3:],
             dof=self.sample.dof,
             intervals={name: table.loc[name].to_dict() for name in ("alpha", "beta", "a")},
             confidence=self.confidence,
@@ -398,16 +430,17 @@ class ParametricFit(Fit):
         return plot_residuals(data, against, ax)
 
     def plot_influence(self, ax: Axes | None = None, *, runs: int = 12) -> Axes:
-        """Draw a without each of the runs that move it most.
+        """Draw a without each of the runs that change it most.
 
         Args:
-            runs: how many are shown; `influence` has all.
+            ax: axes to draw in; None for new ones.
+            runs: number of runs to draw; `influence` has all.
         """
         from isoflop.plotting.residual_plots import plot_influence
 
         table = self.influence.assign(size=self.influence["a_shift"].abs())
         table = table.sort_values("size", kind="stable").tail(runs)
-        names = [self.name_of(int(config)) for config in table.index]
+        names = [self.configuration_name(int(config)) for config in table.index]
         interval = self.intervals().loc["a"].to_dict()
         return plot_influence(table, names, interval, self.confidence, ax)
 
@@ -437,7 +470,7 @@ class ParametricFit(Fit):
             "huber_delta": float(self.estimate.delta[0]),
             "residual": self.sample.points.scale,
             "convergence": {
-                "slope": float(self.estimate.slope[0]),
+                "slope": float(self.estimate.gradient_cosine[0]),
                 "starts_agreeing": self.estimate.agreeing,
                 "condition": self.condition,
             },
@@ -448,5 +481,5 @@ class ParametricFit(Fit):
 
     @property
     def robust_sd(self) -> float:
-        """Of one run about the law, from the median absolute residual."""
+        """Standard deviation of one run about the law, from the median absolute residual."""
         return float(robust_sd(self.sample.residuals(self.theta)))

@@ -10,13 +10,12 @@ neither noisy nor dense: its last value is the final loss.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 import numpy as np
 
+from isoflop.fitting.terms import FinalRule
 from isoflop.frames import Bools, Floats
 
-FinalRule = Literal["auto", "line", "mean", "last"]
 FINAL_RULES: tuple[FinalRule, ...] = ("auto", "line", "mean", "last")
 
 LINE_SHARE = 0.10  # of the run

@@ -20,8 +20,8 @@ from isoflop.fitting.tables.columns import (
     parse_number,
     split_factor,
 )
-from isoflop.fitting.tables.final_loss import FinalRule
 from isoflop.fitting.tables.rows import RUN_COLUMNS, as_text
+from isoflop.fitting.terms import FinalRule
 
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "iteration", "iter", "Step")
 LR_COLUMNS = ("lr", "learning_rate")

@@ -32,14 +32,14 @@ from isoflop.fitting.tables.columns import (
     resolve_columns,
     split_factor,
 )
-from isoflop.fitting.tables.final_loss import FINAL_RULES, FinalRule
+from isoflop.fitting.tables.final_loss import FINAL_RULES
 from isoflop.fitting.tables.log_detection import LogOptions, is_log
 from isoflop.fitting.tables.loss_logs import summarise_logs
 from isoflop.fitting.tables.nested_columns import unnest, unpivot_chart
 from isoflop.fitting.tables.readers import read_frame, refuse_duplicates
 from isoflop.fitting.tables.rows import Dropped, as_text, find_name_column, name_rows
 from isoflop.fitting.tables.sources import Source, read_source
-from isoflop.fitting.terms import Finding, LossUnit
+from isoflop.fitting.terms import FinalRule, Finding, LossUnit
 from isoflop.frames import Floats, column, rows
 from isoflop.shapes import ParamCount
 

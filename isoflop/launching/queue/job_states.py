@@ -1,4 +1,4 @@
-"""What SLURM says of a sweep's jobs: which are in the queue, and how the others have ended."""
+"""Jobs of a sweep in SLURM: queued jobs, and the ends of the others."""
 
 from __future__ import annotations
 
@@ -14,117 +14,108 @@ from isoflop.launching.records.submissions import Submission, submissions_folder
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.client import Task
 
-HELD = {"SPECIAL_EXIT", "REQUEUE_HOLD"}
-"""What SLURM calls jobs that wait since somebody has requeued them to be held."""
-
 
 @dataclass(frozen=True)
-class Seen:
-    """What SLURM says.
+class JobStates:
+    """Answers of SLURM about a sweep's jobs.
 
     Attributes:
-        queue: by task; None where it does not answer.
-        active: jobs in the queue that are not over, by run, the oldest first.
-        words: the last about jobs that have ended, by task.
-        unsaid: jobs that have failed, and of which nobody says yet how.
+        queue: queued jobs by task; None if SLURM does not answer.
+        active: unfinished jobs in the queue by run, the oldest first.
+        ended: last record of each ended job, by task.
+        unexplained: failed jobs whose exit code is not known yet.
     """
 
     queue: Mapping[str, Task] | None
     active: Mapping[str, Sequence[str]]
-    words: Mapping[str, Task]
-    unsaid: Set[str]
+    ended: Mapping[str, Task]
+    unexplained: Set[str]
 
     def job(self, task: str | None) -> Task | None:
-        """A job as the queue has it."""
+        """Return a job's record in the queue; None if it has none."""
         return self.queue.get(task or "") if self.queue is not None else None
 
 
 def recorded_supervisor(directory: Path) -> tuple[str, str | None] | None:
-    """Name and id of the last supervisor's job, the id None while nobody knows it; None where there was none."""
+    """Return name and job id of the last supervisor, or None without one.
+
+    The id is None while it is unknown.
+    """
     folder = submissions_folder(directory) / "supervisor"
     try:
-        kept = json.loads((folder / "job.json").read_text())
-        return str(kept["name"]), kept["job_id"] and str(kept["job_id"])
+        record = json.loads((folder / "job.json").read_text())
+        return str(record["name"]), record["job_id"] and str(record["job_id"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def read_queue(submissions: Sequence[Submission]) -> dict[str, Task]:
-    """The queue of this user, and of whoever submitted; a job that was requeued and is held waits, whatever SLURM calls
-    that.
+    """Return the queue of this user and of every user who submitted.
 
     Raises:
-        ClusterError: it does not answer.
+        ClusterError: SLURM does not answer.
     """
-    return {
-        task: replace(job, state="PENDING", reason=job.reason or "JobHeldUser")
-        if job.state in HELD
-        else job
-        for task, job in slurm.queue(
-            {item.user for item in submissions if item.user is not None}
-        ).items()
-    }
+    return slurm.queue({item.user for item in submissions if item.user is not None})
 
 
-def see(
+def query_jobs(
     submissions: Sequence[Submission], queue: Mapping[str, Task] | None, tasks: Iterable[str | None]
-) -> Seen:
-    """What SLURM says of all jobs of a sweep; how they ended, of `tasks` only.
+) -> JobStates:
+    """Return the states of all jobs of a sweep; ends only of `tasks`.
 
-    One call of sacct at most, and one of scontrol for each array of which a job has failed that accounting does not
-    know of.
+    Calls sacct at most once, and scontrol once for each array with a failed job that accounting
+    does not list yet.
     """
     if queue is None:
-        return Seen(None, {}, {}, frozenset())
+        return JobStates(None, {}, {}, frozenset())
     active: dict[str, list[str]] = {}
     for submission in submissions:
         for run_id in submission.runs:
             if (job := queue.get(submission.task(run_id) or "")) is not None and job.active:
                 active.setdefault(run_id, []).append(job.id)
-    ended = [task for task in tasks if task and not (task in queue and queue[task].active)]
-    return Seen(queue, active, *_last_words(ended, queue))
+    over = [task for task in tasks if task and not (task in queue and queue[task].active)]
+    return JobStates(queue, active, *_query_ended(over, queue))
 
 
-def _last_words(
+def _query_ended(
     tasks: Sequence[str], queue: Mapping[str, Task]
 ) -> tuple[dict[str, Task], set[str]]:
-    """How jobs ended, and which of them have failed in a way that is not known yet.
+    """Return records of ended jobs, and the failed ones whose exit code is not known yet.
 
-    Their state is from the queue, which is never late; the rest from accounting, or from the controller while
-    accounting has nothing yet, or is not kept.
+    The state comes from the queue, which is never late. The rest comes from accounting, or from
+    the controller while accounting has no record or does not run.
     """
-    accounts = True
+    has_accounting = True
     try:
         known = slurm.accounting(sorted({_array(task) for task in tasks}))
-    except ClusterError:  # there is none, or not now: the runs' directories have to do
-        known, accounts = {}, False
+    except ClusterError:  # none, or temporarily down: the runs' directories must do
+        known, has_accounting = {}, False
     queued = {task: queue[task] for task in tasks if task in queue}
     late = {task for task in queued if task not in known or known[task].active}
     codes = _exit_codes({_array(task) for task in late if queued[task].state == "FAILED"})
     for task, job in queued.items():
-        said = replace(job, exit_code=codes.get(task, ""))
-        known[task] = said if task in late else replace(known[task], state=job.state)
-    unsaid = {
+        if task in late:
+            known[task] = replace(job, exit_code=codes.get(task, ""))
+        else:
+            known[task] = replace(known[task], state=job.state)
+    unexplained = {
         task
         for task in late
-        if accounts and known[task].state == "FAILED" and not known[task].exit_code
+        if has_accounting and known[task].state == "FAILED" and not known[task].exit_code
     }
-    return known, unsaid
+    return known, unexplained
 
 
 def _exit_codes(arrays: Iterable[str]) -> dict[str, str]:
-    """Of the tasks of arrays, by task, as far as the controller remembers them."""
-    found = {}
+    """Return exit codes by task of arrays, as far as the controller remembers them."""
+    codes = {}
     for array in arrays:
         with suppress(ClusterError):
             for line in slurm.call("scontrol", "-o", "show", "job", array).splitlines():
-                index, code = (
-                    re.search(r" ArrayTaskId=(\d+) ", line),
-                    re.search(r" ExitCode=(\d+:\d+)", line),
-                )
-                if code:
-                    found[f"{array}_{index[1]}" if index else array] = code[1]
-    return found
+                index = re.search(r" ArrayTaskId=(\d+) ", line)
+                if code := re.search(r" ExitCode=(\d+:\d+)", line):
+                    codes[f"{array}_{index[1]}" if index else array] = code[1]
+    return codes
 
 
 def _array(task: str) -> str:

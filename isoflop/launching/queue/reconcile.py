@@ -1,7 +1,7 @@
-"""Where every run of a sweep is: its directory first, then the queue, then accounting.
+"""Reconciliation: the state of every run from its directory, then the queue, then accounting.
 
-A queue that does not answer proves nothing. A run whose job has ended goes on where the end was not its fault
-(preempted, out of time, a lost node), and counts as failed where it was.
+A queue that does not answer proves nothing. A run whose job was interrupted (preempted, out of
+time, a lost node) continues; any other end of the job counts as a failure of the run.
 """
 
 from __future__ import annotations
@@ -16,278 +16,293 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import ClusterError
-from isoflop.launching.queue.job_states import Seen, read_queue, recorded_supervisor, see
-from isoflop.launching.queue.sweep_status import Picture, Where
+from isoflop.launching.queue.job_states import (
+    JobStates,
+    query_jobs,
+    read_queue,
+    recorded_supervisor,
+)
+from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
 from isoflop.launching.records.submissions import Submission, submissions_folder
-from isoflop.launching.slurm.client import INTERRUPTED, Task, why_in_vain
-from isoflop.launching.slurm.signals import KILLED
-from isoflop.launching.worker.attempt import failure_of_another, record_failure
-from isoflop.runs.run_directory import SETTLED, RunDirectory, State
+from isoflop.launching.slurm.client import (
+    INTERRUPTED_STATES,
+    WAITING_STATES,
+    Task,
+    find_permanent_wait,
+)
+from isoflop.launching.slurm.signals import KILLED_EXIT_CODE
+from isoflop.launching.worker.attempt import read_peer_failure, record_failure
+from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory, State
 
-LOST_S = 20.0
-"""How long after its submission a job that the controller does not know may still be on its way."""
+LOST_JOB_S = 20.0
+"""Time after submission within which a job may be unknown to the controller and still arrive."""
 
-SIGNALLED = {"0:10", "0:12", "0:15", "10:0", "12:0", "15:0", f"{KILLED}:0"}
-"""Exit codes of a worker that a signal met: USR1, USR2 or TERM before it could listen, or after it had saved."""
+SIGNAL_EXIT_CODES = {"0:10", "0:12", "0:15", "10:0", "12:0", "15:0", f"{KILLED_EXIT_CODE}:0"}
+"""Exit codes of a worker stopped by USR1, USR2 or TERM, before it could listen or after saving."""
 
 OUT_OF_MEMORY = re.compile(r"exceeded memory limit|oom[-_ ]kill|out of memory", re.IGNORECASE)
-LOG_END = 4000
-LAST_WORDS = 200
-STOPPED = ("SUSPENDED", "STOPPED")
+LOG_TAIL_BYTES = 4000
+LAST_LINE_CHARACTERS = 200
+STOPPED_STATES = ("SUSPENDED", "STOPPED")
 
 
 def reconcile(
     directory: Path, run_ids: Iterable[str], submissions: Sequence[Submission], retries: int
-) -> Picture:
-    """The picture of a sweep; records deaths that the runs themselves could not.
+) -> SweepStatus:
+    """Return the status of a sweep; record failures that runs could not record.
 
     Args:
-        directory: of the sweep.
+        directory: the sweep's directory.
         run_ids: its runs.
         submissions: all of them, the oldest first.
-        retries: how many failures without progress a run may have and still be queued again.
+        retries: number of failures without progress after which a run is still queued again.
     """
     latest = {run_id: submission for submission in submissions for run_id in submission.runs}
-    silence, queue = "", None
+    queue_error, queue = "", None
     try:
         queue = read_queue(submissions) if submissions else {}
     except ClusterError as problem:
-        silence = str(problem)
+        queue_error = str(problem)
     runs = {run_id: RunDirectory(directory / run_id) for run_id in run_ids}
     stored = {run_id: run.state() for run_id, run in runs.items()}
-    unsettled = [
-        run_id for run_id in latest if run_id in runs and stored[run_id]["state"] not in SETTLED
+    tasks = [
+        latest[run_id].task(run_id)
+        for run_id in latest
+        if run_id in runs and stored[run_id]["state"] not in TERMINAL_STATES
     ]
-    seen = see(submissions, queue, [latest[run_id].task(run_id) for run_id in unsettled])
+    states = query_jobs(submissions, queue, tasks)
     jobs = {submission.job_id for submission in submissions}
-    found = {}
+    statuses = {}
     for run_id, run in runs.items():
-        theirs = (stored[run_id].get("job_id") or "").partition("_")[0] in jobs
-        found[run_id] = _where(
-            run, stored[run_id], latest.get(run_id), seen, retries, by_slurm=theirs
+        by_slurm = (stored[run_id].get("job_id") or "").partition("_")[0] in jobs
+        statuses[run_id] = _run_status(
+            run, stored[run_id], latest.get(run_id), states, retries, by_slurm=by_slurm
         )
-    _, watcher = recorded_supervisor(directory) or ("", None)
-    job = seen.job(watcher)
-    return Picture(
-        found,
-        (f"{silence}; what follows is what the runs themselves say",) if silence else (),
-        silence,
-        _orphans(submissions, latest, found, seen),
-        seen.active,
-        watcher if queue is not None and not (job and job.active) else None,
+    _, supervisor = recorded_supervisor(directory) or ("", None)
+    job = states.job(supervisor)
+    note = f"{queue_error}; the states below come from the runs' directories alone"
+    return SweepStatus(
+        statuses,
+        (note,) if queue_error else (),
+        queue_error,
+        _orphans(submissions, latest, statuses, states),
+        states.active,
+        supervisor if queue is not None and not (job and job.active) else None,
     )
 
 
 def _orphans(
     submissions: Sequence[Submission],
     latest: Mapping[str, Submission],
-    runs: Mapping[str, Where],
-    seen: Seen,
+    runs: Mapping[str, RunStatus],
+    states: JobStates,
 ) -> tuple[str, ...]:
-    found = []
+    """Return superfluous jobs, as in `SweepStatus`."""
+    orphans = []
     for submission in submissions:
         cancelled = set(submission.cancelled)
         for run_id in submission.runs:
-            if (job := seen.job(submission.task(run_id))) is None:
+            if (job := states.job(submission.task(run_id))) is None:
                 continue
-            # An older job that runs is left: it may be the one that trains, and the newer one waits for its lease.
-            over = latest[run_id] is not submission or (
+            # An older running job stays: it may be training while the newer waits for its lease.
+            superfluous = latest[run_id] is not submission or (
                 run_id in runs and runs[run_id].state in ("done", "diverged")
             )
-            broke_off = run_id in cancelled and job.active and job.state != "COMPLETING"
-            if broke_off or (over and job.waits):
-                found.append(job.id)
-    return tuple(found)
+            half_cancelled = run_id in cancelled and job.active and job.state != "COMPLETING"
+            if half_cancelled or (superfluous and job.waits and job.state in WAITING_STATES):
+                orphans.append(job.id)
+    return tuple(orphans)
 
 
-def _where(
+def _run_status(
     run: RunDirectory,
     stored: dict[str, Any],
     submission: Submission | None,
-    seen: Seen,
+    states: JobStates,
     retries: int,
     *,
     by_slurm: bool,
-) -> Where:
+) -> RunStatus:
+    """Return the status of a run.
+
+    Args:
+        run: its directory.
+        stored: content of its `state.json`.
+        submission: its latest one, if any.
+        states: SLURM's answers.
+        retries: as for `reconcile`.
+        by_slurm: True if its last attempt belongs to a job of the sweep's submissions.
+    """
     node = stored.get("node") or ""
     task = submission.task(run.run_id) if submission else None
-    active = seen.active.get(run.run_id, ())
-    if seen.queue is not None and task not in active:  # an older job may run still
-        task = next((older for older in active if not seen.queue[older].waits), task)
+    active = states.active.get(run.run_id, ())
+    if states.queue is not None and task not in active:  # an older job may still run
+        task = next((older for older in active if not states.queue[older].waits), task)
 
-    def where(
+    def status(
         state: State,
         reason: str = "",
         *,
         job: str | None = None,
         at: str = node,
-        again: bool = False,
-    ) -> Where:
-        return Where(run.run_id, state, reason, job, at, stored, again)
+        retry: bool = False,
+    ) -> RunStatus:
+        return RunStatus(run.run_id, state, reason, job, at, stored, retry)
 
     if stored["state"] in ("done", "diverged"):
-        return where(stored["state"], stored.get("reason", ""))
+        return status(stored["state"], stored.get("reason", ""))
     cancelled = submission is not None and run.run_id in submission.cancelled
-    job = seen.job(task)
-    # From another machine a killed worker's lease looks held for a while; of these two SLURM knows better.
-    waits_again = job is not None and job.waits and stored.get("job_id") == task
-    over = (by_slurm and cancelled and seen.queue is not None and not active) or waits_again
-    ending = "being cancelled; if that lasts, `isoflop cancel` again" if cancelled else ""
+    job = states.job(task)
+    # A killed worker's lease looks held on other machines for a while; here SLURM is right.
+    requeued = job is not None and job.waits and stored.get("job_id") == task
+    over = (by_slurm and cancelled and states.queue is not None and not active) or requeued
+    ending = "being cancelled; if this persists, run `isoflop cancel` again" if cancelled else ""
     if stored["state"] == "running" and not over and run.is_leased():
-        stopped = job.state.lower() if job is not None and job.state in STOPPED else ""
-        return where("running", ending or stopped, job=task)
+        stopped = job.state.lower() if job is not None and job.state in STOPPED_STATES else ""
+        return status("running", ending or stopped, job=task)
     if submission is None:
-        return _not_submitted(where, stored, retries)
+        return _not_submitted(status, stored, retries)
     if job is not None and job.active:
         if not job.waits:
-            says = "" if job.state == "RUNNING" else job.state.lower()
-            return where("running", ending or says, job=task, at=job.node or node)
-        began = stored.get("attempt", 0) > 0
-        return where("requeued" if began else "queued", ending or explain(job.reason), job=task)
-    if seen.queue is None and cancelled:
-        return where("cancelled", "by isoflop cancel", again=True)
-    if seen.queue is None and stored["state"] == "failed":
-        return where("failed", stored.get("reason", ""))
-    if seen.queue is None:
-        return where(
-            "running" if stored["state"] == "running" else "queued",
-            "SLURM does not answer",
-            job=task,
-        )
+            phase = "" if job.state == "RUNNING" else job.state.lower()
+            return status("running", ending or phase, job=task, at=job.node or node)
+        state = "requeued" if stored.get("attempt", 0) > 0 else "queued"
+        return status(state, ending or explain(job.wait_reason), job=task)
+    if states.queue is None and cancelled:
+        return status("cancelled", "by isoflop cancel", retry=True)
+    if states.queue is None and stored["state"] == "failed":
+        return status("failed", stored.get("reason", ""))
+    if states.queue is None:
+        state = "running" if stored["state"] == "running" else "queued"
+        return status(state, "SLURM does not answer", job=task)
     if stored["state"] == "failed":
-        failed = _failed(where, stored, retries)
-        said = f"by isoflop cancel; it had failed: {failed.reason}"
-        return where("cancelled", said, again=True) if cancelled and failed.again else failed
+        failed = _failed(status, stored, retries)
+        if cancelled and failed.retry:
+            reason = f"by isoflop cancel; it had failed: {failed.reason}"
+            return status("cancelled", reason, retry=True)
+        return failed
     if cancelled:
-        return where("cancelled", "by isoflop cancel", again=True)
+        return status("cancelled", "by isoflop cancel", retry=True)
     if task is not None and stored.get("cancelled_job") == task:
-        return where("cancelled", "its job was cancelled", again=True)
-    return _over(where, run, stored, submission, seen, retries)
+        return status("cancelled", "its job was cancelled", retry=True)
+    return _ended_status(status, run, stored, submission, states, retries)
 
 
-def _over(
-    where: Any,
+def _ended_status(
+    status: Any,
     run: RunDirectory,
     stored: dict[str, Any],
     submission: Submission,
-    seen: Seen,
+    states: JobStates,
     retries: int,
-) -> Where:
-    """A run whose job is not in the queue any more, and that did not say how it ended."""
+) -> RunStatus:
+    """Return the status of a run whose job left the queue and that recorded no end."""
     task = submission.task(run.run_id)
-    job = seen.words.get(task or "")
-    began = task is not None and stored.get("job_id") == task
-    if task is None:  # another call is at work, or was killed; the next submission finds out
-        return where("queued", "being submitted")
-    if task in seen.unsaid:  # until accounting has it, or the controller forgets it: in minutes
-        return where(
-            "running" if began else "queued", "its job has ended, SLURM does not say yet how"
-        )
+    job = states.ended.get(task or "")
+    started = task is not None and stored.get("job_id") == task
+    if task is None:  # another call is submitting or was killed; the next submission finds out
+        return status("queued", "being submitted")
+    if task in states.unexplained:  # for minutes: until accounting has it or the controller forgets
+        state = "running" if started else "queued"
+        return status(state, "its job has ended; SLURM has not reported the exit code yet")
     if job is None or job.active:  # the controller forgot it, or never started it
-        young = (
-            time.time() - submission.submitted < LOST_S
-        )  # accounting may lag behind the controller
-        if young and (job is not None or not began):
-            return where("queued", "not in the queue yet", job=task)
-        started = job is None and _log_of(run, submission).exists()
-        if not began and not started:
-            return where("pending", "its job was lost by SLURM", again=True)
+        # Accounting may lag behind the controller.
+        young = time.time() - submission.submitted < LOST_JOB_S
+        if young and (job is not None or not started):
+            return status("queued", "not in the queue yet", job=task)
+        left_log = job is None and _log_file(run, submission).exists()
+        if not started and not left_log:
+            return status("pending", "its job was lost by SLURM", retry=True)
         if job is not None:
-            return where("pending", "its job was lost by SLURM while it ran", again=True)
+            return status("pending", "its job was lost by SLURM while it ran", retry=True)
     if job is not None and job.state == "CANCELLED":
-        with (
-            suppress(OSError),
-            run.lease() as lease,
-        ):  # SLURM forgets it, where there is no accounting
+        with suppress(OSError), run.lease() as lease:  # without accounting SLURM forgets it
             if lease:
                 run.set_state(stored["state"], stored.get("reason", ""), cancelled_job=task)
-        return where("cancelled", "its job was cancelled", again=True)
-    if job is not None and (job.state in INTERRUPTED or job.exit_code in SIGNALLED):
-        return where("pending", f"interrupted ({job.state.lower()})", again=True)
-    if began and stored["state"] == "pending":
-        return where("pending", stored.get("reason", "") or "interrupted", again=True)
-    if not os.access(run.path, os.W_OK):  # a colleague looks
-        return where("failed", _death(run, stored, submission, job, began))
+        return status("cancelled", "its job was cancelled", retry=True)
+    if job is not None and (job.state in INTERRUPTED_STATES or job.exit_code in SIGNAL_EXIT_CODES):
+        return status("pending", f"interrupted ({job.state.lower()})", retry=True)
+    if started and stored["state"] == "pending":
+        return status("pending", stored.get("reason", "") or "interrupted", retry=True)
+    if not os.access(run.path, os.W_OK):  # a colleague reads the status
+        return status("failed", _describe_death(run, stored, submission, job, started))
     with run.lease() as lease:
         if not lease:
-            return where("running", job=task)
+            return status("running", job=task)
         stored = run.state()
         if stored["state"] in ("done", "failed", "diverged"):
-            return where(stored["state"], stored.get("reason", ""))
-        said = failure_of_another(run, stored.get("attempt", 0)) if began else None
-        reason, at = said or (
-            _death(run, stored, submission, job, began),
-            job.node if job else where("failed").node,
+            return status(stored["state"], stored.get("reason", ""))
+        failure = read_peer_failure(run, stored.get("attempt", 0)) if started else None
+        reason, node = failure or (
+            _describe_death(run, stored, submission, job, started),
+            job.node if job else status("failed").node,
         )
-        record_failure(
-            run, reason, "" if "[" in at or "," in at else at
-        )  # of several nodes none is known to be bad
+        several = "[" in node or "," in node  # then no single node is known to be bad
+        record_failure(run, reason, "" if several else node)
         stored = run.state()
-        return replace(_failed(where, stored, retries), stored=stored)
+        return replace(_failed(status, stored, retries), stored=stored)
 
 
-def _death(
+def _describe_death(
     run: RunDirectory,
     stored: Mapping[str, Any],
     submission: Submission,
     job: Task | None,
-    began: bool,
+    started: bool,
 ) -> str:
+    """Return the reason of a failure that only SLURM and the job's log show."""
     how = f" ({job.state.lower()}, exit code {job.exit_code})" if job and job.exit_code else ""
     task = submission.task(run.run_id)
     node = (job.node if job else "") or stored.get("node")
     at = f" on {node}" if node else ""
-    log = _log_of(run, submission)
-    if OUT_OF_MEMORY.search(_end_of(log)):
-        return f"its job {task} was out of memory{at}{how}: raise slurm.mem or mem_per_cpu in the profile; see {log}"
-    if began:
+    log = _log_file(run, submission)
+    if OUT_OF_MEMORY.search(_log_tail(log)):
+        mend = "raise slurm.mem or mem_per_cpu in the profile"
+        return f"its job {task} ran out of memory{at}{how}: {mend}; see {log}"
+    if started:
         return f"its job {task} died{at}{how}: killed; see {log}"
-    silent = (
-        ""
-        if log.exists()
-        else " and left no log (do all nodes share the profile's root? see `isoflop doctor`)"
-    )
-    said = _end_of(log).strip().rpartition("\n")[2][-LAST_WORDS:]
-    words = f": {said}" if said else ""
-    return f"its job {task} ended{at}{how} before the run began{words}{silent}; see {log}"
+    if log.exists():
+        no_log = ""
+    else:
+        no_log = " and left no log (do all nodes share the profile's root? see `isoflop doctor`)"
+    last_line = _log_tail(log).strip().rpartition("\n")[2][-LAST_LINE_CHARACTERS:]
+    quote = f": {last_line}" if last_line else ""
+    return f"its job {task} ended{at}{how} before the run began{quote}{no_log}; see {log}"
 
 
-def _log_of(run: RunDirectory, submission: Submission) -> Path:
-    """What a run's job, and its first process, wrote to stderr."""
-    return (
-        submissions_folder(run.path.parent)
-        / submission.name
-        / f"{submission.task(run.run_id)}_0_log.err"
-    )
+def _log_file(run: RunDirectory, submission: Submission) -> Path:
+    """Return the file with stderr of a run's job and of its first process."""
+    folder = submissions_folder(run.path.parent) / submission.name
+    return folder / f"{submission.task(run.run_id)}_0_log.err"
 
 
-def _end_of(log: Path) -> str:
+def _log_tail(log: Path) -> str:
     try:
-        return log.read_bytes()[-LOG_END:].decode(errors="replace")
+        return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
     except OSError:
         return ""
 
 
-def _not_submitted(where: Any, stored: Mapping[str, Any], retries: int) -> Where:
+def _not_submitted(status: Any, stored: Mapping[str, Any], retries: int) -> RunStatus:
     if stored["state"] == "failed":
-        return _failed(where, stored, retries)
-    return where("pending", stored.get("reason", ""), again=True)
+        return _failed(status, stored, retries)
+    return status("pending", stored.get("reason", ""), retry=True)
 
 
-def _failed(where: Any, stored: Mapping[str, Any], retries: int) -> Where:
-    again = stored.get("failures", 1) <= retries
-    return where("failed", stored.get("reason", ""), again=again)
+def _failed(status: Any, stored: Mapping[str, Any], retries: int) -> RunStatus:
+    retry = stored.get("failures", 1) <= retries
+    return status("failed", stored.get("reason", ""), retry=retry)
 
 
 def explain(reason: str) -> str:
-    """Why a job waits, with the key of the profile to mend where it would wait for ever."""
-    words = reason.strip("()")
-    if (found := why_in_vain(words)) is None:
-        return words
-    key, what = found
-    return f"{words}: {key} {what}" if key else f"{words}: {what}"
+    """Return SLURM's reason of a wait; add the profile's key to mend if the job can never start."""
+    reason = reason.strip("()")
+    if (finding := find_permanent_wait(reason)) is None:
+        return reason
+    key, problem = finding
+    return f"{reason}: {key} {problem}" if key else f"{reason}: {problem}"
 
 
-def is_hopeless(reason: str) -> bool:
-    """Whether a job with this reason waits for ever."""
-    return why_in_vain(reason) is not None
+def never_starts(reason: str) -> bool:
+    """Return whether a job that waits for this reason can never start."""
+    return find_permanent_wait(reason) is not None

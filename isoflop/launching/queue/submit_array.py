@@ -1,4 +1,4 @@
-"""Queueing: an array goes to sbatch through submitit, and is found again where nobody knows whether sbatch took it."""
+"""Submission of arrays to sbatch through submitit, safe if sbatch's answer is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Any
 
 from isoflop.config.profile import Profile
-from isoflop.config.sbatch import asking_for_gpus, plain_name
+from isoflop.config.sbatch import list_gpu_options, plain_name
 from isoflop.errors import ClusterError, ConfigError
 from isoflop.files import replace_file
 from isoflop.launching.queue.arrays import Array, python_command, sbatch_options, setup_lines
@@ -26,70 +26,70 @@ from isoflop.launching.records.submissions import Submission, read_submissions, 
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.signals import Job
 from isoflop.launching.worker.slurm_job import RunJob
-from isoflop.planning.wall_time import time_limit_hours
+from isoflop.planning.wall_time import max_job_hours
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-NO_LIMIT = 10**9
+MAX_REQUEUES = 10**9
 DEFAULT_TIME_MIN = 24 * 60
-"""What submitit takes for the limit of a job whose profile has none."""
+"""Time limit that submitit assumes for a job whose profile has none."""
 
 
 class SubmitLimitError(ClusterError):
-    """The cluster takes no more jobs of this user until some have ended.
+    """Refusal of more jobs of this user until some have finished.
 
     Attributes:
-        what: what it did not take, for who has another mend.
-        said: sbatch's own words, if any.
+        reason: the message without mend, for callers with another mend.
+        detail: sbatch's own message, if any.
     """
 
     def __init__(
         self,
-        what: str,
-        said: str = "",
-        mend: str = "submit again when some have ended, or use --supervise",
+        reason: str,
+        detail: str = "",
+        mend: str = "run `isoflop submit` again when jobs have finished, or use --supervise",
     ) -> None:
-        super().__init__(f"{what}: {mend}{f' ({said})' if said else ''}")
-        self.what, self.said = what, said
+        super().__init__(f"{reason}: {mend}{f' ({detail})' if detail else ''}")
+        self.reason, self.detail = reason, detail
 
 
-def heal(directory: Path) -> list[Submission]:
-    """A sweep's submissions, with those that a killed call left half-made either finished or dropped.
+def recover_submissions(directory: Path) -> list[Submission]:
+    """Return a sweep's submissions; complete or drop those that a killed call left incomplete.
 
-    For who holds the lease on submissions.
+    Requires the submissions lease.
     """
-    folder, kept = submissions_folder(directory), []
+    folder, recovered = submissions_folder(directory), []
     for submission in read_submissions(directory):
         if submission.job_id is None:
-            job_id = slurm.named(submission.name)
+            job_id = slurm.find_job_id(submission.name)
             if job_id is None:
                 (folder / f"{submission.name}.json").unlink()
                 shutil.rmtree(folder / submission.name, ignore_errors=True)
                 continue
             submission = _adopt(submission, job_id, directory)
-        kept.append(submission)
-    return kept
+        recovered.append(submission)
+    return recovered
 
 
 def submit_array(
     array: Array, profile: Profile, directory: Path, code: Path, after: str | None = None
 ) -> Submission:
-    """Queues an array through submitit; tries again where sbatch fails for the moment.
+    """Queue an array through submitit; retry if sbatch fails temporarily.
 
-    Where the cluster does not take so many jobs, only the first of the runs are queued: see the result's.
+    If the cluster refuses so many jobs, only the first runs are queued: see `runs` of the result.
 
     Args:
-        array: its runs.
+        array: runs with their resources.
         profile: the cluster.
-        directory: of the sweep.
-        code: the folder that jobs import `isoflop` from.
-        after: id of an array that must have ended before.
+        directory: the sweep's directory.
+        code: folder from which jobs import `isoflop`.
+        after: ids of arrays that must end first, joined by colons.
 
     Raises:
-        ConfigError: the cluster refuses what the profile asks for.
-        SubmitLimitError: it does not take one run more.
+        ConfigError: the cluster rejects the profile's options.
+        SubmitLimitError: it accepts not even one more run.
         ClusterError: sbatch kept failing.
     """
     slurm.check("sbatch", "srun")
@@ -125,11 +125,12 @@ def _submit(
 
 
 def sbatch_script(array: Array, profile: Profile, directory: Path, code: Path) -> str:
-    """The script that sbatch would get, without asking SLURM for anything."""
+    """Return the script that sbatch would get; calls no program of SLURM."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder, name = submissions_folder(directory) / "NAME", f"{directory.name}-NAME"
-    command = f"{python_command(profile, sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    python = python_command(profile, sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     parameters = _parameters(array, profile, code, name, None)
     if len(array.runs) > 1:
         parameters["map_count"] = len(array.runs)
@@ -147,10 +148,10 @@ def queue_job(
     nodes: int = 1,
     tasks: int = 1,
 ) -> str:
-    """Queues one job that is no run, of `tasks` processes on each node, and returns its id.
+    """Queue one job that is no run, with `tasks` processes on each node; return its id.
 
     Raises:
-        ConfigError, ClusterError: as for arrays.
+        ConfigError, ClusterError: as `submit_array`.
     """
     slurm.check("sbatch", "srun")
     parameters = _parameters(Array((), gpus, nodes, 1), profile, code, name, None)
@@ -158,19 +159,19 @@ def queue_job(
         job_id = _queue(
             [job], folder, profile, {**parameters, "ntasks_per_node": tasks}, unique=False
         )
-    except SubmitLimitError as problem:  # of a job that no supervisor queues
+    except SubmitLimitError as problem:  # a supervisor does not queue this job
         raise SubmitLimitError(
-            problem.what, problem.said, "try again when some of your jobs have ended"
+            problem.reason, problem.detail, "try again when some of your jobs have finished"
         ) from None
-    leave_pickle(job, folder, job_id)
+    write_pickle(job, folder, job_id)
     return job_id
 
 
 def _parameters(
     array: Array, profile: Profile, code: Path, name: str, after: str | None
 ) -> dict[str, Any]:
-    """What submitit makes the script from; `additional_parameters` replace what it would add by itself."""
-    hours = time_limit_hours(profile)
+    """Return submitit's parameters; `additional_parameters` replace those it would add."""
+    hours = max_job_hours(profile)
     options = sbatch_options(array, profile)
     if after is not None:
         options["dependency"] = f"afterany:{after}"
@@ -178,7 +179,7 @@ def _parameters(
         "job_name": name,
         "time": None if hours == float("inf") else max(1, int(60 * hours)),
         "ntasks_per_node": array.tasks_per_node,
-        "wckey": None,  # submitit's own would be refused by some clusters
+        "wckey": None,  # some clusters reject submitit's default
         "array_parallelism": array.at_once,
         "setup": setup_lines(profile, code),
         "srun_args": ["--export=ALL", "--kill-on-bad-exit=1"],
@@ -187,11 +188,11 @@ def _parameters(
 
 
 class _Parameters(dict[str, Any]):
-    """What an executor keeps; submitit looks up `time` for its pickles, which need one even if the script has none."""
+    """Parameters of an executor; submitit's pickles need a `time` even if the script has none."""
 
     def get(self, key: str, default: Any = None) -> Any:
-        found = super().get(key, default)
-        return DEFAULT_TIME_MIN if key == "time" and found is None else found
+        value = super().get(key, default)
+        return DEFAULT_TIME_MIN if key == "time" and value is None else value
 
 
 def _queue(
@@ -202,15 +203,15 @@ def _queue(
     *,
     unique: bool = True,
 ) -> str:
-    """The id of a job or an array, once sbatch has taken it; `unique`: no other ever had its name."""
+    """Queue a job or an array; return its id. `unique`: its name was never used before."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = _executor_class()(
-        folder, max_num_timeout=NO_LIMIT, python=python_command(profile, sys.executable)
+        folder, max_num_timeout=MAX_REQUEUES, python=python_command(profile, sys.executable)
     )
     executor.parameters = _Parameters(executor.parameters)
     executor.update_parameters(**parameters)
-    unsure, refusal, passes, may_be_queued = False, "", False, False
+    unsure, refusal, transient, may_be_queued = False, "", False, False
     for pause in (*PAUSES_S, 0.0):
         if not unsure:
             try:
@@ -218,26 +219,25 @@ def _queue(
                     submitted = [executor.submit(job) for job in jobs]
                 return submitted[0].job_id.split("_")[0]
             except (FailedJobError, FailedSubmissionError) as problem:
-                refusal = _words(problem)
-                passes = slurm.may_pass(refusal)
-                may_be_queued |= passes or isinstance(problem, FailedSubmissionError)
-        for wait in (
-            0.0,
-            pause,
-        ):  # sbatch may give up on an answer and its array be queued, even some time later
+                refusal = _error_text(problem)
+                transient = slurm.is_transient(refusal)
+                may_be_queued |= transient or isinstance(problem, FailedSubmissionError)
+        # sbatch may give up waiting although its array is queued, even some time later.
+        for wait in (0.0, pause):
             time.sleep(wait)
             try:
                 unsure = False
-                if job_id := slurm.named(
+                if job_id := slurm.find_job_id(
                     parameters["job_name"], active=not (unique and may_be_queued)
                 ):
                     return job_id
             except ClusterError:
                 unsure = True
-            if not passes and not (unsure and may_be_queued):
-                raise _refused(refusal, profile)
+            if not transient and not (unsure and may_be_queued):
+                raise _to_error(refusal, profile)
     raise ClusterError(
-        f"sbatch: {_last_words(refusal)}; submit again later: what was queued after all is found then"
+        f"sbatch: {_sbatch_message(refusal)}; run `isoflop submit` again later: "
+        "it finds arrays that were queued after all"
     )
 
 
@@ -246,77 +246,82 @@ def _executor_class() -> type[SlurmExecutor]:
     import submitit
     from submitit.core.utils import FailedSubmissionError
 
-    class SlurmExecutor(submitit.SlurmExecutor):  # submitit goes by this name
-        """Submitit's own takes the first "job N" of what sbatch prints, which a site's wrapper may say of another."""
+    class SlurmExecutor(submitit.SlurmExecutor):  # submitit relies on this name
+        """Executor that reads the job id from sbatch's own line.
+
+        Submitit's takes the first "job N", which a site's wrapper may print about another job.
+        """
 
         @staticmethod
         def _get_job_id_from_submission_command(string: bytes | str) -> str:
             text = string if isinstance(string, str) else string.decode(errors="replace")
-            found = re.findall(r"Submitted batch job (\d+)", text)
-            if not found:  # it is looked up by its name then
-                raise FailedSubmissionError(f"no id of a job in {' '.join(text.split())!r}")
-            return found[-1]
+            job_ids = re.findall(r"Submitted batch job (\d+)", text)
+            if not job_ids:  # then the job is looked up by its name
+                raise FailedSubmissionError(f"no job id in {' '.join(text.split())!r}")
+            return job_ids[-1]
 
     return SlurmExecutor
 
 
-def _words(problem: Exception) -> str:
-    """What sbatch said, in one line."""
+def _error_text(problem: Exception) -> str:
+    """Return sbatch's output in one line."""
     cause = problem.__cause__
-    said = str(problem) or (cause.stdout if isinstance(cause, CalledProcessError) else "")
+    text = str(problem) or (cause.stdout if isinstance(cause, CalledProcessError) else "")
     code = f" (exit code {cause.returncode})" if isinstance(cause, CalledProcessError) else ""
-    return " ".join(said.split()) or f"it said nothing{code}"
+    return " ".join(text.split()) or f"no error message{code}"
 
 
-def _refused(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
-    """Why sbatch takes a job neither now nor later as it is."""
+def _to_error(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
+    """Return the error for a job that sbatch rejects permanently."""
     if slurm.is_submit_limit(refusal):
-        return SubmitLimitError("the cluster's submit limit lets no more in", _last_words(refusal))
-    key = slurm.key_to_mend(refusal) or ""
-    asked = sorted(map(plain_name, asking_for_gpus(profile.slurm)))
-    if (
-        key.startswith("gpu") and asked
-    ):  # then the profile's section on GPUs is not what sbatch was given
-        key = ", ".join([*(f"slurm.{name}" for name in asked), *key.split(", ")[1:]])
-    return ConfigError(f"{f'{key}: ' if key else ''}sbatch refuses it: {_last_words(refusal)}")
+        return SubmitLimitError("job submit limit reached", _sbatch_message(refusal))
+    key = slurm.find_profile_key(refusal) or ""
+    gpu_options = sorted(map(plain_name, list_gpu_options(profile.slurm)))
+    if key.startswith("gpu") and gpu_options:  # these replaced the profile's section `gpu`
+        key = ", ".join([*(f"slurm.{name}" for name in gpu_options), *key.split(", ")[1:]])
+    prefix = f"{key}: " if key else ""
+    return ConfigError(f"{prefix}sbatch rejects the job: {_sbatch_message(refusal)}")
 
 
 def _adopt(submission: Submission, job_id: str, directory: Path) -> Submission:
-    """The submission with its id, and with a pickle for every task that has none yet."""
+    """Record a submission's job id and write missing pickles of its tasks; return it."""
     adopted = dataclasses.replace(submission, job_id=job_id)
     adopted.write(submissions_folder(directory))
     folder = submissions_folder(directory) / adopted.name
     for run_id in adopted.runs:
-        leave_pickle(RunJob(str(directory / run_id)), folder, adopted.task(run_id))
+        write_pickle(RunJob(str(directory / run_id)), folder, adopted.task(run_id))
     return adopted
 
 
-def leave_pickle(job: Job, folder: Path, task: str | None) -> None:
-    """Leaves what a task is to do where it looks for it; submitit has, unless sbatch did not say the task's id."""
+def write_pickle(job: Job, folder: Path, task: str | None) -> None:
+    """Write the file from which a task reads its job, unless submitit did.
+
+    Submitit writes none if sbatch did not print the id.
+    """
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     pickle = JobPaths(folder, task).submitted_pickle
     if not pickle.exists():
         delayed = DelayedSubmission(job)
-        delayed.set_timeout(DEFAULT_TIME_MIN, NO_LIMIT)
+        delayed.set_timeout(DEFAULT_TIME_MIN, MAX_REQUEUES)
         with replace_file(pickle) as temporary:
             delayed.dump(temporary)
 
 
 @contextmanager
 def _plain_environment() -> Iterator[None]:
-    """The environment without what sbatch would put before the script, or pass on of a job that this process is in."""
-    begin = ("SBATCH_", "SLURM_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
-    ours = {name: value for name, value in os.environ.items() if name.startswith(begin)}
-    ours.pop("SLURM_CONF", None)
-    for name in ours:
+    """Remove variables that override the script's options or belong to this process's own job."""
+    prefixes = ("SBATCH_", "SLURM_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ("SBATCH_",)
+    removed = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    removed.pop("SLURM_CONF", None)
+    for name in removed:
         del os.environ[name]
     try:
         yield
     finally:
-        os.environ.update(ours)
+        os.environ.update(removed)
 
 
-def _last_words(refusal: str) -> str:
-    """What sbatch said, without submitit's words around it."""
+def _sbatch_message(refusal: str) -> str:
+    """Return sbatch's own message without submitit's text around it."""
     return "; ".join(refusal.split("sbatch: error: ")[1:]).replace(" ; ", "; ") or refusal[-300:]

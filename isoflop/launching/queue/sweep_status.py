@@ -1,4 +1,4 @@
-"""A sweep at one moment: where every run is, and what the user should know."""
+"""Status of a sweep: the state of every run, and messages for the user."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from isoflop.errors import ClusterError
 from isoflop.launching.slurm.client import LAUNCH_FAILED
 from isoflop.runs.run_directory import State
 
-MOST = 1e10
-"""Of what is in a run's state, where somebody may have written any number, or none; in seconds 300 years."""
+MAX_STATE_NUMBER = 1e10
+"""Bound for numbers in a run's state, a file that anybody can edit; in seconds 300 years."""
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where a run is.
+class RunStatus:
+    """State of one run.
 
     Attributes:
-        state: as in `interface`: pending (not queued), queued, running, requeued, done, failed, diverged, cancelled.
-        reason: why it waits, or how it ended.
-        task: SLURM's id of its job, if it has one that is not over.
-        node: where it runs, or ran last.
-        stored: its `state.json`.
-        again: whether the next submission queues it.
+        run_id: name of the run's directory.
+        state: pending (not queued), queued, running, requeued, done, failed, diverged or cancelled.
+        reason: reason of the wait or of the end.
+        task: SLURM's id of the run's unfinished job, if any.
+        node: current or last node.
+        stored: content of `state.json`.
+        retry: True if the next submission queues the run.
     """
 
     run_id: str
@@ -33,15 +34,15 @@ class Where:
     task: str | None
     node: str
     stored: Mapping[str, Any] = field(repr=False)
-    again: bool = False
+    retry: bool = False
 
     def number(self, key: str) -> float | None:
-        """What `state.json` keeps by a key, if it is a number that can be reckoned with."""
-        return sound_number(self.stored.get(key))
+        """Return a number from `state.json`; None if it is missing, no number or out of bounds."""
+        return bounded_number(self.stored.get(key))
 
     @property
-    def share(self) -> float:
-        """Of its steps, what is done by its last word."""
+    def progress(self) -> float:
+        """Fraction of steps completed at the last heartbeat."""
         step, steps = self.number("step"), self.number("steps")
         if self.state == "done":
             return 1.0
@@ -49,53 +50,64 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A sweep at one moment.
+class SweepStatus:
+    """States of all runs of a sweep at one time.
 
     Attributes:
-        runs: by run id.
-        notes: what the user should know, such as a queue that does not answer, a line each.
-        silence: why SLURM did not answer, without which nothing may be queued; empty where it did.
-        orphans: jobs that nobody needs: of a cancellation that broke off, and waiting ones of runs that are over or
-            that have a newer job.
-        active: jobs in the queue that are not over, by run, the oldest first; of runs that the sweep has no more too.
-        unwatched: the job of a supervisor that has ended, by itself or not.
+        runs: status by run id.
+        notes: messages for the user, one line each, such as a queue that does not respond.
+        queue_error: error of a failed queue query, after which nothing may be queued; else empty.
+        orphans: superfluous jobs: those of an interrupted cancellation, and waiting jobs of runs
+            that have ended or have a newer job.
+        active: unfinished jobs in the queue by run, the oldest first; also of runs that are no
+            longer in the sweep.
+        ended_supervisor: job of a supervisor that has ended, for any reason.
     """
 
-    runs: dict[str, Where]
+    runs: dict[str, RunStatus]
     notes: tuple[str, ...]
-    silence: str = ""
+    queue_error: str = ""
     orphans: tuple[str, ...] = ()
     active: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    unwatched: str | None = None
+    ended_supervisor: str | None = None
 
     @property
-    def certain(self) -> bool:
-        """Whether SLURM answered."""
-        return not self.silence
+    def queue_answered(self) -> bool:
+        """True if SLURM answered the query of the queue."""
+        return not self.queue_error
 
     def check(self, nothing_was: str) -> None:
-        """Raises ClusterError where SLURM did not answer, so that nobody knows what is queued already."""
-        if not self.certain:
-            raise ClusterError(f"{self.silence}; nothing was {nothing_was}, try again")
+        """Raise an error if the queue is unknown: jobs might be queued twice.
+
+        Args:
+            nothing_was: participle for the message, such as `queued`.
+
+        Raises:
+            ClusterError: SLURM did not answer.
+        """
+        if not self.queue_answered:
+            raise ClusterError(f"{self.queue_error}; nothing was {nothing_was}, try again")
 
     @property
     def held(self) -> list[str]:
-        """Jobs that SLURM holds since a node could not start them; the run is not to blame, and nobody meant it."""
+        """Jobs that SLURM holds after a node could not start them; no fault of run or user."""
         return [
-            where.task
-            for where in self.runs.values()
-            if where.task and where.reason.startswith(LAUNCH_FAILED)
+            run.task
+            for run in self.runs.values()
+            if run.task and run.reason.startswith(LAUNCH_FAILED)
         ]
 
-    def noting(self, note: str) -> Picture:
-        """The picture with one more thing that the user should know."""
+    def with_note(self, note: str) -> SweepStatus:
+        """Return a copy with one more message for the user."""
         return replace(self, notes=(*self.notes, note))
 
     def ids(self, *states: State) -> list[str]:
-        return [run_id for run_id, where in self.runs.items() if where.state in states]
+        """Return the ids of runs in any of these states."""
+        return [run_id for run_id, run in self.runs.items() if run.state in states]
 
 
-def sound_number(value: Any) -> float | None:
-    """A number that can be reckoned with, where somebody may have written any, or none."""
-    return value if isinstance(value, int | float) and -MOST < value < MOST else None
+def bounded_number(value: Any) -> float | None:
+    """Return a value read from a file if it is a number within bounds, else None."""
+    if isinstance(value, int | float) and -MAX_STATE_NUMBER < value < MAX_STATE_NUMBER:
+        return value
+    return None

@@ -1,4 +1,4 @@
-"""Which runs of a study somebody has agreed to pay for: a supervisor queues no others."""
+"""Approved runs of a study: the user agreed to their bill; a supervisor queues no others."""
 
 from __future__ import annotations
 
@@ -10,50 +10,49 @@ from isoflop.files import replace_file
 from isoflop.launching.records.submissions import read_submissions, submissions_folder
 
 
-def approved(directory: Path) -> set[str]:
-    """The runs that submissions have, and those that one was to have when the cluster took no more.
+def read_approved(directory: Path) -> set[str]:
+    """Return submitted runs, and approved ones that the cluster did not accept yet.
 
     Raises:
         ConfigError: a record that can't be read.
     """
-    return {
-        run_id for submission in read_submissions(directory) for run_id in submission.runs
-    } | _kept(directory)
+    submitted = {run_id for submission in read_submissions(directory) for run_id in submission.runs}
+    return submitted | _read(directory)
 
 
 def approve(directory: Path, runs: Iterable[str]) -> None:
-    """Adds runs, before they are queued; for who holds the lease on submissions."""
-    _keep(directory, _kept(directory) | set(runs))
+    """Approve runs before they are queued. Requires the submissions lease."""
+    _write(directory, _read(directory) | set(runs))
 
 
-def withdraw(directory: Path, runs: Iterable[str]) -> set[str]:
-    """Takes back what was agreed to of runs that no submission has; for who holds the lease. Returns them."""
-    kept = _kept(directory)
-    withdrawn = kept & set(runs)
-    _keep(directory, kept - withdrawn)
+def revoke(directory: Path, runs: Iterable[str]) -> set[str]:
+    """Revoke approval of runs not yet submitted and return their ids.
+
+    Requires the submissions lease.
+    """
+    approved = _read(directory)
+    revoked = approved & set(runs)
+    _write(directory, approved - revoked)
     submitted = {run_id for submission in read_submissions(directory) for run_id in submission.runs}
-    return withdrawn - submitted
+    return revoked - submitted
 
 
 def _file(directory: Path) -> Path:
-    return (
-        submissions_folder(directory) / "supervisor" / "approved.json"
-    )  # not among the records of submissions
+    # In a folder of its own: files beside it are records of submissions.
+    return submissions_folder(directory) / "supervisor" / "approved.json"
 
 
-def _kept(directory: Path) -> set[str]:
+def _read(directory: Path) -> set[str]:
     try:
-        found = json.loads(_file(directory).read_text())
+        run_ids = json.loads(_file(directory).read_text())
     except (FileNotFoundError, ValueError):
         return set()
-    return (
-        {run_id for run_id in found if isinstance(run_id, str)}
-        if isinstance(found, list)
-        else set()
-    )
+    if not isinstance(run_ids, list):
+        return set()
+    return {run_id for run_id in run_ids if isinstance(run_id, str)}
 
 
-def _keep(directory: Path, runs: set[str]) -> None:
-    if runs != _kept(directory):
+def _write(directory: Path, runs: set[str]) -> None:
+    if runs != _read(directory):
         with replace_file(_file(directory)) as temporary:
             temporary.write_text(json.dumps(sorted(runs)) + "\n")

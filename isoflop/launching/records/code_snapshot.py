@@ -1,4 +1,4 @@
-"""The code of a study: a copy of the package, so that an edit of the tree doesn't change runs that wait in a queue."""
+"""Code snapshot of a study: a copy of the package, so that edits do not change queued runs."""
 
 from __future__ import annotations
 
@@ -12,103 +12,111 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2]
+"""Folder of the package `isoflop`."""
 
 
-def study_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
-    """The folder from which a study's jobs import `isoflop`, and whether it differs from the code that runs now.
+def snapshot_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
+    """Return the folder from which a study's jobs import `isoflop`, and whether it is outdated.
 
-    It is made at the first submission and kept from then on, so that all runs of a study have the same code.
+    It is copied at the first submission and not changed afterwards: all runs of a study have the
+    same code. It is outdated if it differs from the current code.
 
     Args:
-        directory: of the sweep.
-        renew: copy the code that runs now, for the runs that are not done yet.
+        directory: the sweep's directory.
+        renew: copy the current code, for all unfinished runs.
+
+    Raises:
+        OSError: the copy failed, such as on a full disk.
     """
-    folder, now = directory / "code", _digest()
-    kept = _kept(folder)
-    if kept is not None and not renew:
-        return kept, kept.name != now
-    copy = folder / now
+    folder, digest = directory / "code", _digest()
+    newest = _newest_copy(folder)
+    if newest is not None and not renew:
+        return newest, newest.name != digest
+    copy = folder / digest
     if not (copy / "made").exists():
-        part = folder / f".{now}.{uuid.uuid4().hex[:8]}.tmp"
+        partial = folder / f".{digest}.{uuid.uuid4().hex[:8]}.tmp"
         try:
-            shutil.copytree(PACKAGE, part / "isoflop", ignore=_ignored)
-            (part / "changes.diff").write_text(_changes())
-            (part / "made").touch()
-            os.rename(part, copy)
+            shutil.copytree(PACKAGE, partial / "isoflop", ignore=_ignored)
+            (partial / "changes.diff").write_text(_changes())
+            (partial / "made").touch()
+            os.rename(partial, copy)
         except OSError as problem:
-            shutil.rmtree(part, ignore_errors=True)
-            if not (copy / "made").exists():  # else somebody else was faster
-                raise _plain(problem, folder) from None
+            shutil.rmtree(partial, ignore_errors=True)
+            if not (copy / "made").exists():  # else another process was faster
+                raise _system_error(problem, folder) from None
     else:
         os.utime(copy / "made")
     return copy, False
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:
-    """What is not copied: caches, and links that lead nowhere, such as an editor's lock of a file that it has open."""
+    """Return names not to copy: caches and broken links, such as an editor's lock of a file."""
     return {name for name in names if name == "__pycache__" or not Path(folder, name).exists()}
 
 
-def _plain(problem: OSError, folder: Path) -> OSError:
-    """An error of copying many files as that of the system's that it was."""
+def _system_error(problem: OSError, folder: Path) -> OSError:
+    """Return the operating system's error behind an error of `shutil.copytree`."""
     if not isinstance(problem, shutil.Error):
         return problem
-    words = str(problem)
+    text = str(problem)
     code = next(
-        (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES) if os.strerror(code) in words),
+        (code for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES) if os.strerror(code) in text),
         errno.EIO,
     )
     return OSError(code, os.strerror(code), str(folder))
 
 
-def kept_code_differs(directory: Path) -> str | None:
-    """What a person should know before runs are added to a study whose code is not the code that runs now; else None.
+def describe_code_difference(directory: Path) -> str | None:
+    """Return a warning if a study's code differs from the current code, else None.
 
     Args:
-        directory: of the sweep.
+        directory: the sweep's directory.
     """
-    kept = _kept(directory / "code")
-    if kept is None or kept.name == _digest():
+    copy = _newest_copy(directory / "code")
+    if copy is None or copy.name == _digest():
         return None
-    before, now = (
-        _described((kept / "changes.diff").read_text(), kept.name),
-        _described(_changes(), _digest()),
+    snapshot = _describe((copy / "changes.diff").read_text(), copy.name)
+    current = _describe(_changes(), _digest())
+    return (
+        f"new and queued runs use the study's code, {snapshot}, not the current code, {current}; "
+        "--new-code selects the current code"
     )
-    return f"new and queued runs use the study's code, {before}, not {now} that runs here; --new-code takes this"
 
 
-def commit_of(code: Path | None = None) -> str | None:
-    """The commit of a study's code, or of the code that runs now: with `-dirty` where it was changed since.
+def find_commit(code: Path | None = None) -> str | None:
+    """Return the commit of a study's code or of the current code, with `-dirty` if it was changed.
 
     Args:
-        code: a folder that `study_code` gave.
+        code: a folder returned by `snapshot_code`; None for the current code.
     """
-    commit, changed = _parts(_changes() if code is None else (code / "changes.diff").read_text())
+    commit, changed = _parse_changes(
+        _changes() if code is None else (code / "changes.diff").read_text()
+    )
     return f"{commit}-dirty" if commit and changed else commit or None
 
 
-def _kept(folder: Path) -> Path | None:
-    """The newest copy of the code."""
+def _newest_copy(folder: Path) -> Path | None:
+    """Return the newest copy of the code; None without one."""
     made = sorted(folder.glob("[!.]*/made"), key=lambda path: path.stat().st_mtime)
     return made[-1].parent if made else None
 
 
-def _described(changes: str, digest: str) -> str:
-    """Which code it is, by its `changes.diff` and its hash: commit 0a1b2c3 with changes (1a2b3c4)."""
-    commit, changed = _parts(changes)
+def _describe(changes: str, digest: str) -> str:
+    """Describe code by its `changes.diff` and hash, as `commit 0a1b2c3 with changes (1a2b3c4)`."""
+    commit, changed = _parse_changes(changes)
     if not commit:
         return f"an installed version ({digest[:7]})"
     return f"commit {commit[:7]}{f' with changes ({digest[:7]})' if changed else ''}"
 
 
-def _parts(changes: str) -> tuple[str, bool]:
-    """The commit that a `changes.diff` begins with, and whether there are changes."""
+def _parse_changes(changes: str) -> tuple[str, bool]:
+    """Return the commit at the start of a `changes.diff`, and whether changes follow."""
     commit, _, diff = changes.partition("\n")
     return commit.removeprefix("commit "), bool(diff.strip())
 
 
 def _digest() -> str:
-    """A hash of the package's Python files, by name and content."""
+    """Return a hash of the package's Python files, by name and content."""
     digest = hashlib.sha256()
     for path in sorted(path for path in PACKAGE.rglob("*.py") if path.exists()):
         digest.update(str(path.relative_to(PACKAGE)).encode())
@@ -117,32 +125,31 @@ def _digest() -> str:
 
 
 def _changes() -> str:
-    """The commit that the package is of, and what was changed since; empty where it is in no checkout.
+    """Return the package's commit and the changes since; empty outside a checkout.
 
-    In a job the package is a study's copy, which brought this along.
+    In a job the package is a study's copy, with these changes in a file beside it.
     """
     if (PACKAGE.parent / "made").exists():
         return (PACKAGE.parent / "changes.diff").read_text()
     commit, diff = git("rev-parse", "HEAD"), git("diff", "HEAD", "--", str(PACKAGE))
     if commit is None or diff is None:
         return ""
-    new = (
-        git("ls-files", "-z", "--others", "--", str(PACKAGE)) or ""
-    )  # ignored ones too: all are copied
+    # Untracked modules, ignored ones too: all are copied.
+    untracked = git("ls-files", "-z", "--others", "--", str(PACKAGE)) or ""
     modules = [
         f"not in git: {path}\n"
-        for path in new.split("\0")
+        for path in untracked.split("\0")
         if path.endswith(".py") and Path(PACKAGE.parent, path).exists()
     ]
     return f"commit {commit}{diff}{''.join(modules)}"
 
 
-def git(*words: str) -> str | None:
-    """What git prints in the checkout that the package is of; None where it is in none, such as an installed one."""
-    here = PACKAGE.parent
-    if not (here / ".git").exists():
+def git(*arguments: str) -> str | None:
+    """Return git's output in the package's checkout; None without one, or if git fails."""
+    checkout = PACKAGE.parent
+    if not (checkout / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "--no-pager", *words]
+    command = ["git", "-C", str(checkout), "--no-pager", *arguments]
     try:
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=30
@@ -152,7 +159,7 @@ def git(*words: str) -> str | None:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of the packages that a result depends on, and of `more`."""
+    """Return versions of isoflop, of packages that affect results, and of `more`."""
     return {
         package: version(package) for package in ("isoflop", "torch", "lightning", "numpy", *more)
     }

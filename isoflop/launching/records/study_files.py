@@ -1,4 +1,4 @@
-"""What a sweep's directory keeps of its submission: the profile, and with `sweep.yaml` the whole plan again."""
+"""Files of a submitted study: its profile and `sweep.yaml`, from which its plan is made again."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching.records.submissions import lease_submissions, read_submissions
-from isoflop.launching.records.sweep_directory import root_of
+from isoflop.launching.records.sweep_directory import resolve_root
 from isoflop.lease import Lease
-from isoflop.planning.bill import with_bill
 from isoflop.planning.calibration import read_calibration
 from isoflop.planning.plan import Plan
 from isoflop.planning.plan import plan as lay_out
+from isoflop.planning.pricing import with_bill
 
 PROFILE_FILE = "cluster.yaml"
 
 
-def keep_profile(profile: Profile, directory: Path) -> None:
-    """Keeps the profile of the last submission in the sweep's directory, for `retry` and for who looks."""
-    text = to_yaml(replace(profile, root=str(root_of(profile))))
+def write_study_profile(profile: Profile, directory: Path) -> None:
+    """Write the profile of a submission to the sweep's directory, for `retry` and readers."""
+    text = to_yaml(replace(profile, root=str(resolve_root(profile))))
     with suppress(OSError, ValueError):
         if (directory / PROFILE_FILE).read_text() == text:
             return
@@ -32,37 +32,40 @@ def keep_profile(profile: Profile, directory: Path) -> None:
         temporary.write_text(text)
 
 
-def kept_profile(directory: Path) -> Profile:
-    """The profile of a sweep's last submission.
+def read_study_profile(directory: Path) -> Profile:
+    """Return the profile of a sweep's last submission.
 
     Raises:
-        RunError: a sweep that was never submitted.
+        RunError: no directory, or a sweep that was never submitted.
+        ConfigError: a damaged profile.
     """
     file = directory / PROFILE_FILE
     if not directory.is_dir():
         raise RunError(f"{directory}: no such directory; give that of a sweep, such as runs/soda")
     if not file.exists():
         if read_submissions(directory):
-            raise RunError(f"{file}: missing; `isoflop submit` of the sweep writes it anew")
+            raise RunError(f"{file}: missing; `isoflop submit` of the sweep writes it again")
         raise RunError(f"{directory}: was never submitted; see `isoflop submit --help`")
     try:
         return load_profile(file)
     except ConfigError as problem:
         raise ConfigError(
-            f"{problem}; delete it, and `isoflop submit` of the sweep writes it anew"
+            f"{problem}; delete it, and `isoflop submit` of the sweep writes it again"
         ) from None
 
 
-def kept_study(directory: Path) -> tuple[Plan, Profile]:
-    """A submitted sweep as its directory has it: its plan, with the bill where there can be one, and its profile.
+def read_study(directory: Path) -> tuple[Plan, Profile]:
+    """Return plan and profile of a submitted sweep, read from its directory.
+
+    The plan has a bill if the profile has GPUs or calibrated CPUs.
 
     Raises:
         RunError: a sweep that was never submitted.
-        ConfigError: a definition that was edited and can't be used.
+        ConfigError: an invalid definition, such as an edited one.
     """
-    profile = kept_profile(directory)
+    profile = read_study_profile(directory)
     plan = lay_out(directory / "sweep.yaml")
-    calibration = read_calibration(root_of(profile), plan.sweep, profile)
+    calibration = read_calibration(resolve_root(profile), plan.sweep, profile)
     if profile.gpu is None and calibration is None:
         return plan, profile
     try:
@@ -73,12 +76,12 @@ def kept_study(directory: Path) -> tuple[Plan, Profile]:
 
 @contextmanager
 def lease_study(directory: Path) -> Iterator[tuple[Plan, Profile, Lease]]:
-    """A submitted sweep as its directory has it, for who changes its submissions: read once nobody else does.
+    """Take the submissions lease; yield plan, profile and lease, read under the lease.
 
     Raises:
-        RunError, ConfigError: as `kept_study`.
-        BusyError: another process stays at work on the submissions.
+        RunError, ConfigError: as `read_study`.
+        BusyError: another process keeps the lease.
     """
-    kept_profile(directory)  # where there is no study, no lease's file is made
+    read_study_profile(directory)  # without a study no lease file is made
     with lease_submissions(directory) as lease:
-        yield *kept_study(directory), lease
+        yield *read_study(directory), lease

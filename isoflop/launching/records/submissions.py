@@ -1,7 +1,7 @@
-"""Submissions: one array of jobs each, written down before sbatch is called, so that a killed call loses nothing.
+"""Submissions: arrays of jobs, recorded before sbatch is called: a killed call loses nothing.
 
-The record of a submission is its intent (a name that SLURM knows the array by, and the runs in order) until its job id
-is added. An intent without one is looked up by name: either its array was queued, and the id is added, or it was not.
+A record first holds a name, by which SLURM finds the array, and the runs in order; then the job id.
+A record without an id is looked up by name: if its array was queued, the id is added.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from isoflop.errors import BusyError, ConfigError, RunError
 from isoflop.files import read_replaced, replace_file
-from isoflop.lease import Lease, holder_of, take_lease
+from isoflop.lease import Lease, describe_holder, take_lease
 
-WAIT_S = 30.0
-"""How long one call waits for another."""
+LEASE_WAIT_S = 30.0
+"""Time for which a call waits for another call's lease."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Submission:
     """An array of jobs, or one job.
 
     Attributes:
-        name: of the jobs in SLURM, used once.
-        runs: the run of each task, by index.
-        gpus: of a run.
-        submitted: seconds since 1970.
-        job_id: of the array; None until sbatch has answered.
-        cancelled: runs whose task was cancelled by isoflop.
-        at_once: how many of its tasks SLURM lets run at once; 0 where nobody has said.
-        user: number of the user whose jobs they are; None in records of earlier versions.
+        name: name of the jobs in SLURM, never used twice.
+        runs: run ids by index of the task.
+        gpus: GPUs of a run.
+        submitted: time, in seconds since 1970.
+        job_id: id of the array; None until sbatch has answered.
+        cancelled: runs whose task isoflop cancelled.
+        at_once: number of its tasks that SLURM runs at once; 0 if unset.
+        user: number of the user who submitted; None in records of earlier versions.
     """
 
     name: str
@@ -51,90 +51,94 @@ class Submission:
     user: int | None = None
 
     def task(self, run_id: str) -> str | None:
-        """SLURM's id of a run's task."""
+        """Return SLURM's id of a run's task; None until the job id is known."""
         if self.job_id is None:
             return None
         return self.job_id if len(self.runs) == 1 else f"{self.job_id}_{self._index[run_id]}"
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        """The index of each run; looked up for every run of a study, of which there may be thousands."""
+        """Index of each run; a mapping, as a study may have thousands of runs."""
         return {run_id: index for index, run_id in enumerate(self.runs)}
 
     def write(self, folder: Path) -> None:
+        """Write the record to a folder of submissions."""
         with replace_file(folder / f"{self.name}.json") as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
 
 
 def submissions_folder(directory: Path) -> Path:
-    """Where a sweep's submissions and what submitit writes for them are."""
+    """Return the folder of a sweep's submissions and of submitit's files for them."""
     return directory / "submissions"
 
 
 def read_submissions(directory: Path) -> list[Submission]:
-    """A sweep's submissions, the oldest first.
+    """Return a sweep's submissions, the oldest first.
 
     Raises:
         ConfigError: a record that can't be read.
     """
-    found = []
+    submissions = []
     for path in submissions_folder(directory).glob("*.json"):
         try:
-            found.append(_record(json.loads(read_replaced(path))))
-        except FileNotFoundError:  # another call has dropped it
+            submissions.append(_parse_record(json.loads(read_replaced(path))))
+        except FileNotFoundError:  # another call has deleted it
             continue
         except (ValueError, KeyError, TypeError):
             raise ConfigError(
                 f"{path}: damaged; cancel its jobs (squeue -n {path.stem}) and delete it"
             ) from None
-    return sorted(found, key=lambda submission: submission.submitted)
+    return sorted(submissions, key=lambda submission: submission.submitted)
 
 
-def _record(values: dict[str, Any]) -> Submission:
-    """A submission as its record has it; raises what a record without a key or of other types happens to raise.
+def _parse_record(values: dict[str, Any]) -> Submission:
+    """Return the submission of a record; keys of other versions are ignored.
 
-    Keys that only other versions know count for nothing.
+    Raises:
+        KeyError, TypeError: a missing key, or a value of another type.
     """
     lists = {
         key: tuple(values[key]) for key in ("runs", "cancelled") if isinstance(values[key], list)
     }
     known = {field.name for field in dataclasses.fields(Submission)}
-    made = Submission(**{key: value for key, value in {**values, **lists}.items() if key in known})
-    words = (
-        made.name,
-        *made.runs,
-        *made.cancelled,
-        *([] if made.job_id is None else [made.job_id]),
+    record = Submission(
+        **{key: value for key, value in {**values, **lists}.items() if key in known}
     )
-    numbers = (made.gpus, made.at_once, *([] if made.user is None else [made.user]))
+    job_id = [] if record.job_id is None else [record.job_id]
+    user = [] if record.user is None else [record.user]
+    texts = (record.name, *record.runs, *record.cancelled, *job_id)
+    numbers = (record.gpus, record.at_once, *user)
     if (
         len(lists) < 2
-        or not all(isinstance(word, str) for word in words)
-        or any(type(n) is not int for n in numbers)
+        or not all(isinstance(text, str) for text in texts)
+        or any(type(number) is not int for number in numbers)
     ):
         raise TypeError
-    return dataclasses.replace(made, submitted=0.0 + made.submitted)
+    return dataclasses.replace(record, submitted=0.0 + record.submitted)
 
 
 @contextmanager
 def lease_submissions(directory: Path, held: Lease | None = None) -> Iterator[Lease]:
-    """The right to change a sweep's submissions; another call that is at work is waited for a while.
+    """Take the lease on a sweep's submissions; wait for another call up to `LEASE_WAIT_S`.
 
-    Whoever has it already gives it as `held`, and keeps it.
+    Args:
+        directory: the sweep's directory.
+        held: a lease that the caller already has; it is yielded and not released.
 
     Raises:
-        BusyError: it stays at work.
-        RunError: another user has submitted the sweep, whose jobs nobody else can see or cancel.
+        BusyError: another call keeps the lease.
+        RunError: another user submitted the sweep; only that user can cancel its jobs.
     """
     if held is not None:
         yield held
         return
-    path, limit = submissions_folder(directory) / "lease", time.monotonic() + WAIT_S
+    path, limit = submissions_folder(directory) / "lease", time.monotonic() + LEASE_WAIT_S
     others = {item.user for item in read_submissions(directory)} - {None, os.geteuid()}
     if others:
         raise RunError(
-            f"{directory}: submitted by {_user_name(others.pop())}, who alone can submit, cancel or retry its runs; "
-            "give a study of your own another name (name=...)"
+            f"{directory}: submitted by {_user_name(others.pop())}; "
+            "only that user can submit, cancel or retry its runs; "
+            "give your own study another name (name=...)"
         )
     while True:
         with take_lease(path, settle_s=0.1) as lease:
@@ -142,10 +146,9 @@ def lease_submissions(directory: Path, held: Lease | None = None) -> Iterator[Le
                 yield lease
                 return
         if time.monotonic() > limit:
-            who = holder_of(path)
-            raise BusyError(
-                f"{directory}: another isoflop command{f' ({who})' if who else ''} is at work here; wait for it"
-            )
+            holder = describe_holder(path)
+            command = f"another isoflop command ({holder})" if holder else "another isoflop command"
+            raise BusyError(f"{directory}: {command} is working here; wait until it has finished")
         time.sleep(1.0)
 
 

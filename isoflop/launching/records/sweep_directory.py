@@ -1,4 +1,4 @@
-"""A sweep's directory: made from a plan, checked against the plan that made it, filled with run directories."""
+"""A sweep's directory: made from a plan, checked against later plans, a folder for each run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from isoflop.config.profile import Profile
 from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
-from isoflop.launching.records.code_snapshot import commit_of, versions
-from isoflop.planning.calibration import FOLDER
+from isoflop.launching.records.code_snapshot import find_commit, versions
+from isoflop.planning.calibration import CALIBRATIONS_FOLDER
 from isoflop.planning.plan import Plan
 from isoflop.planning.run_spec import RunSpec
 from isoflop.recipes import find_recipe
@@ -36,7 +36,7 @@ GRID_KEYS = {
     "min_batch",
     "max_steps",
 }
-"""Keys that add or remove runs; a directory may change them, and nothing else."""
+"""Keys that only add or remove runs; a later plan may change them."""
 
 TIMING_KEYS = {
     *(
@@ -45,52 +45,54 @@ TIMING_KEYS = {
     ),
     "data.max_epochs",
 }
+"""Keys outside a run's identity; a later plan may change them too."""
 
 
 def runs_root() -> Path:
-    """$ISOFLOP_ROOT, by default ./runs: the folder of all data and sweeps."""
+    """Return the folder of all data and sweeps: $ISOFLOP_ROOT, by default ./runs."""
     return Path(os.path.realpath(Path(os.environ.get("ISOFLOP_ROOT") or "runs").expanduser()))
 
 
-def root_of(profile: Profile) -> Path:
-    """The folder of runs that a profile names, as all nodes see it; without one that of this machine.
+def resolve_root(profile: Profile) -> Path:
+    """Return the profile's folder of runs as an absolute path; without one, `runs_root()`.
 
     Raises:
-        ConfigError: a file, or a place below one.
+        ConfigError: it is a file or below one.
     """
     if not profile.root:
         return runs_root()
     folder = Path(os.path.realpath(Path(profile.root).expanduser()))
-    nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not nearest.is_dir():
-        raise ConfigError(f"root: {nearest} is no folder; name one, and it is made")
+        raise ConfigError(f"root: {nearest} is not a folder; name a folder, which will be created")
     return folder
 
 
 def sweep_directory(sweep: Sweep, root: Path) -> Path:
-    """Where a sweep's runs are.
+    """Return the folder of a sweep's runs.
 
     Raises:
-        ConfigError: a sweep with the name of a folder that all sweeps share.
+        ConfigError: the sweep has the name of a folder shared by all sweeps.
     """
-    if sweep.name in ("data", FOLDER):
-        what = "the data" if sweep.name == "data" else "what was measured for the plans"
+    if sweep.name in ("data", CALIBRATIONS_FOLDER):
+        content = "the data" if sweep.name == "data" else "the measurements for plans"
         raise ConfigError(
-            f"name: {root / sweep.name} holds {what} of all sweeps; give the sweep another name (name=...)"
+            f"name: {root / sweep.name} holds {content} of all sweeps; "
+            "give the sweep another name (name=...)"
         )
     return root / sweep.name
 
 
 def make_directory(plan: Plan, root: Path, code: Path | None = None) -> Path:
-    """The sweep's directory with its definition, its plan and a directory for each run.
+    """Make a sweep's directory with its definition, plan and run directories; return it.
 
     Args:
-        plan: the sweep.
+        plan: the sweep's plan.
         root: the folder of all sweeps.
-        code: the copy of the code that jobs will run, for the provenance of new runs; without one it is this code.
+        code: code snapshot for the provenance of new runs; None for the current code.
 
     Raises:
-        ConfigError: a directory that was made with another recipe, data or metric, with the differences.
+        ConfigError: the directory was made with another recipe, data or metric.
     """
     directory = sweep_directory(plan.sweep, root)
     check_study(plan, directory)
@@ -103,13 +105,13 @@ def make_directory(plan: Plan, root: Path, code: Path | None = None) -> Path:
         files = {"provenance.json": provenance, "state.json": json.dumps(state) + "\n"}
         run = RunDirectory(directory / spec.run_id)
         run.create(run_config(plan.sweep, spec), files)
-        run.remove_checkpoints()  # of a run that was killed between its end and this
+        run.remove_checkpoints()  # of a run that was killed right after its end
     os.sync()
     return directory
 
 
 def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
-    """`config.yaml`: all that a worker needs, and the identity that the run's name is a hash of."""
+    """Return a run's `config.yaml`: a worker's inputs, and the identity behind its name's hash."""
     train = sweep.train
     return {
         "run": {
@@ -135,10 +137,11 @@ def run_config(sweep: Sweep, spec: RunSpec) -> dict[str, Any]:
 
 
 def check_study(plan: Plan, directory: Path) -> None:
-    """Finds what would keep a plan from being run in a directory, before anything is made.
+    """Check that a plan may run in a directory; writes nothing.
 
     Raises:
-        ConfigError: a directory whose runs were made with another recipe, data or metric.
+        ConfigError: the directory was made with another recipe, data or metric; the message lists
+            the differences.
     """
     if not (directory / "sweep.yaml").exists():
         return
@@ -148,20 +151,23 @@ def check_study(plan: Plan, directory: Path) -> None:
     changed = {
         key: values
         for key, values in _differences(before, now).items()
-        if (place := key.split("[")[0]).split(".")[0] not in GRID_KEYS and place not in TIMING_KEYS
+        if (name := key.split("[")[0]).split(".")[0] not in GRID_KEYS and name not in TIMING_KEYS
     }
     if changed := changed or _changed_recipe(plan, directory):
         differences = "; ".join(
             f"{key} was {before}, is {now}" for key, (before, now) in changed.items()
         )
         raise ConfigError(
-            f"{directory}: made by another study: {differences}; give this one another name (name=...), "
-            "or delete the directory"
+            f"{directory}: made by another study: {differences}; "
+            "give this one another name (name=...), or delete the directory"
         )
 
 
 def _changed_recipe(plan: Plan, directory: Path) -> dict[str, tuple[Any, Any]]:
-    """What differs in a run that is there by place and seed but not by identity: the recipe's rules have changed."""
+    """Return differing keys of one run if its name exists with another hash, else an empty dict.
+
+    Then the recipe's rules have changed.
+    """
     made = {path.parent.name for path in directory.glob("*/config.yaml")}
     prefixes = {
         name.rpartition("-")[0]: name for name in sorted(made - {spec.run_id for spec in plan.runs})
@@ -176,7 +182,7 @@ def _changed_recipe(plan: Plan, directory: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys of leaves that differ, with both values; None where there is none."""
+    """Return keys of differing leaves with both values; None for a missing one."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
     return {key: (a, b) for key, (a, b) in pairs.items() if canonical_hash(a) != canonical_hash(b)}
@@ -200,5 +206,5 @@ def _provenance(code: Path | None) -> dict[str, Any]:
         "host": platform.node(),
         "command": sys.argv,
         "versions": versions(),
-        "commit": commit_of(code),
+        "commit": find_commit(code),
     }

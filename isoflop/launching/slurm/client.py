@@ -1,6 +1,6 @@
-"""What SLURM says: the queue, accounting and limits, each from one call that may fail or hang.
+"""Client of SLURM's commands: queue, accounting, limits; each call may fail or hang.
 
-A call that fails raises `ClusterError` and proves nothing about any job.
+A failed call raises `ClusterError` and proves nothing about any job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from isoflop.errors import ClusterError
 
 TIMEOUT_S = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
-ENDED = frozenset(
+ENDED_STATES = frozenset(
     (
         "COMPLETED",
         "FAILED",
@@ -31,29 +31,55 @@ ENDED = frozenset(
         "REVOKED",
     )
 )
-"""States in which SLURM has nothing left to do for a job, once the queue shows it so."""
+"""Final states of a job in the queue."""
 
-INTERRUPTED = frozenset(
+ALLOCATED_STATES = frozenset(
+    (
+        "RUNNING",
+        "COMPLETING",
+        "CONFIGURING",
+        "POWER_UP_NODE",
+        "RESIZING",
+        "SIGNALING",
+        "STAGE_OUT",
+        "STOPPED",
+        "SUSPENDED",
+    )
+)
+"""States of a job with allocated nodes."""
+
+HELD_STATES = frozenset(("REQUEUE_HOLD", "SPECIAL_EXIT"))
+"""States of a job that was requeued and held by a person."""
+
+RESV_DEL_HOLD = "RESV_DEL_HOLD"
+"""State of a job that SLURM holds after the end of its reservation; also a reason."""
+
+WAITING_STATES = frozenset(("PENDING", "REQUEUED", "REQUEUE_FED", RESV_DEL_HOLD, *HELD_STATES))
+
+INTERRUPTED_STATES = frozenset(
     ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED", "REQUEUED")
 )
-"""Last words of accounting that are not the run's fault."""
+"""States of ended jobs in accounting that are no failure of the run."""
 
 LAUNCH_FAILED = "launch failed requeued held"
-"""Why SLURM holds a job of which a node could not start anything, such as one that still ran its last start."""
+"""Reason of a job that SLURM holds because a node could not start it.
 
-DEFAULTS_FROM = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
-"""Beginnings of variables that change what programs do: sbatch puts its own before what a script says."""
+The node may still run the job's previous start.
+"""
 
-HOPELESS = {
+DEFAULTS_PREFIXES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
+"""Prefixes of variables that change the programs' defaults; sbatch's override the script."""
+
+PERMANENT_WAITS = {
     "PartitionTimeLimit": ("slurm.time", "is longer than the partition allows"),
-    "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run asks for"),
+    "PartitionNodeLimit": ("slurm.partition", "has fewer nodes than the run requests"),
     "PartitionConfig": (
         "slurm.partition",
-        "can't give what the run asks for: time, nodes, cores or memory",
+        "can't provide the time, nodes, cores or memory that the run requests",
     ),
     "PartitionDown": ("slurm.partition", "is down"),
     "PartitionInactive": ("slurm.partition", "is inactive"),
-    "BadConstraints": ("slurm.constraint", "fits no node"),
+    "BadConstraints": ("slurm.constraint", "matches no node"),
     "InvalidAccount": ("slurm.account", "is not valid"),
     "InvalidQOS": ("slurm.qos", "is not valid"),
     "AccountNotAllowed": ("slurm.account", "may not use the partition"),
@@ -61,6 +87,20 @@ HOPELESS = {
     "DependencyNeverSatisfied": ("slurm.dependency", "will never be satisfied"),
     "JobHeldUser": ("", "held by its user; release it with `scontrol release`"),
     "JobHeldAdmin": ("", "held by an administrator of the cluster"),
+    "JobHoldMaxRequeue": (
+        "",
+        "held after too many failed starts (MaxBatchRequeue); release it with `scontrol release`, "
+        "or cancel it and submit again",
+    ),
+    RESV_DEL_HOLD: (
+        "slurm.reservation",
+        "has ended or was deleted; name another, or leave it out",
+    ),
+    "ReservationDeleted": (
+        "slurm.reservation",
+        "has ended or was deleted; name another, or leave it out",
+    ),
+    "ReservationInvalid": ("slurm.reservation", "is not valid; name another, or leave it out"),
     LAUNCH_FAILED: (
         "",
         "a node could not start it, and SLURM holds it; the next submission releases it",
@@ -70,14 +110,24 @@ HOPELESS = {
         "stopped and held (scontrol requeuehold); release it with `scontrol release`",
     ),
 }
-"""Reasons for which a job waits for ever: the profile's key to mend, and what is wrong with it."""
+"""Reasons for which a job can never start, with the profile's key to mend and its problem."""
 
-BEYOND_LIMITS = re.compile(r"(?:QOS|Assoc)\w*Max\w+PerJob\w*|QOSMin\w+|MaxMemPerLimit")
-"""Reasons of jobs that ask for more, or less, than one job may; they wait for ever too."""
+JOB_LIMIT_REASONS = re.compile(r"(?:QOS|Assoc)\w*Max\w+PerJob\w*|QOSMin\w+|MaxMemPerLimit")
+"""Reasons of jobs that request more, or less, than one job may have; they never start either."""
 
-REFUSALS = (
+PASSING_REASONS = re.compile(
+    r"(?:AccountingPolicy|BeginTime|BlockFreeAction|BlockMaxError|BurstBuffer\w+|Cleaning"
+    r"|DeadLine|Dependency|FedJobLock|FrontEndDown|InactiveLimit|JobArrayTaskLimit"
+    r"|JobLaunchFailure|Licenses|NodeDown|NonZeroExitCode|OutOfMemory|Power(?:NotAvail|Reserved)"
+    r"|Priority|Prolog|RaisedSignal|ReqNodeNotAvail|Reservation|Resources|SchedDefer"
+    r"|SystemFailure|TimeLimit|(?:Assoc|QOS)\w+|Max\w+PerAccount)(?!\w)"
+    r"|Nodes required for job are "
+)
+"""Other reasons of a wait in SLURM 22.05 and 24.11; these are temporary."""
+
+REFUSAL_KEYS = (
     ("maxwall", "slurm.time"),
-    ("accounting/qos policy", "slurm.qos, slurm.account or what a run asks for"),
+    ("accounting/qos policy", "slurm.qos, slurm.account or the resources of a run"),
     ("invalid partition", "slurm.partition"),
     ("invalid account", "slurm.account"),
     ("invalid qos", "slurm.qos"),
@@ -94,9 +144,9 @@ REFUSALS = (
     ("invalid option", "slurm"),
     ("node count", "slurm.nodes"),
 )
-"""What sbatch says, in lower case, and the profile's key to mend."""
+"""Parts of sbatch's messages, in lower case, and the profile's key to mend."""
 
-PASSING = (
+TRANSIENT_ERRORS = (
     "socket timed out",
     "unable to contact slurm controller",
     "connection refused",
@@ -108,14 +158,22 @@ PASSING = (
     "timed out",
     "backup controller in standby",
 )
-"""What sbatch says, in lower case, where the same command may succeed later."""
+"""Parts of sbatch's messages, in lower case, after which the same command may succeed later."""
 
 SUBMIT_LIMIT = "job submit limit"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, or a task of an array, as SLURM knows it: `id` is `<job>` or `<array>_<index>`."""
+    """Job, or task of an array, as recorded by SLURM.
+
+    Attributes:
+        id: `<job>` or `<array>_<index>`.
+        state: SLURM's state, such as RUNNING.
+        reason: reason of the wait or end, if any.
+        node: its node, or list of nodes.
+        exit_code: `<code>:<signal>`, from accounting or the controller.
+    """
 
     id: str
     state: str
@@ -125,60 +183,78 @@ class Task:
 
     @property
     def active(self) -> bool:
-        return self.state not in ENDED
+        """True unless the job has ended."""
+        return self.state not in ENDED_STATES
 
     @property
     def waits(self) -> bool:
-        return self.state == "PENDING"
+        """True if the job has no node; an unknown state never counts as running."""
+        return self.active and self.state not in ALLOCATED_STATES
+
+    @property
+    def wait_reason(self) -> str:
+        """Reason of a waiting job; an unknown state or reason is marked as such."""
+        reason = self.reason.strip("()") or ("JobHeldUser" if self.state in HELD_STATES else "")
+        if self.state == RESV_DEL_HOLD or self.state not in WAITING_STATES:
+            reason = ", ".join(filter(None, (self.state, reason)))
+        known = self.state in WAITING_STATES and (not reason or is_known_reason(reason))
+        return reason if known else f"waiting: SLURM says {reason}"
 
     @property
     def refused(self) -> bool:
-        """Whether it is what SLURM keeps of a job that it refused: one that failed, and never had a node to run on."""
+        """True for the record of a rejected job: it failed without ever having a node."""
         return self.state == "FAILED" and not self.node and self.reason != "NonZeroExitCode"
 
 
 def queue(users: Iterable[int] = ()) -> dict[str, Task]:
-    """Every job of this user, and of others by number, that the controller knows, ended ones too for some minutes, by
-    id. One call of squeue.
-    """
-    return {task.id: task for task in _in_queue("-r", users=users)}
+    """Return the controller's jobs by task id, in one call of squeue.
 
-
-def named(name: str, *, active: bool = False) -> str | None:
-    """The id of the job or array of this name, as the controller or, where it is kept, accounting knows it.
-
-    What SLURM keeps of jobs that it refused does not count.
+    They include jobs that ended some minutes ago.
 
     Args:
-        name: of the job.
-        active: whether one that has ended does not count either.
+        users: numbers of other users whose jobs are included.
 
     Raises:
         ClusterError: the controller does not answer.
     """
-    found = [task for task in _in_queue("-n", name) if task.active or not (active or task.refused)]
-    if not found and not active:
+    return {task.id: task for task in _in_queue("-r", users=users)}
+
+
+def find_job_id(name: str, *, active: bool = False) -> str | None:
+    """Return the id of the job or array with a name, by the controller or, if any, accounting.
+
+    Records of rejected jobs are ignored.
+
+    Args:
+        name: the job's name.
+        active: ignore ended jobs too.
+
+    Raises:
+        ClusterError: the controller does not answer.
+    """
+    jobs = [task for task in _in_queue("-n", name) if task.active or not (active or task.refused)]
+    if not jobs and not active:
         with suppress(ClusterError):
-            found = [
-                task
-                for task in _in_accounting("--name", name, "-S", "now-30days")
-                if not task.refused
-            ]
-    return found[0].id.partition("_")[0] if found else None
+            recent = _in_accounting("--name", name, "-S", "now-30days")
+            jobs = [task for task in recent if not task.refused]
+    return jobs[0].id.partition("_")[0] if jobs else None
 
 
-def _in_queue(*chosen: str, users: Iterable[int] = ()) -> list[Task]:
-    """Jobs of users, by the number that the controller knows too; those in hidden partitions are among them."""
-    whose = ",".join(map(str, sorted({os.geteuid(), *users})))
-    output = call("squeue", "-h", "-a", "-t", "all", "-u", whose, *chosen, "-o", "%i|%T|%N|%r")
-    return [_queued(line) for line in output.splitlines() if line.count("|") >= 3]
+def _in_queue(*options: str, users: Iterable[int] = ()) -> list[Task]:
+    """Return jobs of users, including hidden partitions.
+
+    Users go by number: the controller may not know a user's name.
+    """
+    numbers = ",".join(map(str, sorted({os.geteuid(), *users})))
+    output = call("squeue", "-h", "-a", "-t", "all", "-u", numbers, *options, "-o", "%i|%T|%N|%r")
+    return [_parse_queue_line(line) for line in output.splitlines() if line.count("|") >= 3]
 
 
 def accounting(job_ids: Iterable[str]) -> dict[str, Task]:
-    """What accounting knows of jobs and arrays, by id of the task. One call of sacct.
+    """Return accounting's records of jobs and arrays by task id, in one call of sacct.
 
     Raises:
-        ClusterError: there is no accounting, or it does not answer.
+        ClusterError: accounting does not run or does not answer.
     """
     ids = ",".join(job_ids)
     if not ids:
@@ -186,67 +262,72 @@ def accounting(job_ids: Iterable[str]) -> dict[str, Task]:
     return {task.id: task for task in _in_accounting("-j", ids)}
 
 
-def _in_accounting(*chosen: str) -> list[Task]:
-    output = call("sacct", "-n", "-X", "-P", *chosen, "-o", "JobID,State,NodeList,ExitCode")
+def _in_accounting(*options: str) -> list[Task]:
+    output = call("sacct", "-n", "-X", "-P", *options, "-o", "JobID,State,NodeList,ExitCode")
     return [
         task
         for line in output.splitlines()
         if line.count("|") == 3
-        for task in _accounted(*line.split("|"))
+        for task in _parse_accounting_line(*line.split("|"))
     ]
 
 
 def max_array_size() -> int:
-    """One more than the highest index of an array, by the controller's configuration."""
+    """Return MaxArraySize of the controller's configuration: the highest index of an array + 1."""
     try:
-        found = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
+        match = re.search(r"MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"))
     except ClusterError:
-        found = None
-    return max(1, int(found[1])) if found else DEFAULT_MAX_ARRAY_SIZE
+        match = None
+    return max(1, int(match[1])) if match else DEFAULT_MAX_ARRAY_SIZE
 
 
-def state_of(job_id: str) -> str:
-    """The state of one job as the controller knows it; empty where it is gone."""
+def query_state(job_id: str) -> str:
+    """Return the controller's state of one job; empty if the controller has forgotten it."""
     return call("squeue", "-h", "-a", "-j", job_id, "-o", "%T").strip()
 
 
-def why_in_vain(reason: str) -> tuple[str, str] | None:
-    """The profile's key to mend and what is wrong with it, where a job with this reason waits for ever."""
-    for hopeless, found in HOPELESS.items():
-        if reason.startswith(hopeless):
-            return found
-    if BEYOND_LIMITS.match(reason):
-        return "slurm.time, slurm.qos or what a run asks for", "is beyond what one job may have"
+def find_permanent_wait(reason: str) -> tuple[str, str] | None:
+    """Return the profile's key to mend and its problem if a job with this reason never starts."""
+    for prefix, finding in PERMANENT_WAITS.items():
+        if reason.startswith(prefix):
+            return finding
+    if JOB_LIMIT_REASONS.match(reason):
+        return "slurm.time, slurm.qos or the resources of a run", "exceeds the limits of one job"
     return None
 
 
+def is_known_reason(reason: str) -> bool:
+    """Return whether isoflop knows SLURM's reason of a wait."""
+    return find_permanent_wait(reason) is not None or PASSING_REASONS.match(reason) is not None
+
+
 def nodes() -> set[str]:
-    """The names of all nodes."""
+    """Return the names of all nodes."""
     return set(call("sinfo", "-h", "-N", "-a", "-o", "%N").split())
 
 
 def release(ids: Iterable[str]) -> None:
-    """Lets go of jobs that SLURM holds."""
+    """Release jobs that SLURM holds."""
     for task in ids:
         call("scontrol", "release", task)
 
 
 def throttle(array: str, at_once: int) -> None:
-    """Changes how many tasks of an array may run at once; what runs already goes on."""
+    """Set the number of tasks of an array that may run at once; running ones continue."""
     call("scontrol", "update", f"jobid={array}", f"arraytaskthrottle={at_once}")
 
 
 def cancel(ids: Iterable[str]) -> None:
-    """Cancels jobs and tasks of arrays; those that have ended are no error."""
+    """Cancel jobs and tasks of arrays; ended ones are no error."""
     for batch in _batches(list(ids), 500):
         call("scancel", "--quiet", *batch)
 
 
 def call(program: str, *arguments: str) -> str:
-    """What a program of SLURM prints, without what the user's environment would change of that.
+    """Return the output of a program of SLURM, unaffected by the user's environment.
 
     Raises:
-        ClusterError: it is not there, does not answer in time, or fails.
+        ClusterError: the program is missing, does not answer in time, or fails.
     """
     check(program)
     command, plain = [program, *arguments], plain_environment()
@@ -270,61 +351,67 @@ def call(program: str, *arguments: str) -> str:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's variables without those that would change what programs of SLURM do."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(DEFAULTS_FROM)}
+    """Return this process's variables without those that change SLURM's defaults."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(DEFAULTS_PREFIXES)
+    }
 
 
 def check(*programs: str) -> None:
-    """Raises ClusterError where a program of SLURM is not on the PATH."""
+    """Raise ClusterError if a program of SLURM is not on the PATH."""
     for program in programs:
         if shutil.which(program) is None:
             raise ClusterError(
-                f"{program}: not found; is this a login node of the cluster, with SLURM on the PATH?"
+                f"{program}: not found; "
+                "is this a login node of the cluster, with SLURM on the PATH?"
             )
 
 
-def key_to_mend(refusal: str) -> str | None:
-    """The profile's key that sbatch's refusal is about."""
+def find_profile_key(refusal: str) -> str | None:
+    """Return the profile's key that sbatch's refusal concerns; None if unknown."""
     text = refusal.lower()
     if option := re.search(r"(?:invalid|for) --([a-z-]+)", text):
         return f"slurm.{option[1].replace('-', '_')}"
-    return next((key for words, key in REFUSALS if words in text), None)
+    return next((key for phrase, key in REFUSAL_KEYS if phrase in text), None)
 
 
-def may_pass(refusal: str) -> bool:
-    """Whether sbatch's failure is one of the moment."""
+def is_transient(refusal: str) -> bool:
+    """Return whether sbatch's failure is temporary."""
     text = refusal.lower()
-    return any(words in text for words in PASSING)
+    return any(phrase in text for phrase in TRANSIENT_ERRORS)
 
 
 def is_submit_limit(refusal: str) -> bool:
-    """Whether sbatch would take fewer jobs, or these once others have ended: SLURM has the same words for any limit."""
+    """Return whether sbatch would accept fewer jobs, or the same ones after others have ended.
+
+    SLURM's message is the same for any limit; its first word tells them apart.
+    """
     limit = re.search(r"\b(?:Assoc|QOS)[A-Z]\w+", refusal)
     return SUBMIT_LIMIT in refusal and (limit is None or "Submit" in limit[0])
 
 
-def _queued(line: str) -> Task:
+def _parse_queue_line(line: str) -> Task:
     job, state, node, reason = line.split("|", 3)
     return Task(job, state, "" if reason == "None" else reason, node)
 
 
-def _accounted(job: str, state: str, node: str, exit_code: str) -> list[Task]:
+def _parse_accounting_line(job: str, state: str, node: str, exit_code: str) -> list[Task]:
     word = state.split()[0] if state.split() else ""  # "CANCELLED by 0"
     node = "" if node == "None assigned" else node
     return [Task(task, word, "", node, exit_code) for task in expand(job)]
 
 
 def expand(job: str) -> list[str]:
-    """The tasks that an id stands for: `12_[3,5-6%2]` is 12_3, 12_5 and 12_6."""
-    found = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", job)
-    if found is None:
+    """Return the tasks of an id: `12_[3,5-6%2]` is 12_3, 12_5 and 12_6."""
+    match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", job)
+    if match is None:
         return [job]
     indices: list[int] = []
-    for part in found[2].split(","):
-        span, _, step = part.partition(":")
+    for item in match[2].split(","):
+        span, _, step = item.partition(":")
         first, _, last = span.partition("-")
         indices += range(int(first), int(last or first) + 1, int(step or 1))
-    return [f"{found[1]}_{index}" for index in indices]
+    return [f"{match[1]}_{index}" for index in indices]
 
 
 def _batches(items: list[str], size: int) -> Iterable[list[str]]:

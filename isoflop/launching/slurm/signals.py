@@ -1,12 +1,13 @@
-"""What a job of SLURM does with signals, and how it is started again.
+"""Signals to a job of SLURM, and its requeueing.
 
-Signals only set a flag, which the job asks for where it can stop; then submitit's own handler requeues it. The
-sequence and its reasons are SLURM's: USR2 comes before a time limit and, on clusters that are set up for it, before a
-preemption; TERM alone may be a preemption, a cancellation or the time limit, and only the queue can tell which.
+A signal only sets a flag. The job reads it wherever it can stop; then submitit's handler requeues
+the job. USR2 precedes a time limit and, on clusters configured for it, a preemption. TERM alone may
+be a preemption, a cancellation or the time limit: only the queue distinguishes them.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from typing import Any, NoReturn
 from isoflop.errors import ClusterError
 from isoflop.launching.slurm import client as slurm
 
-KILLED = 143
+KILLED_EXIT_CODE = 143
+"""Exit code of a process that SIGTERM ended."""
 
 
 @dataclass
 class Job:
-    """Something that submitit pickles, runs, and starts again as it was; `directory` is all that it holds."""
+    """Callable that submitit pickles, runs and requeues; `directory` is its only state."""
 
     directory: str
     _signals: set[int] = field(default_factory=set, repr=False, compare=False)
@@ -30,47 +32,52 @@ class Job:
     def __call__(self) -> str:
         raise NotImplementedError
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Import the module that pickles name; otherwise submitit pickles the class by value."""
+        importlib.import_module(type(self).__module__)
+        return super().__reduce_ex__(protocol)
+
     def listen(self) -> None:
-        """From now on signals set a flag; the handler that submitit has installed is kept for the end."""
+        """Let signals set a flag from now on; submitit's handler is saved for `stop`."""
         self._requeue = signal.getsignal(signal.SIGUSR2)
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def must_stop(self) -> bool:
-        """Whether a signal has come."""
+        """Return whether a signal has arrived."""
         return bool(self._signals)
 
     def checkpoint(self) -> Any:
-        """What submitit starts again: the same, since all that was reached is in the directory."""
+        """Return the job for submitit to requeue; unchanged, as progress is in the directory."""
         from submitit import JobEnvironment
         from submitit.core.utils import DelayedSubmission
 
-        # A process that was killed while submitit wrote this leaves its half, and submitit writes over none.
+        # submitit does not overwrite the partial file of a process killed while writing it.
         pickle = JobEnvironment().paths.submitted_pickle
         pickle.with_name(f"{pickle.name}.save_tmp").unlink(missing_ok=True)
         return DelayedSubmission(type(self)(self.directory))
 
     def stop(self) -> NoReturn:
-        """Ends the job: it is requeued if it was preempted or is out of time, and is over if somebody cancelled it."""
-        if self._must_go_on():
+        """End the job: requeue it after a preemption or at its time limit, not if cancelled."""
+        if self._must_requeue():
             self._requeue(signal.SIGUSR2, None)
-        raise SystemExit(KILLED)
+        raise SystemExit(KILLED_EXIT_CODE)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._signals.add(number)
 
-    def _must_go_on(self) -> bool:
+    def _must_requeue(self) -> bool:
         if signal.SIGUSR2 in self._signals:
             return True
         try:
-            # Not by $SLURM_JOB_ID: that of an array's last task is the whole array's.
-            return slurm.state_of(job_id()) in ("RUNNING", "SIGNALING")
+            # Not by $SLURM_JOB_ID: for an array's last task it is the id of the whole array.
+            return slurm.query_state(job_id()) in ("RUNNING", "SIGNALING")
         except ClusterError:
             return False
 
 
 def job_id() -> str:
-    """The id of the job or task that this process runs in, as the queue prints it."""
+    """Return the id of this process's job or task, as the queue prints it."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return (
         f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"

@@ -1,4 +1,4 @@
-"""One attempt at a run, in this process: its log, its state, and the reason where it fails."""
+"""Attempt at a run in this process: its log, its state, and the reason of a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import IsoflopError
 from isoflop.files import replace_file
-from isoflop.launching.records.code_snapshot import PACKAGE, commit_of, versions
+from isoflop.launching.records.code_snapshot import PACKAGE, find_commit, versions
 from isoflop.lease import LeaseLostError
 from isoflop.node import is_job, node_name
 from isoflop.runs.run_directory import RunDirectory, State
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from isoflop.training.distributed import Ranks
 
 log = logging.getLogger("isoflop")
-FAILURE = "failure.json"
-LATE_S = 3.0
+FAILURE_FILE = "failure.json"
+PEER_FAILURE_TIMEOUT_S = 3.0
 
 
 def attempt(
@@ -36,15 +36,17 @@ def attempt(
     ranks: Ranks | None = None,
     **more: Any,
 ) -> State:
-    """Trains a run whose lease this process holds; returns the state in which it is left.
+    """Train a run whose lease this process holds and return its final state.
 
     Args:
         run: the run.
-        should_stop: asked at every step boundary; it may raise `LeaseLostError`, and then nothing more is written.
-        job_id: of the job that this process is.
-        ranks: the processes that train the run together; the first writes, the others' words go to stderr. Where one
-            finds in a job no more than that another is gone, the state stays as it was: SLURM knows how that ended.
-        more: what `state.json` is to keep of this attempt.
+        should_stop: called at every step boundary. If it raises `LeaseLostError`, nothing more is
+            written.
+        job_id: id of this process's job.
+        ranks: the processes that train the run together. The first writes; the others log to
+            stderr. If all that fails in a job is the connection to a lost process, the stored
+            state is not changed: SLURM has the reason.
+        more: further entries of `state.json` for this attempt.
     """
     if ranks is not None and not ranks.first:
         return _follow(run, should_stop, ranks)
@@ -52,73 +54,77 @@ def attempt(
     try:
         run.set_state("running", attempt=number, node=node_name(), job_id=job_id, **more)
         if ranks is not None:
-            ranks.of_first(number)
-        _write_provenance(log_file(run, number).with_name("provenance.json"), job_id)
-        with _log_in(log_file(run, number)):
+            ranks.broadcast(number)
+        _write_provenance(run.log_file(number).with_name("provenance.json"), job_id)
+        with _log_in(run.log_file(number)):
             return _train(run, should_stop, ranks)
     except LeaseLostError:
         return "pending"
     except Exception as error:
-        reason, node = _reason(error), node_name()
-        if ranks is not None and not isinstance(
-            error, IsoflopError
-        ):  # likely no more than the others' end
-            found = _await_failure_of_another(run, number)
-            if found is None and is_job() and _is_end_of_another(error):
+        reason, node = _failure_reason(error), node_name()
+        if ranks is not None and not isinstance(error, IsoflopError):
+            # Probably only a consequence of another process's failure.
+            peer_failure = _await_peer_failure(run, number)
+            if peer_failure is None and is_job() and _is_peer_loss(error):
                 return "failed"
-            reason, node = found or (reason, node)
-        with suppress(OSError):  # on a full disk; whoever started this process finds the run left
+            reason, node = peer_failure or (reason, node)
+        with suppress(OSError):  # on a full disk; the parent process finds the run unfinished
             record_failure(run, reason, node)
         return "failed"
 
 
 def _follow(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks) -> State:
-    """The part of a process that is not the first of its run."""
+    """Train along as a process that is not the first of its run, and return its final state."""
     number = 0
     try:
-        number = ranks.of_first(number)  # once: later the state may be that of the next attempt
+        number = ranks.broadcast(number)  # once: later the state may be that of the next attempt
         return _train(run, should_stop, ranks)
     except Exception as error:
         traceback.print_exc()
-        if _is_end_of_another(error) or failure_of_another(
-            run, number
-        ):  # what came first is the cause
+        # Only the first failure is the cause of the others.
+        if _is_peer_loss(error) or read_peer_failure(run, number):
             return "failed"
-        words = f"in process {ranks.rank} of {ranks.size}: {_reason(error)}"
-        with suppress(OSError), replace_file(log_file(run, number).with_name(FAILURE)) as temporary:
-            temporary.write_text(json.dumps([words, node_name()]) + "\n")
+        reason = f"in process {ranks.rank} of {ranks.size}: {_failure_reason(error)}"
+        with (
+            suppress(OSError),
+            replace_file(run.log_file(number).with_name(FAILURE_FILE)) as temporary,
+        ):
+            temporary.write_text(json.dumps([reason, node_name()]) + "\n")
         return "failed"
 
 
-def _is_end_of_another(error: Exception) -> bool:
-    from isoflop.training.distributed import is_end_of_another
+def _is_peer_loss(error: Exception) -> bool:
+    from isoflop.training.distributed import is_peer_loss
 
-    return is_end_of_another(error)
+    return is_peer_loss(error)
 
 
-def failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
-    """Why a process that is not the first has failed, and on which node; None where none said so.
+def read_peer_failure(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
+    """Return reason and node of a failure recorded by a process that is not the first, or None.
 
-    The first only finds that it is gone, or is killed with it.
+    The first process itself only loses the connection, or is killed too.
     """
     try:
-        reason, node = json.loads(log_file(run, attempt).with_name(FAILURE).read_text())
+        reason, node = json.loads(run.log_file(attempt).with_name(FAILURE_FILE).read_text())
     except (OSError, ValueError):
         return None
     return str(reason), str(node)
 
 
-def _await_failure_of_another(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
-    """The same, which another node may see a little later."""
-    limit = time.monotonic() + LATE_S
-    while (found := failure_of_another(run, attempt)) is None and time.monotonic() < limit:
+def _await_peer_failure(run: RunDirectory, attempt: int) -> tuple[str, str] | None:
+    """Return the failure of another process, which a shared file system may show late."""
+    limit = time.monotonic() + PEER_FAILURE_TIMEOUT_S
+    while (failure := read_peer_failure(run, attempt)) is None and time.monotonic() < limit:
         time.sleep(0.2)
-    return found
+    return failure
 
 
 def record_failure(run: RunDirectory, reason: str, node: str) -> None:
-    """Marks a run as failed; failures count as long as it gets no further than it ever got."""
-    state, step = run.state(), run.reached()
+    """Set a run to failed.
+
+    Failures count from 1 again once a run gets past its furthest step.
+    """
+    state, step = run.state(), run.resume_step()
     furthest = state.get("failed_at", -1)
     failures = state.get("failures", 0) + 1 if step <= furthest else 1
     failed_on = [*state.get("failed_on", ()), *([node] if node else [])]
@@ -133,7 +139,7 @@ def record_failure(run: RunDirectory, reason: str, node: str) -> None:
 
 
 def _write_provenance(path: Path, job_id: str | None) -> None:
-    """What this attempt runs with: job, machine, GPUs, code and versions."""
+    """Write the attempt's environment: job, node, GPUs, code and versions."""
     document = {
         "job_id": job_id,
         "node": node_name(),
@@ -142,21 +148,16 @@ def _write_provenance(path: Path, job_id: str | None) -> None:
         "began": time.time(),
         "python": platform.python_version(),
         "code": str(PACKAGE.parent),
-        "commit": commit_of(),
+        "commit": find_commit(),
         "versions": versions("submitit"),
     }
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def log_file(run: RunDirectory, attempt: int, rank: int = 0) -> Path:
-    """Where an attempt at a run writes what it does, and a program of one's own what it prints in each process."""
-    return run.path / "attempts" / str(attempt) / (f"log-{rank}.txt" if rank else "log.txt")
-
-
 def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
     kind, argument = run.program()
-    began = time.monotonic()
+    start = time.monotonic()
     if kind == "simulated":
         from isoflop.launching.worker.simulated_trainer import simulate
 
@@ -166,12 +167,14 @@ def _train(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | No
 
         state = run_command(run, argument, should_stop, ranks)
     else:
-        state = _train_here(run, should_stop, ranks)
-    log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - began)
+        state = _train_builtin(run, should_stop, ranks)
+    log.info("%s: %s after %.1f s", run.run_id, state, time.monotonic() - start)
     return state
 
 
-def _train_here(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None) -> State:
+def _train_builtin(
+    run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks | None
+) -> State:
     from isoflop.training.devices import check_gpus, use_one_core
     from isoflop.training.loop import train
 
@@ -182,10 +185,10 @@ def _train_here(run: RunDirectory, should_stop: Callable[[], bool], ranks: Ranks
 
 @contextmanager
 def _log_in(path: Path) -> Iterator[None]:
-    """Sends messages, and the traceback of what ends the block, to a file."""
+    """Log to a file, including the traceback of an exception that ends the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
-    handler.handleError = lambda record: None  # on a full disk there is nowhere to say so
+    handler.handleError = lambda record: None  # on a full disk nothing can be logged
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -200,12 +203,15 @@ def _log_in(path: Path) -> Iterator[None]:
             handler.close()
 
 
-def _reason(error: Exception) -> str:
-    """Why a run failed, in one line."""
+def _failure_reason(error: Exception) -> str:
+    """Return the reason of a failure in one line."""
     if isinstance(error, IsoflopError):
         text = str(error)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        text = f"the disk is full ({error.filename}); make room, and the same command goes on from the last checkpoint"
+        text = (
+            f"the disk is full ({error.filename}); make room, then the same command resumes from "
+            "the last checkpoint"
+        )
     else:
         text = f"{type(error).__name__}: {error}"
     return " ".join(text.split())

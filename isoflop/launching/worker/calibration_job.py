@@ -1,4 +1,4 @@
-"""A job that measures: some runs of the same resources, one after the other, and what it leaves in their folders."""
+"""Calibration job: measures runs of equal resources in turn and writes results to their folders."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ from isoflop.planning.calibration import Measurement
 from isoflop.planning.run_spec import RunSpec
 from isoflop.runs.run_directory import RunDirectory
 
-ORDER, FOUND, FAILED = "order.json", "found.json", "failed.txt"
-LAST_WORDS = 300
+ORDER_FILE, MEASURED_FILE, FAILED_FILE = "order.json", "found.json", "failed.txt"
+MAX_MESSAGE_CHARACTERS = 300
 
 
 @dataclass
 class MeasureJob(Job):
-    """What submitit pickles to measure: a folder with the directories of some runs, and their order."""
+    """Job that submitit pickles to measure the runs in a folder, in the order of its order file."""
 
     def __call__(self) -> str:
         from isoflop.training.devices import use_one_core
-        from isoflop.training.distributed import is_end_of_another, join
+        from isoflop.training.distributed import is_peer_loss, join_job
         from isoflop.training.throughput import measure
 
         use_one_core()
-        ranks, folder = join(), Path(self.directory)
-        order = json.loads((folder / ORDER).read_text())
+        ranks, folder = join_job(), Path(self.directory)
+        order = json.loads((folder / ORDER_FILE).read_text())
         for run_id in order["runs"]:
             run = RunDirectory(folder / run_id)
-            if ranks.any((run.path / FOUND).exists())[0]:  # a job that was preempted goes on
+            if ranks.any((run.path / MEASURED_FILE).exists())[0]:  # before a preemption
                 continue
             try:
-                found = measure(run, folder.parent, order["seconds"], order["gpus"], ranks)
+                measurement = measure(run, folder.parent, order["seconds"], order["gpus"], ranks)
             except Exception as problem:
-                if not (
-                    is_end_of_another(problem) or (run.path / FAILED).exists()
-                ):  # what came first is the cause
-                    _write(run.path / FAILED, f"{type(problem).__name__}: {problem}")
+                # Only the first failure is the cause of the others.
+                if not (is_peer_loss(problem) or (run.path / FAILED_FILE).exists()):
+                    _write(run.path / FAILED_FILE, f"{type(problem).__name__}: {problem}")
                 raise SystemExit(1) from None
             if ranks.first:
-                _write(run.path / FOUND, json.dumps(dataclasses.asdict(found)))
+                _write(run.path / MEASURED_FILE, json.dumps(dataclasses.asdict(measurement)))
         return "measured"
+
+
+MeasureJob.__module__ = "isoflop.launching.measuring"
+"""Module named in pickles: jobs import a study's code copy, which may have an older layout."""
 
 
 def _write(file: Path, text: str) -> None:
@@ -55,7 +58,12 @@ def _write(file: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Group:
-    """Classes that ask for the same resources, and the folder of their runs."""
+    """Shape classes of equal resources.
+
+    Attributes:
+        folder: folder of their runs.
+        runs: a run per class.
+    """
 
     folder: Path
     runs: tuple[RunSpec, ...]
@@ -72,17 +80,17 @@ class Group:
     def label(self) -> str:
         return f"{self.gpus} GPUs" if self.gpus > 1 else "1 GPU" if self.gpus else "CPUs"
 
-    def found(self) -> list[Measurement]:
-        """What was measured so far."""
-        files = [self.folder / run.run_id / FOUND for run in self.runs]
+    def measurements(self) -> list[Measurement]:
+        """Return the measurements so far."""
+        files = [self.folder / run.run_id / MEASURED_FILE for run in self.runs]
         return [build(Measurement, json.loads(file.read_text())) for file in files if file.exists()]
 
     def check(self) -> None:
-        """Raises ClusterError for a class that failed."""
+        """Raise ClusterError if a class failed."""
         for run in self.runs:
-            failed = self.folder / run.run_id / FAILED
+            failed = self.folder / run.run_id / FAILED_FILE
             if failed.exists():
-                words = " ".join(failed.read_text().split())[:LAST_WORDS]
+                problem = " ".join(failed.read_text().split())[:MAX_MESSAGE_CHARACTERS]
                 raise ClusterError(
-                    f"width {run.width}, batch {run.batch_size} on {self.label} failed: {words}"
+                    f"width {run.width}, batch {run.batch_size} on {self.label} failed: {problem}"
                 )

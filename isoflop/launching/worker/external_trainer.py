@@ -1,12 +1,13 @@
-"""`trainer: command`: a study trained by any program; the plan fills in its command line, its losses are read back.
+"""Trainer `command`: any program, with a command line from the plan and losses read from its file.
 
-The command is split as a shell would, then `{name}` is replaced in each word by a column of the plan, a path, or what
-the job has (see `planning.trainers`), so that no value ever reaches a shell. The program writes a line (JSONL) or row
-(CSV) for each loss that it wants kept: `step` and `loss`, and where they are not those of training `split` (default
-`train`) and `kind` (default `all`). It resumes by itself: it is started again with the same command.
+The command is split like a shell's, then `{name}` in each argument is replaced by a column of the
+plan, a path, or a property of the job (see `planning.trainers`), so that no value reaches a shell.
+The program writes a line (JSONL) or row (CSV) per loss: `step` and `loss`, optionally `split`
+(default `train`) and `kind` (default `all`). To resume, it is started with the same command.
 
-It is started once on each node of a run, or as often as `slurm.ntasks_per_node` says, with all GPUs that SLURM gives
-that process; the first writes the losses. All are stopped together, and killed where one of them fails.
+It is started once per node of a run, or `slurm.ntasks_per_node` times, with all GPUs that SLURM
+gives that process; the first process writes the losses. All processes are stopped together, and
+killed if one fails.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from isoflop.errors import RunError
-from isoflop.launching.worker import process_guard as keeper
-from isoflop.launching.worker.attempt import log_file
+from isoflop.launching.worker import process_guard
 from isoflop.launching.worker.external_losses import (
     are_finite,
+    complete_last_line,
     cut_torn_line,
-    end_last_line,
-    keep_rows,
     losses_file,
     read_rows,
+    write_loss_log,
 )
-from isoflop.node import is_job
-from isoflop.planning.trainers import fill
+from isoflop.node import is_job, visible_gpus
+from isoflop.planning.trainers import fill_template
 from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.shapes import ModelShape
 
@@ -42,85 +42,113 @@ if TYPE_CHECKING:
     from isoflop.training.distributed import Ranks
 
 POLL_S = 0.5
+LATE_SIGNAL_S = 2.0
+"""Longest delay of a signal to the worker after the end of the program that got it too."""
+
 GRACE_S = 60.0
 HEARTBEAT_S = 5.0
-LAST_WORDS = 300
+REPORT_TIME_FACTOR = 20
+"""Minimum ratio of the interval between reports to the time that a report takes."""
+
+MAX_MESSAGE_CHARACTERS = 300
 
 
 def run_command(
     run: RunDirectory, template: str, should_stop: Callable[[], bool], ranks: Ranks | None = None
 ) -> State:
-    """Runs the program of a study for one run, to its end or until `should_stop()`, then as SIGTERM leaves it.
+    """Run a study's program for a run until its end, or until `should_stop()` and SIGTERM.
 
     Args:
         run: the run.
         template: the command.
-        should_stop: asked twice a second.
-        ranks: the processes of the job, where there are several; each starts the program.
+        should_stop: called twice a second.
+        ranks: the processes of the job, if several; each starts the program.
 
     Returns:
-        `done`, `diverged` (a loss that is not finite) or `pending` (stopped, to be started again); of a process that
-        is not the first, no more than whether it was stopped.
+        `done`, `diverged` (a loss that is not finite) or `pending` (stopped, to be restarted). A
+        process that is not the first returns only `pending` if stopped, else `done`.
 
     Raises:
         RunError: the program failed, or ended without a final held-out loss.
-        ConfigError: a name in braces that is not known.
+        ConfigError: an unknown name in braces.
     """
     first = ranks is None or ranks.first
-    values = values_of(run, ranks)
-    words = fill(template, values)
+    values = template_values(run, ranks)
+    command = fill_template(template, values)
     if first:
         cut_torn_line(losses_file(run))
     if ranks:
-        ranks.wait()  # from here on the attempt that the first has begun is known, and its losses are whole
-    size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
-    outputs = [log_file(run, run.state().get("attempt", 0), rank) for rank in range(size)]
-    outputs[mine].parent.mkdir(parents=True, exist_ok=True)
+        ranks.barrier()  # the first process has now set the attempt and cut its losses
+    size, own_rank = (ranks.size, ranks.rank) if ranks else (1, 0)
+    outputs = [run.log_file(run.state().get("attempt", 0), rank) for rank in range(size)]
+    outputs[own_rank].parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "ISOFLOP_RUN_DIR": str(run.path)}
     if ranks:
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
     gpus = (int(os.environ.get("SLURM_NNODES") or 1) if is_job() else 1) * values["gpus_per_node"]
-    pace = _Pace(run, values, gpus) if first else None
-    with outputs[mine].open("ab") as file, _start(words, file, environment) as process:
-        stopped, failed = _wait(process, pace, should_stop, ranks)
-    if pace is None:
+    reporter = _ProgressReporter(run, values, gpus) if first else None
+    with outputs[own_rank].open("ab") as file, _start(command, file, environment) as process:
+        stopped, failed = _wait(process, reporter, should_stop, ranks)
+    if reporter is None:
         return "pending" if stopped else "done"
     if process.returncode == 0:
-        end_last_line(losses_file(run))
+        complete_last_line(losses_file(run))
     rows = read_rows(run)
-    run.set_state("running", **pace.progress(rows))
+    run.set_state("running", **reporter.progress(rows))
     if not are_finite(rows):
-        keep_rows(run, rows)
+        write_loss_log(run, rows)
         run.set_state("diverged", f"a loss in {losses_file(run).name} is not finite")
         return "diverged"
     if stopped:
-        run.set_state("pending", "stopped; its program resumes by itself")
+        run.set_state("pending", "stopped; the program resumes when it is restarted")
         return "pending"
     for rank in failed:
         code = f" in process {rank} of {size}" if rank else f" with {process.returncode}"
         raise RunError(
-            f"{words[0]} failed{code}: {_last_words(outputs[rank])}; see {outputs[rank]}"
+            f"{command[0]} failed{code}: {_last_message(outputs[rank])}; see {outputs[rank]}"
         )
-    return _end(run, rows)
+    return _conclude(run, rows)
 
 
-def _end(run: RunDirectory, rows: list[dict[str, Any]]) -> State:
-    """Keeps the losses of a program that has ended, if they have the one that counts."""
-    metric, steps = run.config()["metric"], run.config()["run"]["steps"]
-    wanted = (metric["set"], metric["kind"], steps)
-    if wanted not in {(row["split"], row["kind"], row["step"]) for row in rows}:
+def _conclude(run: RunDirectory, rows: list[dict[str, Any]]) -> State:
+    """Write the loss log of an ended program and set the run to done.
+
+    Raises:
+        RunError: the final held-out loss is missing.
+    """
+    split, kind, step = _final_loss(run)
+    if (split, kind, step) not in _losses(rows):
         raise RunError(
-            f"{losses_file(run)}: the program ended without a loss of split {wanted[0]}, kind {wanted[1]}, "
-            f"step {wanted[2]}: {_instead(rows, *wanted)}"
+            f"{losses_file(run)}: the program ended without a loss of split {split}, kind {kind}, "
+            f"step {step}: {_explain_missing_loss(rows, split, kind, step)}"
         )
-    keep_rows(run, rows)
+    write_loss_log(run, rows)
     run.mark_done()
     run.set_state("done")
     return "done"
 
 
-def _instead(rows: list[dict[str, Any]], split: str, kind: str, step: int) -> str:
-    """What there is in place of the loss that counts, and the mend."""
+def _final_loss(run: RunDirectory) -> tuple[str, str, int]:
+    """Return split, kind and step of the loss without which a run is not done."""
+    config = run.config()
+    return config["metric"]["set"], config["metric"]["kind"], config["run"]["steps"]
+
+
+def _losses(rows: list[dict[str, Any]]) -> set[tuple[str, str, int]]:
+    return {(row["split"], row["kind"], row["step"]) for row in rows}
+
+
+def _ended_early(run: RunDirectory) -> bool:
+    """Return whether the losses of a program that exited with 0 lack the final one."""
+    complete_last_line(losses_file(run))
+    try:
+        return _final_loss(run) not in _losses(read_rows(run))
+    except RunError:  # `run_command` raises it again
+        return False
+
+
+def _explain_missing_loss(rows: list[dict[str, Any]], split: str, kind: str, step: int) -> str:
+    """Return the reason why the final loss is missing, and the mend."""
     if not rows:
         return "it wrote none there"
     splits = {row["split"] for row in rows}
@@ -128,16 +156,17 @@ def _instead(rows: list[dict[str, Any]], split: str, kind: str, step: int) -> st
         return f"its splits are {', '.join(sorted(splits))}; write {split}, or set metric.set"
     kinds = {row["kind"] for row in rows if row["split"] == split}
     if kind not in kinds:
-        return f"{split} losses are of kind {', '.join(sorted(kinds))}; write {kind}, or set metric.kind"
+        names = ", ".join(sorted(kinds))
+        return f"{split} losses are of kind {names}; write {kind}, or set metric.kind"
     last = max(row["step"] for row in rows if (row["split"], row["kind"]) == (split, kind))
-    there = (
-        f"go up to step {last}" if last < step else f"go on to step {last}, without one at {step}"
-    )
-    return f"{split} losses {there}; the last must be at {step} (steps count from 1)"
+    range_text = f"go up to step {last}"
+    if last >= step:
+        range_text = f"go on to step {last}, without one at {step}"
+    return f"{split} losses {range_text}; the last must be at {step} (steps count from 1)"
 
 
-def values_of(run: RunDirectory, ranks: Ranks | None = None) -> dict[str, Any]:
-    """What can stand in braces: the run's plan and shape, its paths, and what its job has."""
+def template_values(run: RunDirectory, ranks: Ranks | None = None) -> dict[str, Any]:
+    """Return the values of names in braces: the run's plan, shape and paths, and job properties."""
     config = run.config()
     shape = ModelShape(**config["identity"]["shape"])
     sizes = {
@@ -155,17 +184,16 @@ def values_of(run: RunDirectory, ranks: Ranks | None = None) -> dict[str, Any]:
         "run_dir": run.path,
         "data_dir": run.path.parent.parent / "data" / config["data"],
         "losses": losses_file(run),
-        **_places(ranks),
+        **_job_values(ranks),
     }
 
 
-def _places(ranks: Ranks | None) -> dict[str, Any]:
-    from isoflop.launching.local import visible_gpus
-
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    if ranks:  # the first's; that which the processes themselves have met at is taken
+def _job_values(ranks: Ranks | None) -> dict[str, Any]:
+    """Return the number and rank of nodes, GPUs per node, and a free address and port."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = listener.getsockname()[1]
+    if ranks:  # that of the first process; the job's own port is in use
         import torch
 
         port = int(ranks.gather(torch.tensor(port))[0])
@@ -182,117 +210,138 @@ def _places(ranks: Ranks | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _start(
-    words: list[str], output: IO[bytes], environment: Mapping[str, str]
+    program: list[str], output: IO[bytes], environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The program's keeper, in a process group with all that it starts; the group is gone when the block ends, and
-    when this process does.
+    """Start the program under its guard, in a process group with all that it starts.
+
+    The group is killed when the block ends, and when this process does.
 
     Raises:
         RunError: a program that can't be started.
     """
-    reads, writes = os.pipe()
-    command = [sys.executable, "-I", "-S", keeper.__file__, str(writes), *words]
+    read_end, write_end = os.pipe()
+    command = [sys.executable, "-I", "-S", process_guard.__file__, str(write_end), *program]
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True,
-            pass_fds=(writes,),
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(write_end,),
+        )
     finally:
-        os.close(writes)
+        os.close(write_end)
     try:
-        with open(reads, "rb") as report:
+        with open(read_end, "rb") as report:
             if problem := report.read().decode():
-                raise RunError(f"{words[0]}: can't be started ({problem}); see train.trainer")
+                raise RunError(f"{program[0]}: can't be started ({problem}); see train.trainer")
         yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):  # whatever it has started itself ends with it
+        with contextlib.suppress(ProcessLookupError):  # ends the program's own children too
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
 def _wait(
     process: subprocess.Popen[bytes],
-    pace: _Pace | None,
+    reporter: _ProgressReporter | None,
     should_stop: Callable[[], bool],
     ranks: Ranks | None,
 ) -> tuple[bool, list[int]]:
-    """Waits for the program in all processes of the job; whether it was asked to stop, and in which of them it failed.
+    """Wait for the program in all ranks; return whether it was stopped, and the failed ranks.
 
-    Where it has failed in one, the others are not waited for. One that has diverged is ended, as a stop would.
+    A failure in one rank ends the wait for the others. A diverged program is ended like a stopped
+    one. A program that ended at a signal has not failed, whatever its exit code; with exit code 0
+    and its final loss it is done. The worker may get the program's signal a little later.
     """
-    size, mine = (ranks.size, ranks.rank) if ranks else (1, 0)
+    size, own_rank = (ranks.size, ranks.rank) if ranks else (1, 0)
+    ended = ended_early = False
     while True:
         running, stop = process.poll() is None, should_stop()
-        if process.returncode == -signal.SIGTERM and not stop:
-            time.sleep(POLL_S)  # what SLURM sends to all processes reaches some before others
-            stop = should_stop()
-        diverged = pace is not None and pace.diverged
+        if not running and not ended:
+            ended = True
+            ended_early = (
+                reporter is not None and not process.returncode and _ended_early(reporter.run)
+            )
+            if process.returncode or ended_early:
+                stop = stop or _signal_follows(should_stop)
+        diverged = reporter is not None and reporter.diverged
         flags = [
             running,
             stop,
             diverged,
-            *(bool(process.returncode) and rank == mine for rank in range(size)),
+            ended_early,
+            *(bool(process.returncode) and rank == own_rank for rank in range(size)),
         ]
-        running, stop, diverged, *failed = ranks.any(*flags) if ranks else flags
-        # One that doesn't listen to SIGTERM dies of it, and has not failed.
+        running, stop, diverged, early, *failed = ranks.any(*flags) if ranks else flags
         if (stop or diverged) and (running or any(failed)):
-            with contextlib.suppress(ProcessLookupError):  # where it has ended in this one
+            with contextlib.suppress(ProcessLookupError):  # it may have ended in this rank
                 os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
             return stop, []
         if not running or any(failed):
-            return False, [rank for rank, one in enumerate(failed) if one]
-        if pace:
-            pace.tell()
+            return stop and early, [rank for rank, flag in enumerate(failed) if flag]
+        if reporter:
+            reporter.report()
         time.sleep(POLL_S)
 
 
-class _Pace:
-    """How far a program is and how fast, told from its losses now and then, and the time that it has had so far.
+def _signal_follows(should_stop: Callable[[], bool]) -> bool:
+    """Return whether this process must stop, at the latest after `LATE_SIGNAL_S`."""
+    limit = time.monotonic() + LATE_SIGNAL_S
+    while not (stop := should_stop()) and time.monotonic() < limit:
+        time.sleep(POLL_S / 10)
+    return stop
+
+
+class _ProgressReporter:
+    """Reporter of a program's progress, speed and wall time, from its losses, to the run's state.
 
     Attributes:
-        diverged: whether a loss that is not finite was seen.
+        diverged: True after a loss that is not finite.
     """
 
     def __init__(self, run: RunDirectory, values: Mapping[str, Any], gpus: int) -> None:
         self.run = run
-        self.known = {"steps": values["steps"], "gpus": gpus}
+        self.constants = {"steps": values["steps"], "gpus": gpus}
         self.tokens_per_step = values["batch_size"] * values["seq_len"]
         self.earlier_s = run.state().get("wall_s") or 0.0
-        self.began = time.monotonic()
+        self.start = time.monotonic()
         self.first: tuple[int, float] | None = None
-        self.due = self.began
+        self.next_report = self.start
         self.diverged = False
 
-    def tell(self) -> None:
-        """Writes the run's state, unless it was written just now; long losses less often."""
-        began = time.monotonic()
-        if began >= self.due:
+    def report(self) -> None:
+        """Write the run's state if a report is due; long loss files are read less often."""
+        start = time.monotonic()
+        if start >= self.next_report:
             rows = read_rows(self.run)
             self.diverged = not are_finite(rows)
             self.run.set_state("running", **self.progress(rows))
-            took = time.monotonic() - began
-            self.due = began + max(HEARTBEAT_S, 20 * took)
+            seconds = time.monotonic() - start
+            self.next_report = start + max(HEARTBEAT_S, REPORT_TIME_FACTOR * seconds)
 
     def progress(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the state is to say."""
+        """Return the entries of the run's state for these losses."""
         now = time.monotonic()
-        told = {**self.known, "wall_s": self.earlier_s + now - self.began}
+        entries = {**self.constants, "wall_s": self.earlier_s + now - self.start}
         train = [row for row in rows if row["split"] == "train"] or rows
         if not train:
-            return told
+            return entries
         step, loss, split = (train[-1][name] for name in ("step", "loss", "split"))
-        first_step, first_seen = self.first = self.first or (step, now)
+        first_step, first_time = self.first = self.first or (step, now)
         if step > first_step:
-            told["tokens_per_second"] = (
-                (step - first_step) * self.tokens_per_step / (now - first_seen)
-            )
-        return {**told, "step": step, "loss": loss, "loss_split": split}
+            tokens = (step - first_step) * self.tokens_per_step
+            entries["tokens_per_second"] = tokens / (now - first_time)
+        return {**entries, "step": step, "loss": loss, "loss_split": split}
 
 
-def _last_words(output: Path) -> str:
-    """The last line that says something; torchrun ends with a rule."""
-    lines = output.read_bytes()[-4 * LAST_WORDS :].decode(errors="replace").strip().splitlines()
-    said = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
-    return said[-1][-LAST_WORDS:] if said else "it wrote nothing"
+def _last_message(output: Path) -> str:
+    """Return the last line with a letter or digit: torchrun ends with a ruled line."""
+    end = output.read_bytes()[-4 * MAX_MESSAGE_CHARACTERS :]
+    lines = end.decode(errors="replace").strip().splitlines()
+    messages = [line.strip() for line in lines if any(letter.isalnum() for letter in line)]
+    return messages[-1][-MAX_MESSAGE_CHARACTERS:] if messages else "it wrote nothing"

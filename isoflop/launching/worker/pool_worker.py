@@ -1,4 +1,4 @@
-"""A worker: a process that trains one run of a sweep after another, since starting torch costs more than a tiny run."""
+"""Worker: a process that trains runs of a sweep in turn, as torch starts slower than a tiny run."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from types import FrameType
 from isoflop.files import replace_file
 from isoflop.launching.worker.attempt import attempt
 from isoflop.lease import Lease
-from isoflop.process_info import began
-from isoflop.runs.run_directory import SETTLED, RunDirectory
+from isoflop.process_info import start_time
+from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
 ORDER_FILE = "workers/order.txt"
-PARENT_S = 0.5
+PARENT_CHECK_S = 0.5
 
 
 @dataclass
 class Worker:
-    """What submitit pickles: words and nothing else. Called in a job, it works through the sweep's order.
+    """Job that submitit pickles, of plain values only; called, it trains the sweep's order.
 
     Attributes:
-        sweep: its directory.
-        parent: the process that started the workers.
-        environment: variables that runs have, None for one that is not set: submitit sets some that are for itself.
+        sweep: directory of the sweep.
+        parent: id of the process that started the workers.
+        environment: environment variables of runs, None for unset ones; submitit sets some for
+            itself.
     """
 
     sweep: str
@@ -35,27 +36,27 @@ class Worker:
     environment: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
 
     def __call__(self) -> int:
-        """Trains every run of the order that no other worker has; returns how many it ended."""
+        """Train the runs of the order that no other worker holds; return how many ended."""
         self._stop = False
         for name, value in self.environment.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        self._parent_began, self._looked_at = began(self.parent), 0.0
+        self._parent_start, self._last_check = start_time(self.parent), 0.0
         for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._ask_to_stop)
+            signal.signal(number, self._handle_signal)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         directory = Path(self.sweep)
         ended = 0
         for run_id in read_order(directory):
-            # A run that another worker has just let go, as all are to stop, or as their parent is gone, is not taken.
-            self._looked_at = 0.0
+            # Check now: another worker may have released this run because all must stop.
+            self._last_check = 0.0
             if self.should_stop() or run_id not in read_order(directory):
                 break
             run = RunDirectory(directory / run_id)
-            with run.lease() as mine:
-                if mine and run.state()["state"] not in SETTLED:
-                    ended += self._train(run, mine) in SETTLED
+            with run.lease() as lease:
+                if lease and run.state()["state"] not in TERMINAL_STATES:
+                    ended += self._train(run, lease) in TERMINAL_STATES
         return ended
 
     def _train(self, run: RunDirectory, lease: Lease) -> str:
@@ -66,22 +67,23 @@ class Worker:
         return attempt(run, should_stop, os.environ.get("SUBMITIT_LOCAL_JOB_ID"))
 
     def should_stop(self) -> bool:
-        """After a signal, or when the process that started the workers is gone."""
-        if not self._stop and time.monotonic() - self._looked_at > PARENT_S:
-            self._looked_at = time.monotonic()
-            self._stop = self._parent_began is None or began(self.parent) != self._parent_began
+        """Return whether a signal came or the process that started the workers is gone."""
+        if not self._stop and time.monotonic() - self._last_check > PARENT_CHECK_S:
+            self._last_check = time.monotonic()
+            start = self._parent_start
+            self._stop = start is None or start_time(self.parent) != start
         return self._stop
 
-    def _ask_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stop = True
 
 
 def read_order(directory: Path) -> list[str]:
-    """The runs that workers take, in order; none once they are to stop."""
+    """Return the runs for workers, in order; none once they must stop."""
     return (directory / ORDER_FILE).read_text().split()
 
 
 def write_order(directory: Path, run_ids: list[str]) -> None:
-    """Sets the runs that workers take, and their order."""
+    """Write the runs for workers, in order."""
     with replace_file(directory / ORDER_FILE) as temporary:
         temporary.write_text("\n".join(run_ids) + "\n")

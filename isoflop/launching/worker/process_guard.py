@@ -1,10 +1,11 @@
-"""Runs a program for a worker, and lets no process of it outlive the worker, however that ends.
+"""Guard of a worker's program: no process of the program outlives the worker.
 
-    python keeper.py DESCRIPTOR PROGRAM WORD ...
+    python process_guard.py DESCRIPTOR PROGRAM ARGUMENT ...
 
-It is started by its file, as the leader of a session, and imports nothing but the standard library. Its standard input
-is a pipe that the worker holds open: when that ends, the whole group is killed. To DESCRIPTOR goes why the program
-can't be started; it is closed once it has been. The keeper ends as the program does.
+Started by its file, as the leader of a session; imports only the standard library. Its standard
+input is a pipe that the worker holds open: when the pipe closes, the whole group is killed. If the
+program can't be started, the reason is written to DESCRIPTOR, which is closed after the start. The
+guard ends with the program's exit code or signal.
 """
 
 from __future__ import annotations
@@ -20,20 +21,27 @@ import threading
 PR_SET_PDEATHSIG = 1
 
 
-def main(report: int, words: list[str]) -> int:
+def main(report: int, command: list[str]) -> int:
+    """Run a program in this process group and return its exit code.
+
+    Args:
+        report: file descriptor for the reason of a failed start.
+        command: the program and its arguments.
+    """
     if os.getpgrp() != os.getpid():
         os.setsid()
-    # What stops the program is sent to its group: the keeper waits on. A handler, unlike SIG_IGN, is not inherited.
+    # The group's SIGTERM is for the program: the guard waits for its end. A handler, unlike
+    # SIG_IGN, is not inherited.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    libc, keeper = ctypes.CDLL(None), os.getpid()
+    libc, guard = ctypes.CDLL(None), os.getpid()
 
-    def end_with_keeper() -> None:
+    def end_with_guard() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != keeper:  # it ended in between
+        if os.getppid() != guard:  # the guard ended in between
             os._exit(1)
 
-    try:  # there is one thread so far, as a function before exec needs it
-        program = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=end_with_keeper)
+    try:  # preexec_fn is safe: no thread has started yet
+        program = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=end_with_guard)
     except OSError as problem:
         os.write(report, (problem.strerror or str(problem)).encode())
         return 1
@@ -44,12 +52,12 @@ def main(report: int, words: list[str]) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
-        os.kill(keeper, -code)
+        os.kill(guard, -code)
     return code
 
 
 def _watch() -> None:
-    """Until the worker is gone."""
+    """Kill the group once the worker is gone."""
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)

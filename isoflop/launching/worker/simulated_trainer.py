@@ -1,4 +1,4 @@
-"""`trainer: simulated`: losses drawn from a law with noise, in milliseconds, to rehearse a study on its cluster."""
+"""Trainer `simulated`: losses from a law with noise, in milliseconds, to rehearse a study."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from isoflop.runs.loss_log import log_row
 from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.shapes import ModelShape
 
-NOISE = 0.003
-"""Standard deviation of a run's final loss between seeds, as a share of it."""
+NOISE_SHARE = 0.003
+"""Relative standard deviation of a run's final loss between seeds."""
 
 
 def simulate(run: RunDirectory, law: str) -> State:
-    """Writes the loss log of a run as a law would have it, and marks the run as done and simulated.
+    """Write the loss log that a law predicts for a run, and mark the run as done and simulated.
+
+    Args:
+        run: directory of the run.
+        law: name or file of the law.
 
     Raises:
-        ConfigError: a law that is not known.
+        ConfigError: an unknown law.
     """
     surface = find_law(law)
     config = run.config()
     plan, shape = config["run"], ModelShape(**config["identity"]["shape"])
     generator = np.random.default_rng([plan["seed"], *run.run_id.encode()])
-    shift = float(np.exp(NOISE * generator.standard_normal()))
+    shift = float(np.exp(NOISE_SHARE * generator.standard_normal()))
     rows: list[dict[str, Any]] = []
     points = np.unique(
         np.ceil(np.geomspace(1, plan["steps"], config["log_points"])).astype(int)
@@ -44,7 +48,7 @@ def simulate(run: RunDirectory, law: str) -> State:
             rows.append(
                 log_row(shape, plan["batch_size"], step, **known, lr=plan["lr"], wall_s=0.0)
             )
-    run.cut_log(0)
+    run.truncate_log(0)
     run.append_log(sorted(rows, key=lambda row: (row["step"], row["split"])))
     run.mark_done()
     last = {"step": plan["steps"], "loss": rows[-1]["loss"], "loss_split": rows[-1]["split"]}

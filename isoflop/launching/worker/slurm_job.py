@@ -1,4 +1,4 @@
-"""A run as a job of SLURM: started, preempted, timed out, started again, until it is done."""
+"""Job of SLURM that trains a run: restarted after preemptions and timeouts until it is done."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isoflop.launching.slurm.signals import Job, job_id
 from isoflop.launching.worker.attempt import attempt, record_failure
-from isoflop.lease import STALE_S
-from isoflop.runs.run_directory import SETTLED, RunDirectory
+from isoflop.lease import HEARTBEAT_TIMEOUT_S
+from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
 if TYPE_CHECKING:
     from isoflop.training.distributed import Ranks
 
 SETTLE_S = 0.5
-MOST_STARTS_IN_VAIN = 10
-FOLLOW_S = 60.0
+LEASE_POLL_S = 1.0
+MAX_STARTS_WITHOUT_PROGRESS = 10
+FOLLOWER_TIMEOUT_S = 60.0
 
 
 @dataclass
 class RunJob(Job):
-    """What submitit pickles: the directory of a run, and nothing else."""
+    """Job that submitit pickles: the directory of a run and nothing else."""
 
     def __call__(self) -> str:
-        """Trains the run; returns the state it ends in, or leaves by SystemExit where the job must go on or failed."""
+        """Train the run and return its final state.
+
+        Raises:
+            SystemExit: the run failed, or the job must be requeued.
+        """
         self.listen()
         ranks = _ranks(RunDirectory(Path(self.directory)).trainer)
         if ranks is not None and not ranks.first:
@@ -41,27 +46,26 @@ class RunJob(Job):
         return state
 
     def _lead(self, ranks: Ranks | None) -> str:
-        """The state in which this attempt leaves the run; `held` where another process has it."""
-        run, limit = RunDirectory(Path(self.directory)), time.monotonic() + 2 * STALE_S
+        """Train and return the run's state, or `held` if another process holds its lease."""
+        run, limit = RunDirectory(Path(self.directory)), time.monotonic() + 2 * HEARTBEAT_TIMEOUT_S
         while True:
             with run.lease(settle_s=SETTLE_S) as lease:
                 if lease:
                     return self._train(run, lease.check, ranks)
             if self.must_stop() or time.monotonic() > limit:
-                _begin(ranks, False)
+                _agree_to_train(ranks, False)
                 return "pending" if self.must_stop() else "held"
-            time.sleep(
-                1.0
-            )  # what held it may be dying: SLURM starts a run again before its last process is gone
+            # The holder may be ending: SLURM restarts a run before its last process is gone.
+            time.sleep(LEASE_POLL_S)
 
     def _follow(self, ranks: Ranks) -> NoReturn:
-        """The part of a process that is not the first: it trains along, and ends when the first has ended the job."""
-        if not _begin(ranks, False):
+        """Train along as a process that is not the first, and exit once the first ends the job."""
+        if not _agree_to_train(ranks, False):
             os._exit(0)
         state = attempt(RunDirectory(Path(self.directory)), self.must_stop, None, ranks)
         if state == "failed":
             os._exit(1)
-        limit = time.monotonic() + FOLLOW_S
+        limit = time.monotonic() + FOLLOWER_TIMEOUT_S
         while (
             state == "pending" and signal.SIGTERM not in self._signals and time.monotonic() < limit
         ):
@@ -72,19 +76,20 @@ class RunJob(Job):
         self, run: RunDirectory, check_lease: Callable[[], None], ranks: Ranks | None
     ) -> str:
         state = run.state()
-        if state["state"] in SETTLED and state["state"] != "failed":
-            _begin(ranks, False)
+        if state["state"] in TERMINAL_STATES and state["state"] != "failed":
+            _agree_to_train(ranks, False)
             run.remove_checkpoints()
             return state["state"]
-        step, furthest = run.reached(), state.get("start_step")
+        step, furthest = run.resume_step(), state.get("start_step")
         in_vain = state.get("in_vain", 0) + 1 if furthest is not None and step <= furthest else 0
         step = max(step, furthest or 0)
-        if in_vain >= MOST_STARTS_IN_VAIN:
-            _begin(ranks, False)
+        if in_vain >= MAX_STARTS_WITHOUT_PROGRESS:
+            _agree_to_train(ranks, False)
             record_failure(
                 run,
-                f"started {in_vain} times without getting past step {step}: give a job more time (slurm.time), "
-                "or save more often (train.checkpoint_minutes); then retry",
+                f"started {in_vain} times without getting past step {step}: "
+                "give a job more time (slurm.time), or save more often "
+                "(train.checkpoint_minutes); then retry",
                 "",
             )
             return "failed"
@@ -93,23 +98,27 @@ class RunJob(Job):
             check_lease()
             return self.must_stop()
 
-        _begin(ranks, True)
+        _agree_to_train(ranks, True)
         return attempt(run, should_stop, job_id(), ranks, in_vain=in_vain, start_step=step)
 
 
+RunJob.__module__ = "isoflop.launching.job"
+"""Module named in pickles: jobs import a study's code copy, which may have an older layout."""
+
+
 def _ranks(trainer: str) -> Ranks | None:
-    """The processes of this job that train together, where there are several."""
+    """Return the processes of this job that train together, or None for a single one."""
     if int(os.environ.get("SLURM_NTASKS", 1)) == 1:
         return None
     if trainer == "simulated":
         if int(os.environ["SLURM_PROCID"]):
-            os._exit(0)  # the first draws the losses alone
+            os._exit(0)  # the first simulates alone
         return None
-    from isoflop.training.distributed import join
+    from isoflop.training.distributed import join_job
 
-    return join(on_gpus=trainer == "builtin")
+    return join_job(on_gpus=trainer == "builtin")
 
 
-def _begin(ranks: Ranks | None, go: bool) -> bool:
-    """What the first process has decided: whether all of them train now."""
+def _agree_to_train(ranks: Ranks | None, go: bool) -> bool:
+    """Return the first process's decision whether all processes train now."""
     return go if ranks is None else ranks.any(go)[0]

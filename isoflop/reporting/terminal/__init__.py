@@ -1,1 +1,1 @@
-"""Text for the terminal: tables, bills, fits, status, progress."""
+"""Text for the terminal: tables, bills, fits, status and progress."""

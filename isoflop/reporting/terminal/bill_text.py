@@ -1,69 +1,86 @@
-"""What the commands print of a plan and of a study."""
+"""Text of plans, bills, calibrations, submissions and studies."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from isoflop.config.identity import budget_label
-from isoflop.launching.worker.attempt import log_file
-from isoflop.planning.bill import places_of
-from isoflop.planning.plan import drop_counts
+from isoflop.planning.plan import count_dropped
+from isoflop.planning.pricing import concurrency_limit
 from isoflop.planning.wall_time import RESTART_HOURS
-from isoflop.reporting.terminal.console import duration, flops, print_table, short, warn
+from isoflop.reporting.terminal.console import print_table, warn
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.text import (
+    bytes_text,
+    count_text,
+    duration_text,
+    flops_text,
+    gpu_hours_text,
+    hours_text,
+    money_text,
+)
 
 if TYPE_CHECKING:
-    from isoflop.config.profile import Profile
-    from isoflop.followup.power_analysis import Expectation
-    from isoflop.launching.prepare_data import Study
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+
+    from isoflop.fitting.study_fits import StudyFits
+    from isoflop.followup.power_analysis import ExpectedIntervals
     from isoflop.launching.records.submissions import Submission
-    from isoflop.launching.submit import Intent
+    from isoflop.launching.submit import SubmissionPlan
     from isoflop.planning.bill import Bill
     from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
-    from isoflop.planning.queue_simulation import Order
 
 
 def print_intent(plan: Plan) -> None:
-    """What is about to be run, on stderr, with the plan's warnings."""
-    print(
-        f"{plan.sweep.name}: {len(plan.runs)} runs, {flops(plan.total_flops)} training FLOPs",
-        file=sys.stderr,
-    )
+    """Print the size of a plan and its warnings on stderr."""
+    total = flops_text(plan.total_flops, 3)
+    print(f"{plan.sweep.name}: {len(plan.runs)} runs, {total} training FLOPs", file=sys.stderr)
     for message in plan.warnings:
         warn(message)
 
 
-def print_study(study: Study, seconds: float) -> None:
-    """What came of a study: on stdout its laws, or the loss of its one run; on stderr what did not end, the count, and
-    the report's place.
+def print_study(
+    directory: Path, runs: pd.DataFrame, fits: StudyFits | None, report: Path, seconds: float
+) -> None:
+    """Print the outcome of a study.
+
+    Its laws, or the loss of its only run, go to stdout; unfinished runs, the number of finished
+    ones and the path of the report go to stderr.
     """
-    for row in study.unfinished.to_dict("records"):
-        log = log_file(RunDirectory(study.directory / row["run_id"]), row["restarts"] + 1)
-        where = f" (log: {log})" if log.exists() and str(log) not in row["reason"] else ""
-        print(f"{row['run_id']} {row['state']}: {row['reason']}{where}", file=sys.stderr)
-    if study.fits is not None:
-        from isoflop.reporting.terminal.fit_text import (
-            print_fits,  # loads numpy, which a plan does without
-        )
+    unfinished = runs.query("state != 'done'")
+    for row in unfinished.to_dict("records"):
+        log = RunDirectory(directory / row["run_id"]).log_file(row["restarts"] + 1)
+        hint = f" (log: {log})" if log.exists() and str(log) not in row["reason"] else ""
+        print(f"{row['run_id']} {row['state']}: {row['reason']}{hint}", file=sys.stderr)
+    if fits is not None:
+        from isoflop.reporting.terminal.fit_text import print_fits  # loads numpy
 
-        print_fits(study.fits)
+        print_fits(fits)
         sys.stdout.flush()
-        for reason in study.fits.reasons():
+        for reason in fits.reasons():
             warn(reason)
-    elif len(study.runs) == 1 and not len(study.unfinished):
-        print(f"loss {study.runs['loss'].iloc[0]:.4f}", flush=True)
-    done = len(study.runs) - len(study.unfinished)
-    print(f"{done} of {len(study.runs)} runs done in {duration(seconds)}", file=sys.stderr)
-    print(f"report: {study.report}", file=sys.stderr)
+    elif len(runs) == 1 and not len(unfinished):
+        print(f"loss {runs['loss'].iloc[0]:.4f}", flush=True)
+    done = len(runs) - len(unfinished)
+    print(f"{done} of {len(runs)} runs done in {duration_text(seconds)}", file=sys.stderr)
+    print(f"report: {report}", file=sys.stderr)
 
 
-def print_plan_json(plan: Plan, dropped: bool, expected: Expectation | None = None) -> None:
-    """The document of `--json`."""
+def print_plan_json(plan: Plan, dropped: bool, expected: ExpectedIntervals | None = None) -> None:
+    """Print the document of `--json`.
+
+    Args:
+        plan: the plan.
+        dropped: include the dropped candidates.
+        expected: expected intervals to include.
+    """
     document = {"schema": 1, "sweep": plan.sweep.name, "runs": plan.rows(), "totals": plan.totals()}
     if dropped:
         document["dropped"] = [
@@ -81,7 +98,7 @@ def print_plan_json(plan: Plan, dropped: bool, expected: Expectation | None = No
 
 
 def print_plan(plan: Plan) -> None:
-    """A line a run, and totals."""
+    """Print a line per run, totals and the bill."""
     seeds = len({run.seed for run in plan.runs}) > 1
     checks = any(run.check for run in plan.runs)
     headers = ["budget", "width", *(["seed"] if seeds else []), *(["check"] if checks else [])]
@@ -100,161 +117,147 @@ def print_plan(plan: Plan) -> None:
             f"{run.steps:,}",
             f"{run.lr:.3g}",
             f"{run.beta2:.4f}",
-            short(run.params_total),
-            short(run.tokens),
+            count_text(run.params_total),
+            count_text(run.tokens),
             "" if run.epochs is None else f"{run.epochs:.2f}",
-            *(
-                [f"{run.gpus}", f"{run.est_hours:,.1f}", f"{run.est_gpu_hours:,.1f}"]
-                if on_gpus
-                else []
-            ),
-            *([f"{run.est_hours:.3g}"] if plan.bill and not on_gpus else []),
+            *([str(run.gpus)] if on_gpus else []),
+            *([_hours_cell(run.est_hours)] if plan.bill else []),
+            *([_hours_cell(run.est_gpu_hours)] if on_gpus else []),
         ]
         for run in plan.runs
     ]
     print_table(headers, rows, text=["budget", "check"])
     params = [run.params_total for run in plan.runs]
     budgets = len({run.budget for run in plan.runs})
-    print(
-        f"\n{len(plan.runs):,} runs, {budgets} budgets, {short(min(params))} to {short(max(params))} parameters, "
-        f"{flops(plan.total_flops)} training FLOPs"
-    )
+    sizes = f"{count_text(min(params))} to {count_text(max(params))} parameters"
+    total = flops_text(plan.total_flops, 3)
+    print(f"\n{len(plan.runs):,} runs, {budgets} budgets, {sizes}, {total} training FLOPs")
     if plan.bill:
         print_bill(plan.bill)
 
 
+def _hours_cell(hours: float | None) -> str:
+    return "" if hours is None else hours_text(hours)
+
+
 def print_bill(bill: Bill, file: TextIO | None = None) -> None:
-    """The bill in a few lines: cost, finish time and what decides it, memory, disk."""
-    say = partial(print, file=file)
-    price, places = bill.profile.price_per_gpu_hour, places_of(bill.profile)
-    if bill.profile.gpu is None:
-        say(
-            f"time: {duration(3600 * sum(bill.hours))} of runs on {bill.profile.name}, on CPUs (speed: {bill.source})"
-        )
-        place = "with no limit on runs at once" if places is None else f"with {places} runs at once"
+    """Print the bill in a few lines: cost, finish time and its critical runs, memory, disk.
+
+    Args:
+        bill: the bill.
+        file: where to print; default stdout.
+    """
+    profile, limit = bill.profile, concurrency_limit(bill.profile)
+    lines = []
+    if profile.gpu is None:
+        hours = duration_text(3600 * sum(bill.hours))
+        lines.append(f"time: {hours} of runs on {profile.name}, on CPUs (speed: {bill.source})")
+        capacity = "no limit on runs at once" if limit is None else f"{limit} runs at once"
+        capacity = f"with {capacity}"
     else:
-        cost = "" if bill.cost is None else f", {bill.cost:,.0f} at {price:g} a GPU-hour"
-        say(
-            f"cost: {bill.gpu_hours:,.0f} GPU-hours on {bill.profile.name}{cost} (speed: {bill.source})"
-        )
-        place = "with no limit on GPUs" if places is None else f"on {places} GPUs"
-        place += f", {bill.profile.max_jobs} runs at once" if bill.profile.max_jobs else ""
-    first = "longest runs first" if bill.order == "longest" else "small budgets first"
+        cost = ""
+        if bill.cost is not None:
+            cost = f", {money_text(bill.cost)} at {profile.price_per_gpu_hour:g} a GPU-hour"
+        hours = gpu_hours_text(bill.gpu_hours)
+        lines.append(f"cost: {hours} on {profile.name}{cost} (speed: {bill.source})")
+        capacity = "with no limit on GPUs" if limit is None else f"on {limit} GPUs"
+        capacity += f", {profile.max_jobs} runs at once" if profile.max_jobs else ""
+    order = "longest runs first" if bill.order == "longest" else "small budgets first"
     others = "".join(
-        f"; on {count}: {duration(3600 * one.finish_hours)}, {one.gpu_hours:,.0f} GPU-hours"
-        for count, one in bill.others.items()
+        f"; on {count}: {duration_text(3600 * other.finish_hours)}, "
+        + gpu_hours_text(other.gpu_hours)
+        for count, other in bill.alternatives.items()
     )
-    say(f"finish: {duration(3600 * bill.finish_hours)} after submission {place}, {first}{others}")
+    finish = duration_text(3600 * bill.finish_hours)
+    lines.append(f"finish: {finish} after submission {capacity}, {order}{others}")
     chain = bill.schedule.critical
     between = [f"{len(chain) - 4} more"] if len(chain) > 5 else list(chain[2:-2])
-    say(f"critical: {', '.join([*chain[:2], *between, *chain[2:][-2:]])}")
+    lines.append(f"critical: {', '.join([*chain[:2], *between, *chain[2:][-2:]])}")
     if bill.interruptions_per_day:
-        rate = f"{bill.interruptions_per_day:g} preemptions or failures of a job in a day"
-        say(f"interruptions: reckoned with {rate}")
-    again = [count for count in bill.starts if count > 1]
-    if again:
-        cost = f"{RESTART_HOURS:g} h each"
-        say(
-            f"restarts: {len(again)} runs outlast the time limit of a job: up to {max(again)} starts, {cost}"
+        rate = f"{bill.interruptions_per_day:g} preemptions or failures per job and day"
+        lines.append(f"interruptions: {rate} included")
+    starts = [count for count in bill.starts if count > 1]
+    if starts:
+        lines.append(
+            f"restarts: {len(starts)} runs exceed the time limit of a job: up to {max(starts)} "
+            f"starts, {RESTART_HOURS:g} h each"
         )
-    fits = [size.fit for size in bill.sizes]
-    largest = max(fit.memory_bytes for fit in fits) / 1e9
-    recomputing = sum(fit.checkpointing for fit in fits)
-    if bill.profile.gpu is None:
-        say(f"memory: up to {largest:.1f} GB a process")
+    memory = bytes_text(max(size.memory_fit.memory_bytes for size in bill.sizes))
+    if profile.gpu is None:
+        lines.append(f"memory: up to {memory} a process")
     else:
-        say(
-            f"memory: up to {largest:.0f} GB a GPU, {recomputing} runs with activation checkpointing"
+        checkpointing = sum(size.memory_fit.checkpointing for size in bill.sizes)
+        lines.append(
+            f"memory: up to {memory} a GPU, {checkpointing} runs with activation checkpointing"
         )
-    say(
-        f"disk: up to {bill.disk_bytes / 1e9:,.0f} GB at a time, {bill.kept_bytes / 1e9:,.0f} GB of final weights stay"
-    )
+    disk, weights = bytes_text(bill.disk_bytes), bytes_text(bill.weights_bytes)
+    lines.append(f"disk: up to {disk} at a time, {weights} of final weights stay")
+    print("\n".join(lines), file=file)
 
 
 def print_calibration(calibration: Calibration) -> None:
-    """A line for each class that was measured, on stdout."""
-    headers = [
-        "gpus",
-        "width",
-        "layers",
-        "params",
-        "batch",
-        "tokens/s",
-        "mfu",
-        "memory GB",
-        "save s",
-    ]
+    """Print a line per measured shape class on stdout."""
+    headers = ["gpus", "width", "layers", "params", "batch", "tokens/s", "mfu", "memory", "save s"]
     headers += ["measured", "device"]
     rows = [
         [
-            str(one.gpus or "CPU"),
-            str(one.shape.width),
-            str(one.shape.layers),
-            short(one.shape.params_total),
-            f"{one.batch_size:,}",
-            short(one.tokens_per_second),
-            "" if one.mfu is None else f"{one.mfu:.1%}",
-            f"{one.memory_bytes / 1e9:.1f}",
-            "" if one.save_seconds is None else f"{one.save_seconds:.2g}",
-            time.strftime("%Y-%m-%d", time.gmtime(one.measured)),
-            one.device,
+            str(measurement.gpus or "CPU"),
+            str(measurement.shape.width),
+            str(measurement.shape.layers),
+            count_text(measurement.shape.params_total),
+            f"{measurement.batch_size:,}",
+            count_text(measurement.tokens_per_second),
+            "" if measurement.mfu is None else f"{measurement.mfu:.1%}",
+            bytes_text(measurement.memory_bytes),
+            "" if measurement.save_seconds is None else f"{measurement.save_seconds:.2g}",
+            time.strftime("%Y-%m-%d", time.gmtime(measurement.measured)),
+            measurement.device,
         ]
-        for one in calibration.measurements
+        for measurement in calibration.measurements
     ]
     print_table(headers, rows, text=["measured", "device"])
 
 
-def print_submission(intent: Intent, plan: Plan) -> None:
-    """What a submission would do, on stderr."""
-    for note in intent.picture.notes:
+def print_submission(intent: SubmissionPlan, plan: Plan) -> None:
+    """Print the effect of a submission on stderr."""
+    for note in intent.status.notes:
         warn(note)
-    counts = ", ".join(f"{count} {word}" for word, count in intent.counts().items())
+    counts = ", ".join(f"{count} {label}" for label, count in intent.counts().items())
     print(f"{intent.directory}: {counts}", file=sys.stderr)
     if plan.bill is not None and intent.queued and intent.gpu_hours(plan) < plan.bill.gpu_hours:
-        whole = f"the whole study takes {plan.bill.gpu_hours:,.0f} GPU-hours"
-        print(f"this bill is of what is to be queued, from where it is; {whole}", file=sys.stderr)
-    for where in intent.picture.runs.values():
-        if where.state in ("failed", "diverged"):
-            mend = "" if where.state == "diverged" else "; see `isoflop retry`"
-            what = "tried again" if where.run_id in intent.queued else f"not tried again{mend}"
-            print(f"{where.run_id} {where.state}, {what}: {where.reason}", file=sys.stderr)
-    if intent.left:
-        states = ", ".join(f"{where.run_id} ({where.state})" for where in intent.left[:3])
-        more = ", ..." if len(intent.left) > 3 else ""
+        whole = f"the whole study takes {gpu_hours_text(plan.bill.gpu_hours)}"
+        print(f"estimate for the remaining work of the queued runs; {whole}", file=sys.stderr)
+    for run in intent.status.runs.values():
+        if run.state in ("failed", "diverged"):
+            hint = "" if run.state == "diverged" else "; see `isoflop retry`"
+            action = "retried" if run.run_id in intent.queued else f"not retried{hint}"
+            print(f"{run.run_id} {run.state}, {action}: {run.reason}", file=sys.stderr)
+    if intent.removed:
+        states = ", ".join(f"{run.run_id} ({run.state})" for run in intent.removed[:3])
+        more = ", ..." if len(intent.removed) > 3 else ""
         warn(
-            f"{len(intent.left)} runs are not in the sweep any more, and are left as they are: {states}{more}"
+            f"{len(intent.removed)} existing runs are no longer in the sweep; "
+            f"they were not changed: {states}{more}"
         )
     if intent.bad_nodes:
-        warn(
-            f"left out, since different runs failed there and nowhere else: {', '.join(intent.bad_nodes)}"
-        )
+        nodes = ", ".join(intent.bad_nodes)
+        warn(f"excluded nodes, where different runs failed while runs elsewhere did not: {nodes}")
 
 
 def print_submitted(submission: Submission) -> None:
-    """One line for an array that was queued, on stderr."""
-    what = f"{submission.gpus} GPUs each" if submission.gpus else "on CPUs"
-    print(f"queued {submission.job_id}: {len(submission.runs)} runs, {what}", file=sys.stderr)
+    """Print a line for a queued array on stderr."""
+    gpus = f"{submission.gpus} GPUs each" if submission.gpus else "on CPUs"
+    print(f"queued {submission.job_id}: {len(submission.runs)} runs, {gpus}", file=sys.stderr)
 
 
-def print_scripts(plan: Plan, profile: Profile, intent: Intent, order: Order) -> None:
-    """The scripts that sbatch would get, on stdout."""
-    from isoflop.launching.queue.excluded_nodes import with_excluded
-    from isoflop.launching.queue.submit_array import sbatch_script
-
-    excluded = with_excluded(profile, intent.bad_nodes)
-    for number, array in enumerate(intent.arrays(plan, profile, order), start=1):
-        names = ", ".join(run.run_id for run in array.runs[:3]) + (
-            ", ..." if len(array.runs) > 3 else ""
-        )
-        print(f"# {len(array.runs)} runs: {names}")
-        if array.after:
-            others = ", ".join(str(1 + place) for place in array.after)
-            print(f"# array {number}, which starts once these have ended: {others}")
-        print(sbatch_script(array, excluded, intent.directory, intent.directory / "code"))
+def print_scripts(scripts: Sequence[str]) -> None:
+    """Print the scripts of sbatch on stdout."""
+    for script in scripts:
+        print(script)
 
 
 def print_dropped(plan: Plan) -> None:
-    """What the rules left out, and why."""
+    """Print the candidates that the rules dropped, with reasons."""
     if not plan.dropped:
         print("\nno candidates dropped")
         return
@@ -265,5 +268,6 @@ def print_dropped(plan: Plan) -> None:
 
 
 def drop_reasons(plan: Plan) -> str:
-    """How many candidates fell to each reason."""
-    return ", ".join(f"{count} for {reason}" for reason, count in drop_counts(plan.dropped).items())
+    """Return the number of dropped candidates by reason."""
+    counts = count_dropped(plan.dropped)
+    return ", ".join(f"{count} for {reason}" for reason, count in counts.items())

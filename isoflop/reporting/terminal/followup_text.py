@@ -1,4 +1,4 @@
-"""What the commands print of a plan's expected intervals and of its follow-up runs."""
+"""Text of the expected intervals of a plan, and of follow-up runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isoflop.config.identity import budget_label
-from isoflop.reporting.terminal.console import flops, print_table, short, warn
+from isoflop.reporting.terminal.console import print_table, warn
+from isoflop.text import count_text, flops_text, percent_text
 
 if TYPE_CHECKING:
     from isoflop.followup.extend import Extension
-    from isoflop.followup.power_analysis import Expectation, Part
+    from isoflop.followup.power_analysis import ConfigurationEffect, ExpectedIntervals
 
-DOUBTS = ("not_converged", "at_bound", "e_near_zero", "ill_conditioned", "lack_of_fit")
-"""Findings on the fit by which what is proposed must be judged."""
+SELECTION_FINDINGS = ("not_converged", "at_bound", "e_near_zero", "ill_conditioned", "lack_of_fit")
+"""Findings on the fit that weaken the selection of follow-up runs."""
 
 
-def print_expectation(expected: Expectation) -> None:
-    """The intervals to expect, and the configurations on which they depend most, a few lines each."""
+def print_expectation(expected: ExpectedIntervals) -> None:
+    """Print the expected intervals, and the configurations that affect them most."""
     print(
-        f"\nif {expected.law.name}'s law is true and runs scatter by {100 * expected.noise:.2g} % "
-        f"({100 * expected.confidence:g} % intervals, {expected.dof} degrees of freedom):"
+        f"\nif {expected.law.name}'s law is true and runs scatter by "
+        f"{percent_text(expected.noise, 2)} ({percent_text(expected.confidence)} intervals, "
+        f"{expected.dof} degrees of freedom):"
     )
     rows = [
         [name, f"{row.value:.4f}", f"{row.low:.4f}", f"{row.high:.4f}", f"{expected.sds[name]:.4f}"]
@@ -29,57 +31,59 @@ def print_expectation(expected: Expectation) -> None:
     ]
     rows += [
         [
-            f"loss at {flops(at)}",
+            f"loss at {flops_text(flops, 3)}",
             f"{row.value:.4f}",
             f"{row.low:.4f}",
             f"{row.high:.4f}",
-            f"{100 * expected.sds[at]:.2f} %",
+            f"{expected.sds[flops]:.2%}",
         ]
-        for at, row in expected.losses.items()
+        for flops, row in expected.losses.items()
     ]
     print_table(["expected", "value", "low", "high", "sd"], rows, text=["expected"])
-    print(f"a differs from 0.5 in {100 * expected.power:.0f} % of such studies\n")
+    print(f"a differs from 0.5 in {expected.power:.0%} of such studies\n")
     header = ["a's interval", "change", "FLOPs"]
     rows = [
-        [f"without {_name(part)}", _change(part.without), flops(_cost(part))]
-        for part in expected.matter_most
+        [f"without {_name(effect)}", _change(effect.without), flops_text(_flops(effect), 3)]
+        for effect in expected.most_influential
     ]
     rows += [
-        [f"one more of {_name(part)}", _change(part.replicate), flops(part.run.train_flops)]
-        for part in expected.best_replicates
+        [
+            f"one more of {_name(effect)}",
+            _change(effect.replicate),
+            flops_text(effect.run.train_flops, 3),
+        ]
+        for effect in expected.best_replicates
     ]
     print_table(header, rows, text=["a's interval"])
 
 
 def print_extension(extension: Extension, file: Path | None, next_step: str) -> None:
-    """The picks with reasons, what each should bring, and the sum on stdout; what to do next on stderr."""
+    """Print the picks with their reasons and expected intervals, and the next step on stderr."""
     for finding in extension.fit.diagnostics:
-        if finding["code"] in DOUBTS:
-            warn(f"the law that chooses: {finding['message']}")
-    for repair in extension.left:
-        warn(f"not mended within the caps and the sweep's limits: {repair.reason}")
+        if finding["code"] in SELECTION_FINDINGS:
+            warn(f"the law used for the selection: {finding['message']}")
+    for repair in extension.unrepaired:
+        warn(f"not repaired within the caps and the sweep's limits: {repair.reason}")
     if not extension.picks:
-        print(
-            f"{extension.before.sweep.name}: nothing to add: {_why_nothing(extension)}",
-            file=sys.stderr,
-        )
+        name, reason = extension.before.sweep.name, _stop_reason(extension)
+        print(f"{name}: nothing to add: {reason}", file=sys.stderr)
         return
     rows = [
         [
-            budget_label(pick.place.budget),
-            str(pick.place.width),
-            str(pick.seeds),
-            short(pick.place.params(extension.fit.runs.n)),
-            short(pick.place.tokens),
-            flops(pick.train_flops),
-            extension.told(pick.half * extension.scale),
+            budget_label(pick.point.budget),
+            str(pick.point.width),
+            str(pick.runs),
+            count_text(pick.point.params(extension.fit.runs.n)),
+            count_text(pick.point.tokens),
+            flops_text(pick.train_flops, 3),
+            extension.half_width_text(pick.half_width * extension.scale),
             pick.kind,
             extension.reason(pick),
         ]
         for pick in extension.picks
     ]
-    what = "a +/-" if extension.aim.name == "a" else "loss +/-"
-    headers = ["budget", "width", "runs", "params", "tokens", "FLOPs", what, "kind", "reason"]
+    interval = "a +/-" if extension.quantity.name == "a" else "loss +/-"
+    headers = ["budget", "width", "runs", "params", "tokens", "FLOPs", interval, "kind", "reason"]
     print_table(headers, rows, text=["budget", "kind", "reason"])
     print(f"\n{extension.headline()}")
     if file is not None:
@@ -87,19 +91,21 @@ def print_extension(extension: Extension, file: Path | None, next_step: str) -> 
         print(f"wrote {file}\n{next_step}", file=sys.stderr)
 
 
-def _why_nothing(extension: Extension) -> str:
-    if extension.caps.enough:
-        return "the interval is as narrow as asked for, or no run that the caps allow is worth its price"
-    return "no run that the caps allow is worth its price; raise --max-flops or --runs"
+def _stop_reason(extension: Extension) -> str:
+    reason = "no run within the caps is worth its price"
+    if extension.caps.goal_half_width:
+        return f"the interval is as narrow as requested, or {reason}"
+    return f"{reason}; raise --max-flops or --runs"
 
 
-def _name(part: Part) -> str:
-    return part.run.run_id.rpartition("-")[0].rpartition("-s")[0]
+def _name(effect: ConfigurationEffect) -> str:
+    """Return the run id without its seed and hash."""
+    return effect.run.run_id.rpartition("-")[0].rpartition("-s")[0]
 
 
-def _cost(part: Part) -> float:
-    return float(part.run.train_flops * part.seeds)
+def _flops(effect: ConfigurationEffect) -> float:
+    return float(effect.run.train_flops * effect.seeds)
 
 
 def _change(share: float) -> str:
-    return f"{100 * share:+.1f} %" if share < 100.0 else "unbounded"
+    return f"{share:+.1%}" if share < 100.0 else "unbounded"

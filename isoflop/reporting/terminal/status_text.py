@@ -1,4 +1,4 @@
-"""Where a submitted sweep is, for a terminal and as JSON."""
+"""Status of a submitted sweep, for a terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -8,159 +8,197 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isoflop.launching.control import look
-from isoflop.launching.queue.sweep_status import Picture, Where, sound_number
-from isoflop.planning.plan import plan_rows
-from isoflop.reporting.terminal.console import clock, duration, print_table, short, warn
+from isoflop.launching.control import query_status
+from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus, bounded_number
+from isoflop.planning.plan import read_plan_rows
+from isoflop.reporting.terminal.console import print_table, warn
+from isoflop.text import (
+    clock_text,
+    count_text,
+    duration_text,
+    gpu_hours_text,
+    hours_text,
+)
 
-ORDER = ("running", "requeued", "queued", "pending", "failed", "diverged", "cancelled", "done")
+STATE_ORDER = (
+    "running",
+    "requeued",
+    "queued",
+    "pending",
+    "failed",
+    "diverged",
+    "cancelled",
+    "done",
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run: where it is, how far, and how fast."""
+class RunRow:
+    """Status and planned cost of one run.
 
-    where: Where
+    Attributes:
+        status: state, progress and numbers of the run.
+        tokens: training tokens of the whole run.
+        train_flops: training FLOPs of the whole run.
+        est_gpu_hours: estimated GPU-hours; None on CPUs or without an estimate.
+    """
+
+    status: RunStatus
     tokens: int
     train_flops: float
     est_gpu_hours: float | None
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second, while it runs."""
-        speed = self.where.number("tokens_per_second")
-        return speed if self.where.state == "running" and speed and speed > 0 else None
+        """Tokens per second of a running run, else None."""
+        speed = self.status.number("tokens_per_second")
+        return speed if self.status.state == "running" and speed and speed > 0 else None
 
     @property
     def restarts(self) -> int:
-        return max(0, int(self.where.number("attempt") or 0) - 1)
+        """Number of attempts after the first."""
+        return max(0, int(self.status.number("attempt") or 0) - 1)
 
     @property
     def seconds_left(self) -> float | None:
-        """At its last speed, while it runs."""
-        return (1 - self.where.share) * self.tokens / self.speed if self.speed else None
+        """Remaining seconds at the last speed of a running run, else None."""
+        return (1 - self.status.progress) * self.tokens / self.speed if self.speed else None
 
     @property
     def flops_per_second(self) -> float:
+        """Training FLOP/s of a running run, else 0."""
         return self.speed * self.train_flops / self.tokens if self.speed else 0.0
 
     def document(self) -> dict[str, Any]:
-        """The run in `isoflop status --json`."""
-        where, stored = self.where, self.where.stored
+        """Return the run in `isoflop status --json`."""
+        status = self.status
         return {
-            "run_id": where.run_id,
-            "state": where.state,
-            "reason": where.reason,
-            "progress": self.where.share,
-            "step": self.where.number("step") or 0,
-            "steps": self.where.number("steps"),
-            "loss": self.where.number("loss"),
-            "tokens_per_second": self.where.number("tokens_per_second"),
+            "run_id": status.run_id,
+            "state": status.state,
+            "reason": status.reason,
+            "progress": status.progress,
+            "step": status.number("step") or 0,
+            "steps": status.number("steps"),
+            "loss": status.number("loss"),
+            "tokens_per_second": status.number("tokens_per_second"),
             "restarts": self.restarts,
-            "job_id": where.task or stored.get("job_id"),
-            "node": where.node or None,
-            "seconds_left": sound_number(self.seconds_left),
+            "job_id": status.task or status.stored.get("job_id"),
+            "node": status.node or None,
+            "seconds_left": bounded_number(self.seconds_left),
         }
 
 
 @dataclass(frozen=True)
-class Status:
-    """A sweep at one moment: its runs in the order of the plan, and their sums."""
+class StatusTable:
+    """A sweep at one moment: its runs in the order of the plan, and their sums.
+
+    Attributes:
+        directory: the sweep's directory.
+        sweep: states of the runs, and notes.
+        rows: a row per run.
+    """
 
     directory: Path
-    picture: Picture
-    rows: tuple[Row, ...]
+    sweep: SweepStatus
+    rows: tuple[RunRow, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        found = Counter(row.where.state for row in self.rows)
-        return {state: found[state] for state in ORDER if found[state]}
+        """Number of runs by state, in the order of the table."""
+        counts = Counter(row.status.state for row in self.rows)
+        return {state: counts[state] for state in STATE_ORDER if counts[state]}
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the runs; GPU-hours count every attempt's time up to its last checkpoint."""
+        """Return sums over the runs.
+
+        GPU-hours include the time of every attempt up to its last checkpoint.
+        """
         hours = [
-            (row.where.number("gpus") or 0) * (row.where.number("wall_s") or 0.0) / 3600
+            (row.status.number("gpus") or 0) * (row.status.number("wall_s") or 0.0) / 3600
             for row in self.rows
         ]
         planned = [row.est_gpu_hours for row in self.rows]
-        left = sum(
-            (1 - row.where.share) * row.train_flops
+        remaining_flops = sum(
+            (1 - row.status.progress) * row.train_flops
             for row in self.rows
-            if row.where.state != "diverged"
+            if row.status.state != "diverged"
         )
         speed = sum(row.flops_per_second for row in self.rows)
         return {
             "runs": len(self.rows),
             "states": self.counts,
-            "progress": 1 - left / sum(row.train_flops for row in self.rows),
+            "progress": 1 - remaining_flops / sum(row.train_flops for row in self.rows),
             "gpu_hours": sum(hours),
-            "planned_gpu_hours": None
-            if any(hours is None for hours in planned)
-            else sum(filter(None, planned)),
-            "seconds_left": sound_number(left / speed) if speed else None,
+            "planned_gpu_hours": None if None in planned else sum(filter(None, planned)),
+            "seconds_left": bounded_number(remaining_flops / speed) if speed else None,
         }
 
 
-def read_status(directory: Path, retries: int) -> Status:
-    """Looks at a submitted sweep, as `reconcile` does."""
-    picture = look(directory, retries)
-    if drawn := sum(bool(where.stored.get("simulated")) for where in picture.runs.values()):
-        note = f"the losses of {drawn} runs are simulated (train.trainer): drawn from a law, not trained"
-        picture = picture.noting(note)
-    plan = plan_rows(directory, ["run_id", "tokens", "train_flops", "est_gpu_hours"])
+def read_status(directory: Path, retries: int) -> StatusTable:
+    """Read the status of a submitted sweep, as `reconcile` does.
+
+    Args:
+        directory: the sweep's directory.
+        retries: number of retries of a failed run.
+    """
+    sweep = query_status(directory, retries)
+    if simulated := sum(bool(run.stored.get("simulated")) for run in sweep.runs.values()):
+        sweep = sweep.with_note(
+            f"the losses of {simulated} runs are simulated (train.trainer): drawn from a law, "
+            "not trained"
+        )
+    plan = read_plan_rows(directory, ["run_id", "tokens", "train_flops", "est_gpu_hours"])
     rows = tuple(
-        Row(picture.runs[row["run_id"]], row["tokens"], row["train_flops"], row["est_gpu_hours"])
+        RunRow(sweep.runs[row["run_id"]], row["tokens"], row["train_flops"], row["est_gpu_hours"])
         for row in plan
     )
-    return Status(directory, picture, rows)
+    return StatusTable(directory, sweep, rows)
 
 
-def print_status_json(status: Status) -> None:
-    """The document of `isoflop status --json`."""
+def print_status_json(table: StatusTable) -> None:
+    """Print the document of `isoflop status --json`."""
     document = {
         "schema": 1,
-        "sweep": status.directory.name,
-        "runs": [row.document() for row in status.rows],
-        "totals": status.totals(),
-        "notes": list(status.picture.notes),
+        "sweep": table.directory.name,
+        "runs": [row.document() for row in table.rows],
+        "totals": table.totals(),
+        "notes": list(table.sweep.notes),
     }
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def print_status(status: Status) -> None:
-    """A line a run, what is under way first, and totals."""
-    for note in status.picture.notes:
+def print_status(table: StatusTable) -> None:
+    """Print a line per run, running ones first, and totals."""
+    for note in table.sweep.notes:
         warn(note)
-    ranked = sorted(status.rows, key=lambda row: ORDER.index(row.where.state))
-    headers = ["run", "state", "done", "loss", "tokens/s", "restarts", "node", "left", "why"]
-    print_table(headers, [_cells(row) for row in ranked], text=["run", "state", "node", "why"])
-    totals = status.totals()
-    print(
-        f"\n{len(status.rows):,} runs: {', '.join(f'{count} {state}' for state, count in status.counts.items())}"
-    )
+    ranked = sorted(table.rows, key=lambda row: STATE_ORDER.index(row.status.state))
+    headers = ["run", "state", "done", "loss", "tokens/s", "restarts", "node", "left", "reason"]
+    print_table(headers, [_cells(row) for row in ranked], text=["run", "state", "node", "reason"])
+    totals, counts = table.totals(), table.counts
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print(f"\n{len(table.rows):,} runs: {states}")
     planned = totals["planned_gpu_hours"]
     if totals["gpu_hours"] or planned:
-        print(
-            f"{totals['gpu_hours']:,.1f} GPU-hours used"
-            + (f" of {planned:,.1f} planned" if planned else "")
-        )
-    left = totals["seconds_left"]
-    until = f", {duration(left)} left at this speed, until {clock(left)}" if left else ""
+        goal = f" of {hours_text(planned)} planned" if planned else ""
+        print(f"{gpu_hours_text(totals['gpu_hours'])} used{goal}")
+    seconds, until = totals["seconds_left"], ""
+    if seconds:
+        until = f", {duration_text(seconds)} left at this speed, until {clock_text(seconds)}"
     print(f"{totals['progress']:.0%} of the work{until}")
-    if again := sum(row.where.again for row in status.rows):
-        print(f"{again} runs are not queued and can go on: `isoflop submit` queues them again")
+    if waiting := sum(row.status.retry for row in table.rows):
+        print(f"{waiting} runs are not queued and can resume: `isoflop submit` queues them")
 
 
-def _cells(row: Row) -> list[str]:
-    loss = row.where.number("loss")
+def _cells(row: RunRow) -> list[str]:
+    loss = row.status.number("loss")
     return [
-        row.where.run_id,
-        row.where.state,
-        f"{row.where.share:.0%}",
+        row.status.run_id,
+        row.status.state,
+        f"{row.status.progress:.0%}",
         "" if loss is None else f"{loss:.3f}",
-        "" if row.speed is None else short(row.speed),
+        "" if row.speed is None else count_text(row.speed),
         str(row.restarts or ""),
-        row.where.node,
-        "" if row.seconds_left is None else duration(row.seconds_left),
-        row.where.reason,
+        row.status.node,
+        "" if row.seconds_left is None else duration_text(row.seconds_left),
+        row.status.reason,
     ]

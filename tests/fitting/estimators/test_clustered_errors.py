@@ -1,4 +1,6 @@
-"""Noise that neighbouring sizes share: rarely seen where there is none, named and allowed for where there is."""
+"""Noise shared by neighbouring sizes, or by one size at all budgets: found, allowed for, and rarely
+found where there is none.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.estimators.clustered_errors import Shared
+from isoflop.fitting.estimators.clustered_errors import ClusteredCovariance
 from isoflop.frames import column, mask, rows
 
 SODA = SURFACES["soda"]
@@ -35,50 +37,53 @@ FITS: dict[str, Callable] = {
 REPLICATES = 40
 Noise = Callable[[np.random.Generator], np.ndarray]
 BOTH = ["parametric", pytest.param("joint", marks=pytest.mark.slow)]
-"""For what takes dozens of fits."""
+"""Methods for tests of dozens of fits."""
 
 
 def independent(rng: np.random.Generator) -> np.ndarray:
+    """Return independent noise."""
     return 0.003 * rng.normal(size=(7, 9))
 
 
 def tilted(rng: np.random.Generator) -> np.ndarray:
-    """A slope in ln N of its own in each budget, beside half the noise."""
+    """Return a random slope in ln N for each budget, beside half the noise."""
     off = np.log(column(CLEAN, "params") / SODA.optimum(column(CLEAN, "budget"))[0]).reshape(7, 9)
     return 0.0015 * rng.normal(size=(7, 9)) + 0.002 * rng.normal(size=(7, 1)) * off
 
 
 def correlated(rng: np.random.Generator) -> np.ndarray:
-    """Neighbours correlated by 0.8."""
+    """Return noise of neighbours correlated by 0.8."""
     noise = rng.normal(size=(7, 9))
     for k in range(1, 9):
         noise[:, k] = 0.8 * noise[:, k - 1] + 0.6 * noise[:, k]
     return 0.003 * noise
 
 
-def spoilt(rng: np.random.Generator) -> np.ndarray:
-    """Independent, but a tenth of the runs 4 % too high."""
+def contaminated(rng: np.random.Generator) -> np.ndarray:
+    """Return independent noise, with a tenth of the runs 4% too high."""
     return independent(rng) + 0.04 * (rng.random((7, 9)) < 0.1)
 
 
 def study(noise: Noise, seed: int) -> pd.DataFrame:
+    """Return SODA's runs with noise."""
     return CLEAN.assign(loss=CLEAN["loss"] * np.exp(noise(np.random.default_rng(seed)).ravel()))
 
 
-def named(fit) -> bool:
-    return "shared_noise" in {found["code"] for found in fit.diagnostics}
+def has_finding(fit) -> bool:
+    """Return whether a fit has the finding `shared_noise`."""
+    return "shared_noise" in {finding["code"] for finding in fit.diagnostics}
 
 
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("noise", [pytest.param(tilted, marks=pytest.mark.slow), correlated])
-def test_shared_noise_is_named_and_a_still_in_its_interval(method, noise):
-    ends, found = [], []
+def test_shared_noise_is_found_and_a_is_in_its_interval(method, noise):
+    ends, findings = [], []
     for seed in range(REPLICATES):
         fit = FITS[method](study(noise, seed))
         ends.append(fit.exponents.loc["a"].tolist())
-        found.append(named(fit))
+        findings.append(has_finding(fit))
     value, low, high = np.array(ends).T
-    assert np.mean(found) >= 0.7
+    assert np.mean(findings) >= 0.7
     assert np.mean((low <= SODA.a) & (high >= SODA.a)) >= 0.87
     assert abs(np.mean(value) - SODA.a) < 0.01
 
@@ -86,12 +91,12 @@ def test_shared_noise_is_named_and_a_still_in_its_interval(method, noise):
 @pytest.mark.parametrize("method", BOTH)
 def test_independent_noise_is_rarely_called_shared(method):
     fits = [FITS[method](study(independent, seed)) for seed in range(REPLICATES)]
-    assert np.mean([named(fit) for fit in fits]) <= 0.05
-    assert np.mean([fit.core.shared is not None for fit in fits]) <= 0.15
+    assert np.mean([has_finding(fit) for fit in fits]) <= 0.05
+    assert np.mean([fit.law_estimate.clustered_covariance is not None for fit in fits]) <= 0.15
 
 
 @pytest.mark.slow
-def test_studies_of_one_truth_are_rarely_told_apart_by_shared_noise():
+def test_studies_of_one_truth_rarely_differ_under_shared_noise():
     verdicts = []
     for seed in range(20):
         pair = {str(k): fit_joint(study(correlated, 1000 + 2 * seed + k)) for k in (0, 1)}
@@ -100,20 +105,21 @@ def test_studies_of_one_truth_are_rarely_told_apart_by_shared_noise():
 
 
 @pytest.mark.slow
-def test_outliers_are_no_shared_noise():
-    assert np.mean([named(fit_joint(study(spoilt, seed))) for seed in range(REPLICATES)]) <= 0.12
+def test_outliers_are_rarely_called_shared_noise():
+    fits = [fit_joint(study(contaminated, seed)) for seed in range(REPLICATES)]
+    assert np.mean([has_finding(fit) for fit in fits]) <= 0.12
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_what_is_shared_is_saved(tmp_path: Path, method: str):
+def test_clustered_covariance_is_saved(tmp_path: Path, method: str):
     fit = FITS[method](study(correlated, 3))
-    assert fit.core.shared.dof == 6
+    assert fit.law_estimate.clustered_covariance.dof == 6
     file = write_fit(tmp_path, [fit])
     assert "shared" in json.loads(file.read_text())["fits"][0]["law"]
     pd.testing.assert_frame_equal(load_fit(file)[method].intervals(), fit.intervals(), rtol=0)
 
 
-def test_runs_in_no_budgets_have_no_neighbours():
+def test_runs_without_common_budgets_have_no_budget_residuals():
     runs = CLEAN.assign(loss=study(correlated, 3)["loss"]).drop(columns="budget")
     flops = column(CLEAN, "budget") * np.exp(
         np.random.default_rng(1).uniform(-0.4, 0.4, len(CLEAN))
@@ -121,11 +127,11 @@ def test_runs_in_no_budgets_have_no_neighbours():
     fit = fit_parametric(
         runs.assign(train_flops=flops, tokens=flops / 6.0 / column(CLEAN, "params")), bootstrap=0
     )
-    assert fit.neighbours is None
+    assert fit.budget_residuals is None
 
 
-def of_parabolas(noise: Noise, seed: int):
-    """Of profiles that are symmetric: parabolas have no error of their own."""
+def fit_parabolas(noise: Noise, seed: int):
+    """Fit symmetric profiles: parabolas have no model error."""
     flops = column(CLEAN, "budget")
     params, tokens = SODA.optimum(flops)
     bowl = SODA.loss(params, tokens) + 0.065 * np.log(column(CLEAN, "params") / params) ** 2
@@ -135,24 +141,25 @@ def of_parabolas(noise: Noise, seed: int):
 
 
 def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared():
-    found, held, skewed = [], [], []
+    findings, covered, skewed = [], [], []
     for seed in range(REPLICATES):
-        fit = of_parabolas(correlated, seed)
+        fit = fit_parabolas(correlated, seed)
         used = rows(fit.profiles, mask(fit.profiles, "used"))
         truth = SODA.optimum(column(used, "flops"))[0]
-        held.append(np.mean((column(used, "low") <= truth) & (truth <= column(used, "high"))))
-        found.append(named(fit))
+        covered.append(np.mean((column(used, "low") <= truth) & (truth <= column(used, "high"))))
+        findings.append(has_finding(fit))
         skewed.append("skewed" in {d["code"] for d in fit.diagnostics})
-    assert np.mean(found) >= 0.4
-    assert np.mean(held) >= 0.82  # those that nothing was found in stay too narrow
+    assert np.mean(findings) >= 0.4
+    assert np.mean(covered) >= 0.82  # intervals without the finding stay too narrow
     assert np.mean(skewed) <= 0.1
 
 
 def test_independent_noise_of_parabolas_is_rarely_called_shared():
-    assert np.mean([named(of_parabolas(independent, seed)) for seed in range(REPLICATES)]) <= 0.05
+    fits = [fit_parabolas(independent, seed) for seed in range(REPLICATES)]
+    assert np.mean([has_finding(fit) for fit in fits]) <= 0.05
 
 
-# SODA's own sizes, most of them at several budgets
+# SODA's sizes, most of them at several budgets
 SIZES = isoflop.plan("soda").to_frame()[["budget", "params_total"]]
 GRID = pd.DataFrame(
     {"budget": SIZES["budget"], "flops": SIZES["budget"], "params": SIZES["params_total"]}
@@ -161,12 +168,12 @@ GRID["tokens"] = column(GRID, "budget") / 6.0 / column(GRID, "params")
 GRID["loss"] = SODA.loss(column(GRID, "params"), column(GRID, "tokens"))
 
 
-def of_sizes(seed: int, sd: float) -> pd.DataFrame:
-    """Noise of .001, and what each size keeps at all its budgets."""
+def simulate_sizes(seed: int, sd: float) -> pd.DataFrame:
+    """Return runs with noise of .001, and a deviation of each size that all its budgets share."""
     rng = np.random.default_rng(seed)
-    own = {size: sd * rng.normal() for size in GRID["params"].unique()}
-    kept = np.array([own[size] for size in GRID["params"]])
-    return GRID.assign(loss=GRID["loss"] * np.exp(kept + 0.001 * rng.normal(size=len(GRID))))
+    deviations = {size: sd * rng.normal() for size in GRID["params"].unique()}
+    shared = np.array([deviations[size] for size in GRID["params"]])
+    return GRID.assign(loss=GRID["loss"] * np.exp(shared + 0.001 * rng.normal(size=len(GRID))))
 
 
 @pytest.mark.parametrize(
@@ -177,30 +184,30 @@ def of_sizes(seed: int, sd: float) -> pd.DataFrame:
         pytest.param("joint", "tokens", marks=pytest.mark.slow),
     ],
 )
-def test_what_a_size_keeps_at_all_budgets_is_named_and_a_still_in_its_interval(method, axis):
-    fit_one = FITS[method] if not axis else lambda runs: fit_joint(runs, axis=axis)
-    held, found = [], []
+def test_a_deviation_of_a_size_at_all_budgets_is_found_and_a_is_in_its_interval(method, axis):
+    fit_runs = FITS[method] if not axis else lambda runs: fit_joint(runs, axis=axis)
+    covered, findings = [], []
     for seed in range(REPLICATES):
-        fit = fit_one(of_sizes(seed, 0.003))
+        fit = fit_runs(simulate_sizes(seed, 0.003))
         row = fit.exponents.loc["a"]
-        held.append(row["low"] <= SODA.a <= row["high"])
-        found.append(any("A size keeps" in d["message"] for d in fit.diagnostics))
-    assert np.mean(found) >= 0.9
-    assert np.mean(held) >= 0.9
+        covered.append(row["low"] <= SODA.a <= row["high"])
+        findings.append(any("at all their budgets" in d["message"] for d in fit.diagnostics))
+    assert np.mean(findings) >= 0.9
+    assert np.mean(covered) >= 0.9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FITS)
-def test_sizes_that_keep_nothing_are_rarely_named(method):
-    fits = [FITS[method](of_sizes(1000 + seed, 0.0)) for seed in range(REPLICATES)]
-    assert np.mean([named(fit) for fit in fits]) <= 0.05
-    assert np.mean([fit.recurring.shared is not None for fit in fits]) <= 0.12
+def test_sizes_without_a_deviation_are_rarely_called_shared_noise(method):
+    fits = [FITS[method](simulate_sizes(1000 + seed, 0.0)) for seed in range(REPLICATES)]
+    assert np.mean([has_finding(fit) for fit in fits]) <= 0.05
+    assert np.mean([fit.size_residuals.clustered_covariance is not None for fit in fits]) <= 0.12
 
 
 def test_both_kinds_of_shared_noise_add_up():
-    one, other = Shared(np.eye(5), 6), Shared(2.0 * np.eye(5), 15)
-    both = one.joined(other)
+    budgets, sizes = ClusteredCovariance(np.eye(5), 6), ClusteredCovariance(2.0 * np.eye(5), 15)
+    both = budgets.combine(sizes)
     assert both.dof == 6
-    assert both.half(np.ones(5), 0.95) > max(
-        one.half(np.ones(5), 0.95), other.half(np.ones(5), 0.95)
+    assert both.half_width(np.ones(5), 0.95) > max(
+        budgets.half_width(np.ones(5), 0.95), sizes.half_width(np.ones(5), 0.95)
     )

@@ -1,4 +1,6 @@
-"""Fisher information: published figures, what simulated fits scatter by, and single runs left out or added."""
+"""Fisher information: published figures, the scatter of simulated fits, single runs left out or
+added.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def soda_design(law: str, noise: float = 0.003, seeds: np.ndarray | None = None)
     params, tokens = (
         np.array([getattr(run, name) for run in runs], float) for name in ("params_total", "tokens")
     )
-    return Design.of(
+    return Design.from_counts(
         SURFACES[law], params, tokens, np.ones(len(runs)) if seeds is None else seeds, noise
     )
 
@@ -36,7 +38,9 @@ def test_soda_grid() -> None:
 @pytest.mark.parametrize("law", SURFACES)
 @pytest.mark.parametrize("seeds", [1, 4])
 def test_fits_of_simulated_runs_scatter_as_much(law: str, seeds: int) -> None:
-    """Least squares within Monte Carlo error (1 / sqrt(2 R)) and what is not linear; Huber's loss 2.5 % more."""
+    """Least squares scatter as the design expects, within Monte Carlo error (1 / sqrt(2 R)) and
+    nonlinearity; Huber's loss by 2.5% more.
+    """
     design = soda_design(law)
     weight = np.where(np.arange(len(design.points)) < 20, seeds, 1.0)
     design = Design(design.law, design.points, weight, design.noise)
@@ -47,13 +51,13 @@ def test_fits_of_simulated_runs_scatter_as_much(law: str, seeds: int) -> None:
     flat = np.ones(len(weight))
     sample = Sample(losses, weight, flat, flat, np.arange(len(weight)))
     first = np.repeat(design.theta[None], REPLICATES, axis=0)
-    for delta, more in ((np.inf, 1.0), (None, 1.0 / np.sqrt(0.95))):
+    for delta, factor in ((np.inf, 1.0), (None, 1.0 / np.sqrt(0.95))):
         theta = estimate_many(sample, first, delta).theta
         a = theta[:, 4] / (theta[:, 3] + theta[:, 4])
         loss = optimum(design.points, theta, TARGET)[0][:, 2]
-        for found, aim in ((a, design.exponent()), (loss, design.loss(TARGET))):
-            assert found.std() == pytest.approx(more * design.sd(aim), rel=0.06)
-            assert found.mean() == pytest.approx(aim.value, abs=0.15 * design.sd(aim))
+        for estimates, target in ((a, design.exponent()), (loss, design.loss(TARGET))):
+            assert estimates.std() == pytest.approx(factor * design.sd(target), rel=0.06)
+            assert estimates.mean() == pytest.approx(target.value, abs=0.15 * design.sd(target))
 
 
 def test_leaving_a_configuration_out_is_the_design_without_it() -> None:
@@ -63,19 +67,19 @@ def test_leaving_a_configuration_out_is_the_design_without_it() -> None:
         np.exp(design.points.x + design.points.x_mean),
         np.exp(design.points.y + design.points.y_mean),
     )
-    rest = Design.of(design.law, params[keep], tokens[keep], np.ones(63), design.noise)
+    rest = Design.from_counts(design.law, params[keep], tokens[keep], np.ones(63), design.noise)
     assert design.without_each(design.exponent())[k] == pytest.approx(rest.sd(rest.exponent()))
     assert design.without_each(design.loss(TARGET))[k] == pytest.approx(rest.sd(rest.loss(TARGET)))
     added = rest.with_each(rest.exponent(), rest.rows_at(params[[k]], tokens[[k]]))
     assert added[0] == pytest.approx(design.sd(design.exponent()))
 
 
-def test_a_seed_more_is_a_run_more() -> None:
+def test_one_more_seed_is_one_more_run() -> None:
     design, seeds = soda_design("soda"), np.ones(64)
     seeds[7] = 2.0
-    again = soda_design("soda", seeds=seeds)
+    replicated = soda_design("soda", seeds=seeds)
     assert design.with_each(design.exponent(), design.rows)[7] == pytest.approx(
-        again.sd(again.exponent())
+        replicated.sd(replicated.exponent())
     )
 
 
@@ -97,6 +101,6 @@ def test_power() -> None:
 
 def test_runs_that_do_not_fix_the_law_are_refused() -> None:
     params, tokens = np.array([1e8] * 8), np.geomspace(1e9, 1e11, 8)
-    design = Design.of(SURFACES["soda"], params, tokens, np.ones(8), 0.003)
+    design = Design.from_counts(SURFACES["soda"], params, tokens, np.ones(8), 0.003)
     with pytest.raises(FitError, match="don't fix the law"):
         design.sd(design.exponent())

@@ -59,7 +59,7 @@ def test_lost_draws_open_the_interval(lost, finite):
     assert not finite or not lost or interval.width > whole.width
 
 
-def test_no_draws_leave_the_other_interval():
+def test_an_interval_without_draws_loses():
     none = draws_interval(1.0, np.empty(0), 5, 0.95)
     assert wider(none, Interval(1.0, 0.5, 1.5)) == Interval(1.0, 0.5, 1.5)
     assert wider(Interval(1.0, 0.0, 2.0), Interval(1.0, 0.5, 1.5)).low == 0.0

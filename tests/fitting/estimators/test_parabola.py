@@ -1,4 +1,4 @@
-"""One profile: the vertex of a known parabola, leverage, statuses."""
+"""One profile: the vertex of a known parabola, weights, statuses, depth, residuals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ STATUSES = {
 @pytest.mark.parametrize("case", STATUSES)
 def test_statuses(case):
     x, loss, expected = STATUSES[case]
-    status = para.status_of(profile(x, loss), para.fit_parabola(profile(x, loss)))
+    status = para.classify_profile(profile(x, loss), para.fit_parabola(profile(x, loss)))
     assert status == expected
 
 
@@ -78,12 +78,12 @@ def test_best_run_at_an_end_is_one_sided_even_with_sizes_on_both_sides():
     assert fitted is not None
     vertex = float(fitted.vertices(fitted.coefficients))
     assert X[1] < vertex < X[-2]
-    assert para.status_of(shape, fitted) == "one_sided"
+    assert para.classify_profile(shape, fitted) == "one_sided"
 
 
 def test_depth_is_the_lesser_arm():
     shape = profile(X, bowl(X, X[3]))
-    assert para.depth_of(shape, 3.0) == pytest.approx(0.05 * (X[3] - X[0]) ** 2)
+    assert para.measure_depth(shape, 3.0) == pytest.approx(0.05 * (X[3] - X[0]) ** 2)
 
 
 def test_scaled_residuals_have_the_variance_of_the_noise():

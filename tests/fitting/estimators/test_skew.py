@@ -1,4 +1,4 @@
-"""Profiles that are no parabolas: named, sized, and inside the intervals; parabolas are left alone."""
+"""Skewed profiles: found, measured, and inside the intervals; parabolas keep their intervals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from isoflop.fitting import (
     simulate_isoflop,
 )
 from isoflop.fitting.estimators.parabola import fit_parabola
-from isoflop.fitting.estimators.skew import shift_of, skewness
-from isoflop.fitting.methods.isoflop import profiles_of, skew_of
+from isoflop.fitting.estimators.skew import fit_skew, vertex_shift
+from isoflop.fitting.methods.isoflop import collect_profiles, measure_skew
 from isoflop.fitting.tables.runs_table import read_table
 from isoflop.frames import column
 
@@ -28,13 +28,14 @@ BUDGETS = (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20)
 
 
 def study(spread: float, **options: float) -> pd.DataFrame:
-    """SODA's budgets on its surface, without noise."""
-    runs = simulate_isoflop(SODA, BUDGETS, 9, spread=spread, noise=0.0, **options)  # pyright: ignore[reportArgumentType]
+    """Return runs at SODA's budgets on its surface, without noise."""
+    options |= {"spread": spread, "noise": 0.0}
+    runs = simulate_isoflop(SODA, BUDGETS, 9, **options)  # pyright: ignore[reportArgumentType]
     return runs.drop(columns="simulated")
 
 
 def parabolas(spread: float) -> pd.DataFrame:
-    """The same optima with profiles that are parabolas."""
+    """Return runs with the same optima and parabolic profiles."""
     runs = study(spread)
     params, tokens = SODA.optimum(column(runs, "budget"))
     return runs.assign(
@@ -43,15 +44,17 @@ def parabolas(spread: float) -> pd.DataFrame:
 
 
 def noisy(runs: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return runs with noise of 0.3%."""
     return runs.assign(
         loss=runs["loss"] * np.exp(0.003 * np.random.default_rng(seed).normal(size=len(runs)))
     )
 
 
-def pairs_of(runs: pd.DataFrame) -> list:
+def fit_profiles(runs: pd.DataFrame) -> list:
+    """Return the profiles of runs, each with its parabola."""
     return [
         (p, q)
-        for p in profiles_of(read_table(runs), "params")
+        for p in collect_profiles(read_table(runs), "params")
         if (q := fit_parabola(p)) is not None
     ]
 
@@ -60,22 +63,22 @@ def pairs_of(runs: pd.DataFrame) -> list:
     ("spread", "bias"), [(6.0, 0.096), (4.0, 0.058), (3.0, 0.036), (1.8, 0.010)]
 )
 def test_the_shift_is_the_true_bias_of_the_vertex(spread, bias):
-    pairs = pairs_of(study(spread))
-    found, _ = skewness(pairs)
-    assert found is not None
-    assert found[0] == pytest.approx(SODA.beta - SODA.alpha, rel=0.05)
+    pairs = fit_profiles(study(spread))
+    skew, _ = fit_skew(pairs)
+    assert skew is not None
+    assert skew[0] == pytest.approx(SODA.beta - SODA.alpha, rel=0.05)
     for profile, parabola in pairs:
         off = float(parabola.vertices(parabola.coefficients)) - float(
             np.log(SODA.optimum(profile.flops)[0])
         )
         assert off == pytest.approx(bias, abs=0.002)
-        assert shift_of(profile, parabola, found[0]) == pytest.approx(off, abs=0.005)
+        assert vertex_shift(profile, parabola, skew[0]) == pytest.approx(off, abs=0.005)
 
 
 @pytest.mark.parametrize("offset", [0.5, 2.0])
 def test_the_shift_follows_a_grid_off_the_middle(offset):
-    pairs = pairs_of(study(4.0, offset=offset))
-    skew, _ = skew_of(pairs, "params", np.log([p.flops for p, _ in pairs]))
+    pairs = fit_profiles(study(4.0, offset=offset))
+    skew, _ = measure_skew(pairs, "params", np.log([p.flops for p, _ in pairs]))
     assert skew is not None
     (profile, parabola), *_ = pairs
     off = float(parabola.vertices(parabola.coefficients)) - float(
@@ -88,31 +91,30 @@ def test_the_shift_follows_a_grid_off_the_middle(offset):
 
 
 @pytest.mark.parametrize("axis", ["params", "tokens"])
-def test_a_skew_is_named_with_its_size_and_sign(axis):
-    found = {
+def test_the_finding_gives_size_and_sign_of_a_skew(axis):
+    messages = {
         d["code"]: d["message"]
         for d in fit_isoflop(noisy(study(6.0), 1), axis=axis, bootstrap=0).diagnostics
     }
-    assert "% too high at 3e20 FLOPs" in found["skewed"]
-    assert f"steeper {'below' if axis == 'params' else 'above'} the optimum" in found["skewed"]
+    assert "% too high at 3e20 FLOPs" in messages["skewed"]
+    assert f"steeper {'below' if axis == 'params' else 'above'} the optimum" in messages["skewed"]
 
 
 def test_parabolas_are_rarely_called_skewed():
     clean, alarms = parabolas(6.0), []
     for seed in range(200):
-        skew, _ = skewness(pairs_of(noisy(clean, seed)))
+        skew, _ = fit_skew(fit_profiles(noisy(clean, seed)))
         assert skew is not None
         alarms.append(abs(skew[0] / skew[1]))
-    assert np.mean(np.array(alarms) > 2.02) == pytest.approx(
-        0.05, abs=0.04
-    )  # t, 41 degrees of freedom
+    t_limit = 2.02  # 41 degrees of freedom
+    assert np.mean(np.array(alarms) > t_limit) == pytest.approx(0.05, abs=0.04)
 
 
 @pytest.mark.parametrize(
     ("clean", "before"), [(study(6.0), 0.2), (study(4.0), 0.7)], ids=["6 times", "4 times"]
 )
 def test_intervals_hold_the_optimum_of_skewed_profiles(clean, before):
-    law, statistical, own = [], [], []
+    law, statistical, profiles = [], [], []
     for seed in range(30):
         fit = fit_isoflop(noisy(clean, seed), bootstrap=200)
         for flops in (3e19, 3e20):
@@ -120,14 +122,15 @@ def test_intervals_hold_the_optimum_of_skewed_profiles(clean, before):
             law.append(row["low"] <= truth <= row["high"])
             statistical.append(row["statistical_low"] <= truth <= row["statistical_high"])
         truths = SODA.optimum(column(fit.profiles, "flops"))[0]
-        own.append(
+        profiles.append(
             np.mean(
                 (column(fit.profiles, "low") <= truths) & (truths <= column(fit.profiles, "high"))
             )
         )
     assert np.mean(law) >= 0.88
-    assert np.mean(own) >= 0.9
-    assert np.mean(statistical) < before  # the bias is there: the exponents and the law itself stay
+    assert np.mean(profiles) >= 0.9
+    # The bias remains: the exponents and the law are not corrected.
+    assert np.mean(statistical) < before
 
 
 def test_parabolas_keep_their_intervals():
@@ -146,7 +149,7 @@ def test_parabolas_keep_their_intervals():
     assert np.median(wider) < 1.3
 
 
-def test_exact_parabolas_tell_no_skew():
+def test_exact_parabolas_have_no_skew():
     assert fit_isoflop(parabolas(3.0), bootstrap=0).skew is None
 
 
@@ -159,7 +162,7 @@ def test_a_skewed_law_is_not_chosen_for_its_narrow_interval():
             assert predict(laws, flops, method="isoflop").chosen.law.method == "isoflop"
 
 
-# SODA's sizes: not centred on its law's optima, and ever less so
+# SODA's sizes: off the centre of its law's optima, and more so at larger budgets
 SIZES = isoflop.plan("soda").to_frame()[["budget", "params_total"]]
 GRID = SIZES.set_axis(["budget", "params"], axis=1).assign(
     flops=SIZES["budget"], tokens=lambda grid: grid["budget"] / 6.0 / grid["params"]
@@ -168,22 +171,27 @@ GRID["loss"] = SODA.loss(column(GRID, "params"), column(GRID, "tokens"))
 
 
 def test_intervals_of_the_exponents_hold_them_where_the_grid_drifts():
-    core, law, named = [], [], set()
+    statistical, law, messages = [], [], set()
     truth = {"a": SODA.a, "b": 1.0 - SODA.a, "ratio": 1.0 / SODA.a - 1.0}
     for seed in range(40):
         fit = fit_isoflop(noisy(GRID, seed), bootstrap=200)
-        for rows, table in ((core, fit.core.intervals(0.95)), (law, fit.intervals())):
-            held = [
+        for rows, table in (
+            (statistical, fit.law_estimate.intervals(0.95)),
+            (law, fit.intervals()),
+        ):
+            covered = [
                 table.loc[name, "low"] <= value <= table.loc[name, "high"]
                 for name, value in truth.items()
             ]
-            rows.append(held)
-        pd.testing.assert_frame_equal(fit.intervals(kind="t"), fit.core.intervals(0.95, "t"))
-        named |= {d["message"] for d in fit.diagnostics if d["code"] == "skewed"}
+            rows.append(covered)
+        pd.testing.assert_frame_equal(
+            fit.intervals(kind="t"), fit.law_estimate.intervals(0.95, "t")
+        )
+        messages |= {d["message"] for d in fit.diagnostics if d["code"] == "skewed"}
     assert np.all(np.mean(law, axis=0) >= 0.92)
-    assert np.mean(core, axis=0)[0] < 0.9
-    told = [re.search(r"FLOPs, and a about \S+ too (low|high)\.", words) for words in named]
-    assert np.mean([words is not None and words[1] == "low" for words in told]) >= 0.9
+    assert np.mean(statistical, axis=0)[0] < 0.9
+    signs = [re.search(r"FLOPs, and a about \S+ too (low|high)\.", text) for text in messages]
+    assert np.mean([sign is not None and sign[1] == "low" for sign in signs]) >= 0.9
 
 
 def test_laws_at_any_budget_reach_as_far_as_their_predictions():
@@ -195,7 +203,7 @@ def test_laws_at_any_budget_reach_as_far_as_their_predictions():
     ).tolist() == pytest.approx(list(inner))
 
 
-def test_one_law_on_two_grids_is_rarely_told_apart():
+def test_fits_of_one_law_on_two_grids_rarely_differ():
     drifting = [fit_isoflop(noisy(GRID, seed), bootstrap=200) for seed in range(40)]
     centred = [fit_isoflop(noisy(study(6.0), 100 + seed), bootstrap=200) for seed in range(40)]
     pairs = [compare({"x": x, "y": y}).pairs[0] for x, y in zip(drifting, centred, strict=True)]

@@ -1,4 +1,6 @@
-"""fit.json and fit.npz read back: the same predictions to the last digit, and one line for what can't be read."""
+"""fit.json and fit.npz read back: the same predictions to the last digit, and one line for a file
+that can't be read.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", FITS)
-def test_a_saved_fit_says_digit_for_digit_what_the_fit_did(file: Path, method: str) -> None:
+def test_a_saved_fit_equals_the_fit_to_the_last_digit(file: Path, method: str) -> None:
     fit, saved = FITS[method], load_fit(file)[method]
     for confidence in (0.5, 0.95):
         pd.testing.assert_frame_equal(
@@ -58,9 +60,9 @@ def test_a_saved_fit_says_digit_for_digit_what_the_fit_did(file: Path, method: s
         fit.loss_column,
         fit.dof,
     )
-    assert (saved.reach, saved.origin, saved.diagnostics) == (
+    assert (saved.reach, saved.provenance, saved.diagnostics) == (
         fit.reach,
-        fit.origin,
+        fit.provenance,
         fit.diagnostics,
     )
 
@@ -72,7 +74,7 @@ NO_LAW = {
 
 
 @pytest.mark.parametrize("runs", NO_LAW.values(), ids=NO_LAW)
-def test_what_is_no_law_stays_none_in_its_file(runs: pd.DataFrame, tmp_path: Path) -> None:
+def test_no_law_stays_no_law_in_its_file(runs: pd.DataFrame, tmp_path: Path) -> None:
     fit = fit_parametric(runs, bootstrap=0)
     path = write_fit(tmp_path, [fit, FITS["joint"]])
     saved = load_fit(path)
@@ -93,7 +95,7 @@ def test_what_is_no_law_stays_none_in_its_file(runs: pd.DataFrame, tmp_path: Pat
     assert load_fit(path)[0].no_law == ""
 
 
-def test_more_roll_outs_than_are_shown_widen_a_prediction(file: Path) -> None:
+def test_unreported_hold_out_tests_widen_a_prediction(file: Path) -> None:
     document = json.loads(file.read_text())
     entry = next(e for e in document["fits"] if e["method"] == "parametric")
     assert len(entry["law"]["rollout"]["misses"]) > len(entry["rollout"])
@@ -117,15 +119,15 @@ def test_a_directory_stands_for_its_fit_and_the_sweep_comes_with_it(file: Path) 
         _ = loaded["ridge"]
 
 
-def test_without_the_draws_the_line_is_left(file: Path) -> None:
+def test_without_the_draws_the_t_interval_remains(file: Path) -> None:
     (file.parent / "fit.npz").unlink()
     loaded = load_fit(file)
-    assert loaded.notes[0] == "fit.npz is not beside it: intervals are the t intervals alone"
+    assert loaded.notes[0] == "no fit.npz beside it: intervals are the t intervals alone"
     assert [note.partition("fit.json: ")[2][:24] for note in loaded.notes[1:]] == [
         "All losses are simulated"
     ]
     pd.testing.assert_frame_equal(
-        loaded["isoflop"].core.intervals(0.95),
+        loaded["isoflop"].law_estimate.intervals(0.95),
         FITS["isoflop"].intervals(kind="t")[["value", "low", "high"]],
     )
     with pytest.raises(FitError, match="no resamples"):
@@ -136,7 +138,7 @@ def test_without_the_draws_the_line_is_left(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("flops", "size"), [(3e18, 0.368e9), (9e19, 1.39e9), (1.32e22, 9.8e9)])
-def test_a_law_that_is_known_by_name(flops: float, size: float) -> None:
+def test_a_published_law_by_name(flops: float, size: float) -> None:
     (law,) = load_fit("soda")
     table = law.predict(flops)
     assert table.loc["params", "value"] == pytest.approx(size, rel=6e-3)
@@ -148,7 +150,9 @@ def test_a_law_that_is_known_by_name(flops: float, size: float) -> None:
 
 
 def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
-    """SODA's IsoFLOP law: exponents as published, through an optimum of 0.27B parameters and 2.4B tokens at 3e18."""
+    """SODA's IsoFLOP law: exponents as published, through an optimum of 0.27B parameters and 2.4B
+    tokens at 3e18.
+    """
     laws = {"N": (0.27e9, 0.367), "D": (2.4e9, 0.579)}
     coefficients = {k: {"value": y / 3e18**b, "exponent": b} for k, (y, b) in laws.items()}
     (tmp_path / "fit.json").write_text(
@@ -160,7 +164,7 @@ def test_values_alone_predict_without_intervals(tmp_path: Path) -> None:
     assert 260e9 < table.loc["tokens", "value"] < 340e9
     assert np.isnan(table["low"].to_numpy()).all()
     assert loaded.notes == (
-        "fits[0] (isoflop): the file has no more than its values, so it has no intervals",
+        "fits[0] (isoflop): the file has only its values, so it has no intervals",
     )
 
 
@@ -179,7 +183,7 @@ def test_a_covariance_alone_gives_the_intervals(tmp_path: Path) -> None:
 
 
 def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[str, Any]], None]:
-    """Puts a value into a document, or removes a key."""
+    """Return a function that puts a value into a document, or removes a key."""
 
     def change(document: Any) -> None:
         *parents, last = path
@@ -194,20 +198,20 @@ def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[st
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             changed("schema", to=2),
-            "has schema 2, and this isoflop reads 1; write it anew with: isoflop fit",
+            "has schema 2, and this isoflop reads 1; write it again with: isoflop fit",
         ),
-        (changed("fits", drop=True), "no fit of isoflop: it has no `schema` and `fits`"),
+        (changed("fits", drop=True), "not a fit of isoflop: it has no `schema` and `fits`"),
         (changed("fits", to=[]), "fits: expected a list of fits"),
         (changed("fits", 1, to=7), "fits[1]: expected a mapping"),
         (changed("fits", 0, "method", to="ridge"), "fits[0].method: 'ridge' is none of parametric"),
         (changed("fits", 0, "n", to="some"), "fits[0].n: 'some' is none of total"),
         (
             changed("fits", 0, "confidence", to=2),
-            "fits[0].confidence: 2 is no share between 0 and 1",
+            "fits[0].confidence: 2 is not a share between 0 and 1",
         ),
         (changed("fits", 0, "law", "lines", "params", drop=True), "fits[0].law.params: missing"),
         (
@@ -226,7 +230,7 @@ def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[st
     ],
 )
 def test_a_damaged_file_is_one_line(
-    file: Path, change: Callable[[dict[str, Any]], None], says: str
+    file: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     document = json.loads(file.read_text())
     change(document)
@@ -234,30 +238,30 @@ def test_a_damaged_file_is_one_line(
     with pytest.raises(FitError) as refused:
         load_fit(file)
     assert str(refused.value).startswith(f"{file}: ")
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "message"),
     [
         ("fit.json", b"{", "not JSON"),
         ("fit.json", b"\xff\xfe", "not JSON"),
-        ("fit.json", b"[1]", "no fit of isoflop"),
+        ("fit.json", b"[1]", "not a fit of isoflop"),
         (
             "fit.npz",
             b"PK\x03\x04",
-            "fit.npz beside it is damaged; write it anew with: isoflop fit SOURCE",
+            "fit.npz beside it is damaged; write it again with: isoflop fit SOURCE",
         ),
     ],
 )
-def test_no_file_of_ours_is_one_line(file: Path, name: str, text: bytes, says: str) -> None:
+def test_a_foreign_file_is_one_line(file: Path, name: str, text: bytes, message: str) -> None:
     (file.parent / name).write_bytes(text)
-    with pytest.raises(FitError, match=says):
+    with pytest.raises(FitError, match=message):
         load_fit(file)
 
 
-def test_what_is_not_there_names_the_known_laws(tmp_path: Path) -> None:
+def test_a_missing_file_names_the_published_laws(tmp_path: Path) -> None:
     with pytest.raises(
         FitError, match=r"no such file; write one with: isoflop fit SOURCE --output DIR.*soda"
     ):
@@ -267,14 +271,14 @@ def test_what_is_not_there_names_the_known_laws(tmp_path: Path) -> None:
 # Names
 
 
-def test_names_tell_the_laws_apart(tmp_path: Path) -> None:
+def test_names_of_laws_are_distinct(tmp_path: Path) -> None:
     runs = RUNS.assign(loss_text=RUNS["loss"] * 0.8)
     fits = [FITS["joint"], fit_joint(runs, loss="loss_text"), fit_joint(RUNS, axis="tokens")]
-    one, two = (load_fit(write_fit(tmp_path / name, fits)) for name in ("one", "two"))
-    assert list(laws_by_name([one])) == ["joint loss", "joint loss_text", "joint loss 2"]
-    assert list(laws_by_name([one, two]))[3:] == [
+    first, second = (load_fit(write_fit(tmp_path / name, fits)) for name in ("one", "two"))
+    assert list(laws_by_name([first])) == ["joint loss", "joint loss_text", "joint loss 2"]
+    assert list(laws_by_name([first, second]))[3:] == [
         "two joint loss",
         "two joint loss_text",
         "two joint loss 2",
     ]
-    assert len(laws_by_name([one, load_fit(write_fit(tmp_path / "more" / "one", fits))])) == 6
+    assert len(laws_by_name([first, load_fit(write_fit(tmp_path / "more" / "one", fits))])) == 6

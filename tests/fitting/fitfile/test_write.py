@@ -1,4 +1,4 @@
-"""fit.json and fit.npz: complete, whole or absent."""
+"""fit.json and fit.npz: complete, and whole or absent."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_document_has_the_agreed_keys(tmp_path: Path):
     )
     assert first["exponents"]["a"]["value"] == FIT.exponents.loc["a", "value"]  # every digit
     assert {"value", "low", "high", "bootstrap", "line"} == set(first["exponents"]["b"])
-    wanted = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}
-    assert all(wanted <= set(p) for p in first["profiles"])
+    required = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}
+    assert all(required <= set(p) for p in first["profiles"])
     assert all(set(d) == {"code", "message"} for d in first["diagnostics"])
     assert first == json.loads(FIT.to_json())
 
@@ -48,7 +48,7 @@ def test_draws_are_kept(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fit.json", "fit.npz"]
 
 
-def test_what_is_not_known_is_null():
+def test_unknown_values_are_null():
     flipped = RUNS.assign(loss=RUNS["loss"].where(RUNS["budget"] != 1e18, 8.0 - RUNS["loss"]))
     document = fit_document([fit_isoflop(flipped, bootstrap=200)], options={"wanted": float("inf")})
     profile = document["fits"][0]["profiles"][0]

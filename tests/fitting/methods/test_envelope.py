@@ -34,16 +34,26 @@ def test_fine_grids_find_the_exponents() -> None:
     assert "nearest_run" in [d["code"] for d in fit.diagnostics]
 
 
+NARROW = pd.DataFrame(
+    {
+        "params": [1e8, 2e8, 3e8],
+        "tokens": [1e9, 1e9, 1e9],
+        "flops": [1e18, 1.01e18, 1.02e18],
+        "budget": [1e18, 1.01e18, 1.02e18],
+        "loss": [3.0, 2.9, 2.8],
+    }
+)
+
+
 @pytest.mark.parametrize(
-    ("runs", "words"),
+    ("runs", "message"),
     [
         (simulate_isoflop(SODA, budgets=[1e18, 1e19], noise=0.0), "2 runs lie on the frontier"),
-        (pd.DataFrame({"params": [1e8, 2e8, 3e8], "tokens": [1e9, 1e9, 1e9], "flops": [1e18, 1.01e18, 1.02e18],
-                       "budget": [1e18, 1.01e18, 1.02e18], "loss": [3.0, 2.9, 2.8]}), "less than 10 %"),
+        (NARROW, "less than 10% in compute"),
     ],
-)  # fmt: skip
-def test_refusals_have_a_reason(runs: pd.DataFrame, words: str) -> None:
-    with pytest.raises(FitError, match=words):
+)
+def test_refusals_have_a_reason(runs: pd.DataFrame, message: str) -> None:
+    with pytest.raises(FitError, match=message):
         fit_envelope(runs)
 
 

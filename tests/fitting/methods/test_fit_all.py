@@ -1,4 +1,4 @@
-"""Several methods on one table: what is refused says why, what is dropped is dropped for all."""
+"""Several methods on one table: refusals with their reason, outliers dropped for all methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCATTERED[["tokens", "train_flops"]] *= np.random.default_rng(0).uniform(
 """No budgets: the FLOPs lie evenly over two decades."""
 
 
-def test_methods_are_fitted_as_alone_in_the_order_asked_for() -> None:
+def test_methods_are_fitted_as_alone_in_the_requested_order() -> None:
     fitted = fit_laws(
         RUNS,
         ["parametric", "isoflop", "parametric"],
@@ -48,7 +48,7 @@ def test_a_method_that_is_refused_leaves_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "methods", "says"),
+    ("runs", "methods", "message"),
     [
         (
             RUNS.iloc[:5],
@@ -65,17 +65,17 @@ def test_a_method_that_is_refused_leaves_the_others() -> None:
         (RUNS.drop(columns="loss"), METHODS, "no column 'loss'"),
     ],
 )
-def test_where_no_method_is_left_the_reasons_are(
-    runs: pd.DataFrame, methods: list[str], says: str
+def test_if_every_method_is_refused_the_reasons_are_listed(
+    runs: pd.DataFrame, methods: list[str], message: str
 ) -> None:
     with pytest.raises(FitError) as refused:
         fit_laws(runs, methods, QUICK)
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("option", "says"),
+    ("option", "message"),
     [
         ({"axis": "flops"}, "unknown axis 'flops'"),
         ({"use": ["good"]}, "unknown status 'good'"),
@@ -89,10 +89,10 @@ def test_where_no_method_is_left_the_reasons_are(
         ),
     ],
 )
-def test_an_option_that_no_method_takes_is_no_refusal_of_a_method(
-    option: dict[str, Any], says: str
+def test_an_invalid_option_is_not_a_refusal_of_a_method(
+    option: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(FitError, match=says):
+    with pytest.raises(FitError, match=message):
         fit_laws(RUNS, METHODS, Options(**option))
 
 
@@ -107,22 +107,22 @@ def test_least_squares() -> None:
 # Outliers
 
 
-def spoilt(*places: int) -> pd.DataFrame:
-    """A study with some losses 5 % too high."""
+def study_with_outliers(*indices: int) -> pd.DataFrame:
+    """Return a study with some losses 5% too high."""
     runs = simulate_isoflop(points=9)
-    runs.loc[list(places), "loss"] *= 1.05
+    runs.loc[list(indices), "loss"] *= 1.05
     return runs
 
 
-@pytest.mark.parametrize("places", [(4,), (0, 30, 62)])
+@pytest.mark.parametrize("indices", [(4,), (0, 30, 62)])
 def test_runs_far_off_the_law_are_dropped_for_every_method_and_named(
-    places: tuple[int, ...],
+    indices: tuple[int, ...],
 ) -> None:
-    runs = spoilt(*places)
+    runs = study_with_outliers(*indices)
     fitted = fit_laws(runs, METHODS, Options(bootstrap=0, drop_outliers=6.0))
-    clean = fit_laws(runs.drop(index=list(places)), METHODS, QUICK)
+    clean = fit_laws(runs.drop(index=list(indices)), METHODS, QUICK)
     for fit, other in zip(fitted.fits, clean.fits, strict=True):
-        assert sorted(d.what for d in fit.runs.dropped) == [f"sim-{place:04d}" for place in places]
+        assert sorted(d.what for d in fit.runs.dropped) == [f"sim-{index:04d}" for index in indices]
         assert all(
             d.why.endswith(" robust standard deviations off the law (limit 6)")
             for d in fit.runs.dropped
@@ -140,12 +140,12 @@ def test_all_seeds_of_an_outlier_go() -> None:
 
 
 def test_nothing_is_dropped_where_nothing_is_far_off() -> None:
-    kept, asked = (
+    default, limited = (
         fit_parametric(RUNS, bootstrap=0),
         fit_parametric(RUNS, bootstrap=0, drop_outliers=6.0),
     )
-    assert asked.runs.dropped == ()
-    pd.testing.assert_series_equal(kept.params, asked.params)
+    assert limited.runs.dropped == ()
+    pd.testing.assert_series_equal(default.params, limited.params)
 
 
 # Losses

@@ -62,7 +62,7 @@ def test_recovers_the_truth_without_noise(axis):
 
 
 def test_exponents_need_not_add_up_to_one():
-    """With a cost per token that is not 6N, D* is read off the runs, not from C / 6N."""
+    """With a cost per token that is not 6N, D* is read from the runs, not from C / 6N."""
     runs = simulate_isoflop(SYMMETRIC, points=9, noise=0.0)
     runs["tokens"] = runs["budget"] / (6.0 * runs["params"] ** 0.9)
     fit = fit_isoflop(runs)
@@ -102,20 +102,20 @@ def test_flops_set_the_line_and_the_budget_is_a_label():
 
 
 def drop_left_half(runs: pd.DataFrame, budget: float) -> pd.DataFrame:
-    here, sizes = column(runs, "budget") == budget, column(runs, "params")
-    return rows(runs, ~here | (sizes > 1.05 * np.median(sizes[here])))
+    is_budget, sizes = column(runs, "budget") == budget, column(runs, "params")
+    return rows(runs, ~is_budget | (sizes > 1.05 * np.median(sizes[is_budget])))
 
 
-def test_bad_profiles_are_left_out_unless_asked_for():
+def test_bad_profiles_are_left_out_unless_allowed():
     runs = drop_left_half(simulate_isoflop(points=13, noise=0.0), 1e19)
     fit = fit_isoflop(runs)
     row = fit.profiles.set_index("budget").loc[1e19]
     assert (row["status"], row["used"]) == ("edge", False)
     clean = fit_isoflop(simulate_isoflop(points=13, noise=0.0).query("budget != 1e19"))
     assert fit.exponents.loc["a", "value"] == clean.exponents.loc["a", "value"]
-    asked = fit_isoflop(runs, use=("interior", "edge"))
-    assert mask(asked.profiles, "used").all()
-    assert {"profile_used"} <= {d["code"] for d in asked.diagnostics}
+    allowed = fit_isoflop(runs, use=("interior", "edge"))
+    assert mask(allowed.profiles, "used").all()
+    assert {"profile_used"} <= {d["code"] for d in allowed.diagnostics}
 
 
 def upside_down(runs: pd.DataFrame) -> pd.DataFrame:
@@ -155,51 +155,57 @@ REFUSED = {
             }
         ),
         {"use": "all"},
-        "dips below zero",
+        "predicts a negative loss; check the loss column and its unit",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refusals_give_the_reason_for_each_budget(case):
-    runs, options, words = REFUSED[case]
+    runs, options, message = REFUSED[case]
     with pytest.raises(FitError) as caught:
         fit_isoflop(runs, **options)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_same_seed_same_digits():
     runs = simulate_isoflop(points=7)
-    first, again, other = (fit_isoflop(runs, bootstrap=300, seed=s) for s in (1, 1, 2))
-    assert first.to_json() == again.to_json()
+    first, repeat, other = (fit_isoflop(runs, bootstrap=300, seed=s) for s in (1, 1, 2))
+    assert first.to_json() == repeat.to_json()
     assert first.to_json() != other.to_json()
 
 
 def test_without_bootstrap_the_line_gives_the_interval():
-    table = fit_isoflop(simulate_isoflop(points=7), bootstrap=0).core.intervals(0.95)
+    table = fit_isoflop(simulate_isoflop(points=7), bootstrap=0).law_estimate.intervals(0.95)
     assert table["low"].tolist() == table["line_low"].tolist()
     assert np.isnan(table.loc["a", "bootstrap_low"])
 
 
-def hits(surface: Surface, budgets: int, points: int, replicates: int) -> pd.DataFrame:
-    """Whether each replicate's intervals of a hold the truth: columns bootstrap, line, wider."""
+def covers(surface: Surface, budgets: int, points: int, replicates: int) -> pd.DataFrame:
+    """Return whether each replicate's intervals of a cover the truth: columns bootstrap, line,
+    wider.
+    """
     grid = np.logspace(18, 21, budgets).tolist()
-    found = []
+    coverage = []
     for k in range(replicates):
         runs = simulate_isoflop(surface, grid, points, seed=k)
         row = fit_isoflop(runs, bootstrap=400, seed=k).intervals().loc["a"]
         kinds = {"bootstrap": "bootstrap_", "line": "line_", "wider": ""}
-        found.append({k: row[f"{p}low"] <= surface.a <= row[f"{p}high"] for k, p in kinds.items()})
-    return pd.DataFrame(found)
+        coverage.append(
+            {k: row[f"{p}low"] <= surface.a <= row[f"{p}high"] for k, p in kinds.items()}
+        )
+    return pd.DataFrame(coverage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("budgets", "points"), [(7, 9), (4, 5)])
 def test_coverage_of_nominal_95(budgets, points):
-    """Within three Monte Carlo errors of 95 %; the wider of two intervals may cover more, never less."""
+    """Coverage is within three Monte Carlo errors of 95%; the wider of two intervals covers no
+    less.
+    """
     replicates = 300
-    share = hits(SYMMETRIC, budgets, points, replicates).mean()
+    share = covers(SYMMETRIC, budgets, points, replicates).mean()
     error = 3.0 * np.sqrt(0.95 * 0.05 / replicates)
     assert abs(share["bootstrap"] - 0.95) < error
     assert abs(share["line"] - 0.95) < error
@@ -207,12 +213,12 @@ def test_coverage_of_nominal_95(budgets, points):
 
 
 def test_optimum_intervals_cover():
-    found = []
+    covered = []
     for k in range(60):
         fit = fit_isoflop(simulate_isoflop(SYMMETRIC, points=9, seed=k), bootstrap=400)
         truth = SYMMETRIC.optimum(fit.profiles["budget"].to_numpy())[0]
-        found += ((fit.profiles["low"] <= truth) & (truth <= fit.profiles["high"])).tolist()
-    assert np.mean(found) == pytest.approx(0.95, abs=0.035)
+        covered += ((fit.profiles["low"] <= truth) & (truth <= fit.profiles["high"])).tolist()
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.035)
 
 
 def test_many_rows():

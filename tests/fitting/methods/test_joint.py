@@ -1,4 +1,4 @@
-"""All profiles at once: known truth, what parabolas get wrong, partial profiles, drifts, refusals."""
+"""All profiles at once: known truth, bias of parabolas, partial profiles, drifts, refusals."""
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_recovers_the_truth_without_noise(
     )
 
 
-def test_where_parabolas_are_biased_it_is_not() -> None:
+def test_no_bias_where_parabolas_are_biased() -> None:
     """SODA's surface on a drifting grid: the parabola's bias of a is -.009 without any noise."""
     runs = simulate_isoflop(SODA, noise=0.0, drift=3.0)
     parabolas, together = fit_isoflop(runs, use="all"), fit_joint(runs)
@@ -49,8 +49,8 @@ def test_where_parabolas_are_biased_it_is_not() -> None:
     assert abs(together.exponents.loc["a", "value"] - SODA.a) < 1e-6
 
 
-def test_what_shifts_a_whole_budget_does_no_harm() -> None:
-    """A recipe that is tuned unevenly over budgets moves every loss of a budget alike."""
+def test_a_shift_of_a_whole_budget_does_no_harm() -> None:
+    """A recipe tuned unevenly over budgets shifts every loss of a budget by one factor."""
     runs = simulate_isoflop(SODA, noise=0.0)
     shifts = dict(
         zip(sorted(set(runs["budget"])), [0.0, 0.03, -0.02, 0.05, 0.0, -0.04, 0.02], strict=True)
@@ -60,7 +60,7 @@ def test_what_shifts_a_whole_budget_does_no_harm() -> None:
 
 
 def test_tokens_follow_the_runs_not_6nd() -> None:
-    """D* is read off the runs: with embeddings counted, C is not 6ND and a + b is not 1."""
+    """D* is read from the runs: with embeddings counted, C is not 6ND and a + b is not 1."""
     runs = simulate_isoflop(SODA, noise=0.0)
     runs["tokens"] *= (runs["params"] / 1e9) ** -0.1
     fit = fit_joint(runs)
@@ -79,15 +79,17 @@ def test_an_interval_of_b_is_that_of_a_under_6nd() -> None:
 
 
 def test_a_profile_without_its_minimum_still_helps() -> None:
-    """At the top budget only sizes below the optimum were run: parabolas leave it out, the joint fit places it."""
+    """At the top budget only sizes below the optimum were run: parabolas leave the budget out, the
+    joint fit locates its optimum.
+    """
     runs = simulate_isoflop(SODA, noise=0.0005, points=9)
     top = runs["budget"] == runs["budget"].max()
-    part = runs[~top | (runs["params"] < SODA.optimum(runs["budget"].max())[0])]
-    fit = fit_joint(part)
+    partial = runs[~top | (runs["params"] < SODA.optimum(runs["budget"].max())[0])]
+    fit = fit_joint(partial)
     assert fit.profiles["status"].tolist()[-1] in ("edge", "one_sided")
     assert fit.exponents.loc["a", "value"] == pytest.approx(SODA.a, abs=0.01)
     assert len(fit.profiles) == 7
-    assert np.count_nonzero(fit_isoflop(part).profiles["used"]) == 6
+    assert np.count_nonzero(fit_isoflop(partial).profiles["used"]) == 6
 
 
 @needs_data
@@ -98,7 +100,7 @@ def test_known_truth_table() -> None:
     assert value == pytest.approx(0.513905, abs=0.006)
 
 
-def test_near_optimal_sizes_cost_what_they_say() -> None:
+def test_near_optimal_sizes_have_the_stated_cost() -> None:
     fit = fit_joint(simulate_isoflop(SODA, noise=0.0))
     for row in fit.profiles.to_dict("records"):
         for share in (0.1, 1.0):
@@ -118,13 +120,13 @@ def test_coverage_in_one_batch() -> None:
     first = crude.theta[[int(np.argmin(crude.objective))]]
     losses = clean.loss * np.exp(0.003 * np.random.default_rng(2).normal(size=(400, 30)))
     many = joint.Curves(clean.x, clean.c, group, losses, clean.seeds)
-    found = joint.fit_curves(many, np.repeat(first, 400, axis=0), None)
-    off = np.abs(found.theta[:, 4] - SODA.a) / np.sqrt(found.spread[:, 4, 4])
+    estimate = joint.fit_curves(many, np.repeat(first, 400, axis=0), None)
+    off = np.abs(estimate.theta[:, 4] - SODA.a) / np.sqrt(estimate.covariance[:, 4, 4])
     assert 0.91 < np.mean(off <= 2.086) < 0.985
-    assert abs(float(np.mean(found.theta[:, 4])) - SODA.a) < 0.003
+    assert abs(float(np.mean(estimate.theta[:, 4])) - SODA.a) < 0.003
 
 
-def test_roll_out_is_the_error_of_the_hidden_budgets() -> None:
+def test_hold_out_error_is_that_of_the_hidden_budgets() -> None:
     good, bent = simulate_isoflop(SODA, noise=0.001), simulate_isoflop(SODA, noise=0.001)
     far = bent["budget"] > 2e20
     bent.loc[far, "loss"] = SODA.loss(1.5 * bent.loc[far, "params"], bent.loc[far, "tokens"])
@@ -150,8 +152,8 @@ REFUSALS: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_have_a_reason(case: str) -> None:
-    runs, options, words = REFUSALS[case]
-    with pytest.raises(FitError, match=words):
+    runs, options, message = REFUSALS[case]
+    with pytest.raises(FitError, match=message):
         fit_joint(runs, **options)
 
 
@@ -163,12 +165,14 @@ def test_there_are_no_resamples() -> None:
 def test_losses_without_a_minimum_are_refused():
     runs = simulate_isoflop(noise=0.0)
     for loss in (3.0, runs["budget"].rank(method="dense"), 3.0 + 1e-12 * runs.index):
-        with pytest.raises(FitError, match="within each budget all losses are equal"):
+        with pytest.raises(
+            FitError, match="within each budget all losses are equal, so the best size"
+        ):
             fit_joint(runs.assign(loss=loss))
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "name", "law"),
+    ("index", "value", "name", "law"),
     [
         (4, 5.0, "a", True),
         (3, 80.0, "k", True),
@@ -176,15 +180,15 @@ def test_losses_without_a_minimum_are_refused():
         (1, 5.0, "arms", False),
     ],
 )
-def test_each_parameter_at_its_bound_is_named(place, value, name, law):
+def test_each_parameter_at_its_bound_is_named(index, value, name, law):
     fit = fit_joint(simulate_isoflop(points=7, noise=0.003))
     assert fit.at_bounds == []
     theta = fit.estimate.theta.copy()
-    theta[0, place] = value
+    theta[0, index] = value
     fit = dataclasses.replace(fit, estimate=dataclasses.replace(fit.estimate, theta=theta))
     fit = dataclasses.replace(fit, diagnostics=diagnose_joint(fit))
     assert name in " ".join(
-        found["message"] for found in fit.diagnostics if found["code"] == "at_bound"
+        finding["message"] for finding in fit.diagnostics if finding["code"] == "at_bound"
     )
     assert fit.headline().startswith(f"No law of compute: {name} is at a bound") == law
 
@@ -193,11 +197,11 @@ def test_outliers_where_the_noise_grows_may_be_none():
     runs = simulate_isoflop(points=9, noise=0.0)
     scatter = 0.001 * (runs["budget"] / runs["budget"].min()) ** 0.5
     runs["loss"] *= np.exp(scatter * np.random.default_rng(0).normal(size=len(runs)))
-    found = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
-    assert {"outliers", "uneven_noise"} <= set(found)
+    messages = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
+    assert {"outliers", "uneven_noise"} <= set(messages)
     assert (
-        found["outliers"].count(
-            "The noise is not the same for all runs, so where it is high these may be no"
+        messages["outliers"].count(
+            "The noise is not equal for all runs; where it is high, these may be no outliers"
         )
         == 1
     )
@@ -206,9 +210,11 @@ def test_outliers_where_the_noise_grows_may_be_none():
 def test_outliers_are_named_and_good_runs_rarely():
     runs = simulate_isoflop(points=9, noise=0.003)
     runs.loc[[10, 40], "loss"] *= 1.05
-    found = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
-    assert found["outliers"].startswith("2 runs lie over 4 robust sd off the profiles: sim-00")
-    assert all(name in found["outliers"] for name in ("sim-0010", "sim-0040"))
+    messages = {d["code"]: d["message"] for d in fit_joint(runs).diagnostics}
+    assert messages["outliers"].startswith(
+        "2 runs lie more than 4 robust standard deviations off the profiles: sim-00"
+    )
+    assert all(name in messages["outliers"] for name in ("sim-0010", "sim-0040"))
     alarms = [
         "outliers"
         in {

@@ -11,9 +11,9 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, Surface, fit_parametric, simulate_isoflop
-from isoflop.fitting.estimators.newton import Points, solve, starts
+from isoflop.fitting.estimators.newton import Observations, solve, starts
 from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
-from isoflop.fitting.methods.parametric import sample_of
+from isoflop.fitting.methods.parametric import collect_sample
 from isoflop.fitting.tables.runs_table import read_table
 from isoflop.frames import column, rows
 
@@ -47,7 +47,7 @@ def test_chinchilla_reaches_the_optimum_from_every_start(published: Any) -> None
     assert published.params["B"] == pytest.approx(2143.4174, rel=1e-6)
     assert published.exponents.loc["a", "value"] == pytest.approx(0.513900, abs=1e-6)
     assert published.estimate.agreeing == 1.0
-    assert published.estimate.slope[0] < 1e-7
+    assert published.estimate.gradient_cosine[0] < 1e-7
 
 
 @needs_data
@@ -61,7 +61,7 @@ def test_chinchilla_intervals_of_case_resamples(published: Any) -> None:
 
 
 @needs_data
-def test_chinchilla_noise_is_uneven_and_the_t_interval_knows(published: Any) -> None:
+def test_chinchilla_noise_is_uneven_and_the_t_interval_allows_for_it(published: Any) -> None:
     codes = [d["code"] for d in published.diagnostics]
     assert {"uneven_noise", "small_delta"} <= set(codes)
     low, high = published.exponents.loc["a", ["low", "high"]]
@@ -127,7 +127,7 @@ def test_recovers_the_truth_without_noise(
 
 def test_resamples_are_at_their_optimum() -> None:
     """Warm starts from the estimate end where 48 crude starts of the same resample end."""
-    sample = sample_of(read_table(simulate_isoflop(noise=0.01), need_budgets=False))
+    sample = collect_sample(read_table(simulate_isoflop(noise=0.01), need_budgets=False))
     weight = np.random.default_rng(1).multinomial(63, np.full(63, 1 / 63), size=20).astype(float)
     best = solve(sample.points, starts(sample.points), 5e-3)
     warm = solve(sample.points, np.repeat(best.theta[[best.best]], 20, axis=0), 5e-3, weight)
@@ -137,10 +137,10 @@ def test_resamples_are_at_their_optimum() -> None:
 
 
 @pytest.mark.parametrize("points", [63, 5000])
-def test_digits_do_not_depend_on_what_else_is_in_the_batch(points: int) -> None:
+def test_digits_do_not_depend_on_the_rest_of_the_batch(points: int) -> None:
     table = simulate_isoflop(points=points // 7, noise=0.005)
     params, tokens, loss = (table[name].to_numpy() for name in ("params", "tokens", "loss"))
-    p = Points.of(params, tokens, loss)
+    p = Observations.from_counts(params, tokens, loss)
     crude = starts(p)
     together = solve(p, crude, 3e-3)
     for k in (0, 17, 47):
@@ -161,7 +161,7 @@ def test_the_same_seed_gives_the_same_digits_whatever_the_order() -> None:
 
 
 @pytest.mark.parametrize("resampling", ["case", "wild"])
-def test_resamples_spread_as_the_t_interval_says(resampling: Any) -> None:
+def test_resamples_spread_as_the_t_interval(resampling: Any) -> None:
     fit = fit_parametric(
         simulate_isoflop(points=15, noise=0.003), bootstrap=1000, resampling=resampling
     )
@@ -173,7 +173,7 @@ def test_resamples_spread_as_the_t_interval_says(resampling: Any) -> None:
         assert 0.8 < ratio < 1.25
 
 
-def test_seeds_are_one_configuration_and_tell_lack_of_fit() -> None:
+def test_seeds_are_one_configuration_and_show_lack_of_fit() -> None:
     runs = simulate_isoflop(noise=0.002, seeds=3)
     fit = fit_parametric(runs, bootstrap=0)
     assert fit.sample.dof == 63 - 5
@@ -186,34 +186,36 @@ def test_seeds_are_one_configuration_and_tell_lack_of_fit() -> None:
 
 
 def test_repeating_every_run_as_a_seed_of_the_same_loss_changes_no_interval_much() -> None:
-    """Copies of a run are one configuration: they may not look like twice the data."""
+    """Copies of a run are one configuration and must not count as twice the data."""
     runs = simulate_isoflop(noise=0.003)
     twice = pd.concat([runs, runs.assign(seed=1, run_id=runs["run_id"] + "b")])
-    one, two = (fit_parametric(t, bootstrap=0).exponents.loc["a"] for t in (runs, twice))
-    assert two["value"] == pytest.approx(one["value"], abs=1e-9)
-    assert (two["high"] - two["low"]) == pytest.approx(one["high"] - one["low"], rel=1e-6)
+    single, double = (fit_parametric(t, bootstrap=0).exponents.loc["a"] for t in (runs, twice))
+    assert double["value"] == pytest.approx(single["value"], abs=1e-9)
+    assert (double["high"] - double["low"]) == pytest.approx(
+        single["high"] - single["low"], rel=1e-6
+    )
 
 
-def test_influence_is_that_of_leaving_a_run_out() -> None:
+def test_influence_is_the_effect_of_leaving_a_run_out() -> None:
     runs = simulate_isoflop(noise=0.003, points=5)
     fit = fit_parametric(runs, huber_delta=0.004, bootstrap=0)
     for k in (0, 12, 34):
         config = fit.runs.frame.loc[k, "config"]
-        left = pd.DataFrame(
+        remaining = pd.DataFrame(
             fit.runs.frame.drop(index=k)[["params", "tokens", "loss", "flops", "budget"]]
         )
-        again = fit_parametric(left, huber_delta=0.004, bootstrap=0)
+        refit = fit_parametric(remaining, huber_delta=0.004, bootstrap=0)
         assert fit.influence.loc[config, "a"] == pytest.approx(
-            again.exponents.loc["a", "value"], abs=1e-6
+            refit.exponents.loc["a", "value"], abs=1e-6
         )
 
 
-def test_a_run_that_is_wrong_is_named() -> None:
+def test_a_wrong_run_is_named() -> None:
     runs = simulate_isoflop(noise=0.002)
     runs.loc[30, "loss"] *= 1.2
     fit = fit_parametric(runs, bootstrap=0)
-    (words,) = [d["message"] for d in fit.diagnostics if d["code"] == "outliers"]
-    assert "sim-0030" in words
+    (message,) = [d["message"] for d in fit.diagnostics if d["code"] == "outliers"]
+    assert "sim-0030" in message
     robust, squares = (
         fit_parametric(runs, huber_delta=d, bootstrap=0) for d in ("adaptive", np.inf)
     )
@@ -233,7 +235,7 @@ def test_integers_do_not_overflow() -> None:
 
 
 SMALL = simulate_isoflop(budgets=[1e18, 1e19, 1e20], points=5, noise=0.002)
-REFUSALS: dict[str, tuple[Any, dict, str]] = {
+REFUSALS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "too few": (SMALL.iloc[:6], {}, "6 configurations"),
     "one size": (SMALL.assign(params=1e8), {}, "1 different model sizes"),
     "two sizes": (
@@ -248,15 +250,16 @@ REFUSALS: dict[str, tuple[Any, dict, str]] = {
     "few resamples": (SMALL, {"bootstrap": 5}, "too few for an interval"),
     "confidence": (SMALL, {"confidence": 95.0}, "between 0 and 1"),
     "residual": (SMALL, {"residual": "bits"}, "log or loss"),
-    "all are outliers": (SMALL, {"drop_outliers": 1e-3}, "7 must be left: raise drop_outliers"),
+    "all are outliers": (SMALL, {"drop_outliers": 1e-3}, "7 must remain: raise drop_outliers"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refusals_have_a_reason(case: str) -> None:
-    runs, options, words = REFUSALS[case]
-    with pytest.raises(FitError, match=words):
-        fit_parametric(runs, **{"bootstrap": 0, **options})
+    runs, options, message = REFUSALS[case]
+    arguments: dict[str, Any] = {"bootstrap": 0, **options}
+    with pytest.raises(FitError, match=message):
+        fit_parametric(runs, **arguments)
 
 
 def test_no_resamples_no_percentiles() -> None:
@@ -265,7 +268,7 @@ def test_no_resamples_no_percentiles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grid", "words"),
+    ("grid", "start"),
     [
         ({}, None),
         ({"drift": 10.0}, "3e20, 1e21 FLOPs: the law's optimum lies beyond the sizes run"),
@@ -273,13 +276,13 @@ def test_no_resamples_no_percentiles() -> None:
         ({"offset": 1 / 40}, "At no budget"),
     ],
 )
-def test_an_optimum_beyond_the_sizes_is_named(grid: dict[str, Any], words: str | None) -> None:
+def test_an_optimum_beyond_the_sizes_is_named(grid: dict[str, Any], start: str | None) -> None:
     fit = fit_parametric(simulate_isoflop(points=5, noise=1e-4, **grid), bootstrap=0)
-    found = [d["message"] for d in fit.diagnostics if d["code"] == "edge"]
-    assert not found if words is None else found[0].startswith(words)
+    messages = [d["message"] for d in fit.diagnostics if d["code"] == "edge"]
+    assert not messages if start is None else messages[0].startswith(start)
 
 
-def test_a_hidden_budget_of_one_size_tells_of_the_loss_alone() -> None:
+def test_a_hidden_budget_of_one_size_has_an_error_of_the_loss_alone() -> None:
     runs = simulate_isoflop(noise=1e-3)
     below, sizes = column(runs, "budget") < 1e21, column(runs, "params")
     fit = fit_parametric(rows(runs, below | (sizes == np.median(sizes[~below]))), bootstrap=0)
@@ -301,7 +304,7 @@ def test_coverage_of_even_and_uneven_noise() -> None:
     params, tokens, loss, budget = (
         runs[name].to_numpy() for name in ("params", "tokens", "loss", "budget")
     )
-    points, rng = Points.of(params, tokens, loss), np.random.default_rng(8)
+    points, rng = Observations.from_counts(params, tokens, loss), np.random.default_rng(8)
     size = np.log(params / SURFACES["soda"].optimum(budget)[0])
     truth = SURFACES["soda"]
     start = np.array(
@@ -318,9 +321,9 @@ def test_coverage_of_even_and_uneven_noise() -> None:
         sample = Sample(
             points.with_loss(loss * np.exp(noise)), np.ones(63), budget, budget, np.arange(63)
         )
-        found = estimate_many(sample, np.repeat(start[None], 400, axis=0), None)
-        alpha, beta = found.theta[:, 3], found.theta[:, 4]
+        estimate = estimate_many(sample, np.repeat(start[None], 400, axis=0), None)
+        alpha, beta = estimate.theta[:, 3], estimate.theta[:, 4]
         slope = np.stack([-beta, alpha], axis=1) / ((alpha + beta) ** 2)[:, None]
-        se = np.sqrt(np.einsum("mi,mij,mj->m", slope, found.spread[:, 3:, 3:], slope))
+        se = np.sqrt(np.einsum("mi,mij,mj->m", slope, estimate.covariance[:, 3:, 3:], slope))
         covered = np.mean(np.abs(beta / (alpha + beta) - truth.a) <= 2.0017 * se)
         assert 0.91 < covered < 0.985

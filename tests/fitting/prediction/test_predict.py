@@ -1,4 +1,6 @@
-"""What to train with a budget: optima over models that can be made, intervals, and a run that can be laid out."""
+"""Predictions at a budget: optima over a recipe's models, intervals, and the sweep file of one
+run.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ from isoflop.fitting import (
     simulate_isoflop,
     write_fit,
 )
-from isoflop.fitting.estimators.newton import Points
-from isoflop.fitting.prediction.optimum import Optimum, closed_form
-from isoflop.fitting.prediction.recipe_models import Family
+from isoflop.fitting.estimators.newton import Observations
+from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum
+from isoflop.fitting.prediction.recipe_models import RecipeModels
 from isoflop.fitting.results.fitted_laws import Laws
 from isoflop.frames import cell, column
 from isoflop.laws import SURFACES
@@ -43,7 +45,7 @@ SUITE = 1.32e22
 
 
 def values(table: pd.DataFrame) -> dict[str, float]:
-    """The values of a prediction by quantity."""
+    """Return the values of a prediction by quantity."""
     return dict(zip(table.index, column(table, "value"), strict=True))
 
 
@@ -56,7 +58,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> FitFile:
 
 
 def test_sodas_published_law_at_the_budget_of_its_largest_model() -> None:
-    """9.8B parameters, 225B tokens and a loss of 3.250 with C = 6ND; nearly the same over SODA's own models."""
+    """9.8B parameters, 225B tokens and a loss of 3.250 with C = 6ND; nearly the same over SODA's
+    own models.
+    """
     prediction = predict("soda", SUITE)
     (method,) = prediction.methods
     assert method.closed_form is not None
@@ -73,7 +77,9 @@ def test_sodas_published_law_at_the_budget_of_its_largest_model() -> None:
 
 
 def test_over_real_models_small_optima_move_away_from_6nd() -> None:
-    """The head takes 20 % of the FLOPs at SODA's smallest optimum, which 6ND counts twice (embedding and head)."""
+    """The head takes 20% of the FLOPs at SODA's smallest optimum; 6ND counts it twice (embedding
+    and head).
+    """
     (method,) = predict("soda", 3e18).methods
     assert method.closed_form is not None
     assert method.shape is not None
@@ -95,13 +101,13 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
         ("chinchilla", "pocket-64", 4e18, 4),
     ],
 )
-def test_the_best_model_is_the_best_of_all_that_can_be_made(
+def test_the_best_model_is_the_best_of_all_models_of_the_recipe(
     law: str, recipe: str, budget: float, step: int
 ) -> None:
     (method,) = predict(law, budget, recipe=recipe).methods
-    family = Family(load_sweep(recipe), "total")
-    assert family.step == step
-    shapes = [family.rules.shape(k * step) for k in range(1, 9000 // step)]
+    models = RecipeModels(load_sweep(recipe), "total")
+    assert models.step == step
+    shapes = [models.checked_recipe.shape(k * step) for k in range(1, 9000 // step)]
     losses = [
         float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes
     ]
@@ -112,14 +118,14 @@ def test_the_best_model_is_the_best_of_all_that_can_be_made(
 
 
 @pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
-def test_near_optimal_sizes_cost_what_they_may(budget: float) -> None:
-    best = closed_form(SURFACE.core, budget)
-    for near in best.near:
+def test_near_optimal_sizes_cost_their_share(budget: float) -> None:
+    best = closed_form_optimum(SURFACE.law_estimate, budget)
+    for near in best.near_optimal:
         for end in (near.low, near.high):
             assert end is not None
             loss = float(SURFACE.loss_at(end, budget / (6.0 * end)))
             assert loss == pytest.approx(best.loss * (1.0 + near.share), rel=1e-9)
-    (first, second) = best.near
+    (first, second) = best.near_optimal
     assert second.low is not None
     assert first.low is not None
     assert second.low < first.low < best.params
@@ -128,11 +134,11 @@ def test_near_optimal_sizes_cost_what_they_may(budget: float) -> None:
 def test_near_optimal_models_are_inside_and_the_next_are_not(saved: FitFile) -> None:
     best = next(m for m in predict(saved, 1e21).methods if m.optimum is not None).optimum
     assert best is not None
-    family = Family(load_sweep("soda"), "total")
-    for near in best.near:
+    models = RecipeModels(load_sweep("soda"), "total")
+    for near in best.near_optimal:
         assert near.low is not None
         assert near.high is not None
-        shapes = family.shapes(near.low, near.high)
+        shapes = models.shapes(near.low, near.high)
         losses = [
             float(SURFACE.loss_at(s.params_total, 1e21 / s.train_flops_per_token)) for s in shapes
         ]
@@ -158,8 +164,8 @@ def test_other_sizes_reach_the_same_loss(recipe: str | None) -> None:
             assert other.flops > 5.0 * other.params * other.tokens
 
 
-def test_a_model_too_small_never_gets_there() -> None:
-    best = closed_form(SURFACE.core, 1e26)
+def test_a_model_too_small_never_reaches_the_loss() -> None:
+    best = closed_form_optimum(SURFACE.law_estimate, 1e26)
     assert math.isnan(best.equal_loss[0].tokens)
 
 
@@ -167,27 +173,29 @@ def test_a_model_too_small_never_gets_there() -> None:
 
 
 def test_with_6nd_the_intervals_are_those_of_the_closed_form() -> None:
-    best, flops = closed_form(SURFACE.core, 1e22), 1e22
-    mine, closed = best.intervals(SURFACE.core, flops, 0.9), SURFACE.law_at(flops, 0.9)
+    best, flops = closed_form_optimum(SURFACE.law_estimate, 1e22), 1e22
+    intervals, closed = best.intervals(SURFACE.law_estimate, flops, 0.9), SURFACE.law_at(flops, 0.9)
     for name in ("params", "tokens", "loss"):
-        np.testing.assert_allclose(mine[name], closed[name], rtol=1e-7)
+        np.testing.assert_allclose(intervals[name], closed[name], rtol=1e-7)
 
 
 @pytest.mark.parametrize(("slope", "bend"), [(1.0, 0.0), (1.15, 0.0), (0.9, 0.04)])
-def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend: float) -> None:
-    """Against a search for the least loss where a token costs f(N) with ln f = c + slope u + bend u^2 / 2."""
-    core, middle, flops = SURFACE.core, math.log(3e9), 1e22
+def test_the_derivative_of_the_optimum_is_that_of_a_search(slope: float, bend: float) -> None:
+    """Compare with a search for the least loss, for a cost of a token f(N) with
+    ln f = c + slope u + bend u^2 / 2.
+    """
+    core, middle, flops = SURFACE.law_estimate, math.log(3e9), 1e22
 
     def least(theta: np.ndarray) -> np.ndarray:
         u = middle + np.linspace(-3.0, 3.0, 2_000_001)
         cost = math.log(6.0) + middle + slope * (u - middle) + 0.5 * bend * (u - middle) ** 2
-        moved = Points(
+        moved = Observations(
             u - core.points.x_mean, math.log(flops) - cost - core.points.y_mean, u, 0.0, 0.0
         )
-        place = int(np.argmin(moved.fitted(theta)))
-        left, here, right = (float(v) for v in moved.fitted(theta)[place - 1 : place + 2])
+        index = int(np.argmin(moved.fitted(theta)))
+        lower, middle_loss, upper = (float(v) for v in moved.fitted(theta)[index - 1 : index + 2])
         step = u[1] - u[0]
-        u_best = u[place] + 0.5 * step * (left - right) / (left - 2.0 * here + right)
+        u_best = u[index] + 0.5 * step * (lower - upper) / (lower - 2.0 * middle_loss + upper)
         return np.array([u_best, math.log(flops) - np.interp(u_best, u, cost)])
 
     at = least(core.theta)
@@ -198,7 +206,7 @@ def test_the_derivative_of_the_optimum_is_that_of_minimising(slope: float, bend:
         nudge = np.zeros(5)
         nudge[k] = 1e-4
         moved = (least(core.theta + nudge) - least(core.theta - nudge)) / 2e-4
-        alone = replace(core, spread=np.outer(nudge, nudge) / 1e-8, dof=10**9)
+        alone = replace(core, theta_covariance=np.outer(nudge, nudge) / 1e-8, dof=10**9)
         got = best.intervals(alone, flops, 0.6826894921370859)  # one standard error
         for interval, derivative in zip((got["params"], got["tokens"]), moved, strict=True):
             assert interval.high - interval.value == pytest.approx(
@@ -233,7 +241,7 @@ def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
 
 
 @pytest.mark.parametrize("method", ["isoflop", "joint", "parametric", "envelope"])
-def test_the_run_is_laid_out_from_its_yaml(saved: FitFile, method: str, tmp_path: Path) -> None:
+def test_the_run_is_planned_from_its_yaml(saved: FitFile, method: str, tmp_path: Path) -> None:
     prediction = predict(saved, 1e21, method=method)
     assert prediction.chosen.law.method == method
     (tmp_path / "best.yaml").write_text(prediction.yaml())
@@ -249,7 +257,7 @@ def test_the_run_is_laid_out_from_its_yaml(saved: FitFile, method: str, tmp_path
     assert abs(math.log(run.params_total / size)) < 0.08  # half a step in width
 
 
-def test_the_surest_law_is_trained_and_another_one_is_asked_for(saved: FitFile) -> None:
+def test_the_most_certain_law_is_trained_unless_another_is_requested(saved: FitFile) -> None:
     prediction = predict(saved, 1e22)
     widths = {
         m.name: m.size().high / m.size().low
@@ -263,7 +271,7 @@ def test_the_surest_law_is_trained_and_another_one_is_asked_for(saved: FitFile) 
         predict(saved, 1e22, method="ridge")
 
 
-def test_n_is_counted_as_the_fit_did() -> None:
+def test_n_is_counted_as_in_the_fit() -> None:
     runs = RUNS.assign(params_non_embedding=RUNS["params"])
     law = fit_parametric(runs, n="non_embedding", bootstrap=0)
     (method,) = predict(law, 1e21, recipe="soda").methods
@@ -271,13 +279,13 @@ def test_n_is_counted_as_the_fit_did() -> None:
     assert cell(method.table, "params", "value") == pytest.approx(method.shape.params_non_embedding)
 
 
-def test_a_recipe_of_ones_own_takes_the_window_of_the_runs(saved: FitFile) -> None:
+def test_an_own_recipe_takes_the_window_of_the_runs(saved: FitFile) -> None:
     prediction = predict(saved, 1e21, recipe="isoflop.recipes:SODA")
     assert prediction.configuration is not None
     assert prediction.configuration.sweep.recipe == "isoflop.recipes:SODA"
     assert prediction.configuration.runs[0].shape == predict(saved, 1e21).chosen.shape
     with pytest.raises(
-        ConfigError, match="has no window and vocabulary of its own; give a sweep file that uses it"
+        ConfigError, match="defines no window and no vocabulary; give a sweep file that uses it"
     ):
         predict(SURFACE, 1e21, recipe="isoflop.recipes:SODA")
 
@@ -290,7 +298,7 @@ def test_a_sweep_is_a_recipe_too(saved: FitFile) -> None:
 
 
 def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
-    """At 1e15 FLOPs SODA's batch of one takes few steps, and only some widths come within 1 %."""
+    """At 1e15 FLOPs SODA's batch of one takes few steps, and only some widths come within 1%."""
     law = fit_parametric(simulate_isoflop(budgets=(1e13, 1e14, 1e15, 1e16), points=7), bootstrap=0)
     with pytest.raises(FitError, match="whole steps miss the budget; predict for a larger one"):
         predict(law, 1e12, recipe="soda")
@@ -299,29 +307,27 @@ def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
     assert prediction.configuration.runs[0].train_flops == pytest.approx(3e15, rel=0.01)
 
 
-# Words and refusals
+# Notes and refusals
 
 
-def test_a_recipe_may_fail_where_a_model_is_looked_for(
-    monkeypatch: pytest.MonkeyPatch, saved: FitFile
-) -> None:
+def test_a_recipe_may_refuse_some_widths(monkeypatch: pytest.MonkeyPatch, saved: FitFile) -> None:
     shape, whole = Recipe.shape, predict(saved, 1e21).methods[0].shape
 
-    def some(self: Recipe, width: int, vocab_size: int, seq_len: int):
+    def every_512th(self: Recipe, width: int, vocab_size: int, seq_len: int):
         return {width: shape(self, width, vocab_size, seq_len)}[width // 512 * 512]
 
-    monkeypatch.setattr(Recipe, "shape", some)
-    found = predict(saved, 1e21).methods[0].shape
-    assert found is not None
+    monkeypatch.setattr(Recipe, "shape", every_512th)
+    nearest = predict(saved, 1e21).methods[0].shape
+    assert nearest is not None
     assert whole is not None
-    assert found.width % 512 == 0
-    assert abs(found.width - whole.width) <= 512
+    assert nearest.width % 512 == 0
+    assert abs(nearest.width - whole.width) <= 512
     monkeypatch.setattr(Recipe, "solve", lambda *_, **__: None)
     with pytest.raises(ConfigError, match=r"^recipe: soda: solve of 1e21 at width \d+: expected"):
         predict(saved, 1e21)
 
 
-def test_a_recipe_that_can_not_be_imported_is_no_lack_of_models(saved: FitFile) -> None:
+def test_a_recipe_that_can_not_be_imported_is_an_error(saved: FitFile) -> None:
     absent: Sweep = replace(load_sweep("soda"), recipe="absent_recipes:deep")
     with pytest.raises(
         ConfigError, match=r"^recipe 'absent_recipes:deep' can't be imported \(No module named"
@@ -344,12 +350,16 @@ CUT = fit_isoflop(RUNS.query("budget < 3e20 or params < params.median()"), boots
 
 
 @pytest.mark.parametrize(
-    ("fits", "flops", "said"),
+    ("fits", "flops", "text"),
     [
         (ALL, 1e21, ""),
-        (ALL, 3e22, "2.0 decades beyond the largest budget fitted (3e20): a run in between would"),
+        (
+            ALL,
+            3e22,
+            "2.0 decades beyond the largest budget fitted (3e20): a run in between would give",
+        ),
         (ALL, 2e17, ""),
-        (ALL, 3e16, "2.0 decades below the smallest budget fitted (3e18): a run there would"),
+        (ALL, 3e16, "2.0 decades below the smallest budget fitted (3e18): a run there would give"),
         ([CUT], 6e21, "1.5 decades beyond the largest budget fitted (1.8e20)"),
         (
             [SURFACE, CUT],
@@ -359,20 +369,22 @@ CUT = fit_isoflop(RUNS.query("budget < 3e20 or params < params.median()"), boots
         ([SURFACE], 6e21, ""),
     ],
 )
-def test_how_far_from_the_runs_it_is(fits: Sequence[Laws], flops: float, said: str) -> None:
+def test_a_budget_far_from_the_runs_has_a_note(
+    fits: Sequence[Laws], flops: float, text: str
+) -> None:
     notes = [note for note in predict(fits, flops).notes if "decades" in note]
-    assert len(notes) == bool(said)
-    assert said in "".join(notes)
+    assert len(notes) == bool(text)
+    assert text in "".join(notes)
 
 
 def test_the_budgets_of_profiles_left_out_are_beyond_the_law(tmp_path: Path) -> None:
     assert CUT.profiles["used"].tolist() == [True] * 6 + [False]
-    (again,) = load_fit(write_fit(tmp_path, [CUT]))
-    assert CUT.reach == again.reach == (3e18, 1.8e20)
+    (loaded,) = load_fit(write_fit(tmp_path, [CUT]))
+    assert CUT.reach == loaded.reach == (3e18, 1.8e20)
 
 
 THREE = fit_joint(simulate_isoflop(budgets=(1e18, 1e19, 1e20), points=7))
-UNKNOWN = "too few budgets to tell its own error beyond the runs"
+UNKNOWN = "its own error beyond the runs is not known: too few budgets or runs for a hold-out test"
 
 
 @pytest.mark.parametrize(
@@ -381,11 +393,15 @@ UNKNOWN = "too few budgets to tell its own error beyond the runs"
         (THREE, 1e20, []),
         (THREE, 1.1e20, [f"joint: {UNKNOWN}"]),
         (THREE, 9e17, [f"joint: {UNKNOWN}"]),
-        (ALL, 1e21, ["envelope: no roll-out to tell its own error beyond the runs"]),
+        (
+            ALL,
+            1e21,
+            ["envelope: its own error beyond the runs is not known: it has no hold-out test"],
+        ),
         ("soda", 1e23, []),
     ],
 )
-def test_an_own_error_that_nothing_tells_is_not_known(
+def test_without_a_hold_out_test_the_own_error_is_not_known(
     fit: Any, flops: float, notes: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prediction = predict(fit, flops)

@@ -1,4 +1,4 @@
-"""Each finding appears when it should, and only then."""
+"""Each finding appears if its condition holds, and only then."""
 
 from __future__ import annotations
 
@@ -13,25 +13,29 @@ LOW = (1e18, 1e19, 1e20)
 
 
 def narrow() -> pd.DataFrame:
-    """Profiles that are flat within the noise, on a grid so fine that the middle is found all the same."""
+    """Return profiles that are flat within the noise, on a grid fine enough to find the middle."""
     return simulate_isoflop(points=60, spread=1.6, noise=0.003)
 
 
 CASES = {
     "simulated": (BASE, {}, "Nothing here is a result"),
-    "no_replicates": (BASE, {}, "noise can't be told from misfit"),
+    "no_replicates": (BASE, {}, "noise can't be separated from misfit"),
     "few_budgets": (
         simulate_isoflop(budgets=LOW),
         {},
-        "3 budgets leave the power laws 1 degree of freedom",
+        "With 3 budgets the power laws have 1 degree of freedom",
     ),
     "replicate_noise": (simulate_isoflop(seeds=3, noise=0.003), {}, "126 degrees of freedom"),
     "epochs": (
         BASE.assign(epochs=[5.5] * 2 + [1.0] * 61),
         {},
-        "2 runs see its data more than 4 times (at most 5.5)",
+        "2 runs pass over their data more than 4 times (at most 5.5 times)",
     ),
-    "shallow": (narrow(), {"use": "all"}, "no deeper than 5 times the noise about the parabolas"),
+    "shallow": (
+        narrow(),
+        {"use": "all"},
+        "less than 5 times as deep as the noise about the parabolas",
+    ),
     "no_minimum": (narrow().iloc[::6], {"use": "all"}, "count as unbounded"),
     "budget_off": (BASE.assign(budget=BASE["budget"] / 3), {}, "3.00 to 3.00 times the budget"),
     "rows_dropped": (
@@ -49,27 +53,27 @@ CASES = {
 
 @pytest.mark.parametrize("code", CASES)
 def test_findings(code):
-    runs, options, words = CASES[code]
-    found = {
+    runs, options, text = CASES[code]
+    messages = {
         d["code"]: d["message"] for d in fit_isoflop(runs, bootstrap=300, **options).diagnostics
     }
-    assert words in found[code]
+    assert text in messages[code]
 
 
-def test_a_good_study_has_nothing_to_say():
+def test_a_good_study_has_facts_only():
     codes = [d["code"] for d in fit_isoflop(simulate_isoflop(seeds=2, noise=0.002)).diagnostics]
     assert codes == ["simulated", "replicate_noise", "rollout"]
 
 
 @pytest.mark.parametrize("spelt", [False, "False", 0, 0.0, "false", None])
-def test_what_was_trained_is_not_called_simulated(spelt):
+def test_a_trained_loss_is_not_called_simulated(spelt):
     runs = simulate_isoflop(seeds=2, noise=0.002)
     runs["simulated"] = spelt
     assert "simulated" not in [d["code"] for d in fit_isoflop(runs, bootstrap=100).diagnostics]
 
 
 @pytest.mark.parametrize("spelt", [True, "True", "true", 1])
-def test_what_is_simulated_is_called_so(spelt):
+def test_a_simulated_loss_is_called_simulated(spelt):
     runs = simulate_isoflop(seeds=2, noise=0.002)
     runs["simulated"] = [spelt] + [False] * (len(runs) - 1)
     (message,) = [
@@ -84,21 +88,21 @@ def test_misfit_beyond_noise_is_named():
     runs = simulate_isoflop(seeds=2, noise=0.0005)
     runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
     (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "lack_of_fit"]
-    assert "further off what was fitted than seeds differ" in message
+    assert "farther off the fit than seeds differ" in message
 
 
 @pytest.mark.parametrize(
-    ("budgets", "words"),
+    ("budgets", "start"),
     [
         ((1e18,), "1 budget can't show how the optimum grows with compute"),
         ((1e18, 1e20), "2 budgets can't show how the optimum grows with compute"),
-        (LOW, "3 budgets leave the power laws 1 degree of freedom"),
+        (LOW, "With 3 budgets the power laws have 1 degree of freedom"),
     ],
 )
-def test_budgets_that_are_too_few_for_a_law_are_told_so(budgets, words):
+def test_too_few_budgets_for_a_law_are_reported(budgets, start):
     fit = fit_parametric(simulate_isoflop(budgets=budgets, points=9), bootstrap=0)
     (message,) = [d["message"] for d in fit.diagnostics if d["code"] == "few_budgets"]
-    assert message.startswith(words)
+    assert message.startswith(start)
 
 
 @pytest.mark.parametrize(

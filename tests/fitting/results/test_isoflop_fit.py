@@ -1,4 +1,4 @@
-"""What a result says: tables, predictions, text."""
+"""Results of fits: tables, predictions, text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from isoflop.fitting.results.fitted_laws import Laws
 FIT = fit_isoflop(simulate_isoflop(SURFACES["chinchilla"], seeds=2), bootstrap=500)
 
 
-def test_the_wider_interval_is_stated_and_both_are_kept():
-    table = FIT.core.intervals(0.95)
+def test_the_result_has_both_intervals_and_the_wider():
+    table = FIT.law_estimate.intervals(0.95)
     widths = {k: table[f"{k}high"] - table[f"{k}low"] for k in ("", "bootstrap_", "line_")}
     assert np.allclose(widths[""], np.maximum(widths["bootstrap_"], widths["line_"]))
     assert list(table.index) == ["a", "b", "ratio", "k_params", "k_tokens"]
@@ -41,9 +41,9 @@ def test_coefficients_give_the_predictions():
     k, exponent = FIT.coefficients.loc["N", ["value", "exponent"]]
     many = FIT.predict([1e20, 1e22])
     assert many.loc[(1e22, "params"), "value"] == pytest.approx(k * 1e22**exponent, rel=1e-9)
-    one = FIT.predict(1e22)
-    assert list(one.index) == ["params", "tokens"]
-    assert one.loc["tokens"].tolist() == many.loc[(1e22, "tokens")].tolist()
+    single = FIT.predict(1e22)
+    assert list(single.index) == ["params", "tokens"]
+    assert single.loc["tokens"].tolist() == many.loc[(1e22, "tokens")].tolist()
 
 
 def test_prediction_widens_away_from_the_data():
@@ -61,7 +61,7 @@ def test_summary_and_html():
     assert "<table" in FIT._repr_html_()
 
 
-def test_headline_does_not_claim_what_the_interval_leaves_open():
+def test_headline_claims_no_more_than_the_interval_of_the_ratio():
     runs = simulate_isoflop(SURFACES["chinchilla"], (1e18, 1e19, 1e20), 7, noise=0.01, seed=2)
     fit = fit_isoflop(runs, bootstrap=200)
     low, high = fit.conf_int().loc["ratio"]
@@ -73,33 +73,38 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "ratio", "words"),
+    ("a", "b", "ratio", "start"),
     [
         (A, B, RATIO, "Optimal model size and data grow at about the same pace"),
-        (A, B, (1.0, 0.2, 1.8), "Whether optimal model size or data grows faster can't be told"),
+        (
+            A,
+            B,
+            (1.0, 0.2, 1.8),
+            "It is not determined whether optimal model size or data grows faster",
+        ),
         (
             (0.5, -1215.8, 1216.8),
             (0.5, -1215.8, 1216.8),
             (1.0, -4e3, 4e3),
-            "How the optimum grows with compute can't",
+            "The growth of the optimum with compute is not determined",
         ),
         (
             (5.0, -444.0, 454.0),
             (-4.0, -453.0, 445.0),
             (-0.8, -90.0, 90.0),
-            "How the optimum grows with compute can't",
+            "The growth of the optimum with compute is not determined",
         ),
         (
             (0.3, -np.inf, np.inf),
             (0.7, -np.inf, np.inf),
             (2.3, -np.inf, np.inf),
-            "How the optimum grows with compute",
+            "The growth of the optimum with compute is not determined",
         ),
         (
             (1.1, 0.9, 1.3),
             (-0.1, -0.3, 0.1),
             (-0.09, -0.3, 0.1),
-            "Whether optimal data grows with compute can't be told",
+            "It is not determined whether optimal data grows with compute",
         ),
         (
             (1.4, 1.3, 1.5),
@@ -111,7 +116,7 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
             (-0.1, -0.3, 0.1),
             (1.1, 0.9, 1.3),
             (-11.0, -40.0, 18.0),
-            "Whether optimal model size grows with compute can't",
+            "It is not determined whether optimal model size grows with compute",
         ),
         (
             (0.4, 0.2, 0.6),
@@ -127,43 +132,44 @@ A, B, RATIO = (0.5, 0.4, 0.6), (0.5, 0.4, 0.6), (1.0, 0.8, 1.25)
         ),
     ],
 )
-def test_headline_says_no_more_than_the_intervals(a, b, ratio, words, monkeypatch):
+def test_headline_claims_no_more_than_the_intervals(a, b, ratio, start, monkeypatch):
     table = pd.DataFrame({"a": a, "b": b, "ratio": ratio}, index=["value", "low", "high"]).T
     monkeypatch.setattr(Laws, "intervals", lambda *_: table)
-    assert FIT.growth().startswith(words)
-    assert bool(FIT.no_law) == words.startswith("How")
+    assert FIT.growth().startswith(start)
+    assert bool(FIT.no_law) == start.startswith("The growth")
 
 
 @pytest.mark.parametrize(
-    ("column", "words"), [("params", "Optimal model size does"), ("tokens", "Optimal data does")]
+    ("column", "start"), [("params", "Optimal model size does"), ("tokens", "Optimal data does")]
 )
-def test_headline_of_a_law_that_shrinks(column, words):
+def test_headline_of_a_law_that_shrinks(column, start):
     runs = simulate_isoflop(noise=0.0)
     fit = fit_isoflop(runs.assign(**{column: runs[column] / runs["budget"]}), bootstrap=200)
-    assert fit.headline().startswith(words)
+    assert fit.headline().startswith(start)
 
 
 @pytest.mark.parametrize(
-    ("surface", "words"),
+    ("surface", "start"),
     [
         ("chinchilla", "Optimal model size grows 1.1x faster"),
         ("soda", "Optimal data grows"),
     ],
 )
-def test_headline_names_the_faster(surface, words):
+def test_headline_names_the_faster(surface, start):
     fit = fit_isoflop(simulate_isoflop(SURFACES[surface], noise=0.0, spread=3.0), bootstrap=100)
-    assert words in fit.headline()
+    assert start in fit.headline()
 
 
 def test_public_names_load_without_torch():
-    assert all(getattr(isoflop.fitting, name) for name in isoflop.fitting.__all__)
+    assert all(getattr(isoflop.fitting, name) for name in vars(isoflop.fitting)["__all__"])
     code = (
-        "import sys, isoflop.fitting as f; assert not {'pandas', 'numpy', 'scipy'} & set(sys.modules);"
+        "import sys, isoflop.fitting as f;"
+        "assert not {'pandas', 'numpy', 'scipy'} & set(sys.modules);"
         "f.fit_isoflop; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):
-        _ = isoflop.fitting.nothing
+        _ = isoflop.fitting.nothing  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("confidence", [0, -1, 1, 1.5, 95, np.nan])

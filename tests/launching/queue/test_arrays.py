@@ -1,4 +1,4 @@
-"""Runs as arrays of jobs: which, in which order, how many at once, with which options, in which script."""
+"""Arrays of jobs: their runs, order, concurrency, options and script."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from support.studies import tiny_plan
 from isoflop.config.profile import Gpu, Node, Profile, load_profile
 from isoflop.errors import ConfigError
 from isoflop.launching.queue.arrays import (
-    Active,
+    ActiveArray,
     Array,
-    group,
-    job_of,
+    make_arrays,
+    make_job,
     sbatch_options,
     setup_lines,
-    shares_beside,
+    share_limits,
     signal_lead_s,
 )
 from isoflop.launching.queue.submit_array import sbatch_script
-from isoflop.planning.array_limits import Share
+from isoflop.planning.array_limits import Concurrency
 from isoflop.planning.queue_simulation import Order
 from isoflop.planning.run_spec import RunSpec
 
@@ -49,17 +49,17 @@ def profile(options: dict[str, Any] | None = None, **changes: Any) -> Profile:
 
 
 def runs_like(run: RunSpec, *sizes: tuple[int, float], nodes: int = 1) -> list[RunSpec]:
-    """Runs by GPUs and hours, each with a budget of its place."""
+    """Return runs by GPUs and hours; budgets grow with the index."""
     return [
         dataclasses.replace(
             run,
-            run_id=f"r{place}",
+            run_id=f"r{index}",
             gpus=gpus,
             nodes=nodes,
             est_hours=hours,
-            budget=1e18 * (1 + place),
+            budget=1e18 * (1 + index),
         )
-        for place, (gpus, hours) in enumerate(sizes)
+        for index, (gpus, hours) in enumerate(sizes)
     ]
 
 
@@ -88,7 +88,7 @@ def header(script: str) -> dict[str, str]:
 )
 def test_one_array_a_size_in_order(run: RunSpec, order: Order, expected: list[list[str]]) -> None:
     runs = runs_like(run, (1, 2.0), (8, 9.0), (1, 1.0), (1, 3.0), (8, 4.0))
-    arrays = group(runs, profile(gpu=H100), 1001, order)
+    arrays = make_arrays(runs, profile(gpu=H100), 1001, order)
     assert ids(arrays) == expected
     assert {(array.gpus, array.nodes) for array in arrays} == {(1, 1), (8, 1)}
     assert all(array.at_once == len(array.runs) for array in arrays)
@@ -96,10 +96,10 @@ def test_one_array_a_size_in_order(run: RunSpec, order: Order, expected: list[li
 
 def test_small_budgets_of_one_size_do_not_wait_for_large_ones_of_another(run: RunSpec) -> None:
     runs = runs_like(run, (1, 2.0), (8, 9.0), (1, 1.0), (1, 3.0), (8, 4.0))
-    arrays = group(runs, profile(gpu=H100, max_gpus=10), 1001, "budget")
+    arrays = make_arrays(runs, profile(gpu=H100, max_gpus=10), 1001, "budget")
     assert ids(arrays) == [["r0"], ["r1"], ["r2"], ["r3"], ["r4"]]
     assert [array.after for array in arrays] == [(), (), (), (2,), (0, 1, 3)]
-    assert ids(group(runs, profile(gpu=H100, max_gpus=10), 1001)) == [
+    assert ids(make_arrays(runs, profile(gpu=H100, max_gpus=10), 1001)) == [
         ["r1", "r4"],
         ["r3", "r0", "r2"],
     ]
@@ -107,7 +107,9 @@ def test_small_budgets_of_one_size_do_not_wait_for_large_ones_of_another(run: Ru
 
 def test_the_same_number_of_gpus_on_other_nodes_is_another_array(run: RunSpec) -> None:
     apart = [*runs_like(run, (8, 1.0)), *runs_like(run, (8, 1.0), nodes=2)]
-    assert sorted((array.gpus, array.nodes) for array in group(apart, profile(gpu=H100), 1001)) == [
+    assert sorted(
+        (array.gpus, array.nodes) for array in make_arrays(apart, profile(gpu=H100), 1001)
+    ) == [
         (8, 1),
         (8, 2),
     ]
@@ -115,7 +117,7 @@ def test_the_same_number_of_gpus_on_other_nodes_is_another_array(run: RunSpec) -
 
 def test_without_a_bill_the_largest_runs_start_first(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, "budgets=[1.0e8, 4.0e8]")
-    (array,) = group(plan.runs, profile(max_jobs=2), 1001)
+    (array,) = make_arrays(plan.runs, profile(max_jobs=2), 1001)
     flops = [run.train_flops for run in array.runs]
     assert flops == sorted(flops, reverse=True)
     assert (array.gpus, array.nodes, array.at_once) == (0, 1, 2)
@@ -123,14 +125,14 @@ def test_without_a_bill_the_largest_runs_start_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("most", "lengths"), [(1, [1] * 7), (3, [3, 3, 1]), (7, [7]), (1001, [7])])
 def test_an_array_is_cut_at_the_clusters_limit(run: RunSpec, most: int, lengths: list[int]) -> None:
-    arrays = group(runs_like(run, *[(1, 9.0 - n) for n in range(7)]), profile(gpu=H100), most)
+    arrays = make_arrays(runs_like(run, *[(1, 9.0 - n) for n in range(7)]), profile(gpu=H100), most)
     assert [len(array.runs) for array in arrays] == lengths
-    assert [run_id for part in ids(arrays) for run_id in part] == [f"r{n}" for n in range(7)]
+    assert [run_id for group in ids(arrays) for run_id in group] == [f"r{n}" for n in range(7)]
 
 
 def test_the_larger_share_goes_to_the_array_with_more_work(run: RunSpec) -> None:
     runs = runs_like(run, *[(1, 10.0)] * 30, *[(2, 1.0)] * 30)
-    large, small = group(runs, profile(gpu=H100, max_jobs=8), 1001)
+    large, small = make_arrays(runs, profile(gpu=H100, max_jobs=8), 1001)
     assert (large.at_once, small.at_once) == (7, 1)
     assert (large.after, small.after) == ((), ())
 
@@ -141,11 +143,11 @@ def test_the_larger_share_goes_to_the_array_with_more_work(run: RunSpec) -> None
 def test_a_run_that_holds_whole_nodes_counts_with_all_their_gpus(
     run: RunSpec, options: dict[str, Any], at_once: int
 ) -> None:
-    given = profile(options, gpu=H100, max_gpus=16)
-    (array,) = group(runs_like(run, *[(2, 1.0)] * 30), given, 1001)
+    cluster = profile(options, gpu=H100, max_gpus=16)
+    (array,) = make_arrays(runs_like(run, *[(2, 1.0)] * 30), cluster, 1001)
     assert (array.gpus, array.at_once) == (2, at_once)
-    active = [Active("1", tuple(map(job_of, array.runs)))]
-    assert [one.places for one in shares_beside(active, [], given)] == [at_once]
+    active = [ActiveArray("1", tuple(map(make_job, array.runs)))]
+    assert [limit.max_jobs for limit in share_limits(active, [], cluster)] == [at_once]
 
 
 sizes = st.lists(
@@ -162,12 +164,12 @@ def test_every_run_has_its_place(
     max_jobs: int | None,
 ) -> None:
     runs, limited = runs_like(run, *sizes), profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
-    arrays = group(runs, limited, most)
+    arrays = make_arrays(runs, limited, most)
     assert Counter(itertools.chain(*ids(arrays))) == Counter(run.run_id for run in runs)
     assert all(
         len(array.runs) <= most and 1 <= array.at_once <= len(array.runs) for array in arrays
     )
-    assert all(place < number for number, array in enumerate(arrays) for place in array.after)
+    assert all(index < number for number, array in enumerate(arrays) for index in array.after)
     if max_gpus is None and max_jobs is None:
         assert [array.at_once for array in arrays] == [len(array.runs) for array in arrays]
 
@@ -181,28 +183,28 @@ def test_what_is_queued_later_shares_the_limits_with_what_is_queued(
     max_jobs: int | None,
 ) -> None:
     limited = profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
-    old = group(runs_like(run, *before), limited, 5)
+    old = make_arrays(runs_like(run, *before), limited, 5)
     active = [
-        Active(str(n), tuple(map(job_of, array.runs)), waits=bool(array.after))
+        ActiveArray(str(n), tuple(map(make_job, array.runs)), waits=bool(array.after))
         for n, array in enumerate(old)
     ]
-    new = group(runs_like(run, *now), limited, 5, active=active)
-    shares = shares_beside(active, [list(map(job_of, array.runs)) for array in new], limited)
+    new = make_arrays(runs_like(run, *now), limited, 5, active=active)
+    shares = share_limits(active, [list(map(make_job, array.runs)) for array in new], limited)
     assert [(array.at_once, array.after) for array in new] == [
-        (one.places, one.after) for one in shares[len(active) :]
+        (limit.max_jobs, limit.after) for limit in shares[len(active) :]
     ]
-    if any(
-        array.waits for array in active
-    ):  # what they wait for hands on what it holds, and nothing else may take it
-        assert {one.places for one in shares[: len(active)]} == {0}
+    if any(array.waits for array in active):  # the GPUs that they wait for are reserved for them
+        assert {limit.max_jobs for limit in shares[: len(active)]} == {0}
         assert all(set(range(len(active))) <= set(array.after) for array in new)
         return
-    at_start = [one for one in shares if not one.after]
+    at_start = [limit for limit in shares if not limit.after]
     weights = [array.jobs[0].gpus for array in active] + [array.gpus for array in new]
     held = sum(
-        one.places * gpus for one, gpus in zip(shares, weights, strict=True) if not one.after
+        limit.max_jobs * gpus
+        for limit, gpus in zip(shares, weights, strict=True)
+        if not limit.after
     )
-    assert sum(one.places for one in at_start) <= (max_jobs or 10**6)
+    assert sum(limit.max_jobs for limit in at_start) <= (max_jobs or 10**6)
     assert held <= (max_gpus or 10**6)
 
 
@@ -226,47 +228,47 @@ def test_what_runs_beyond_its_share_is_left_its_room(
 ) -> None:
     limited = profile(gpu=H100, max_gpus=max_gpus, max_jobs=max_jobs)
     active = [
-        Active(
+        ActiveArray(
             str(n),
-            tuple(map(job_of, runs_like(run, *[(gpus, 1.0)] * count))),
+            tuple(map(make_job, runs_like(run, *[(gpus, 1.0)] * count))),
             running=min(count, running),
         )
         for n, (gpus, count, running) in enumerate(before)
     ]
-    new = group(runs_like(run, *now), limited, 1001, active=active)
-    shares = shares_beside(active, [list(map(job_of, array.runs)) for array in new], limited)[
+    new = make_arrays(runs_like(run, *now), limited, 1001, active=active)
+    shares = share_limits(active, [list(map(make_job, array.runs)) for array in new], limited)[
         : len(active)
     ]
     assert all(
-        place < len(active) + number for number, array in enumerate(new) for place in array.after
+        index < len(active) + number for number, array in enumerate(new) for index in array.after
     )
-    assert all(one.places >= 1 for one in shares)
+    assert all(limit.max_jobs >= 1 for limit in shares)
     wide = [array.jobs[0].gpus for array in active]
-    held = [max(one.places, array.running) for one, array in zip(shares, active, strict=True)]
+    held = [max(limit.max_jobs, array.running) for limit, array in zip(shares, active, strict=True)]
     fresh = [array for array in new if not array.after]
     jobs = sum(held) + sum(array.at_once for array in fresh)
     gpus = sum(map(operator.mul, held, wide)) + sum(array.at_once * array.gpus for array in fresh)
-    least = [max(1, array.running) for array in active]  # an array has one place at least
+    least = [max(1, array.running) for array in active]  # each array runs at least one
     assert jobs <= max(max_jobs or 10**6, sum(least))
     assert gpus <= max(max_gpus, sum(map(operator.mul, least, wide)))
 
 
 @pytest.mark.parametrize("more", [8, 40])
 def test_what_waits_for_a_full_array_leaves_it_its_places(run: RunSpec, more: int) -> None:
-    """GPUs that nobody would take are not taken from those that run; what waits has its share afterwards."""
-    active = [Active("1", tuple(map(job_of, runs_like(run, *[(1, 1.0)] * 40))), running=8)]
-    line = list(map(job_of, runs_like(run, *[(1, 1.0)] * more)))
-    old, new = shares_beside(active, [line], profile(gpu=H100, max_gpus=8))
-    assert old == Share(8)
+    """Running arrays keep GPUs that no other could use; the waiting array gets a share later."""
+    active = [ActiveArray("1", tuple(map(make_job, runs_like(run, *[(1, 1.0)] * 40))), running=8)]
+    line = list(map(make_job, runs_like(run, *[(1, 1.0)] * more)))
+    old, new = share_limits(active, [line], profile(gpu=H100, max_gpus=8))
+    assert old == Concurrency(8)
     assert new.after == (0,)
-    assert new.places > 1
+    assert new.max_jobs > 1
 
 
 # Options
 
 
 @pytest.mark.parametrize(
-    ("gpus", "nodes", "given", "expected"),
+    ("gpus", "nodes", "cluster", "expected"),
     [
         (0, 1, profile(), {"nodes": 1}),
         (
@@ -340,21 +342,21 @@ def test_what_waits_for_a_full_array_leaves_it_its_places(run: RunSpec, more: in
     ],
 )
 def test_the_profile_is_sent_as_written_and_a_nodes_share_is_added(
-    run: RunSpec, gpus: int, nodes: int, given: Profile, expected: dict[str, Any]
+    run: RunSpec, gpus: int, nodes: int, cluster: Profile, expected: dict[str, Any]
 ) -> None:
-    options = sbatch_options(Array((run,), gpus, nodes, 1), given)
+    options = sbatch_options(Array((run,), gpus, nodes, 1), cluster)
     assert {name: options.get(name) for name in expected} == expected
-    asked = {name.replace("-", "_") for name in given.slurm}
+    asked = {name.replace("-", "_") for name in cluster.slurm}
     added = {
         "nodes",
         "signal",
         "gpus_per_node",
         "cpus_per_task",
         "mem",
-        *({"requeue"} if given.preemptible else ()),
+        *({"requeue"} if cluster.preemptible else ()),
     }
     assert asked <= options.keys() <= asked | added
-    if not given.gpu:
+    if not cluster.gpu:
         assert options.keys() - asked <= {"nodes", "signal", "requeue"}
 
 
@@ -385,8 +387,8 @@ def test_a_jobs_tasks_have_its_gpus_share_of_a_nodes_cores_together(
     ],
 )
 def test_a_job_is_told_to_save_in_time(run: RunSpec, time: str | None, lead: int) -> None:
-    given = profile({} if time is None else {"time": time})
-    assert signal_lead_s(Array((run,), 0, 1, 1), given) == lead
+    cluster = profile({} if time is None else {"time": time})
+    assert signal_lead_s(Array((run,), 0, 1, 1), cluster) == lead
 
 
 def test_the_largest_checkpoint_of_an_array_decides_how_early(run: RunSpec) -> None:
@@ -417,7 +419,7 @@ NASTY = [
 
 
 def run_script(script: str, folder: Path) -> list[str]:
-    """Runs a job's script in a folder, as a node would; returns what srun was asked to start."""
+    """Run a job's script in a folder, as a node would; return the arguments of srun."""
     programs = folder / "programs"
     programs.mkdir()
     (programs / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@" >arguments\n')
@@ -460,7 +462,7 @@ def test_nothing_in_a_profile_is_run(run: RunSpec, tmp_path: Path, value: str) -
 
 
 @pytest.mark.parametrize(
-    ("python", "words"),
+    ("python", "command"),
     [
         ("/opt/python/bin/python3", ["/opt/python/bin/python3"]),
         (
@@ -473,22 +475,22 @@ def test_nothing_in_a_profile_is_run(run: RunSpec, tmp_path: Path, value: str) -
     ],
 )
 def test_an_interpreter_is_a_program_with_arguments(
-    run: RunSpec, tmp_path: Path, python: str, words: list[str]
+    run: RunSpec, tmp_path: Path, python: str, command: list[str]
 ) -> None:
     script = sbatch_script(
         Array((run,), 0, 1, 1), profile(python=python), tmp_path / "tiny", tmp_path
     )
     (folder := tmp_path / "node").mkdir()
     arguments = run_script(script, folder)
-    assert arguments[-4 - len(words) : -4] == words
+    assert arguments[-4 - len(command) : -4] == command
 
 
 def test_setup_comes_before_the_worker_and_code_before_what_is_installed(
     run: RunSpec, tmp_path: Path
 ) -> None:
-    given = profile(setup=("export FIRST='a b'", "export PYTHONPATH=/theirs"))
+    cluster = profile(setup=("export FIRST='a b'", "export PYTHONPATH=/theirs"))
     lines = [
-        *setup_lines(given, tmp_path / "a 'b"),
+        *setup_lines(cluster, tmp_path / "a 'b"),
         'printf "%s|%s|%s" "$FIRST" "$PYTHONPATH" "$SRUN_CPUS_PER_TASK"',
     ]
     for asked in ("", "4"):
@@ -500,7 +502,7 @@ def test_setup_comes_before_the_worker_and_code_before_what_is_installed(
             ["bash", "-ec", "\n".join(lines)], env=environment, capture_output=True, text=True
         )
         assert done.stdout == f"a b|{tmp_path}/a 'b:/theirs|{asked}"
-    script = sbatch_script(Array((run,), 0, 1, 1), given, tmp_path / "tiny", tmp_path)
+    script = sbatch_script(Array((run,), 0, 1, 1), cluster, tmp_path / "tiny", tmp_path)
     assert (
         script.index("export FIRST")
         < script.index("export PYTHONPATH=/theirs")
@@ -509,10 +511,10 @@ def test_setup_comes_before_the_worker_and_code_before_what_is_installed(
 
 
 def test_what_a_script_asks_for(run: RunSpec, tmp_path: Path) -> None:
-    given = profile(
+    cluster = profile(
         {"partition": "gpu", "time": "2-00:00:00", "exclusive": True, "mail-type": "FAIL"}, gpu=H100
     )
-    script = sbatch_script(Array((run,) * 3, 8, 1, 2), given, tmp_path / "tiny", tmp_path)
+    script = sbatch_script(Array((run,) * 3, 8, 1, 2), cluster, tmp_path / "tiny", tmp_path)
     logs = f"{tmp_path}/tiny/submissions/NAME/%A_%a_0_log"
     assert {name: value for name, value in header(script).items() if name != "ntasks-per-node"} == {
         "array": "0-2%2",
@@ -528,7 +530,7 @@ def test_what_a_script_asks_for(run: RunSpec, tmp_path: Path) -> None:
         "signal": "USR2@90",
         "time": "2-00:00:00",
     }
-    alone = sbatch_script(Array((run,), 8, 1, 1), given, tmp_path / "tiny", tmp_path)
+    alone = sbatch_script(Array((run,), 8, 1, 1), cluster, tmp_path / "tiny", tmp_path)
     assert "array" not in header(alone)
     assert header(alone)["output"].endswith("/%j_0_log.out")
     assert re.search(r"^srun .* --export=ALL --kill-on-bad-exit=1 ", alone, re.MULTILINE)

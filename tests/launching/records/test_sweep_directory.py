@@ -1,4 +1,4 @@
-"""A sweep's directory: made from a plan, and only ever of one study."""
+"""A sweep's directory: made from a plan, and reserved for one study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.studies import run_of, tiny_plan
 from isoflop.config import load_sweep
 from isoflop.config.identity import RUN_HASH_DIGITS, canonical_hash, data_hash
 from isoflop.errors import ConfigError
-from isoflop.launching.records.code_snapshot import commit_of
+from isoflop.launching.records.code_snapshot import find_commit
 from isoflop.launching.records.sweep_directory import make_directory, runs_root
 from isoflop.planning.plan import Plan
 from isoflop.recipes import POCKET, RECIPES
@@ -41,7 +41,7 @@ def test_provenance_names_the_commit_of_the_code_that_jobs_run(tmp_path: Path) -
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "changes.diff").write_text("commit 0a1b\n")
     plan = tiny_plan(tmp_path)
-    for code, commit in ((tmp_path / "code", "0a1b"), (None, commit_of())):
+    for code, commit in ((tmp_path / "code", "0a1b"), (None, find_commit())):
         directory = make_directory(plan, tmp_path / str(commit), code)
         files = sorted(directory.glob("*/provenance.json"))
         assert [json.loads(file.read_text())["commit"] for file in files] == [commit] * len(
@@ -49,7 +49,7 @@ def test_provenance_names_the_commit_of_the_code_that_jobs_run(tmp_path: Path) -
         )
 
 
-def test_a_configuration_says_all_that_its_name_is_a_hash_of(study: tuple[Path, Plan]) -> None:
+def test_a_configuration_holds_everything_that_its_name_hashes(study: tuple[Path, Plan]) -> None:
     root, plan = study
     for number, spec in enumerate(plan.runs):
         config = yaml.safe_load((run_of(root, plan, number).path / "config.yaml").read_text())
@@ -166,7 +166,8 @@ def test_a_recipe_whose_rules_have_changed_is_another(
     difference: str,
 ) -> None:
     root, _ = study
-    monkeypatch.setitem(RECIPES, "pocket", dataclasses.replace(POCKET, **change))  # type: ignore[arg-type]
+    recipe = dataclasses.replace(POCKET, **change)  # type: ignore[arg-type]
+    monkeypatch.setitem(RECIPES, "pocket", recipe)
     changed = tiny_plan(tmp_path, "widths=[8]", "budgets=[1e8]", "train.evals=3")
     with pytest.raises(ConfigError, match=f"tiny: made by another study: {difference}"):
         make_directory(changed, root)

@@ -1,4 +1,4 @@
-"""What SLURM's programs say, taken apart; and programs that are missing, fail or hang."""
+"""Parsed output of SLURM's programs; programs that are missing, fail or hang."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_slurm import LIMIT, FakeSlurm
+from support.fake_slurm import LIMIT_MESSAGE, FakeSlurm
 
 from isoflop.errors import ClusterError
-from isoflop.launching.queue.reconcile import explain, is_hopeless
+from isoflop.launching.queue.reconcile import explain, never_starts
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.client import (
     Task,
-    _accounted,
-    _queued,
+    _parse_accounting_line,
+    _parse_queue_line,
     expand,
+    find_profile_key,
     is_submit_limit,
-    key_to_mend,
-    may_pass,
+    is_transient,
 )
 
 indices = st.sets(st.integers(0, 10**6), min_size=1, max_size=20).map(sorted)
-words = st.text(
+fields = st.text(
     st.characters(exclude_characters="|\n\r", exclude_categories=["C", "Z"]), max_size=20
 )
 
@@ -96,17 +96,58 @@ def test_every_list_of_tasks_is_read_as_it_was_meant(
             True,
             True,
         ),
+        ("12_3|SUSPENDED|n1|None", Task("12_3", "SUSPENDED", "", "n1"), True, False),
+        ("12_3|STAGE_OUT|n1|None", Task("12_3", "STAGE_OUT", "", "n1"), True, False),
+        ("12|REQUEUE_HOLD||None", Task("12", "REQUEUE_HOLD"), True, True),
+        ("12|RESV_DEL_HOLD||None", Task("12", "RESV_DEL_HOLD"), True, True),
+        ("12|EXPEDITING|n1|None", Task("12", "EXPEDITING", "", "n1"), True, True),
     ],
 )
 def test_a_line_of_the_queue(line: str, task: Task, active: bool, waits: bool) -> None:
-    found = _queued(line)
-    assert found == task
-    assert (found.active, found.waits) == (active, waits)
+    parsed = _parse_queue_line(line)
+    assert parsed == task
+    assert (parsed.active, parsed.waits) == (active, waits)
 
 
-@given(words, words, words, words.filter(lambda reason: reason != "None"))
+@pytest.mark.parametrize(
+    ("state", "reason", "says"),
+    [
+        ("PENDING", "", ""),
+        ("PENDING", "Priority", "Priority"),
+        ("PENDING", "(Priority)", "Priority"),
+        ("PENDING", "JobHoldMaxRequeue", "JobHoldMaxRequeue"),
+        (
+            "PENDING",
+            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
+            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
+        ),
+        ("PENDING", "QOSMaxCpuRunMinsPerUserLimit", "QOSMaxCpuRunMinsPerUserLimit"),
+        ("PENDING", "MaxGRESRunMinsPerAccount", "MaxGRESRunMinsPerAccount"),
+        ("PENDING", "PrioritySwapped", "waiting: SLURM says PrioritySwapped"),
+        ("PENDING", "Moon is full", "waiting: SLURM says Moon is full"),
+        ("REQUEUED", "", ""),
+        ("REQUEUED", "BeginTime", "BeginTime"),
+        ("REQUEUE_HOLD", "", "JobHeldUser"),
+        ("REQUEUE_HOLD", "job requeued in held state", "job requeued in held state"),
+        ("SPECIAL_EXIT", "Moon is full", "waiting: SLURM says Moon is full"),
+        (
+            "RESV_DEL_HOLD",
+            "Reservation r3 was deleted",
+            "RESV_DEL_HOLD, Reservation r3 was deleted",
+        ),
+        ("RESV_DEL_HOLD", "", "RESV_DEL_HOLD"),
+        ("EXPEDITING", "", "waiting: SLURM says EXPEDITING"),
+        ("EXPEDITING", "Priority", "waiting: SLURM says EXPEDITING, Priority"),
+    ],
+)
+def test_why_a_job_waits(state: str, reason: str, says: str) -> None:
+    assert Task("12", state, reason).waits
+    assert Task("12", state, reason).wait_reason == says
+
+
+@given(fields, fields, fields, fields.filter(lambda reason: reason != "None"))
 def test_every_field_of_the_queue_is_kept(job: str, state: str, node: str, reason: str) -> None:
-    assert _queued(f"{job}|{state}|{node}|{reason}") == Task(job, state, reason, node)
+    assert _parse_queue_line(f"{job}|{state}|{node}|{reason}") == Task(job, state, reason, node)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +163,7 @@ def test_every_field_of_the_queue_is_kept(job: str, state: str, node: str, reaso
     ],
 )
 def test_a_line_of_accounting(line: str, tasks: list[Task]) -> None:
-    assert _accounted(*line.split("|")) == tasks
+    assert _parse_accounting_line(*line.split("|")) == tasks
 
 
 def test_the_queue_and_accounting_by_id(cluster: FakeSlurm) -> None:
@@ -131,12 +172,12 @@ def test_the_queue_and_accounting_by_id(cluster: FakeSlurm) -> None:
         "sacct",
         "printf 'a banner\\n12_0|FAILED|n1|1:0\\n12_[1-2]|CANCELLED by 0|None assigned|0:0\\n'",
     )
-    assert {task: found.state for task, found in slurm.queue().items()} == {
+    assert {task: job.state for task, job in slurm.queue().items()} == {
         "12_0": "RUNNING",
         "12_1": "PENDING",
     }
     known = slurm.accounting(["12"])
-    assert {task: found.state for task, found in known.items()} == dict(
+    assert {task: job.state for task, job in known.items()} == dict(
         zip(["12_0", "12_1", "12_2"], ["FAILED", "CANCELLED", "CANCELLED"], strict=True)
     )
 
@@ -155,7 +196,8 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
         ("Batch job submission failed: Invalid partition name specified", "slurm.partition"),
         ("invalid partition specified: gpux", "slurm.partition"),
         (
-            "Batch job submission failed: Invalid account or account/partition combination specified",
+            "Batch job submission failed: "
+            "Invalid account or account/partition combination specified",
             "slurm.account",
         ),
         ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
@@ -166,8 +208,8 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
         ),
         ("Batch job submission failed: Invalid wckey specification", "slurm.wckey"),
         (
-            "Memory specification can not be satisfied Batch job submission failed: Requested node configuration is "
-            "not available",
+            "Memory specification can not be satisfied Batch job submission failed: "
+            "Requested node configuration is not available",
             "slurm.mem or node.memory_gb",
         ),
         (
@@ -176,7 +218,8 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
         ),
         ("Batch job submission failed: Invalid generic resource (gres) specification", "gpu"),
         (
-            "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+            "Batch job submission failed: "
+            "Requested time limit is invalid (missing or exceeds some limit)",
             "slurm.time",
         ),
         ('"a" is not a valid node count', "slurm.nodes"),
@@ -187,8 +230,8 @@ def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
     ],
 )
 def test_a_refusal_names_the_key_to_mend(refusal: str, key: str | None) -> None:
-    assert key_to_mend(f"sbatch: error: {refusal}") == key
-    assert not may_pass(refusal)
+    assert find_profile_key(f"sbatch: error: {refusal}") == key
+    assert not is_transient(refusal)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +244,9 @@ def test_a_refusal_names_the_key_to_mend(refusal: str, key: str | None) -> None:
     ],
 )
 def test_a_refused_option_is_named_as_the_profile_names_it(refusal: str, key: str) -> None:
-    """Words of SLURM 22.05."""
-    assert (key_to_mend(refusal) or "").replace("-", "_") == key
-    assert not may_pass(refusal)
+    """Messages of SLURM 22.05."""
+    assert (find_profile_key(refusal) or "").replace("-", "_") == key
+    assert not is_transient(refusal)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +255,14 @@ def test_a_refused_option_is_named_as_the_profile_names_it(refusal: str, key: st
         "Batch job submission failed: Socket timed out on send/recv operation",
         "Batch job submission failed: Unable to contact slurm controller (connect failure)",
         "Batch job submission failed: Zero Bytes were transmitted or received",
-        "Batch job submission failed: Slurm temporarily unable to accept job, sleeping and retrying",
+        "Batch job submission failed: "
+        "Slurm temporarily unable to accept job, sleeping and retrying",
         "Batch job submission failed: Connection refused",
         "Batch job submission failed: Slurm backup controller in standby mode",
     ],
 )
 def test_what_may_pass(refusal: str) -> None:
-    assert may_pass(f"sbatch: error: {refusal}")
+    assert is_transient(f"sbatch: error: {refusal}")
     assert not is_submit_limit(refusal)
 
 
@@ -230,20 +274,20 @@ def test_what_may_pass(refusal: str) -> None:
         ("QOSMaxSubmitJobPerUserLimit", True, None),
         ("QOSMaxWallDurationPerJobLimit", False, "slurm.time"),
         ("QOSMaxGRESPerJob", False, None),
-        ("QOSMaxCpuPerUserLimit", False, "slurm.qos, slurm.account or what a run asks for"),
-        ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or what a run asks for"),
+        ("QOSMaxCpuPerUserLimit", False, "slurm.qos, slurm.account or the resources of a run"),
+        ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or the resources of a run"),
     ],
 )
 def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(
     first: str, fewer_may: bool, key: str | None
 ) -> None:
     refusal = (
-        f"sbatch: error: {first} {LIMIT.rpartition(chr(10))[2]}"
+        f"sbatch: error: {first} {LIMIT_MESSAGE.rpartition(chr(10))[2]}"
         if first
-        else LIMIT.rpartition("\n")[2]
+        else LIMIT_MESSAGE.rpartition("\n")[2]
     )
-    assert (is_submit_limit(refusal), may_pass(refusal)) == (fewer_may, False)
-    assert key is None or key_to_mend(refusal) == key
+    assert (is_submit_limit(refusal), is_transient(refusal)) == (fewer_may, False)
+    assert key is None or find_profile_key(refusal) == key
 
 
 # Calls
@@ -291,21 +335,21 @@ def test_what_the_user_has_set_changes_no_answer(
         lambda: slurm.cancel(["1"]),
         lambda: slurm.release(["1"]),
     )
-    said = ""
+    errors = ""
     for call in calls:
         with pytest.raises(ClusterError) as problem:
             call()
-        said += str(problem.value)
-    assert said.count("SLURM_CONF=nobody") == 4
-    assert not [name for name in theirs if name in said]
-    assert f" -a -t all -u {os.geteuid()} " in said
+        errors += str(problem.value)
+    assert errors.count("SLURM_CONF=nobody") == 4
+    assert not [name for name in theirs if name in errors]
+    assert f" -a -t all -u {os.geteuid()} " in errors
 
 
 @pytest.mark.parametrize(
     "reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED]
 )
-def test_what_waits_for_ever_comes_with_its_mend(reason: str) -> None:
-    assert is_hopeless(reason)
+def test_a_permanent_wait_comes_with_its_mend(reason: str) -> None:
+    assert never_starts(reason)
     assert explain(reason).startswith(f"{reason}: ")
 
 
@@ -333,7 +377,8 @@ def test_a_program_that_hangs_is_left(cluster: FakeSlurm, monkeypatch: pytest.Mo
     ("config", "size"),
     [
         (
-            "Configuration data as of 2026\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n",
+            "Configuration data as of 2026\n"
+            "MaxArraySize            = 1001\nMaxJobCount             = 10000\n",
             1001,
         ),
         ("MaxArraySize=40001\n", 40001),
@@ -346,13 +391,13 @@ def test_the_largest_array(cluster: FakeSlurm, config: str, size: int) -> None:
     assert slurm.max_array_size() == size
 
 
-def test_the_largest_array_where_nobody_says(cluster: FakeSlurm) -> None:
+def test_the_largest_array_by_default(cluster: FakeSlurm) -> None:
     cluster.answer("scontrol", "slurm_load_ctl_conf error: Unable to contact slurm controller")
     assert slurm.max_array_size() == 1001
 
 
 @pytest.mark.parametrize(
-    ("queue", "accounting", "found"),
+    ("queue", "accounting", "job_id"),
     [
         ({"100_0": ["RUNNING", "n1", ""], "100_1": ["PENDING", "", ""]}, {}, "100"),
         ({"100": ["CANCELLED", "", ""]}, {}, "100"),
@@ -371,35 +416,35 @@ def test_a_job_is_found_by_name(
     cluster: FakeSlurm,
     queue: dict[str, list[str]],
     accounting: dict[str, list[str]] | None,
-    found: str | None,
+    job_id: str | None,
 ) -> None:
     jobs = {"100": {"name": "tiny-1", "hidden": False}, "101": {"name": "tiny-10", "hidden": False}}
     cluster.change(jobs=jobs, queue=queue, accounting=accounting)
-    assert slurm.named("tiny-1") == found
+    assert slurm.find_job_id("tiny-1") == job_id
 
 
 @pytest.mark.parametrize(
-    ("state", "found"),
+    ("state", "job_id"),
     [("PENDING", "100"), ("COMPLETING", "100"), ("COMPLETED", None), ("FAILED", None)],
 )
 def test_a_job_that_has_ended_is_not_found_among_the_active(
-    cluster: FakeSlurm, state: str, found: str | None
+    cluster: FakeSlurm, state: str, job_id: str | None
 ) -> None:
-    known = {"100": ["RUNNING", "n1", "0:0"]}  # which accounting may say for ever
+    known = {"100": ["RUNNING", "n1", "0:0"]}  # accounting may keep this forever
     cluster.change(
         jobs={"100": {"name": "a", "hidden": False}},
         queue={"100": [state, "n1", ""]},
         accounting=known,
     )
-    assert slurm.named("a", active=True) == found
+    assert slurm.find_job_id("a", active=True) == job_id
     cluster.change(queue={})
-    assert slurm.named("a", active=True) is None
+    assert slurm.find_job_id("a", active=True) is None
 
 
 def test_a_queue_that_does_not_answer_says_nothing_about_a_name(cluster: FakeSlurm) -> None:
     cluster.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(ClusterError):
-        slurm.named("tiny-1")
+        slurm.find_job_id("tiny-1")
 
 
 def test_thousands_are_cancelled_in_a_few_calls(cluster: FakeSlurm) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from support.studies import SWEEP, kill, start, tiny_plan, wait_for
+from support.studies import SWEEP, kill, meet_at, start, tiny_plan, wait_for
 
 from isoflop.config import load_sweep
 from isoflop.config.sweep_definition import to_yaml
@@ -28,11 +29,12 @@ from isoflop.launching.control import newest_log
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker import external_trainer as command
 from isoflop.launching.worker.attempt import attempt
-from isoflop.launching.worker.external_losses import keep_rows, read_rows
-from isoflop.launching.worker.external_trainer import run_command, values_of
+from isoflop.launching.worker.external_losses import read_rows, write_loss_log
+from isoflop.launching.worker.external_trainer import run_command, template_values
+from isoflop.launching.worker.slurm_job import RunJob
 from isoflop.lease import LeaseLostError
 from isoflop.planning.plan import Plan
-from isoflop.planning.trainers import COLUMNS, NAMES
+from isoflop.planning.trainers import RUN_FIELDS, TEMPLATE_FIELDS
 from isoflop.runs.collect import read_runs
 from isoflop.runs.loss_log import LOG_COLUMNS, log_row
 from isoflop.runs.run_directory import RunDirectory, State
@@ -118,6 +120,7 @@ Program = Callable[..., Trained]
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Makes a study of a program, which is called with its steps and its file of losses."""
     monkeypatch.setattr(command, "POLL_S", 0.005)
+    monkeypatch.setattr(command, "LATE_SIGNAL_S", 0.1)
 
     def program(text: str, arguments: str = "{steps} {losses}", root: str = "runs") -> Trained:
         (tmp_path / "program.py").write_text(text)
@@ -252,7 +255,7 @@ def test_it_is_torn_where_the_program_did_not_end_well(
 ) -> None:
     study = program(text + end)
     assert study.attempt() == "failed"
-    assert study.run.reached() == 1
+    assert study.run.resume_step() == 1
 
 
 ENDS = """
@@ -440,7 +443,7 @@ def test_losses_that_are_kept_again_replace_those_before(program: Program) -> No
     run = program(WHOLE).run
     for value in (7.0, 8.0):  # killed in between, before it was marked as done
         (run.path / "losses.jsonl").write_text(loss(0, value) + loss(1, 6.5))
-        keep_rows(run, read_rows(run))
+        write_loss_log(run, read_rows(run))
     assert run.log()["loss"].tolist() == [8.0, 6.5]
 
 
@@ -578,7 +581,7 @@ def test_failures_count_where_a_program_gets_no_further(program: Program) -> Non
     counts = []
     for _ in range(4):
         assert study.attempt() == "failed"
-        counts.append((study.run.reached(), study.run.state()["failures"]))
+        counts.append((study.run.resume_step(), study.run.state()["failures"]))
     assert counts == [(10, 1), (20, 1), (20, 2), (20, 3)]
 
 
@@ -615,12 +618,12 @@ def test_values_reach_the_program_as_they_are(program: Program) -> None:
 
 def test_the_names_are_those_that_have_values(program: Program) -> None:
     study = program(WHOLE)
-    values, spec = values_of(study.run), study.plan.runs[0]
-    assert set(NAMES) == values.keys()
-    assert len(set(NAMES)) == len(NAMES)
+    values, spec = template_values(study.run), study.plan.runs[0]
+    assert set(TEMPLATE_FIELDS) == values.keys()
+    assert len(set(TEMPLATE_FIELDS)) == len(TEMPLATE_FIELDS)
     row = study.plan.rows()[0]
-    assert {name: values[name] for name in COLUMNS if name in row} == {
-        name: row[name] for name in COLUMNS if name in row
+    assert {name: values[name] for name in RUN_FIELDS if name in row} == {
+        name: row[name] for name in RUN_FIELDS if name in row
     }
     assert (values["losses"], values["run_dir"]) == (
         study.run.path / "losses.jsonl",
@@ -679,7 +682,7 @@ def test_a_program_that_is_stopped_saves_and_goes_on_from_there(program: Program
     assert study.attempt(at_step_20) == "pending"
     state = study.run.state()
     assert (state["state"], state["step"], state["attempt"]) == ("pending", 20, 1)
-    assert study.run.reached() == 20
+    assert study.run.resume_step() == 20
     assert (
         newest_log(study.directory, study.run.run_id).read_text().startswith("saved\n")
     )  # as `isoflop logs` has it
@@ -712,6 +715,109 @@ def test_a_program_that_dies_of_what_stops_it_has_not_failed(program: Program, l
     assert "failures" not in study.run.state()
 
 
+RECORDS = """
+import os, sys
+open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {os.getppid()}")
+"""
+"""Names its process and its keeper; what a test adds is how it ends."""
+
+
+@pytest.mark.parametrize("looks", [2, 5], ids=["at the look that finds it", "at a later look"])
+@pytest.mark.parametrize(
+    ("ends", "state"),
+    [
+        ("", "pending"),
+        (writes(loss(20)), "pending"),
+        ("sys.exit(1)", "pending"),
+        (writes(loss(20)) + "sys.exit(143)", "pending"),
+        (writes(HELDOUT), "done"),
+        (writes(HELDOUT.rstrip()), "done"),
+        (writes(HELDOUT) + "sys.exit(1)", "pending"),
+    ],
+    ids=["0", "0, with a loss", "1", "143", "done", "done, torn", "1, with the last loss"],
+)
+def test_a_program_that_ends_at_a_signal_has_not_failed(
+    program: Program, ends: str, state: State, looks: int
+) -> None:
+    study, seen = program(RECORDS + ends), list[bool]()
+
+    def stopped() -> bool:
+        """The signal reaches the worker after the program has ended."""
+        if (study.run.path / "processes").exists() and not alive(study.run):
+            seen.append(True)
+        return len(seen) >= looks
+
+    assert study.attempt(stopped) == state
+    found = study.run.state()
+    assert (found["state"], found.get("failures", 0)) == (state, 0)
+    assert study.run.done == (state == "done")
+
+
+@pytest.mark.parametrize("ends", ["", "sys.exit(1)"])
+def test_a_program_that_ends_without_a_signal_has_failed(program: Program, ends: str) -> None:
+    study = program(RECORDS + writes(loss(20)) + ends)
+    assert study.attempt() == "failed"
+    assert study.run.state()["failures"] == 1
+
+
+SAVES = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+file = f"{os.environ['ISOFLOP_RUN_DIR']}/processes-{sys.argv[3]}"
+open(file + ".new", "w").write(f"{os.getpid()} {os.getppid()}")
+os.rename(file + ".new", file)
+while True:
+    signal.pause()
+"""
+"""Saves at SIGTERM, which takes no time, and exits with 0."""
+
+STOPS = 20
+
+
+def attempt_as_job(run: RunDirectory, rank: int, size: int, place: str) -> None:
+    """Attempt a run again and again, in a process that takes signals as a job of SLURM does."""
+    command.POLL_S = 0.02
+    os.environ["MASTER_ADDR"] = "localhost"
+    ranks = meet_at(place, rank, size) if size > 1 else None
+    for number in range(STOPS):
+        wait_for((run.path / f"go-{number}").exists)
+        job = RunJob(str(run.path))
+        job.listen()
+        attempt(run, job.must_stop, None, ranks)
+        if rank == 0:
+            with (run.path / "states").open("a") as file:
+                print(run.state()["state"], run.state().get("failures", 0), file=file)
+        if ranks:
+            ranks.barrier()
+
+
+@pytest.mark.parametrize("size", [1, 2], ids=["one process", "two processes"])
+def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
+    program: Program, size: int
+) -> None:
+    """SLURM signals all processes of a job at the same moment, in any order."""
+    study, order = program(SAVES, "{steps} {losses} {node_rank}"), random.Random(0)
+    run, place = study.run, str(study.run.path / "meeting")
+    workers = [start(attempt_as_job, run, rank, size, place) for rank in range(size)]
+    records = [run.path / f"processes-{rank}" for rank in range(size)]
+    for number in range(STOPS):
+        (run.path / f"go-{number}").touch()
+        wait_for(lambda: all(record.exists() for record in records))
+        programs = [int(pid) for record in records for pid in record.read_text().split()]
+        processes = [worker.pid or 0 for worker in workers] + programs
+        order.shuffle(processes)
+        for record in records:
+            record.unlink()
+        for process in processes:
+            time.sleep(order.choice([0.0, 0.0, 0.01]))
+            with suppress(ProcessLookupError):  # its keeper was told before
+                os.kill(process, signal.SIGTERM)
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0] * size
+    assert (run.path / "states").read_text().splitlines() == ["pending 0"] * STOPS
+
+
 @pytest.mark.parametrize("who", ["both", "child"])
 def test_what_does_not_stop_is_killed(
     program: Program, monkeypatch: pytest.MonkeyPatch, who: str
@@ -720,7 +826,7 @@ def test_what_does_not_stop_is_killed(
     study = program(DEAF.replace("WHO", repr(who)))
     losses = study.run.path / "losses.jsonl"
     assert study.attempt(losses.exists) == "pending"
-    assert study.run.state()["reason"] == "stopped; its program resumes by itself"
+    assert study.run.state()["reason"] == "stopped; the program resumes when it is restarted"
     wait_for(lambda: not alive(study.run), 5)
 
 

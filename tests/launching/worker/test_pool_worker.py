@@ -29,7 +29,7 @@ from support.studies import (
 
 from isoflop.errors import RunError
 from isoflop.launching.worker import pool_worker as worker
-from isoflop.launching.worker.attempt import _reason
+from isoflop.launching.worker.attempt import _failure_reason
 from isoflop.launching.worker.pool_worker import Worker, write_order
 from isoflop.lease import Lease, LeaseLostError
 from isoflop.planning.plan import Plan
@@ -170,7 +170,7 @@ def test_it_takes_no_run_once_its_parent_is_gone(
 
     def take(run: RunDirectory, *_: object) -> str:
         taken.append(run.run_id)
-        monkeypatch.setattr(worker, "began", lambda _: None)
+        monkeypatch.setattr(worker, "start_time", lambda _: None)
         return "done"
 
     monkeypatch.setattr(worker, "attempt", take)
@@ -211,7 +211,7 @@ def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
     ],
 )
 def test_why_a_run_failed_in_one_line(error: Exception, reason: str) -> None:
-    assert _reason(error) == reason
+    assert _failure_reason(error) == reason
 
 
 @pytest.fixture

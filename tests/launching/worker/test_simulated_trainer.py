@@ -68,7 +68,7 @@ def simulate(study: Plan, root: Path) -> Path:
 def test_a_study_gives_its_law_back_and_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, law: str, widths: list[int]
 ) -> None:
-    monkeypatch.setattr(simulated, "NOISE", QUIET)
+    monkeypatch.setattr(simulated, "NOISE_SHARE", QUIET)
     directory = simulate(
         plan("soda", [*GRID, f"widths={widths}", f"train.trainer=simulated: {law}"]), tmp_path
     )
@@ -122,8 +122,8 @@ def test_a_run_is_drawn_alike_again_and_its_seeds_differ_by_the_noise(tmp_path: 
     assert_frame_equal(run.log(), log, check_exact=True)
     losses = np.log(read_runs(directory)["loss"])
     law = np.log(SURFACES["soda"].loss(study.runs[0].params_total, study.runs[0].tokens))
-    assert 0.5 < np.std(losses) / simulated.NOISE < 1.5
-    assert abs(np.mean(losses) - law) < simulated.NOISE
+    assert 0.5 < np.std(losses) / simulated.NOISE_SHARE < 1.5
+    assert abs(np.mean(losses) - law) < simulated.NOISE_SHARE
 
 
 def test_it_needs_no_data_and_no_torch(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run as a job: how often it is started where it gets no further. What SLURM does to jobs is in `test_slurm.py`."""
+"""A run as a job: starts that get no further. SLURM itself is in `test_real_cluster.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.studies import tiny_plan
 
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker import slurm_job as job
-from isoflop.launching.worker.slurm_job import MOST_STARTS_IN_VAIN, RunJob
+from isoflop.launching.worker.slurm_job import MAX_STARTS_WITHOUT_PROGRESS, RunJob
 from isoflop.runs.run_directory import RunDirectory, State
 
 
@@ -42,17 +42,17 @@ def starts(run: RunDirectory, steps: list[int], monkeypatch: pytest.MonkeyPatch)
 def test_a_run_that_gets_further_is_started_without_end(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = list(range(1, 3 * MOST_STARTS_IN_VAIN))
+    steps = list(range(1, 3 * MAX_STARTS_WITHOUT_PROGRESS))
     assert starts(run, steps, monkeypatch) == ["pending"] * len(steps)
 
 
 def test_a_run_that_gets_no_further_has_failed(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = starts(run, [7] * (MOST_STARTS_IN_VAIN + 3), monkeypatch)
-    assert states.index("failed") == MOST_STARTS_IN_VAIN + 1  # the first start got to step 7
+    states = starts(run, [7] * (MAX_STARTS_WITHOUT_PROGRESS + 3), monkeypatch)
+    assert states.index("failed") == MAX_STARTS_WITHOUT_PROGRESS + 1  # the first start got to step 7
     assert (
-        f"started {MOST_STARTS_IN_VAIN} times without getting past step 7: "
+        f"started {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step 7: "
         in run.state()["reason"]
     )
 
@@ -60,7 +60,7 @@ def test_a_run_that_gets_no_further_has_failed(
 def test_a_step_further_begins_the_count_anew(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = [7] * MOST_STARTS_IN_VAIN + [8] * MOST_STARTS_IN_VAIN
+    steps = [7] * MAX_STARTS_WITHOUT_PROGRESS + [8] * MAX_STARTS_WITHOUT_PROGRESS
     assert set(starts(run, steps, monkeypatch)) == {"pending"}
 
 

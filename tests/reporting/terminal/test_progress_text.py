@@ -16,16 +16,16 @@ def progress(share: float, seconds: float | None = None, **states: dict[str, Any
     return Progress(states, share, seconds)
 
 
-def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    with StudyProgress(RUNS) as shown:
-        shown.data(1_200_000, 3e6)
-        shown.data(1_300_000, 3e6)  # too soon for another line
-        shown.data(3_100_000, 3e6)
+def test_plain_lines_report_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with StudyProgress(RUNS) as display:
+        display.show_data(1_200_000, 3e6)
+        display.show_data(1_300_000, 3e6)  # too soon for another line
+        display.show_data(3_100_000, 3e6)
         running = {"state": "running", "step": 50, "loss": 4.5}
-        shown.runs_at(progress(0.2, None, a=running, b={"state": "pending"}))
-        shown.runs_at(progress(0.5, 300.0, a={"state": "done", "loss": 4.25}, b=running))
+        display.show_runs(progress(0.2, None, a=running, b={"state": "pending"}))
+        display.show_runs(progress(0.5, 300.0, a={"state": "done", "loss": 4.25}, b=running))
         failed = {"state": "failed", "reason": "no luck"}
-        shown.runs_at(progress(1.0, 0.0, a={"state": "done", "loss": 4.25}, b=failed))
+        display.show_runs(progress(1.0, 0.0, a={"state": "done", "loss": 4.25}, b=failed))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -37,7 +37,7 @@ def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "text"),
     [
         ({"state": "done", "loss": 4.25}, "done, training loss 4.250"),
         ({"state": "done", "loss": 4.25, "loss_split": "train"}, "done, training loss 4.250"),
@@ -50,20 +50,20 @@ def test_plain_lines_name_what_ends(capsys: pytest.CaptureFixture[str]) -> None:
         ({"state": "failed", "loss": None}, "failed"),
     ],
 )
-def test_a_loss_is_called_what_it_is(
-    capsys: pytest.CaptureFixture[str], state: dict[str, Any], says: str
+def test_a_loss_has_its_split(
+    capsys: pytest.CaptureFixture[str], state: dict[str, Any], text: str
 ) -> None:
-    with StudyProgress(RUNS) as shown:
-        shown.runs_at(progress(0.0, None, a={"state": "running"}))
-        shown.runs_at(progress(1.0, None, a=state))
-    assert capsys.readouterr().err.splitlines()[-1] == f"[1/1] a {says}"
+    with StudyProgress(RUNS) as display:
+        display.show_runs(progress(0.0, None, a={"state": "running"}))
+        display.show_runs(progress(1.0, None, a=state))
+    assert capsys.readouterr().err.splitlines()[-1] == f"[1/1] a {text}"
 
 
-def test_what_an_earlier_call_did_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ends_of_an_earlier_call_are_not_reported_again(capsys: pytest.CaptureFixture[str]) -> None:
     done = {"state": "done", "loss": 4.25}
-    with StudyProgress(RUNS) as shown:
-        shown.runs_at(progress(0.4, None, a=done, b={"state": "running"}))
-        shown.runs_at(progress(1.0, 0.0, a=done, b=done))
+    with StudyProgress(RUNS) as display:
+        display.show_runs(progress(0.4, None, a=done, b={"state": "running"}))
+        display.show_runs(progress(1.0, 0.0, a=done, b=done))
     assert capsys.readouterr().err.splitlines() == [
         "40% of the work, 1 of 2 runs",
         "[2/2] b done, training loss 4.250, 0 s left",
@@ -76,16 +76,18 @@ def test_bars_on_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "150")
-    with StudyProgress(RUNS) as shown:
-        shown.data(1_000_000, 2e6)
-        shown.data(2_000_000, 2e6)
-        shown.runs_at(
+    with StudyProgress(RUNS) as display:
+        display.show_data(1_000_000, 2e6)
+        display.show_data(2_000_000, 2e6)
+        display.show_runs(
             progress(
                 0.3, 40.0, a={"state": "running", "step": 25, "loss": 4.5}, b={"state": "pending"}
             )
         )
-        shown.live.refresh()
-        shown.runs_at(progress(0.5, 30.0, a={"state": "done", "loss": 4.0}, b={"state": "pending"}))
+        display.live.refresh()
+        display.show_runs(
+            progress(0.5, 30.0, a={"state": "done", "loss": 4.0}, b={"state": "pending"})
+        )
     out, err = capsys.readouterr()
     assert out == ""
     for text in (
@@ -98,15 +100,17 @@ def test_bars_on_a_terminal(
         assert text in err
 
 
-def test_a_warning_is_told_once_and_not_by_a_later_call(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_is_reported_once_and_not_by_a_later_call(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     old, new = (
         {"state": "running", "warning": "old"},
         {"state": "running", "warning": "went back to step 20"},
     )
-    with StudyProgress(RUNS) as shown:
-        shown.runs_at(progress(0.0, None, a=old, b={"state": "running"}))
-        shown.runs_at(progress(0.0, None, a=old, b=new))
-        shown.runs_at(progress(0.0, None, a=old, b=new))
+    with StudyProgress(RUNS) as display:
+        display.show_runs(progress(0.0, None, a=old, b={"state": "running"}))
+        display.show_runs(progress(0.0, None, a=old, b=new))
+        display.show_runs(progress(0.0, None, a=old, b=new))
     assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
         "isoflop: warning: b: went back to step 20"
     ]

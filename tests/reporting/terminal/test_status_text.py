@@ -1,4 +1,4 @@
-"""What `isoflop status` prints of a submitted sweep."""
+"""Text and JSON of `isoflop status`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
         {"step": -3, "steps": -1, "attempt": -7},
     ],
 )
-def test_odd_values_of_a_state_are_no_traceback(
+def test_odd_values_of_a_state_raise_no_error(
     study: Study, odd: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.slurm.change(queue={"100_0": ["RUNNING", "n1", "None"]})
@@ -59,9 +59,8 @@ def test_jobs_of_runs_that_the_sweep_has_no_more_are_noted(
     study.slurm.change(queue={f"90_{index}": ["PENDING", "", "Priority"] for index in range(2)})
     status = read_status(study.directory, 2)
     print_status(status)
-    note = (
-        f"2 runs that the sweep has no more are under way: {', '.join(gone.runs)}; `isoflop cancel "
-    )
+    runs = ", ".join(gone.runs)
+    note = f"2 runs are no longer in the sweep but still active: {runs}; `isoflop cancel "
     assert capsys.readouterr().err.startswith(f"isoflop: warning: {note}")
     print_status_json(status)
     document = json.loads(capsys.readouterr().out)
@@ -78,7 +77,7 @@ def test_simulated_losses_are_marked(study: Study, capsys: pytest.CaptureFixture
     )
 
 
-def test_a_supervisor_that_has_ended_before_the_study_is_missed(
+def test_a_supervisor_that_ended_before_the_study_is_reported(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = add_supervisor(study.profile, study.directory)

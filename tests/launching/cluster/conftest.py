@@ -1,0 +1,26 @@
+"""A cluster and an undisturbed study that the tests of this folder share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.clusters import Bed, Submitted, submitted
+from support.studies import LONG_CHECKPOINTS, train_here
+
+from isoflop.launching.records.sweep_directory import make_directory
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
+    """The same study, trained in this process."""
+    study = submitted(bed, tmp_path_factory.mktemp("undisturbed"), LONG_CHECKPOINTS)
+    make_directory(study.plan, study.directory.parent)
+    for run in study.runs:
+        train_here(run, study.directory.parent)
+    return study.directory
+
+
+@pytest.fixture
+def study(bed: Bed, tmp_path: Path) -> Submitted:
+    return submitted(bed, tmp_path, LONG_CHECKPOINTS)

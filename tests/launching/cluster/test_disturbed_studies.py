@@ -1,0 +1,97 @@
+"""Studies on a real SLURM, disturbed, and yet with the losses of undisturbed ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.clusters import (
+    Bed,
+    Submitted,
+    find_worker,
+    submitted,
+)
+from support.studies import LONG_CHECKPOINTS as OFTEN
+
+from isoflop.launching.control import cancel, retry
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_study_is_queued_once_and_ends(study: Submitted, undisturbed: Path) -> None:
+    first = study.submit()
+    assert len(first.queued) == 2
+    assert study.submit().queued == ()
+    study.finish()
+    study.equals(undisturbed)
+    assert study.submit().queued == ()
+
+
+@pytest.mark.parametrize("partition", ["preempt", "scavenge"], ids=["with a signal", "at once"])
+def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str) -> None:
+    study = submitted(bed, tmp_path, OFTEN, options=(f"slurm.partition={partition}",))
+    study.submit()
+    study.wait_for_step(100)
+    bed.run(
+        "sbatch",
+        "-p",
+        "main",
+        "-N4",
+        "--exclusive",
+        "-t",
+        "1",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 3",
+    )
+    study.wait(lambda picture: picture.ids("requeued"))
+    study.finish()
+    study.equals(undisturbed)
+    assert all(run.state().get("failures", 0) == 0 for run in study.runs)
+
+
+def test_a_killed_worker_is_a_failure_that_is_tried_again(
+    study: Submitted, undisturbed: Path
+) -> None:
+    study.submit()
+    study.wait_for_step(100)
+    os.kill(find_worker(study), signal.SIGKILL)
+    picture = study.wait(lambda picture: picture.ids("failed"))
+    (failed,) = picture.ids("failed")
+    assert "died" in picture.runs[failed].reason
+    assert picture.runs[failed].retry
+    study.finish(resubmit=True)
+    study.equals(undisturbed)
+
+
+def test_a_node_that_dies(study: Submitted, undisturbed: Path) -> None:
+    study.submit()
+    study.wait_for_step(100)
+    node = study.runs[0].state()["node"]
+    study.bed("node-kill", node)
+    study.wait(lambda picture: picture.ids("requeued", "running") and not study.runs[0].is_leased())
+    study.bed("node-start", node)
+    study.finish(resubmit=True)
+    study.equals(undisturbed)
+
+
+def test_a_controller_that_forgets_the_newest_jobs(study: Submitted, undisturbed: Path) -> None:
+    study.bed("ctld-mark")
+    study.submit()
+    study.bed("ctld-forget")
+    study.finish(resubmit=True)
+    study.equals(undisturbed)
+
+
+def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
+    study.submit()
+    study.wait_for_step(100)
+    assert len(cancel(study.directory, [])) == 2
+    study.wait(lambda picture: len(picture.ids("cancelled")) == 2)
+    assert len(retry(study.directory, [])) == 2
+    study.submit()
+    study.finish()
+    study.equals(undisturbed)

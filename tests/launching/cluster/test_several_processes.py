@@ -1,0 +1,69 @@
+"""Runs of several processes on a real SLURM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.clusters import (
+    TWO_NODES,
+    WITHOUT_ACCOUNTING,
+    Bed,
+    find_worker,
+    submitted,
+)
+from support.studies import LONG_CHECKPOINTS as OFTEN
+from support.studies import wait_for
+
+from isoflop.launching.records.sweep_directory import make_directory
+from isoflop.launching.worker.attempt import attempt
+
+pytestmark = pytest.mark.slow
+
+TWO = ("slurm.ntasks_per_node=2", "slurm.cpus_per_task=1", "slurm.mem_per_cpu=1500")
+
+FOUR = (
+    "slurm.ntasks_per_node=2",
+    "slurm.nodes=2",
+    "slurm.cpus_per_task=1",
+    "slurm.mem_per_cpu=1500",
+)
+
+EVEN = "train.batch_scale=4"
+"""Batches that two and four processes share evenly."""
+
+
+@WITHOUT_ACCOUNTING
+@pytest.mark.parametrize("options", [TWO, TWO_NODES, FOUR], ids=["1x2", "2x1", "2x2"])
+def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
+    bed: Bed, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    calm = submitted(bed, tmp_path / "calm", OFTEN, EVEN, options=options)
+    calm.submit()
+    calm.finish()
+    assert all(run.state()["attempt"] == 1 for run in calm.runs)
+
+    study = submitted(bed, tmp_path / "disturbed", OFTEN, EVEN, options=options)
+    study.submit()
+    study.wait_for_step(40)
+    os.kill(find_worker(study, rank=1), signal.SIGUSR2)
+    wait_for(lambda: study.runs[0].state()["attempt"] == 2, 60)
+    step = study.runs[0].checkpointed_step()
+    study.wait_for_step(step + 40)
+    os.kill(find_worker(study, rank=1), signal.SIGKILL)
+    study.finish(resubmit=True)
+    study.equals(calm.directory)
+    assert study.runs[0].state()["attempt"] >= 3
+
+
+@WITHOUT_ACCOUNTING
+def test_simulated_runs_on_two_nodes_are_drawn_once(bed: Bed, tmp_path: Path) -> None:
+    calm = submitted(bed, tmp_path / "calm", "train.trainer=simulated: soda")
+    make_directory(calm.plan, calm.directory.parent)
+    assert [attempt(run, lambda: False, None) for run in calm.runs] == ["done", "done"]
+    study = submitted(bed, tmp_path / "queued", "train.trainer=simulated: soda", options=TWO_NODES)
+    study.submit()
+    study.finish()
+    study.equals(calm.directory)
