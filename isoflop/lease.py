@@ -1,10 +1,10 @@
-"""Leases: at most one process works in a directory, on one machine or on many that share a file system.
+"""Leases: at most one process works in a directory, on one machine or on many that share files.
 
-The kernel's file lock ends with its process and is all that is needed on one machine. Between machines some shared
-file systems don't pass it on, so the holder also touches the file every few seconds: another machine takes a lease over
-only once that heartbeat has stopped, and a holder that lost its lease that way (a machine that hung and came back)
-finds out at its next heartbeat. Where a file system knows no locks at all, the heartbeat has to do, and on this machine
-whether the holder's process is still there.
+The kernel's file lock ends with its process, and suffices on one machine. Some shared file systems
+do not pass it on to other machines, so the holder also touches the file every few seconds. Another
+machine takes a lease over only after that heartbeat has stopped. A holder that lost its lease that
+way (a machine that hung and came back) finds out at its next heartbeat. On a file system without
+any locks, only the heartbeat counts, and on the holder's machine whether its process still exists.
 """
 
 from __future__ import annotations
@@ -26,27 +26,31 @@ from pathlib import Path
 from isoflop.errors import RunError
 from isoflop.process_info import start_time
 
-HEARTBEAT_S = 3.0
-HEARTBEAT_TIMEOUT_S = 30.0
+LEASE_HEARTBEAT_S = 3.0
+LEASE_TIMEOUT_S = 30.0
+"""Age of the last heartbeat above which another process may take a lease over."""
+
 LOCK_RETRY_DELAYS_S = (0.001, 0.01, 0.1)
 NO_LOCK_ERRNOS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What file systems that know no locks answer, such as Lustre mounted without them."""
+"""Errors of file systems without locks, such as Lustre mounted without them."""
 
 MIN_SETTLE_S = 0.1
-"""How long a lease settles there at least."""
+"""Least time that a lease settles on such a file system."""
 
 
 class LeaseLostError(RunError):
-    """This process must not write any more: another one has its lease."""
+    """Loss of a lease to another process: this process must not write any more."""
 
 
 @dataclass
 class Lease:
-    """A lease that was asked for; true while it is held.
+    """A requested lease; true while it is held.
 
     Attributes:
-        held: whether it was free.
-        lost: whether another process has taken it over since, so that this one must not write any more.
+        path: file of the lease.
+        held: True if the lease was free.
+        lost: True if another process has taken it over since; this one must not write any more.
+        token: random identity of this lease.
     """
 
     path: Path
@@ -58,14 +62,14 @@ class Lease:
         return self.held and not self.lost
 
     def is_current(self) -> bool:
-        """Whether the file still names this lease."""
+        """Return whether the file still names this lease."""
         return _Holder.from_file(self.path).token == self.token
 
     def check(self) -> None:
-        """Raises LeaseLostError where another process has taken the lease over."""
+        """Raise LeaseLostError if another process has taken the lease over."""
         if self.lost:
             raise LeaseLostError(
-                f"{self.path}: taken over by another process while this one did not answer"
+                f"{self.path}: taken over by another process while this one did not respond"
             )
 
 
@@ -77,12 +81,10 @@ class _Holder:
 
     @classmethod
     def from_file(cls, path: Path) -> _Holder:
-        """Who the file names; nobody where it is empty, torn or absent."""
+        """Read the holder from a lease's file; an empty holder if it is empty, torn or absent."""
         try:
-            last = path.read_text().splitlines()[
-                -1
-            ]  # two machines that took it at one moment have both added a line
-            host, process, token = last.split()
+            # Two machines that took it at the same moment have both added a line.
+            host, process, token = path.read_text().splitlines()[-1].split()
             return cls(host, int(process), token)
         except (FileNotFoundError, IndexError, ValueError):
             return cls()
@@ -94,12 +96,12 @@ class _Holder:
 
 @contextmanager
 def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
-    """A lease on `path` until the block ends; it is false where another process holds it.
+    """Take a lease until the block ends; it is false if another process holds it.
 
     Args:
-        path: the lease's file, which is made where it is missing and stays.
-        settle_s: how long to wait before the lease counts, after which a process on another machine that took it at the
-            same moment has either won or lost; for file systems that don't pass locks on.
+        path: file of the lease; it is made if it is missing, and stays.
+        settle_s: seconds before the lease counts, for file systems that do not pass locks on. After
+            them a process on another machine that took it at the same moment has won or lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
@@ -107,12 +109,9 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
         locked = _lock(file.fileno())
         settle_s = settle_s if locked else max(settle_s, MIN_SETTLE_S)
         if locked is not False and _is_free(path, bool(locked)):
-            lease.held, line = (
-                True,
-                f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode(),
-            )
-            written = 0
-            with contextlib.suppress(OSError):  # on a full disk the kernel's lock has to do
+            lease.held, written = True, 0
+            line = f"{socket.gethostname()} {os.getpid()} {lease.token}\n".encode()
+            with contextlib.suppress(OSError):  # on a full disk the kernel's lock must suffice
                 file.truncate(0)
                 written = file.write(line)
             if settle_s and written == len(line):
@@ -122,20 +121,20 @@ def take_lease(path: Path, *, settle_s: float = 0.0) -> Iterator[Lease]:
             yield lease
             return
         ended = threading.Event()
-        beat = threading.Thread(target=_beat, args=(lease, ended), daemon=True)
-        beat.start()
+        heartbeat = threading.Thread(target=_send_heartbeats, args=(lease, ended), daemon=True)
+        heartbeat.start()
         try:
             yield lease
         finally:
             ended.set()
-            beat.join()
+            heartbeat.join()
             if lease.is_current():
                 with contextlib.suppress(OSError):
                     file.truncate(0)
 
 
 def is_leased(path: Path) -> bool:
-    """Whether some process holds the lease `path` now, as far as can be seen from here."""
+    """Return whether a process holds the lease `path`, as far as this machine can detect it."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -151,22 +150,28 @@ def is_leased(path: Path) -> bool:
 
 
 def describe_holder(path: Path) -> str:
-    """Who has a lease, in words; empty where the file names nobody."""
+    """Return the holder of a lease, e.g. `process 12 on host`; empty if the file names none."""
     holder = _Holder.from_file(path)
     return f"process {holder.process} on {holder.host}" if holder.host else ""
 
 
 def _is_free(path: Path, locks: bool) -> bool:
-    """Whether a lease is held by nobody else; where the file system has `locks`, its lock was free here."""
+    """Return whether no other process holds a lease.
+
+    If the file system has `locks`, the lease's lock was free on this machine.
+    """
     holder = _Holder.from_file(path)
-    gone_here = holder.host == socket.gethostname() and (locks or start_time(holder.process) is None)
-    # The heartbeat tells it too where a later process of this machine has the number of a holder that is gone.
-    return holder.host == "" or gone_here or _age_s(path) > HEARTBEAT_TIMEOUT_S
+    has_ended = holder.host == socket.gethostname() and (
+        locks or start_time(holder.process) is None
+    )
+    # The heartbeat also stops if a later process of this machine has the id of an ended holder.
+    return holder.host == "" or has_ended or _age_s(path) > LEASE_TIMEOUT_S
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since the last heartbeat, by the clock that stamps the files, which may not be this machine's; by this
-    machine's where this process may not write there.
+    """Return the seconds since the last heartbeat, by the clock that stamps the files.
+
+    It may not be this machine's clock, which counts only if this process may not write there.
     """
     try:
         with tempfile.TemporaryFile(dir=path.parent) as probe:
@@ -177,27 +182,26 @@ def _age_s(path: Path) -> float:
         return now - os.fstat(file.fileno()).st_mtime
 
 
-def _beat(lease: Lease, ended: threading.Event) -> None:
-    """Touches the lease until it ends or is lost."""
+def _send_heartbeats(lease: Lease, ended: threading.Event) -> None:
+    """Touch the lease until it ends or is lost."""
     written = time.monotonic()
-    while not ended.wait(HEARTBEAT_S):
+    while not ended.wait(LEASE_HEARTBEAT_S):
         try:
             if _Holder.from_file(lease.path).token not in (lease.token, ""):
                 lease.lost = True
                 return
             os.utime(lease.path)
             written = time.monotonic()
-        except OSError:  # a file system that does not answer for a while
-            if time.monotonic() - written > HEARTBEAT_TIMEOUT_S:
+        except OSError:  # a file system that does not respond for a while
+            if time.monotonic() - written > LEASE_TIMEOUT_S:
                 lease.lost = True
                 return
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Takes the kernel's lock, in several tries: `is_leased` in another process holds it for an instant.
+    """Take the kernel's lock; return whether it was free, None on a file system without locks.
 
-    Returns:
-        Whether it has it; None where the file system knows no locks.
+    There are several tries, because `is_leased` in another process holds it for an instant.
     """
     for pause in (*LOCK_RETRY_DELAYS_S, None):
         try:

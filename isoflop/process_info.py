@@ -21,7 +21,7 @@ def list_children(process: int) -> list[int]:
 
 
 def _stat(process: int) -> list[str] | None:
-    """Return the fields of a process's `stat` after its name: state, parent, ...; None if it is gone."""
+    """Return the fields of a process's `stat` after its name (state, parent, ...); None if gone."""
     try:
         return Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()
     except OSError:

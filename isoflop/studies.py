@@ -67,12 +67,12 @@ def train_study(
     with take_lease(directory / "workers" / "lease") as lease:
         if not lease:
             raise RunError(
-                f"{directory}: another `isoflop run` is running here; wait for it, or stop it"
+                f"{directory}: another `isoflop run` is active here; wait for it, or stop it"
             )
         check_installed(plan.sweep.train.loggers)
         check_study(plan, directory)
         pool = LocalPool(directory, plan, workers or default_workers(), on_stopping)
-        if pool.left:
+        if pool.remaining:
             prepare_data(plan.sweep, root, on_data)
         make_directory(plan, root)
         with closing(pool.run()) as progresses:
@@ -85,8 +85,8 @@ def train_study(
 def conclude_study(directory: Path) -> Study:
     """Gather a sweep's runs, fit them and write the report.
 
-    If the runs can't be fitted, remove the fit of an earlier call, so that nothing is predicted from
-    it. A fit that a person wrote stays.
+    If the runs can't be fitted, remove the fit of an earlier call, so that nothing is predicted
+    from it. A fit that a person wrote stays.
     """
     from isoflop.fitting import write_fit
     from isoflop.fitting.study_fits import fit_study

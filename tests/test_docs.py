@@ -81,22 +81,31 @@ def test_quick_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def pocket_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `runs` with the trained study `pocket`, for all pages that train it."""
+def pocket_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `runs` with the corpus of the study `pocket`, which `own.yaml` has too."""
     folder = make_page_folder("README.md", tmp_path_factory.mktemp("pocket"))
-    code, output = run_command("isoflop run sweeps/pocket.yaml", folder)
+    code, output = run_command("isoflop prepare sweeps/pocket.yaml", folder)
     assert code == 0, output
     return folder / "runs"
 
 
+@pytest.fixture(scope="session")
+def pocket_runs(pocket_corpus: Path) -> Path:
+    """The same folder with the trained study, for all pages that train it."""
+    code, output = run_command("isoflop run sweeps/pocket.yaml", pocket_corpus.parent)
+    assert code == 0, output
+    return pocket_corpus
+
+
 @pytest.mark.slow
-@pytest.mark.xdist_group("pocket study")
 @pytest.mark.parametrize("page", SLOW_PAGES)
-def test_all_blocks(page: str, tmp_path: Path, pocket_runs: Path) -> None:
+def test_all_blocks(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = make_page_folder(page, tmp_path)
-    trains_pocket = "isoflop run sweeps/pocket.yaml" in read(page)
-    copied = "" if trains_pocket else "data"  # own.yaml has the corpus of pocket
-    shutil.copytree(pocket_runs / copied, folder / "runs" / copied)
+    if "isoflop run sweeps/pocket.yaml" in read(page):
+        shutil.copytree(request.getfixturevalue("pocket_runs"), folder / "runs")
+    else:
+        corpus: Path = request.getfixturevalue("pocket_corpus")
+        shutil.copytree(corpus / "data", folder / "runs" / "data")
     for block in blocks_of_kind(page, "", "slow"):
         run_block(block, folder)
 
@@ -108,21 +117,19 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pocket study")
 @pytest.mark.parametrize("page", SLURM_PAGES)
 def test_blocks_for_a_cluster(
-    page: str, tmp_path: Path, bed: Bed, pocket_runs: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, bed: Bed, pocket_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
     folder = make_page_folder(page, tmp_path)
-    shutil.copytree(pocket_runs / "data", folder / "runs" / "data")
+    shutil.copytree(pocket_corpus / "data", folder / "runs" / "data")
     for block in blocks_of_kind(page, "slurm"):
         run_block(block, folder)
     run_command("isoflop cancel runs/pocket", folder)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("pocket study")
 def test_own_trainer_on_a_cluster(
     tmp_path: Path, bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

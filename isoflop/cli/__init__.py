@@ -1,8 +1,9 @@
 """The command line: `isoflop` and its family, and `sweep-plan`, which is `isoflop plan`.
 
-Parsing only: what is printed is in `reporting`. Data goes to stdout, all else to stderr. Each command imports what it
-needs when it runs, so that help is instant. A new command is a function with `@app.command("name")` in the module of
-its kind (`plan_commands`, `run_commands`, `cluster_commands`, `fit_commands`, `extend_commands`), and a place in `IN_HELP`.
+Parsing only; `reporting` prints. Data goes to stdout, everything else to stderr. Each command
+imports its modules when it runs, so that help is instant. To add a command, write a function with
+`@app.command("name")` in the module of its kind (`plan_commands`, `run_commands`,
+`cluster_commands`, `fit_commands`, `extend_commands`) and add its name to `HELP_ORDER`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from isoflop.cli import (  # noqa: F401  the commands register themselves
+from isoflop.cli import (  # noqa: F401  importing them registers the commands
     cluster_commands,
     extend_commands,
     fit_commands,
@@ -25,37 +26,38 @@ from isoflop.cli import (  # noqa: F401  the commands register themselves
 from isoflop.cli.options import app, plan_app
 from isoflop.errors import IsoflopError
 
-IN_HELP = (
-    "plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor", "calibrate", "fit",
-    "predict", "compare", "extend", "report",
+HELP_ORDER = (
+    "plan", "init", "prepare", "run", "submit", "status", "logs", "cancel", "retry", "doctor",
+    "calibrate", "fit", "predict", "compare", "extend", "report",
 )  # fmt: skip
-INTERRUPTED = 130
-PIPE_CLOSED = 1
-"""Exit code where the reader, such as `head`, has seen enough; typer's own for what it sees of it."""
-PLAIN_ERRORS = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT, errno.ENOENT, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
+INTERRUPTED_EXIT_CODE = 130
+CLOSED_PIPE_EXIT_CODE = 1
+"""Exit code after the reader of stdout, such as `head`, closed it; typer uses the same."""
+
+USER_ERRNOS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EDQUOT,
+    errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE,
 )  # fmt: skip
 
 
-app.registered_commands.sort(key=lambda command: IN_HELP.index(command.name or ""))
+app.registered_commands.sort(key=lambda command: HELP_ORDER.index(command.name or ""))
 
 
 # Entry points
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The `isoflop` program."""
+    """Run the `isoflop` program and exit."""
     _run(app, "isoflop", arguments)
 
 
 def sweep_plan(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The `sweep-plan` program."""
+    """Run the `sweep-plan` program and exit."""
     _run(plan_app, "sweep-plan", arguments)
 
 
 def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> NoReturn:
-    """Runs a program and turns what a user can cause into one line and an exit code."""
+    """Run a program; turn errors that a user can cause into one line and an exit code."""
     try:
         try:
             code = program(args=arguments, prog_name=name, standalone_mode=True)
@@ -65,10 +67,10 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
         print(f"isoflop: error: {' '.join(str(problem).split())}", file=sys.stderr)
         code = problem.exit_code
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        code = INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
         _silence_stdout()
-        code = PIPE_CLOSED
+        code = CLOSED_PIPE_EXIT_CODE
     except OSError as problem:
         if problem.errno == errno.ENOSPC:
             if not problem.filename:
@@ -77,7 +79,7 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
                 f"isoflop: error: {problem.filename or 'standard output'}: the disk is full",
                 file=sys.stderr,
             )
-        elif problem.errno in PLAIN_ERRORS and problem.filename:
+        elif problem.errno in USER_ERRNOS and problem.filename:
             print(f"isoflop: error: {problem.filename}: {problem.strerror}", file=sys.stderr)
         else:
             raise
@@ -86,12 +88,12 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
 
 
 def _silence_stdout() -> None:
-    """Keeps Python from complaining when it flushes, at exit, what can't be written."""
+    """Redirect stdout to nothing, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(version("isoflop"))
@@ -107,8 +109,6 @@ def isoflop(
 ) -> None:
     """Example: isoflop plan sweeps/soda.yaml
 
-    How large a model to train, on how much data, for any compute budget: plans, runs and fits IsoFLOP studies.
+    How large a model to train, on how much data, for any compute budget: plans, runs and fits
+    IsoFLOP studies.
     """
-
-
-# Commands

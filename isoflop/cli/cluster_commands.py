@@ -17,7 +17,7 @@ from isoflop.cli.options import (
     Runs,
     Sweep,
     app,
-    calibration_of,
+    find_calibration,
     with_bill,
 )
 from isoflop.errors import ClusterError, ConfigError
@@ -38,26 +38,29 @@ def submit(
     max_gpu_hours: MaxGpuHours = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="EXPR", help="Queue some runs: a query such as 'budget <= 3e18'."),
+        typer.Option(
+            metavar="EXPR", help="Queue only runs that match a query such as 'budget <= 3e18'."
+        ),
     ] = None,
-    order: Annotated[Order, typer.Option(help="Which runs start first.")] = "longest",
+    order: Annotated[Order, typer.Option(help="Runs to start first.")] = "longest",
     interruptions: Interruptions = None,
     supervise: Annotated[
         bool,
-        typer.Option(
-            "--supervise", help="Queue a job of one core too, which queues again what is lost."
-        ),
+        typer.Option("--supervise", help="Also queue a one-core job that requeues lost runs."),
     ] = False,
     new_code: Annotated[
         bool,
         typer.Option(
-            "--new-code", help="Give what is not done today's code, not the first submission's."
+            "--new-code",
+            help="Run unfinished runs with the current code instead of the first submission's "
+            "snapshot.",
         ),
     ] = False,
 ) -> None:
     """Example: isoflop submit sweeps/soda.yaml --cluster slurm/h100.yaml
 
-    Shows what is new, resuming and done, and the bill; then queues what is missing. Safe to call again at any time.
+    Shows the new, resuming and done runs and the bill, then queues the missing runs. Safe to call
+    again at any time.
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.control import REASONS_S, count_never_starting
@@ -72,7 +75,7 @@ def submit(
     from isoflop.planning.pricing import with_remaining_bill
     from isoflop.reporting.terminal.bill_text import (
         print_bill,
-        print_intent,
+        print_plan_size,
         print_scripts,
         print_submission,
         print_submitted,
@@ -83,23 +86,23 @@ def submit(
     profile = load_profile(cluster)
     if profile.executor != "slurm":
         raise ConfigError(
-            f"{cluster}: executor: is local; on this machine a sweep is run by `isoflop run {sweep}`"
+            f"{cluster}: executor: is local; on this machine use `isoflop run {sweep}`"
         )
     plan = lay_out(sweep, overrides or ())
     if (
         profile.gpu is not None
         or max_gpu_hours is not None
-        or calibration_of(plan, profile) is not None
+        or find_calibration(plan, profile) is not None
     ):
         plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
     elif interruptions is not None:
         raise ConfigError(
-            "--interruptions: goes with a bill; give the profile its `gpu`, or run `isoflop calibrate`"
+            "--interruptions: needs a bill; set the profile's `gpu`, or run `isoflop calibrate`"
         )
     intent = plan_submission(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
     rest = with_remaining_bill(plan, intent.remaining())
-    print_intent(rest)
+    print_plan_size(rest)
     if rest.bill is not None:
         print_bill(rest.bill, sys.stderr)
     print_submission(intent, plan)
@@ -112,12 +115,12 @@ def submit(
     if intent.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
-                "not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look"
+                "no terminal for the question: add --yes to queue, or --dry-run to see the bill"
             )
         if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
             raise typer.Exit(0)
     if intent.queued or submissions_folder(intent.directory).exists():
-        # Where nothing is to be queued too: it heals what a killed call left, and releases what SLURM holds.
+        # Also if no run is to be queued: recovers a killed call and releases held jobs.
         agreed = {*intent.queued, *read_approved(intent.directory)}
         options = {
             "order": order,
@@ -126,9 +129,9 @@ def submit(
             "max_gpu_hours": max_gpu_hours,
         }
         try:
-            with StudyProgress({}) as shown:
-                told = {"on_data": shown.show_data, "on_queued": print_submitted}
-                queue(plan, profile, runs=agreed, shown=intent.queued, **options, **told)
+            with StudyProgress({}) as progress:
+                callbacks = {"on_data": progress.show_data, "on_queued": print_submitted}
+                queue(plan, profile, runs=agreed, confirmed=intent.queued, **options, **callbacks)
         except SubmitLimitError as problem:
             if not supervise:
                 raise
@@ -145,39 +148,41 @@ def submit(
             job_id = add_supervisor(profile, intent.directory)
         except SubmitLimitError as problem:
             raise ClusterError(
-                f"could not submit the supervisor; lost runs will not be requeued automatically: {problem}"
+                "could not submit the supervisor; lost runs will not be requeued automatically: "
+                f"{problem}"
             ) from None
         print(
-            f"queued {job_id}: the supervisor" if job_id else "a supervisor is queued already",
+            f"queued {job_id}: the supervisor" if job_id else "a supervisor is already queued",
             file=sys.stderr,
         )
     print(intent.directory)
 
 
-@app.command("status", short_help="Where every run of a submitted sweep is.")
+@app.command("status", short_help="Show the state of every run of a sweep.")
 def status(
     directory: Directory,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat every few seconds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Example: isoflop status runs/soda --watch
 
-    State, progress, speed and reason of every run, and totals. Exit code 1 where a run failed or diverged.
+    Shows state, progress, speed and reason of every run, and totals. Exit code 1 if a run failed
+    or diverged.
     """
     from isoflop.launching.records.study_files import read_study_profile
     from isoflop.reporting.terminal.status_text import print_status, print_status_json, read_status
 
     retries = read_study_profile(directory).retries
     while True:
-        found = read_status(directory, retries)
+        study = read_status(directory, retries)
         if watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        print_status_json(found) if as_json else print_status(found)
-        if not watch or not found.sweep.ids("queued", "running", "requeued"):
+        print_status_json(study) if as_json else print_status(study)
+        if not watch or not study.sweep.ids("queued", "running", "requeued"):
             break
         sys.stdout.flush()
         time.sleep(WATCH_S)
-    if found.sweep.ids("failed", "diverged"):
+    if study.sweep.ids("failed", "diverged"):
         raise typer.Exit(1)
 
 
@@ -185,7 +190,8 @@ def status(
 def cancel(directory: Directory, runs: Runs = None) -> None:
     """Example: isoflop cancel runs/soda 3e20-w2304
 
-    Cancels the jobs of some runs, or of all. What they reached is kept: `isoflop submit` goes on from there.
+    Cancels the jobs of the named runs, or of all. Each run keeps its last checkpoint, from which
+    `isoflop submit` resumes.
     """
     from isoflop.launching.control import cancel as stop
 
@@ -197,7 +203,8 @@ def cancel(directory: Directory, runs: Runs = None) -> None:
 def retry(directory: Directory, runs: Runs = None) -> None:
     """Example: isoflop retry runs/soda 3e20-w2304
 
-    Queues failed and cancelled runs again, all of them or those named, however often they have failed before.
+    Queues failed and cancelled runs again, all of them or those named, regardless of the number of
+    earlier failures.
     """
     from isoflop.launching.control import retry as make_ready
     from isoflop.launching.records.study_files import lease_study
@@ -208,31 +215,33 @@ def retry(directory: Directory, runs: Runs = None) -> None:
     with lease_study(directory) as (plan, profile, lease):
         ready = make_ready(directory, runs or (), lease)
         if not ready:
-            print("no run has failed or was cancelled", file=sys.stderr)
+            print("no failed or cancelled runs", file=sys.stderr)
             return
         queue(plan, profile, runs=ready, lease=lease, on_queued=print_submitted)
 
 
-@app.command("logs", short_help="What a run has written.")
+@app.command("logs", short_help="Print the log of a run.")
 def logs(
     directory: Directory,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, by the beginning of its name.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run, by a unique prefix of its name.")
+    ],
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as it is written, until the run is over.")
+        bool, typer.Option("--follow", "-f", help="Print new lines until the run is over.")
     ] = False,
 ) -> None:
     """Example: isoflop logs runs/soda 3e20-w2304 --follow
 
-    The log of a run's newest attempt; of its job, where the run has not begun.
+    Prints the log of a run's newest attempt, or of its job if no attempt has begun.
     """
     from isoflop.launching.control import follow_log, match_runs
 
     (run_id,) = match_runs(directory, [run])
-    shown = None
+    current = None
     for log, text in follow_log(directory, run_id):
-        if log != shown:
+        if log != current:
             print(log, file=sys.stderr)
-            shown = log
+            current = log
         print(text, end="", flush=True)
         if not follow:
             break
@@ -286,7 +295,7 @@ def calibrate(
     *,
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
     seconds: Annotated[
-        float, typer.Option(min=0, metavar="S", help="How long each class is timed.")
+        float, typer.Option(min=0, metavar="S", help="Seconds to time each class.")
     ] = 20.0,
     wait: Annotated[
         float, typer.Option(min=1, metavar="S", help="Seconds that a job may wait in the queue.")
@@ -294,8 +303,8 @@ def calibrate(
 ) -> None:
     """Example: isoflop calibrate sweeps/soda.yaml --cluster slurm/h100.yaml
 
-    Trains the smallest, the middle and the largest models of each number of GPUs for some steps, in short jobs. From
-    then on plans and bills for this profile take the speed and memory that were measured.
+    Trains the smallest, the middle and the largest models of each number of GPUs for a few steps,
+    in short jobs. Later plans and bills for this profile use the measured speed and memory.
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.calibrate import calibrate as measure

@@ -1,4 +1,4 @@
-"""Commands for what comes after a study."""
+"""Command for follow-up runs of a study: extend."""
 
 from __future__ import annotations
 
@@ -24,33 +24,31 @@ def extend(
     max_flops: Annotated[
         float | None,
         typer.Option(
-            metavar="F", help="Of all new runs; default: what the study's runs have cost."
+            metavar="F", help="Training FLOPs of all new runs; default: those of the study's runs."
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="K", help="Most new runs.")] = 24,
+    runs: Annotated[int, typer.Option(min=1, metavar="K", help="Largest number of new runs.")] = 24,
     purpose: Annotated[
         Purpose | None,
         typer.Option(
             "--for",
-            help="Whose interval is to become narrow; default: the exponents, with --target the loss.",
+            help="Interval to narrow; default: the exponents', with --target the loss's.",
         ),
     ] = None,
     target: Annotated[
         float | None,
         typer.Option(
             metavar="FLOPS",
-            help="Where the loss is to be predicted; default: 10 times the largest budget.",
+            help="Budget to predict the loss at; default: 10 times the largest budget.",
         ),
     ] = None,
     until: Annotated[
         float,
         typer.Option(
-            min=0.0, metavar="X", help="Stop where the interval is +/- X (the loss: as a share)."
+            min=0.0, metavar="X", help="Stop at an interval of +/- X (for the loss: relative)."
         ),
     ] = 0.0,
-    n: Annotated[
-        ParamCount, typer.Option(help="Which parameter count the law is about.")
-    ] = "total",
+    n: Annotated[ParamCount, typer.Option(help="Parameter count of the law.")] = "total",
     loss: Annotated[
         str | None, typer.Option(metavar="COL", help="Column of the loss, such as loss_text.")
     ] = None,
@@ -60,15 +58,14 @@ def extend(
             "--output", metavar="FILE", help="Sweep file to write; default: NAME-extended.yaml."
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the file if it is there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Example: isoflop extend runs/soda --max-flops 1e20 --runs 12
 
-    Mends profiles that do not bracket their optimum, then adds the runs that narrow the interval most for their price,
-    and writes a sweep file with them: submitted or run, it trains only what is new.
+    Extends profiles that do not bracket their optimum, then adds the runs that narrow the interval
+    most for their compute, and writes a sweep file with them. Submitting or running this file
+    trains only the new runs.
     """
     from isoflop.config import load_sweep
     from isoflop.config.schema import MAX_BUDGET_FLOPS
@@ -84,21 +81,28 @@ def extend(
     definition = directory / "sweep.yaml"
     if not definition.exists():
         raise ConfigError(
-            f"{directory}: has no sweep.yaml; only a study that was laid out here can be extended"
+            f"{directory}: has no sweep.yaml; only a study that isoflop planned can be extended"
         )
     if purpose == "exponents" and target is not None:
         raise ConfigError(
-            "--target: the exponents are the same at any compute; leave it out, or ask --for loss"
+            "--target: the exponents do not depend on compute; leave it out, or use --for loss"
         )
     sweep, table = load_sweep(definition), read_runs(directory)
     if "simulated" in table and bool(table["simulated"].any()):
         warn(
-            f"{directory}: its losses are simulated (train.trainer), and so is what other runs would tell"
+            f"{directory}: its losses are simulated (train.trainer), so the gain of new runs is too"
         )
     extension = choose(
-        sweep, table, purpose=purpose or ("loss" if target is not None else "exponents"), target=target,
-        max_flops=max_flops, max_runs=runs, enough=until, n=n, loss=loss,
-    )  # fmt: skip
+        sweep,
+        table,
+        purpose=purpose or ("loss" if target is not None else "exponents"),
+        target=target,
+        max_flops=max_flops,
+        max_runs=runs,
+        enough=until,
+        n=n,
+        loss=loss,
+    )
     file = None
     if extension.picks:
         file = write_sweep(extension, output or Path(f"{sweep.name}-extended.yaml"), force=force)
@@ -113,12 +117,15 @@ def extend(
 
 
 def _next_step(directory: Path, name: str, file: Path) -> str:
-    """How to train what is new, in the directory that has the rest."""
+    """Return the hint with the command that trains the new runs in the study's directory."""
     from isoflop.launching.records.sweep_directory import runs_root
 
     if not any(directory.glob("*/config.yaml")):
-        return f"{directory} keeps a table and no runs: run from there, all of them would be trained anew"
-    here = directory.resolve()
-    root = "" if here.parent == runs_root() else f"ISOFLOP_ROOT={shlex.quote(str(here.parent))} "
-    renamed = "" if here.name == name else f" {shlex.quote(f'name={here.name}')}"
-    return f"train what is new: {root}isoflop run {shlex.quote(str(file))}{renamed}"
+        return (
+            f"{directory} has a table but no run directories: running the new file there would "
+            "train all runs again"
+        )
+    study = directory.resolve()
+    root = "" if study.parent == runs_root() else f"ISOFLOP_ROOT={shlex.quote(str(study.parent))} "
+    renamed = "" if study.name == name else f" {shlex.quote(f'name={study.name}')}"
+    return f"train the new runs: {root}isoflop run {shlex.quote(str(file))}{renamed}"

@@ -1,4 +1,4 @@
-"""Commands for scaling laws: fitted to runs, asked for a budget, compared."""
+"""Commands for scaling laws: fit, predict and compare."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def fit(
         str | None, typer.Option(metavar="COL", help="Column of planned budgets.")
     ] = None,
     n: Annotated[
-        ParamCount, typer.Option(help="Which parameter count of our own tables.")
+        ParamCount, typer.Option(help="Parameter count, for a sweep's directory.")
     ] = "total",
-    axis: Annotated[Axis, typer.Option(help="What the profiles are in.")] = "params",
+    axis: Annotated[Axis, typer.Option(help="Axis of the profiles.")] = "params",
     use: Annotated[
         str,
         typer.Option(help="Profiles that enter the laws of isoflop: statuses with commas, or all."),
@@ -58,25 +58,26 @@ def fit(
     huber_delta: Annotated[
         str,
         typer.Option(
-            metavar="X", help="Of the parametric law: adaptive, chinchilla (1e-3), inf or a number."
+            metavar="X",
+            help="For the parametric law: adaptive, chinchilla (1e-3), inf or a number.",
         ),
     ] = "adaptive",
     drop_outliers: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Leave out runs over X robust sd off the parametric law."),
+        typer.Option(metavar="X", help="Drop runs more than X robust sd from the parametric law."),
     ] = None,
     bootstrap: Annotated[int, typer.Option(min=0, metavar="K", help="Resamples.")] = 4000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resampling.")] = 0,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resampling.")] = 0,
+    confidence: Annotated[float, typer.Option(help="Confidence of the intervals.")] = 0.95,
     loss_unit: Annotated[LossUnit, typer.Option(help="Unit of the loss column.")] = "nats",
     run: Annotated[
-        str | None, typer.Option(metavar="COL", help="Loss logs: column of the runs' names.")
+        str | None, typer.Option(metavar="COL", help="Loss logs: column of run names.")
     ] = None,
     step: Annotated[
         str | None, typer.Option(metavar="COL", help="Loss logs: column of steps.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Loss logs: the split that is fitted.")
+        str | None, typer.Option(metavar="NAME", help="Loss logs: split to fit.")
     ] = None,
     beside: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Loss logs: a table of their runs.")
@@ -84,16 +85,18 @@ def fit(
     final: Annotated[FinalRule, typer.Option(help="Loss logs: rule of the final loss.")] = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write fit.json and fit.npz there, to predict from."),
+        typer.Option(
+            metavar="DIR", help="Write fit.json and fit.npz to this folder, for `isoflop predict`."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Example: isoflop fit runs/pocket --loss loss_text
 
-    Optimal model size and data as power laws of compute, by several methods side by side. Methods that the runs can't
-    be fitted by are named with the reason. SOURCE is a sweep's directory; a CSV, TSV, Parquet or JSONL table with a row
-    a run, or with many (loss logs); or a folder of such tables, of TensorBoard's event files or of offline W&B runs.
-    COL may have a factor: --params 'millions*1e6'.
+    Optimal model size and data as power laws of compute, by several methods side by side. Methods
+    that cannot fit the runs are listed with the reason. SOURCE is a sweep's directory; a CSV, TSV,
+    Parquet or JSONL table with one row per run, or many (loss logs); or a folder of such tables, of
+    TensorBoard event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
     """
     from isoflop.config.sweep_definition import load_directory_sweep
     from isoflop.fitting.fitfile.write import fit_document, write_fit
@@ -108,19 +111,24 @@ def fit(
             write_runs(Path(source))
         except OSError as problem:
             if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise  # somebody else's study is fitted as its owner left it
+                raise  # a read-only study of another user is fitted as it is
     options = Options(
-        axis=axis, n=n, columns={"params": params, "tokens": tokens, "flops": flops, "budget": budget},
+        axis=axis,
+        n=n,
+        columns={"params": params, "tokens": tokens, "flops": flops, "budget": budget},
         logs={"run": run, "step": step, "split": split, "beside": beside, "final": final},
-        loss_unit=loss_unit, use="all" if use == "all" else cast("list[Status]", _names(use)),
-        huber_delta=_delta(huber_delta), drop_outliers=drop_outliers, bootstrap=bootstrap, seed=seed,
+        loss_unit=loss_unit,
+        use="all" if use == "all" else cast("list[Status]", _names(use)),
+        huber_delta=_parse_delta(huber_delta),
+        drop_outliers=drop_outliers,
+        bootstrap=bootstrap,
+        seed=seed,
         confidence=confidence,
-    )  # fmt: skip
+    )
     study = fit_study(source, _names(method), options, loss)
     parts: dict[str, Any] = {"sweep": load_directory_sweep(source), "more": study.document_keys()}
-    written = (
-        None if output is None else write_fit(output, study.fits, **parts)
-    )  # a closed pipe ends what is printed
+    # Before printing: a closed pipe ends the command.
+    written = None if output is None else write_fit(output, study.fits, **parts)
     if as_json:
         print(json.dumps(fit_document(study.fits, **parts), indent=2, allow_nan=False))
     else:
@@ -133,7 +141,9 @@ def fit(
         print(f"wrote {written}", file=sys.stderr)
 
 
-@app.command("predict", short_help="Model size, data and loss for a budget, and one run to train.")
+@app.command(
+    "predict", short_help="Predict model size, data and loss for a budget, and a run to train."
+)
 def predict(
     fit: Annotated[
         str,
@@ -144,20 +154,21 @@ def predict(
     flops: Annotated[
         list[str],
         typer.Option(
-            metavar="C", help="Budget in training FLOPs; give several with commas, or again."
+            metavar="C", help="Budget in training FLOPs; several with commas, or repeat the option."
         ),
     ],
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="SWEEP", help="A sweep file or shipped sweep whose models are chosen among."
+            metavar="SWEEP", help="A sweep file or shipped sweep whose models to choose from."
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="M", help="Whose optimum is trained; default: the surest.")
+        str | None,
+        typer.Option(metavar="M", help="Method whose optimum to train; default: the most certain."),
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="Of the intervals; default: the fit's.")
+        float | None, typer.Option(help="Confidence of the intervals; default: the fit's.")
     ] = None,
     yaml: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the run as a sweep file.")
@@ -166,9 +177,9 @@ def predict(
 ) -> None:
     """Example: isoflop predict runs/pocket/fit.json --flops 1e13 --yaml best.yaml
 
-    The best model and its data for a budget by each law of a fit, with two intervals: what holds if the law is true,
-    and what allows for its own error beyond the runs. With it, sizes that are nearly as good, what others would cost,
-    and one run as a sweep file.
+    The best model and its data for a budget by each law of a fit, with two intervals: one that
+    assumes the law, and one that includes its error beyond the runs. Also near-optimal sizes, the
+    cost of other sizes, and one run as a sweep file.
     """
     from isoflop.files import replace_file
     from isoflop.fitting.fitfile.read import load_fit
@@ -176,16 +187,15 @@ def predict(
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_prediction
 
-    budgets = [_flops(text) for given in flops for text in given.split(",")]
+    budgets = [_parse_flops(text) for option in flops for text in option.split(",")]
     if yaml is not None and len(budgets) > 1:
-        raise FitError(
-            f"--yaml: one run has one budget; give --flops one of {', '.join(f'{b:g}' for b in budgets)}"
-        )
+        choices = ", ".join(f"{budget:g}" for budget in budgets)
+        raise FitError(f"--yaml: a run has one budget; give --flops one of {choices}")
     law = load_fit(fit)
     predictions = [
         ask(law, budget, recipe=recipe, method=method, confidence=confidence) for budget in budgets
     ]
-    if yaml is not None:  # a closed pipe ends what is printed
+    if yaml is not None:  # before printing: a closed pipe ends the command
         text = predictions[0].yaml()
         with replace_file(yaml) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -197,8 +207,8 @@ def predict(
         }
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        for place, prediction in enumerate(predictions):
-            print(end="\n" if place else "")
+        for index, prediction in enumerate(predictions):
+            print(end="\n" if index else "")
             print_prediction(prediction)
     sys.stdout.flush()
     for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
@@ -207,7 +217,7 @@ def predict(
         print(f"wrote {yaml}\nlay it out: sweep-plan {yaml}", file=sys.stderr)
 
 
-@app.command("compare", short_help="Fits side by side, and whether they differ.")
+@app.command("compare", short_help="Compare fits and test whether they differ.")
 def compare(
     fits: Annotated[
         list[str],
@@ -221,14 +231,15 @@ def compare(
     ] = None,
     method: Annotated[str | None, typer.Option(metavar="M,...", help="Only these methods.")] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="Of the intervals and the tests.")
+        float | None, typer.Option(help="Confidence of the intervals and the tests.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Example: isoflop compare runs/text-5/fit.json runs/text-20/fit.json
 
-    Exponents and predictions of several fits: methods, ablation arms, other data, published laws. Fits of different
-    runs are tested for a difference; those of the same runs are not independent, and are not.
+    Exponents and predictions of several fits: methods, ablation arms, other data, published laws.
+    Fits of different runs are tested for a difference; fits of the same runs are not, as they are
+    not independent.
     """
     from isoflop.fitting.comparison import compare as put_side_by_side
     from isoflop.fitting.fitfile.read import laws_by_name, load_fit
@@ -239,11 +250,11 @@ def compare(
     files = [load_fit(fit) for fit in dict.fromkeys(fits)]
     laws = laws_by_name(files)
     if method is not None:
-        wanted = parse_methods(_names(method))
-        laws = {name: law for name, law in laws.items() if law.method in wanted}
+        methods = parse_methods(_names(method))
+        laws = {name: law for name, law in laws.items() if law.method in methods}
     if not laws:
         raise FitError(f"--method: no fit is by {method}")
-    comparison = put_side_by_side(laws, None if flops is None else _flops(flops), confidence)
+    comparison = put_side_by_side(laws, None if flops is None else _parse_flops(flops), confidence)
     if as_json:
         print(json.dumps({"schema": 1, **comparison.to_dict()}, indent=2, allow_nan=False))
     else:
@@ -260,15 +271,15 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _delta(text: str) -> HuberDelta:
-    """Huber's delta: a preset, or a number; the fit checks it."""
+def _parse_delta(text: str) -> HuberDelta:
+    """Return Huber's delta: a number, or the name of a preset, which the fit checks."""
     try:
         return float(text)
     except ValueError:
         return cast("HuberDelta", text)
 
 
-def _flops(text: str) -> float:
+def _parse_flops(text: str) -> float:
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the commands share: the two programs, and the arguments that several take."""
+"""Shared parts of the commands: the two programs, common arguments, checks, the bill."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
 
-MOST_INTERRUPTIONS = 10_000
+MAX_INTERRUPTIONS_PER_DAY = 10_000
 Order = Literal["longest", "budget"]
 Sweep = Annotated[
     str, typer.Argument(metavar="SWEEP", help="A sweep file, or a shipped sweep such as pocket.")
@@ -24,15 +24,17 @@ Overrides = Annotated[
 ]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's directory.")]
 Runs = Annotated[
-    list[str] | None, typer.Argument(metavar="RUN", help="Runs, by the beginning of their names.")
+    list[str] | None, typer.Argument(metavar="RUN", help="Runs, by unique prefixes of their names.")
 ]
 MaxGpuHours = Annotated[
     float | None,
-    typer.Option(min=0, metavar="H", help="Refuse a study that needs more (exit code 3)."),
+    typer.Option(
+        min=0, metavar="H", help="Refuse a study that needs more GPU-hours (exit code 3)."
+    ),
 ]
 Interruptions = Annotated[
     float | None,
-    typer.Option(min=0, metavar="R", help="Preemptions and failures of a job to expect in a day."),
+    typer.Option(min=0, metavar="R", help="Expected preemptions and failures of a job per day."),
 ]
 
 _SETTINGS: dict[str, Any] = {
@@ -45,12 +47,11 @@ app = typer.Typer(no_args_is_help=True, **_SETTINGS)
 plan_app = typer.Typer(**_SETTINGS)
 
 
-def check_number(option: str, value: float | None, most: float, least: float = 0.0) -> None:
-    """Raises ConfigError for the value of an option that is not from `least`, or above 0, up to `most`."""
-    if value is not None and not (least <= value <= most and value > 0):
-        raise ConfigError(
-            f"{option}: expected a number {f'from {least:g}' if least else 'above 0'} to {most:g}, got {value:g}"
-        )
+def check_number(option: str, value: float | None, largest: float, smallest: float = 0.0) -> None:
+    """Raise ConfigError unless a value is None, or above 0 and from `smallest` to `largest`."""
+    if value is not None and not (smallest <= value <= largest and value > 0):
+        start = f"from {smallest:g}" if smallest else "above 0"
+        raise ConfigError(f"{option}: expected a number {start} to {largest:g}, got {value:g}")
 
 
 def with_bill(
@@ -59,20 +60,26 @@ def with_bill(
     order: Order,
     interruptions: float | None,
     max_gpu_hours: float | None,
-    most_tasks: int | None = None,
+    max_array_size: int | None = None,
 ) -> Plan:
-    """The plan with its bill on a cluster, within its cap, by what was measured there where something was."""
+    """Return the plan with its bill on a cluster, by measured speeds if there are any.
+
+    Raises:
+        ConfigError: an invalid profile or rate of interruptions.
+        BudgetError: the bill exceeds `max_gpu_hours`.
+    """
     from isoflop.config.profile import load_profile
     from isoflop.planning.array_limits import UNLIMITED
     from isoflop.planning.pricing import check_cap
     from isoflop.planning.pricing import with_bill as price
 
-    if interruptions is not None and not interruptions <= MOST_INTERRUPTIONS:
+    if interruptions is not None and not interruptions <= MAX_INTERRUPTIONS_PER_DAY:
         raise ConfigError(
-            f"--interruptions: expected 0 to {MOST_INTERRUPTIONS:,} in a day, got {interruptions:g}"
+            f"--interruptions: expected 0 to {MAX_INTERRUPTIONS_PER_DAY:,} a day, "
+            f"got {interruptions:g}"
         )
     profile = load_profile(cluster, to_plan=True)
-    calibration = calibration_of(plan, profile)
+    calibration = find_calibration(plan, profile)
     try:
         billed = price(
             plan,
@@ -80,7 +87,7 @@ def with_bill(
             order=order,
             interruptions_per_day=interruptions,
             calibration=calibration,
-            max_array_size=most_tasks or UNLIMITED,
+            max_array_size=max_array_size or UNLIMITED,
         )
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
@@ -89,14 +96,12 @@ def with_bill(
     return billed
 
 
-def calibration_of(plan: Plan, profile: Profile) -> Calibration | None:
-    """What `isoflop calibrate` found for a plan on a cluster, if anything."""
+def find_calibration(plan: Plan, profile: Profile) -> Calibration | None:
+    """Return the measurements of `isoflop calibrate` for a plan on a cluster, if any."""
     from isoflop.config.profile import ROOT_NOT_GIVEN
     from isoflop.launching.records.sweep_directory import resolve_root
     from isoflop.planning.calibration import read_calibration
 
-    return (
-        None
-        if profile.root == ROOT_NOT_GIVEN
-        else read_calibration(resolve_root(profile), plan.sweep, profile)
-    )
+    if profile.root == ROOT_NOT_GIVEN:
+        return None
+    return read_calibration(resolve_root(profile), plan.sweep, profile)

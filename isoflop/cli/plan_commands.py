@@ -1,4 +1,4 @@
-"""Commands that lay out a study."""
+"""Commands that plan a study: plan and init."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def plan(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the sweep's keys.")
     ] = None,
     dropped: Annotated[
-        bool, typer.Option("--dropped", help="List what the rules dropped, and why.")
+        bool, typer.Option("--dropped", help="List dropped candidates, with reasons.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the runs as CSV too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the runs as CSV.")
     ] = None,
     parquet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the runs as Parquet too.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the runs as Parquet.")
     ] = None,
     cluster: Annotated[
         str | None,
@@ -49,7 +49,7 @@ def plan(
         ),
     ] = None,
     order: Annotated[
-        Order | None, typer.Option(help="Which runs start first on the cluster; default: longest.")
+        Order | None, typer.Option(help="Runs to start first on the cluster; default: longest.")
     ] = None,
     interruptions: Interruptions = None,
     max_gpu_hours: MaxGpuHours = None,
@@ -58,22 +58,22 @@ def plan(
         typer.Option(
             "--expect",
             metavar="LAW",
-            help="Add the intervals to expect: soda, chinchilla or a fit.json.",
+            help="Add the expected intervals under a law: soda, chinchilla or a fit.json.",
         ),
     ] = None,
     noise: Annotated[
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="With --expect: sd between seeds; default: the fit.json's, else .003.",
+            help="With --expect: relative sd between seeds; default: the fit.json's, else .003.",
         ),
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(metavar="FLOPS", help="With --expect: predict the loss there too."),
+        typer.Option(metavar="FLOPS", help="With --expect: also predict the loss at this budget."),
     ] = None,
     submit_too: Annotated[
-        bool, typer.Option("--submit", help="Go on to submission, as `isoflop submit`.")
+        bool, typer.Option("--submit", help="Then submit, like `isoflop submit`.")
     ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="With --submit: queue without asking.")
@@ -99,15 +99,13 @@ def plan(
     if cluster is not None:
         laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
     elif max_gpu_hours is not None:
-        raise ConfigError(
-            "--max-gpu-hours: GPU-hours are known with a cluster only; add --cluster PROFILE"
-        )
-    for name, given in (
+        raise ConfigError("--max-gpu-hours: only a cluster gives GPU-hours; add --cluster PROFILE")
+    for name, is_set in (
         ("--submit", submit_too),
-        ("--order", order),
+        ("--order", order is not None),
         ("--interruptions", interruptions is not None),
     ):
-        if given and cluster is None:
+        if is_set and cluster is None:
             raise ConfigError(f"{name}: needs a cluster; add --cluster PROFILE")
     expected = None
     if law is not None:
@@ -118,9 +116,8 @@ def plan(
             laid_out, expected_law(law), noise=noise, targets=[] if target is None else [target]
         )
     elif noise is not None or target is not None:
-        raise ConfigError(
-            f"{'--noise' if noise is not None else '--target'}: goes with a law; add --expect LAW"
-        )
+        option = "--noise" if noise is not None else "--target"
+        raise ConfigError(f"{option}: needs a law; add --expect LAW")
     if csv is not None:
         laid_out.write_csv(csv)
     if parquet is not None:
@@ -143,7 +140,8 @@ def plan(
             [*context.command_path.split(), sweep, *(overrides or ()), "--dropped"]
         )
         print(
-            f"{len(laid_out.dropped)} candidates dropped ({drop_reasons(laid_out)}); list them: {command}",
+            f"{len(laid_out.dropped)} candidates dropped ({drop_reasons(laid_out)}); "
+            f"list them: {command}",
             file=sys.stderr,
         )
     for path in filter(None, (csv, parquet)):
@@ -162,15 +160,17 @@ def plan(
 
 @app.command("init", short_help="Write a sweep file and a cluster profile to start from.")
 def init(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go.")] = Path(),
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of the new files.")
+    ] = Path(),
     source: Annotated[
         str, typer.Option("--from", metavar="NAME", help="The shipped sweep to start from.")
     ] = "soda",
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Example: isoflop init --from soda my-study
 
-    Writes NAME.yaml and cluster.yaml, commented copies of shipped files, to change as you like.
+    Writes NAME.yaml and cluster.yaml, commented copies of shipped files to edit.
     """
     from isoflop.config.init_files import write_start
 

@@ -1,4 +1,4 @@
-"""Commands for a study on this machine, and for its results."""
+"""Commands for a study on this machine: run, prepare and report."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ def run(
     overrides: Overrides = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at once; default: one for each GPU, else each core."),
+        typer.Option(min=1, help="Runs at once; default: one per GPU, else one per core."),
     ] = None,
 ) -> None:
     """Example: isoflop run sweeps/pocket.yaml
 
-    The whole study on this machine: plan, prepare data, train every run, fit, report. What is done is skipped, what was
-    interrupted resumes where it was.
+    The whole study on this machine: plan, prepare data, train every run, fit, report. Finished runs
+    are skipped, interrupted runs resume.
     """
     from isoflop.launching.records.sweep_directory import runs_root
     from isoflop.planning.plan import plan as lay_out
-    from isoflop.reporting.terminal.bill_text import print_intent, print_study
+    from isoflop.reporting.terminal.bill_text import print_plan_size, print_study
     from isoflop.reporting.terminal.progress_text import StudyProgress
     from isoflop.studies import conclude_study, train_study
 
-    plan, began = lay_out(sweep, overrides or ()), time.monotonic()
-    print_intent(plan)
+    plan, start = lay_out(sweep, overrides or ()), time.monotonic()
+    print_plan_size(plan)
     try:
         with (
             _all_stops_interrupt(),
-            StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as shown,
+            StudyProgress({spec.run_id: spec.steps for spec in plan.runs}) as progress,
         ):
-            tell = {
-                "on_data": shown.show_data,
-                "on_progress": shown.show_runs,
-                "on_stopping": shown.show_stopping,
+            callbacks = {
+                "on_data": progress.show_data,
+                "on_progress": progress.show_runs,
+                "on_stopping": progress.show_stopping,
             }
-            directory = train_study(plan, runs_root(), workers=workers, **tell)
+            directory = train_study(plan, runs_root(), workers=workers, **callbacks)
     except KeyboardInterrupt:
         print(
-            "stopped; every run keeps its last checkpoint: the same command goes on from there",
+            "stopped; every run keeps its last checkpoint, from which the same command resumes",
             file=sys.stderr,
         )
         raise
     study = conclude_study(directory)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     print_study(study.directory, study.runs, study.fits, study.report, seconds)
     if len(study.unfinished):
         if study.refusal:
             print(study.refusal, file=sys.stderr)
         raise typer.Exit(1)
-    if study.refusal and len(study.runs) > 1:  # one run is no study, and asks for no law
+    if study.refusal and len(study.runs) > 1:  # a single run needs no law
         raise FitError(study.refusal)
 
 
-@app.command("prepare", short_help="Make the data that a sweep names.")
+@app.command("prepare", short_help="Make the data of a sweep.")
 def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     """Example: isoflop prepare sweeps/pocket.yaml
 
-    Tokenises and shards the data that a sweep names, once: another sweep with the same data section uses it too. Data
-    that are there are read through, to find what was damaged since.
+    Tokenises and shards the data of a sweep, once: other sweeps with the same data section use it
+    too. Existing data are read in full to find damage.
     """
     from isoflop.config import load_sweep
     from isoflop.data.prepare import prepare as make
@@ -81,13 +81,14 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     from isoflop.text import count_text
 
     loaded = load_sweep(sweep, overrides or ())
-    with StudyProgress({}) as shown:
-        folder = make(runs_root(), loaded.data, progress=shown.show_data)
+    with StudyProgress({}) as progress:
+        folder = make(runs_root(), loaded.data, progress=progress.show_data)
     manifest = Manifest.read(folder)
     manifest.check(folder)
     print(folder)
     print(
-        f"{count_text(manifest.tokens('train'))} training and {count_text(manifest.tokens('heldout'))} held-out tokens, "
+        f"{count_text(manifest.tokens('train'))} training and "
+        f"{count_text(manifest.tokens('heldout'))} held-out tokens, "
         f"vocabulary {manifest.vocabulary.size:,}, checksum {manifest.checksum[:12]}",
         file=sys.stderr,
     )
@@ -111,7 +112,7 @@ def report(
 
 @contextmanager
 def _all_stops_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the block as Ctrl-C does, unless they are ignored, as under nohup."""
+    """Let SIGTERM and SIGHUP end the block like Ctrl-C, unless they are ignored, as under nohup."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for number in before:

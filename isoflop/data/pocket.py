@@ -151,7 +151,7 @@ def _batches(texts: list[str], seed: int, takes: int | None) -> Iterator[list[Sc
 
 
 def _remove_except(folder: Path, names: set[str]) -> None:
-    """Remove unneeded shards, made ahead, and files that were incomplete at the end."""
+    """Remove all other files: shards made ahead of need, and incomplete files."""
     for path in folder.iterdir():
         if path.name not in names:
             path.unlink()

@@ -56,7 +56,7 @@ def _check(folder: Path, data: Data) -> None:
         keys = []
         if isinstance(stored, dict):
             keys = [key for key in expected if stored.get(key) != expected[key]]
-        difference = f"{', '.join(keys)} differ" if keys else "its manifest was edited"
+        difference = f"different {', '.join(keys)}" if keys else "its manifest was edited"
         raise DataError(
             f"{folder}: made from another data section ({difference}); move it away, and prepare "
             "again"

@@ -168,7 +168,7 @@ def submit(
     order: Order = "longest",
     only: str | None = None,
     runs: Collection[str] | None = None,
-    shown: Collection[str] | None = None,
+    confirmed: Collection[str] | None = None,
     cancelled: bool = True,
     new_code: bool = False,
     max_gpu_hours: float | None = None,
@@ -184,7 +184,7 @@ def submit(
         order: runs to start first.
         only: pandas query on the plan's columns.
         runs: ids of runs; others are not changed.
-        shown: ids of runs shown to the user as to be queued; no other cancelled run is queued.
+        confirmed: ids of runs that the user confirmed; no other cancelled run is queued.
         cancelled: queue cancelled runs too, as a user's submission does, and approve all queued
             runs for a supervisor. A supervisor passes False.
         new_code: run unfinished runs with the current code instead of the first submission's
@@ -209,8 +209,9 @@ def submit(
     with lease_submissions(directory, lease) as lease:
         submissions, intent = recover_submissions(directory), plan_submission(plan, profile, only)
         intent.status.check("queued")
-        confirmed = set(intent.queued if shown is None else shown) if cancelled else set[str]()
-        stay_cancelled = set(intent.status.ids("cancelled")) - confirmed
+        stay_cancelled = set(intent.status.ids("cancelled"))
+        if cancelled:
+            stay_cancelled -= set(intent.queued if confirmed is None else confirmed)
         chosen = set(intent.queued if runs is None else runs) - stay_cancelled
         intent = replace(
             intent, queued=tuple(run_id for run_id in intent.queued if run_id in chosen)

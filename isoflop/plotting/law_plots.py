@@ -1,4 +1,4 @@
-"""Figures of laws against compute, N*(C), D*(C) and L*(C), and of their roll-out errors."""
+"""Figures of laws against compute, N*(C), D*(C) and L*(C), and of their hold-out errors."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def plot_law(data: LawData, ax: Axes | None = None) -> Axes:
     data.
 
     The inner band (statistical) holds if the law is true. The outer one allows for the law's own
-    error beyond the data, as the roll-out shows it (with model error), or for the skew of parabolas
-    alone if there is no roll-out (with skew): the columns of `Fit.predict`. Points are the optima
+    error beyond the data, as the hold-out shows it (with model error), or for the skew of parabolas
+    alone if there is no hold-out (with skew): the columns of `Fit.predict`. Points are the optima
     of budgets, the frontier, or, for a surface, the runs.
     """
     ax = new_axes(ax, 7.2, 4.2)
@@ -125,10 +125,10 @@ def plot_law(data: LawData, ax: Axes | None = None) -> Axes:
 def plot_rollout(
     errors: pd.DataFrame, quantity: Quantity, rate: float, ax: Axes | None = None
 ) -> Axes:
-    """Draw roll-out errors: hidden budgets predicted from the smaller ones, against their distance.
+    """Draw hold-out errors: hidden budgets predicted from the smaller ones, against their distance.
 
     Bars are the standard error of noise alone. The band is the allowance of predictions: it grows
-    as the square of ln(distance) and holds the worst roll-out of those that reach far enough to be
+    as the square of ln(distance) and holds the worst hold-out of those that reach far enough to be
     informative (`HoldOut.allowance`).
 
     Args:

@@ -143,7 +143,7 @@ def prediction_section(fit: Fit, more_fits: Sequence[Fit]) -> str:
 
 
 def findings_section(fit: Fit, more_fits: Sequence[Fit], art: Mapping[str, str]) -> str:
-    """Return the section of findings by method, with roll-out and residuals.
+    """Return the section of findings by method, with hold-out and residuals.
 
     A finding shared by several methods appears once.
     """

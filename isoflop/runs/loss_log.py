@@ -79,7 +79,7 @@ def read_part(path: Path) -> pd.DataFrame:
 
 
 def find_column_fault(frame: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """Return a missing column or one of a wrong type, e.g. `no column step`; empty if all are valid.
+    """Return the first fault of a table's columns, e.g. `no column step`; empty if there is none.
 
     The table may have been edited by hand.
     """

@@ -1,4 +1,4 @@
-"""`isoflop submit`, `status`, `cancel`, `retry` and `logs` without a cluster: streams, exit codes, what is left."""
+"""`isoflop submit`, `status`, `cancel`, `retry`, `logs` without a cluster: streams and codes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SIMULATED = "train.trainer={simulated: soda}"
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of runs, in a working folder with sweeps and profiles; SLURM's commands are not on the path."""
+    """Return the folder of runs, in a working folder with sweeps and profiles, without SLURM."""
     root = tmp_path / "runs"
     write_sweep(tmp_path)
     for name, text in (("gpu", PROFILE), ("cpu", CPU)):
@@ -58,13 +58,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def made(root: Path, tmp_path: Path) -> tuple[Path, Plan]:
-    """A sweep's directory that was never submitted, and its plan."""
+    """Return a sweep's directory that was never submitted, and its plan."""
     plan = tiny_plan(tmp_path, SIMULATED)
     return make_directory(plan, root), plan
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All that is under a folder."""
+    """Return all files and folders below a folder."""
     return {
         str(path.relative_to(folder)): (
             path.stat().st_mtime_ns,
@@ -75,7 +75,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def error(err: str) -> str:
-    """The one line of an error, which comes last."""
+    """Return the single line of an error, the last of stderr."""
     *_, last = err.splitlines()
     assert err.count("isoflop: error: ") == 1
     assert last.startswith("isoflop: error: ")
@@ -119,7 +119,7 @@ def test_a_logger_that_is_not_installed_is_refused_unless_another_python_may_hav
     [
         (
             ["--cluster", "local"],
-            "local: executor: is local; on this machine a sweep is run by `isoflop run soda`",
+            "local: executor: is local; on this machine use `isoflop run soda`",
         ),
         (
             ["--cluster", "h100"],
@@ -203,9 +203,9 @@ def test_only_what_is_chosen_would_be_queued(isoflop: Callable[..., Output]) -> 
     assert 0 < sum(int(line.split()[1]) for line in runs) < 20
     assert all("3e18-" in line for line in runs)
     assert "not chosen" in err
-    shown = {line.partition(": ")[0]: line for line in err.splitlines()}
-    assert "3e18-" in shown["critical"]
-    assert "1.8e20-" not in shown["critical"]
+    statuses = {line.partition(": ")[0]: line for line in err.splitlines()}
+    assert "3e18-" in statuses["critical"]
+    assert "1.8e20-" not in statuses["critical"]
     hours = float(re.findall(r"cost: ([\d.,]+) GPU-hours", err)[0].replace(",", ""))
     assert (
         hours
@@ -245,7 +245,7 @@ def test_who_can_not_be_asked_has_to_say_yes(isoflop: Callable[..., Output], roo
     assert (code, out) == (2, "")
     assert (
         error(err)
-        == "not a terminal, so nobody can be asked: add --yes to queue, or --dry-run to look"
+        == "no terminal for the question: add --yes to queue, or --dry-run to see the bill"
     )
     assert not root.exists()
 
@@ -322,11 +322,13 @@ def test_a_run_directory_that_was_half_made_is_no_run(
     isoflop: Callable[..., Output], made: tuple[Path, Plan]
 ) -> None:
     directory, plan = made
-    wanted = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
+    expected = isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run")
     shutil.copytree(
         directory / plan.runs[0].run_id, directory / f".{plan.runs[0].run_id}.x1y2z3.tmp"
     )
-    assert isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run") == wanted
+    assert (
+        isoflop("submit", "tiny.yaml", SIMULATED, "--cluster", "cpu.yaml", "--dry-run") == expected
+    )
 
 
 def test_the_directory_of_another_study_is_refused(
@@ -351,9 +353,7 @@ def test_a_law_that_is_not_known_is_refused_by_the_dry_run_too(
         "--dry-run",
     )
     assert (code, out) == (2, "")
-    assert error(err).startswith(
-        "tiny.yaml: train.trainer: simulated: 'sodda' is no known law"
-    )
+    assert error(err).startswith("tiny.yaml: train.trainer: simulated: 'sodda' is no known law")
     assert not root.exists()
 
 

@@ -1,4 +1,4 @@
-"""`sweep-plan --expect` and `isoflop extend`: what is printed and written, and that only what is new is run."""
+"""`sweep-plan --expect` and `isoflop extend`: output, files, and that only new runs are trained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def study(root: Path) -> Path:
-    """The directory of a simulated study of 19 runs at two budgets and more at a third."""
+    """Return a simulated study of 19 runs at two budgets and more at a third."""
     changes = {
         "budgets": [3e18, 9e18],
         "extra": [{"budget": 3e19, "width": w} for w in (640, 896, 1152)],
@@ -91,8 +91,8 @@ def test_expectations_in_json(planned: Callable[..., Output]) -> None:
             ["--expect", "sodda"],
             "isoflop: error: sodda: no law of that name and no such file; did you mean soda?",
         ),
-        (["--noise", "0.01"], "isoflop: error: --noise: goes with a law; add --expect LAW"),
-        (["--target", "1e22"], "isoflop: error: --target: goes with a law; add --expect LAW"),
+        (["--noise", "0.01"], "isoflop: error: --noise: needs a law; add --expect LAW"),
+        (["--target", "1e22"], "isoflop: error: --target: needs a law; add --expect LAW"),
         (
             ["--expect", "soda", "--noise", "2"],
             "isoflop: error: --noise: expected a number from 1e-09 to 1, got 2",
@@ -115,8 +115,7 @@ def test_only_what_is_new_is_run(isoflop: Callable[..., Output], study: Path, ro
     code, out, err = isoflop("extend", str(study), "--max-flops", "1e20", "--runs", "8")
     assert code == 0
     assert (
-        f"{study}: its losses are simulated (train.trainer), and so is what other runs would tell"
-        in err
+        f"{study}: its losses are simulated (train.trainer), so the gain of new runs is too" in err
     )
     before, after = plan(study / "sweep.yaml"), plan("soda-extended.yaml")
     new = {run.run_id for run in after.runs} - {run.run_id for run in before.runs}
@@ -125,7 +124,7 @@ def test_only_what_is_new_is_run(isoflop: Callable[..., Output], study: Path, ro
     assert "repair" in out
     assert f"{len(new)} runs added to soda" in out
     assert err.endswith(
-        "wrote soda-extended.yaml\ntrain what is new: isoflop run soda-extended.yaml\n"
+        "wrote soda-extended.yaml\ntrain the new runs: isoflop run soda-extended.yaml\n"
     )
     directory = make_directory(after, root)
     assert directory == study
@@ -148,13 +147,14 @@ def test_extension_in_json(isoflop: Callable[..., Output], study: Path) -> None:
 
 
 def test_a_kept_result_is_extended(isoflop: Callable[..., Output], study: Path) -> None:
-    """A committed study, with its table and no run directories."""
-    kept = Path(__file__).parents[2] / "analysis" / "pocket-64"
-    code, out, err = isoflop("extend", str(kept), "--runs", "3")
+    """A committed study has a table but no run directories."""
+    committed = Path(__file__).parents[2] / "analysis" / "pocket-64"
+    code, out, err = isoflop("extend", str(committed), "--runs", "3")
     assert code == 0
     assert "3 runs added to pocket-64" in out
     assert err.endswith(
-        "keeps a table and no runs: run from there, all of them would be trained anew\n"
+        "has a table but no run directories: running the new file there would train all "
+        "runs again\n"
     )
     warning = "the law used for the selection: Runs lie farther off the fit than seeds differ"
     assert f"isoflop: warning: {warning}" in err
@@ -169,7 +169,8 @@ def test_the_hint_finds_a_study_elsewhere(
     study.rename(other)
     _, _, err = isoflop("extend", str(other), "--runs", "4")
     assert err.endswith(
-        f"train what is new: ISOFLOP_ROOT={other.parent} isoflop run soda-extended.yaml name=renamed\n"
+        f"train the new runs: ISOFLOP_ROOT={other.parent} isoflop run soda-extended.yaml "
+        f"name=renamed\n"
     )
 
 
@@ -203,11 +204,11 @@ def test_extensions_that_are_refused(
     for arguments, says in (
         (
             [str(tmp_path)],
-            f"{tmp_path}: has no sweep.yaml; only a study that was laid out here can be extended",
+            f"{tmp_path}: has no sweep.yaml; only a study that isoflop planned can be extended",
         ),
         (
             [str(study), "--for", "exponents", "--target", "1e22"],
-            "--target: the exponents are the same at any compute; leave it out, or ask --for loss",
+            "--target: the exponents do not depend on compute; leave it out, or use --for loss",
         ),
         (
             [str(study)],

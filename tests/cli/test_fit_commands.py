@@ -1,4 +1,4 @@
-"""`isoflop fit`, `predict` and `compare`: streams, exit codes, and what they leave."""
+"""`isoflop fit`, `predict` and `compare`: streams, exit codes and files."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
         interval = fit["exponents"][name]
         assert interval["low"] < interval["value"] < interval["high"]
     assert fit["exponents"]["a"]["value"] == pytest.approx(0.514, abs=0.03)
-    wanted = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}
+    keys = {"budget", "params_opt", "tokens_opt", "loss_opt", "low", "high", "status"}
     assert len(fit["profiles"]) == 7
-    assert all(wanted <= profile.keys() for profile in fit["profiles"])
+    assert all(keys <= profile.keys() for profile in fit["profiles"])
 
 
 def test_a_sweep_is_fitted_as_its_runs_are_now(
@@ -276,7 +276,7 @@ def test_a_budget_is_answered_by_each_law(
         "joint",
         "parametric",
     ]
-    for words in (
+    for phrase in (
         "with C = 6ND",
         "x apart",
         "Within 0.1% of the least loss",
@@ -284,7 +284,7 @@ def test_a_budget_is_answered_by_each_law(
         "1/4 N*",
         "2 N*",
     ):
-        assert words in out
+        assert phrase in out
     assert "recipe: pocket" in out
     assert "warning: fits" not in err
     document = json.loads(
@@ -385,7 +385,7 @@ def test_a_known_law_needs_no_file(isoflop: Callable[..., Output]) -> None:
             ["soda", "--flops", "1e20", "--confidence", "95"],
             "confidence is a share between 0 and 1, not 95",
         ),
-        (["soda", "--flops", "1e20,1e21", "--yaml", "x.yaml"], "--yaml: one run has one budget"),
+        (["soda", "--flops", "1e20,1e21", "--yaml", "x.yaml"], "--yaml: a run has one budget"),
         (
             ["chinchilla", "--flops", "1e20", "--yaml", "x.yaml"],
             "needs a recipe: give --recipe soda, or a sweep file",
@@ -408,7 +408,7 @@ def test_what_can_not_be_predicted_is_one_line(
 
 @pytest.fixture
 def arms(isoflop: Callable[..., Output], tmp_path: Path) -> list[str]:
-    """Fits of three studies, the last with a law of its own."""
+    """Return fits of three studies, the last with a different law."""
     from isoflop.fitting import SURFACES
 
     for seed, (name, law) in enumerate(

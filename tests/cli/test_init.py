@@ -1,4 +1,4 @@
-"""`isoflop init`: the files it writes, and what it refuses."""
+"""`isoflop init`: its files and its refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Output = tuple[int, str, str]
 def init(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Output]:
-    """Runs `isoflop init` in an empty folder."""
+    """Run `isoflop init` in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def init(*arguments: str) -> Output:
@@ -67,20 +67,22 @@ def test_the_profile_is_complete_but_for_what_only_its_owner_knows(
     )
 
 
-@pytest.mark.parametrize("mine", ["soda.yaml", "cluster.yaml"])
-def test_files_that_are_there_stay_unless_forced(init: Callable[..., Output], mine: str) -> None:
-    Path(mine).write_text("mine")
+@pytest.mark.parametrize("existing", ["soda.yaml", "cluster.yaml"])
+def test_files_that_are_there_stay_unless_forced(
+    init: Callable[..., Output], existing: str
+) -> None:
+    Path(existing).write_text("mine")
     code, out, err = init()
     assert (code, out) == (2, "")
     assert (
-        err
-        == f"isoflop: error: {mine}: exists already; replace it with --force, or name another folder\n"
+        err == f"isoflop: error: {existing}: exists already; replace it with --force, or name "
+        f"another folder\n"
     )
-    assert os.listdir() == [mine]
-    assert Path(mine).read_text() == "mine"
+    assert os.listdir() == [existing]
+    assert Path(existing).read_text() == "mine"
     assert init("--force")[0] == 0
     assert sorted(os.listdir()) == ["cluster.yaml", "soda.yaml"]
-    assert Path(mine).read_text() != "mine"
+    assert Path(existing).read_text() != "mine"
 
 
 @pytest.mark.parametrize(

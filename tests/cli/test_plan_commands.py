@@ -1,4 +1,4 @@
-"""`sweep-plan` and `isoflop plan`: what goes to which stream, and exit codes."""
+"""`sweep-plan` and `isoflop plan`: streams and exit codes."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_the_table_has_a_line_a_run_and_totals(run: Callable[..., Output]) -> No
         "64 runs, 7 budgets, 77.2M to 2.62B parameters, 5.15e21 training FLOPs",
     ]
     assert (
-        err
-        == "21 candidates dropped (11 for batch, 10 for steps); list them: sweep-plan soda --dropped\n"
+        err == "21 candidates dropped (11 for batch, 10 for steps); list them: sweep-plan soda "
+        "--dropped\n"
     )
     assert "\t" not in out
     assert "\x1b" not in out
@@ -91,8 +91,11 @@ def test_json(run: Callable[..., Output]) -> None:
     }
     dropped = json.loads(run("soda", "--json", "--dropped")[1])["dropped"]
     assert dropped[0] == {
-        "budget": 3e18, "width": 128, "reason": "steps", "detail": "721,519 steps not under max_steps 400,000"
-    }  # fmt: skip
+        "budget": 3e18,
+        "width": 128,
+        "reason": "steps",
+        "detail": "721,519 steps not under max_steps 400,000",
+    }
 
 
 def test_files(run: Callable[..., Output], tmp_path: Path) -> None:
@@ -117,7 +120,8 @@ def test_a_pipe_is_written_into(run: Callable[..., Output], tmp_path: Path) -> N
 def test_a_sweep_from_a_pipe() -> None:
     program = "PYTHON -c 'from isoflop.cli import sweep_plan; sweep_plan()'"
     done = shell(
-        f'{program} <(PYTHON -c \'from isoflop.config.config_file import *; print(find_source("soda", "sweeps").text)\')'
+        f"{program} <(PYTHON -c 'from isoflop.config.config_file import *; "
+        f'print(find_source("soda", "sweeps").text)\')'
     )
     assert done.stdout.splitlines()[-1].startswith("64 runs, 7 budgets, "), done.stderr
 
@@ -140,14 +144,15 @@ def test_a_bill_follows_the_table(run: Callable[..., Output]) -> None:
         "disk",
     ]
     gpu_hours = sum(float(line.split()[-1].replace(",", "")) for line in lines[1:65])
-    said = re.match(
+    match = re.match(
         r"([\d,]+) GPU-hours on h100, ([\d,]+) at 2.5 a GPU-hour \(speed: prior\)", bill[0][2]
     )
-    assert said is not None
-    assert float(said[1].replace(",", "")) == pytest.approx(gpu_hours, rel=1e-3)
-    assert float(said[2].replace(",", "")) == pytest.approx(2.5 * gpu_hours, rel=1e-3)
+    assert match is not None
+    assert float(match[1].replace(",", "")) == pytest.approx(gpu_hours, rel=1e-3)
+    assert float(match[2].replace(",", "")) == pytest.approx(2.5 * gpu_hours, rel=1e-3)
     assert re.match(
-        r"[\d.]+ days after submission on 64 GPUs, longest runs first; on 32: [\d.]+ days, 3,\d+ GPU-hours; "
+        r"[\d.]+ days after submission on 64 GPUs, longest runs first; on 32: [\d.]+ days, "
+        r"3,\d+ GPU-hours; "
         r"on 128: [\d.]+ h, 4,\d+ GPU-hours$",
         bill[1][2],
     )
@@ -176,7 +181,7 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
         (
             ["--max-gpu-hours", "10"],
             2,
-            "isoflop: error: --max-gpu-hours: GPU-hours are known with a cluster only",
+            "isoflop: error: --max-gpu-hours: only a cluster gives GPU-hours",
         ),
         (["--submit"], 2, "isoflop: error: --submit: needs a cluster; add --cluster PROFILE"),
         (
@@ -248,7 +253,7 @@ def test_interruptions_go_on_to_the_submission(
         "budget",
     ]
     assert run(*arguments)[0] == 0
-    assert [(one["interruptions"], one["order"], one["cluster"]) for one in asked] == [
+    assert [(call["interruptions"], call["order"], call["cluster"]) for call in asked] == [
         (2.0, "budget", "h100")
     ]
 
@@ -267,7 +272,7 @@ def test_warnings_go_to_stderr(run: Callable[..., Output]) -> None:
         (["absent.yaml"], "isoflop: error: absent.yaml: no such file; shipped ones: "),
         (
             ["soda", "seq_lne=3"],
-            "isoflop: error: soda (shipped), override seq_lne=3: seq_lne: unknown key; did you mean",
+            "isoflop: error: soda (shipped), override seq_lne=3: seq_lne: unknown key; did you",
         ),
         (["soda", "max_steps=2", "extra=[]"], "isoflop: error: soda: no runs are left: "),
         (["soda", "--csv", "."], "isoflop: error: .: can't be written (Is a directory)"),
@@ -353,7 +358,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\nfrom isoflop.cli import main\n"
         "try:\n    main(['plan', '--help'])\n"
         "except SystemExit:\n    pass\n"
-        "heavy = {'torch', 'pandas', 'numpy', 'scipy', 'omegaconf', 'rich', 'matplotlib', 'pyarrow'}\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'scipy', 'omegaconf', 'rich', 'matplotlib', "
+        "'pyarrow'}\n"
         "print(heavy & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

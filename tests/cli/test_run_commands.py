@@ -1,4 +1,4 @@
-"""`isoflop run`, `prepare` and `report`: streams, exit codes, and what they leave."""
+"""`isoflop run`, `prepare` and `report`: streams, exit codes and files."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_too_few_budgets_are_no_law_but_the_runs_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("reason", "shown"),
+    ("reason", "message"),
     [
         ("the loss was not finite by step 9", " (log: {log})"),
         ("train failed with 3: no room; see {log}", ""),
     ],
 )
 def test_runs_that_did_not_end_are_named_with_their_log(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path, reason: str, shown: str
+    isoflop: Callable[..., Output], root: Path, tmp_path: Path, reason: str, message: str
 ) -> None:
     plan = tiny_plan(tmp_path)
     finish_alike(root, plan)
@@ -95,7 +95,7 @@ def test_runs_that_did_not_end_are_named_with_their_log(
     log.touch()
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (1, "")
-    assert f"{run.run_id} diverged: {reason}{shown}".format(log=log) in err.splitlines()
+    assert f"{run.run_id} diverged: {reason}{message}".format(log=log) in err.splitlines()
     assert "2 of 3 runs done" in err
     assert "0 of 1 budgets can be used" in err
     assert "error" not in err
@@ -182,7 +182,7 @@ def test_the_directory_of_another_study_is_refused(
 
 @pytest.mark.parametrize("command", ["run", "prepare"])
 @pytest.mark.parametrize(
-    ("place", "says"),
+    ("blocked", "says"),
     [
         ("/dev/null/runs", "Not a directory"),
         ("/proc", "No such file or directory"),
@@ -193,14 +193,14 @@ def test_a_root_that_can_not_be_is_one_line(
     isoflop: Callable[..., Output],
     monkeypatch: pytest.MonkeyPatch,
     command: str,
-    place: str,
+    blocked: str,
     says: str,
 ) -> None:
-    monkeypatch.setenv("ISOFLOP_ROOT", place)
+    monkeypatch.setenv("ISOFLOP_ROOT", blocked)
     code, _, err = isoflop(command, "tiny.yaml")
     assert code == 2
     assert err.splitlines()[-1].startswith("isoflop: error: ")
-    assert place in err.splitlines()[-1]
+    assert blocked in err.splitlines()[-1]
     assert err.splitlines()[-1].endswith(f": {says}")
 
 
@@ -247,7 +247,7 @@ def test_an_interruption_says_how_to_go_on(
     code, out, err = isoflop("run", "tiny.yaml")
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith(
-        "stopped; every run keeps its last checkpoint: the same command goes on"
+        "stopped; every run keeps its last checkpoint, from which the same command resumes"
     )
 
 
@@ -256,7 +256,7 @@ def test_an_interruption_says_how_to_go_on(
 
 @pytest.fixture
 def corpus(root: Path, tmp_path: Path) -> Path:
-    """A corpus with the codec that its manifest names."""
+    """Return a corpus with the codec of its manifest."""
     plan = tiny_plan(tmp_path)
     folder = write_corpus(root, plan)
     codec = PocketCodec(np.zeros((8, 32, 128), np.float32), np.zeros(128, np.float32))
@@ -314,16 +314,16 @@ def test_report_gathers_and_writes(
 def test_report_of_a_kept_result(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:
-    directory, kept = finish_all(tiny_plan(tmp_path, *LAW), root), tmp_path / "kept"
+    directory, copy = finish_all(tiny_plan(tmp_path, *LAW), root), tmp_path / "kept"
     isoflop("report", str(directory))
-    kept.mkdir()
+    copy.mkdir()
     for name in ("sweep.yaml", "plan.parquet", "runs.parquet"):
-        (kept / name).write_bytes((directory / name).read_bytes())
-    code, out, _ = isoflop("report", str(kept))
-    assert (code, out) == (0, f"{kept / 'report.html'}\n")
-    assert (kept / "runs.parquet").read_bytes() == (directory / "runs.parquet").read_bytes()
+        (copy / name).write_bytes((directory / name).read_bytes())
+    code, out, _ = isoflop("report", str(copy))
+    assert (code, out) == (0, f"{copy / 'report.html'}\n")
+    assert (copy / "runs.parquet").read_bytes() == (directory / "runs.parquet").read_bytes()
     assert (
-        json.loads(isoflop("fit", str(kept), "--bootstrap", "0", "--json")[1])["data"]["rows"] == 20
+        json.loads(isoflop("fit", str(copy), "--bootstrap", "0", "--json")[1])["data"]["rows"] == 20
     )
 
 
@@ -340,8 +340,8 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
 ) -> None:
     plan = tiny_plan(tmp_path, *LAW)
     directory = finish_all(plan, root)
-    part = next((run_of(root, plan).path / "loss").iterdir())
-    part.write_bytes(b"damaged")
+    loss_file = next((run_of(root, plan).path / "loss").iterdir())
+    loss_file.write_bytes(b"damaged")
     for command in (
         ["report", str(directory)],
         ["fit", str(directory)],
@@ -350,13 +350,17 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
         caplog.clear()
         code, _, err = isoflop(*command)
         assert (code, "Traceback" in err) == (int(command[0] == "run"), False)
-        assert [message.partition(" (")[0] for message in caplog.messages] == [f"{part}: damaged"]
+        assert [message.partition(" (")[0] for message in caplog.messages] == [
+            f"{loss_file}: damaged"
+        ]
     name = run_of(root, plan).run_id
-    assert any(line.startswith(f"{name} failed: {part}: damaged (") for line in err.splitlines())
+    assert any(
+        line.startswith(f"{name} failed: {loss_file}: damaged (") for line in err.splitlines()
+    )
     assert "19 of 20 runs done" in err
     fits = json.loads((directory / "fit.json").read_text())
     assert (fits["data"]["rows"], name in fits["data"]["run_ids"]) == (19, False)
-    assert f"{part}: damaged" in (directory / "report.html").read_text()
+    assert f"{loss_file}: damaged" in (directory / "report.html").read_text()
     assert run_of(root, plan).state()["state"] == "done"
 
 
@@ -372,7 +376,7 @@ def test_a_refused_fit_leaves_none_to_predict_from(
     assert "fit.json: no such file" in isoflop("predict", str(directory), "--flops", "1e11")[2]
     isoflop("plan", "tiny.yaml")
     make_directory(tiny_plan(tmp_path, *LAW), root)
-    own = [
+    own_rows = [
         "fit",
         str(directory),
         "--bootstrap",
@@ -382,14 +386,14 @@ def test_a_refused_fit_leaves_none_to_predict_from(
         "--output",
         str(directory),
     ]
-    assert isoflop(*own)[0] == 0
+    assert isoflop(*own_rows)[0] == 0
     assert isoflop("run", "tiny.yaml", *fewer)[0] == 2
     assert (directory / "fit.json").exists()  # a person's own
 
 
 def damage_a_log(directory: Path, edit: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    part = next(directory.glob("*/loss/*.parquet"))
-    edit(pd.read_parquet(part)).to_parquet(part)
+    loss_file = next(directory.glob("*/loss/*.parquet"))
+    edit(pd.read_parquet(loss_file)).to_parquet(loss_file)
 
 
 def edit_the_plan(directory: Path) -> None:
@@ -467,9 +471,11 @@ def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     assert "3 of 3 runs done" in first.stderr
     assert lines[-1].endswith(
         "runs/tiny: no method can be fitted. "
-        "isoflop: 0 of 1 budgets can be used, 3 are needed. 1e8: too_few (3 distinct sizes, 4 needed); "
+        "isoflop: 0 of 1 budgets can be used, 3 are needed. 1e8: too_few (3 distinct "
+        "sizes, 4 needed); "
         "joint: 1 budgets have two sizes or more, 3 are needed for a power law; "
-        "parametric: 3 configurations can't determine a law of 5 parameters with an interval: 7 or more are needed"
+        "parametric: 3 configurations can't determine a law of 5 parameters with an "
+        "interval: 7 or more are needed"
     )
     assert "Traceback" not in first.stderr
     directory = tmp_path / "runs" / "tiny"
@@ -486,9 +492,9 @@ def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     assert {"python", "espeak-ng", "codec"} <= manifest.versions.keys()
     assert "<svg" in (directory / "report.html").read_text()
     before = {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")}
-    again = subprocess.run(
+    second = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert again.returncode == 2
-    assert "corpus: " not in again.stderr
+    assert second.returncode == 2
+    assert "corpus: " not in second.stderr
     assert {path: path.stat().st_mtime_ns for path in directory.glob("*/state.json")} == before

@@ -126,8 +126,8 @@ def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
     fit_or_refuse(odd.runs(), {}, how)
 
 
-@pytest.mark.slow
-@search_settings(400)
+@pytest.mark.long
+@search_settings(1_000)
 @given(ODD, FIT_OPTIONS)
 def test_very_many_studies_are_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
     fit_or_refuse(odd.runs(), {}, how)

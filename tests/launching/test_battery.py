@@ -1,4 +1,4 @@
-"""A study through every fault of a cluster, against the same study undisturbed."""
+"""Study under every fault of a cluster, compared with the same study undisturbed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,13 @@ from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 pytestmark = pytest.mark.slow
 
 GRID = (
-    "recipe=support.wild:RECIPE", "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]", "widths=[4, 8, 12, 16]", 
-    "data.tokens.pocket=8.0e4", "data.max_epochs=1000", LONG_CHECKPOINTS,
-)  # fmt: skip
+    "recipe=support.diverging_recipe:RECIPE",
+    "budgets=[5.0e8, 8.0e8, 1.1e9, 1.4e9]",
+    "widths=[4, 8, 12, 16]",
+    "data.tokens.pocket=8.0e4",
+    "data.max_epochs=1000",
+    LONG_CHECKPOINTS,
+)
 EVERY_S = 6.0
 MOST_S = 20 * 60.0
 SHORT = ("seeds=[0, 1]", 14)
@@ -44,7 +48,7 @@ BATTERIES = [
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that one run fills; it is made before the nodes are, which keep the mounts they began with."""
+    """Make a disk for a run to fill, before the nodes: they keep the mounts of their start."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
@@ -57,7 +61,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The study undisturbed, but for the runs that shall fail, by its seeds; trained once."""
+    """Train the undisturbed study once, without the runs that must fail, by its seeds."""
 
     @cache
     def train(seeds: str) -> Path:
@@ -75,7 +79,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def odd_ones(plan: Plan) -> tuple[set[str], str, str]:
-    """Runs that diverge, one that always fails, and one whose disk is full."""
+    """Prepare runs that diverge, one that always fails, and one whose disk is full."""
     crashing, full = (
         run.run_id
         for run in plan.runs
@@ -131,10 +135,10 @@ def test_a_study_comes_through_every_fault(
         Submitted(bed, study.directory, plan, scavenging).submit(only="budget >= 1e9")
         study.submit()
 
-        faults, began, injected = Faults(study, flag, seed=1), time.monotonic(), time.monotonic()
+        faults, start, injected = Faults(study, flag, seed=1), time.monotonic(), time.monotonic()
         story: list[str] = []
         while True:
-            assert time.monotonic() - began < MOST_S, (story, study.look(), study.words()[-5000:])
+            assert time.monotonic() - start < MOST_S, (story, study.look(), study.words()[-5000:])
             try:
                 picture = study.look()
                 if picture.ids("cancelled"):
@@ -157,7 +161,7 @@ def test_a_study_comes_through_every_fault(
                 continue
             if sum(faults.counts.values()) < fault_count and time.monotonic() - injected > EVERY_S:
                 if name := faults.inject():
-                    story.append(f"{time.monotonic() - began:.0f} s: {name}")
+                    story.append(f"{time.monotonic() - start:.0f} s: {name}")
                 injected = time.monotonic()
             settled = (
                 where.state in TERMINAL_STATES and not where.retry
@@ -188,5 +192,6 @@ def test_a_study_comes_through_every_fault(
         with capsys.disabled():
             print(f"\n{faults.table()}\n   1  disk of a run full, made larger, tried again")
             print(
-                f"{len(plan.runs)} runs, {starts} starts, {time.monotonic() - began:.0f} s, accounting {accounting}"
+                f"{len(plan.runs)} runs, {starts} starts, {time.monotonic() - start:.0f} "
+                f"s, accounting {accounting}"
             )

@@ -1,4 +1,4 @@
-"""`isoflop calibrate`: on this machine for real, and on a made-up SLURM for what a true one can't be made to do."""
+"""`isoflop calibrate` on this machine, and on a fake SLURM for faults that a real one lacks."""
 
 from __future__ import annotations
 
@@ -45,16 +45,19 @@ root: ROOT
 
 
 def test_the_command_measures_and_the_plan_takes_it(tmp_path: Path) -> None:
-    """In processes of their own: measuring needs torch, planning must not."""
+    """Return a caller of commands in new processes: measuring needs torch, planning must not."""
     write_sweep(tmp_path)
     (tmp_path / "here.yaml").write_text(LOCAL.replace("ROOT", str(tmp_path / "runs")))
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        code = f"from isoflop.cli import {words[0]}; {words[0]}()"
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"from isoflop.cli import {arguments[0]}; {arguments[0]}()"
         return subprocess.run(
-            [sys.executable, "-W", "error", "-c", code, *words[1:]], cwd=tmp_path, capture_output=True, text=True,
+            [sys.executable, "-W", "error", "-c", code, *arguments[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
             check=False,
-        )  # fmt: skip
+        )
 
     refused = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -76,23 +79,25 @@ def test_the_command_measures_and_the_plan_takes_it(tmp_path: Path) -> None:
 
     billed = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml", "--json")
     rows = json.loads(billed.stdout)["runs"]
-    for row, one in zip(rows, json.loads(file.read_text())["measurements"], strict=True):
-        assert (row["est_source"], row["gpus"], one["shape"]["width"]) == (
+    for row, measurement in zip(rows, json.loads(file.read_text())["measurements"], strict=True):
+        assert (row["est_source"], row["gpus"], measurement["shape"]["width"]) == (
             "measured",
             0,
             row["width"],
         )
-        trains = row["tokens"] / one["tokens_per_second"]
+        trains = row["tokens"] / measurement["tokens_per_second"]
         assert 3600 * row["est_hours"] == pytest.approx(
-            trains + one["save_seconds"]
+            trains + measurement["save_seconds"]
         )  # it saves its weights once
-        assert 1e8 < one["memory_bytes"] < 1e11
-        assert one["mfu"] is None
-    shown = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml").stdout
+        assert 1e8 < measurement["memory_bytes"] < 1e11
+        assert measurement["mfu"] is None
+    output = call("sweep_plan", "tiny.yaml", "--cluster", "here.yaml").stdout
     assert re.search(
-        r"^time: .* on here, on CPUs \(speed: measured \d{4}-\d\d-\d\d\)$", shown, re.MULTILINE
+        r"^time: .* on here, on CPUs \(speed: measured \d{4}-\d\d-\d\d\)$", output, re.MULTILINE
     )
-    assert re.search(r"^finish: .* with \d+ runs at once, longest runs first$", shown, re.MULTILINE)
+    assert re.search(
+        r"^finish: .* with \d+ runs at once, longest runs first$", output, re.MULTILINE
+    )
 
 
 def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
@@ -106,9 +111,9 @@ def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
     )
     with pytest.raises(ClusterError, match=r"^width 16, batch \d+ on CPUs failed: no room at all$"):
         calibrate(plan, profile, tmp_path / "runs")
-    kept = read_calibration(tmp_path / "runs", plan.sweep, profile)
-    assert kept is not None
-    assert [one.shape.width for one in kept.measurements] == [8, 12]
+    saved = read_calibration(tmp_path / "runs", plan.sweep, profile)
+    assert saved is not None
+    assert [measurement.shape.width for measurement in saved.measurements] == [8, 12]
     monkeypatch.setattr(
         calibrating.subprocess,
         "run",
@@ -116,7 +121,7 @@ def test_a_class_that_fails_is_one_line_and_the_others_are_kept(
     )
     with pytest.raises(ClusterError, match=r"^measuring on CPUs ended with -9: Killed$"):
         calibrate(plan, profile, tmp_path / "runs")
-    assert read_calibration(tmp_path / "runs", plan.sweep, profile) == kept
+    assert read_calibration(tmp_path / "runs", plan.sweep, profile) == saved
 
 
 def test_only_what_isoflop_trains_itself_is_measured(tmp_path: Path) -> None:
@@ -148,7 +153,7 @@ def test_a_measuring_process_goes_on_after_those_that_are_measured(tmp_path: Pat
 def play(
     folder: Path, fails: dict[int, str] | None = None, runs: dict[str, int] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Leaves what a measuring process does, for the runs of a folder."""
+    """Write the results of a measuring process for the runs of a folder."""
     if runs is None:
         order = json.loads((folder / ORDER_FILE).read_text())["runs"]
         runs = {run_id: int(re.findall(r"-w(\d+)-", run_id)[0]) for run_id in order}
@@ -172,14 +177,14 @@ def play(
             seq_len=32,
         )
         gpus = int(folder.name.partition("x")[0]) if "x" in folder.name else 0
-        one = Measurement(of, gpus, 8, 8, False, 1000.0, None, 10**9, time.time(), "CPU")
-        (folder / run_id / MEASURED_FILE).write_text(json.dumps(dataclasses.asdict(one)))
+        measurement = Measurement(of, gpus, 8, 8, False, 1000.0, None, 10**9, time.time(), "CPU")
+        (folder / run_id / MEASURED_FILE).write_text(json.dumps(dataclasses.asdict(measurement)))
     return subprocess.CompletedProcess([], 0, "", "")
 
 
 @dataclasses.dataclass
 class Cluster:
-    """A made-up SLURM, a study, and what was told."""
+    """Fake SLURM, a study, and its progress messages."""
 
     slurm: FakeSlurm
     folder: Path
@@ -192,7 +197,7 @@ class Cluster:
         return self.folder / "runs"
 
     def calibrate(self, then: Callable[[Path], Any] = lambda work: None, **options: Any) -> Any:
-        """Measures; `then` is called with the work folder once the first job is queued."""
+        """Measure; call `then` with the work folder once the first job is queued."""
 
         def tell(line: str) -> None:
             if line.startswith("queued ") and not any(
@@ -257,7 +262,9 @@ def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> 
         for job in jobs.values()
     ] == [(gpus // nodes, nodes, gpus // nodes) for gpus, nodes in sizes]
     assert {job["options"]["time"] for job in jobs.values()} == {"60:00"}
-    assert {one.gpus for one in calibration.measurements} == {gpus for gpus, _ in sizes}
+    assert {measurement.gpus for measurement in calibration.measurements} == {
+        gpus for gpus, _ in sizes
+    }
     assert read_calibration(cluster.root, cluster.plan.sweep, profile) == calibration
     assert cluster.left() == [file.name]
     assert cluster.lines[-1].startswith("measured ")
@@ -294,9 +301,9 @@ def test_a_job_that_does_not_come_to_its_end_is_one_line(
 def test_a_class_that_fails_in_its_job(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match=r"^width 12, batch \d+ on CPUs failed: no room$"):
         cluster.calibrate(lambda work: play(work / "0x1", fails={12: "no room"}))
-    kept = read_calibration(cluster.root, cluster.plan.sweep, cluster.profile)
-    assert kept is not None
-    assert [one.shape.width for one in kept.measurements] == [8]
+    saved = read_calibration(cluster.root, cluster.plan.sweep, cluster.profile)
+    assert saved is not None
+    assert [measurement.shape.width for measurement in saved.measurements] == [8]
 
 
 def test_a_controller_that_is_away_for_a_moment_is_waited_for(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Steering a study that was submitted: which runs, cancelled, tried again, and what they wrote."""
+"""Control of a submitted study: run prefixes, cancel, retry, logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from support.fake_study import BUSY, Study, make_study
 
 from isoflop.errors import ClusterError, ConfigError, RunError
-from isoflop.launching import control as steering
+from isoflop.launching import control
 from isoflop.launching.control import (
     cancel,
     count_never_starting,
@@ -45,7 +45,8 @@ def test_runs_are_chosen_by_the_beginning_of_their_names(study: Study) -> None:
     [
         (
             "1e8",
-            r"1e8: fits 3 runs \(1e8-w.*, 1e8-w.*, 1e8-w.*\) of .*tiny; give a longer prefix of a name that `isoflop status`",
+            r"1e8: fits 3 runs \(1e8-w.*, 1e8-w.*, 1e8-w.*\) of .*tiny; give a longer "
+            r"prefix of a name that `isoflop status`",
         ),
         ("1e8-w1", r"1e8-w1: fits 2 runs \("),
         ("2e8", "2e8: fits no run of .*tiny; give a longer prefix"),
@@ -97,7 +98,7 @@ def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
 
 
 def older(study: Study, task: str, state: str = "RUNNING") -> Submission:
-    """An earlier submission of the first run alone, whose job is in the queue still."""
+    """Record an earlier submission of the first run alone, whose job is still queued."""
     made = Submission("tiny-0", (study.ids[0],), 0, time.time() - 999, task)
     made.write(submissions_folder(study.directory))
     study.slurm.change(queue={**study.slurm.read()["queue"], task: [state, "n1", "None"]})
@@ -105,7 +106,7 @@ def older(study: Study, task: str, state: str = "RUNNING") -> Submission:
 
 
 def cancelled(study: Study) -> list[str]:
-    """The jobs that were cancelled, in order."""
+    """Return the cancelled jobs, in order."""
     return [task for call in study.slurm.calls("scancel") for task in call["arguments"][1:]]
 
 
@@ -126,7 +127,7 @@ def test_a_run_whose_older_job_runs_on_is_running(study: Study) -> None:
 
 
 def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
-    """One that failed and would be tried again, one that was interrupted, one that is done."""
+    """Queue a study with a failed run to retry, an interrupted run and a finished run."""
     study.queued()
     study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
     study.run(0).set_state("failed", "no luck", failures=1)
@@ -141,11 +142,11 @@ def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
 
 
 def test_a_study_that_runs_on_this_machine_has_no_job_to_cancel(study: Study) -> None:
-    """The id that a worker of this machine has is that of its process, which may be a stranger's job's too."""
+    """The id of a local worker is its process id, which may equal the id of another job."""
     study.prepare()
     study.run(0).set_state("running", attempt=1, job_id="4711")
-    with study.run(0).lease() as mine:
-        assert mine
+    with study.run(0).lease() as lease:
+        assert lease
         for names in ([], [study.ids[0]]):
             with pytest.raises(
                 RunError, match="tiny: was never submitted; stop `isoflop run` with Ctrl-C"
@@ -191,7 +192,7 @@ def test_a_cancellation_that_broke_off_goes_on_at_the_next_submission(study: Stu
 
 
 def dropped(study: Study) -> str:
-    """A run that is queued and that the sweep has no more."""
+    """Queue a run that is no longer in the sweep."""
     study.queued()
     gone = Submission("tiny-0", ("1e8-w99-s0-0123abcd",), 0, time.time() - 999, "90")
     gone.write(submissions_folder(study.directory))
@@ -203,7 +204,10 @@ def test_a_run_that_the_sweep_has_no_more_is_seen_and_can_be_cancelled(study: St
     run_id = dropped(study)
     picture = query_status(study.directory)
     assert list(picture.runs) == study.ids
-    note = f"1 run is no longer in the sweep but still active: {run_id}; `isoflop cancel {study.directory} NAME` ends one"
+    note = (
+        f"1 run is no longer in the sweep but still active: {run_id}; `isoflop cancel "
+        f"{study.directory} NAME` ends one"
+    )
     assert picture.notes == (note,)
     assert (
         match_runs(study.directory, ["1e8-w99"])
@@ -367,8 +371,8 @@ def test_a_log_is_followed_through_attempts_to_the_end(
         lambda: writes(2, b"two\n"),
         lambda: (writes(2, b"end\n"), run.set_state("done")),
     ]
-    monkeypatch.setattr(steering, "POLL_S", 0.0)
-    monkeypatch.setattr(steering.time, "sleep", lambda _: events.pop(0)())
+    monkeypatch.setattr(control, "POLL_S", 0.0)
+    monkeypatch.setattr(control.time, "sleep", lambda _: events.pop(0)())
     pieces = list(follow_log(study.directory, study.ids[0]))
     assert events == []
     written = {
@@ -401,7 +405,7 @@ def test_a_log_is_followed_no_longer_than_somebody_may_write_it(
             else:
                 holder.__exit__(None, None, None)
 
-    monkeypatch.setattr(steering, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock))
+    monkeypatch.setattr(control, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock))
     if ends == "released":  # a worker of this machine
         study.slurm.change(queue={})
         holder = run.lease()
@@ -441,5 +445,5 @@ def test_slurm_is_given_a_moment_to_look_at_what_was_queued(
     study.queued()
     study.slurm.change(queue={f"100_{index}": ["PENDING", "", "None"] for index in range(3)})
     later = {f"100_{index}": ["PENDING", "", "PartitionConfig"] for index in range(3)}
-    monkeypatch.setattr(steering.time, "sleep", lambda _: study.slurm.change(queue=later))
+    monkeypatch.setattr(control.time, "sleep", lambda _: study.slurm.change(queue=later))
     assert list(count_never_starting(study.directory, 60.0).values()) == [3]

@@ -1,4 +1,4 @@
-"""Checks of a profile against a SLURM that says what it is told to; those with true jobs are in `test_slurm`."""
+"""Checks of a profile against a fake SLURM; checks with real jobs are in `cluster/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of workers on this machine, and every way in which it may be stopped. Processes are real."""
+"""Pool of workers on this machine, and every way to stop it. Processes are real."""
 
 from __future__ import annotations
 
@@ -77,12 +77,13 @@ TELLS = """
 import json, os, sys
 seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH")}
 json.dump(seen, open(sys.argv[2] + ".seen", "w"))
-print(json.dumps({"step": int(sys.argv[1]), "split": "heldout", "loss": 5.0}), file=open(sys.argv[2], "w"))
+loss = {"step": int(sys.argv[1]), "split": "heldout", "loss": 5.0}
+print(json.dumps(loss), file=open(sys.argv[2], "w"))
 """
 
 
 @pytest.mark.parametrize(
-    ("given", "seen"),
+    ("variables", "visible"),
     [
         ({}, [None, None]),
         ({"CUDA_VISIBLE_DEVICES": ""}, ["", None]),
@@ -92,11 +93,14 @@ print(json.dumps({"step": int(sys.argv[1]), "split": "heldout", "loss": 5.0}), f
     ],
 )
 def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], seen: list[str | None]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    visible: list[str | None],
 ) -> None:
     for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "tells.py").write_text(TELLS)
     command = f"{sys.executable} -I {tmp_path / 'tells.py'} {{steps}} {{losses}}"
@@ -108,7 +112,7 @@ def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
     assert run_of(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
     assert (
         list(json.loads((run_of(root, plan).path / "losses.jsonl.seen").read_text()).values())
-        == seen
+        == visible
     )
     assert dict(os.environ) == before
 
@@ -124,12 +128,24 @@ def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(
         (tmp_path / "isoflop" / "__init__.py").write_text(init)
     write_sweep(tmp_path)
     program = [sys.executable, "-P", "-c", "from isoflop.cli import main; main()"]
-    words = ["run", "tiny.yaml", "widths=[8]", "train.trainer=simulated: soda", "--workers", "1"]
+    arguments = [
+        "run",
+        "tiny.yaml",
+        "widths=[8]",
+        "train.trainer=simulated: soda",
+        "--workers",
+        "1",
+    ]
     environment = {**os.environ, "ISOFLOP_ROOT": "runs"}
     done = subprocess.run(
-        [*program, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*program, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert re.search(r"^loss \d+\.\d+\n1 of 1 runs done in ", done.stdout, re.MULTILINE), (
         done.stdout
     )
@@ -153,10 +169,10 @@ def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
 
 def test_two_at_once_are_refused(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    with take_lease(root / "tiny" / "workers" / "lease") as mine:
-        assert mine
+    with take_lease(root / "tiny" / "workers" / "lease") as lease:
+        assert lease
         with pytest.raises(
-            RunError, match="another `isoflop run` is at work here; wait for it, or stop it"
+            RunError, match="another `isoflop run` is active here; wait for it, or stop it"
         ):
             train_study(plan, root)
 
@@ -166,9 +182,9 @@ def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path,
     for number in range(3):
         run_of(root, plan, number).set_state("diverged", "the loss was not finite", attempt=1)
     shutil.rmtree(root / "data")
-    seen: list[Progress] = []
-    train_study(plan, root, on_progress=seen.append)
-    assert [(progress.share, progress.seconds_left) for progress in seen] == [(1.0, None)]
+    history: list[Progress] = []
+    train_study(plan, root, on_progress=history.append)
+    assert [(progress.share, progress.seconds_left) for progress in history] == [(1.0, None)]
     assert not (root / "tiny" / "workers" / "submitit").exists()
     assert not (root / "data").exists()
 
@@ -177,9 +193,9 @@ def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path,
 def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "seeds=[0, 1]", "widths=[12, 16]")
     failing = run_of(root, plan, 1)
-    part = failing.path / "loss" / "000000000-000000005.parquet"
-    part.parent.mkdir()
-    part.write_bytes(b"damaged")
+    loss_file = failing.path / "loss" / "000000000-000000005.parquet"
+    loss_file.parent.mkdir()
+    loss_file.write_bytes(b"damaged")
     run_of(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
 
     progresses = list(LocalPool(root / "tiny", plan, 2).run())
@@ -192,7 +208,7 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
     assert (progresses[-1].share, progresses[-1].count("done")) == (1.0, 2)
     assert not (root / "tiny" / "workers" / "submitit").exists()
 
-    shutil.rmtree(part.parent)  # its mend; what diverged would diverge again
+    shutil.rmtree(loss_file.parent)  # its mend; what diverged would diverge again
     list(LocalPool(root / "tiny", plan, 2).run())
     ends = [
         (s["state"], s["attempt"])
@@ -268,30 +284,33 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
     program = [sys.executable, "-c", "from isoflop.cli import main; main()"]
     process = subprocess.Popen(
         [*program, "run", "tiny.yaml", "widths=[8]", "--workers", "1", trainer],
-        cwd=tmp_path, env={**os.environ, "ISOFLOP_ROOT": "runs"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "ISOFLOP_ROOT": "runs"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     plan = tiny_plan(tmp_path, "widths=[8]", trainer)
-    run, said = (
+    run, output = (
         run_of(tmp_path / "runs", plan),
         run_of(tmp_path / "runs", plan).path / "losses.jsonl.said",
     )
-    wait_for(lambda: said.exists() and len(said.read_text().split()) == 2, 60)
+    wait_for(lambda: output.exists() and len(output.read_text().split()) == 2, 60)
     process.send_signal(signal.SIGINT)
     lines = iter(process.stderr.readline, "")
     assert "stopping: runs have up to 60 s to save; interrupt again to stop at once\n" in lines
     assert run.is_leased()
     process.send_signal(signal.SIGINT)
-    assert "the same command goes on from there" in process.communicate(timeout=30)[1]
+    assert "from which the same command resumes" in process.communicate(timeout=30)[1]
     assert process.returncode == 130
     wait_for(
-        lambda: not any(Path("/proc", number).exists() for number in said.read_text().split()), 10
+        lambda: not any(Path("/proc", number).exists() for number in output.read_text().split()), 10
     )
     assert not run.is_leased()
 
 
 class Terminal:
-    """`isoflop run` in a terminal of its own, as a user starts it."""
+    """`isoflop run` in its own terminal, as a user starts it."""
 
     def __init__(self, sweep: Path, root: Path) -> None:
         self.master, slave = pty.openpty()
@@ -311,17 +330,17 @@ class Terminal:
         self.output = b""
 
     def read(self) -> None:
-        """Takes what has been printed, so that the program is never held up."""
+        """Read the output so far, so that the program never blocks."""
         import select
 
         while select.select([self.master], [], [], 0)[0]:
             try:
-                part = os.read(self.master, 65536)
+                chunk = os.read(self.master, 65536)
             except OSError:  # its last process has gone
                 return
-            if not part:
+            if not chunk:
                 return
-            self.output += part
+            self.output += chunk
 
     def wait(self, happened: Callable[[], bool]) -> None:
         def look() -> bool:
@@ -366,7 +385,7 @@ def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
             )
         )
         if stop is Terminal.press_ctrl_c:
-            with pytest.raises(RunError, match="another `isoflop run` is at work here"):
+            with pytest.raises(RunError, match="another `isoflop run` is active here"):
                 train_study(plan, root)
         stop(terminal)
         terminal.wait(lambda terminal=terminal: terminal.process.poll() is not None)
@@ -379,7 +398,7 @@ def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
         assert b"Traceback" not in terminal.output
         if ended == 130 and code == 130:
             terminal.read()
-            assert b"the same command goes on from there" in terminal.output
+            assert b"from which the same command resumes" in terminal.output
         for run in [run for run in runs if not run.done]:  # a fast machine ends them early
             state, saved = run.state(), load_checkpoint(run.checkpoints)
             assert saved is not None

@@ -1,4 +1,4 @@
-"""Hooks: what is told of a study, by a command and by a URL, each thing once."""
+"""Notifications of a study by a command and by a URL, each event once."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from support.studies import finish_alike, tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
-from isoflop.launching import notifications as notifying
-from isoflop.launching import supervisor as supervising
+from isoflop.launching import notifications, supervisor
 from isoflop.launching.control import cancel, list_runs, query_status
 from isoflop.launching.notifications import Notifier
 from isoflop.launching.queue.sweep_status import SweepStatus
@@ -50,24 +49,24 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Path:
-    """Where the hook writes."""
-    return tmp_path / "told.txt"
+def hook_log(tmp_path: Path) -> Path:
+    """Return the file that the hook writes."""
+    return tmp_path / "hook_log.txt"
 
 
 @pytest.fixture
-def hooked(study: Study, told: Path) -> Profile:
-    """The study's profile with a command that keeps its words, one a line."""
-    hook = told.with_name("hook.sh")
-    hook.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>{told}\n')
+def hooked(study: Study, hook_log: Path) -> Profile:
+    """Return the study's profile with a hook that writes its arguments, one per line."""
+    hook = hook_log.with_name("hook.sh")
+    hook.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >>{hook_log}\n')
     hook.chmod(0o755)
     return dataclasses.replace(study.profile, notify=f"{hook} 'two words'")
 
 
-def test_a_command_is_told_each_thing_once(study: Study, hooked: Profile, told: Path) -> None:
+def test_a_command_is_told_each_thing_once(study: Study, hooked: Profile, hook_log: Path) -> None:
     notifier = Notifier(study.directory)
     assert [notifier.send(hooked, "stuck", "a $(b) 'c'") for _ in range(2)] == [True, False]
-    assert told.read_text().splitlines() == [
+    assert hook_log.read_text().splitlines() == [
         "two words",
         "stuck",
         str(study.directory),
@@ -93,7 +92,7 @@ def test_a_hook_that_fails_is_a_warning_and_is_tried_again(
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[Any]]]:
-    """A URL, and the documents that were sent to it."""
+    """Return a URL, and the documents sent to it."""
     documents: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -137,7 +136,7 @@ GARBAGE = {
 
 @pytest.fixture
 def answering() -> Iterator[Callable[[bytes], str]]:
-    """Makes a URL that answers with some bytes."""
+    """Return a maker of URLs that answer with given bytes."""
     servers = []
 
     def serve(answer: bytes) -> str:
@@ -172,8 +171,8 @@ def test_a_url_that_answers_garbage_is_a_hook_that_fails(
 
 @pytest.fixture
 def hanging(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
-    """The study's profile with a hook that hangs, a line in `calls.txt` each time."""
-    monkeypatch.setattr(notifying, "TIMEOUT_S", 0.3)
+    """Return the study's profile with a hook that hangs, after a line in `calls.txt`."""
+    monkeypatch.setattr(notifications, "TIMEOUT_S", 0.3)
     hook = tmp_path / "hangs.sh"
     hook.write_text(f"#!/bin/sh\necho x >>{tmp_path}/calls.txt\nexec /bin/sleep 60\n")
     hook.chmod(0o755)
@@ -197,7 +196,7 @@ def test_a_hook_that_hangs_is_called_once_a_look(
 
 
 def test_what_could_not_be_told_is_tried_again_ever_later(
-    study: Study, tmp_path: Path, hooked: Profile, told: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, tmp_path: Path, hooked: Profile, hook_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = tmp_path / "fails.sh"
     hook.write_text(f"#!/bin/sh\necho x >>{tmp_path}/calls.txt\nexit 1\n")
@@ -208,7 +207,7 @@ def test_what_could_not_be_told_is_tried_again_ever_later(
         0.0,
         [],
     )
-    monkeypatch.setattr(notifying, "time", SimpleNamespace(monotonic=lambda: clock))
+    monkeypatch.setattr(notifications, "time", SimpleNamespace(monotonic=lambda: clock))
     for minute in range(200):
         clock, before = 60.0 * minute, len(tries) and calls(tmp_path)
         notifier.begin()
@@ -218,43 +217,43 @@ def test_what_could_not_be_told_is_tried_again_ever_later(
     assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
     hook.write_text(Path(hooked.notify.split()[0]).read_text() if hooked.notify else "")
     notifier.retry()
-    assert events(told) == []
+    assert events(hook_log) == []
     clock = 1e9
     notifier.retry()
-    assert told.read_text().splitlines() == ["done", str(study.directory), "all"]
+    assert hook_log.read_text().splitlines() == ["done", str(study.directory), "all"]
     assert notifier.pending == []
 
 
 def test_nothing_more_is_told_by_a_supervisor_that_must_stop(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     stop = False
     notifier = Notifier(study.directory, lambda: stop)
     assert notifier.send(hooked, "failed", "r0")
     stop = True
     assert not notifier.send(hooked, "failed", "r1")
-    assert events(told) == [("failed", "r0")]
+    assert events(hook_log) == [("failed", "r0")]
     assert notifier.pending == [("failed", "r1")]
 
 
 def test_what_was_told_and_can_not_be_kept_is_told_once(
-    study: Study, hooked: Profile, told: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, hooked: Profile, hook_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: Path) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(notifying, "replace_file", full)
+    monkeypatch.setattr(notifications, "replace_file", full)
     notifier = Notifier(study.directory)
     assert [notifier.send(hooked, "stuck", "full") for _ in range(2)] == [True, False]
-    assert events(told) == [("stuck", "full")]
+    assert events(hook_log) == [("stuck", "full")]
 
 
 # What a look tells
 
 
-def events(told: Path) -> list[tuple[str, str]]:
-    """Event and message of each call of the hook."""
-    lines = told.read_text().splitlines() if told.exists() else []
+def events(hook_log: Path) -> list[tuple[str, str]]:
+    """Return event and message of each call of the hook."""
+    lines = hook_log.read_text().splitlines() if hook_log.exists() else []
     return [(lines[at + 1], lines[at + 3]) for at in range(0, len(lines), 4)]
 
 
@@ -263,58 +262,56 @@ def picture(study: Study, retries: int = 0) -> SweepStatus:
 
 
 def test_what_failed_for_good_and_what_waits_for_ever(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.queued()
     notify_events(Notifier(study.directory), hooked, picture(study))
-    assert events(told) == []
+    assert events(hook_log) == []
     study.slurm.change(queue={"100_2": ["PENDING", "", "PartitionTimeLimit"]})
     study.run(0).set_state("failed", "no luck", failures=1)
     study.run(1).set_state("diverged", "not finite")
     notify_events(Notifier(study.directory), hooked, picture(study, retries=2))
     first, second, third = study.ids
     waits = "can never start: PartitionTimeLimit: slurm.time is longer than the partition allows"
-    assert events(told) == [
+    assert events(hook_log) == [
         ("failed", f"{second} diverged: not finite"),
         ("stuck", f"{third} {waits}"),
     ]
     notify_events(Notifier(study.directory), hooked, picture(study, retries=0))
-    assert events(told)[2:] == [("failed", f"{first} failed: no luck")]
+    assert events(hook_log)[2:] == [("failed", f"{first} failed: no luck")]
 
 
-def test_the_end_is_told_once_all_are_done(study: Study, hooked: Profile, told: Path) -> None:
+def test_the_end_is_told_once_all_are_done(study: Study, hooked: Profile, hook_log: Path) -> None:
     study.queued()
     for number in range(3):
-        assert events(told) == []
+        assert events(hook_log) == []
         (study.run(number).path / "DONE").touch()
         notify_events(Notifier(study.directory), hooked, picture(study))
     notify_events(Notifier(study.directory), hooked, picture(study))
-    assert events(told) == [("done", "all 3 runs are done")]
+    assert events(hook_log) == [("done", "all 3 runs are done")]
 
 
-def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, told: Path) -> None:
+def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, hook_log: Path) -> None:
     study.queued()
     write_study_profile(hooked, study.directory)
     study.slurm.change(queue={})
     study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
     study.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main", 20)
     assert supervise(study.directory) == "goes on"
-    ((event, message),) = events(told)
+    ((event, message),) = events(hook_log)
     assert event == "stuck"
     assert message.startswith("slurm.partition: sbatch rejects the job: ")
 
 
-def test_a_look_that_comes_to_nothing_is_not_told_of(
-    study: Study, hooked: Profile, told: Path
-) -> None:
+def test_a_failed_cycle_sends_no_event(study: Study, hooked: Profile, hook_log: Path) -> None:
     study.queued()
     write_study_profile(hooked, study.directory)
-    with take_lease(submissions_folder(study.directory) / "lease") as mine:
-        assert mine
+    with take_lease(submissions_folder(study.directory) / "lease") as lease:
+        assert lease
         assert supervise(study.directory) == "in vain"
     study.slurm.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 20)
     assert supervise(study.directory) == "in vain"
-    assert events(told) == []
+    assert events(hook_log) == []
 
 
 def test_after_looks_in_vain_the_next_comes_soon() -> None:
@@ -331,7 +328,7 @@ def test_after_looks_in_vain_the_next_comes_soon() -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_report_that_fails_does_not_end_the_supervisor(
-    study: Study, hooked: Profile, told: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+    study: Study, hooked: Profile, hook_log: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.queued()
     write_study_profile(hooked, study.directory)
@@ -339,14 +336,14 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
     for number in range(3):
         (study.run(number).path / "DONE").touch()
     if killed:
-        python = told.with_name("python")
+        python = hook_log.with_name("python")
         python.write_text("#!/bin/sh\necho so far so good >&2\nkill -9 $$\n")
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
     else:
         (study.directory / "report.html").mkdir()
     assert supervise(study.directory) == "over"
-    (stuck, message), done = events(told)
+    (stuck, message), done = events(hook_log)
     assert stuck == "stuck"
     assert message.startswith(
         "no report: ended with -9: so far so good; " if killed else "no report: ended with 2: "
@@ -356,14 +353,14 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
 
 
 def test_a_study_that_no_law_fits_is_reported_and_nobody_is_called(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.queued()
     write_study_profile(hooked, study.directory)
     study.slurm.change(queue={})
     finish_alike(study.directory.parent, study.plan)
     assert supervise(study.directory) == "over"
-    assert events(told) == [("done", "all 3 runs are done")]
+    assert events(hook_log) == [("done", "all 3 runs are done")]
     assert (study.directory / "report.html").is_file()
     assert (study.directory / "runs.parquet").is_file()
     assert not (study.directory / "fit.json").exists()
@@ -379,13 +376,13 @@ def over(study: Study, numbers: Iterable[int]) -> None:
 
 @pytest.fixture
 def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without fits and a report at the end, which take seconds."""
-    monkeypatch.setattr(supervising, "write_report", lambda *_: None)
+    """Skip the fits and the report at the end, which take seconds."""
+    monkeypatch.setattr(supervisor, "write_report", lambda *_: None)
 
 
 @pytest.mark.usefixtures("unreported")
 def test_nothing_is_queued_that_nobody_has_submitted(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.profile = hooked
     first, second, third = study.ids
@@ -399,7 +396,7 @@ def test_nothing_is_queued_that_nobody_has_submitted(
     over(study, [0, 1])
     assert supervise(study.directory) == "over"
     assert len(read_submissions(study.directory)) == 2
-    assert events(told) == [
+    assert events(hook_log) == [
         ("done", "2 of 2 submitted runs are done; 1 more of the sweep were never submitted")
     ]
     assert query_status(study.directory).runs[third].state == "pending"
@@ -414,13 +411,14 @@ def test_what_the_cluster_had_no_room_for_is_queued_later(study: Study) -> None:
 
 
 LIMIT = (
-    "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS "
+    "sbatch: error: AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: "
+    "Job violates accounting/QOS "
     "policy (job submit limit, user's size and/or time limits)"
 )
 
 
 def test_while_the_cluster_takes_no_more_it_is_told_what_failed(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.profile = dataclasses.replace(hooked, retries=0)
     study.submit(runs=study.ids[:1])
@@ -429,12 +427,12 @@ def test_while_the_cluster_takes_no_more_it_is_told_what_failed(
     study.run(0).set_state("failed", "no luck", failures=1)
     study.slurm.answer("sbatch", LIMIT, 20)
     assert supervise(study.directory) == "goes on"
-    assert events(told) == [("failed", f"{study.ids[0]} failed: no luck")]
+    assert events(hook_log) == [("failed", f"{study.ids[0]} failed: no luck")]
 
 
 @pytest.mark.usefixtures("unreported")
 def test_the_end_is_told_of_a_study_that_is_not_done_whole(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.queued()
     write_study_profile(dataclasses.replace(hooked, retries=0), study.directory)
@@ -442,7 +440,7 @@ def test_the_end_is_told_of_a_study_that_is_not_done_whole(
     over(study, [0, 1])
     study.run(2).set_state("failed", "no luck", failures=1)
     assert supervise(study.directory) == "over"
-    assert events(told) == [
+    assert events(hook_log) == [
         ("failed", f"{study.ids[2]} failed: no luck"),
         ("done", "2 of 3 submitted runs are done, 1 failed"),
     ]
@@ -450,9 +448,9 @@ def test_the_end_is_told_of_a_study_that_is_not_done_whole(
 
 @pytest.mark.usefixtures("unreported")
 def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(
-    study: Study, hooked: Profile, told: Path
+    study: Study, hooked: Profile, hook_log: Path
 ) -> None:
-    """One that waits, one that failed and has a try left, one that was interrupted."""
+    """Prepare a waiting run, a failed run with a retry left and an interrupted run."""
     study.queued()
     write_study_profile(hooked, study.directory)
     study.slurm.change(queue={"100_0": ["PENDING", "", "Priority"]})
@@ -461,7 +459,7 @@ def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(
     assert query_status(study.directory, 2).runs[study.ids[2]].retry
     assert cancel(study.directory, []) == study.ids
     assert supervise(study.directory) == "over"
-    assert events(told) == [("done", "0 of 3 submitted runs are done, 3 cancelled")]
+    assert events(hook_log) == [("done", "0 of 3 submitted runs are done, 3 cancelled")]
     assert study.slurm.calls("sbatch") == []
     assert set(study.submit().queued) == set(study.ids)
 
@@ -496,7 +494,7 @@ def test_a_look_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
 def test_a_look_that_had_to_wait_queues_nothing_that_was_cancelled_meanwhile(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them was never queued, so that nothing but what is agreed to can say so."""
+    """One run was never queued, so only the approvals show that it was approved."""
     study.submit(runs=study.ids[:1])
     approve(study.directory, study.ids)
     act_meanwhile(study, monkeypatch, lambda: cancel(study.directory, []))
@@ -510,7 +508,7 @@ def test_a_look_that_had_to_wait_queues_nothing_that_was_cancelled_meanwhile(
 def test_a_look_that_fails_is_told_once_and_others_follow(
     study: Study,
     hooked: Profile,
-    told: Path,
+    hook_log: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -520,7 +518,7 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
     study.queued()
     write_study_profile(hooked, study.directory)
     with monkeypatch.context() as patch:
-        patch.setattr(supervising, "submit", full)
+        patch.setattr(supervisor, "submit", full)
         assert [supervise(study.directory) for _ in range(2)] == ["in vain"] * 2
         with open("/dev/full", "w") as nowhere:
             patch.setattr(sys, "stderr", nowhere)
@@ -528,10 +526,11 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
             with contextlib.suppress(OSError):
                 nowhere.close()
     assert "Traceback" in capsys.readouterr().err
-    assert events(told) == [
+    assert events(hook_log) == [
         (
             "stuck",
-            "a cycle failed and will be repeated: OSError: [Errno 28] No space left on device: 'state.json'",
+            "a cycle failed and will be repeated: OSError: [Errno 28] No space left on "
+            "device: 'state.json'",
         )
     ]
     assert supervise(study.directory) == "goes on"
@@ -539,7 +538,7 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "sweep.yaml"])
 def test_a_definition_that_is_edited_badly_does_not_end_it(
-    study: Study, hooked: Profile, told: Path, file: str, capsys: pytest.CaptureFixture[str]
+    study: Study, hooked: Profile, hook_log: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.queued()
     write_study_profile(hooked, study.directory)
@@ -547,15 +546,15 @@ def test_a_definition_that_is_edited_badly_does_not_end_it(
     (study.directory / file).write_text("name: [")
     assert supervise(study.directory) == "goes on"
     assert file in capsys.readouterr().err
-    assert [event for event, _ in events(told)] == ["stuck"] * (file == "sweep.yaml")
+    assert [event for event, _ in events(hook_log)] == ["stuck"] * (file == "sweep.yaml")
     (study.directory / file).write_text(before)
     assert supervise(study.directory) == "goes on"
 
 
 def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
-    study: Study, hooked: Profile, told: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, hooked: Profile, hook_log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook = told.with_name("hook.sh")
+    hook = hook_log.with_name("hook.sh")
     works = hook.read_text()
     hook.write_text("#!/bin/sh\nexit 1\n")
 
@@ -564,12 +563,12 @@ def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
         hook.write_text(works)
         return "over"
 
-    monkeypatch.setattr(supervising, "supervise", ends)
-    monkeypatch.setattr(supervising, "FIRST_RETRY_S", 0.0)
-    monkeypatch.setattr(notifying, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(supervisor, "supervise", ends)
+    monkeypatch.setattr(supervisor, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(notifications, "FIRST_RETRY_S", 0.0)
     monkeypatch.setattr(Supervisor, "listen", lambda _: None)
     assert Supervisor(str(study.directory))() == "over"
-    assert events(told) == [("done", "all")]
+    assert events(hook_log) == [("done", "all")]
 
 
 # Its own job
@@ -579,7 +578,7 @@ def job_file(study: Study) -> Path:
     return submissions_folder(study.directory) / "supervisor" / "job.json"
 
 
-def pickle_of(study: Study, job_id: str | None) -> Path:
+def read_pickle(study: Study, job_id: str | None) -> Path:
     return job_file(study).with_name(f"{job_id}_submitted.pkl")
 
 
@@ -605,15 +604,15 @@ def test_a_call_that_was_killed_around_sbatch_leaves_one_supervisor(
 ) -> None:
     study.prepare()
     first = add_supervisor(study.profile, study.directory)
-    kept = json.loads(job_file(study).read_text())
-    assert kept["job_id"] == first
-    job_file(study).write_text(json.dumps({**kept, "job_id": None}))
+    record = json.loads(job_file(study).read_text())
+    assert record["job_id"] == first
+    job_file(study).write_text(json.dumps({**record, "job_id": None}))
     if not queued:
         study.slurm.change(queue={}, jobs={})
-    pickle_of(study, first).unlink()
+    read_pickle(study, first).unlink()
     assert (add_supervisor(study.profile, study.directory) is None) == queued
     (job,) = [job for job in slurm.queue().values() if job.active]
-    assert pickle_of(study, job.id).exists()
+    assert read_pickle(study, job.id).exists()
 
 
 @pytest.mark.parametrize("wrapper", [False, True])
@@ -630,7 +629,7 @@ def test_a_supervisor_finds_what_it_is_to_do_where_sbatch_did_not_say_its_id(
     else:
         study.slurm.answer("sbatch", TIMED_OUT, queues="now")
     job_id = add_supervisor(study.profile, study.directory)
-    assert pickle.loads(pickle_of(study, job_id).read_bytes()).function == Supervisor(
+    assert pickle.loads(read_pickle(study, job_id).read_bytes()).function == Supervisor(
         str(study.directory)
     )
 
@@ -658,8 +657,8 @@ def test_what_is_refused_leaves_nothing(study: Study) -> None:
 
 def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
     study.prepare()
-    with take_lease(submissions_folder(study.directory) / "lease") as mine:
-        assert mine
+    with take_lease(submissions_folder(study.directory) / "lease") as lease:
+        assert lease
         with pytest.raises(
             BusyError, match=r"another isoflop command \(process \d+ on \S+\) is working here"
         ):
@@ -670,7 +669,7 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         ({}, {}),
         (
@@ -687,9 +686,9 @@ def test_two_calls_at_once_queue_one_supervisor(study: Study) -> None:
         ),
     ],
 )
-def test_a_supervisor_asks_for_little(changes: dict[str, Any], wanted: dict[str, Any]) -> None:
+def test_a_supervisor_asks_for_little(changes: dict[str, Any], expected: dict[str, Any]) -> None:
     asks = minimal_profile(
         Profile(**{"name": "ours", "executor": "slurm", "root": "runs", **changes})
     )
     assert asks.gpu is None
-    assert asks.slurm == {"cpus_per_task": 1, **wanted}
+    assert asks.slurm == {"cpus_per_task": 1, **expected}

@@ -1,4 +1,4 @@
-"""What a study is refused for, before anything is made or trained."""
+"""Refusals of a study before anything is made or trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ Change = Callable[[Path, Plan], None]
 
 
 def test_a_metric_without_targets_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    # The first window of the split begins with BOS, a marker and audio: among its first targets there is no text.
+    # The first window of the split begins with BOS, a marker and audio: its first targets
+    # include no text.
     root, few, many = (
         tmp_path / "runs",
         *(
@@ -33,14 +34,14 @@ def test_a_metric_without_targets_is_refused_before_anything_is_trained(tmp_path
     )
     write_corpus(root, few)
     with pytest.raises(
-        DataError, match=r"no text tokens among the 4 of split 'heldout' that are measured; raise "
+        DataError, match=r"no text tokens among the 4 measured tokens of split 'heldout'; raise "
     ):
         prepare_data(few.sweep, root)
     prepare_data(many.sweep, root)
 
 
 def other_corpus(root: Path, plan: Plan) -> None:
-    """Puts other tokens in the place of those that runs have begun with."""
+    """Replace the tokens that runs have begun with."""
     folder = data_folder(root, plan.sweep.data)
     shutil.rmtree(folder)
     write_corpus(root, plan, tokens=50_000)
@@ -52,7 +53,10 @@ def test_runs_of_one_sweep_have_the_same_data(tmp_path: Path) -> None:
     other_corpus(root, plan)
     with pytest.raises(DataError) as problem:
         train_study(plan, root)
-    says = f"{run.run_id} of this sweep began with {run.state()['data_checksum'][:12]}; restore that data, or give"
+    says = (
+        f"{run.run_id} of this sweep began with {run.state()['data_checksum'][:12]}; "
+        f"restore that data, or give"
+    )
     assert says in str(problem.value)
     assert [run_of(root, plan, number).state()["state"] for number in range(3)] == [
         "done",
@@ -71,7 +75,7 @@ def test_a_folder_with_another_corpus_than_its_name_says_is_refused(tmp_path: Pa
     )
     with pytest.raises(
         DataError,
-        match=r"made from another data section \(seed differ\); move it away, and prepare",
+        match=r"made from another data section \(different seed\); move it away, and prepare",
     ):
         prepare(root, plan.sweep.data)
 

@@ -1,4 +1,4 @@
-"""Submissions to a SLURM that refuses, hangs, loses answers and is called twice: each run is queued once, or not."""
+"""Submissions to a SLURM that refuses, hangs or loses answers: each run is queued at most once."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 def test_a_study_is_one_array_with_a_task_a_run(study: Study) -> None:
-    told: list[Submission] = []
-    done = study.submit(on_queued=told.append)
+    queued: list[Submission] = []
+    done = study.submit(on_queued=queued.append)
     assert set(done.queued) == set(study.ids)
     assert done.counts() == {"new": 3}
     (made,) = read_submissions(study.directory)
-    assert told == [made]
+    assert queued == [made]
     assert (made.job_id, sorted(made.runs), made.gpus, made.cancelled) == (
         "100",
         sorted(study.ids),
@@ -75,8 +75,8 @@ def test_a_study_is_one_array_with_a_task_a_run(study: Study) -> None:
 
 def test_submitted_twice_nothing_is_queued_twice(study: Study) -> None:
     study.submit()
-    again = study.submit()
-    assert (again.queued, again.counts()) == ((), {"queued": 3})
+    second = study.submit()
+    assert (second.queued, second.counts()) == ((), {"queued": 3})
     assert len(study.slurm.calls("sbatch")) == len(read_submissions(study.directory)) == 1
     assert not list(
         study.directory.glob("*-*/lease")
@@ -139,8 +139,16 @@ def test_a_folder_that_can_only_be_read_is_one_line(
             to_yaml(dataclasses.replace(study.profile, root=str(disk)))
         )
         with pytest.raises(SystemExit) as stop:
-            main(["submit", str(study.folder / "tiny.yaml"), SIMULATED, "--cluster", str(study.folder / "ro.yaml"),
-                  "--yes"])  # fmt: skip
+            main(
+                [
+                    "submit",
+                    str(study.folder / "tiny.yaml"),
+                    SIMULATED,
+                    "--cluster",
+                    str(study.folder / "ro.yaml"),
+                    "--yes",
+                ]
+            )
     assert stop.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"isoflop: error: {disk}/\S+: Read-only file system", last)
@@ -223,13 +231,15 @@ def test_a_run_that_failed_once_more_before_the_call_was_through_has_failed(
 
 
 def concurrent(jobs: dict[str, dict[str, Any]], weight: dict[str, int]) -> int:
-    """The most that arrays which don't wait for one another may come to at the same time."""
+    """Return the largest sum of concurrency limits of arrays that may run at the same time."""
     waits = {
-        job: set(found["options"].get("dependency", "").split(":")[1:])
-        for job, found in jobs.items()
+        job: set(options["options"].get("dependency", "").split(":")[1:])
+        for job, options in jobs.items()
     }
     for _ in waits:
-        waits = {job: seen.union(*(waits[other] for other in seen)) for job, seen in waits.items()}
+        waits = {
+            job: before.union(*(waits[other] for other in before)) for job, before in waits.items()
+        }
     sets = [
         chosen for size in range(1, len(jobs) + 1) for chosen in itertools.combinations(jobs, size)
     ]
@@ -269,8 +279,8 @@ def test_arrays_together_keep_to_the_limits(
     jobs = study.slurm.read()["jobs"]
     arrays = {made.job_id: made for made in read_submissions(study.directory)}
     at_once = {
-        job: int(found["options"].get("array", "%1").partition("%")[2])
-        for job, found in jobs.items()
+        job: int(options["options"].get("array", "%1").partition("%")[2])
+        for job, options in jobs.items()
     }
     assert concurrent(jobs, at_once) <= limits.get("max_jobs", 99)
     weight = {job: at_once[job] * arrays[job].gpus for job in jobs}
@@ -339,12 +349,14 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
             "slurm.partition: sbatch rejects the job: Batch",
         ),
         (
-            "Batch job submission failed: Invalid account or account/partition combination specified",
+            "Batch job submission failed: Invalid account or account/partition combination "
+            "specified",
             "slurm.account: ",
         ),
         ("Batch job submission failed: Invalid qos specification", "slurm.qos: "),
         (
-            "Memory specification can not be satisfied\nsbatch: error: Batch job submission failed: Requested node "
+            "Memory specification can not be satisfied\nsbatch: error: Batch job "
+            "submission failed: Requested node "
             "configuration is not available",
             "slurm.mem or node.memory_gb: ",
         ),
@@ -354,7 +366,8 @@ def test_a_cluster_that_keeps_failing_is_given_up(study: Study) -> None:
         ),
         ("Batch job submission failed: Invalid feature specification", "slurm.constraint: "),
         (
-            "Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)",
+            "Batch job submission failed: Requested time limit is invalid (missing or "
+            "exceeds some limit)",
             "slurm.time: ",
         ),
         ("Batch job submission failed: Access/permission denied", "sbatch rejects the job: "),
@@ -524,18 +537,18 @@ def test_sbatch_hears_nothing_but_the_script(study: Study, monkeypatch: pytest.M
 def test_sbatch_does_not_hear_of_the_job_that_submits(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = {
+    environment = {
         "SLURM_JOB_ID": "7",
         "SLURM_MEM_PER_NODE": "1",
         "SBATCH_PARTITION": "theirs",
         "SLURM_CONF": "/etc/s.conf",
     }
-    for name, value in ours.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     study.submit_runs()
     (call,) = study.slurm.calls("sbatch")
     assert call["environment"] == {"SLURM_CONF": "/etc/s.conf"}
-    assert ours.items() <= os.environ.items()
+    assert environment.items() <= os.environ.items()
 
 
 # Calls that were killed, and two at once
@@ -588,8 +601,8 @@ def test_what_is_half_made_stays_while_slurm_does_not_answer(study: Study) -> No
 def test_a_record_that_another_call_drops_meanwhile_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Submission("tiny-1", ("a", "b"), 8, 5.0, "100")
-    for made in (kept, Submission("tiny-0", ("a", "b"), 8, 4.0)):
+    submission = Submission("tiny-1", ("a", "b"), 8, 5.0, "100")
+    for made in (submission, Submission("tiny-0", ("a", "b"), 8, 4.0)):
         made.write(submissions_folder(tmp_path))
     glob = Path.glob
 
@@ -599,7 +612,7 @@ def test_a_record_that_another_call_drops_meanwhile_is_none(
         return paths
 
     monkeypatch.setattr(Path, "glob", found)
-    assert read_submissions(tmp_path) == [kept]
+    assert read_submissions(tmp_path) == [submission]
 
 
 def test_a_record_of_another_version_has_keys_more_or_less(tmp_path: Path) -> None:
@@ -619,10 +632,20 @@ WHOLE = {"name": "x", "runs": ["a"], "gpus": 0, "submitted": 1.0, "job_id": "1",
 OF_WRONG_TYPES = [
     json.dumps({**WHOLE, key: value})
     for key, value in (
-        ("submitted", "x"), ("submitted", None), ("name", 3), ("runs", "abc"), ("runs", [1]), ("runs", {}),
-        ("gpus", "8"), ("gpus", None), ("job_id", 7), ("cancelled", None), ("cancelled", [None]), ("at_once", "4"),
+        ("submitted", "x"),
+        ("submitted", None),
+        ("name", 3),
+        ("runs", "abc"),
+        ("runs", [1]),
+        ("runs", {}),
+        ("gpus", "8"),
+        ("gpus", None),
+        ("job_id", 7),
+        ("cancelled", None),
+        ("cancelled", [None]),
+        ("at_once", "4"),
     )
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -651,10 +674,11 @@ def test_a_damaged_record_is_one_line(tmp_path: Path, text: str) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Another process has a lease."""
+    """Hold a lease in another process."""
     program = (
         "import sys; from pathlib import Path; from isoflop.lease import take_lease\n"
-        "with take_lease(Path(sys.argv[1])) as lease: print(bool(lease), flush=True); sys.stdin.read()"
+        "with take_lease(Path(sys.argv[1])) as lease: print(bool(lease), flush=True); "
+        "sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, path],
@@ -690,7 +714,7 @@ def test_two_at_once_are_refused(study: Study) -> None:
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """Six runs, of which three may fail while others get on."""
+    """Queue six runs, of which three may fail while others progress."""
     return make_study(tmp_path, monkeypatch, "seeds=[0, 1]")
 
 
@@ -733,7 +757,7 @@ def ran(
     return RunStatus(run_id, state, "", None, node, stored)
 
 
-def bad_nodes_of(*runs: RunStatus) -> tuple[str, ...]:
+def list_bad_nodes(*runs: RunStatus) -> tuple[str, ...]:
     return find_bad_nodes(SweepStatus({where.run_id: where for where in runs}, ()))
 
 
@@ -742,7 +766,7 @@ def test_a_node_on_which_those_that_failed_there_are_done_is_not_left_out(
     failed_time: float | None,
 ) -> None:
     mended = [ran(run_id, "done", "n1", 400.0, "n1", failed_time) for run_id in "abc"]
-    assert bad_nodes_of(*mended, ran("d", "done", "n2", 50.0)) == ()
+    assert list_bad_nodes(*mended, ran("d", "done", "n2", 50.0)) == ()
 
 
 @pytest.mark.parametrize(("worked", "bad"), [(300.0, ()), (99.0, ("n1",))])
@@ -750,7 +774,9 @@ def test_a_failure_is_as_old_as_it_is_however_the_run_gets_on_elsewhere(
     worked: float, bad: tuple[str, ...]
 ) -> None:
     moved = [ran(run_id, "running", "n2", 400.0, "n1", 100.0) for run_id in "abc"]
-    assert bad_nodes_of(*moved, ran("d", "done", "n1", worked), ran("e", "done", "n3", 50.0)) == bad
+    assert (
+        list_bad_nodes(*moved, ran("d", "done", "n1", worked), ran("e", "done", "n3", 50.0)) == bad
+    )
 
 
 def test_a_node_works_again_though_those_that_failed_there_go_on_elsewhere(large: Study) -> None:
@@ -766,8 +792,8 @@ def test_a_node_works_again_though_those_that_failed_there_go_on_elsewhere(large
 
 
 def test_a_run_that_failed_on_a_node_does_not_speak_for_it_before_it_is_done_there() -> None:
-    again = [ran(run_id, "running", "n1", 400.0, "n1", 100.0) for run_id in "abc"]
-    assert bad_nodes_of(*again, ran("d", "done", "n2", 50.0)) == ("n1",)
+    running = [ran(run_id, "running", "n1", 400.0, "n1", 100.0) for run_id in "abc"]
+    assert list_bad_nodes(*running, ran("d", "done", "n2", 50.0)) == ("n1",)
 
 
 def test_jobs_are_told_of_a_bad_node_and_the_kept_profile_is_not(large: Study) -> None:
@@ -790,7 +816,8 @@ def test_a_refusal_says_which_nodes_were_left_out_and_leaves_what_failed(large: 
     large.run(3).set_state("done", node="n2")
     large.slurm.answer("sbatch", "sbatch: error: Requested node configuration is not available")
     with pytest.raises(
-        ConfigError, match=r"without n1, where runs failed and nowhere else; `isoflop retry` takes"
+        ConfigError,
+        match=r"excluded nodes, where runs failed and nowhere else: n1; `isoflop retry` uses",
     ):
         large.submit()
     assert [large.run(number).state()["state"] for number in range(3)] == ["failed"] * 3
@@ -810,15 +837,15 @@ def test_a_node_is_left_out_by_the_very_call_that_finds_the_deaths_on_it(large: 
 
 
 @pytest.mark.parametrize(
-    ("given", "nodes", "exclude"),
+    ("option", "nodes", "exclude"),
     [(None, [], None), (None, ["n1", "n2"], "n1,n2"), ("n3", ["n1"], "n3,n1"), ("n3", [], "n3")],
 )
 def test_nodes_are_left_out_beside_those_of_the_profile(
-    study: Study, given: str | None, nodes: list[str], exclude: str | None
+    study: Study, option: str | None, nodes: list[str], exclude: str | None
 ) -> None:
-    options = {} if given is None else {"exclude": given}
-    found = exclude_nodes(dataclasses.replace(study.profile, slurm=options), nodes)
-    assert found.slurm.get("exclude") == exclude
+    options = {} if option is None else {"exclude": option}
+    profile = exclude_nodes(dataclasses.replace(study.profile, slurm=options), nodes)
+    assert profile.slurm.get("exclude") == exclude
 
 
 def test_the_profile_of_the_last_submission_is_kept_as_it_was(
@@ -862,7 +889,7 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "job_id"),
+    ("output", "job_id"),
     [
         ("Submitted batch job 84", "84"),
         ("note: your job 83 is using 1 of 4 GPUs\nSubmitted batch job 84\n", "84"),
@@ -871,15 +898,15 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_only_sbatch_s_own_words_name_a_job(said: str, job_id: str | None) -> None:
+def test_only_sbatch_s_own_words_name_a_job(output: str, job_id: str | None) -> None:
     from submitit.core.utils import FailedSubmissionError
 
     read = queueing._executor_class()._get_job_id_from_submission_command
     if job_id is None:
         with pytest.raises(FailedSubmissionError, match="no job id in"):
-            read(said)
+            read(output)
     else:
-        assert read(said) == read(said.encode()) == job_id
+        assert read(output) == read(output.encode()) == job_id
 
 
 def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -905,7 +932,7 @@ def test_another_user_can_only_look(study: Study, monkeypatch: pytest.MonkeyPatc
 def test_a_cancellation_that_can_not_be_written_down_cancels(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is full, which is when somebody wants to."""
+    """A full disk is a common reason to cancel."""
     study.queued()
 
     def full(*_: object) -> None:

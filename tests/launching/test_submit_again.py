@@ -1,4 +1,4 @@
-"""`isoflop submit` as a person calls it, again and again, on a made-up SLURM."""
+"""`isoflop submit`, called repeatedly by a user, on a fake SLURM."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def submit(study: Study, isoflop: Callable[..., Output]) -> Callable[..., Output
 
 
 def scontrol(study: Study) -> Callable[[], list[str]]:
-    """What scontrol is told from now on."""
-    told = study.folder / "told"
-    told.touch()
+    """Return a reader of scontrol's calls from now on."""
+    log = study.folder / "told"
+    log.touch()
     study.slurm.program(
-        "scontrol", f'echo "$@" >>{told}; exec /bin/cat {study.slurm.folder / "config"}'
+        "scontrol", f'echo "$@" >>{log}; exec /bin/cat {study.slurm.folder / "config"}'
     )
-    return lambda: told.read_text().splitlines()
+    return lambda: log.read_text().splitlines()
 
 
 def test_what_a_killed_call_left_half_made_is_queued_by_the_next(
@@ -139,9 +139,9 @@ def test_a_job_that_slurm_holds_since_a_node_failed_is_let_go(
     study.queued()
     queue = study.slurm.read()["queue"]
     study.slurm.change(queue={**queue, "100_1": ["PENDING", "", "launch failed requeued held"]})
-    told = scontrol(study)
+    calls = scontrol(study)
     assert submit()[0] == 0
-    assert "release 100_1" in told()
+    assert "release 100_1" in calls()
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
@@ -154,8 +154,8 @@ def test_code_that_can_not_be_copied_is_one_line(
         raise OSError(code, os.strerror(code), str(study.directory / "code"))
 
     monkeypatch.setattr(shutil, "copytree", fails)
-    found, _, err = submit()
-    assert (found, err.splitlines()[-1]) == (
+    exit_code, _, err = submit()
+    assert (exit_code, err.splitlines()[-1]) == (
         2,
         f"isoflop: error: {study.directory / 'code'}: {os.strerror(code)}",
     )
@@ -183,7 +183,7 @@ def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., 
 
 
 def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[..., Output]) -> None:
-    """Runs go on where they were: the cap and the hours count what is left of them."""
+    """Runs resume: the cap and the hours count their remaining work."""
     large = ["budgets=[1.0e21]", "widths=[8]", "data.tokens={}", "max_steps=100000000000000000"]
     (run,) = lay_out("tiny.yaml", [SIMULATED, *large]).runs
     _, _, err = submit(*large, "--max-gpu-hours", "0", cluster="gpu.yaml")
@@ -193,8 +193,8 @@ def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[...
     assert code == 3
     code, _, err = submit(*large, "--max-gpu-hours", f"{0.26 * hours}", cluster="gpu.yaml")
     assert code == 0
-    (left,) = re.findall(r"cost: ([\d,]+) GPU-hours", err)
-    assert int(left.replace(",", "")) == pytest.approx(0.25 * hours, abs=1)
+    (remaining,) = re.findall(r"cost: ([\d,]+) GPU-hours", err)
+    assert int(remaining.replace(",", "")) == pytest.approx(0.25 * hours, abs=1)
     assert f"the whole study takes {hours:,} GPU-hours\n" in err
 
 
@@ -202,7 +202,7 @@ def test_interruptions_without_a_bill_are_refused(
     study: Study, submit: Callable[..., Output]
 ) -> None:
     code, _, err = submit("--interruptions", "3")
-    assert (code, "--interruptions: goes with a bill; give the profile its `gpu`" in err) == (
+    assert (code, "--interruptions: needs a bill; set the profile's `gpu`" in err) == (
         2,
         True,
     )
@@ -217,7 +217,7 @@ def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Out
 
 
 def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> None:
-    """What an array that has ended held goes to the others, at every look."""
+    """Capacity of ended arrays goes to the others in every cycle."""
     gpu = Gpu(type="h100-sxm", per_node=8)
     study.profile = dataclasses.replace(study.profile, gpu=gpu, max_gpus=3, max_jobs=None)
     sizes = (2, 1, 1)
@@ -234,11 +234,11 @@ def test_shares_follow_what_is_left_though_nothing_is_queued(study: Study) -> No
         queue={"101_0": ["RUNNING", "n1", "None"], "101_1": ["PENDING", "", "JobArrayTaskLimit"]}
     )
     study.run(0).set_state("diverged", "the loss was not finite")
-    told = scontrol(study)
+    calls = scontrol(study)
     study.submit(runs=())
-    assert told() == ["update jobid=101 arraytaskthrottle=2"]
+    assert calls() == ["update jobid=101 arraytaskthrottle=2"]
     study.submit(runs=())
-    assert len(told()) == 1  # once
+    assert len(calls()) == 1  # once
 
 
 def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
@@ -255,8 +255,10 @@ def test_of_more_than_the_cluster_takes_a_part_is_queued_and_the_rest_later(
     assert "isoflop: warning: the cluster's submit limit accepted 1 of these 2 runs\n" in err
     *_, last = err.splitlines()
     assert last.startswith(
-        "isoflop: error: could not submit the supervisor; lost runs will not be requeued automatically: job submit "
-        "limit reached: try again when some of your jobs have finished (AssocMaxSubmitJobLimit; "
+        "isoflop: error: could not submit the supervisor; "
+        "lost runs will not be requeued automatically: "
+        "job submit limit reached: try again when some of your jobs have finished "
+        "(AssocMaxSubmitJobLimit; "
     )
     assert "--supervise" not in err
     assert len(study.slurm.read()["queue"]) == 2

@@ -1,4 +1,4 @@
-"""Figures of laws and roll-outs: they equal predictions and mark the range of the data."""
+"""Figures of laws and hold-outs: they equal predictions and mark the range of the data."""
 
 from __future__ import annotations
 

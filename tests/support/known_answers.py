@@ -149,6 +149,6 @@ def draw_figures(fit: Fit) -> None:
             getattr(fit, name)().figure.canvas.draw()
     for quantity in ("params", "tokens", "loss"):
         for name in ("plot_law", "plot_rollout"):
-            with contextlib.suppress(FitError):  # the fit has no such law, or no roll-out
+            with contextlib.suppress(FitError):  # the fit has no such law, or no hold-out
                 getattr(fit, name)(quantity).figure.canvas.draw()
     plt.close("all")

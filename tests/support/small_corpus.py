@@ -1,6 +1,6 @@
-"""A corpus of the pocket's making that takes seconds: fewer sentences, a codec of less speech, smaller shards.
+"""A small pocket corpus, made in seconds: fewer sentences, a codec of less speech, smaller shards.
 
-As a program it prepares that corpus, to be killed in the middle: small_corpus.py ROOT SENTENCES.json
+As a program it prepares that corpus, to be killed meanwhile: small_corpus.py ROOT SENTENCES.json
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from isoflop.data.prepare import prepare
 
 SENTENCES = 360
 SIZES = {"CODEC_DOCUMENTS": 16, "DOCUMENTS_PER_SHARD": 48}
+"""Values of constants of `isoflop.data.pocket`."""
+
 DATA = Data(
     codec="pocket",
     text_tokenizer="bytes",

@@ -3,7 +3,7 @@
 A law that is not quite true fits well within its data and fails beyond. Hidden budgets show by how
 much: the error m at a distance h (in ln C beyond the largest fitted budget). An error of a smooth
 law grows as the square of the distance (the fit has absorbed value and slope). So an interval at
-distance H beyond all data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all roll-outs
+distance H beyond all data is widened by the largest sqrt(m^2 + se^2) (H / h)^2 over all hold-outs
 that reach 2.5 times the compute or more, where se is the size of m by noise alone.
 analysis/coverage/ has the coverage of such intervals under laws that are wrong.
 """
@@ -49,10 +49,10 @@ class Miss:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """All roll-outs of a fit, from one hidden budget to as many as leave 3, at most 6.
+    """All hold-outs of a fit, from one hidden budget to as many as leave 3, at most 6.
 
     Attributes:
-        misses: each hidden budget of each roll-out.
+        misses: each hidden budget of each hold-out.
         reach: the least and the greatest budget of all, FLOPs.
     """
 
@@ -62,7 +62,7 @@ class HoldOut:
     def allowance(self, quantity: str, flops: float) -> Floats:
         """Return the law's own error at a budget, in ln of `params`, `tokens` or `loss`.
 
-        It is 0 within the data. One number, or (M,) for roll-outs of M sets of losses.
+        It is 0 within the data. One number, or (M,) for hold-outs of M sets of losses.
         """
         low, high = self.reach
         beyond = max(np.log(flops / high), np.log(low / flops), 0.0)
@@ -88,7 +88,7 @@ class HoldOut:
         return tuple(dict.fromkeys(name for miss in self.misses for name in miss.errors))
 
     def errors(self, quantity: str) -> pd.DataFrame:
-        """Return a row for each hidden budget of each roll-out: `budget` (FLOPs), `distance` (ln C
+        """Return a row for each hidden budget of each hold-out: `budget` (FLOPs), `distance` (ln C
         beyond the largest fitted budget), `error` (of the logarithm) and its standard error `se`.
         """
         return pd.DataFrame(
@@ -105,7 +105,7 @@ class HoldOut:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all roll-outs for fit.json, also unreported ones: each may widen a prediction."""
+        """Return all hold-outs for fit.json, also unreported ones: each may widen a prediction."""
         misses = [
             {
                 "hidden": miss.hidden,
@@ -119,7 +119,7 @@ class HoldOut:
         return {"reach": list(self.reach), "misses": misses}
 
     def table(self) -> pd.DataFrame:
-        """Return the reported roll-outs, with one and two budgets hidden, a row a hidden budget.
+        """Return the reported hold-outs, with one and two budgets hidden, a row a hidden budget.
 
         Columns: `hidden`, `budget` (FLOPs), `decades` (distance in decades of compute), and for
         each quantity its error (a share; predicted above measured is positive) and standard error.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from isoflop.launching.slurm.signals import Job, job_id
 from isoflop.launching.worker.attempt import attempt, record_failure
-from isoflop.lease import HEARTBEAT_TIMEOUT_S
+from isoflop.lease import LEASE_TIMEOUT_S
 from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RunJob(Job):
 
     def _lead(self, ranks: Ranks | None) -> str:
         """Train and return the run's state, or `held` if another process holds its lease."""
-        run, limit = RunDirectory(Path(self.directory)), time.monotonic() + 2 * HEARTBEAT_TIMEOUT_S
+        run, limit = RunDirectory(Path(self.directory)), time.monotonic() + 2 * LEASE_TIMEOUT_S
         while True:
             with run.lease(settle_s=SETTLE_S) as lease:
                 if lease:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from isoflop.planning.plan import Plan
 
 
-def print_intent(plan: Plan) -> None:
+def print_plan_size(plan: Plan) -> None:
     """Print the size of a plan and its warnings on stderr."""
     total = flops_text(plan.total_flops, 3)
     print(f"{plan.sweep.name}: {len(plan.runs)} runs, {total} training FLOPs", file=sys.stderr)

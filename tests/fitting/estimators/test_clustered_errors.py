@@ -36,7 +36,7 @@ FITS: dict[str, Callable] = {
 }
 REPLICATES = 40
 Noise = Callable[[np.random.Generator], np.ndarray]
-BOTH = ["parametric", pytest.param("joint", marks=pytest.mark.slow)]
+BOTH = ["parametric", pytest.param("joint", marks=pytest.mark.long)]
 """Methods for tests of dozens of fits."""
 
 
@@ -75,7 +75,7 @@ def has_finding(fit) -> bool:
 
 
 @pytest.mark.parametrize("method", BOTH)
-@pytest.mark.parametrize("noise", [pytest.param(tilted, marks=pytest.mark.slow), correlated])
+@pytest.mark.parametrize("noise", [pytest.param(tilted, marks=pytest.mark.long), correlated])
 def test_shared_noise_is_found_and_a_is_in_its_interval(method, noise):
     ends, findings = [], []
     for seed in range(REPLICATES):
@@ -95,7 +95,7 @@ def test_independent_noise_is_rarely_called_shared(method):
     assert np.mean([fit.law_estimate.clustered_covariance is not None for fit in fits]) <= 0.15
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_studies_of_one_truth_rarely_differ_under_shared_noise():
     verdicts = []
     for seed in range(20):
@@ -104,7 +104,7 @@ def test_studies_of_one_truth_rarely_differ_under_shared_noise():
     assert np.mean(verdicts) <= 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_outliers_are_rarely_called_shared_noise():
     fits = [fit_joint(study(contaminated, seed)) for seed in range(REPLICATES)]
     assert np.mean([has_finding(fit) for fit in fits]) <= 0.12
@@ -180,8 +180,8 @@ def simulate_sizes(seed: int, sd: float) -> pd.DataFrame:
     ("method", "axis"),
     [
         ("parametric", ""),
-        pytest.param("joint", "params", marks=pytest.mark.slow),
-        pytest.param("joint", "tokens", marks=pytest.mark.slow),
+        pytest.param("joint", "params", marks=pytest.mark.long),
+        pytest.param("joint", "tokens", marks=pytest.mark.long),
     ],
 )
 def test_a_deviation_of_a_size_at_all_budgets_is_found_and_a_is_in_its_interval(method, axis):
@@ -196,7 +196,7 @@ def test_a_deviation_of_a_size_at_all_budgets_is_found_and_a_is_in_its_interval(
     assert np.mean(covered) >= 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", FITS)
 def test_sizes_without_a_deviation_are_rarely_called_shared_noise(method):
     fits = [FITS[method](simulate_sizes(1000 + seed, 0.0)) for seed in range(REPLICATES)]

@@ -198,7 +198,7 @@ def covers(surface: Surface, budgets: int, points: int, replicates: int) -> pd.D
     return pd.DataFrame(coverage)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("budgets", "points"), [(7, 9), (4, 5)])
 def test_coverage_of_nominal_95(budgets, points):
     """Coverage is within three Monte Carlo errors of 95%; the wider of two intervals covers no

@@ -216,8 +216,8 @@ def test_any_table_is_fitted_or_refused(
     check_changed_study(changes, kind, reading, fitting, tmp_path)
 
 
-@pytest.mark.slow
-@search_settings(1_000)
+@pytest.mark.long
+@search_settings(3_000)
 @given(st.lists(edits, max_size=6), kinds, read_options, FIT_OPTIONS)
 def test_very_many_tables_are_fitted_or_refused(
     tmp_path: Path, changes: Any, kind: str, reading: Any, fitting: Any

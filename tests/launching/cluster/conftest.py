@@ -1,4 +1,4 @@
-"""A cluster and an undisturbed study that the tests of this folder share."""
+"""Cluster and undisturbed study that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isoflop.launching.records.sweep_directory import make_directory
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
-    """The same study, trained in this process."""
+    """Train the same study in this process."""
     study = submitted(bed, tmp_path_factory.mktemp("undisturbed"), LONG_CHECKPOINTS)
     make_directory(study.plan, study.directory.parent)
     for run in study.runs:

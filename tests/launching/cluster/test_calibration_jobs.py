@@ -29,7 +29,7 @@ def test_a_cluster_is_measured_and_plans_take_it(
     study = submitted(bed, tmp_path, "train.batch_scale=2", options=options)
     root, lines = study.directory.parent, list[str]()
     calibration, file = calibrate(study.plan, study.profile, root, seconds=0.5, tell=lines.append)
-    assert [one.shape.width for one in calibration.measurements] == [8, 12]
+    assert [measurement.shape.width for measurement in calibration.measurements] == [8, 12]
     assert [line.partition(" ")[0] for line in lines] == ["measuring", "queued", "measured"]
     assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.stem}.lease"}
     billed = with_bill(
@@ -46,7 +46,8 @@ def test_what_can_not_be_measured_is_one_line(bed: Bed, tmp_path: Path) -> None:
     study = submitted(bed, tmp_path, options=gpus)  # they are names only
     with pytest.raises(
         ClusterError,
-        match=r"^width 8, batch \d+ on 1 GPU failed: .*requests 1 GPUs, but its processes find 0; run `isoflop doctor`",
+        match=r"^width 8, batch \d+ on 1 GPU failed: .*requests 1 GPUs, but its processes "
+        r"find 0; run `isoflop doctor`",
     ):
         calibrate(
             with_bill(study.plan, study.profile), study.profile, tmp_path / "runs", seconds=0.5

@@ -52,7 +52,9 @@ elif rank == "0":
     with open(losses, "a") as file:
         print(json.dumps({"step": int(steps), "loss": 5.25, "split": "heldout"}), file=file)
 """
-"""Meets itself on the other node, and waits to be stopped; started again it ends. In the second run it fails on one."""
+"""Meets itself on the other node and waits for a stop; restarted, it ends.
+
+In the second run it fails on one node."""
 
 
 @WITHOUT_ACCOUNTING
@@ -68,11 +70,11 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
         "main_address",
         "main_port",
     )
-    words = (
+    command = (
         f"{sys.executable} {tmp_path / 'program.py'} {' '.join(f'{{{name}}}' for name in names)}"
     )
     study = submitted(
-        bed, tmp_path, f"train.trainer=command: {words}", options=TWO_NODES, retries=0
+        bed, tmp_path, f"train.trainer=command: {command}", options=TWO_NODES, retries=0
     )
     study.submit()
     good, bad = study.runs
@@ -85,8 +87,8 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
     os.kill(find_worker(study, rank=1), signal.SIGUSR2)
     picture = study.wait(lambda picture: len(picture.ids("done", "failed")) == 2)
     assert picture.ids("done") == [good.run_id]
-    said = (good.path / "said").read_text().splitlines()
-    parts = [sorted(said[first : first + 2]) for first in range(0, len(said), 2)]
+    output = (good.path / "said").read_text().splitlines()
+    parts = [sorted(output[first : first + 2]) for first in range(0, len(output), 2)]
     assert parts == [["0 of 2", "1 of 2"], ["0 stopped", "1 stopped"], ["0 of 2", "1 of 2"]]
     assert good.state()["attempt"] == 2
     assert re.search(
@@ -125,14 +127,14 @@ def test_a_program_that_saves_at_slurm_s_signal_is_stopped_and_has_not_failed(
 ) -> None:
     """SLURM signals program and worker at the same moment, and nobody before."""
     (tmp_path / "program.py").write_text(SAVES)
-    words = (
+    command = (
         f"{sys.executable} {tmp_path / 'program.py'} {{run_dir}} {{steps}} {{losses}} {{node_rank}}"
     )
     changes = (*options, "slurm.partition=scavenge") if how == "preemption" else options
     study = submitted(
         bed,
         tmp_path,
-        f"train.trainer=command: {words}",
+        f"train.trainer=command: {command}",
         f"seeds={seeds}",
         options=changes,
         retries=0,
@@ -152,8 +154,10 @@ def test_a_program_that_saves_at_slurm_s_signal_is_stopped_and_has_not_failed(
         full = ("-N4", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3")
         bed.run("sbatch", "-p", "main", *full)
     study.finish()
-    found = [run.state() for run in study.runs]
-    assert [(state["attempt"], state.get("failures", 0)) for state in found] == [(2, 0)] * len(jobs)
+    states = [run.state() for run in study.runs]
+    assert [(state["attempt"], state.get("failures", 0)) for state in states] == [(2, 0)] * len(
+        jobs
+    )
 
 
 SUMS = """
@@ -173,11 +177,13 @@ dist.destroy_process_group()  # else its threads may end the process with SIGABR
 @WITHOUT_ACCOUNTING
 def test_torchrun_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(SUMS)
-    words = (
-        f"{sys.executable} -m torch.distributed.run --nnodes {{nodes}} --nproc-per-node 2 --node-rank {{node_rank}} "
-        f"--master-addr {{main_address}} --master-port {{main_port}} {tmp_path / 'program.py'} {{steps}} {{losses}}"
+    command = (
+        f"{sys.executable} -m torch.distributed.run --nnodes {{nodes}} --nproc-per-node 2 "
+        f"--node-rank {{node_rank}} "
+        f"--master-addr {{main_address}} --master-port {{main_port}} "
+        f"{tmp_path / 'program.py'} {{steps}} {{losses}}"
     )
-    study = submitted(bed, tmp_path, f"train.trainer=command: {words}", options=TWO_NODES)
+    study = submitted(bed, tmp_path, f"train.trainer=command: {command}", options=TWO_NODES)
     study.submit()
     study.finish()
     assert [run.log()["loss"].tolist() for run in study.runs] == [[4.0], [4.0]]

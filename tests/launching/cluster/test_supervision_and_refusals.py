@@ -41,9 +41,9 @@ pytestmark = pytest.mark.slow
 def test_a_supervisor_brings_a_study_to_its_end(
     bed: Bed, tmp_path: Path, undisturbed: Path
 ) -> None:
-    told = tmp_path / "told.txt"
+    hook_log = tmp_path / "told.txt"
     hook = tmp_path / "hook.sh"
-    hook.write_text(f'#!/bin/bash\necho "$1: $3" >> {told}\n')
+    hook.write_text(f'#!/bin/bash\necho "$1: $3" >> {hook_log}\n')
     hook.chmod(0o755)
     study = submitted(bed, tmp_path, OFTEN, options=(f"notify={hook}",))
     study.submit()
@@ -54,8 +54,8 @@ def test_a_supervisor_brings_a_study_to_its_end(
     assert add_supervisor(study.profile, study.directory) is None
     study.wait(lambda picture: len(picture.ids("done")) == 2, 180)
     study.equals(undisturbed)
-    study.wait(lambda _: told.exists(), 180)
-    assert told.read_text() == "done: all 2 runs are done\n"
+    study.wait(lambda _: hook_log.exists(), 180)
+    assert hook_log.read_text() == "done: all 2 runs are done\n"
     wait_for(lambda: not any(job.active for job in slurm.queue().values()), 30)
     assert (study.directory / "report.html").exists()
 
@@ -63,7 +63,7 @@ def test_a_supervisor_brings_a_study_to_its_end(
 @WITH_ACCOUNTING
 def test_a_doctor_finds_nothing_wrong(bed: Bed, tmp_path: Path) -> None:
     checks = list(check_cluster(load_profile(PROFILE, [f"root={tmp_path}"]), tmp_path))
-    assert [check.name for check in checks if not check.fine] == []
+    assert [check.name for check in checks if not check.passed] == []
     assert [check.name for check in checks][-4:] == ["job", "python", "requeue", "clock"]
     assert list(tmp_path.iterdir()) == []
 
@@ -96,7 +96,7 @@ def test_a_doctor_finds_what_is_wrong(
     checks = list(
         check_cluster(load_profile(PROFILE, [f"root={tmp_path}", option]), tmp_path, wait_s=10)
     )
-    (wrong,) = [check for check in checks if not check.fine]
+    (wrong,) = [check for check in checks if not check.passed]
     assert wrong.name == name
     assert wrong.mend.startswith(mend)
 
@@ -125,7 +125,10 @@ def test_what_can_never_run_is_said_with_the_key_to_mend(
             ]
         )
     assert stop.value.code in (0, None)
-    says = "isoflop: warning: 2 queued jobs can never start: PartitionTimeLimit: slurm.time is longer than the partition allows"
+    says = (
+        "isoflop: warning: 2 queued jobs can never start: PartitionTimeLimit: "
+        "slurm.time is longer than the partition allows"
+    )
     assert any(line.startswith(says) for line in capsys.readouterr().err.splitlines())
     picture = late.wait(
         lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values())
@@ -188,7 +191,7 @@ def test_a_limit_on_a_user_s_jobs_lets_the_first_in_and_the_rest_later(
 
 
 def submit_first(study: Submitted) -> Submission:
-    """Queues all runs, or as many as may be."""
+    """Queue all runs, or as many as the limit allows."""
     make_directory(study.plan, study.directory.parent)
     return submit_array(
         Array(study.plan.runs, 0, 1, 2), study.profile, study.directory, study.directory

@@ -295,7 +295,9 @@ def test_a_sweep_that_was_never_submitted_needs_no_slurm(cluster: Cluster) -> No
 @pytest.mark.parametrize(
     ("retries", "retry"), [(0, [False] * 3), (1, [True, False, False]), (2, [True, True, False])]
 )
-def test_a_run_is_retried_up_to_the_limit(cluster: Cluster, retries: int, retry: list[bool]) -> None:
+def test_a_run_is_retried_up_to_the_limit(
+    cluster: Cluster, retries: int, retry: list[bool]
+) -> None:
     retried = []
     for attempt in range(1, 4):
         status = cluster.run_status(

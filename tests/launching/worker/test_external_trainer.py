@@ -1,4 +1,4 @@
-"""`trainer: {command: ...}`: studies trained by any program. The programs are real, and tiny."""
+"""Trainer `command`: studies trained by any program. The programs are real and tiny."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching.control import newest_log
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.worker import external_trainer as command
+from isoflop.launching.worker import external_trainer
 from isoflop.launching.worker.attempt import attempt
 from isoflop.launching.worker.external_losses import read_rows, write_loss_log
 from isoflop.launching.worker.external_trainer import run_command, template_values
@@ -52,7 +52,8 @@ with open(file, "w") as losses:
     for step in (1, 10, steps):
         print(json.dumps({"step": step, "loss": 6 - step / 100, "lr": 0.5}), file=losses)
     for kind, loss in (("all", 5.25), ("text", 5.0)):
-        print(json.dumps({"step": steps, "split": "heldout", "kind": kind, "loss": loss}), file=losses)
+        row = {"step": steps, "split": "heldout", "kind": kind, "loss": loss}
+        print(json.dumps(row), file=losses)
 """
 
 TABLE = """
@@ -62,7 +63,8 @@ with open(file, "w", newline="") as losses:
     table = csv.writer(losses)
     table.writerow(["step", "loss", "split", "kind", "lr"])
     table.writerows([step, 6 - step / 100, "", "", 0.5] for step in (1, 10, steps))
-    table.writerows([steps, loss, "heldout", kind, ""] for kind, loss in (("all", 5.25), ("text", 5.0)))
+    losses = (("all", 5.25), ("text", 5.0))
+    table.writerows([steps, loss, "heldout", kind, ""] for kind, loss in losses)
 """
 
 PARTS = """
@@ -100,7 +102,7 @@ while time.monotonic() < end:
 
 @dataclass(frozen=True)
 class Trained:
-    """A study whose trainer is a program in a file of its own."""
+    """Study whose trainer is a program in a file."""
 
     plan: Plan
     directory: Path
@@ -118,26 +120,26 @@ Program = Callable[..., Trained]
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """Makes a study of a program, which is called with its steps and its file of losses."""
-    monkeypatch.setattr(command, "POLL_S", 0.005)
-    monkeypatch.setattr(command, "LATE_SIGNAL_S", 0.1)
+    """Return a maker of studies of a program, called with its steps and its file of losses."""
+    monkeypatch.setattr(external_trainer, "POLL_S", 0.005)
+    monkeypatch.setattr(external_trainer, "LATE_SIGNAL_S", 0.1)
 
     def program(text: str, arguments: str = "{steps} {losses}", root: str = "runs") -> Trained:
         (tmp_path / "program.py").write_text(text)
-        words = f"{shlex.join([sys.executable, '-I', str(tmp_path / 'program.py')])} {arguments}"
-        plan = tiny_plan(tmp_path, f"train.trainer=command: {words}")
+        command = f"{shlex.join([sys.executable, '-I', str(tmp_path / 'program.py')])} {arguments}"
+        plan = tiny_plan(tmp_path, f"train.trainer=command: {command}")
         return Trained(plan, make_directory(plan, tmp_path / root))
 
     return program
 
 
 def writes(*lines: str) -> str:
-    """A program that writes these lines to its losses."""
+    """Return a program that writes these lines to its losses."""
     return f"import sys\nopen(sys.argv[2], 'w').write({''.join(lines)!r})\n"
 
 
 def tabulates(*lines: str) -> str:
-    """A program that writes these lines to its table of losses."""
+    """Return a program that writes these lines to its table of losses."""
     return writes(*lines).replace("sys.argv[2]", "sys.argv[2][:-5] + 'csv'")
 
 
@@ -149,14 +151,14 @@ HELDOUT = loss(split="heldout")
 
 
 def alive(run: RunDirectory) -> list[str]:
-    """Processes of a program that have not ended."""
-    found = []
+    """Return the running processes of a program."""
+    processes = []
     for process in (run.path / "processes").read_text().split():
         stat = Path("/proc", process, "stat")
         with suppress(FileNotFoundError, ProcessLookupError):  # it ends while it is looked at
             if stat.read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append(str(stat))
-    return found
+                processes.append(str(stat))
+    return processes
 
 
 WITHOUT = "the program ended without a loss of split heldout, kind all, step 71"
@@ -316,7 +318,8 @@ def test_a_table_may_be_spelt_as_programs_spell_it(tmp_path: Path, text: str) ->
         MARK + '{"step": 71, "loss": 5.25}\r',
         '{"step": 71, "loss": 5.25, "batch_size": 8, "shape": [1], "run": {}, "self": null, "": 1}',
         '{"step": 71, "loss": 5.25, "note": "\u2028 \u2029 \x85"}',
-        '{"step": 71, "loss": 5.25, "lr": null, "tokens": null, "targets": NaN, "split": "", "kind": null}',
+        '{"step": 71, "loss": 5.25, "lr": null, "tokens": null, "targets": NaN, "split": '
+        '"", "kind": null}',
     ],
 )
 def test_a_line_of_json_may_be_spelt_as_programs_spell_it(tmp_path: Path, line: str) -> None:
@@ -410,7 +413,7 @@ records = (
 
 
 def spelt(lines: list[object], table: bool) -> str:
-    """As a program without a library for it would write them."""
+    """Write a table like a program without a CSV library."""
     if not table:
         return "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
     rows = [line.values() if isinstance(line, dict) else [line] for line in lines]
@@ -494,7 +497,7 @@ with open(sys.argv[2], "w", buffering=1) as losses:
 def test_a_program_that_goes_on_after_it_diverged_is_ended(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(external_trainer, "HEARTBEAT_S", 0.0)
     study = program(GOES_ON)
     assert study.attempt() == "diverged"
     assert study.run.state()["reason"] == "a loss in losses.jsonl is not finite"
@@ -529,11 +532,13 @@ def test_a_program_that_goes_on_after_it_diverged_is_ended(
         ),
         (
             writes(loss(9, split="heldout"), loss(70, split="heldout"), loss()),
-            rf"{WITHOUT}: heldout losses go up to step 70; the last must be at 71 \(steps count from 1\)$",
+            rf"{WITHOUT}: heldout losses go up to step 70; the last must be at 71 \(steps "
+            rf"count from 1\)$",
         ),
         (
             writes(loss(70, split="heldout"), loss(72, split="heldout")),
-            rf"{WITHOUT}: heldout losses go on to step 72, without one at 71; the last must be at 71 \(steps",
+            rf"{WITHOUT}: heldout losses go on to step 72, without one at 71; the last "
+            rf"must be at 71 \(steps",
         ),
         (writes(HELDOUT.rstrip()) + "sys.exit(3)", "failed with 3: it wrote nothing"),
         (
@@ -589,8 +594,8 @@ def test_a_program_that_is_not_there(program: Program, tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path, 'train.trainer={command: "no-such-program {losses}"}')
     study = Trained(plan, make_directory(plan, tmp_path / "runs"))
     assert study.attempt() == "failed"
-    wanted = "no-such-program: can't be started (No such file or directory); see train.trainer"
-    assert study.run.state()["reason"] == wanted
+    message = "no-such-program: can't be started (No such file or directory); see train.trainer"
+    assert study.run.state()["reason"] == message
 
 
 # Its command line
@@ -598,7 +603,10 @@ def test_a_program_that_is_not_there(program: Program, tmp_path: Path) -> None:
 
 def test_values_reach_the_program_as_they_are(program: Program) -> None:
     says = "import json, sys\njson.dump(sys.argv[1:], open(sys.argv[1] + '/said', 'w'))\n"
-    arguments = "{run_dir} 'two words' --batch={batch_size} {lr:.3f} {{steps}} $HOME {seed}/{width}x{layers}"
+    arguments = (
+        "{run_dir} 'two words' --batch={batch_size} {lr:.3f} {{steps}} $HOME "
+        "{seed}/{width}x{layers}"
+    )
     root = "a $(touch made) `touch made`; touch made 'b\" *"
     study = program(says, arguments, root)
     study.attempt()
@@ -739,17 +747,17 @@ open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {o
 def test_a_program_that_ends_at_a_signal_has_not_failed(
     program: Program, ends: str, state: State, looks: int
 ) -> None:
-    study, seen = program(RECORDS + ends), list[bool]()
+    study, signals = program(RECORDS + ends), list[bool]()
 
     def stopped() -> bool:
         """The signal reaches the worker after the program has ended."""
         if (study.run.path / "processes").exists() and not alive(study.run):
-            seen.append(True)
-        return len(seen) >= looks
+            signals.append(True)
+        return len(signals) >= looks
 
     assert study.attempt(stopped) == state
-    found = study.run.state()
-    assert (found["state"], found.get("failures", 0)) == (state, 0)
+    stored = study.run.state()
+    assert (stored["state"], stored.get("failures", 0)) == (state, 0)
     assert study.run.done == (state == "done")
 
 
@@ -774,11 +782,11 @@ while True:
 STOPS = 20
 
 
-def attempt_as_job(run: RunDirectory, rank: int, size: int, place: str) -> None:
-    """Attempt a run again and again, in a process that takes signals as a job of SLURM does."""
-    command.POLL_S = 0.02
+def attempt_as_job(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
+    """Attempt a run repeatedly, in a process that gets signals like a job of SLURM."""
+    external_trainer.POLL_S = 0.02
     os.environ["MASTER_ADDR"] = "localhost"
-    ranks = meet_at(place, rank, size) if size > 1 else None
+    ranks = meet_at(meeting, rank, size) if size > 1 else None
     for number in range(STOPS):
         wait_for((run.path / f"go-{number}").exists)
         job = RunJob(str(run.path))
@@ -795,10 +803,10 @@ def attempt_as_job(run: RunDirectory, rank: int, size: int, place: str) -> None:
 def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
     program: Program, size: int
 ) -> None:
-    """SLURM signals all processes of a job at the same moment, in any order."""
+    """SLURM signals all processes of a job at once, in any order."""
     study, order = program(SAVES, "{steps} {losses} {node_rank}"), random.Random(0)
-    run, place = study.run, str(study.run.path / "meeting")
-    workers = [start(attempt_as_job, run, rank, size, place) for rank in range(size)]
+    run, meeting = study.run, str(study.run.path / "meeting")
+    workers = [start(attempt_as_job, run, rank, size, meeting) for rank in range(size)]
     records = [run.path / f"processes-{rank}" for rank in range(size)]
     for number in range(STOPS):
         (run.path / f"go-{number}").touch()
@@ -822,7 +830,7 @@ def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
 def test_what_does_not_stop_is_killed(
     program: Program, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    monkeypatch.setattr(command, "GRACE_S", 0.1)
+    monkeypatch.setattr(external_trainer, "GRACE_S", 0.1)
     study = program(DEAF.replace("WHO", repr(who)))
     losses = study.run.path / "losses.jsonl"
     assert study.attempt(losses.exists) == "pending"
@@ -841,10 +849,10 @@ def test_where_another_process_has_taken_the_run_the_program_is_killed_at_once(
             raise LeaseLostError("taken over")
         return False
 
-    began = time.monotonic()
+    start = time.monotonic()
     assert study.attempt(lost) == "pending"
     wait_for(lambda: not alive(study.run), 5)
-    assert time.monotonic() - began < command.GRACE_S / 2
+    assert time.monotonic() - start < external_trainer.GRACE_S / 2
     assert study.run.state()["state"] == "running"  # as the other process says
 
 
@@ -852,7 +860,8 @@ WRITES_ON = """
 import os, sys, time
 child = os.fork()
 if child:
-    open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {child} {os.getppid()}")
+    with open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w") as file:
+        file.write(f"{os.getpid()} {child} {os.getppid()}")
 while True:
     with open(sys.argv[2], "a") as losses:
         losses.write('{"step": 1, "loss": 6.0}\\n')
@@ -862,8 +871,8 @@ while True:
 
 
 def attempt_here(run: RunDirectory) -> None:
-    with run.lease() as mine:
-        assert mine
+    with run.lease() as lease:
+        assert lease
         attempt(run, lambda: False, None)
 
 
@@ -923,7 +932,7 @@ def test_a_program_goes_on_after_a_line_that_was_torn_when_it_was_killed(program
 
 
 def test_the_state_tells_how_far_it_is(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(external_trainer, "HEARTBEAT_S", 0.0)
     study = program(PARTS)
     assert study.attempt(lambda: study.run.state()["step"] == 20) == "pending"
 
@@ -949,9 +958,9 @@ def test_a_trainer_is_a_text_or_a_mapping(tmp_path: Path, kind: str, argument: s
     )
     assert load_sweep(text) == load_sweep(mapping)
     assert load_sweep(text).train.program == (kind, argument)
-    again = tmp_path / "again.yaml"
-    again.write_text(to_yaml(load_sweep(text)))
-    assert load_sweep(again) == load_sweep(text)
+    second = tmp_path / "again.yaml"
+    second.write_text(to_yaml(load_sweep(text)))
+    assert load_sweep(second) == load_sweep(text)
 
 
 def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
@@ -968,7 +977,7 @@ def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "trainer",
     [
         "built-in",
         "soda",
@@ -985,9 +994,9 @@ def test_runs_of_another_trainer_are_other_runs(tmp_path: Path) -> None:
         "7",
     ],
 )
-def test_a_trainer_that_is_none_is_one_line(tmp_path: Path, given: str) -> None:
+def test_a_trainer_that_is_none_is_one_line(tmp_path: Path, trainer: str) -> None:
     with pytest.raises(
         ConfigError, match=r"override train\.trainer=.*: train\.trainer: expected"
     ) as problem:
-        tiny_plan(tmp_path, f"train.trainer={given}")
+        tiny_plan(tmp_path, f"train.trainer={trainer}")
     assert "\n" not in str(problem.value)

@@ -1,4 +1,4 @@
-"""A worker: takes the runs that are left, in order, and stops when it is asked to or its parent is gone."""
+"""Worker: trains remaining runs in order, and stops at a signal or when its parent is gone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def order(root: Path, plan: Plan) -> Path:
 
 @contextmanager
 def own_handlers() -> Iterator[None]:
-    """What a worker of this process listens to ends with the block."""
+    """Restore this process's signal handlers after a worker."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
@@ -81,18 +81,18 @@ def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
 def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
     root, plan = study
     failing = run_of(root, plan)
-    part = failing.path / "loss" / "000000000-000000005.parquet"
-    part.parent.mkdir()
-    part.write_bytes(b"damaged")
+    loss_file = failing.path / "loss" / "000000000-000000005.parquet"
+    loss_file.parent.mkdir()
+    loss_file.write_bytes(b"damaged")
     finish(order(root, plan))
     state = failing.state()
     assert state["state"] == "failed"
-    assert state["reason"].startswith(f"{part}: damaged (")
+    assert state["reason"].startswith(f"{loss_file}: damaged (")
     assert state["reason"].endswith("; delete the run's directory to start it again")
     assert "\n" not in state["reason"]
     log = (failing.path / "attempts" / "1" / "log.txt").read_text()
     assert "Traceback" in log
-    assert f"{part}: damaged" in log
+    assert f"{loss_file}: damaged" in log
     assert run_of(root, plan, 1).done
     assert run_of(root, plan, 2).done
 
@@ -108,7 +108,7 @@ def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
 
 
 def _work_without_locks(directory: Path, parent: int) -> None:
-    """Works through a sweep's order on a file system that knows no locks."""
+    """Train a sweep's order on a file system without locks."""
 
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -202,7 +202,8 @@ def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
         (ValueError("a line\nand another"), "ValueError: a line and another"),
         (
             OSError(errno.ENOSPC, "No space left on device", "x.pt"),
-            "the disk is full (x.pt); make room, and the same command goes on from the last checkpoint",
+            "the disk is full (x.pt); make room, then the same command resumes from the "
+            "last checkpoint",
         ),
         (
             OSError(errno.EIO, "Input/output error", "x.pt"),
@@ -288,7 +289,7 @@ def test_once_all_are_to_stop_a_worker_that_is_through_takes_no_run_that_another
 def test_it_stops_once_another_machine_has_its_run(
     study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when this one slept."""
+    """Let another process take the lease, as if this one slept."""
     root, plan = study
 
     def lose(run: RunDirectory, should_stop: Callable[[], bool], *_: object) -> str:

@@ -1,4 +1,4 @@
-"""`trainer: {simulated: LAW}`: a whole study whose truth is known, through the run directories that every study has."""
+"""Trainer `simulated`: a whole study with a known law, through ordinary run directories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.studies import run_of, tiny_plan, write_sweep
 from isoflop.fitting import fit_isoflop, load_fit, write_fit
 from isoflop.launching.prepare_data import prepare_data
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.worker import simulated_trainer as simulated
+from isoflop.launching.worker import simulated_trainer
 from isoflop.launching.worker.attempt import attempt
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import Plan, plan
@@ -51,7 +51,7 @@ print({"torch", "lightning"} & set(sys.modules))
 
 
 def simulate(study: Plan, root: Path) -> Path:
-    """The sweep's directory with every run done."""
+    """Return the sweep's directory with every run done."""
     directory = make_directory(study, root)
     for spec in study.runs:
         assert attempt(RunDirectory(directory / spec.run_id), lambda: False, None) == "done"
@@ -68,7 +68,7 @@ def simulate(study: Plan, root: Path) -> Path:
 def test_a_study_gives_its_law_back_and_says_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, law: str, widths: list[int]
 ) -> None:
-    monkeypatch.setattr(simulated, "NOISE_SHARE", QUIET)
+    monkeypatch.setattr(simulated_trainer, "NOISE_SHARE", QUIET)
     directory = simulate(
         plan("soda", [*GRID, f"widths={widths}", f"train.trainer=simulated: {law}"]), tmp_path
     )
@@ -115,15 +115,15 @@ def test_a_run_is_drawn_alike_again_and_its_seeds_differ_by_the_noise(tmp_path: 
     directory = simulate(study, tmp_path)
     run, other = run_of(tmp_path, study), run_of(tmp_path / "again", study)
     make_directory(study, tmp_path / "again")
-    simulated.simulate(other, "soda")
+    simulated_trainer.simulate(other, "soda")
     assert_frame_equal(run.log(), other.log(), check_exact=True)
     log = run.log()
-    simulated.simulate(run, "soda")
+    simulated_trainer.simulate(run, "soda")
     assert_frame_equal(run.log(), log, check_exact=True)
     losses = np.log(read_runs(directory)["loss"])
     law = np.log(SURFACES["soda"].loss(study.runs[0].params_total, study.runs[0].tokens))
-    assert 0.5 < np.std(losses) / simulated.NOISE_SHARE < 1.5
-    assert abs(np.mean(losses) - law) < simulated.NOISE_SHARE
+    assert 0.5 < np.std(losses) / simulated_trainer.NOISE_SHARE < 1.5
+    assert abs(np.mean(losses) - law) < simulated_trainer.NOISE_SHARE
 
 
 def test_it_needs_no_data_and_no_torch(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A run as a job: starts that get no further. SLURM itself is in `test_real_cluster.py`."""
+"""Run as a job: starts without progress. Tests on a real SLURM are in `cluster/`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
 
 
 def starts(run: RunDirectory, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The states in which a run is left by starts that are stopped at these steps."""
+    """Return the states of a run after starts that are stopped at these steps."""
 
-    def stopped(run: RunDirectory, *_: Any, **kept: Any) -> State:
+    def stopped(run: RunDirectory, *_: Any, **entries: Any) -> State:
         step = next(reached)
         if run.trainer == "builtin":
             run.checkpoints.mkdir(exist_ok=True)
             (run.checkpoints / f"step-{step:09d}.sha256").touch()
-        run.set_state("pending", step=step, **kept)
+        run.set_state("pending", step=step, **entries)
         return "pending"
 
     reached = iter(steps)
@@ -50,7 +50,9 @@ def test_a_run_that_gets_no_further_has_failed(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = starts(run, [7] * (MAX_STARTS_WITHOUT_PROGRESS + 3), monkeypatch)
-    assert states.index("failed") == MAX_STARTS_WITHOUT_PROGRESS + 1  # the first start got to step 7
+    assert (
+        states.index("failed") == MAX_STARTS_WITHOUT_PROGRESS + 1
+    )  # the first start got to step 7
     assert (
         f"started {MAX_STARTS_WITHOUT_PROGRESS} times without getting past step 7: "
         in run.state()["reason"]
@@ -84,6 +86,6 @@ def test_a_job_is_requeued_though_a_killed_start_has_left_half_a_pickle(
         raise KeyboardInterrupt
     assert half.exists()
     assert _checkpoint(delayed, pickle, 4) == ""
-    again = DelayedSubmission.load(pickle)
-    assert (again.function, again._timeout_countdown) == (delayed.function, 4)
+    second = DelayedSubmission.load(pickle)
+    assert (second.function, second._timeout_countdown) == (delayed.function, 4)
     assert not half.exists()
