@@ -1,15 +1,16 @@
-"""Times and peak memory of fits, beside the peers on the package index; writes Markdown.
+"""Measure times and peak memory of fits, beside peers from the package index; print Markdown.
 
     python benchmarks/fit.py > benchmarks/fit.md
     python benchmarks/fit.py --peers-python python3.12 > benchmarks/fit.md
 
-Every figure comes from a process of its own: the median of the repeats after one that is not counted, all but the
-import, from a CSV file to intervals; and the most memory beyond what the import takes. The peers are installed in a
-virtual environment in a temporary folder (one of them needs Python 3.12). The goals are 1 s for 4000 resamples of 240
-runs and .1 s for profiles of 64.
+Every figure comes from a separate process. A time goes from a CSV file to intervals without the
+import; it is the median of the repeats, after a first one that does not count. Memory is the peak
+beyond that of the import. The peers are installed in a virtual environment in a temporary folder
+(one of them needs Python 3.12). The goals are 1 s for 4000 resamples of 240 runs and 0.1 s for
+profiles of 64.
 
-Data: with ISOFLOP_REFERENCE_DATA, or `../shared/data` beside the repository, the 240 Chinchilla runs and 64 runs of
-known truth; else simulated studies of the same size.
+Data: with ISOFLOP_REFERENCE_DATA, or `../shared/data` beside the repository, the 240 Chinchilla
+runs and 64 runs of known truth; else simulated studies of the same size.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ RESAMPLES = (1_000, 10_000, 100_000)
 
 
 def main() -> None:
+    """Print the report, or with --case measure one case."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,60 +58,65 @@ def main() -> None:
 
 
 def report(folder: Path, options: argparse.Namespace) -> None:
-    """Measures everything and prints it."""
+    """Measure everything and print it."""
     source = write_data(folder)
     print(f"# Fits: times and memory, {datetime.now(UTC):%Y-%m-%d}\n")
     print(
-        f"{machine()}. {source}. Medians of {options.repeats}; s is wall time, CPU s that of all threads.\n"
+        f"{describe_machine()}. {source}. "
+        f"Medians of {options.repeats}; s is wall time, CPU s that of all threads.\n"
     )
 
-    def ours(case: str, data: str, repeats: int = options.repeats) -> dict[str, Any]:
-        return child(sys.executable, __file__, case, folder / data, repeats)
+    def measure_isoflop(case: str, data: str, repeats: int = options.repeats) -> dict[str, Any]:
+        return measure_case(sys.executable, __file__, case, folder / data, repeats)
 
-    intervals, profiles = ours("intervals", "surface.csv"), ours("profiles", "profiles.csv")
+    intervals = measure_isoflop("intervals", "surface.csv")
+    profiles = measure_isoflop("profiles", "profiles.csv")
     rows = [
         ["4000 resamples of the surface, 240 runs", "isoflop", intervals, intervals],
         ["profiles and laws with 4000 resamples, 64 runs", "isoflop", profiles, profiles],
     ]
-    versions = "" if options.no_peers else peers(folder, options, rows)
+    versions = "" if options.no_peers else measure_peers(folder, options, rows)
     print(versions)
-    table(
+    print_table(
         ["what", "tool", "s", "CPU s", "MiB", "x isoflop's s", "x its CPU s"],
         [
-            [what, tool, *shown(m), *(f"{m[k] / own[k]:.3g}" for k in ("seconds", "cpu"))]
-            for what, tool, m, own in rows
+            [task, tool, *cells(m), *(f"{m[k] / reference[k]:.3g}" for k in ("seconds", "cpu"))]
+            for task, tool, m, reference in rows
         ],
     )
     print("\nGrowth with rows (no resamples) and with resamples (240 runs):\n")
-    grown: list[tuple[int, int, dict[str, Any]]] = []
+    growth: list[tuple[int, int, dict[str, Any]]] = []
     for count in ROWS:
-        simulated(count).to_csv(folder / f"{count}.csv", index=False)
-        grown.append((count, 0, ours("rows", f"{count}.csv", 3 if count < 100_000 else 1)))
-    grown += [
-        (240, n, ours(f"resamples-{n}", "surface.csv", 3 if n < 100_000 else 1)) for n in RESAMPLES
-    ]
-    grown.append((100_000, 100, ours("both", "100000.csv", 1)))
-    table(
+        simulate_table(count).to_csv(folder / f"{count}.csv", index=False)
+        repeats = 3 if count < 100_000 else 1
+        growth.append((count, 0, measure_isoflop("rows", f"{count}.csv", repeats)))
+    for count in RESAMPLES:
+        repeats = 3 if count < 100_000 else 1
+        growth.append((240, count, measure_isoflop(f"resamples-{count}", "surface.csv", repeats)))
+    growth.append((100_000, 100, measure_isoflop("both", "100000.csv", 1)))
+    print_table(
         ["rows", "resamples", "s", "CPU s", "MiB", "CPU µs a row, or a row and resample"],
         [
-            [f"{k:,}", f"{n:,}", *shown(m), f"{1e6 * m['cpu'] / (k * max(n, 1)):.3g}"]
-            for k, n, m in grown
+            [f"{k:,}", f"{n:,}", *cells(m), f"{1e6 * m['cpu'] / (k * max(n, 1)):.3g}"]
+            for k, n, m in growth
         ],
     )
 
 
-def table(headings: list[str], rows: list[list[str]]) -> None:
+def print_table(headings: list[str], rows: list[list[str]]) -> None:
+    """Print a Markdown table."""
     print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings))
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
 
 
-def shown(measured: dict[str, Any]) -> list[str]:
-    return [f"{measured['seconds']:.3g}", f"{measured['cpu']:.3g}", f"{measured['mib']:.0f}"]
+def cells(measures: dict[str, Any]) -> list[str]:
+    """Return wall time (s), CPU time (s) and memory (MiB) as texts."""
+    return [f"{measures['seconds']:.3g}", f"{measures['cpu']:.3g}", f"{measures['mib']:.0f}"]
 
 
 def write_data(folder: Path) -> str:
-    """surface.csv and profiles.csv; says what they are."""
+    """Write surface.csv and profiles.csv; return a sentence about their source."""
     surface, profiles = REFERENCE / "chinchilla_epoch.csv", REFERENCE / "isoflop64_known_truth.csv"
     if surface.exists() and profiles.exists():
         raw = pd.read_csv(surface).nsmallest(240, "loss")
@@ -118,19 +125,20 @@ def write_data(folder: Path) -> str:
         )
         frame["tokens"] = frame["flops"] / (6.0 * frame["params"])
         known = pd.read_csv(profiles).rename(columns={"C": "budget", "N": "params", "D": "tokens"})
-        source = "Data: the 240 Chinchilla runs as digitised by Epoch AI; 64 simulated runs of known truth"
-    else:
-        frame, known, source = (
-            simulated(240),
-            simulated(64),
-            "Data: simulated studies of 240 and 64 runs",
+        source = (
+            "Data: the 240 Chinchilla runs as digitised by Epoch AI; "
+            "64 simulated runs of known truth"
         )
+    else:
+        frame, known = simulate_table(240), simulate_table(64)
+        source = "Data: simulated studies of 240 and 64 runs"
     frame.to_csv(folder / "surface.csv", index=False)
     known.to_csv(folder / "profiles.csv", index=False)
     return source
 
 
-def simulated(runs: int) -> pd.DataFrame:
+def simulate_table(runs: int) -> pd.DataFrame:
+    """Return a simulated study of at most `runs` runs."""
     from isoflop.fitting import simulate_isoflop
 
     frame = simulate_isoflop(points=-(-runs // 7)).drop(columns=["run_id", "seed"]).iloc[:runs]
@@ -169,7 +177,8 @@ CASES = {
 }
 
 
-def child(python: str, script: str, case: str, data: Path, repeats: int) -> dict[str, Any]:
+def measure_case(python: str, script: str, case: str, data: Path, repeats: int) -> dict[str, Any]:
+    """Return the measures of a case in a separate process; exit with its error if it fails."""
     command = [python, script, "--case", case, "--data", str(data), "--repeats", str(repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -177,64 +186,55 @@ def child(python: str, script: str, case: str, data: Path, repeats: int) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peers(folder: Path, options: argparse.Namespace, rows: list[list[Any]]) -> str:
-    """Installs the peers, measures them and adds their rows; returns their versions."""
+def measure_peers(folder: Path, options: argparse.Namespace, rows: list[list[Any]]) -> str:
+    """Install the peers, measure them and add their rows; return their versions."""
     subprocess.run([options.peers_python, "-m", "venv", str(folder / "venv")], check=True)
     python = str(folder / "venv" / "bin" / "python")
     installed = []
     for peer in PEERS:
-        done = subprocess.run(
-            [python, "-m", "pip", "install", "-q", peer],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [python, "-m", "pip", "install", "-q", peer]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         installed += [peer] if done.returncode == 0 else []
     script = str(Path(__file__).with_name("fit_peers.py"))
     surface, profiles = (row[2] for row in rows[:2])
-
-    def add(peer: str, what: str, case: str, data: str, own: dict[str, Any], repeats: int) -> None:
+    simple_scaling_laws, chinchilla = PEERS[1], PEERS[0]
+    for peer, task, case, data, reference, repeats in (
+        (
+            simple_scaling_laws,
+            "4000 resamples of the surface, least squares",
+            *("resamples", "surface.csv", surface, 3),
+        ),
+        (
+            simple_scaling_laws,
+            "profiles and their laws with 4000 resamples",
+            *("profiles", "profiles.csv", profiles, 3),
+        ),
+        (
+            chinchilla,
+            "one fit from the 3125 starts of its README",
+            *("one-fit", "surface.csv", surface, 1),
+        ),
+    ):
         if peer in installed:
-            rows.append([what, peer, child(python, script, case, folder / data, repeats), own])
-
-    add(
-        PEERS[1],
-        "4000 resamples of the surface, least squares",
-        "resamples",
-        "surface.csv",
-        surface,
-        3,
-    )
-    add(
-        PEERS[1],
-        "profiles and their laws with 4000 resamples",
-        "profiles",
-        "profiles.csv",
-        profiles,
-        3,
-    )
-    add(
-        PEERS[0], "one fit from the 3125 starts of its README", "one-fit", "surface.csv", surface, 1
-    )
-    left = [peer for peer in PEERS if peer not in installed]
+            measures = measure_case(python, script, case, folder / data, repeats)
+            rows.append([task, peer, measures, reference])
+    missing = [peer for peer in PEERS if peer not in installed]
     versions = f"Peers, on {python_version(python)}: {', '.join(installed)}"
-    return versions + (f"; not for this Python: {', '.join(left)}.\n" if left else ".\n")
+    return versions + (f"; not for this Python: {', '.join(missing)}.\n" if missing else ".\n")
 
 
 def python_version(python: str) -> str:
-    return subprocess.run(
-        [python, "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """Return an interpreter's name and version, such as `Python 3.12.1`."""
+    command = [python, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def machine() -> str:
+def describe_machine() -> str:
+    """Return a line with the CPU, the load, versions and the commit."""
     from importlib.metadata import version
 
-    git = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-    )
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
     cpu = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")),
         "unknown CPU",
@@ -242,8 +242,8 @@ def machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "pandas"))
     load = os.getloadavg()[0]
     return (
-        f"{os.cpu_count()} cores, {cpu}, load {load:.1f} at the start; Python {platform.python_version()}, "
-        + (f"{packages}; commit {git.stdout.strip()}")
+        f"{os.cpu_count()} cores, {cpu}, load {load:.1f} at the start; "
+        f"Python {platform.python_version()}, {packages}; commit {git.stdout.strip()}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `fit.py` measures of other tools; runs in their environment, without isoflop.
+"""Measures of other tools for `fit.py`; runs in their environment, without isoflop.
 
 python benchmarks/fit_peers.py --case resamples --data surface.csv --repeats 3
 """
@@ -17,7 +17,7 @@ from timed import measure
 
 
 def _evaluations(data: Path) -> object:
-    """The columns that simple-scaling-laws finds by their names."""
+    """Return the data under the column names of simple-scaling-laws."""
     import polars as pl
 
     frame = pl.read_csv(data)
@@ -51,19 +51,20 @@ def _one_fit(data: Path) -> Callable[[], object]:
     grid = {"E": np.linspace(1, 2, 5), "a": np.linspace(1, 10, 5), "b": np.linspace(1, 10, 5)}
     grid |= {"alpha": np.linspace(0.1, 0.7, 5), "beta": np.linspace(0.1, 0.7, 5)}
 
-    def work() -> None:
+    def fit_once() -> None:
         with tempfile.TemporaryDirectory() as folder:
             frame = pd.read_csv(data).rename(columns={"params": "N", "tokens": "D", "flops": "C"})
             frame[["C", "N", "D", "loss"]].to_csv(Path(folder) / "df.csv", index=False)
             Chinchilla(folder, param_grid=grid, log_level=50).fit()
 
-    return work
+    return fit_once
 
 
 CASES = {"resamples": _resamples, "profiles": _profiles, "one-fit": _one_fit}
 
 
 def main() -> None:
+    """Measure a case and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", required=True, choices=CASES)
     parser.add_argument("--data", required=True, type=Path)

@@ -1,10 +1,12 @@
-"""Losses of SODA's smallest models on this machine's GPU, or else its CPU, for some hundred steps on real tokens.
+"""Measure losses of SODA's smallest models for some hundred steps on real tokens.
 
-    python benchmarks/losses.py [--widths 256,384,512] [--seeds 0] [--steps 300] [--data FOLDER] [--csv FILE]
+    python benchmarks/losses.py [--widths 256,384,512] [--seeds 0] [--steps 300]
+                                [--data FOLDER] [--csv FILE]
 
-The tokens are those of the pocket corpus (`isoflop prepare sweeps/pocket.yaml`), its bytes and codes at their places in
-SODA's vocabulary of 144,644. Steps are short (2 windows of 256 tokens), so that a CPU ends some day. Run it on both
-kinds of machine: weights, batches and schedule are the same.
+Trains on this machine's GPU, or else on its CPU. The tokens are those of the pocket corpus
+(`isoflop prepare sweeps/pocket.yaml`), as ids of SODA's vocabulary of 144,644. Steps are short
+(2 windows of 256 tokens) for the sake of CPUs. Run it on both kinds of machine: weights, batches
+and schedule are the same.
 """
 
 from __future__ import annotations
@@ -29,33 +31,35 @@ from isoflop.training.loop import train
 SEQUENCES, SEQ_LEN, LEARNING_RATE = 2, 256, 1e-3
 
 
-def moved(ids: np.ndarray, before: Vocabulary, after: Vocabulary) -> np.ndarray:
-    """Ids of one vocabulary as those of a larger one: each keeps its byte or special, or its codebook and code."""
+def convert_ids(ids: np.ndarray, before: Vocabulary, after: Vocabulary) -> np.ndarray:
+    """Return ids of one vocabulary as ids of a larger one.
+
+    Each keeps its byte or special token, or its codebook and code.
+    """
     book, code = np.divmod(np.arange(before.codebooks * before.codebook_size), before.codebook_size)
-    places = np.arange(before.size)
-    places[[before.bos, before.eos]] = after.bos, after.eos
-    places[before.text_size : before.first_audio] = np.arange(after.text_size, after.first_audio)
-    places[before.first_audio :] = after.first_audio + book * after.codebook_size + code
-    return places[ids]
+    table = np.arange(before.size)
+    table[[before.bos, before.eos]] = after.bos, after.eos
+    table[before.text_size : before.first_audio] = np.arange(after.text_size, after.first_audio)
+    table[before.first_audio :] = after.first_audio + book * after.codebook_size + code
+    return table[ids]
 
 
 def write_corpus(study: Plan, source: Path, root: Path) -> None:
-    """The corpus in `source`, moved into the study's vocabulary."""
-    found = Manifest.read(source)
+    """Write the corpus in `source` with the study's vocabulary."""
+    manifest = Manifest.read(source)
+    folder = data_folder(root, study.sweep.data)
     ids = build_vocabulary(study.sweep.data.codec, study.sweep.data.text_tokenizer)
     shards = []
-    for shard in found.shards:
-        tokens = moved(
-            np.fromfile(source / shard.file, found.vocabulary.dtype), found.vocabulary, ids
-        )
+    for shard in manifest.shards:
+        tokens = np.fromfile(source / shard.file, manifest.vocabulary.dtype)
+        tokens = convert_ids(tokens, manifest.vocabulary, ids)
         name = shard.file.removesuffix(".bin")
-        shards.append(
-            write_shard(data_folder(root, study.sweep.data), name, shard.split, [tokens], 0.0, ids)
-        )
-    Manifest(ids, tuple(shards), {}, {}).write(data_folder(root, study.sweep.data))
+        shards.append(write_shard(folder, name, shard.split, [tokens], 0.0, ids))
+    Manifest(ids, tuple(shards), {}, {}).write(folder)
 
 
 def main() -> None:
+    """Train the models and print their last losses."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,9 +68,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on a GPU")
     parser.add_argument(
-        "--data", type=Path, help="default: what the pocket sweep has in the folder of runs"
+        "--data", type=Path, help="default: the pocket sweep's corpus in the folder of runs"
     )
-    parser.add_argument("--csv", type=Path, help="all rows of the loss logs as a file")
+    parser.add_argument("--csv", type=Path, help="file for all rows of the loss logs")
     options = parser.parse_args()
     source = options.data or data_folder(runs_root(), plan("pocket").sweep.data)
     study = plan("soda", [f"metric.tokens={16 * SEQ_LEN}", f"train.precision={options.precision}"])
@@ -89,17 +93,12 @@ def main() -> None:
             train(run, Path(folder))
             log = run.log().assign(width=width, seed=seed)
             rows.append(log)
-            last = (
-                log[(log["kind"] == "all") & (log["step"] == options.steps)]
-                .set_index("split")["loss"]
-                .to_dict()
-            )
+            last_rows = log[(log["kind"] == "all") & (log["step"] == options.steps)]
+            last = last_rows.set_index("split")["loss"]
             device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
             losses = f"train {last['train']:.4f}, held-out {last['heldout']:.4f}"
-            print(
-                f"width {width}, seed {seed} on {device}, {options.steps} steps: {losses}",
-                flush=True,
-            )
+            label = f"width {width}, seed {seed} on {device}, {options.steps} steps"
+            print(f"{label}: {losses}", flush=True)
     if options.csv:
         pd.concat(rows).to_csv(options.csv, index=False)
 

@@ -1,9 +1,10 @@
-"""How far apart rounding carries losses: the same small runs by one process and by two, in fp32 and bf16, on CPUs.
+"""Measure the effect of rounding on losses: small runs in one and two processes, fp32 and bf16.
 
     python benchmarks/rounding.py [--widths 12,24,40] [--budget 8e10] [--seeds 0,1] [--root runs]
 
-The tokens are those of the pocket corpus (`isoflop prepare sweeps/pocket.yaml`). Two processes take the same batches as
-one and add gradients in another order; what they differ by at the end is to be seen beside what seeds differ by.
+Runs on CPUs. The tokens are those of the pocket corpus (`isoflop prepare sweeps/pocket.yaml`). Two
+processes take the same batches as one and add gradients in another order. Compare their difference
+at the end with the difference between seeds.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -21,8 +22,8 @@ from isoflop.planning.plan import plan
 from isoflop.runs.run_directory import RunDirectory
 
 
-def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
-    """The part of one process."""
+def train_rank(run: RunDirectory, root: Path, rank: int, size: int) -> None:
+    """Train a run as process `rank` of `size`."""
     import torch
     import torch.distributed as dist
 
@@ -30,14 +31,15 @@ def train_along(run: RunDirectory, root: Path, rank: int, size: int) -> None:
     from isoflop.training.loop import train
 
     torch.set_num_threads(1)
-    train(run, root, ranks=connect(dist.FileStore(str(run.path / "meeting"), size), rank, size, rank))
+    store = dist.FileStore(str(run.path / "meeting"), size)
+    train(run, root, ranks=connect(store, rank, size, rank))
 
 
 def last_loss(run: RunDirectory, root: Path, size: int) -> float:
-    """Held-out loss after the last step of a run that so many processes have trained."""
+    """Train a run with `size` processes; return its held-out loss after the last step."""
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=train_along, args=(run, root, rank, size)) for rank in range(size)
+        context.Process(target=train_rank, args=(run, root, rank, size)) for rank in range(size)
     ]
     for process in processes:
         process.start()
@@ -49,6 +51,7 @@ def last_loss(run: RunDirectory, root: Path, size: int) -> float:
 
 
 def main() -> None:
+    """Print the losses as a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +59,7 @@ def main() -> None:
     parser.add_argument("--budget", default="8e10")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument(
-        "--root", type=Path, default=runs_root(), help="the folder of runs that has the corpus"
+        "--root", type=Path, default=runs_root(), help="folder of runs with the corpus"
     )
     options = parser.parse_args()
     grid = [f"budgets=[{options.budget}]", f"widths=[{options.widths}]", f"seeds=[{options.seeds}]"]

@@ -3,8 +3,9 @@
     python benchmarks/same_numbers.py OLD_COMMIT [--data FOLDER] [--cluster PROFILE]
 
 OLD_COMMIT is checked out into a temporary folder and run by this same Python, beside the code of
-this checkout. JSON is compared number for number, bit for bit, and run by run id; text by the numbers in it, units
-written out (147K is 147,000), since formats may differ. Keys that only one side has are listed.
+this checkout. JSON is compared number for number, bit for bit, and run by run id; text by the
+numbers in it, units written out (147K is 147,000) and within their rounding, since formats may
+differ. Keys that only one side has are listed.
 
 FOLDER holds further tables to fit (the reference data); each file is fitted by all methods.
 PROFILE is that of a cluster in reach, such as slurm/testbed.yaml after `make slurm-up`: then the
@@ -39,7 +40,8 @@ COLUMNS = {
 SWEEPS = ("soda", "pocket", "pocket-64")
 PROFILES = ("h100", "h200", "a100")
 UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?P<unit>[kKMBT]\b)?")
+UNITS |= {" MB": 1e6, " GB": 1e9, " TB": 1e12}
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?(?P<unit>[kKMBT]\b| [MGT]B\b)?")
 VOLATILE_KEYS = frozenset({"version", "hash", "draws", "source"})
 
 
@@ -66,12 +68,17 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def numbers(text: str) -> list[float]:
-    """Return the numbers of a text, units written out."""
-    return [
-        float(match[0].rstrip("kKMBT").replace(",", "")) * UNITS[match["unit"] or ""]
-        for match in NUMBER.finditer(text)
-    ]
+def numbers(text: str) -> list[tuple[float, float]]:
+    """Return value and rounding error of each number of a text, units written out."""
+    values = []
+    for match in NUMBER.finditer(text):
+        digits = match[0].removesuffix(match["unit"] or "").replace(",", "")
+        unit = UNITS[match["unit"] or ""]
+        mantissa, _, exponent = digits.partition("e")
+        decimals = len(mantissa.partition(".")[2])
+        scale = unit * 10.0 ** int(exponent or 0)
+        values.append((float(digits) * unit, 0.5 * scale * 10.0**-decimals))
+    return values
 
 
 def compare_json(name: str, old: str, new: str) -> int:
@@ -98,14 +105,14 @@ def compare_json(name: str, old: str, new: str) -> int:
 
 
 def compare_text(name: str, old: str, new: str) -> int:
-    """Print how two texts differ in numbers; return 1 if they do."""
+    """Print how two texts differ in numbers, beyond their rounding; return 1 if they do."""
     before, after = numbers(old), numbers(new)
-    if before == after:
-        print(f"{name}: {len(before):,} numbers equal")
+    pairs = list(zip(before, after, strict=False))
+    apart = [(x, y) for (x, ex), (y, ey) in pairs if abs(x - y) > max(ex, ey) * (1.0 + 1e-9)]
+    if len(before) == len(after) and not apart:
+        print(f"{name}: {len(before):,} numbers equal, as far as they are printed")
         return 0
-    print(f"{name}: DIFFERS in {len(set(before) ^ set(after))} numbers")
-    print(f"  only before: {sorted(set(before) - set(after))[:12]}")
-    print(f"  only after: {sorted(set(after) - set(before))[:12]}")
+    print(f"{name}: DIFFERS: {len(before):,} and {len(after):,} numbers; first: {apart[:5]}")
     return 1
 
 
@@ -133,7 +140,7 @@ def tables(folder: Path, data: Path | None) -> Iterator[tuple[str, tuple[str, ..
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("old", help="commit to compare with")
     parser.add_argument("--data", type=Path, help="folder of further tables")
     parser.add_argument("--cluster", help="profile of a cluster in reach")

@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work in this process; needs no package, since peers are measured with it, too."""
+"""Time and memory of a function in this process; needs no package, since it measures peers too."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def measure(work: Callable[[], object], repeats: int) -> None:
-    """Prints the medians of wall and CPU time in s, and the peak of memory beyond that before in MiB.
+    """Print the medians of wall and CPU time in s, and the growth of peak memory in MiB, as JSON.
 
-    With more than one repeat there is one before them that is not counted.
+    With more than one repeat, a first call does not count.
     """
     before = _peak_kib()
     times = []
@@ -29,7 +29,10 @@ def measure(work: Callable[[], object], repeats: int) -> None:
 
 
 def _peak_kib() -> int:
-    """The most memory so far; Linux counts it anew for a program, `getrusage` goes on from the parent's."""
+    """Return the peak memory so far in KiB.
+
+    Linux's /proc counts from the start of a program; `getrusage` includes the parent's peak.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -39,6 +42,6 @@ def _peak_kib() -> int:
 
 
 def _cpu() -> float:
-    """Of this process and of the ones it started and waited for."""
-    of = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, of))
+    """Return the CPU time in s of this process and of its ended children."""
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, processes))

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: code fences carry words for the tests, which Markdown would not take.
+"""Hooks of mkdocs that remove the tests' words from code fences: Markdown does not allow them.
 
 `console slow` becomes `console`, and `python train.py` becomes `python` with the file as its title.
 """

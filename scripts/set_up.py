@@ -1,9 +1,9 @@
-"""Fills .venv: the right build of torch, then isoflop, editable, at the versions of constraints.txt.
+"""Fill .venv: the right build of torch, then isoflop, editable, at the versions of constraints.txt.
 
     make setup
 
-makes .venv and runs this with its Python. Standard library only. A torch that is there already is kept. Without an
-NVIDIA GPU only a build of torch for CPUs is taken, since those for CUDA are several GB.
+makes .venv and runs this with its Python. Needs the standard library only. An installed torch is
+kept. Without an NVIDIA GPU only a CPU build of torch is installed: CUDA builds are several GB.
 """
 
 from __future__ import annotations
@@ -29,93 +29,115 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = "pocket,tensorboard,wandb,notebook,docs,dev"
 OLDEST_TORCH = (2, 11)
 OLDEST_PIP = (23, 3)
-"""The first pip that can look at a wheel of several GB without fetching it."""
+"""First pip that reads the metadata of a wheel of several GB without fetching it."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-BY_PATH = ("--config-settings", "editable_mode=compat")
-"""An editable installation that puts this folder on Python's path. The finder that setuptools writes otherwise comes
-after the path: where a folder `isoflop` lies beside a script, such as this clone, that folder is what it imports."""
-BY_HAND = ".venv/bin/python -m pip install"
+EDITABLE_BY_PATH = ("--config-settings", "editable_mode=compat")
+"""Options of an editable installation that puts this folder on Python's path.
+
+The default of setuptools is a finder that comes after the path. A folder `isoflop` beside a script,
+such as this clone, would then hide the package.
+"""
+PIP_INSTALL_COMMAND = ".venv/bin/python -m pip install"
 
 _OFFLINE = re.compile(
-    r"NewConnectionError|Failed to establish|name resolution|Name or service not known|dns error|unreachable"
-    r"|timed out|Connection (refused|reset|aborted)|ProxyError|error sending request",
+    r"NewConnectionError|Failed to establish|name resolution|Name or service not known"
+    r"|dns error|unreachable|timed out|Connection (refused|reset|aborted)|ProxyError"
+    r"|error sending request",
     re.IGNORECASE,
 )
 
 
 class SetUpError(Exception):
-    """Why set-up stopped, in one line with the mend."""
+    """Reason of a stop of set-up, in one line with the mend."""
 
 
 class Build(StrEnum):
-    """What a wheel of torch is built for."""
+    """Hardware of a build of torch."""
 
     CPU = "cpu"
     CUDA = "cuda"
 
 
 @dataclass(frozen=True)
-class Way:
-    """A place that may have torch: how to look at what it would give, and how to take that."""
+class TorchSource:
+    """A source of torch builds, with its commands.
+
+    Attributes:
+        name: name of the source.
+        probe: command that reports the build on offer, without fetching it.
+        install: command that installs that build.
+    """
 
     name: str
-    look: tuple[str, ...]
-    take: tuple[str, ...]
+    probe: tuple[str, ...]
+    install: tuple[str, ...]
 
 
-# Which torch
+# The build of torch
 
 
-def ways(gpu: bool, torch: str, pip: Sequence[str], uv: Sequence[str] | None = None) -> list[Way]:
-    """The places to try, in order.
+def list_sources(
+    gpu: bool, torch: str, pip: Sequence[str], uv: Sequence[str] | None = None
+) -> list[TorchSource]:
+    """Return the sources to try, in order.
 
     Args:
-        gpu: whether this machine has an NVIDIA GPU.
-        torch: the requirement, such as `torch==2.13.0`.
-        pip, uv: how to call each for .venv; uv is asked only where there is a GPU, whose driver it matches.
+        gpu: True if this machine has an NVIDIA GPU.
+        torch: requirement, such as `torch==2.13.0`.
+        pip: command that runs pip for .venv.
+        uv: command that runs uv for .venv, used only with a GPU: uv picks the build for its driver.
     """
-    ours = Way("pip's index", (*pip, *_LOOK, torch), (*pip, "install", "--no-deps", torch))
+    default = TorchSource(
+        "pip's index", (*pip, *_PROBE, torch), (*pip, "install", "--no-deps", torch)
+    )
     if not gpu:
         index = ("--index-url", CPU_INDEX)
-        look = (*pip, *_LOOK, *index, "--timeout", "5", "--retries", "0", torch)
-        return [Way("PyTorch's index", look, (*pip, "install", "--no-deps", *index, torch)), ours]
+        probe = (*pip, *_PROBE, *index, "--timeout", "5", "--retries", "0", torch)
+        install = (*pip, "install", "--no-deps", *index, torch)
+        return [TorchSource("PyTorch's index", probe, install), default]
     if uv is None:
-        return [ours]
-    take = (*uv, "pip", "install", "--python", sys.executable, "--torch-backend=auto", torch)
-    return [Way("uv", (*take, "--dry-run"), take), ours]
+        return [default]
+    install = (*uv, "pip", "install", "--python", sys.executable, "--torch-backend=auto", torch)
+    return [TorchSource("uv", (*install, "--dry-run"), install), default]
 
 
-_LOOK = ("install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-")
+_PROBE = ("install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-")
 
 
-def choose(places: Sequence[Way], look: Callable[[Way], Build], gpu: bool) -> Way:
-    """The first place that has a torch for this machine.
+def choose_source(
+    sources: Sequence[TorchSource], probe: Callable[[TorchSource], Build], gpu: bool
+) -> TorchSource:
+    """Return the first source with a torch for this machine.
 
     Raises:
-        SetUpError: there is none; the line says why, and the command for taking a CUDA build all the same.
+        SetUpError: no source has one. The message gives the reason and, if there are CUDA builds,
+            the command that installs one.
     """
     problems: list[str] = []
-    large = False
-    for way in places:
+    only_cuda = False
+    for source in sources:
         try:
-            build = look(way)
+            build = probe(source)
         except SetUpError as problem:
             problems.append(str(problem))
             continue
         if gpu or build is Build.CPU:
-            return way
-        large = True
-    torch = places[-1].take[-1]
-    if large:
+            return source
+        only_cuda = True
+    torch = sources[-1].install[-1]
+    if only_cuda:
         raise SetUpError(
-            "only builds of torch for CUDA (several GB) were found, and this machine has no NVIDIA GPU; "
-            f"to take one all the same: {BY_HAND} {torch} && make setup"
+            "only CUDA builds of torch (several GB) are available, and this machine has no "
+            f"NVIDIA GPU; to install one anyway: {PIP_INSTALL_COMMAND} {torch} && make setup"
         )
-    raise SetUpError(f"no {torch} was found: {problems[-1]}")
+    raise SetUpError(f"no {torch} is available: {problems[-1]}")
 
 
-def build_of(version: str, requirements: Sequence[str]) -> Build:
-    """What a wheel is built for, by the label of its version or, without one, by what it requires on Linux."""
+def detect_build(version: str, requirements: Sequence[str]) -> Build:
+    """Return the hardware of a wheel's build.
+
+    The label of the version decides; without a label, the wheel's requirements on Linux do.
+    """
     label = version.partition("+")[2]
     if label:
         return Build.CPU if label.startswith("cpu") else Build.CUDA
@@ -126,59 +148,72 @@ def build_of(version: str, requirements: Sequence[str]) -> Build:
 
 
 def is_recent(version: str | None, oldest: tuple[int, int]) -> bool:
-    """Whether a version such as 2.13.0+cpu is at least `oldest`."""
+    """Return whether a version such as 2.13.0+cpu is at least `oldest`."""
     numbers = re.match(r"(\d+)\.(\d+)", version or "")
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= oldest
 
 
 def has_gpu() -> bool:
+    """Return whether this machine has an NVIDIA GPU."""
     if Path("/dev/nvidia0").exists():
         return True
     return shutil.which("nvidia-smi") is not None and _run(["nvidia-smi", "-L"]).returncode == 0
 
 
-def look_at(way: Way) -> Build:
-    """Asks a place what it would give."""
-    done = _run(way.look)
+def probe_build(source: TorchSource) -> Build:
+    """Return the build on offer at a source.
+
+    Raises:
+        SetUpError: the command failed.
+    """
+    done = _run(source.probe)
     if done.returncode:
         raise SetUpError(explain(done.stderr))
-    if way.name == "uv":
+    if source.name == "uv":
         return Build.CUDA
     item: dict[str, Any] = json.loads(done.stdout)["install"][0]["metadata"]
-    return build_of(item["version"], item.get("requires_dist", []))
+    return detect_build(item["version"], item.get("requires_dist", []))
 
 
 def explain(errors: str) -> str:
-    """Why pip or uv failed, in one line."""
+    """Return the reason of a failure of pip or uv, in one line."""
     if "No space left" in errors:
         return "the disk is full"
     if _OFFLINE.search(errors):
-        return "no package index could be reached; check the network and pip's settings (pip config list)"
+        return (
+            "no package index could be reached; check the network and pip's settings "
+            "(pip config list)"
+        )
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("ERROR:", "error:"))]
-    return (said or lines or ["no reason was given"])[-1]
+    error_lines = [line for line in lines if line.startswith(("ERROR:", "error:"))]
+    return (error_lines or lines or ["no reason was given"])[-1]
 
 
-# What is installed
+# Installed versions
 
 
 def constraints(pinned: str, torch: str) -> str:
-    """The pinned versions, with torch held at the version that is installed."""
+    """Return the pinned versions, with torch held at its installed version."""
     others = [line for line in pinned.splitlines() if not line.startswith("torch==")]
     return "\n".join([*others, f"torch=={torch}", ""])
 
 
 def pinned_torch(pinned: str) -> str:
+    """Return the pinned requirement of torch."""
     return next(line.strip() for line in pinned.splitlines() if line.startswith("torch=="))
 
 
-def digest(project: dict[str, Any], pinned: str, place: str) -> str:
-    """A text that changes when set-up has something to do: other needs, pins, Python, folder or way to install."""
-    needs = [project["project"], project["build-system"], pinned, place, BY_PATH]
-    return hashlib.sha256(json.dumps(needs, sort_keys=True).encode()).hexdigest()
+def digest(project: dict[str, Any], pinned: str, location: str) -> str:
+    """Return a hash of the requirements, pins, Python, folder and kind of installation.
+
+    Set-up has nothing to do while it stays the same.
+    """
+    inputs = [project["project"], project["build-system"], pinned, location, EDITABLE_BY_PATH]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
     importlib.invalidate_caches()
     try:
         return metadata.version(package)
@@ -186,22 +221,19 @@ def installed(package: str) -> str | None:
         return None
 
 
-# Doing it
+# Installation
 
 
 def main() -> None:
+    """Fill .venv, unless nothing has changed since the last time."""
     if sys.prefix == sys.base_prefix:
-        stop("this Python is not that of .venv; run: make setup")
+        stop("this Python is not the one in .venv; run: make setup")
     pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     stamp = Path(sys.prefix) / "isoflop-set-up"
-    wanted = digest(project, pinned, f"{ROOT} {sys.version}")
-    if (
-        stamp.exists()
-        and stamp.read_text() == wanted
-        and installed("isoflop")
-        and installed("torch")
-    ):
+    state = digest(project, pinned, f"{ROOT} {sys.version}")
+    up_to_date = stamp.exists() and stamp.read_text() == state
+    if up_to_date and installed_version("isoflop") and installed_version("torch"):
         return
     start = time.monotonic()
     stamp.unlink(missing_ok=True)
@@ -209,60 +241,59 @@ def main() -> None:
         torch = fill(pinned)
     except SetUpError as problem:
         stop(str(problem))
-    stamp.write_text(wanted)
-    say(f"done in {time.monotonic() - start:.0f} s, with torch {torch}")
+    stamp.write_text(state)
+    log(f"done in {time.monotonic() - start:.0f} s, with torch {torch}")
 
 
 def fill(pinned: str) -> str:
-    """Installs everything; returns torch's version."""
+    """Install everything and return torch's version.
+
+    Raises:
+        SetUpError: an installation failed, or no source has a torch for this machine.
+    """
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    if util.find_spec("pip") is None:  # .venv was interrupted while it was made
-        take([sys.executable, "-m", "ensurepip"])
-    if not is_recent(installed("pip"), OLDEST_PIP):
-        take([*pip, "install", "--constraint", str(ROOT / "constraints.txt"), "--upgrade", "pip"])
-    torch = installed("torch")
+    pip_install = [*pip, "install", "--constraint"]
+    if util.find_spec("pip") is None:  # the making of .venv was interrupted
+        run_installer([sys.executable, "-m", "ensurepip"])
+    if not is_recent(installed_version("pip"), OLDEST_PIP):
+        run_installer([*pip_install, str(ROOT / "constraints.txt"), "--upgrade", "pip"])
+    torch = installed_version("torch")
     if torch is None or not is_recent(torch, OLDEST_TORCH):
         gpu = has_gpu()
-        way = choose(
-            ways(gpu, pinned_torch(pinned), pip, find_uv(pip) if gpu else None), look_at, gpu
-        )
-        say(f"fetching {way.take[-1]}" + ("" if gpu else ", a build for CPUs"))
-        take(way.take, loud=True)
-        torch = installed("torch")
+        sources = list_sources(gpu, pinned_torch(pinned), pip, find_uv(pip) if gpu else None)
+        source = choose_source(sources, probe_build, gpu)
+        log(f"fetching {source.install[-1]}" + ("" if gpu else ", a build for CPUs"))
+        run_installer(source.install, show_progress=True)
+        torch = installed_version("torch")
         assert torch is not None
-    say(f"installing isoflop and its tools, beside torch {torch}")
+    log(f"installing isoflop and its tools, beside torch {torch}")
     with tempfile.TemporaryDirectory() as folder:
-        held = Path(folder) / "constraints.txt"
-        held.write_text(constraints(pinned, torch), encoding="utf-8")
-        take(
-            [
-                *pip,
-                "install",
-                "--constraint",
-                str(held),
-                *BY_PATH,
-                "--editable",
-                f"{ROOT}[{EXTRAS}]",
-            ]
-        )
+        file = Path(folder) / "constraints.txt"
+        file.write_text(constraints(pinned, torch), encoding="utf-8")
+        package = ("--editable", f"{ROOT}[{EXTRAS}]")
+        run_installer([*pip_install, str(file), *EDITABLE_BY_PATH, *package])
     return torch
 
 
 def find_uv(pip: Sequence[str]) -> list[str] | None:
-    """How to call uv, which is put into .venv where the machine has none."""
+    """Return the command that runs uv; install uv into .venv if the machine has none.
+
+    Returns None if that fails.
+    """
     program = shutil.which("uv")
     if program:
         return [program]
-    return (
-        None
-        if _run([*pip, "install", "--quiet", "uv"]).returncode
-        else [sys.executable, "-m", "uv"]
-    )
+    failed = _run([*pip, "install", "--quiet", "uv"]).returncode
+    return None if failed else [sys.executable, "-m", "uv"]
 
 
-def take(command: Sequence[str], loud: bool = False) -> None:
-    """Runs an installation, with its progress on a terminal where it is a long one."""
-    done = _run(command, capture_output=not (loud and sys.stdout.isatty()))
+def run_installer(command: Sequence[str], show_progress: bool = False) -> None:
+    """Run an installation; `show_progress` shows its output on a terminal.
+
+    Raises:
+        SetUpError: it failed.
+    """
+    done = _run(command, capture_output=not (show_progress and sys.stdout.isatty()))
     if done.returncode:
         raise SetUpError(explain(done.stderr or "see above"))
 
@@ -271,11 +302,13 @@ def _run(command: Sequence[str], capture_output: bool = True) -> subprocess.Comp
     return subprocess.run(command, capture_output=capture_output, text=True, check=False, cwd=ROOT)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
+    """Print a line of progress."""
     print(f"isoflop set-up: {line}", flush=True)
 
 
 def stop(line: str) -> NoReturn:
+    """Print an error and exit with code 1."""
     print(f"isoflop set-up: {line}", file=sys.stderr)
     sys.exit(1)
 

@@ -39,7 +39,7 @@ def requirements() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--python", help="an interpreter; its tests run with the pinned versions")
     parser.add_argument("tests", nargs="*", default=["-m", "not slow and not long", "-n", "2"])
     options = parser.parse_args()

@@ -103,7 +103,7 @@ def test_all_blocks(page: str, tmp_path: Path, request: pytest.FixtureRequest) -
     folder = make_page_folder(page, tmp_path)
     if "isoflop run sweeps/pocket.yaml" in read(page):
         shutil.copytree(request.getfixturevalue("pocket_runs"), folder / "runs")
-    else:
+    elif "isoflop run own.yaml" in read(page):
         corpus: Path = request.getfixturevalue("pocket_corpus")
         shutil.copytree(corpus / "data", folder / "runs" / "data")
     for block in blocks_of_kind(page, "", "slow"):

@@ -1,8 +1,9 @@
-"""Set-up's choice of torch, as a table of machines; and what it says when it stops. No network."""
+"""Set-up's choice of torch, as a table of machines, and its error messages. No network."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,15 @@ import set_up
 from set_up import (
     Build,
     SetUpError,
-    Way,
-    build_of,
-    choose,
+    TorchSource,
+    choose_source,
     constraints,
+    detect_build,
     digest,
     explain,
     is_recent,
+    list_sources,
     pinned_torch,
-    ways,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +36,11 @@ FULL = [
 LEAN = ["filelock", "jinja2", 'optree>=0.13.0; extra == "optree"', 'nvidia-extra; extra == "more"']
 
 
-# Where torch comes from. A place offers a CPU build, a CUDA build or, offline, nothing.
+# Sources of torch: each offers a CPU build, a CUDA build or, offline, nothing.
 
 
 @pytest.mark.parametrize(
-    ("gpu", "uv", "offers", "taken"),
+    ("gpu", "uv", "offers", "chosen"),
     [
         (False, None, {"PyTorch's index": Build.CPU, "pip's index": Build.CUDA}, "PyTorch's index"),
         (False, None, {"pip's index": Build.CPU}, "pip's index"),
@@ -51,48 +52,55 @@ LEAN = ["filelock", "jinja2", 'optree>=0.13.0; extra == "optree"', 'nvidia-extra
         (True, None, {"pip's index": Build.CPU}, "pip's index"),
     ],
 )
-def test_the_place_taken(
-    gpu: bool, uv: tuple[str, ...] | None, offers: dict[str, Build], taken: str
+def test_the_chosen_source(
+    gpu: bool, uv: tuple[str, ...] | None, offers: dict[str, Build], chosen: str
 ) -> None:
-    assert choose(ways(gpu, "torch==2.13.0", PIP, uv), offering(offers), gpu).name == taken
+    sources = list_sources(gpu, "torch==2.13.0", PIP, uv)
+    assert choose_source(sources, make_probe(offers), gpu).name == chosen
 
 
 @pytest.mark.parametrize(
-    ("gpu", "offers", "says"),
+    ("gpu", "offers", "message"),
     [
         (
             False,
             {"pip's index": Build.CUDA},
-            "only builds of torch for CUDA (several GB) were found, and this machine has no NVIDIA GPU; "
-            "to take one all the same: .venv/bin/python -m pip install torch==2.13.0 && make setup",
+            "only CUDA builds of torch (several GB) are available, and this machine has no "
+            "NVIDIA GPU; to install one anyway: "
+            ".venv/bin/python -m pip install torch==2.13.0 && make setup",
         ),
-        (False, {}, f"no torch==2.13.0 was found: {OFFLINE}"),
-        (True, {}, f"no torch==2.13.0 was found: {OFFLINE}"),
+        (False, {}, f"no torch==2.13.0 is available: {OFFLINE}"),
+        (True, {}, f"no torch==2.13.0 is available: {OFFLINE}"),
     ],
 )
-def test_it_stops_rather_than_take_another(gpu: bool, offers: dict[str, Build], says: str) -> None:
+def test_set_up_stops_without_a_suitable_torch(
+    gpu: bool, offers: dict[str, Build], message: str
+) -> None:
     with pytest.raises(SetUpError) as problem:
-        choose(ways(gpu, "torch==2.13.0", PIP), offering(offers), gpu)
-    assert str(problem.value) == says
+        choose_source(list_sources(gpu, "torch==2.13.0", PIP), make_probe(offers), gpu)
+    assert str(problem.value) == message
 
 
-def offering(offers: dict[str, Build]):
-    def look(way: Way) -> Build:
-        if way.name not in offers:
+def make_probe(offers: dict[str, Build]) -> Callable[[TorchSource], Build]:
+    """Return a probe of simulated sources; one without an offer is offline."""
+
+    def probe(source: TorchSource) -> Build:
+        if source.name not in offers:
             raise SetUpError(OFFLINE)
-        return offers[way.name]
+        return offers[source.name]
 
-    return look
+    return probe
 
 
-def test_looking_fetches_nothing_and_taking_is_the_same_request() -> None:
-    for way in [*ways(False, "torch==2.13.0", PIP), *ways(True, "torch==2.13.0", PIP, UV)]:
-        assert "--dry-run" in way.look
-        assert "--dry-run" not in way.take
-        assert set(way.take) <= set(way.look)
-    first = ways(False, "torch==2.13.0", PIP)[0]
-    assert " ".join(first.take) == (
-        "python -m pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
+def test_a_probe_is_the_dry_run_of_the_installation() -> None:
+    without_gpu = list_sources(False, "torch==2.13.0", PIP)
+    for source in [*without_gpu, *list_sources(True, "torch==2.13.0", PIP, UV)]:
+        assert "--dry-run" in source.probe
+        assert "--dry-run" not in source.install
+        assert set(source.install) <= set(source.probe)
+    assert " ".join(without_gpu[0].install) == (
+        "python -m pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "
+        "torch==2.13.0"
     )
 
 
@@ -107,28 +115,36 @@ def test_looking_fetches_nothing_and_taking_is_the_same_request() -> None:
         ("2.13.0+rocm7.0", [], Build.CUDA),  # several GB as well
     ],
 )
-def test_what_a_wheel_is_built_for(version: str, requirements: list[str], build: Build) -> None:
-    assert build_of(version, requirements) is build
+def test_the_build_of_a_wheel(version: str, requirements: list[str], build: Build) -> None:
+    assert detect_build(version, requirements) is build
 
 
-def test_needs_of_linux_do_not_count_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_on_linux_do_not_count_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(set_up.sys, "platform", "darwin")
-    assert build_of("2.13.0", FULL) is Build.CPU
+    assert detect_build("2.13.0", FULL) is Build.CPU
 
 
 @pytest.mark.parametrize(
     ("version", "recent"),
-    [(None, False), ("", False), ("2.9.1", False), ("2.10.0+cpu", False), ("2.11.0", True), ("2.13.0+cpu", True),
-     ("3.0", True), ("dev", False)],
-)  # fmt: skip
+    [
+        (None, False),
+        ("", False),
+        ("2.9.1", False),
+        ("2.10.0+cpu", False),
+        ("2.11.0", True),
+        ("2.13.0+cpu", True),
+        ("3.0", True),
+        ("dev", False),
+    ],
+)
 def test_a_torch_is_kept_from_2_11(version: str | None, recent: bool) -> None:
     assert is_recent(version, set_up.OLDEST_TORCH) is recent
 
 
-# What is installed beside it
+# Packages installed beside it
 
 
-def test_nothing_replaces_the_torch_that_is_there() -> None:
+def test_nothing_replaces_an_installed_torch() -> None:
     pinned = (ROOT / "constraints.txt").read_text()
     held = constraints(pinned, "2.11.0+cu130").splitlines()
     assert [line for line in held if "torch" in line] == ["torch==2.11.0+cu130"]
@@ -136,13 +152,11 @@ def test_nothing_replaces_the_torch_that_is_there() -> None:
     assert is_recent(pinned_torch(pinned).partition("==")[2], set_up.OLDEST_TORCH)
 
 
-def test_every_direct_need_is_pinned() -> None:
+def test_every_direct_dependency_is_pinned() -> None:
     project = set_up.tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needs = [
-        *project["dependencies"],
-        *(need for extra in project["optional-dependencies"].values() for need in extra),
-    ]
-    names = {set_up.re.split(r"[\[<>=~! ]", need)[0] for need in needs}
+    extras = project["optional-dependencies"].values()
+    requirements = [*project["dependencies"], *(item for extra in extras for item in extra)]
+    names = {set_up.re.split(r"[\[<>=~! ]", item)[0] for item in requirements}
     pins = [
         line
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -152,7 +166,7 @@ def test_every_direct_need_is_pinned() -> None:
     assert names | {"pip"} == {line.partition("==")[0] for line in pins}
 
 
-def test_set_up_has_something_to_do_when_needs_pins_python_or_folder_change() -> None:
+def test_set_up_runs_again_after_changes_of_dependencies_pins_python_or_folder() -> None:
     project = {"project": {"dependencies": ["torch"]}, "build-system": {}, "tool": {"ruff": {}}}
     same = digest(project, "torch==2.13.0", "/here 3.11")
     assert digest({**project, "tool": {}}, "torch==2.13.0", "/here 3.11") == same
@@ -164,31 +178,40 @@ def test_set_up_has_something_to_do_when_needs_pins_python_or_folder_change() ->
     assert len({same, *changed}) == 4
 
 
-@pytest.mark.parametrize("way", ["-c", "beside.py"])
-def test_a_clone_beside_a_script_is_not_what_it_imports(tmp_path: Path, way: str) -> None:
-    (tmp_path / "isoflop" / "isoflop").mkdir(
-        parents=True
-    )  # as a clone looks from the folder that holds it
-    (tmp_path / "beside.py").write_text(asks := "import isoflop; print(isoflop.plan.__module__)")
-    words = [set_up.sys.executable, way, *([asks] if way == "-c" else [])]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("start", ["-c", "beside.py"])
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path: Path, start: str) -> None:
+    (tmp_path / "isoflop" / "isoflop").mkdir(parents=True)  # like a clone in the script's folder
+    program = "import isoflop; print(isoflop.plan.__module__)"
+    (tmp_path / "beside.py").write_text(program)
+    command = [set_up.sys.executable, start, *([program] if start == "-c" else [])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "isoflop.planning.plan\n", done.stderr
 
 
-# What it says
+# Messages
 
 
 @pytest.mark.parametrize(
-    ("errors", "says"),
+    ("errors", "message"),
     [
-        ("WARNING: Retrying after NewConnectionError('[Errno -2] Name or service not known')\nERROR: x", OFFLINE),
+        (
+            "WARNING: Retrying after NewConnectionError("
+            "'[Errno -2] Name or service not known')\nERROR: x",
+            OFFLINE,
+        ),
         ("error: Failed to fetch\n  Caused by: dns error: failed to lookup", OFFLINE),
-        ("ERROR: Could not install packages: [Errno 28] No space left on device\n", "the disk is full"),
-        ("WARNING: x\nERROR: Could not find a version\nERROR: No matching distribution found for torch==9.0\n",
-         "ERROR: No matching distribution found for torch==9.0"),
+        (
+            "ERROR: Could not install packages: [Errno 28] No space left on device\n",
+            "the disk is full",
+        ),
+        (
+            "WARNING: x\nERROR: Could not find a version\n"
+            "ERROR: No matching distribution found for torch==9.0\n",
+            "ERROR: No matching distribution found for torch==9.0",
+        ),
         ("Traceback\nKeyError: 'name'\n", "KeyError: 'name'"),
         ("", "no reason was given"),
     ],
-)  # fmt: skip
-def test_a_failure_is_one_line(errors: str, says: str) -> None:
-    assert explain(errors) == says
+)
+def test_a_failure_is_one_line(errors: str, message: str) -> None:
+    assert explain(errors) == message

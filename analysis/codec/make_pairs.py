@@ -1,4 +1,4 @@
-"""Writes three sentences as sound, before and after the pocket codec, which never heard them in its training.
+"""Write three held-out sentences as sound, before and after the pocket codec.
 
 python analysis/codec/make_pairs.py
 """
@@ -26,52 +26,42 @@ from isoflop.data.pocket import (
 from isoflop.data.process_pool import in_fresh_processes
 
 PAIRS = 3
-SECONDS = (1.4, 2.2)
-PEAK = 0.9
+MIN_SECONDS, MAX_SECONDS = 1.4, 2.2
+MAX_AMPLITUDE = 0.9
 
 
 def main() -> None:
+    """Write the pairs of WAV files and pairs.csv."""
     data = load_sweep("pocket").data
     heldout, train = split_sentences(data.heldout_share, data.seed)
-    codec = corpus_codec(draw_scripts(train, data.seed, 0)[:CODEC_DOCUMENTS], data.seed)
+    codec = train_codec(draw_scripts(train, data.seed, 0)[:CODEC_DOCUMENTS], data.seed)
     scripts = draw_scripts(heldout, data.seed, 0)
     rows, variants = [], set()
     for script, waveforms in zip(scripts, speak(scripts), strict=True):
         for sentence, waveform in zip(script.sentences, waveforms, strict=True):
             variant, seconds = script.voice.name.split("+")[1], len(waveform) / codec.sample_rate
-            if (
-                len(rows) < PAIRS
-                and SECONDS[0] <= seconds <= SECONDS[1]
-                and variant not in variants
-            ):
+            suitable = MIN_SECONDS <= seconds <= MAX_SECONDS and variant not in variants
+            if len(rows) < PAIRS and suitable:
                 variants.add(variant)
-                rows.append(
-                    [
-                        len(rows) + 1,
-                        script.voice.name,
-                        script.voice.rate,
-                        f"{seconds:.2f}",
-                        sentence,
-                    ]
-                )
-                write_pair(
-                    len(rows), waveform, codec.decode(codec.encode(waveform)), codec.sample_rate
-                )
+                number, voice = len(rows) + 1, script.voice
+                rows.append([number, voice.name, voice.rate, f"{seconds:.2f}", sentence])
+                decoded = codec.decode(codec.encode(waveform))
+                write_pair(number, waveform, decoded, codec.sample_rate)
     with Path(__file__).with_name("pairs.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["pair", "voice", "words_per_minute", "seconds", "sentence"], *rows])
 
 
-def corpus_codec(scripts: list, seed: int) -> PocketCodec:
-    """The codec as data preparation trains it, in a fresh process."""
+def train_codec(scripts: list, seed: int) -> PocketCodec:
+    """Train the codec as data preparation does, in a fresh process."""
     with TemporaryDirectory() as folder:
         list(in_fresh_processes(partial(make_codec, Path(folder), seed), [scripts], 1))
         return PocketCodec.load(Path(folder) / CODEC_FILE)
 
 
 def write_pair(number: int, original: np.ndarray, decoded: np.ndarray, rate: int) -> None:
-    """16-bit mono WAV files, both scaled by one factor where one of them would clip."""
-    scale = min(1.0, PEAK / max(np.abs(original).max(), np.abs(decoded).max()))
+    """Write 16-bit mono WAV files, both scaled by the same factor if either would clip."""
+    scale = min(1.0, MAX_AMPLITUDE / max(np.abs(original).max(), np.abs(decoded).max()))
     for name, waveform in {"original": original, "decoded": decoded}.items():
         with wave.open(str(Path(__file__).with_name(f"{number}-{name}.wav")), "wb") as file:
             file.setnchannels(1)

@@ -68,6 +68,7 @@ def test_a_table_with_names_of_its_own(isoflop: Callable[..., Output], table: Pa
     assert all(keys <= profile.keys() for profile in fit["profiles"])
 
 
+@pytest.mark.slow
 def test_a_sweep_is_fitted_as_its_runs_are_now(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_outliers_are_named_with_the_reason(isoflop: Callable[..., Output], tmp_
     assert "robust standard deviations off the law (limit 6)" in dropped["why"]
 
 
+@pytest.mark.slow
 def test_what_n_and_c_count_is_shown_where_there_is_a_choice(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path, table: Path
 ) -> None:
@@ -217,6 +219,7 @@ def test_what_n_and_c_count_is_shown_where_there_is_a_choice(
     assert "decides the exponents" not in isoflop("fit", str(table), *OWN, "--bootstrap", "0")[1]
 
 
+@pytest.mark.slow
 def test_every_loss_side_by_side(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:

@@ -364,6 +364,7 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
     assert run_of(root, plan).state()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_refused_fit_leaves_none_to_predict_from(
     isoflop: Callable[..., Output], root: Path, tmp_path: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_other_compositions_have_their_kinds_of_tokens(
 # Reproducibility
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(
     corpus: Path, small: list[str], tmp_path: Path
 ) -> None:

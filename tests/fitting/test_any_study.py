@@ -296,6 +296,7 @@ FOUND = [  # a traceback each, before it was mended
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", FOUND)
 def test_past_failures_are_fitted_or_refused(odd: Odd) -> None:
     use(odd, "soda", 100.0)

@@ -51,6 +51,7 @@ def test_an_exact_law_at_the_end_of_an_interval_just_differs(
     assert pair.differences[0].p == pytest.approx(1.0 - confidence)
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_they_should_be() -> None:
     fits = [
         fit_parametric(simulate_isoflop(points=7, seed=seed), bootstrap=0) for seed in range(40)

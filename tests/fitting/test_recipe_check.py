@@ -57,6 +57,7 @@ def test_the_excess_is_the_true_one() -> None:
     np.testing.assert_allclose(check.points.query("setting == 'batch'")["excess"], 0.0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["joint", "isoflop", "parametric"])
 def test_an_excess_over_size_is_removed_from_the_exponents(method: CheckMethod) -> None:
     """Within the sizes checked: beyond them the excess is taken as constant, and here it grows."""
@@ -107,6 +108,7 @@ def test_learning_rate_and_batch_add_up() -> None:
     assert batch["best"].to_numpy() == pytest.approx(np.exp(-0.4), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_best_beyond_the_factors_is_a_lower_bound() -> None:
     check = check_recipe(study(lambda n, c: np.full(len(n), 2.0)), method="parametric")
     lr = check.points.query("setting == 'lr'")

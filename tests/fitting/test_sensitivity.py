@@ -79,6 +79,7 @@ def test_runs_that_leave_no_choice_have_one_row_a_method() -> None:
     assert set(table["n"]) == {"total"}
 
 
+@pytest.mark.slow
 def test_outliers_are_left_out_whatever_n_counts() -> None:
     runs = counted()
     runs.loc[4, "loss"] *= 1.05

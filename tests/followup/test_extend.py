@@ -53,6 +53,7 @@ def test_the_present_interval_is_the_fits(extension: Extension) -> None:
     assert [run["run_id"] for run in document["runs"]] == [run.run_id for run in extension.added]
 
 
+@pytest.mark.slow
 def test_expected_intervals_come_true() -> None:
     """Fits of extended studies have the expected interval within the scatter of the noise."""
     ratios = []

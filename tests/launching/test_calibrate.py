@@ -44,6 +44,7 @@ root: ROOT
 # On this machine
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_the_plan_takes_it(tmp_path: Path) -> None:
     """Return a caller of commands in new processes: measuring needs torch, planning must not."""
     write_sweep(tmp_path)

@@ -117,6 +117,7 @@ def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
     assert dict(os.environ) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "init", [None, "raise SystemExit('this is another isoflop')"], ids=["a clone", "a package"]
 )
@@ -152,6 +153,7 @@ def test_a_folder_of_the_same_name_beside_the_user_is_not_what_workers_import(
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
     study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -352,6 +352,7 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
     assert done == ("done", "all 3 runs are done")
 
 
+@pytest.mark.slow
 def test_a_study_that_no_law_fits_is_reported_and_nobody_is_called(
     study: Study, hooked: Profile, hook_log: Path
 ) -> None:

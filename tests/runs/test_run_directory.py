@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from support.studies import hold_lease, kill, run_of, start, wait_for
+from support.studies import run_of
 
 from isoflop.errors import RunError
 from isoflop.launching.records.sweep_directory import make_directory, run_config
@@ -219,16 +221,30 @@ def test_a_run_with_the_marker_is_done_whatever_its_state(tmp_path: Path) -> Non
 # Lease
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from isoflop.runs.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).lease() as lease:
+    print(bool(lease), flush=True)
+    sys.stdin.read()
+"""
+"""Program that prints whether it has a run's lease, and holds it until its input ends."""
+
+
 def test_a_lease_is_held_by_one_process_until_it_is_killed(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert not run.is_leased()
-    holder = start(hold_lease, run)
-    wait_for((tmp_path / "held").exists)
+    command = [sys.executable, "-c", HOLD, tmp_path]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "True\n"
     assert run.is_leased()
     with run.lease() as lease:
         assert not lease
     assert (tmp_path / "lease").read_text().split()[1] == str(holder.pid)
-    kill(holder)
+    holder.kill()
+    holder.communicate()
     assert not run.is_leased()
     with run.lease() as lease:
         assert lease

@@ -275,6 +275,7 @@ def test_a_resumed_run_has_every_step_once(
     assert ids == {run.run_id}
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_every_step_once(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:

@@ -74,6 +74,7 @@ def has_finding(fit) -> bool:
     return "shared_noise" in {finding["code"] for finding in fit.diagnostics}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 @pytest.mark.parametrize("noise", [pytest.param(tilted, marks=pytest.mark.long), correlated])
 def test_shared_noise_is_found_and_a_is_in_its_interval(method, noise):
@@ -88,6 +89,7 @@ def test_shared_noise_is_found_and_a_is_in_its_interval(method, noise):
     assert abs(np.mean(value) - SODA.a) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOTH)
 def test_independent_noise_is_rarely_called_shared(method):
     fits = [FITS[method](study(independent, seed)) for seed in range(REPLICATES)]
@@ -176,6 +178,7 @@ def simulate_sizes(seed: int, sd: float) -> pd.DataFrame:
     return GRID.assign(loss=GRID["loss"] * np.exp(shared + 0.001 * rng.normal(size=len(GRID))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "axis"),
     [

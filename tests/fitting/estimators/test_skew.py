@@ -203,6 +203,7 @@ def test_laws_at_any_budget_reach_as_far_as_their_predictions():
     ).tolist() == pytest.approx(list(inner))
 
 
+@pytest.mark.slow
 def test_fits_of_one_law_on_two_grids_rarely_differ():
     drifting = [fit_isoflop(noisy(GRID, seed), bootstrap=200) for seed in range(40)]
     centred = [fit_isoflop(noisy(study(6.0), 100 + seed), bootstrap=200) for seed in range(40)]

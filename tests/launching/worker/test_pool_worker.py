@@ -62,6 +62,7 @@ def finish(directory: Path) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
     root, plan = study
     run_of(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
@@ -221,6 +222,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
     root, plan = tiny_study(small_disk, EVERY_STEP)
     elsewhere, _ = tiny_study(tmp_path)
