@@ -1,4 +1,4 @@
-"""Keeps the result of a study: its tables, laws, figures and loss logs, without run directories.
+"""Copy the results of a study: tables, laws, figures and loss logs, without run directories.
 
     python analysis/gather.py runs/pocket-64 analysis/pocket-64
 
@@ -17,22 +17,19 @@ from isoflop.reporting.sweep_report import GATHERED_LOSSES_FILE
 from isoflop.runs.collect import read_runs
 from isoflop.runs.run_directory import RunDirectory
 
-KEPT = ("sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html")
+FILES = ("sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html")
 
 
 def gather(study: Path, target: Path) -> None:
-    """Copies the tables of a sweep's directory and joins its loss logs."""
+    """Copy the files of a sweep's directory and join its loss logs."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in FILES:
         if (study / name).exists():
             shutil.copyfile(study / name, target / name)
-    if (study / "figures").is_dir():
-        shutil.copytree(
-            study / "figures",
-            target / "figures",
-            dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("*.svg"),
-        )
+    figures = study / "figures"
+    if figures.is_dir():
+        without_svg = shutil.ignore_patterns("*.svg")
+        shutil.copytree(figures, target / "figures", dirs_exist_ok=True, ignore=without_svg)
     runs = read_runs(study)
     logs = [
         RunDirectory(study / run_id).log().assign(run_id=run_id, budget=budget)

@@ -20,6 +20,8 @@ __all__ = sorted([*_names, "__version__"])  # pyright: ignore[reportUnsupportedD
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "__version__":
         return _load(name)
     from importlib.metadata import version

@@ -13,4 +13,5 @@ from .runs.collect import read_runs as read_runs
 from .shapes import ModelShape as ModelShape
 from .training.weights import load_weights as load_weights
 
+__all__: list[str]
 __version__: str

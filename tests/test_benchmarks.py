@@ -1,4 +1,4 @@
-"""Benchmarks of fits measure what they say; their figures are not tested."""
+"""Benchmarks of fits print their measures; the figures are not tested."""
 
 from __future__ import annotations
 
@@ -15,20 +15,12 @@ FIT = Path(__file__).parents[1] / "benchmarks" / "fit.py"
 
 
 @pytest.mark.parametrize("case", ["profiles", "rows"])
-def test_a_case_prints_its_time_and_memory(case: str, tmp_path: Path):
+def test_a_case_prints_its_time_and_memory(case: str, tmp_path: Path) -> None:
     simulate_isoflop().to_csv(tmp_path / "runs.csv")
-    command = [
-        sys.executable,
-        str(FIT),
-        "--case",
-        case,
-        "--data",
-        str(tmp_path / "runs.csv"),
-        "--repeats",
-        "1",
-    ]
+    arguments = ["--case", case, "--data", str(tmp_path / "runs.csv"), "--repeats", "1"]
+    command = [sys.executable, str(FIT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout)
-    assert set(measured) == {"seconds", "cpu", "mib"}
-    assert measured["seconds"] > 0.0
+    measures = json.loads(done.stdout)
+    assert set(measures) == {"seconds", "cpu", "mib"}
+    assert measures["seconds"] > 0.0

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom on what is kept beside them, with other people's data and without."""
+"""The notebooks run from top to bottom on the committed study, with and without published data."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read(name: str) -> Any:
     return nbformat.read(ANALYSIS / name, as_version=4)
 
 
-def executed(name: str) -> list[Any]:
-    """The outputs of all cells, run anew."""
+def execute(name: str) -> list[Any]:
+    """Execute a notebook again; return the outputs of all cells."""
     notebook = read(name)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ANALYSIS)}}).execute()
     return outputs(notebook)
@@ -32,29 +32,29 @@ def outputs(notebook: Any) -> list[Any]:
     ]
 
 
-def text(found: list[Any]) -> str:
-    return "\n".join(output.get("data", {}).get("text/html", "") for output in found)
+def html_text(results: list[Any]) -> str:
+    return "\n".join(output.get("data", {}).get("text/html", "") for output in results)
 
 
-def images(found: list[Any]) -> int:
-    return sum("image/png" in output.get("data", {}) for output in found)
+def count_images(results: list[Any]) -> int:
+    return sum("image/png" in output.get("data", {}) for output in results)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_what_is_kept_was_executed_without_a_fault(name: str) -> None:
+def test_the_committed_outputs_are_complete_and_without_errors(name: str) -> None:
     notebook = read(name)
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1))
-    found = outputs(notebook)
-    assert images(found) >= 2
-    assert not [output for output in found if output.output_type in ("error", "stream")]
+    results = outputs(notebook)
+    assert count_images(results) >= 2
+    assert not [output for output in results if output.output_type in ("error", "stream")]
 
 
 @pytest.mark.slow
 def test_our_study_runs_and_shows_figures() -> None:
-    found = executed("isoflop.ipynb")
-    assert not [output for output in found if output.output_type in ("error", "stream")]
-    assert images(found) >= 5
+    results = execute("isoflop.ipynb")
+    assert not [output for output in results if output.output_type in ("error", "stream")]
+    assert count_images(results) >= 5
 
 
 @pytest.mark.slow
@@ -62,11 +62,11 @@ def test_published_studies_without_their_data_show_ours(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ISOFLOP_REFERENCE_DATA", str(tmp_path))
-    found = executed("published.ipynb")
-    assert not [output for output in found if output.output_type in ("error", "stream")]
-    assert images(found) == images(outputs(read("published.ipynb")))
-    assert "our study stands in" in found[0]["data"]["text/plain"]
-    assert "Besiroglu" not in text(found)
+    results = execute("published.ipynb")
+    assert not [output for output in results if output.output_type in ("error", "stream")]
+    assert count_images(results) == count_images(outputs(read("published.ipynb")))
+    assert "our study stands in" in results[0]["data"]["text/plain"]
+    assert "Besiroglu" not in html_text(results)
 
 
 @pytest.mark.slow
@@ -75,12 +75,12 @@ def test_published_studies_without_their_data_show_ours(
 )
 def test_published_studies_have_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOFLOP_REFERENCE_DATA", str(REFERENCE.resolve()))
-    found = executed("published.ipynb")
-    assert not [output for output in found if output.output_type in ("error", "stream")]
+    results = execute("published.ipynb")
+    assert not [output for output in results if output.output_type in ("error", "stream")]
     for number in (
         *("0.34731", "0.36717", "0.51390", "0.001018274018"),
         *("481.93", "2085.00", "1.81684", "0.34780", "0.36584"),
         *("12845.61", "0.45305", "0.56464", "0.001826010523", "0.004121009"),
         *("17.9", "92.8", "0.536779", "0.299355", "0.5142816193"),
     ):
-        assert number in text(found), number
+        assert number in html_text(results), number

@@ -1,4 +1,4 @@
-"""Recipes: SODA's rules against the rows of its grid, the rules one by one, and a recipe of one's own."""
+"""Recipes: SODA's rules against the rows of its grid, each rule, and a user's recipe."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from isoflop.recipes import (
 )
 from isoflop.shapes import ModelShape
 
-# SODA's grid, reconstructed from its rule: the whole grid with the batch test applied, and the seven hand-set points.
-GRID = list(
-    csv.DictReader((Path(__file__).parent / "planning" / "soda_grid.csv").read_text().splitlines())
-)
+GRID_FILE = Path(__file__).parent / "planning" / "soda_grid.csv"
+GRID = list(csv.DictReader(GRID_FILE.read_text().splitlines()))
+"""SODA's grid, reconstructed from its rule: all points that pass the batch test, and the seven
+hand-set ones."""
 UNITS = {"M": 1e6, "B": 1e9}
 
 
@@ -59,10 +59,10 @@ def test_soda_row(row: dict[str, str]) -> None:
     assert run.lr == pytest.approx(float(row["lr"]), abs=0.5001e-5)
     assert run.beta2 == pytest.approx(float(row["beta2"]), abs=0.5001e-4)
     items = shape.parameter_items()
-    left_out = items["qk_norms"] + items["final_norm"]  # by SODA's formula
+    norms = items["qk_norms"] + items["final_norm"]  # SODA's formula leaves them out
     for value, text in (
-        (shape.params_total - left_out, row["params_total"]),
-        (shape.params_non_embedding - left_out, row["params_non_embedding"]),
+        (shape.params_total - norms, row["params_total"]),
+        (shape.params_non_embedding - norms, row["params_non_embedding"]),
         (run.tokens, row["tokens"]),
     ):
         digits = len(text[:-1].partition(".")[2])
@@ -113,7 +113,7 @@ def test_steps_equal_to_the_limit_are_too_many() -> None:
     assert isinstance(soda(768, 9e18, Limits(max_steps=48_245)), Candidate)
 
 
-def test_scales_multiply_what_the_rules_give() -> None:
+def test_scales_multiply_the_results_of_the_rules() -> None:
     plain = solved(soda(768, 9e18))
     faster = solved(soda(768, 9e18, lr_scale=2.0))
     assert faster == dataclasses.replace(plain, lr=2 * plain.lr)
@@ -126,11 +126,11 @@ def test_scales_multiply_what_the_rules_give() -> None:
 
 
 SHAPE = ModelShape(64, 2, 1, 1, 64, 256, 1000, 128)
-PER_STEP = SHAPE.train_flops_per_token * 128  # of a batch of one
+FLOPS_PER_STEP = SHAPE.train_flops_per_token * 128  # batch of one sequence
 
 
 @pytest.mark.parametrize(
-    ("rounding", "wanted", "batch"),
+    ("rounding", "exact_batch", "batch"),
     [
         ("up", 0.3, 1),
         ("up", 4.0, 4),
@@ -144,17 +144,16 @@ PER_STEP = SHAPE.train_flops_per_token * 128  # of a batch of one
         ("whole", 21.4, 21),
     ],
 )
-def test_batch_nears_the_target_steps(rounding: str, wanted: float, batch: int) -> None:
+def test_batch_nears_the_target_steps(rounding: str, exact_batch: float, batch: int) -> None:
     rule = BatchRule(target_steps=1000, rounding=rounding, source="")  # type: ignore[arg-type]
-    assert rule(wanted * 1000 * PER_STEP, SHAPE) == batch
+    assert rule(exact_batch * 1000 * FLOPS_PER_STEP, SHAPE) == batch
 
 
 def test_learning_rate_counts_the_batch_in_its_unit() -> None:
     rule = LearningRateRule(2.0, 0.5, -1.0, "sequences", cap=1.0, halve_batch=False, source="")
     assert rule(SHAPE, 16) == pytest.approx(2.0 * 4 / 64)
-    assert dataclasses.replace(rule, unit="tokens")(SHAPE, 16) == pytest.approx(
-        2.0 * math.sqrt(16 * 128) / 64
-    )
+    by_tokens = dataclasses.replace(rule, unit="tokens")
+    assert by_tokens(SHAPE, 16) == pytest.approx(2.0 * math.sqrt(16 * 128) / 64)
 
 
 def test_a_learning_rate_above_the_cap_halves_the_batch_but_never_to_nothing() -> None:
@@ -168,9 +167,8 @@ def test_beta2_remembers_the_same_number_of_tokens() -> None:
     rule = Beta2Rule(base=0.98, reference=128, unit="sequences", source="")
     assert rule(SHAPE, 128) == pytest.approx(0.98)
     assert rule(SHAPE, 32) ** 4 == pytest.approx(0.98)
-    assert dataclasses.replace(rule, reference=128 * 128, unit="tokens")(
-        SHAPE, 128
-    ) == pytest.approx(0.98)
+    by_tokens = dataclasses.replace(rule, reference=128 * 128, unit="tokens")
+    assert by_tokens(SHAPE, 128) == pytest.approx(0.98)
 
 
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 48, 64, 96, 128])
@@ -196,11 +194,13 @@ def test_recipes_are_found_by_name() -> None:
     assert all(isinstance(recipe, RecipeLike) for recipe in RECIPES.values())
 
 
-def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lab_recipes.py").write_text(
         "import dataclasses\n"
         "from isoflop.recipes import SODA\n"
-        "deep = dataclasses.replace(SODA, name='deep', version=3, depth=lambda width: width // 32)\n"
+        "deep = dataclasses.replace(\n"
+        "    SODA, name='deep', version=3, depth=lambda width: width // 32\n"
+        ")\n"
         "nothing = 3\n"
     )
     (tmp_path / "broken_recipes.py").write_text("1 / 0\n")

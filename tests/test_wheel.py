@@ -1,4 +1,4 @@
-"""The wheel, built from the source distribution, in an environment of its own and from another folder."""
+"""The wheel, built from the source distribution, in a separate environment and another folder."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ import isoflop
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = {f"isoflop/shipped/{folder}/{path.name}" for folder in ("sweeps", "slurm")
-           for path in (ROOT / folder).glob("*.yaml")}  # fmt: skip
+SHIPPED = {
+    f"isoflop/shipped/{folder}/{path.name}"
+    for folder in ("sweeps", "slurm")
+    for path in (ROOT / folder).glob("*.yaml")
+}
 
 
 def run(command: Sequence[str | Path], folder: Path) -> str:
-    """Runs a command outside the checkout; returns what it printed to stdout."""
-    clean = {
+    """Run a command outside the checkout; return its stdout."""
+    environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
     }
     done = subprocess.run(
-        command, cwd=folder, env=clean, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -40,7 +43,7 @@ def run(command: Sequence[str | Path], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without network, from the source distribution of a copy of the checkout."""
+    """Build the wheel without network, from the source distribution of a copy of the checkout."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for folder in ("isoflop", "sweeps", "slurm"):
         shutil.copytree(
@@ -58,44 +61,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a new environment that holds the wheel.
+    """Install the wheel in a new environment; return its folder of programs.
 
-    What the wheel needs comes from the environment of the tests, by a line on the path, so that nothing is fetched.
-    That line brings no editable install with it: Python reads .pth files only in site-packages itself.
+    The dependencies come from the tests' environment, by a line on the path, without network. That
+    line does not add an editable install: Python reads .pth files only in site-packages itself.
     """
-    place = tmp_path_factory.mktemp("environment")
-    venv.create(place, with_pip=False, symlinks=True)
-    python = place / "bin" / "python"
-    run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--no-deps",
-            "--no-index",
-            wheel,
-        ],
-        place,
-    )
-    (site,) = place.glob("lib/python*/site-packages")
+    environment = tmp_path_factory.mktemp("environment")
+    venv.create(environment, with_pip=False, symlinks=True)
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    run([*pip, "install", "--no-deps", "--no-index", wheel], environment)
+    (site,) = environment.glob("lib/python*/site-packages")
     (site / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = run([python, "-c", "import isoflop; print(isoflop.__file__)"], place).strip()
-    assert Path(where).is_relative_to(place)
-    return place / "bin"
+    file = run([python, "-c", "import isoflop; print(isoflop.__file__)"], environment).strip()
+    assert Path(file).is_relative_to(environment)
+    return environment / "bin"
 
 
-def test_the_wheel_holds_what_is_shipped_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_shipped_files_and_modules_only(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         assert {name for name in names if "/shipped/" in name} == SHIPPED
         for name in SHIPPED:
-            assert (
-                archive.read(name)
-                == (ROOT / Path(name).relative_to("isoflop/shipped")).read_bytes()
-            )
+            source = ROOT / Path(name).relative_to("isoflop/shipped")
+            assert archive.read(name) == source.read_bytes()
     assert "isoflop/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     tops = {name.partition("/")[0] for name in names}

@@ -122,7 +122,7 @@ def _write(name: str, rows: list[dict]) -> None:
 def _true_law(
     law: str, design: str, grid: str, sd: float, kind: str, replicates: int, uneven: str = ""
 ) -> dict:
-    """Return the coverage of a, and of N* and loss at 10 times the largest budget, of a true law."""
+    """Return the coverage of a, N* and loss, at 10 times the largest budget, of a true law."""
     world = World(LAWS[law], "true", 0.0, DESIGNS[design][0])
     row = {"law": law, "design": design, "grid": grid, "noise": sd, "kind": kind, "uneven": uneven}
     row["replicates"] = replicates
@@ -148,7 +148,8 @@ def _wrong_law(law: str, design: str, grid: str, case: tuple[str, float], replic
     row = {"law": law, "design": design, "grid": grid, "wrong": case[0], "much": case[1]}
     row["replicates"] = replicates
     study = (world, design, grid, 0.003, "gauss", replicates)
-    for name, (value, half, truth, allowance) in _estimate_in_chunks(*study, held_out=True).items():
+    estimates = _estimate_in_chunks(*study, held_out=True)
+    for name, (value, half, truth, allowance) in estimates.items():
         if name.endswith(("size", "loss")):
             row[f"{name}_bias"] = np.median(value) - truth
             row[f"{name}_statistical"] = np.mean(np.abs(value - truth) <= half)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.studies import run_of, tiny_plan, write_sweep
+from support.studies import find_run, tiny_plan, write_sweep
 
 from isoflop.config import load_sweep
 from isoflop.config.sweep_definition import to_yaml
@@ -391,7 +391,7 @@ def test_logs_are_those_of_the_newest_attempt(
     isoflop: Callable[..., Output], made: tuple[Path, Plan], root: Path
 ) -> None:
     directory, plan = made
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     code, _, err = isoflop("logs", str(directory), run.run_id)
     assert (code, error(err)) == (
         2,

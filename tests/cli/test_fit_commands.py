@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.studies import LAW, finish_all, run_of, tiny_plan, write_corpus
+from support.studies import LAW, find_run, finish_all, tiny_plan, write_corpus
 
 from isoflop.fitting import fit_isoflop, load_fit, simulate_isoflop
 
@@ -86,8 +86,8 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(
         )
         by_loss[loss] = [profile["loss_opt"] for profile in document["fits"][0]["profiles"]]
     np.testing.assert_allclose(by_loss["loss_text"], 0.8 * np.array(by_loss["loss"]), rtol=1e-9)
-    run_of(root, plan).path.joinpath("DONE").unlink()
-    run_of(root, plan).set_state("failed", "no luck")
+    find_run(root, plan).path.joinpath("DONE").unlink()
+    find_run(root, plan).set_state("failed", "no luck")
     document = json.loads(isoflop("fit", str(directory), "--bootstrap", "0", "--json")[1])
     assert document["data"]["rows"] == 19
     assert not (directory / "fit.json").exists()

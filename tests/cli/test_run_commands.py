@@ -17,9 +17,9 @@ import pytest
 from support import studies
 from support.studies import (
     LAW,
+    find_run,
     finish_alike,
     finish_all,
-    run_of,
     tiny_plan,
     write_corpus,
     write_sweep,
@@ -87,7 +87,7 @@ def test_runs_that_did_not_end_are_named_with_their_log(
 ) -> None:
     plan = tiny_plan(tmp_path)
     finish_alike(root, plan)
-    run = run_of(root, plan, 1)
+    run = find_run(root, plan, 1)
     (run.path / "DONE").unlink()
     log = run.path / "attempts" / "2" / "log.txt"
     run.set_state("diverged", reason.format(log=log), attempt=2)
@@ -340,7 +340,7 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
 ) -> None:
     plan = tiny_plan(tmp_path, *LAW)
     directory = finish_all(plan, root)
-    loss_file = next((run_of(root, plan).path / "loss").iterdir())
+    loss_file = next((find_run(root, plan).path / "loss").iterdir())
     loss_file.write_bytes(b"damaged")
     for command in (
         ["report", str(directory)],
@@ -353,7 +353,7 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
         assert [message.partition(" (")[0] for message in caplog.messages] == [
             f"{loss_file}: damaged"
         ]
-    name = run_of(root, plan).run_id
+    name = find_run(root, plan).run_id
     assert any(
         line.startswith(f"{name} failed: {loss_file}: damaged (") for line in err.splitlines()
     )
@@ -361,7 +361,7 @@ def test_a_damaged_run_is_named_and_the_others_are_fitted(
     fits = json.loads((directory / "fit.json").read_text())
     assert (fits["data"]["rows"], name in fits["data"]["run_ids"]) == (19, False)
     assert f"{loss_file}: damaged" in (directory / "report.html").read_text()
-    assert run_of(root, plan).state()["state"] == "done"
+    assert find_run(root, plan).state()["state"] == "done"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from support.clusters import PROFILE, Submitted, open_bed
 from support.faults import Faults, break_programs
-from support.studies import LONG_CHECKPOINTS, tiny_plan, train_here, write_corpus
+from support.studies import FREQUENT_CHECKPOINTS, tiny_plan, train_here, write_corpus
 
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError
@@ -32,7 +32,7 @@ GRID = (
     "widths=[4, 8, 12, 16]",
     "data.tokens.pocket=8.0e4",
     "data.max_epochs=1000",
-    LONG_CHECKPOINTS,
+    FREQUENT_CHECKPOINTS,
 )
 EVERY_S = 6.0
 MOST_S = 20 * 60.0

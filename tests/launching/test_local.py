@@ -20,9 +20,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 from support.studies import (
     exact,
+    find_run,
     hold_lease,
     kill,
-    run_of,
     start,
     tiny_plan,
     tiny_study,
@@ -109,9 +109,9 @@ def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
         tmp_path / "runs",
     )
     before = dict(os.environ)
-    assert run_of(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
+    assert find_run(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
     assert (
-        list(json.loads((run_of(root, plan).path / "losses.jsonl.seen").read_text()).values())
+        list(json.loads((find_run(root, plan).path / "losses.jsonl.seen").read_text()).values())
         == visible
     )
     assert dict(os.environ) == before
@@ -158,7 +158,7 @@ def test_a_run_that_somebody_trains_is_waited_for_and_then_refused(
     study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, plan = study
-    held = run_of(root, plan, 1)
+    held = find_run(root, plan, 1)
     holder = start(hold_lease, held)
     wait_for((held.path / "held").exists)
     monkeypatch.setattr(local, "STRAY_TIMEOUT_S", 0.1)
@@ -182,7 +182,7 @@ def test_two_at_once_are_refused(study: tuple[Path, Plan]) -> None:
 def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path, Plan]) -> None:
     root, plan = study
     for number in range(3):
-        run_of(root, plan, number).set_state("diverged", "the loss was not finite", attempt=1)
+        find_run(root, plan, number).set_state("diverged", "the loss was not finite", attempt=1)
     shutil.rmtree(root / "data")
     history: list[Progress] = []
     train_study(plan, root, on_progress=history.append)
@@ -194,16 +194,16 @@ def test_where_nothing_is_left_nothing_is_started_or_prepared(study: tuple[Path,
 @pytest.mark.slow
 def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "seeds=[0, 1]", "widths=[12, 16]")
-    failing = run_of(root, plan, 1)
+    failing = find_run(root, plan, 1)
     loss_file = failing.path / "loss" / "000000000-000000005.parquet"
     loss_file.parent.mkdir()
     loss_file.write_bytes(b"damaged")
-    run_of(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
+    find_run(root, plan, 2).set_state("diverged", "the loss was not finite", attempt=1)
 
     progresses = list(LocalPool(root / "tiny", plan, 2).run())
     ends = [
         (s["state"], s["attempt"])
-        for s in (run_of(root, plan, number).state() for number in range(4))
+        for s in (find_run(root, plan, number).state() for number in range(4))
     ]
     assert ends == [("done", 1), ("failed", 1), ("diverged", 1), ("done", 1)]
     assert all(before.share <= after.share for before, after in itertools.pairwise(progresses))
@@ -214,7 +214,7 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
     list(LocalPool(root / "tiny", plan, 2).run())
     ends = [
         (s["state"], s["attempt"])
-        for s in (run_of(root, plan, number).state() for number in range(4))
+        for s in (find_run(root, plan, number).state() for number in range(4))
     ]
     assert ends == [("done", 1), ("done", 2), ("diverged", 1), ("done", 1)]
 
@@ -223,7 +223,7 @@ def test_all_runs_end_once_and_a_failing_one_stops_no_other(tmp_path: Path) -> N
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, deaths: int) -> None:
     root, plan = tiny_study(tmp_path, *SHORTER, "train.checkpoint_minutes=0.002")
-    run, other, killed = run_of(root, plan, 0), run_of(root, plan, 1), 0
+    run, other, killed = find_run(root, plan, 0), find_run(root, plan, 1), 0
     for progress in LocalPool(root / "tiny", plan, 2).run():
         state = progress.states[run.run_id]
         if (
@@ -247,7 +247,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, deaths: int) -> Non
         return
     assert run.state()["state"] == "done"
     elsewhere, _ = tiny_study(tmp_path / "undisturbed", *SHORTER)
-    undisturbed = run_of(elsewhere, plan)
+    undisturbed = find_run(elsewhere, plan)
     start(train_here, undisturbed, elsewhere).join()
     assert_frame_equal(exact(run), exact(undisturbed), check_exact=True)
 
@@ -262,7 +262,7 @@ def test_workers_that_can_not_even_start_are_given_up(
         list(LocalPool(root / "tiny", plan, 1).run())
     output = Path(str(refusal.value).split(" see ")[1])
     assert "FileNotFoundError" in output.read_text()
-    assert {run_of(root, plan, number).state()["state"] for number in range(3)} == {"pending"}
+    assert {find_run(root, plan, number).state()["state"] for number in range(3)} == {"pending"}
 
 
 # The whole program, stopped
@@ -294,8 +294,8 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
     assert process.stderr is not None
     plan = tiny_plan(tmp_path, "widths=[8]", trainer)
     run, output = (
-        run_of(tmp_path / "runs", plan),
-        run_of(tmp_path / "runs", plan).path / "losses.jsonl.said",
+        find_run(tmp_path / "runs", plan),
+        find_run(tmp_path / "runs", plan).path / "losses.jsonl.said",
     )
     wait_for(lambda: output.exists() and len(output.read_text().split()) == 2, 60)
     process.send_signal(signal.SIGINT)
@@ -412,7 +412,7 @@ def test_whatever_stops_a_study_it_goes_on(tmp_path: Path) -> None:
     assert b"2 of 2 runs done" in terminal.output
     assert terminal.process.returncode == 2  # one budget is no law
     elsewhere, _ = tiny_study(tmp_path / "undisturbed", *LONG)
-    undisturbed = [run_of(elsewhere, plan, number) for number in range(2)]
+    undisturbed = [find_run(elsewhere, plan, number) for number in range(2)]
     for process in [start(train_here, run, elsewhere) for run in undisturbed]:
         process.join()
     for run, other in zip(runs, undisturbed, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.studies import run_of, tiny_plan, tiny_study, trained, write_corpus
+from support.studies import find_run, tiny_plan, tiny_study, trained, write_corpus
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare
@@ -58,7 +58,7 @@ def test_runs_of_one_sweep_have_the_same_data(tmp_path: Path) -> None:
         f"restore that data, or give"
     )
     assert says in str(problem.value)
-    assert [run_of(root, plan, number).state()["state"] for number in range(3)] == [
+    assert [find_run(root, plan, number).state()["state"] for number in range(3)] == [
         "done",
         "pending",
         "pending",

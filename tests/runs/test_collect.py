@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
-from support.studies import run_of, tiny_study
+from support.studies import find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
@@ -32,8 +32,8 @@ def finish(run: RunDirectory, steps: int, loss: float) -> None:
 def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
     root, plan = tiny_study(tmp_path, f"metric.kind={kind}")
     directory = root / "tiny"
-    finish(run_of(root, plan, 0), plan.runs[0].steps, 3.0)
-    run_of(root, plan, 1).set_state("diverged", "the loss was not finite")
+    finish(find_run(root, plan, 0), plan.runs[0].steps, 3.0)
+    find_run(root, plan, 1).set_state("diverged", "the loss was not finite")
     table = read_runs(directory)
     results = [
         "state",
@@ -61,7 +61,7 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
 
 def test_a_saved_result_is_read_unchanged(study: tuple[Path, Plan], tmp_path: Path) -> None:
     root, plan = study
-    finish(run_of(root, plan), plan.runs[0].steps, 3.0)
+    finish(find_run(root, plan), plan.runs[0].steps, 3.0)
     table = write_runs(root / "tiny")
     saved = tmp_path / "saved"
     saved.mkdir()
@@ -110,8 +110,8 @@ def test_an_invalid_log_fails_only_its_run(
 ) -> None:
     root, plan = study
     for number in range(2):
-        finish(run_of(root, plan, number), plan.runs[number].steps, 3.0)
-    run = run_of(root, plan)
+        finish(find_run(root, plan, number), plan.runs[number].steps, 3.0)
+    run = find_run(root, plan)
     run.set_state("done", gpus=4, wall_s=1800.0)
     file = next((run.path / "loss").iterdir())
     if edit is None:
@@ -142,8 +142,8 @@ def test_an_invalid_configuration_fails_only_its_run(
 ) -> None:
     root, plan = study
     for number in range(2):
-        finish(run_of(root, plan, number), plan.runs[number].steps, 3.0)
-    file = run_of(root, plan).path / "config.yaml"
+        finish(find_run(root, plan, number), plan.runs[number].steps, 3.0)
+    file = find_run(root, plan).path / "config.yaml"
     file.write_text(content)
     table = read_runs(root / "tiny")
     assert table["state"].tolist() == ["failed", "done", "pending"]
@@ -178,7 +178,7 @@ def test_an_invalid_plan_is_refused(
 @pytest.mark.parametrize("state", ["running", "failed", "diverged", "pending", "done"])
 def test_every_run_has_a_cost(study: tuple[Path, Plan], state: State) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     if state == "done":
         finish(run, plan.runs[0].steps, 3.0)  # its log has the duration
     run.set_state(state, gpus=8, wall_s=2.0 if state == "done" else 900.0)

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from support.studies import run_of
+from support.studies import find_run
 
 from isoflop.errors import RunError
 from isoflop.launching.records.sweep_directory import make_directory, run_config
@@ -44,7 +44,7 @@ def rows(step: int, split: str = "train") -> list[dict[str, Any]]:
 
 def test_a_directory_is_made_once(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    run, config = run_of(root, plan), run_config(plan.sweep, plan.runs[0])
+    run, config = find_run(root, plan), run_config(plan.sweep, plan.runs[0])
     before = (run.path / "config.yaml").stat().st_mtime_ns
     run.create(config)
     assert (run.path / "config.yaml").stat().st_mtime_ns == before
@@ -67,7 +67,7 @@ def test_an_edited_configuration_is_refused(
     study: tuple[Path, Plan], path: tuple[str, ...], value: object, name: str
 ) -> None:
     root, plan = study
-    file = run_of(root, plan).path / "config.yaml"
+    file = find_run(root, plan).path / "config.yaml"
     document = parent = yaml.safe_load(file.read_text())
     for key in path[:-1]:
         parent = parent[key]
@@ -87,14 +87,14 @@ def test_intervals_of_logs_and_checkpoints_may_differ(
     study: tuple[Path, Plan], key: str, value: float
 ) -> None:
     root, plan = study
-    file = run_of(root, plan).path / "config.yaml"
+    file = find_run(root, plan).path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {key: value}))
     make_directory(plan, root)
 
 
 def test_numbers_that_differ_in_their_last_bits_are_equal(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    run, config = run_of(root, plan), run_config(plan.sweep, plan.runs[0])
+    run, config = find_run(root, plan), run_config(plan.sweep, plan.runs[0])
     run.create(
         config
         | {"run": config["run"] | {"lr": config["run"]["lr"] * (1 + 2e-16), "sweep": "renamed"}}

@@ -1,4 +1,5 @@
-"""Faults for a study on the test bed: each does one thing to the cluster or to a run, and says whether it could."""
+"""Faults for a study on the test bed: each disturbs the cluster or a run, and returns whether it
+could."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ exec {real} "$@"
 
 
 def break_programs(folder: Path) -> Path:
-    """Puts sbatch, squeue and sacct on the PATH that fail while the file that is returned exists."""
+    """Put sbatch, squeue and sacct on the PATH that fail while the returned file exists."""
     flag = folder / "failing"
     folder.mkdir()
     for name in ("sbatch", "squeue", "sacct"):
@@ -41,7 +42,7 @@ def break_programs(folder: Path) -> Path:
 
 @dataclass
 class Faults:
-    """Injects faults in an order that a seed decides, and counts them."""
+    """Injection of faults, in an order from a seed, with their counts."""
 
     study: Submitted
     flag: Path
@@ -66,33 +67,37 @@ class Faults:
             "isoflop killed in cancel": lambda: self.kill_isoflop("cancel"),
             "isoflop killed in retry": lambda: self.kill_isoflop("retry"),
         }
-        self.left: list[str] = []
+        self.remaining: list[str] = []
 
     def inject(self) -> str | None:
-        """One fault, every kind in turn in a random order; its name. What can't be done now is tried again first."""
-        if not self.left:
-            self.left = self.random.sample(list(self.kinds), len(self.kinds))
-        for name in reversed(self.left):
+        """Inject a fault and return its name, or None if no fault is possible now.
+
+        Every kind comes in turn, in a random order. A fault that was not possible comes first in
+        the next call.
+        """
+        if not self.remaining:
+            self.remaining = self.random.sample(list(self.kinds), len(self.kinds))
+        for name in reversed(self.remaining):
             if self.kinds[name]():
-                self.left.remove(name)
+                self.remaining.remove(name)
                 self.counts[name] += 1
                 return name
-        others = [name for name in self.kinds if name not in self.left]
-        self.left = [*self.random.sample(others, len(others)), *self.left]
+        others = [name for name in self.kinds if name not in self.remaining]
+        self.remaining = [*self.random.sample(others, len(others)), *self.remaining]
         return None
 
     def table(self) -> str:
-        """What was injected, a line each."""
+        """Return the counts of injected faults, a line each."""
         return "\n".join(f"{self.counts[name]:4d}  {name}" for name in self.kinds)
 
     def end(self) -> None:
-        """Takes back jobs of its own that still wait, such as for a node that SLURM has drained since."""
+        """Cancel this class's queued jobs, such as those for a node that SLURM has drained."""
         self.study.bed.run("scancel", "--name", "fault")
 
-    # Of jobs
+    # Jobs
 
     def preempt(self) -> bool:
-        return self._take_a_node("preempt")
+        return self._preempt_node()
 
     def requeue(self) -> bool:
         return self._change("requeue", "{}")
@@ -100,14 +105,14 @@ class Faults:
     def time_out(self) -> bool:
         return self._change("update", "jobid={}", "timelimit=1")
 
-    def _change(self, *words: str) -> bool:
-        """scontrol on a running task; whether there was one, and it had not ended meanwhile."""
+    def _change(self, *arguments: str) -> bool:
+        """Call scontrol on a running task; return False if there is none or it has ended."""
         tasks = self._running()
         if not tasks:
             return False
         task = self.random.choice(tasks)
         try:
-            self.study.bed.run("scontrol", *(word.format(task) for word in words))
+            self.study.bed.run("scontrol", *(argument.format(task) for argument in arguments))
         except subprocess.CalledProcessError as problem:
             if task in self._running():
                 raise AssertionError(
@@ -126,15 +131,15 @@ class Faults:
         limit = time.monotonic() + 2
         while time.monotonic() < limit:
             for run in self.study.runs:
-                for part in run.checkpoints.glob(".step-*.tmp"):
-                    process = int(part.name.split(".")[-2])
+                for file in run.checkpoints.glob(".step-*.tmp"):
+                    process = int(file.name.split(".")[-2])
                     node = run.state().get("node")
-                    if (found := self._outside(process, node)) is not None:
-                        os.kill(found, signal.SIGKILL)
+                    if (worker := self._find_worker(process, node)) is not None:
+                        os.kill(worker, signal.SIGKILL)
                         return True
         return False
 
-    # Of the cluster
+    # The cluster
 
     def lose_node(self) -> bool:
         node = self.random.choice(NODES)
@@ -162,29 +167,26 @@ class Faults:
     def fail_programs(self) -> bool:
         self.flag.touch()
         try:
-            picture = self.study.look()
-            assert not picture.queue_answered
-            assert not any(
-                where.retry
-                for where in picture.runs.values()
-                if where.state in ("queued", "running")
-            )
+            status = self.study.look()
+            assert not status.queue_answered
+            active = [run for run in status.runs.values() if run.state in ("queued", "running")]
+            assert not any(run.retry for run in active)
         finally:
             self.flag.unlink()
         return True
 
-    # Of files and of isoflop
+    # Files and isoflop
 
     def damage(self) -> bool:
-        """Cuts the newer of a run's two checkpoints, as soon as one has two: some are done soon after."""
+        """Truncate the newer checkpoint of a run, as soon as one has two: some end soon after."""
         limit = time.monotonic() + 5
         while time.monotonic() < limit:
-            found = [
+            files = [
                 sorted(run.checkpoints.glob("step-*.pt")) for run in self.study.runs if not run.done
             ]
-            found = [checkpoints for checkpoints in found if len(checkpoints) > 1]
-            if found:
-                newest = self.random.choice(found)[-1]
+            pairs = [checkpoints for checkpoints in files if len(checkpoints) > 1]
+            if pairs:
+                newest = self.random.choice(pairs)[-1]
                 with suppress(FileNotFoundError):  # the run has removed it in between
                     os.truncate(newest, newest.stat().st_size // 2)
                     return True
@@ -193,73 +195,73 @@ class Faults:
 
     def kill_isoflop(self, command: str) -> bool:
         directory = str(self.study.directory)
-        some = [self.random.choice(self.study.plan.runs).run_id]
+        run_id = self.random.choice(self.study.plan.runs).run_id
+        sweep, profile = f"{directory}/sweep.yaml", f"{directory}/cluster.yaml"
         arguments = {
-            "submit": [
-                directory + "/sweep.yaml",
-                "--cluster",
-                directory + "/cluster.yaml",
-                "--yes",
-            ],
+            "submit": [sweep, "--cluster", profile, "--yes"],
             "status": [directory],
-            "cancel": [directory, *some],
+            "cancel": [directory, run_id],
             "retry": [directory],
         }[command]
         code = "from isoflop.cli import main; main()"
         process = subprocess.Popen(
             [sys.executable, "-c", code, command, *arguments],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **self.study.bed.environment},
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self.study.bed.environment},
+        )
         time.sleep(self.random.uniform(0.3, 2.5))
         process.kill()
         process.wait()
         return True
 
-    # Help
+    # Helpers
 
-    def _take_a_node(self, partition: str) -> bool:
-        tasks = {
-            task: job for task, job in slurm.queue().items() if job.state == "RUNNING" and job.node
-        }
-        mine = {where.task for where in self.study.look().runs.values() if where.state == "running"}
-        nodes = sorted({job.node for task, job in tasks.items() if task in mine})
+    def _preempt_node(self) -> bool:
+        """Submit an exclusive job to a node that runs a task of the study."""
+        jobs = slurm.queue()
+        running = [jobs[task] for task in self._running_tasks() & jobs.keys()]
+        nodes = {job.node for job in running if job.state == "RUNNING" and job.node}
         if not nodes:
             return False
-        node = self.random.choice(nodes)
-        words = (
-            f"--no-requeue -J fault -p main -w {node} --exclusive -t 1 -o /dev/null --wrap".split()
-        )
-        self.study.bed.run("sbatch", *words, "sleep 1")
+        node = self.random.choice(sorted(nodes))
+        options = f"--no-requeue -J fault -p main -w {node} --exclusive -t 1 -o /dev/null --wrap"
+        self.study.bed.run("sbatch", *options.split(), "sleep 1")
         return True
 
+    def _running_tasks(self) -> set[str]:
+        runs = self.study.look().runs.values()
+        return {run.task for run in runs if run.state == "running" and run.task}
+
     def _running(self) -> list[str]:
-        """Tasks that SLURM runs now; the look at them may have heard of a requeue that came in between."""
-        looked = {
-            where.task for where in self.study.look().runs.values() if where.state == "running"
-        }
+        """Return the tasks that SLURM runs now.
+
+        The queue is read again: a task may have been requeued since the status was made.
+        """
+        tasks = self._running_tasks()
         return sorted(
-            task for task, job in slurm.queue().items() if task in looked and job.state == "RUNNING"
+            task for task, job in slurm.queue().items() if task in tasks and job.state == "RUNNING"
         )
 
     def _workers(self) -> list[int]:
-        """Processes that train, as this machine numbers them."""
+        """Return the ids of the processes that train, on this machine."""
         folder = str(self.study.directory).encode()
-        found = []
+        workers = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                words = (path / "cmdline").read_bytes().split(b"\0")
+                command = (path / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
             if (
-                b"submitit.core._submit" in words
-                and any(word.startswith(folder) for word in words)
-                and b"srun" not in words[0]
+                b"submitit.core._submit" in command
+                and any(argument.startswith(folder) for argument in command)
+                and b"srun" not in command[0]
             ):
-                found.append(int(path.name))
-        return sorted(found)
+                workers.append(int(path.name))
+        return sorted(workers)
 
-    def _outside(self, process: int, node: str | None) -> int | None:
-        """This machine's number of a process that a node numbers `process`."""
+    def _find_worker(self, process: int, node: str | None) -> int | None:
+        """Return the id on this machine of the process with the id `process` on a node."""
         for worker in self._workers():
             try:
                 lines = Path(f"/proc/{worker}/status").read_text().splitlines()

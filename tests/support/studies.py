@@ -1,4 +1,5 @@
-"""Tiny studies for tests: a sweep, a corpus in the real format, run directories, and processes that can be killed."""
+"""Tiny studies for tests: a sweep, a corpus in the real format, run directories, and processes
+that tests may kill."""
 
 from __future__ import annotations
 
@@ -46,15 +47,15 @@ metric: {set: heldout, kind: all, tokens: 512}
 """
 """Three runs of 71, 39 and 28 steps."""
 
-LONG_CHECKPOINTS = "train.checkpoint_minutes=0.01"
-"""Checkpoints twice in a second or so."""
+FREQUENT_CHECKPOINTS = "train.checkpoint_minutes=0.01"
+"""Override for a checkpoint about every 0.6 s."""
 
 EVERY_STEP = "train.checkpoint_minutes=1e-6"
-"""Checkpoints after every step."""
+"""Override for a checkpoint after every step."""
 
 
 def write_sweep(folder: Path) -> Path:
-    """The sweep as a file, with the name that it gives itself."""
+    """Write the sweep to a file of its name; return the file."""
     file = folder / "tiny.yaml"
     file.write_text(SWEEP)
     return file
@@ -65,12 +66,15 @@ def tiny_plan(folder: Path, *overrides: str) -> Plan:
 
 
 def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
-    """Shards of a study's data specification: documents of few different tokens, so that there is much to learn."""
+    """Write shards for a study's data specification; return their folder.
+
+    Documents have few different tokens, so that a tiny model learns much.
+    """
     folder, ids = data_folder(root, study.sweep.data), build_vocabulary("pocket", "bytes")
     generator = np.random.default_rng(0)
-    wanted = int(study.sweep.data.tokens["pocket"]) if tokens is None else tokens
+    total = int(study.sweep.data.tokens["pocket"]) if tokens is None else tokens
     shards = []
-    for split, size in (("train", wanted // 2), ("train", wanted - wanted // 2), ("heldout", 2000)):
+    for split, size in (("train", total // 2), ("train", total - total // 2), ("heldout", 2000)):
         documents = []
         while sum(map(len, documents)) < size:
             text = generator.choice(np.frombuffer(b"abcd", np.uint8), size=6)
@@ -79,17 +83,14 @@ def write_corpus(root: Path, study: Plan, tokens: int | None = None) -> Path:
             documents.append(
                 encode_document([Utterance(text, codes)], order, study.sweep.data.composition, ids)
             )
-        shards.append(
-            write_shard(
-                folder, f"{split}-{len(shards):05d}", split, documents or [np.empty(0)], 1.0, ids
-            )
-        )
+        name = f"{split}-{len(shards):05d}"
+        shards.append(write_shard(folder, name, split, documents or [np.empty(0)], 1.0, ids))
     Manifest(ids, tuple(shards), data_identity(study.sweep.data), {}).write(folder)
     return folder
 
 
 def tiny_study(folder: Path, *overrides: str) -> tuple[Path, Plan]:
-    """A root with a study's corpus and run directories, none of them trained."""
+    """Write a study's corpus and untrained run directories; return the root and the plan."""
     folder.mkdir(exist_ok=True)
     study, root = tiny_plan(folder, *overrides), folder / "runs"
     write_corpus(root, study)
@@ -97,40 +98,40 @@ def tiny_study(folder: Path, *overrides: str) -> tuple[Path, Plan]:
     return root, study
 
 
-def run_of(root: Path, study: Plan, number: int = 0) -> RunDirectory:
+def find_run(root: Path, study: Plan, number: int = 0) -> RunDirectory:
     return RunDirectory(root / study.sweep.name / study.runs[number].run_id)
 
 
 def exact(run: RunDirectory) -> pd.DataFrame:
-    """What of a run's loss log has to repeat bit for bit."""
+    """Return the columns of a run's loss log that repeat bit for bit."""
     return run.log().loc[:, EXACT]
 
 
 def final_weights(run: RunDirectory) -> dict[str, Any]:
-    """Weights of a run that is done, by name."""
+    """Return the weights of a done run, by name."""
     from isoflop.training.weights import load_weights
 
     return load_weights(run.path).state_dict()
 
 
 def trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
-    """A tiny study whose first run is done."""
+    """Train the first run of a tiny study; return the root, the plan and the run."""
     from isoflop.training.loop import train
 
     root, study = tiny_study(folder, *overrides)
-    run = run_of(root, study)
+    run = find_run(root, study)
     assert train(run, root) == "done"
     return root, study, run
 
 
-# Runs that are done
+# Done runs
 
 LAW = ("budgets=[4e8, 1e9, 3e9, 1e10]", "widths=[8, 12, 16, 24, 32]")
-"""Four profiles of five widths."""
+"""Overrides for four profiles of five widths."""
 
 
 def finish(run: RunDirectory, steps: int, loss: float) -> None:
-    """What a run that is done leaves."""
+    """Write the files of a done run."""
     common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "targets": 64}
     kinds = {"all": 1.0, "text": 0.8, "semantic": 1.1, "acoustic": 1.2}
     rows = [{"kind": kind, "loss": loss * factor} for kind, factor in kinds.items()]
@@ -142,36 +143,28 @@ def finish(run: RunDirectory, steps: int, loss: float) -> None:
 
 
 def finish_alike(root: Path, plan: Plan) -> None:
-    """Ends every run with one and the same loss."""
+    """End every run with the same loss."""
     make_directory(plan, root)
     for number, spec in enumerate(plan.runs):
-        finish(run_of(root, plan, number), spec.steps, 3.0)
+        finish(find_run(root, plan, number), spec.steps, 3.0)
 
 
 def finish_all(plan: Plan, root: Path) -> Path:
-    """Ends every run with a loss of a law whose optimum is at width 16."""
+    """End every run with a loss of a law whose optimum is near width 16; return the directory."""
     directory = make_directory(plan, root)
-    best = np.log(
-        [
-            next(s.params_total for s in plan.runs if s.budget == b and s.width == 16)
-            for b in (4e8, 1e10)
-        ]
-    )
+    best = next(run.params_total for run in plan.runs if run.budget == 4e8 and run.width == 16)
     for number, spec in enumerate(plan.runs):
-        away = np.log(spec.params_total) - best[0] - 0.1 * np.log(spec.budget / 4e8)
-        finish(
-            run_of(root, plan, number),
-            spec.steps,
-            float(5 - 0.1 * np.log10(spec.budget) + 0.1 * away**2),
-        )
+        distance = np.log(spec.params_total) - np.log(best) - 0.1 * np.log(spec.budget / 4e8)
+        loss = float(5 - 0.1 * np.log10(spec.budget) + 0.1 * distance**2)
+        finish(find_run(root, plan, number), spec.steps, loss)
     return directory
 
 
-# Processes that can be killed
+# Processes that tests may kill
 
 
 def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
-    """Calls a function of a module in a process of its own, quickly: torch has been imported already."""
+    """Call a function of a module in a new process, quickly: torch is already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["isoflop.training.loop", "pandas", "support.studies"])
     process = context.Process(target=target, args=arguments, daemon=True)
@@ -180,13 +173,13 @@ def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 def kill(process: BaseProcess) -> None:
-    """kill -9."""
+    """End a process with SIGKILL."""
     process.kill()
     process.join()
 
 
 def wait_for(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true value of a condition."""
+    """Return the first true value of a condition; fail after `seconds`."""
     limit = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < limit, "it did not happen"
@@ -195,69 +188,69 @@ def wait_for(happened: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def train_here(run: RunDirectory, root: Path) -> None:
-    """Trains a run as a worker does."""
+    """Train a run as a worker does."""
     import torch
 
     from isoflop.training.loop import train
 
     torch.set_num_threads(1)
-    with run.lease() as mine:
-        assert mine
+    with run.lease() as lease:
+        assert lease
         train(run, root)
 
 
 def train_together(run: RunDirectory, root: Path, size: int, *, nccl: bool = False) -> None:
-    """Trains a run with several processes, with NCCL on a GPU each."""
-    together(run, size, _train_along, root, nccl)
+    """Train a run with several processes; `nccl` gives each a GPU."""
+    together(run, size, _train_rank, root, nccl)
 
 
-def together(run: RunDirectory, size: int, part: Callable[..., Any], *arguments: Any) -> None:
-    """Calls `part(run, rank, size, place, ...)` in several processes, which can meet at that place."""
-    place = str(run.path / f"meeting-{uuid.uuid4().hex[:8]}")
-    processes = [start(part, run, rank, size, place, *arguments) for rank in range(size)]
+def together(run: RunDirectory, size: int, target: Callable[..., Any], *arguments: Any) -> None:
+    """Call `target(run, rank, size, meeting, ...)` in `size` processes; they use `meet_at`."""
+    meeting = str(run.path / f"meeting-{uuid.uuid4().hex[:8]}")
+    processes = [start(target, run, rank, size, meeting, *arguments) for rank in range(size)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * size
 
 
-def meet_at(place: str, rank: int, size: int, nccl: bool = False) -> Ranks:
-    """The processes of this machine that train a run together."""
+def meet_at(meeting: str, rank: int, size: int, nccl: bool = False) -> Ranks:
+    """Connect the processes of this machine that train a run together, by a file."""
     import torch
     import torch.distributed as dist
 
     from isoflop.training.distributed import connect
 
     torch.set_num_threads(1)
-    store = dist.FileStore(place, size)  # pyright: ignore[reportPrivateImportUsage]
+    store = dist.FileStore(meeting, size)  # pyright: ignore[reportPrivateImportUsage]
     return connect(store, rank, size, rank, nccl=nccl)
 
 
-def _train_along(
-    run: RunDirectory, rank: int, size: int, place: str, root: Path, nccl: bool
+def _train_rank(
+    run: RunDirectory, rank: int, size: int, meeting: str, root: Path, nccl: bool
 ) -> None:
     import torch.distributed as dist
 
     from isoflop.training.loop import train
 
-    assert train(run, root, ranks=meet_at(place, rank, size, nccl)) == "done"
+    assert train(run, root, ranks=meet_at(meeting, rank, size, nccl)) == "done"
     dist.destroy_process_group()
 
 
 def hold_lease(run: RunDirectory) -> None:
-    with run.lease() as mine:
-        assert mine
+    with run.lease() as lease:
+        assert lease
         (run.path / "held").touch()
         time.sleep(600)
 
 
 def train_until_half_a_checkpoint(run: RunDirectory, root: Path, step: int) -> None:
-    """Trains, and stays for ever in the middle of writing the checkpoint of a step."""
+    """Train, and hang in the middle of writing the first checkpoint from a step on."""
     _save_half(lambda state: state["step"] >= step)
     train_here(run, root)
 
 
-def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
-    """Lets torch write half of a chosen file, and stay there for ever."""
+def _save_half(is_chosen: Callable[[dict[str, Any]], bool]) -> None:
+    """Make torch write half of a chosen file and hang."""
     import io
 
     import torch
@@ -265,7 +258,7 @@ def _save_half(chosen: Callable[[dict[str, Any]], bool]) -> None:
     save = torch.save
 
     def half(state: dict[str, Any], file: Any) -> None:
-        if not chosen(state):
+        if not is_chosen(state):
             save(state, file)
             return
         whole = io.BytesIO()
@@ -285,45 +278,45 @@ ENDS = (
     "checkpoints",
     "half the checkpoints",
 )
-"""Moments in the end of a run, by what is missing or left over."""
+"""Moments at the end of a run, by the missing file or the checkpoints not yet removed."""
 
 
 def train_until_the_end(run: RunDirectory, root: Path, moment: str) -> None:
-    """Trains, and stays for ever at one of the moments of `ENDS`."""
+    """Train, and hang at one of the moments of `ENDS`."""
     from isoflop import files
     from isoflop.training import loop
 
-    def stay(*_: Any, **__: Any) -> None:
+    def hang(*_: Any, **__: Any) -> None:
         time.sleep(600)
 
-    def stay_without_checksum(path: Path) -> Path:
+    def hang_without_checksum(path: Path) -> Path:
         if path.name == "weights.pt":
-            stay()
+            hang()
         return path.with_suffix(".sha256")
 
-    def stay_in_the_middle(self: RunDirectory) -> None:
+    def hang_in_the_middle(self: RunDirectory) -> None:
         next(self.checkpoints.iterdir()).unlink()
-        stay()
+        hang()
 
-    def stay_once_done(trainer: Any, state: str, *_: Any, **__: Any) -> None:
+    def hang_when_done(trainer: Any, state: str, *_: Any, **__: Any) -> None:
         if state == "done":
-            stay()
+            hang()
 
     if moment == "half the weights":
         _save_half(lambda state: "step" not in state)
     elif moment == "no checksum":
-        files.checksum_file = stay_without_checksum
+        files.checksum_file = hang_without_checksum
     elif moment == "no marker":
-        RunDirectory.mark_done = stay
+        RunDirectory.mark_done = hang
     elif moment == "no state":
-        loop.Trainer._set_state = stay_once_done  # type: ignore[method-assign]
+        loop.Trainer._set_state = hang_when_done  # type: ignore[method-assign]
     else:
-        RunDirectory.remove_checkpoints = stay if moment == "checkpoints" else stay_in_the_middle
+        RunDirectory.remove_checkpoints = hang if moment == "checkpoints" else hang_in_the_middle
     train_here(run, root)
 
 
-def save_for_ever(folder: Path) -> None:
-    """Writes one checkpoint after another, each with its step in every weight."""
+def save_checkpoints_repeatedly(folder: Path) -> None:
+    """Write one checkpoint after another, each with its step in every weight."""
     import torch
 
     from isoflop.training.checkpoint import save_checkpoint
@@ -336,24 +329,27 @@ def save_for_ever(folder: Path) -> None:
 
 
 def work_here(directory: Path, parent: int) -> None:
-    """Works through a sweep's order, as a job does."""
+    """Work through a sweep's order, as a job does."""
     from isoflop.launching.worker.pool_worker import Worker
 
     Worker(str(directory), parent)()
 
 
 def hold_a_worker(directory: Path) -> None:
-    """A process with a worker that takes it for its parent, and that outlives it."""
-    me = os.getpid()
+    """Start a worker whose parent is this process and which outlives it; then hang."""
+    parent = os.getpid()
     if os.fork() == 0:
-        work_here(directory, me)
+        work_here(directory, parent)
         os._exit(0)
     time.sleep(600)
 
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of `size` (as mount's tmpfs takes it) in `folder`; the test is skipped where it can't be mounted."""
+    """Mount a disk in `folder`; skip the test if that is impossible.
+
+    `size` has the format of mount's tmpfs option.
+    """
     disk = folder / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]

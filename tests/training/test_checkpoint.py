@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.studies import kill, run_of, save_for_ever, start, tiny_study, wait_for
+from support.studies import find_run, kill, save_checkpoints_repeatedly, start, tiny_study, wait_for
 
 from isoflop import files
 from isoflop.errors import RunError
@@ -137,7 +137,7 @@ def test_without_a_valid_checkpoint_the_run_restarts(
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path, seed: int) -> None:
-    writer = start(save_for_ever, tmp_path)
+    writer = start(save_checkpoints_repeatedly, tmp_path)
     wait_for(lambda: any(tmp_path.glob("*.sha256")))
     time.sleep(random.Random(seed).uniform(0, 0.05))
     kill(writer)
@@ -153,7 +153,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path, seed: in
 
 def test_weights_moments_and_checkpoint_have_the_bytes_of_the_plan(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "widths=[24]", "budgets=[1e9]")
-    run, shape = run_of(root, plan), plan.runs[0].shape
+    run, shape = find_run(root, plan), plan.runs[0].shape
     stopped = iter([True])
     assert train(run, root, should_stop=lambda: next(stopped)) == "pending"  # after one step
     saved = loaded(run.checkpoints)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from support.studies import exact, run_of, tiny_study
+from support.studies import exact, find_run, tiny_study
 
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loop
@@ -24,7 +24,7 @@ from isoflop.training.loop import Trainer, train
 def trained(folder: Path, *overrides: str, stop: int | None = None) -> RunDirectory:
     """Train a run of 71 steps with the z-loss; with `stop`, stop and resume it at that step."""
     root, study = tiny_study(folder, "train.z_loss=1e-3", *overrides)
-    run = run_of(root, study)
+    run = find_run(root, study)
     if stop is not None:
         trainer = Trainer(run, root)
         assert trainer.train(lambda: trainer.step == stop) == "pending"
@@ -68,7 +68,7 @@ def test_a_compiled_run_has_the_losses_of_an_eager_run(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_blocks_and_head_work_in_the_precision_of_the_run(tmp_path: Path, precision: str) -> None:
     root, study = tiny_study(tmp_path, f"train.precision={precision}")
-    trainer, dtypes = Trainer(run_of(root, study), root), []
+    trainer, dtypes = Trainer(find_run(root, study), root), []
     down = next(
         module for name, module in trainer.model.named_modules() if name.endswith("mlp.down")
     )

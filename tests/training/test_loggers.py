@@ -21,8 +21,8 @@ from support.studies import (
     EVERY_STEP,
     exact,
     final_weights,
+    find_run,
     kill,
-    run_of,
     small_disk,
     start,
     tiny_study,
@@ -163,7 +163,7 @@ def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory]:
     """Train an undisturbed run with both loggers; return its plan and directory."""
     root, study = tiny_study(tmp_path_factory.mktemp("logged"), BOTH)
-    run = run_of(root, study)
+    run = find_run(root, study)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -220,7 +220,7 @@ def with_both(run: RunDirectory) -> RunConfig:
 
 
 def test_only_the_first_process_has_loggers(study: tuple[Path, Plan]) -> None:
-    run = run_of(*study)
+    run = find_run(*study)
     with Loggers(run, with_both(run), first=False) as inactive:
         inactive.log([{"step": 1}])
     assert not (run.path / "loggers").exists()
@@ -230,7 +230,7 @@ def test_the_first_process_has_loggers_whatever_its_rank_in_slurm(
     study: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 3)
-    run = run_of(*study)
+    run = find_run(*study)
     row = log_row(study[1].runs[0].shape, 1, 7, split="heldout", kind="all", loss=2.5)
     with Loggers(run, with_both(run)) as both:
         both.log([row])
@@ -243,7 +243,7 @@ def test_the_user_decides_whether_wandb_is_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     root, study = tiny_study(tmp_path, "train.loggers=[wandb]")
-    run = run_of(root, study)
+    run = find_run(root, study)
     assert train(run, root) == "done"
     assert not offline_runs(run)
     assert_same_run(run, whole[2])
@@ -256,7 +256,7 @@ def test_a_resumed_run_has_every_step_once(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, BOTH)
-    run = run_of(root, study)
+    run = find_run(root, study)
     for stop in (20, 40):
         trainer = Trainer(run, root)
         assert trainer.train(lambda trainer=trainer, stop=stop: trainer.step == stop) == "pending"
@@ -280,7 +280,7 @@ def test_a_killed_run_has_every_step_once(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, EVERY_STEP, BOTH)
-    run, moments = run_of(root, study), random.Random(0)
+    run, moments = find_run(root, study), random.Random(0)
     for step in (5, 40):
         process = start(train_here, run, root)
         wait_for(lambda step=step: run.checkpointed_step() >= step)
@@ -294,7 +294,7 @@ def test_a_killed_run_has_every_step_once(
 
 def test_a_logger_that_is_added_later_shows_earlier_rows(tmp_path: Path) -> None:
     root, study = tiny_study(tmp_path)
-    run = run_of(root, study)
+    run = find_run(root, study)
     trainer = Trainer(run, root)
     assert trainer.train(lambda: trainer.step == 40) == "pending"
     assert not (run.path / "loggers").exists()
@@ -361,7 +361,7 @@ def test_a_failing_logger_is_reported_once_and_disabled(
     message: str,
 ) -> None:
     root, study = tiny_study(tmp_path, BOTH)
-    run, other = run_of(root, study), run_of(root, study, 1)
+    run, other = find_run(root, study), find_run(root, study, 1)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="isoflop"):
         fail(patch)
         assert train(run, root) == "done"
@@ -378,7 +378,7 @@ def test_a_full_disk_of_the_loggers_stops_no_run(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, "train.loggers=[tensorboard]")
-    run = run_of(root, study)
+    run = find_run(root, study)
     with small_disk(tmp_path, "8k") as disk:
         (run.path / "loggers").symlink_to(disk)
         assert train(run, root) == "done"
@@ -408,7 +408,7 @@ def test_a_missing_package_is_reported_before_any_training(
     tmp_path: Path, study: tuple[Path, Plan], without_wandb: str
 ) -> None:
     root, made = study
-    run = run_of(root, made)
+    run = find_run(root, made)
     problem = rf"^train\.loggers: wandb is {without_wandb}; leave it out, or run: "
     command = r"\S+ -m pip install 'wandb>=0\.28'$"
     changed = plan(tmp_path / "tiny.yaml", [BOTH])

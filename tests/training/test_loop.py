@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
-from support.studies import EXACT, exact, run_of, tiny_study, trained
+from support.studies import EXACT, exact, find_run, tiny_study, trained
 
 from isoflop.data.order import SampleOrder
 from isoflop.data.prepare import data_folder
@@ -137,7 +137,7 @@ def test_mfu_is_the_share_of_the_peak_that_went_into_training(
 
 def test_a_diverged_run_has_its_cost_and_a_remedy_in_its_state(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.lr_scale=1e6", "train.optimizer.weight_decay=1e6")
-    run, start = run_of(root, plan), time.monotonic()
+    run, start = find_run(root, plan), time.monotonic()
     assert train(run, root) == "diverged"
     state = run.state()
     assert 0 < state["wall_s"] <= time.monotonic() - start
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_changes_no_bit_and_is_reported(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], stops: list[int], warning: str
 ) -> None:
     root, plan = tiny_study(tmp_path)
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     for stop in stops:
         trainer = Trainer(run, root)
         assert trainer.train(lambda trainer=trainer, stop=stop: trainer.step == stop) == "pending"
@@ -205,7 +205,7 @@ def test_reports_to_a_slow_disk_are_rarer(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(RunDirectory, "set_state", set_state_slowly)
     monkeypatch.setattr(loop, "HEARTBEAT_S", 0.0)
     start = time.monotonic()
-    train(run_of(root, plan), root)
+    train(find_run(root, plan), root)
     assert 1 <= reports <= 1 + (time.monotonic() - start) / (100 * duration)
 
 
@@ -216,7 +216,7 @@ def test_micro_batches_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(devices, "CPU_MICRO_BATCH_TOKENS", tokens)
         root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
         assert plan.runs[0].batch_size == 4
-        trainer = Trainer(run_of(root, plan), root)
+        trainer = Trainer(find_run(root, plan), root)
         assert trainer.micro_batch == micro_batch
         assert trainer.train(lambda: False) == "done"
         runs.append(trainer.run.log())
@@ -309,7 +309,7 @@ def test_too_little_memory_halves_the_micro_batch_of_training(
         root, plan = tiny_study(
             tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]"
         )
-        trainer = Trainer(run_of(root, plan), root)
+        trainer = Trainer(find_run(root, plan), root)
         assert trainer.order.batch_size == 8
         trainer.micro_batch = micro_batch
         trainer.max_micro_batch = 2 if name == "small" else trainer.max_micro_batch
@@ -330,7 +330,7 @@ def test_too_little_memory_halves_the_micro_batch_of_evaluation(
     runs = []
     for name in ("short", "whole"):
         root, plan = tiny_study(tmp_path / name, "budgets=[2e8]", "widths=[8]")
-        trainer = Trainer(run_of(root, plan), root)
+        trainer = Trainer(find_run(root, plan), root)
         micro_batch = trainer.micro_batch
         if name == "short":
             limit_memory(trainer, 3, backward=False)
@@ -346,7 +346,7 @@ def test_too_little_memory_halves_the_micro_batch_of_evaluation(
 
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]")
-    trainer = Trainer(run_of(root, plan), root)
+    trainer = Trainer(find_run(root, plan), root)
     limit_memory(trainer, 0)
     message = r"^out of memory with a micro-batch of one sequence of 32 tokens; .*larger GPU"
     with pytest.raises(RunError, match=message):

@@ -17,8 +17,8 @@ from support.studies import (
     EVERY_STEP,
     exact,
     final_weights,
+    find_run,
     kill,
-    run_of,
     start,
     tiny_plan,
     tiny_study,
@@ -72,7 +72,7 @@ def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
 ) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     for stop in stops:
         train_to(run, root, stop)
     assert train(run, root) == "done"
@@ -82,7 +82,7 @@ def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
 
 def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    trainer = Trainer(run_of(root, plan), root)
+    trainer = Trainer(find_run(root, plan), root)
     assert trainer.train(lambda: trainer.step == STEPS) == "done"
 
 
@@ -90,7 +90,7 @@ def test_a_killed_run_has_the_result_of_an_undisturbed_one(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
-    run, moments = run_of(root, plan), random.Random(0)
+    run, moments = find_run(root, plan), random.Random(0)
     list_files = run.checkpoints.glob
 
     def reached(step: int) -> bool:
@@ -135,7 +135,7 @@ def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
     tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], moment: str
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     process = start(train_until_the_end, run, root, moment)
     wait_for(lambda: reached_the_end(run, moment))
     kill(process)
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_costs_steps_but_changes_no_bit(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], damage: str
 ) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     train_to(run, root, 41)
     train_to(run, root, 50)
     newest = run.checkpoints / "step-000000050.pt"
@@ -173,7 +173,7 @@ def test_without_its_checkpoints_a_run_restarts(
     study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     train_to(run, root, 50)
     for path in run.checkpoints.iterdir():
         path.unlink()
@@ -196,7 +196,7 @@ def spoil(run: RunDirectory) -> int:
 @pytest.mark.parametrize("stop", [10, 70])
 def test_a_loss_that_is_not_finite_ends_the_run(study: tuple[Path, Plan], stop: int) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     train_to(run, root, stop)
     before = exact(run)
     assert spoil(run) == stop
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(study: tuple[Path, Plan], stop: 
 
 def test_a_learning_rate_that_explodes_diverges(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, "train.lr_scale=1e6", "train.optimizer.weight_decay=1e6")
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     assert train(run, root) == "diverged"
     log = run.log()
     assert np.isfinite(log["loss"][:4]).all()
@@ -257,7 +257,7 @@ def test_an_incomplete_log_is_refused(
     tmp_path: Path, damage: Callable[[RunDirectory], None], message: str
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     train_to(run, root, 40)
     damage(run)
     with pytest.raises(RunError, match=message):
@@ -266,7 +266,7 @@ def test_an_incomplete_log_is_refused(
 
 def test_other_data_under_a_run_is_refused(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     train_to(run, root, 5)
     write_corpus(root, plan, tokens=30_000)
     message = r"started with [0-9a-f]{12}; restore that data, or delete the run's directory"
@@ -290,7 +290,7 @@ def test_a_corpus_that_is_too_small_or_damaged_is_refused(
         shard = folder / "train-00001.bin"
         shard.write_bytes(shard.read_bytes()[:-2] + b"\x00\x00")
     with pytest.raises(DataError, match=message):
-        train(run_of(root, plan), root)
+        train(find_run(root, plan), root)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path, study: tuple[Path, Plan]) -> None:
@@ -299,11 +299,11 @@ def test_another_vocabulary_is_refused(tmp_path: Path, study: tuple[Path, Plan])
     vocabulary = type(manifest.vocabulary)(258, 256, 257, 8, 33)
     Manifest(vocabulary, manifest.shards, {}, {}).write(data_folder(root, plan.sweep.data))
     with pytest.raises(DataError, match="its vocabulary has 526 ids, the model 518"):
-        train(run_of(root, plan), root)
+        train(find_run(root, plan), root)
 
 
 def test_missing_data_is_reported_with_the_command_to_prepare_it(tmp_path: Path) -> None:
     plan = tiny_plan(tmp_path)
     make_directory(plan, tmp_path)
     with pytest.raises(DataError, match=r"run `isoflop prepare SWEEP\.yaml` first"):
-        train(run_of(tmp_path, plan), tmp_path)
+        train(find_run(tmp_path, plan), tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import run_of, tiny_study
+from support.studies import find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.training import loop, throughput
@@ -21,7 +21,7 @@ from isoflop.training.throughput import (
 
 def test_a_run_is_measured_and_leaves_no_log(tmp_path: Path) -> None:
     root, study = tiny_study(tmp_path)
-    run, before = run_of(root, study), time.time()
+    run, before = find_run(root, study), time.time()
     measurement = measure(run, root, 0.05)
     spec = study.runs[0]
     assert (measurement.shape, measurement.batch_size, measurement.gpus) == (
@@ -44,7 +44,7 @@ def test_a_run_is_measured_and_leaves_no_log(tmp_path: Path) -> None:
 def test_mfu_is_the_share_of_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "peak_flops", lambda device: 2e9)
     root, study = tiny_study(tmp_path)
-    measurement, spec = measure(run_of(root, study), root, 0.05), study.runs[0]
+    measurement, spec = measure(find_run(root, study), root, 0.05), study.runs[0]
     assert measurement.mfu == pytest.approx(
         measurement.tokens_per_second * (spec.train_flops / spec.tokens) / 2e9
     )
@@ -64,7 +64,7 @@ def test_the_speed_is_that_of_the_median_interval(
         return factor * count * step_s
 
     monkeypatch.setattr(throughput._TimedTrainer, "_time", time_steps)
-    measurement = measure(run_of(root, study), root, 5.0)
+    measurement = measure(find_run(root, study), root, 5.0)
     assert counts == [1] * WARM_UP_STEPS + [steps] * TIMED_INTERVALS
     assert measurement.tokens_per_second == pytest.approx(
         study.runs[0].batch_size * 32 / step_s, rel=1e-3
@@ -77,4 +77,4 @@ def test_a_missing_gpu_is_an_error(tmp_path: Path) -> None:
         pytest.skip("this machine has a GPU")
     message = r"^the job requests 2 GPUs, but its processes find 0; run `isoflop doctor`$"
     with pytest.raises(RunError, match=message):
-        measure(run_of(root, study), root, 0.05, gpus=2)
+        measure(find_run(root, study), root, 0.05, gpus=2)

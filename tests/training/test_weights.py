@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import final_weights, run_of, tiny_study
+from support.studies import final_weights, find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
@@ -110,7 +110,7 @@ def test_a_full_disk_at_the_end_changes_no_bit(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     root, plan = tiny_study(tmp_path)
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(OSError, match="No space left") as problem:

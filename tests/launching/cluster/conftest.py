@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.clusters import Bed, Submitted, submitted
-from support.studies import LONG_CHECKPOINTS, train_here
+from support.studies import FREQUENT_CHECKPOINTS, train_here
 
 from isoflop.launching.records.sweep_directory import make_directory
 
@@ -14,7 +14,7 @@ from isoflop.launching.records.sweep_directory import make_directory
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
     """Train the same study in this process."""
-    study = submitted(bed, tmp_path_factory.mktemp("undisturbed"), LONG_CHECKPOINTS)
+    study = submitted(bed, tmp_path_factory.mktemp("undisturbed"), FREQUENT_CHECKPOINTS)
     make_directory(study.plan, study.directory.parent)
     for run in study.runs:
         train_here(run, study.directory.parent)
@@ -23,4 +23,4 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
 
 @pytest.fixture
 def study(bed: Bed, tmp_path: Path) -> Submitted:
-    return submitted(bed, tmp_path, LONG_CHECKPOINTS)
+    return submitted(bed, tmp_path, FREQUENT_CHECKPOINTS)

@@ -13,7 +13,7 @@ from support.clusters import (
     find_worker,
     submitted,
 )
-from support.studies import LONG_CHECKPOINTS as OFTEN
+from support.studies import FREQUENT_CHECKPOINTS as OFTEN
 
 from isoflop.launching.control import cancel, retry
 

@@ -14,7 +14,7 @@ from support.clusters import (
     find_worker,
     submitted,
 )
-from support.studies import LONG_CHECKPOINTS as OFTEN
+from support.studies import FREQUENT_CHECKPOINTS as OFTEN
 from support.studies import wait_for
 
 from isoflop.launching.records.sweep_directory import make_directory

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from support.studies import run_of, tiny_plan
+from support.studies import find_run, tiny_plan
 
 from isoflop.config import load_sweep
 from isoflop.config.identity import RUN_HASH_DIGITS, canonical_hash, data_hash
@@ -29,7 +29,7 @@ def test_what_is_in_it(study: tuple[Path, Plan]) -> None:
         spec.run_id for spec in plan.runs
     ]
     for number, spec in enumerate(plan.runs):
-        run = run_of(root, plan, number)
+        run = find_run(root, plan, number)
         assert run.state()["state"] == "pending"
         assert run.state()["steps"] == spec.steps
         provenance = json.loads((run.path / "provenance.json").read_text())
@@ -52,7 +52,7 @@ def test_provenance_names_the_commit_of_the_code_that_jobs_run(tmp_path: Path) -
 def test_a_configuration_holds_everything_that_its_name_hashes(study: tuple[Path, Plan]) -> None:
     root, plan = study
     for number, spec in enumerate(plan.runs):
-        config = yaml.safe_load((run_of(root, plan, number).path / "config.yaml").read_text())
+        config = yaml.safe_load((find_run(root, plan, number).path / "config.yaml").read_text())
         assert spec.run_id.endswith("-" + canonical_hash(config["identity"])[:RUN_HASH_DIGITS])
         assert config["identity"]["shape"] == dataclasses.asdict(spec.shape)
         assert config["data"] == data_hash(plan.sweep.data)
@@ -62,7 +62,7 @@ def test_a_configuration_holds_everything_that_its_name_hashes(study: tuple[Path
 
 def test_made_again_it_stays_as_it_is(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     run.set_state("failed", "no luck", attempt=2)
     before = {path: path.read_bytes() for path in run.path.iterdir()}
     make_directory(plan, root)
@@ -73,7 +73,7 @@ def test_files_that_an_interruption_kept_from_being_written_are_written(
     study: tuple[Path, Plan],
 ) -> None:
     root, plan = study
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     for name in ("state.json", "provenance.json"):
         (run.path / name).unlink()
     make_directory(plan, root)
@@ -99,15 +99,15 @@ def test_runs_may_be_added_and_removed(
     other = tiny_plan(tmp_path, *overrides)
     make_directory(other, root)
     assert read_runs(root / "tiny")["run_id"].tolist() == [spec.run_id for spec in other.runs]
-    assert all(run_of(root, plan, number).config() for number in range(3))
+    assert all(find_run(root, plan, number).config() for number in range(3))
 
 
 def test_how_a_run_is_made_holds_for_the_next_start_of_what_is_not_done(
     study: tuple[Path, Plan], tmp_path: Path
 ) -> None:
     root, plan = study
-    run_of(root, plan, 1).mark_done()
-    before = [run_of(root, plan, number).config() for number in range(3)]
+    find_run(root, plan, 1).mark_done()
+    before = [find_run(root, plan, number).config() for number in range(3)]
     for loggers, minutes, deterministic in (
         (["tensorboard"], 3.0, False),
         (["wandb"], 2.0, True),
@@ -118,7 +118,10 @@ def test_how_a_run_is_made_holds_for_the_next_start_of_what_is_not_done(
             tiny_plan(tmp_path, *(f"train.{key}={value}" for key, value in how.items())), root
         )
         for number, config in enumerate(before):
-            assert run_of(root, plan, number).config() == {**config, **(how if number != 1 else {})}
+            assert find_run(root, plan, number).config() == {
+                **config,
+                **(how if number != 1 else {}),
+            }
 
 
 @pytest.mark.parametrize(

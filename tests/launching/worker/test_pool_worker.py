@@ -17,10 +17,10 @@ from support import studies
 from support.studies import (
     EVERY_STEP,
     exact,
+    find_run,
     hold_a_worker,
     hold_lease,
     kill,
-    run_of,
     start,
     tiny_study,
     wait_for,
@@ -65,23 +65,23 @@ def finish(directory: Path) -> None:
 @pytest.mark.slow
 def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    run_of(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
+    find_run(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
     finish(order(root, plan))
-    states = [run_of(root, plan, number).state() for number in range(3)]
+    states = [find_run(root, plan, number).state() for number in range(3)]
     assert [(state["state"], state["attempt"]) for state in states] == [
         ("done", 1),
         ("diverged", 1),
         ("done", 1),
     ]
-    assert "done after" in (run_of(root, plan).path / "attempts" / "1" / "log.txt").read_text()
-    heartbeats = [run_of(root, plan, number).state()["heartbeat"] for number in (0, 2)]
+    assert "done after" in (find_run(root, plan).path / "attempts" / "1" / "log.txt").read_text()
+    heartbeats = [find_run(root, plan, number).state()["heartbeat"] for number in (0, 2)]
     finish(root / "tiny")
-    assert [run_of(root, plan, number).state()["heartbeat"] for number in (0, 2)] == heartbeats
+    assert [find_run(root, plan, number).state()["heartbeat"] for number in (0, 2)] == heartbeats
 
 
 def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    failing = run_of(root, plan)
+    failing = find_run(root, plan)
     loss_file = failing.path / "loss" / "000000000-000000005.parquet"
     loss_file.parent.mkdir()
     loss_file.write_bytes(b"damaged")
@@ -94,18 +94,18 @@ def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> 
     log = (failing.path / "attempts" / "1" / "log.txt").read_text()
     assert "Traceback" in log
     assert f"{loss_file}: damaged" in log
-    assert run_of(root, plan, 1).done
-    assert run_of(root, plan, 2).done
+    assert find_run(root, plan, 1).done
+    assert find_run(root, plan, 2).done
 
 
 def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
     root, plan = study
-    held = run_of(root, plan)
+    held = find_run(root, plan)
     holder = start(hold_lease, held)
     wait_for((held.path / "held").exists)
     finish(order(root, plan))
     kill(holder)
-    assert [run_of(root, plan, number).done for number in range(3)] == [False, True, True]
+    assert [find_run(root, plan, number).done for number in range(3)] == [False, True, True]
 
 
 def _work_without_locks(directory: Path, parent: int) -> None:
@@ -126,7 +126,7 @@ def test_two_workers_share_runs_where_the_file_system_knows_no_locks(
     workers = [start(_work_without_locks, directory, os.getpid()) for _ in range(2)]
     for process in workers:
         process.join()
-    states = [run_of(root, plan, number).state() for number in range(3)]
+    states = [find_run(root, plan, number).state() for number in range(3)]
     assert [(state["state"], state["attempt"]) for state in states] == [("done", 1)] * 3
 
 
@@ -135,7 +135,7 @@ def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     process = start(work_here, order(root, plan), os.getpid())
     wait_for(lambda: run.state().get("loss"))
     assert process.pid
@@ -150,7 +150,7 @@ def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
 
 def test_it_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
-    run = run_of(root, plan)
+    run = find_run(root, plan)
     parent = start(hold_a_worker, order(root, plan))
     wait_for(lambda: run.state().get("loss"))
     parent.kill()
@@ -188,7 +188,7 @@ def test_without_a_parent_it_begins_nothing(study: tuple[Path, Plan]) -> None:
     process = start(work_here, order(root, plan), gone.pid)
     process.join()
     assert process.exitcode == 0
-    assert run_of(root, plan).state()["attempt"] == 0
+    assert find_run(root, plan).state()["attempt"] == 0
     assert not Worker("", gone.pid).__dict__.keys() - {
         "sweep",
         "parent",
@@ -227,7 +227,7 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
     root, plan = tiny_study(small_disk, EVERY_STEP)
     elsewhere, _ = tiny_study(tmp_path)
     finish(order(elsewhere, plan))
-    directory, first = order(root, plan), run_of(root, plan)
+    directory, first = order(root, plan), find_run(root, plan)
     filler = small_disk / "filler"
     process = start(work_here, directory, os.getpid())
     wait_for(lambda: any(first.checkpoints.glob("*.sha256")))
@@ -239,7 +239,7 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
     assert shutil.disk_usage(small_disk).free == 0
     process.join()
     ended = [
-        run_of(root, plan, number) for number in range(3) if not run_of(root, plan, number).done
+        find_run(root, plan, number) for number in range(3) if not find_run(root, plan, number).done
     ]
     assert ended
     for run in ended:
@@ -256,8 +256,8 @@ def test_a_full_disk_fails_the_runs_and_loses_nothing(small_disk: Path, tmp_path
     finish(directory)
     for number in range(3):
         assert_frame_equal(
-            exact(run_of(root, plan, number)),
-            exact(run_of(elsewhere, plan, number)),
+            exact(find_run(root, plan, number)),
+            exact(find_run(elsewhere, plan, number)),
             check_exact=True,
         )
     assert not [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
-from support.studies import run_of, tiny_plan, write_sweep
+from support.studies import find_run, tiny_plan, write_sweep
 
 from isoflop.fitting import fit_isoflop, load_fit, write_fit
 from isoflop.launching.prepare_data import prepare_data
@@ -90,7 +90,7 @@ def test_a_study_gives_its_law_back_and_says_what_it_is(
 def test_a_log_is_that_of_a_run_that_was_trained(tmp_path: Path) -> None:
     study = tiny_plan(tmp_path, SODA)
     directory = simulate(study, tmp_path)
-    spec, run = study.runs[0], run_of(tmp_path, study)
+    spec, run = study.runs[0], find_run(tmp_path, study)
     log = run.log()
     assert log["step"].is_monotonic_increasing
     np.testing.assert_array_equal(log["tokens"], log["step"] * spec.batch_size * 32)
@@ -113,7 +113,7 @@ def test_a_run_is_drawn_alike_again_and_its_seeds_differ_by_the_noise(tmp_path: 
         tmp_path, SODA, "widths=[12]", f"seeds={list(range(20))}", "train.log_points=2"
     )
     directory = simulate(study, tmp_path)
-    run, other = run_of(tmp_path, study), run_of(tmp_path / "again", study)
+    run, other = find_run(tmp_path, study), find_run(tmp_path / "again", study)
     make_directory(study, tmp_path / "again")
     simulated_trainer.simulate(other, "soda")
     assert_frame_equal(run.log(), other.log(), check_exact=True)
