@@ -23,7 +23,7 @@ test: setup ## Run the fast tests: under 3 minutes on 2 cores.
 	$(RUN) pytest -m "not slow and not long" -n 2 --dist loadfile --durations=20
 
 test-slow: setup ## Run the tests that take minutes: a real SLURM, real training, killed processes.
-	$(RUN) pytest -m "slow and not long" -n 4 --dist loadfile --durations=20
+	$(RUN) pytest -m "slow and not long" -n 3 --dist loadfile --durations=20
 
 test-long: setup ## Run the long repetitions, before a release; benchmarks/README.md has the last result.
 	$(RUN) pytest -m long -n 2 --dist loadfile --durations=20

@@ -158,27 +158,28 @@ def submitted(
 
 
 def find_worker(study: Submitted, number: int = 0, rank: int = 0) -> int:
-    """The process that trains a run, as this machine numbers it."""
-    wanted = study.runs[number].state()["job_id"]
+    """Return the process that trains a run, as this machine numbers it.
+
+    Another cluster may have a job of the same number, so the study's folder is matched too.
+    """
+    job_id, directory = study.runs[number].state()["job_id"], str(study.directory).encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"submitit.core._submit" not in words or words[0].endswith(b"srun"):
+            arguments = (folder / "cmdline").read_bytes().split(b"\0")
+            if b"submitit.core._submit" not in arguments or arguments[0].endswith(b"srun"):
                 continue
-            items = (folder / "environ").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        environment = dict(item.split(b"=", 1) for item in items if b"=" in item)
-        array, task = (
-            environment.get(b"SLURM_ARRAY_JOB_ID", b""),
-            environment.get(b"SLURM_ARRAY_TASK_ID", b""),
-        )
-        if (
-            f"{array.decode()}_{task.decode()}" == wanted
-            and environment.get(b"SLURM_PROCID") == b"%d" % rank
-        ):
+        if not any(argument.startswith(directory) for argument in arguments):
+            continue
+        environment = dict(item.split(b"=", 1) for item in variables if b"=" in item)
+        array = environment.get(b"SLURM_ARRAY_JOB_ID", b"").decode()
+        task = environment.get(b"SLURM_ARRAY_TASK_ID", b"").decode()
+        is_rank = environment.get(b"SLURM_PROCID") == b"%d" % rank
+        if f"{array}_{task}" == job_id and is_rank:
             return int(folder.name)
-    raise AssertionError(f"no process trains {wanted}")
+    raise AssertionError(f"no process trains {job_id}")
 
 
 TWO_NODES = (
