@@ -8,8 +8,6 @@ import os
 import warnings
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_utilities.core import rank_zero
 
 from isoflop.errors import RunError
@@ -18,6 +16,7 @@ from isoflop.planning.gpu_specs import find_gpu
 from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
 from isoflop.text import count_text
+from isoflop.training.fabric import Fabric, LightningEnvironment
 
 log = logging.getLogger("isoflop")
 

@@ -142,7 +142,7 @@ class TensorBoard:
     """An event file in `loggers/tensorboard`, a new one at each start of the run."""
 
     def __init__(self, run: RunDirectory, config: RunConfig) -> None:
-        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+        from isoflop.training.fabric import TensorBoardLogger
 
         _act_as_rank_zero()
         self._hyperparameters = _hyperparameters(config)
@@ -217,6 +217,6 @@ def _act_as_rank_zero() -> None:
 
     Lightning may take the rank from SLURM's variables.
     """
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning_utilities.core.rank_zero import rank_zero_only
 
     vars(rank_zero_only)["rank"] = 0

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pandas.testing import assert_frame_equal
 from support.studies import (
     EVERY_STEP,
@@ -40,6 +39,7 @@ from isoflop.runs.loss_log import log_row
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.studies import train_study
 from isoflop.training import loggers
+from isoflop.training.fabric import TensorBoardLogger
 from isoflop.training.loggers import Loggers, WandB
 from isoflop.training.loop import Trainer, train
 from isoflop.training.run_config import RunConfig, read_run_config
