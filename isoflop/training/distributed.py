@@ -41,6 +41,11 @@ FIRST_PORT, PORT_COUNT = 20_000, 12_768
 """Ports for the rendezvous: below 32768, where Linux begins to give ports to connections that
 request none."""
 
+PORTS_PER_JOB = 8
+"""Ports of a job, in turn for each start: its last start may still hold one. Jobs share ports only
+if their ids differ by a multiple of 1,596. Submitit 1.5.4 draws a port from the id instead, which
+two jobs on a node may have in common."""
+
 PORT_TIMEOUT_S = 60.0
 """Longest wait of the first process for a port that is in use."""
 
@@ -156,15 +161,15 @@ def join_job(on_gpus: bool = True) -> Ranks:
         os.environ.pop(name, None)
     # Each process keeps the GPUs that SLURM gives it: a program that it may start gets them all.
     environment = submitit.helpers.TorchDistributedEnvironment()
-    # The last start of a job may still hold its own port.
+    job_id = int(os.environ["SLURM_JOB_ID"])
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    environment.master_port = FIRST_PORT + (environment.master_port + restarts) % PORT_COUNT
+    environment.master_port = rendezvous_port(job_id, restarts)
     environment.export(set_cuda_visible_devices=False)
     store = _open_store(
         environment.master_addr,
         environment.master_port,
-        environment.world_size,
         environment.rank == 0,
+        f"isoflop/{job_id}.{restarts}",
     )
     return connect(
         store,
@@ -175,20 +180,38 @@ def join_job(on_gpus: bool = True) -> Ranks:
     )
 
 
-def _open_store(address: str, port: int, size: int, first: bool) -> dist.Store:
+def rendezvous_port(job_id: int, restarts: int) -> int:
+    """Return the port at which the processes of a start of a SLURM job meet."""
+    return FIRST_PORT + (PORTS_PER_JOB * job_id + restarts % PORTS_PER_JOB) % PORT_COUNT
+
+
+def _open_store(address: str, port: int, first: bool, name: str) -> dist.Store:
     """Open the key-value store of a job's processes, which the first of them serves.
 
     Raises:
-        DistNetworkError: a port that stays in use for `PORT_TIMEOUT_S`.
+        DistNetworkError: a port that stays in use for `PORT_TIMEOUT_S`, or the store of another
+            job.
     """
     limit = time.monotonic() + PORT_TIMEOUT_S
     while True:
         try:
-            return dist.TCPStore(address, port, size, first, COLLECTIVE_TIMEOUT)
+            server = dist.TCPStore(
+                address, port, None, first, COLLECTIVE_TIMEOUT, wait_for_workers=False
+            )
+            break
         except dist.DistNetworkError as error:
             if "EADDRINUSE" not in str(error) or time.monotonic() > limit:
                 raise
             time.sleep(1.0)
+    store = dist.PrefixStore(name, server)
+    if first:
+        store.set("open", "")
+    else:
+        try:
+            store.wait(["open"], datetime.timedelta(seconds=PORT_TIMEOUT_S))
+        except dist.DistStoreError:
+            raise dist.DistNetworkError(f"{address}:{port} serves another job") from None
+    return store
 
 
 def connect(

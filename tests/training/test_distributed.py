@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from isoflop.launching.worker.calibration_job import FAILED_FILE, ORDER_FILE, Me
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import checkpoint, loop
 from isoflop.training import distributed as module
-from isoflop.training.distributed import Ranks, is_peer_loss, join_job
+from isoflop.training.distributed import Ranks, is_peer_loss, join_job, rendezvous_port
 from isoflop.training.loop import Trainer
 
 WARM_UP_STEPS = 30
@@ -304,15 +303,58 @@ FIRST_EPHEMERAL_PORT = 32_768
 
 def free_job(restarts: int) -> tuple[str, int]:
     """Return the number of a job and its rendezvous port, which no other recent test uses."""
-    number = 100 * os.getpid()
-    while True:
-        number += 1
-        drawn = random.Random(str(number)).randint(20_000, 60_000)  # submitit's own formula
-        port = module.FIRST_PORT + (drawn + restarts) % module.PORT_COUNT
+    for number in itertools.count(100 * os.getpid()):
+        port = rendezvous_port(number, restarts)
         with socket.socket() as trial, contextlib.suppress(OSError):
             trial.bind(("", port))
-            if port < FIRST_EPHEMERAL_PORT < drawn:
-                return str(number), port
+            return str(number), port
+    raise AssertionError
+
+
+def test_jobs_beside_each_other_have_ports_of_their_own() -> None:
+    starts = [(job, restarts) for job in range(4_000_000, 4_001_500) for restarts in range(8)]
+    ports = {rendezvous_port(*start) for start in starts}
+    assert len(ports) == len(starts)
+    assert min(ports) >= 20_000
+    assert max(ports) < FIRST_EPHEMERAL_PORT
+
+
+def test_a_process_of_another_job_at_the_same_port_is_refused() -> None:
+    """It takes no part in the first job's training, however their ports came to be equal."""
+    number, port = free_job(0)
+    others = str(int(number) + module.PORT_COUNT // module.PORTS_PER_JOB)
+    assert rendezvous_port(int(others), 0) == port
+    foreign, first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", IMPATIENT],
+            env={
+                **os.environ,
+                **JOB,
+                "SLURM_JOB_ID": job,
+                "SLURM_PROCID": rank,
+                "SLURM_LOCALID": rank,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for job, rank in ((others, "1"), (number, "0"), (number, "1"))
+    )
+    assert (first.communicate()[0], second.communicate()[0]) == ("[True]\n", "[True]\n")
+    assert f"localhost:{port} serves another job" in foreign.communicate()[1]
+    assert foreign.returncode == 1
+
+
+IMPATIENT = """
+import time
+from isoflop.training import distributed
+
+distributed.PORT_TIMEOUT_S = 2.0
+ranks = distributed.join_job(on_gpus=False)
+time.sleep(5.0 * ranks.first)
+print(ranks.any(ranks.rank == 1))
+"""
+"""Waits for 2 s for the first process of its own job, while another job's holds the port."""
 
 
 MEETS = """
