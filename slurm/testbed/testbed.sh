@@ -70,7 +70,7 @@ configure() {
   local k node
   for k in $(seq 0 $((GPUS - 1))); do ln -sfn /dev/null "$BED/dev/nvidia$k"; done    # what slurmd takes for a device
   {
-    sed -e "s#@BED@#$BED#g; s#@HOST@#$HOST#g; s#@USER@#$USER_NAME#g; s#@PORT@#$PORT#g" \
+    sed -e "s#@BED@#$BED#g; s#@HOST@#$HOST#g; s#@USER@#$USER_NAME#g; s#@PORT@#$PORT#g; s#@FIRST@#$((PORT > 17000 ? PORT - 16999 : 1))#g" \
         -e "s#@SPACE@#$([ "$SPACES" = 1 ] && echo in-space.)#g" "$(dirname "$(readlink -f "$0")")/slurm.conf.in"
     k=10
     for node in $(each_node); do
