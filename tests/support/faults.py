@@ -86,6 +86,11 @@ class Faults:
         self.remaining = [*self.random.sample(others, len(others)), *self.remaining]
         return None
 
+    @property
+    def injected(self) -> int:
+        """Number of faults that `inject` has made."""
+        return sum(self.counts[name] for name in self.kinds)
+
     def table(self) -> str:
         """Return the counts of injected faults, a line each."""
         return "\n".join(f"{self.counts[name]:4d}  {name}" for name in self.kinds)
