@@ -37,6 +37,9 @@ EDITABLE_BY_PATH = ("--config-settings", "editable_mode=compat")
 The default of setuptools is a finder that comes after the path. A folder `isoflop` beside a script,
 such as this clone, would then hide the package.
 """
+INSTALL = ("install", "--no-compile")
+"""Python compiles a module at its first import; pip would compile all of them, most of which are
+never imported, for two thirds of its CPU time."""
 PIP_INSTALL_COMMAND = ".venv/bin/python -m pip install"
 
 _OFFLINE = re.compile(
@@ -88,12 +91,12 @@ def list_sources(
         uv: command that runs uv for .venv, used only with a GPU: uv picks the build for its driver.
     """
     default = TorchSource(
-        "pip's index", (*pip, *_PROBE, torch), (*pip, "install", "--no-deps", torch)
+        "pip's index", (*pip, *_PROBE, torch), (*pip, *INSTALL, "--no-deps", torch)
     )
     if not gpu:
         index = ("--index-url", CPU_INDEX)
         probe = (*pip, *_PROBE, *index, "--timeout", "5", "--retries", "0", torch)
-        install = (*pip, "install", "--no-deps", *index, torch)
+        install = (*pip, *INSTALL, "--no-deps", *index, torch)
         return [TorchSource("PyTorch's index", probe, install), default]
     if uv is None:
         return [default]
@@ -252,7 +255,7 @@ def fill(pinned: str) -> str:
         SetUpError: an installation failed, or no source has a torch for this machine.
     """
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    pip_install = [*pip, "install", "--constraint"]
+    pip_install = [*pip, *INSTALL, "--constraint"]
     if util.find_spec("pip") is None:  # the making of .venv was interrupted
         run_installer([sys.executable, "-m", "ensurepip"])
     if not is_recent(installed_version("pip"), OLDEST_PIP):
