@@ -104,7 +104,7 @@ def list_sources(
     return [TorchSource("uv", (*install, "--dry-run"), install), default]
 
 
-_PROBE = ("install", "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-")
+_PROBE = (*INSTALL, "--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--report", "-")
 
 
 def choose_source(
