@@ -29,6 +29,7 @@ from isoflop.launching.control import cancel, query_status, retry
 from isoflop.launching.queue import submit_array as queueing
 from isoflop.launching.queue.arrays import Array
 from isoflop.launching.queue.excluded_nodes import exclude_nodes, find_bad_nodes
+from isoflop.launching.queue.submission_plan import plan_submission
 from isoflop.launching.queue.submit_array import (
     SubmitLimitError,
     recover_submissions,
@@ -39,7 +40,6 @@ from isoflop.launching.records.approvals import approve
 from isoflop.launching.records.study_files import read_study_profile, write_study_profile
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.submit import plan_submission
 from isoflop.launching.worker.attempt import record_failure
 from isoflop.runs.run_directory import RunDirectory, State
 
@@ -153,48 +153,6 @@ def test_a_folder_that_can_only_be_read_is_one_line(
     *_, last = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"isoflop: error: {disk}/\S+: Read-only file system", last)
     assert study.slurm.calls("sbatch") == []
-
-
-def test_telling_what_would_be_done_changes_nothing(study: Study) -> None:
-    assert set(plan_submission(study.plan, study.profile).queued) == set(study.ids)
-    assert not study.directory.exists()
-    assert study.slurm.calls("sbatch") == []
-
-
-@pytest.mark.parametrize(
-    ("only", "widths"),
-    [
-        (None, {8, 12, 16}),
-        ("width <= 12", {8, 12}),
-        ("width == 8 and budget < 1e9", {8}),
-        ("seed == 0", {8, 12, 16}),
-    ],
-)
-def test_only_what_a_query_chooses_is_queued(
-    study: Study, only: str | None, widths: set[int]
-) -> None:
-    queued = plan_submission(study.plan, study.profile, only).queued
-    assert {run.width for run in study.plan.runs if run.run_id in queued} == widths
-
-
-@pytest.mark.parametrize(
-    ("only", "says"),
-    [
-        ("width > 99", "selects none of the 3 runs"),
-        ("with == 8", ""),
-        ("colour == 8", "'colour' is not defined"),
-        ("width ==", ""),
-        ("@study", "a query has no @"),
-        ("width", ""),
-        ("seed", ""),
-        ("1", ""),
-        ("", ""),
-    ],
-)
-def test_a_query_that_chooses_nothing_is_refused(study: Study, only: str, says: str) -> None:
-    with pytest.raises(ConfigError, match="--only") as problem:
-        plan_submission(study.plan, study.profile, only)
-    assert says in str(problem.value)
 
 
 def test_a_query_and_names_choose_together(study: Study) -> None:

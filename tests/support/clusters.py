@@ -86,6 +86,17 @@ NO_ACCOUNTING = pytest.param(False, id="no-accounting")
 WITH_ACCOUNTING = pytest.mark.parametrize("bed", [ACCOUNTING], indirect=True)
 WITHOUT_ACCOUNTING = pytest.mark.parametrize("bed", [NO_ACCOUNTING], indirect=True)
 """For tests that need one kind of cluster, or for which the kind makes no difference."""
+LONG_WITHOUT_ACCOUNTING = pytest.mark.parametrize(
+    "bed",
+    [ACCOUNTING, pytest.param(False, id="no-accounting", marks=pytest.mark.long)],
+    indirect=True,
+)
+LONG_WITH_ACCOUNTING = pytest.mark.parametrize(
+    "bed",
+    [NO_ACCOUNTING, pytest.param(True, id="accounting", marks=pytest.mark.long)],
+    indirect=True,
+)
+"""For tests on both kinds that differ little: one kind runs only with the long repetitions."""
 
 
 @dataclass(frozen=True)

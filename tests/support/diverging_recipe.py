@@ -8,7 +8,7 @@ from isoflop.recipes import POCKET, Candidate, Dropped, Limits, Recipe
 from isoflop.shapes import ModelShape
 
 NO_LIMITS = Limits()
-DIVERGING_BUDGET, DIVERGING_WIDTH = 5e8, 16
+DIVERGING_BUDGET, DIVERGING_WIDTH = 2.5e8, 16
 
 
 class DivergingRecipe(Recipe):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.clusters import (
+    LONG_WITHOUT_ACCOUNTING,
     WITHOUT_ACCOUNTING,
     Bed,
     submitted,
@@ -20,6 +21,7 @@ from isoflop.planning.pricing import with_bill
 pytestmark = pytest.mark.slow
 
 
+@LONG_WITHOUT_ACCOUNTING
 @pytest.mark.parametrize(
     "options", [(), ("slurm.ntasks_per_node=2",)], ids=["alone", "two processes"]
 )

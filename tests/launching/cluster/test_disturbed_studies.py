@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.clusters import (
+    LONG_WITH_ACCOUNTING,
+    LONG_WITHOUT_ACCOUNTING,
     Bed,
     Submitted,
     find_worker,
@@ -20,6 +22,7 @@ from isoflop.launching.control import cancel, retry
 pytestmark = pytest.mark.slow
 
 
+@LONG_WITH_ACCOUNTING
 def test_a_study_is_queued_once_and_ends(study: Submitted, undisturbed: Path) -> None:
     first = study.submit()
     assert len(first.queued) == 2
@@ -29,6 +32,7 @@ def test_a_study_is_queued_once_and_ends(study: Submitted, undisturbed: Path) ->
     assert study.submit().queued == ()
 
 
+@LONG_WITHOUT_ACCOUNTING
 @pytest.mark.parametrize("partition", ["preempt", "scavenge"], ids=["with a signal", "at once"])
 def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str) -> None:
     study = submitted(bed, tmp_path, OFTEN, options=(f"slurm.partition={partition}",))
@@ -86,6 +90,7 @@ def test_a_controller_that_forgets_the_newest_jobs(study: Submitted, undisturbed
     study.equals(undisturbed)
 
 
+@LONG_WITH_ACCOUNTING
 def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
     study.submit()
     study.wait_for_step(100)

@@ -15,7 +15,7 @@ from support.clusters import (
     submitted,
 )
 from support.studies import FREQUENT_CHECKPOINTS as OFTEN
-from support.studies import wait_for
+from support.studies import train_together, wait_for
 
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.attempt import attempt
@@ -31,21 +31,22 @@ FOUR = (
     "slurm.mem_per_cpu=1500",
 )
 
-EVEN = "train.batch_scale=4"
-"""Batches that two and four processes share evenly."""
+EVEN, ONE_RUN = "train.batch_scale=4", "widths=[8]"
+"""Batches that two and four processes share evenly, and a study of one run."""
 
 
 @WITHOUT_ACCOUNTING
-@pytest.mark.parametrize("options", [TWO, TWO_NODES, FOUR], ids=["1x2", "2x1", "2x2"])
+@pytest.mark.parametrize(
+    ("options", "size"), [(TWO, 2), (TWO_NODES, 2), (FOUR, 4)], ids=["1x2", "2x1", "2x2"]
+)
 def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
-    bed: Bed, tmp_path: Path, options: tuple[str, ...]
+    bed: Bed, tmp_path: Path, options: tuple[str, ...], size: int
 ) -> None:
-    calm = submitted(bed, tmp_path / "calm", OFTEN, EVEN, options=options)
-    calm.submit()
-    calm.finish()
-    assert all(run.state()["attempt"] == 1 for run in calm.runs)
+    undisturbed = submitted(bed, tmp_path / "undisturbed", OFTEN, EVEN, ONE_RUN)
+    make_directory(undisturbed.plan, undisturbed.directory.parent)
+    train_together(undisturbed.runs[0], undisturbed.directory.parent, size)
 
-    study = submitted(bed, tmp_path / "disturbed", OFTEN, EVEN, options=options)
+    study = submitted(bed, tmp_path / "disturbed", OFTEN, EVEN, ONE_RUN, options=options)
     study.submit()
     study.wait_for_step(40)
     os.kill(find_worker(study, rank=1), signal.SIGUSR2)
@@ -54,7 +55,7 @@ def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
     study.wait_for_step(step + 40)
     os.kill(find_worker(study, rank=1), signal.SIGKILL)
     study.finish(resubmit=True)
-    study.equals(calm.directory)
+    study.equals(undisturbed.directory)
     assert study.runs[0].state()["attempt"] >= 3
 
 

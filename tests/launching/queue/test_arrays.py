@@ -31,7 +31,7 @@ from isoflop.launching.queue.arrays import (
     signal_lead_s,
 )
 from isoflop.launching.queue.submit_array import sbatch_script
-from isoflop.planning.array_limits import Concurrency
+from isoflop.planning.job_arrays import Concurrency
 from isoflop.planning.queue_simulation import Order
 from isoflop.planning.run_spec import RunSpec
 

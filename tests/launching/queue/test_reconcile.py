@@ -13,7 +13,7 @@ from support.fake_slurm import FakeSlurm
 from isoflop.launching.queue.reconcile import explain, never_starts, reconcile
 from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
 from isoflop.launching.records.submissions import Submission
-from isoflop.launching.slurm.client import PERMANENT_WAITS
+from isoflop.launching.slurm.tasks import PERMANENT_WAITS
 from isoflop.launching.worker.attempt import record_failure
 from isoflop.runs.run_directory import RunDirectory
 

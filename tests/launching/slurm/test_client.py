@@ -9,20 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_slurm import LIMIT_MESSAGE, FakeSlurm
+from support.fake_slurm import FakeSlurm
 
 from isoflop.errors import ClusterError
-from isoflop.launching.queue.reconcile import explain, never_starts
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.client import (
-    Task,
     _parse_accounting_line,
     _parse_queue_line,
     expand,
-    find_profile_key,
-    is_submit_limit,
-    is_transient,
 )
+from isoflop.launching.slurm.tasks import Task
 
 indices = st.sets(st.integers(0, 10**6), min_size=1, max_size=20).map(sorted)
 fields = st.text(
@@ -109,42 +105,6 @@ def test_a_line_of_the_queue(line: str, task: Task, active: bool, waits: bool) -
     assert (parsed.active, parsed.waits) == (active, waits)
 
 
-@pytest.mark.parametrize(
-    ("state", "reason", "says"),
-    [
-        ("PENDING", "", ""),
-        ("PENDING", "Priority", "Priority"),
-        ("PENDING", "(Priority)", "Priority"),
-        ("PENDING", "JobHoldMaxRequeue", "JobHoldMaxRequeue"),
-        (
-            "PENDING",
-            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
-            "ReqNodeNotAvail, UnavailableNodes:n[1-2]",
-        ),
-        ("PENDING", "QOSMaxCpuRunMinsPerUserLimit", "QOSMaxCpuRunMinsPerUserLimit"),
-        ("PENDING", "MaxGRESRunMinsPerAccount", "MaxGRESRunMinsPerAccount"),
-        ("PENDING", "PrioritySwapped", "waiting: SLURM says PrioritySwapped"),
-        ("PENDING", "Moon is full", "waiting: SLURM says Moon is full"),
-        ("REQUEUED", "", ""),
-        ("REQUEUED", "BeginTime", "BeginTime"),
-        ("REQUEUE_HOLD", "", "JobHeldUser"),
-        ("REQUEUE_HOLD", "job requeued in held state", "job requeued in held state"),
-        ("SPECIAL_EXIT", "Moon is full", "waiting: SLURM says Moon is full"),
-        (
-            "RESV_DEL_HOLD",
-            "Reservation r3 was deleted",
-            "RESV_DEL_HOLD, Reservation r3 was deleted",
-        ),
-        ("RESV_DEL_HOLD", "", "RESV_DEL_HOLD"),
-        ("EXPEDITING", "", "waiting: SLURM says EXPEDITING"),
-        ("EXPEDITING", "Priority", "waiting: SLURM says EXPEDITING, Priority"),
-    ],
-)
-def test_why_a_job_waits(state: str, reason: str, says: str) -> None:
-    assert Task("12", state, reason).waits
-    assert Task("12", state, reason).wait_reason == says
-
-
 @given(fields, fields, fields, fields.filter(lambda reason: reason != "None"))
 def test_every_field_of_the_queue_is_kept(job: str, state: str, node: str, reason: str) -> None:
     assert _parse_queue_line(f"{job}|{state}|{node}|{reason}") == Task(job, state, reason, node)
@@ -185,109 +145,6 @@ def test_the_queue_and_accounting_by_id(cluster: FakeSlurm) -> None:
 def test_accounting_is_not_asked_about_nothing(cluster: FakeSlurm) -> None:
     assert slurm.accounting([]) == {}
     assert cluster.calls("sacct") == []
-
-
-# Refusals, as sbatch prints them
-
-
-@pytest.mark.parametrize(
-    ("refusal", "key"),
-    [
-        ("Batch job submission failed: Invalid partition name specified", "slurm.partition"),
-        ("invalid partition specified: gpux", "slurm.partition"),
-        (
-            "Batch job submission failed: "
-            "Invalid account or account/partition combination specified",
-            "slurm.account",
-        ),
-        ("Batch job submission failed: Invalid qos specification", "slurm.qos"),
-        ("Batch job submission failed: Invalid feature specification", "slurm.constraint"),
-        (
-            "Batch job submission failed: Invalid node name specified",
-            "slurm.nodelist or slurm.exclude",
-        ),
-        ("Batch job submission failed: Invalid wckey specification", "slurm.wckey"),
-        (
-            "Memory specification can not be satisfied Batch job submission failed: "
-            "Requested node configuration is not available",
-            "slurm.mem or node.memory_gb",
-        ),
-        (
-            "Batch job submission failed: Requested node configuration is not available",
-            "gpu.per_node, node or slurm.constraint",
-        ),
-        ("Batch job submission failed: Invalid generic resource (gres) specification", "gpu"),
-        (
-            "Batch job submission failed: "
-            "Requested time limit is invalid (missing or exceeds some limit)",
-            "slurm.time",
-        ),
-        ('"a" is not a valid node count', "slurm.nodes"),
-        ("Batch job submission failed: Requested reservation is invalid", "slurm.reservation"),
-        ("Batch job submission failed: Invalid license specification", "slurm.licenses"),
-        ("unrecognized option '--foo=1' Try \"sbatch --help\" for more information", "slurm"),
-        ("Batch job submission failed: Access/permission denied", None),
-    ],
-)
-def test_a_refusal_names_the_key_to_mend(refusal: str, key: str | None) -> None:
-    assert find_profile_key(f"sbatch: error: {refusal}") == key
-    assert not is_transient(refusal)
-
-
-@pytest.mark.parametrize(
-    ("refusal", "key"),
-    [
-        ("sbatch: error: Invalid --time specification", "slurm.time"),
-        ("sbatch: error: Invalid --mem specification", "slurm.mem"),
-        ("sbatch: error: Invalid --exclusive specification", "slurm.exclusive"),
-        ('sbatch: error: Invalid numeric value "x" for --cpus-per-task.', "slurm.cpus_per_task"),
-    ],
-)
-def test_a_refused_option_is_named_as_the_profile_names_it(refusal: str, key: str) -> None:
-    """Messages of SLURM 22.05."""
-    assert (find_profile_key(refusal) or "").replace("-", "_") == key
-    assert not is_transient(refusal)
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        "Batch job submission failed: Socket timed out on send/recv operation",
-        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
-        "Batch job submission failed: Zero Bytes were transmitted or received",
-        "Batch job submission failed: "
-        "Slurm temporarily unable to accept job, sleeping and retrying",
-        "Batch job submission failed: Connection refused",
-        "Batch job submission failed: Slurm backup controller in standby mode",
-    ],
-)
-def test_what_may_pass(refusal: str) -> None:
-    assert is_transient(f"sbatch: error: {refusal}")
-    assert not is_submit_limit(refusal)
-
-
-@pytest.mark.parametrize(
-    ("first", "fewer_may", "key"),
-    [
-        ("", True, None),
-        ("AssocMaxSubmitJobLimit", True, None),
-        ("QOSMaxSubmitJobPerUserLimit", True, None),
-        ("QOSMaxWallDurationPerJobLimit", False, "slurm.time"),
-        ("QOSMaxGRESPerJob", False, None),
-        ("QOSMaxCpuPerUserLimit", False, "slurm.qos, slurm.account or the resources of a run"),
-        ("AssocMaxNodePerJobLimit", False, "slurm.qos, slurm.account or the resources of a run"),
-    ],
-)
-def test_a_limit_on_jobs_is_told_from_others_by_its_first_line(
-    first: str, fewer_may: bool, key: str | None
-) -> None:
-    refusal = (
-        f"sbatch: error: {first} {LIMIT_MESSAGE.rpartition(chr(10))[2]}"
-        if first
-        else LIMIT_MESSAGE.rpartition("\n")[2]
-    )
-    assert (is_submit_limit(refusal), is_transient(refusal)) == (fewer_may, False)
-    assert key is None or find_profile_key(refusal) == key
 
 
 # Calls
@@ -343,14 +200,6 @@ def test_what_the_user_has_set_changes_no_answer(
     assert errors.count("SLURM_CONF=nobody") == 4
     assert not [name for name in theirs if name in errors]
     assert f" -a -t all -u {os.geteuid()} " in errors
-
-
-@pytest.mark.parametrize(
-    "reason", ["job requeued in held state", "PartitionTimeLimit", slurm.LAUNCH_FAILED]
-)
-def test_a_permanent_wait_comes_with_its_mend(reason: str) -> None:
-    assert never_starts(reason)
-    assert explain(reason).startswith(f"{reason}: ")
 
 
 def test_a_program_that_is_missing(cluster: FakeSlurm) -> None:
