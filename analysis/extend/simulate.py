@@ -29,7 +29,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from isoflop.config import load_sweep
-from isoflop.config.schema import Point, Sweep, WidthRule
+from isoflop.config.grid_schema import Point, WidthRule
+from isoflop.config.schema import Sweep
 from isoflop.fitting.estimators.fisher import Design
 from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.estimators.noise import Noise

@@ -68,7 +68,7 @@ def extend(
     trains only the new runs.
     """
     from isoflop.config import load_sweep
-    from isoflop.config.schema import MAX_BUDGET_FLOPS
+    from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
     from isoflop.followup.extend import extend as choose
     from isoflop.followup.sweep_file import write_sweep
     from isoflop.reporting.terminal.console import warn

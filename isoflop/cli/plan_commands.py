@@ -83,7 +83,7 @@ def plan(
 
     Lays out the runs of a sweep, with totals. Works offline and trains nothing.
     """
-    from isoflop.config.schema import MAX_BUDGET_FLOPS
+    from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
     from isoflop.planning.plan import plan as lay_out
     from isoflop.reporting.terminal.bill_text import (
         drop_reasons,

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from isoflop.config.grid_schema import Point, Replicate
 from isoflop.config.identity import budget_label
-from isoflop.config.schema import Point, Replicate, Sweep
+from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_joint, fit_parametric, read_table
 from isoflop.fitting.estimators.fisher import Target

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from isoflop.config.schema import Point, Replicate
+from isoflop.config.grid_schema import Point, Replicate
 from isoflop.config.sweep_definition import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file

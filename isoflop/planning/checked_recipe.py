@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
 from isoflop.config.identity import budget_label
-from isoflop.config.schema import MAX_BUDGET_FLOPS, Sweep
+from isoflop.config.schema import Sweep
 from isoflop.config.validation import SchemaError, format_value, require
 from isoflop.errors import IsoflopError
 from isoflop.recipes import Candidate, Dropped, Limits, RecipeLike, find_recipe

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from isoflop.config.profile import Profile
 from isoflop.config.sbatch import parse_time_limit
-from isoflop.config.schema import Train
+from isoflop.config.training_schema import Train
 from isoflop.errors import ConfigError
 from isoflop.planning.calibration import Calibration
 from isoflop.planning.run_spec import RunSpec

@@ -21,7 +21,7 @@ class RunSettings(TypedDict):
 
 
 class OptimizerSettings(TypedDict):
-    """`train.optimizer` of the sweep: `config.schema.Optimizer`."""
+    """`train.optimizer` of the sweep: `config.training_schema.Optimizer`."""
 
     name: str
     beta1: float
@@ -31,7 +31,7 @@ class OptimizerSettings(TypedDict):
 
 
 class ScheduleSettings(TypedDict):
-    """`train.schedule` of the sweep: `config.schema.Schedule`."""
+    """`train.schedule` of the sweep: `config.training_schema.Schedule`."""
 
     name: str
     warmup: float

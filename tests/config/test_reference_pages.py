@@ -12,8 +12,9 @@ import pytest
 import reference_pages
 from reference_pages import PAGES, SCHEMAS, key_rows, read_attributes, update_page
 
+from isoflop.config.grid_schema import Replicate
 from isoflop.config.profile import Gpu, Profile
-from isoflop.config.schema import Replicate, Sweep
+from isoflop.config.schema import Sweep
 from isoflop.planning.run_spec import PLAN_COLUMNS
 from isoflop.runs.loss_log import LOG_COLUMNS
 

@@ -10,7 +10,7 @@ import pytest
 from support.followup_studies import at_points, every_second, with_losses
 
 from isoflop.config import load_sweep
-from isoflop.config.schema import Replicate
+from isoflop.config.grid_schema import Replicate
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_parametric
 from isoflop.followup.extend import Extension, extend

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from isoflop.config import load_sweep
-from isoflop.config.schema import Point, Sweep, WidthRule
+from isoflop.config.grid_schema import Point, WidthRule
+from isoflop.config.schema import Sweep
 from isoflop.laws import SURFACES, Surface
 from isoflop.planning.plan import Plan, plan
 

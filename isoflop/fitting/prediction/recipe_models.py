@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from isoflop.config.grid_schema import MAX_WIDTH, WidthRule
 from isoflop.config.identity import budget_label
-from isoflop.config.schema import MAX_WIDTH, Sweep, WidthRule
+from isoflop.config.schema import Sweep
 from isoflop.config.sweep_definition import load_sweep, to_mapping
 from isoflop.errors import ConfigError, FitError
 from isoflop.planning.checked_recipe import CheckedRecipe
