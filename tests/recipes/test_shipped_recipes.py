@@ -1,4 +1,4 @@
-"""Recipes: SODA's rules against the rows of its grid, each rule, and a user's recipe."""
+"""Shipped recipes: SODA's rules against the rows of its grid, and POCKET's."""
 
 from __future__ import annotations
 
@@ -9,24 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.errors import ConfigError
-from isoflop.recipes import (
-    POCKET,
-    RECIPES,
-    SODA,
-    BatchRule,
-    Beta2Rule,
-    Candidate,
-    Dropped,
-    DropReason,
-    LearningRateRule,
-    Limits,
-    RecipeLike,
-    find_recipe,
-)
-from isoflop.shapes import ModelShape
+from isoflop.recipes import POCKET, SODA, Candidate, Dropped, DropReason, Limits
 
-GRID_FILE = Path(__file__).parent / "planning" / "soda_grid.csv"
+GRID_FILE = Path(__file__).parents[1] / "planning" / "soda_grid.csv"
 GRID = list(csv.DictReader(GRID_FILE.read_text().splitlines()))
 """SODA's grid, reconstructed from its rule: all points that pass the batch test, and the seven
 hand-set ones."""
@@ -125,52 +110,6 @@ def test_scales_multiply_the_results_of_the_rules() -> None:
     assert isinstance(soda(768, 1e17, batch_scale=2.0**-10), Dropped)
 
 
-SHAPE = ModelShape(64, 2, 1, 1, 64, 256, 1000, 128)
-FLOPS_PER_STEP = SHAPE.train_flops_per_token * 128  # batch of one sequence
-
-
-@pytest.mark.parametrize(
-    ("rounding", "exact_batch", "batch"),
-    [
-        ("up", 0.3, 1),
-        ("up", 4.0, 4),
-        ("up", 4.1, 8),
-        ("up", 8.0, 8),
-        ("nearest", 0.3, 1),
-        ("nearest", 5.6, 4),
-        ("nearest", 5.7, 8),
-        ("whole", 0.3, 1),
-        ("whole", 5.6, 6),
-        ("whole", 21.4, 21),
-    ],
-)
-def test_batch_nears_the_target_steps(rounding: str, exact_batch: float, batch: int) -> None:
-    rule = BatchRule(target_steps=1000, rounding=rounding, source="")  # type: ignore[arg-type]
-    assert rule(exact_batch * 1000 * FLOPS_PER_STEP, SHAPE) == batch
-
-
-def test_learning_rate_counts_the_batch_in_its_unit() -> None:
-    rule = LearningRateRule(2.0, 0.5, -1.0, "sequences", cap=1.0, halve_batch=False, source="")
-    assert rule(SHAPE, 16) == pytest.approx(2.0 * 4 / 64)
-    by_tokens = dataclasses.replace(rule, unit="tokens")
-    assert by_tokens(SHAPE, 16) == pytest.approx(2.0 * math.sqrt(16 * 128) / 64)
-
-
-def test_a_learning_rate_above_the_cap_halves_the_batch_but_never_to_nothing() -> None:
-    rule = LearningRateRule(1.0, 0.5, 0.0, "sequences", cap=2.0, halve_batch=True, source="")
-    assert rule.limit_batch(SHAPE, 16) == 4
-    assert dataclasses.replace(rule, cap=0.5).limit_batch(SHAPE, 16) == 1
-    assert dataclasses.replace(rule, halve_batch=False).limit_batch(SHAPE, 16) == 16
-
-
-def test_beta2_remembers_the_same_number_of_tokens() -> None:
-    rule = Beta2Rule(base=0.98, reference=128, unit="sequences", source="")
-    assert rule(SHAPE, 128) == pytest.approx(0.98)
-    assert rule(SHAPE, 32) ** 4 == pytest.approx(0.98)
-    by_tokens = dataclasses.replace(rule, reference=128 * 128, unit="tokens")
-    assert by_tokens(SHAPE, 128) == pytest.approx(0.98)
-
-
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 48, 64, 96, 128])
 @pytest.mark.parametrize("budget", [3e11, 1e12, 1e13])
 def test_pocket_suits_small_models(width: int, budget: float) -> None:
@@ -187,51 +126,3 @@ def test_every_rule_has_its_source(recipe: object) -> None:
     assert set(recipe.sources) == {"depth", "heads", "mlp_ratio"}
     assert all(sources)
     assert not any("\n" in source for source in sources)
-
-
-def test_recipes_are_found_by_name() -> None:
-    assert find_recipe("soda") is SODA
-    assert all(isinstance(recipe, RecipeLike) for recipe in RECIPES.values())
-
-
-def test_a_recipe_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "lab_recipes.py").write_text(
-        "import dataclasses\n"
-        "from isoflop.recipes import SODA\n"
-        "deep = dataclasses.replace(\n"
-        "    SODA, name='deep', version=3, depth=lambda width: width // 32\n"
-        ")\n"
-        "nothing = 3\n"
-    )
-    (tmp_path / "broken_recipes.py").write_text("1 / 0\n")
-    (tmp_path / "needy_recipes.py").write_text("import absent_library\n")
-    (tmp_path / "empty_recipes.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    deep = find_recipe("lab_recipes:deep")
-    assert (deep.name, deep.version, deep.shape(256, 1000, 128).layers) == ("deep", 3, 8)
-    for name, reason in [
-        ("lab_recipes:nothing", "is no recipe: it needs name, version, shape and solve"),
-        (
-            "lab_recipes:missing",
-            "^recipe 'lab_recipes:missing': lab_recipes has no 'missing'; it has SODA, deep$",
-        ),
-        (
-            "empty_recipes:deep",
-            "empty_recipes has no 'deep'; define it there: an object with name, version, shape and",
-        ),
-        ("broken_recipes:deep", r"can't be imported \(division by zero\)$"),
-        ("needy_recipes:deep", r"can't be imported \(No module named 'absent_library'\)$"),
-        (
-            "absent_recipes:deep",
-            r"can't be imported \(.*\); is its folder .* If not: export PYTHONPATH=FOLDER$",
-        ),
-        ("absent_recipes.more:deep", "If not: export PYTHONPATH=FOLDER$"),
-    ]:
-        with pytest.raises(ConfigError, match=reason):
-            find_recipe(name)
-
-
-@pytest.mark.parametrize(("name", "nearest"), [("sodaa", "soda"), ("poket", "pocket")])
-def test_an_unknown_recipe_names_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(ConfigError, match=f"recipe '{name}' is not known; did you mean {nearest}?"):
-        find_recipe(name)
