@@ -64,12 +64,12 @@ def submit(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.control import REASONS_S, count_never_starting
+    from isoflop.launching.queue.submission_plan import plan_submission
     from isoflop.launching.queue.submit_array import SubmitLimitError
     from isoflop.launching.records.approvals import read_approved
     from isoflop.launching.records.code_snapshot import describe_code_difference
     from isoflop.launching.records.submissions import submissions_folder
     from isoflop.launching.slurm.client import max_array_size
-    from isoflop.launching.submit import plan_submission
     from isoflop.launching.submit import submit as queue
     from isoflop.planning.plan import plan as lay_out
     from isoflop.planning.pricing import with_remaining_bill

@@ -69,7 +69,7 @@ def with_bill(
         BudgetError: the bill exceeds `max_gpu_hours`.
     """
     from isoflop.config.profile import load_profile
-    from isoflop.planning.array_limits import UNLIMITED
+    from isoflop.planning.job_arrays import UNLIMITED
     from isoflop.planning.pricing import check_cap
     from isoflop.planning.pricing import with_bill as price
 

@@ -23,6 +23,7 @@ from isoflop.launching.queue.submit_array import queue_job
 from isoflop.launching.records.code_snapshot import snapshot_code
 from isoflop.launching.records.sweep_directory import run_config
 from isoflop.launching.slurm import client as slurm
+from isoflop.launching.slurm.tasks import Task
 from isoflop.launching.worker.calibration_job import (
     MAX_MESSAGE_CHARACTERS,
     ORDER_FILE,
@@ -259,7 +260,7 @@ class _PendingJob:
     queue_limit: float
     missing_since: float | None = None
 
-    def is_measured(self, job_id: str, task: slurm.Task | None, wait_s: float) -> bool:
+    def is_measured(self, job_id: str, task: Task | None, wait_s: float) -> bool:
         """Return whether all classes are measured.
 
         Raises:

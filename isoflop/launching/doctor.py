@@ -23,6 +23,7 @@ from isoflop.launching.queue.reconcile import explain, never_starts
 from isoflop.launching.records.code_snapshot import PACKAGE
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.signals import Job
+from isoflop.launching.slurm.tasks import Task
 
 WAIT_S = 120.0
 POLL_S = 0.5
@@ -245,7 +246,7 @@ def _check_properties(properties: dict[str, Any], profile: Profile, gpus: int) -
         yield Check("gpus", count >= gpus, f"{count} visible, {gpus} requested", mend)
 
 
-def _no_answer(task: slurm.Task | None, folder: Path, waited_s: float) -> Check:
+def _no_answer(task: Task | None, folder: Path, waited_s: float) -> Check:
     """Return the failed check of a probe that wrote no answer."""
     if task is not None and task.waits and never_starts(task.wait_reason):
         mend = explain(task.wait_reason).partition(": ")[2]

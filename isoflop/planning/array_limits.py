@@ -1,4 +1,4 @@
-"""Job arrays of a study: grouping of jobs, shares of the limits, start and end of each job.
+"""Shares of a cluster's limits on GPUs and jobs, one for each array of a study.
 
 SLURM limits the tasks of one array that run at a time. It has no limit on the GPUs of several
 arrays together. So each array gets a share of the limits, or waits for the shares of arrays that
@@ -7,34 +7,15 @@ have ended.
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from isoflop.config.profile import Profile
-from isoflop.planning.queue_simulation import Job, Order, Schedule, critical_chain, sort_key
-
-UNLIMITED = 1 << 60
-MAX_EXACT_JOBS = 500
-"""Size of an array above which its hours are estimated when shares are compared."""
+from isoflop.planning.job_arrays import UNLIMITED, Concurrency, array_hours, makespan
+from isoflop.planning.queue_simulation import Job, Order, sort_key
 
 MAX_SEQUENTIAL_RATIO = 0.8
 """Ratio of hours below which arrays wait for others to end; one stuck job then delays them all."""
-
-
-@dataclass(frozen=True)
-class Concurrency:
-    """The share of the limits that one array of jobs of one size gets.
-
-    Attributes:
-        max_jobs: largest number of its jobs at a time, at least 1.
-        after: numbers of the arrays that end before it starts.
-    """
-
-    max_jobs: int
-    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,25 +26,6 @@ class _Capacity:
     gpus: int
     jobs: int
     after: frozenset[int] = frozenset()
-
-
-def group_into_arrays(
-    jobs: Sequence[Job], order: Order, max_array_size: int = UNLIMITED, *, limited: bool = True
-) -> list[list[int]]:
-    """Return the numbers of the jobs of each array: up to `max_array_size` jobs of one size each.
-
-    In order `budget`, jobs of several sizes that do not all start at once (`limited`) get an array
-    per budget too. Otherwise small budgets of one size would wait for large budgets of another.
-    """
-    by_budget = limited and order == "budget" and len({_size(job) for job in jobs}) > 1
-    groups: dict[tuple[float, int, int], list[int]] = defaultdict(list)
-    for number in sorted(range(len(jobs)), key=lambda number: sort_key(jobs[number], order)):
-        groups[jobs[number].budget if by_budget else 0.0, *_size(jobs[number])].append(number)
-    return [
-        group[first : first + max_array_size]
-        for group in groups.values()  # in the order of their first jobs
-        for first in range(0, len(group), max_array_size)
-    ]
 
 
 def allocate_limits(
@@ -100,7 +62,7 @@ def allocate_limits(
         (max_jobs or 0) - sum(capacity.jobs for capacity in held),
     )
     balanced = _allocate_in_sequence(arrays, shares, [*held, free], max_gpus, max_jobs)
-    sooner = _makespan(arrays, sequential) < MAX_SEQUENTIAL_RATIO * _makespan(arrays, balanced)
+    sooner = makespan(arrays, sequential) < MAX_SEQUENTIAL_RATIO * makespan(arrays, balanced)
     return sequential if sooner and not queued else balanced
 
 
@@ -210,56 +172,6 @@ def _reserve_running(
     return changed
 
 
-def simulate_arrays(
-    jobs: Sequence[Job], arrays: Sequence[Sequence[int]], shares: Sequence[Concurrency]
-) -> Schedule:
-    """Return the schedule of the jobs; the next job of an array starts when one of it ends.
-
-    Args:
-        jobs: all jobs.
-        arrays: numbers of the jobs of each array, in order.
-        shares: share of each array.
-    """
-    starts, ends = [0.0] * len(jobs), [0.0] * len(jobs)
-    predecessors: list[int | None] = [None] * len(jobs)
-    last_jobs: dict[int, int] = {}
-    for number in topological_order(shares):
-        share = shares[number]
-        last = max((last_jobs[other] for other in share.after), key=ends.__getitem__, default=None)
-        slots: list[tuple[float, int | None]] = [
-            (0.0 if last is None else ends[last], last)
-        ] * share.max_jobs
-        for job in arrays[number]:
-            starts[job], predecessors[job] = slots[0]
-            ends[job] = starts[job] + jobs[job].hours
-            heapq.heapreplace(slots, (ends[job], job))
-        last_jobs[number] = max(arrays[number], key=ends.__getitem__)
-    return Schedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
-
-
-def topological_order(shares: Sequence[Concurrency]) -> list[int]:
-    """Return the numbers of the arrays, each after those it waits for."""
-
-    @cache
-    def depth(number: int) -> int:
-        return 1 + max(map(depth, shares[number].after)) if shares[number].after else 0
-
-    return sorted(range(len(shares)), key=depth)
-
-
-def _makespan(arrays: Sequence[Sequence[Job]], shares: Sequence[Concurrency]) -> float:
-    """Return the hours until all arrays have ended."""
-    ends: dict[int, float] = {}
-    for number in topological_order(shares):
-        start = max((ends[other] for other in shares[number].after), default=0.0)
-        ends[number] = start + _array_hours(arrays[number], shares[number].max_jobs)
-    return max(ends.values(), default=0.0)
-
-
-def _size(job: Job) -> tuple[int, int]:
-    return job.gpus, job.nodes
-
-
 def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]:
     """Return the jobs of each array at a time from the start on; 0 if it cannot start then."""
     counts = [0] * len(arrays)
@@ -271,7 +183,7 @@ def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]
         if counts[number] == len(arrays[number]) or job.gpus > gpus or jobs < 1:
             return False
         counts[number], gpus, jobs = counts[number] + 1, gpus - job.gpus, jobs - 1
-        hours[number] = _array_hours(arrays[number], counts[number])
+        hours[number] = array_hours(arrays[number], counts[number])
         return True
 
     for number in range(len(arrays)):
@@ -288,7 +200,7 @@ def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]
 
 def _held_capacity(number: int, array: Sequence[Job], max_jobs: int, start: float) -> _Capacity:
     """Return the capacity that an array holds, which is free for others after it."""
-    end = start + _array_hours(array, max_jobs)
+    end = start + array_hours(array, max_jobs)
     return _Capacity(end, max_jobs * array[0].gpus, max_jobs, frozenset((number,)))
 
 
@@ -316,15 +228,15 @@ def _allocate_freed(
             jobs if needs_jobs else len(array),
         )
         if count:
-            end = capacity.free_at + _array_hours(array, count)
+            end = capacity.free_at + array_hours(array, count)
             option = (end, capacity.free_at, used, count)
             best = min(best or option, option)
     if best is None:  # a job beyond the limit, which sizing refuses: alone, after all others
         start = capacities[-1].free_at
-        best = (start + _array_hours(array, 1), start, len(capacities), 1)
+        best = (start + array_hours(array, 1), start, len(capacities), 1)
     end, start, used, count = best
     # Fewer jobs at a time may end as soon, and leave capacity to others.
-    while count > 1 and start + _array_hours(array, count - 1) <= end:
+    while count > 1 and start + array_hours(array, count - 1) <= end:
         count -= 1
     sources = [
         capacity
@@ -339,14 +251,3 @@ def _allocate_freed(
     spare = _Capacity(start, max(0, spare_gpus), max(0, spare_jobs), after)
     capacities[:] = [*unused, spare, held]
     return Concurrency(count, tuple(sorted(after)))
-
-
-def _array_hours(array: Iterable[Job], max_jobs: int) -> float:
-    """Return the hours from the start of an array to the end of its last job."""
-    hours = [job.hours for job in array]
-    if len(hours) > MAX_EXACT_JOBS:
-        return max(max(hours), sum(hours) / max_jobs)
-    slot_ends = [0.0] * min(max_jobs, len(hours))
-    for duration in hours:
-        heapq.heapreplace(slot_ends, slot_ends[0] + duration)
-    return max(slot_ends)

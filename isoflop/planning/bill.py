@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.config.profile import ROOT_NOT_GIVEN, Profile
-from isoflop.planning.array_limits import UNLIMITED
 from isoflop.planning.calibration import Calibration
+from isoflop.planning.job_arrays import UNLIMITED
 from isoflop.planning.queue_simulation import Order, Schedule
 from isoflop.planning.sizing import Size
 from isoflop.text import bytes_text

@@ -11,14 +11,10 @@ from functools import partial
 
 from isoflop.config.profile import Profile
 from isoflop.errors import BudgetError, ConfigError
-from isoflop.planning.array_limits import (
-    UNLIMITED,
-    allocate_concurrency,
-    group_into_arrays,
-    simulate_arrays,
-)
+from isoflop.planning.array_limits import allocate_concurrency
 from isoflop.planning.bill import Bill, Total, held_gpu_hours
 from isoflop.planning.calibration import Calibration
+from isoflop.planning.job_arrays import UNLIMITED, group_into_arrays, simulate_arrays
 from isoflop.planning.plan import Plan
 from isoflop.planning.queue_simulation import Job, Order, Schedule, simulate
 from isoflop.planning.run_spec import RunSpec

@@ -1,4 +1,4 @@
-"""Arrays of jobs: their grouping, their shares of the limits, and their schedule."""
+"""Shares of the limits for arrays of jobs."""
 
 from __future__ import annotations
 
@@ -8,37 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.planning.array_limits import (
-    Concurrency,
-    allocate_limits,
-    group_into_arrays,
-    simulate_arrays,
-)
+from isoflop.planning.array_limits import allocate_limits
+from isoflop.planning.job_arrays import Concurrency, group_into_arrays, simulate_arrays
 from isoflop.planning.queue_simulation import Job, Order
-
-
-def jobs(*requests: tuple[int, float]) -> list[Job]:
-    """Return jobs a, b, c, ... of (GPUs, hours), two of each budget."""
-    return [
-        Job("abcdefgh"[i], gpus, hours, 10.0 ** (i // 2))
-        for i, (gpus, hours) in enumerate(requests)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("requests", "order", "max_array_size", "arrays"),
-    [
-        ([], "longest", 9, []),
-        ([(1, 1.0), (2, 3.0), (1, 2.0)], "longest", 9, [[1], [2, 0]]),
-        ([(1, 1.0), (1, 2.0), (1, 4.0), (1, 3.0)], "budget", 9, [[1, 0, 2, 3]]),
-        ([(1, 1.0), (2, 2.0), (1, 4.0), (2, 3.0)], "budget", 9, [[1], [0], [2], [3]]),
-        ([(1, 5.0), (1, 4.0), (1, 3.0)], "longest", 2, [[0, 1], [2]]),
-    ],
-)
-def test_jobs_are_grouped_by_size(
-    requests: list[tuple[int, float]], order: Order, max_array_size: int, arrays: list[list[int]]
-) -> None:
-    assert group_into_arrays(jobs(*requests), order, max_array_size) == arrays
 
 
 @pytest.mark.parametrize(
@@ -91,15 +63,6 @@ def test_shares_by_hand(
     assert allocate_limits(array_jobs, max_gpus, max_jobs, order) == shares
 
 
-def test_schedule_and_critical_jobs() -> None:
-    queued = jobs((1, 4.0), (1, 3.0), (1, 2.0), (2, 5.0))
-    schedule = simulate_arrays(queued, [[0, 1, 2], [3]], [Concurrency(2), Concurrency(1, (0,))])
-    assert schedule.starts == (0.0, 0.0, 3.0, 5.0)
-    assert schedule.ends == (4.0, 3.0, 5.0, 10.0)
-    assert schedule.critical == ("b", "c", "d")
-    assert schedule.finish_hours == 10.0
-
-
 job_requests = st.lists(
     st.tuples(st.sampled_from([0, 1, 2, 4, 8]), st.floats(0.01, 100)), min_size=1, max_size=8
 )
@@ -121,7 +84,9 @@ def test_limits_hold_however_long_jobs_really_take(
     max_array_size: int,
     real_hours: list[float],
 ) -> None:
-    planned = jobs(*requests)
+    planned = [
+        Job(str(i), gpus, hours, 10.0 ** (i // 2)) for i, (gpus, hours) in enumerate(requests)
+    ]
     arrays = group_into_arrays(planned, order, max_array_size)
     assert sorted(itertools.chain(*arrays)) == list(range(len(planned)))
     array_jobs = [[planned[number] for number in array] for array in arrays]

@@ -17,13 +17,14 @@ import pytest
 from isoflop.config.profile import Profile, load_profile
 from isoflop.launching.queue import submit_array as queueing
 from isoflop.launching.queue.arrays import Array
+from isoflop.launching.queue.submission_plan import SubmissionPlan
 from isoflop.launching.queue.submit_array import submit_array
 from isoflop.launching.records import code_snapshot as snapshot
 from isoflop.launching.records import submissions
 from isoflop.launching.records.study_files import write_study_profile
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.launching.submit import SubmissionPlan, submit
+from isoflop.launching.submit import submit
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory

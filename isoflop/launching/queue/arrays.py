@@ -10,12 +10,8 @@ from typing import Any
 
 from isoflop.config.profile import Profile
 from isoflop.config.sbatch import list_gpu_options, plain_name, takes_whole_nodes
-from isoflop.planning.array_limits import (
-    Concurrency,
-    allocate_concurrency,
-    group_into_arrays,
-    topological_order,
-)
+from isoflop.planning.array_limits import allocate_concurrency
+from isoflop.planning.job_arrays import Concurrency, group_into_arrays, topological_order
 from isoflop.planning.queue_simulation import Job, Order
 from isoflop.planning.run_spec import RunSpec
 from isoflop.planning.wall_time import max_job_hours, save_lead_s

@@ -12,7 +12,7 @@ from pathlib import Path
 from isoflop.errors import ClusterError
 from isoflop.launching.records.submissions import Submission, submissions_folder
 from isoflop.launching.slurm import client as slurm
-from isoflop.launching.slurm.client import Task
+from isoflop.launching.slurm.tasks import Task
 
 
 @dataclass(frozen=True)

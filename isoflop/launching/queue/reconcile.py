@@ -24,13 +24,13 @@ from isoflop.launching.queue.job_states import (
 )
 from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
 from isoflop.launching.records.submissions import Submission, submissions_folder
-from isoflop.launching.slurm.client import (
+from isoflop.launching.slurm.signals import KILLED_EXIT_CODE
+from isoflop.launching.slurm.tasks import (
     INTERRUPTED_STATES,
     WAITING_STATES,
     Task,
     find_permanent_wait,
 )
-from isoflop.launching.slurm.signals import KILLED_EXIT_CODE
 from isoflop.launching.worker.attempt import read_peer_failure, record_failure
 from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory, State
 

@@ -24,6 +24,11 @@ from isoflop.files import replace_file
 from isoflop.launching.queue.arrays import Array, python_command, sbatch_options, setup_lines
 from isoflop.launching.records.submissions import Submission, read_submissions, submissions_folder
 from isoflop.launching.slurm import client as slurm
+from isoflop.launching.slurm.sbatch_refusals import (
+    find_profile_key,
+    is_submit_limit,
+    is_transient,
+)
 from isoflop.launching.slurm.signals import Job
 from isoflop.launching.worker.slurm_job import RunJob
 from isoflop.planning.wall_time import max_job_hours
@@ -220,7 +225,7 @@ def _queue(
                 return submitted[0].job_id.split("_")[0]
             except (FailedJobError, FailedSubmissionError) as problem:
                 refusal = _error_text(problem)
-                transient = slurm.is_transient(refusal)
+                transient = is_transient(refusal)
                 may_be_queued |= transient or isinstance(problem, FailedSubmissionError)
         # sbatch may give up waiting although its array is queued, even some time later.
         for wait in (0.0, pause):
@@ -273,9 +278,9 @@ def _error_text(problem: Exception) -> str:
 
 def _to_error(refusal: str, profile: Profile) -> ConfigError | SubmitLimitError:
     """Return the error for a job that sbatch rejects permanently."""
-    if slurm.is_submit_limit(refusal):
+    if is_submit_limit(refusal):
         return SubmitLimitError("job submit limit reached", _sbatch_message(refusal))
-    key = slurm.find_profile_key(refusal) or ""
+    key = find_profile_key(refusal) or ""
     gpu_options = sorted(map(plain_name, list_gpu_options(profile.slurm)))
     if key.startswith("gpu") and gpu_options:  # these replaced the profile's section `gpu`
         key = ", ".join([*(f"slurm.{name}" for name in gpu_options), *key.split(", ")[1:]])

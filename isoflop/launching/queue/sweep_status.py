@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isoflop.errors import ClusterError
-from isoflop.launching.slurm.client import LAUNCH_FAILED
+from isoflop.launching.slurm.tasks import LAUNCH_FAILED
 from isoflop.runs.run_directory import State
 
 MAX_STATE_NUMBER = 1e10

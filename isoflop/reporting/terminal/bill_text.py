@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from isoflop.fitting.study_fits import StudyFits
     from isoflop.followup.power_analysis import ExpectedIntervals
+    from isoflop.launching.queue.submission_plan import SubmissionPlan
     from isoflop.launching.records.submissions import Submission
-    from isoflop.launching.submit import SubmissionPlan
     from isoflop.planning.bill import Bill
     from isoflop.planning.calibration import Calibration
     from isoflop.planning.plan import Plan
