@@ -6,7 +6,6 @@ A run that is killed at any moment resumes to the same losses as an undisturbed 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from isoflop.data.order import SampleOrder
 from isoflop.data.shards import Manifest, Windows
-from isoflop.errors import DataError, RunError
-from isoflop.frames import Ints
+from isoflop.errors import DataError
 from isoflop.planning.sizing import activation_value_bytes
 from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.shapes import ModelShape
@@ -32,9 +30,9 @@ from isoflop.training.devices import (
 )
 from isoflop.training.distributed import SINGLE_PROCESS, Ranks
 from isoflop.training.loggers import Loggers
-from isoflop.training.loss import sum_by_kind
 from isoflop.training.loss_recorder import LossRecorder, check_log, is_eval_step, is_log_step
 from isoflop.training.loss_sums import LossSums
+from isoflop.training.micro_batches import MicroBatches
 from isoflop.training.model import Decoder
 from isoflop.training.optimizer import CautiousAdamC, clip_gradients, parameter_groups
 from isoflop.training.run_config import read_run_config
@@ -115,7 +113,7 @@ class Trainer:
         )
         self.windows = Windows(folder, "train", self.shape.seq_len, manifest)
         self.heldout = Windows(folder, self.config["metric"]["set"], self.shape.seq_len, manifest)
-        self.kinds = torch.from_numpy(manifest.vocabulary.kinds).long().to(self.fabric.device)
+        self.kinds_V = torch.from_numpy(manifest.vocabulary.kinds).long().to(self.fabric.device)
         self.order = SampleOrder(
             len(self.windows), self.settings["batch_size"], self.settings["seed"]
         )
@@ -127,8 +125,7 @@ class Trainer:
         self.ranks.barrier()
         # Replicas that round differently would drift apart: all are compiled, or none.
         self.compiled = not self.ranks.any(is_eager)[0]
-        self.max_micro_batch = sys.maxsize  # until the GPU runs out of memory
-        self.micro_batch, checkpointing = self._choose_micro_batch(
+        micro_batch, checkpointing = self._choose_micro_batch(
             max(1, self.settings["batch_size"] // self.ranks.size)
         )
         decoder = Decoder(self.shape, checkpointing)
@@ -147,6 +144,9 @@ class Trainer:
                 eps=optimizer["eps"],
                 compiled=self.compiled,
             )
+        )
+        self.micro_batches = MicroBatches(
+            self.fabric, self.model, self.optimizer, self.kinds_V, micro_batch
         )
         self.peak_flops = peak_flops(self.fabric.device) * self.ranks.size
 
@@ -247,9 +247,10 @@ class Trainer:
         windows = torch.from_numpy(
             self.windows[self.order.batch(self.step, self.ranks.rank, self.ranks.size)]
         )
-        while (loss_sums := self._add_gradients(windows, identity["z_loss"])) is None:
-            self.micro_batch = self._halve_micro_batch(self.micro_batch)
-            self.optimizer.zero_grad()
+        targets = self.order.batch_size * self.shape.seq_len
+        loss_sums = self.micro_batches.add_gradients(
+            windows, targets, identity["z_loss"], self.step
+        )
         self.loss_sums.add(loss_sums.sums, loss_sums.counts)
         self.ranks.sum(*(weight.grad for weight in self.flat_weights))
         norm = clip_gradients(self.flat_weights, identity["optimizer"]["grad_clip"])
@@ -258,51 +259,6 @@ class Trainer:
         self.step += 1
         return norm
 
-    def _add_gradients(self, windows_BS: Tensor, z_loss: float) -> LossSums | None:
-        """Add the gradients of a batch; return its losses, or None if the GPU ran out of memory."""
-        loss_sums = LossSums.zeros(self.fabric.device)
-        try:
-            for micro_BS in windows_BS.split(self.micro_batch):
-                losses_T, objective_T, kinds_T = self._losses(micro_BS, z_loss)
-                self.fabric.backward(
-                    objective_T.sum() / (self.order.batch_size * self.shape.seq_len)
-                )
-                loss_sums.add(*sum_by_kind(losses_T, kinds_T))
-        except torch.OutOfMemoryError:
-            return None
-        return loss_sums
-
-    def _halve_micro_batch(self, sequences: int) -> int:
-        """Return half of the sequences that did not fit into the GPU, from now on the maximum.
-
-        The planner's estimate of their memory is not exact, and other processes may use the GPU.
-
-        Raises:
-            RunError: a single sequence that did not fit.
-        """
-        if sequences == 1:
-            raise RunError(
-                f"out of memory with a micro-batch of one sequence of {self.shape.seq_len} tokens; "
-                "train this model on a larger GPU, or check (nvidia-smi) for other processes on "
-                "this one"
-            )
-        self.max_micro_batch = (sequences + 1) // 2
-        log.warning(
-            "out of memory: from step %d on a micro-batch has at most %d sequences",
-            self.step,
-            self.max_micro_batch,
-        )
-        torch.cuda.empty_cache()
-        return self.max_micro_batch
-
-    def _losses(self, windows_BS: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Return losses (T,), training objectives (T,) and kinds of the targets (T,) of windows."""
-        windows_BS = windows_BS.to(self.fabric.device, non_blocking=True)
-        targets_BS = windows_BS[:, 1:]
-        with self.fabric.autocast():
-            losses_T, objective_T = self.model.losses(windows_BS[:, :-1], targets_BS, z_loss)
-        return losses_T, objective_T, self.kinds[targets_BS.flatten()]
-
     def _evaluate(self) -> LossSums:
         """Return the losses on held-out windows.
 
@@ -310,28 +266,11 @@ class Trainer:
         """
         indices = self.heldout.spread(self.config["metric"]["tokens"])
         own_indices = indices[self.ranks.rank :: self.ranks.size]
-        size = min(self._choose_micro_batch(len(indices))[0], self.max_micro_batch)
-        self.model.eval()
-        while (loss_sums := self._sum_heldout_losses(own_indices, size)) is None:
-            size = self._halve_micro_batch(size)
-        self.model.train()
+        size, _ = self._choose_micro_batch(len(indices))
+        loss_sums = self.micro_batches.sum_heldout_losses(
+            self.heldout, own_indices, size, self.step
+        )
         self.ranks.sum(loss_sums.sums, loss_sums.counts)
-        return loss_sums
-
-    @torch.no_grad()
-    def _sum_heldout_losses(self, indices: Ints, size: int) -> LossSums | None:
-        """Return the losses of held-out windows, or None if the GPU ran out of memory.
-
-        `size` windows are processed at once.
-        """
-        loss_sums = LossSums.zeros(self.fabric.device)
-        try:
-            for start in range(0, len(indices), size):
-                windows = torch.from_numpy(self.heldout[indices[start : start + size]])
-                losses_T, _, kinds_T = self._losses(windows)
-                loss_sums.add(*sum_by_kind(losses_T, kinds_T))
-        except torch.OutOfMemoryError:
-            return None
         return loss_sums
 
     # Records

@@ -54,7 +54,7 @@ def measure(
     memory, save_s = int(trainer.max_over_ranks(_peak_memory_bytes())), trainer.save_seconds()
     tokens_per_second = trainer.order.batch_size * trainer.shape.seq_len / step_s
     gpu = trainer.fabric.device.type == "cuda"
-    micro_batch, checkpointing = trainer.micro_batch, trainer.model.checkpointing
+    micro_batch, checkpointing = trainer.micro_batches.size, trainer.model.checkpointing
     mfu = tokens_per_second * trainer.shape.train_flops_per_token / trainer.peak_flops
     return Measurement(
         shape=trainer.shape,

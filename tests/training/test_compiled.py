@@ -73,7 +73,7 @@ def test_blocks_and_head_work_in_the_precision_of_the_run(tmp_path: Path, precis
         module for name, module in trainer.model.named_modules() if name.endswith("mlp.down")
     )
     down.register_forward_hook(lambda _module, _inputs, output: dtypes.append(output.dtype))
-    losses_T, *_ = trainer._losses(torch.from_numpy(trainer.windows[np.arange(1)]))
+    losses_T, *_ = trainer.micro_batches.losses(torch.from_numpy(trainer.windows[np.arange(1)]))
     assert dtypes == [torch.float32 if precision == "fp32" else torch.bfloat16]
     assert losses_T.dtype == torch.float32
 
