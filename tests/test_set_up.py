@@ -99,8 +99,8 @@ def test_a_probe_is_the_dry_run_of_the_installation() -> None:
         assert "--dry-run" not in source.install
         assert set(source.install) <= set(source.probe)
     assert " ".join(without_gpu[0].install) == (
-        "python -m pip install --no-compile --no-deps --index-url https://download.pytorch.org/whl/cpu "
-        "torch==2.13.0"
+        "python -m pip install --no-compile --no-deps "
+        "--index-url https://download.pytorch.org/whl/cpu torch==2.13.0"
     )
 
 
