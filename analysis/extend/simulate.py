@@ -34,10 +34,14 @@ from isoflop.config.schema import Sweep
 from isoflop.fitting.estimators.fisher import Design
 from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.estimators.noise import Noise
-from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, estimate_many
+from isoflop.fitting.estimators.surface_estimate import (
+    Estimate,
+    Sample,
+    estimate_many,
+    optimum,
+)
 from isoflop.fitting.methods.parametric import hold_out_surface
 from isoflop.fitting.results.diagnostics import FINDING_ALPHA
-from isoflop.fitting.results.parametric_fit import optimum
 from isoflop.followup.candidates import CandidatePoint, list_candidate_points
 from isoflop.followup.extend import select_runs
 from isoflop.followup.finished_study import FinishedStudy

@@ -10,10 +10,9 @@ import numpy as np
 from scipy.special import fdtrc
 
 from isoflop.fitting.estimators.fisher import Design
-from isoflop.fitting.estimators.surface_estimate import Estimate, Sample
+from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, optimum
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.diagnostics import FINDING_ALPHA
-from isoflop.fitting.results.parametric_fit import optimum
 from isoflop.followup.bracketing import ProfileSizes
 from isoflop.followup.candidates import CandidatePoint
 from isoflop.followup.selection import Option

@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from isoflop.files import replace_file
-from isoflop.fitting.results.base import Fit, ProfileFit
+from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.results.parametric_fit import ParametricFit
+from isoflop.fitting.results.profile_fit import ProfileFit
 from isoflop.plotting.curve_plots import plot_loss_curves
 
 PNG_DPI = 160

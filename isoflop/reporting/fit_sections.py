@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from isoflop.fitting.results.base import Fit, ProfileFit
+from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
+from isoflop.fitting.results.profile_fit import ProfileFit
 from isoflop.fitting.terms import TITLES
 from isoflop.frames import records
 from isoflop.reporting import markup as page

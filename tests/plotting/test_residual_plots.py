@@ -8,7 +8,7 @@ import pytest
 from support.figure_checks import axes_in_axes_out, legend, marked, named, xy
 
 from isoflop.fitting import ParametricFit, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.results.base import ProfileFit
+from isoflop.fitting.results.profile_fit import ProfileFit
 
 RUNS = simulate_isoflop(points=7)
 SURFACE = fit_parametric(RUNS, bootstrap=0)

@@ -19,7 +19,7 @@ from scipy.special import stdtr, stdtrit
 from isoflop.fitting.estimators import parabola as para
 from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.intervals import Interval, Line, exponential
-from isoflop.fitting.terms import ENDS
+from isoflop.fitting.terms import ENDS, Axis
 from isoflop.frames import Floats
 
 SKEW_ERROR_ALPHA = 0.2
@@ -77,18 +77,17 @@ class Skew:
 
     def widen_laws(self, table: pd.DataFrame, confidence: float) -> pd.DataFrame:
         """Extend intervals of a, b, ratio (b / a), k_params, k_tokens by the skew of the laws."""
-        table = table.copy()
         size, data = self.shifts["params"].slope, self.shifts["tokens"].slope
-        rows = {name: Interval(*table.loc[name, ENDS]) for name in table.index}
+        rows = dict(zip(table.index, map(Interval._make, table[ENDS].to_numpy()), strict=True))
         a, ratio = rows["a"].value, rows["ratio"].value
+        widened = dict(rows)
         for name, shift in (("a", size), ("b", data), ("ratio", (data - ratio * size) / a)):
-            table.loc[name, ENDS] = list(self.reach(rows[name], shift, confidence))
+            widened[name] = self.reach(rows[name], shift, confidence)
         for name in ("params", "tokens"):
             with np.errstate(divide="ignore"):  # an end may be 0
                 logs = Interval(*map(float, np.log(rows[f"k_{name}"])))
-            widened = exponential(self.widen(logs, name, 1.0, confidence))
-            table.loc[f"k_{name}", ENDS] = list(widened)
-        return table
+            widened[f"k_{name}"] = exponential(self.widen(logs, name, 1.0, confidence))
+        return table.assign(**dict(zip(ENDS, np.transpose(list(widened.values())), strict=True)))
 
     def reach(self, interval: Interval, shift: float, confidence: float) -> Interval:
         """Return an interval that holds itself and itself moved by -shift.
@@ -107,6 +106,31 @@ class Skew:
     def to_dict(self) -> dict[str, Any]:
         """Return the skew for fit.json."""
         return asdict(self)
+
+
+def measure_skew(
+    pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats
+) -> tuple[Skew | None, GroupedResiduals | None]:
+    """Return the skew of the profiles used, with its shifts of the laws, and the residuals after
+    it; None for what the profiles do not determine.
+    """
+    estimate, budget_residuals = fit_skew(pairs)
+    if estimate is None:
+        return None, budget_residuals
+    shifts = np.array([vertex_shift(profile, parabola, estimate[0]) for profile, parabola in pairs])
+    vertices = np.array([float(q.vertices(q.coefficients)) for _, q in pairs])
+    other_shifts = np.array(
+        [
+            float(para.read_other_axis(p, v)[0] - para.read_other_axis(p, v - shift)[0])
+            for (p, _), v, shift in zip(pairs, vertices, shifts, strict=True)
+        ]
+    )
+    other = "tokens" if axis == "params" else "params"
+    lines = {
+        name: Shift.through(ln_flops, values)
+        for name, values in ((axis, shifts), (other, other_shifts))
+    }
+    return Skew(*estimate, lines), budget_residuals
 
 
 def fit_skew(

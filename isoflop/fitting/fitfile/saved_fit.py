@@ -17,7 +17,7 @@ from isoflop.fitting.estimators.skew import Shift, Skew
 from isoflop.fitting.results.fitted_laws import LawEstimate, Laws
 from isoflop.fitting.results.isoflop_fit import LineLawEstimate
 from isoflop.fitting.results.joint_fit import JointLawEstimate, LogLine
-from isoflop.fitting.results.parametric_fit import SurfaceLawEstimate
+from isoflop.fitting.results.surface_law import SurfaceLawEstimate
 from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import Finding
 from isoflop.frames import Floats

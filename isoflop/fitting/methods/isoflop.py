@@ -6,31 +6,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast
+from typing import Literal, Unpack, cast
 
 import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators import parabola as para
-from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.holdout import HoldOut, Predict, hold_out
 from isoflop.fitting.estimators.intervals import (
-    Interval,
     Line,
     check_confidence,
     check_resamples,
-    draws_interval,
-    exponential,
     lines_through,
-    t_interval,
-    wider,
 )
 from isoflop.fitting.estimators.noise import Noise, estimate_noise
-from isoflop.fitting.estimators.skew import Shift, Skew, fit_skew, vertex_shift
-from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES
-from isoflop.fitting.results.diagnostics import diagnose_profiles, explain_status
+from isoflop.fitting.estimators.skew import measure_skew
+from isoflop.fitting.results.diagnostics_profiles import diagnose_profiles, explain_status
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
+from isoflop.fitting.results.profile_table import find_optima, tabulate_profiles
 from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
 from isoflop.fitting.terms import Axis
 from isoflop.frames import Floats, column
@@ -38,17 +32,6 @@ from isoflop.text import flops_text
 
 AllowedStatuses = Sequence[para.Status] | Literal["all"]
 MIN_BUDGETS = 3  # two budgets determine a line exactly and leave no interval
-_OPTIMUM_COLUMNS = (
-    "params_opt",
-    "tokens_opt",
-    "loss_opt",
-    "low",
-    "high",
-    "curvature",
-    "depth",
-    "depth_to_noise",
-    "interpolation_error",
-)
 
 
 def fit_isoflop(
@@ -192,7 +175,7 @@ def _fit(
         raise FitError(
             f"{table.source}: the usable budgets have equal FLOPs, so they determine no law"
         )
-    vertices, others, lowest = _optima(pairs, [q.coefficients[None] for _, q in pairs])
+    vertices, others, lowest = find_optima(pairs, [q.coefficients[None] for _, q in pairs])
     names = (axis, "tokens" if axis == "params" else "params")
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
     lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
@@ -202,7 +185,7 @@ def _fit(
         budget_residuals is not None and budget_residuals.clustered_covariance is not None
     )
     law = lines[axis] if has_shared_noise else None
-    frame = _profile_frame(
+    frame = tabulate_profiles(
         profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, law, confidence
     )
     rollout = hold_out_lines(ln_flops, points, lines)
@@ -224,31 +207,6 @@ def _fit(
             table, frame, noise, axis, draws["optimum"], rollout, skew, budget_residuals
         ),
     )
-
-
-def measure_skew(
-    pairs: list[tuple[para.Profile, para.Parabola]], axis: Axis, ln_flops: Floats
-) -> tuple[Skew | None, GroupedResiduals | None]:
-    """Return the skew of the profiles used, with its shifts of the laws, and the residuals after
-    it; None for what the profiles do not determine.
-    """
-    estimate, budget_residuals = fit_skew(pairs)
-    if estimate is None:
-        return None, budget_residuals
-    shifts = np.array([vertex_shift(profile, parabola, estimate[0]) for profile, parabola in pairs])
-    vertices = np.array([float(q.vertices(q.coefficients)) for _, q in pairs])
-    other_shifts = np.array(
-        [
-            float(para.read_other_axis(p, v)[0] - para.read_other_axis(p, v - shift)[0])
-            for (p, _), v, shift in zip(pairs, vertices, shifts, strict=True)
-        ]
-    )
-    other = "tokens" if axis == "params" else "params"
-    lines = {
-        name: Shift.through(ln_flops, values)
-        for name, values in ((axis, shifts), (other, other_shifts))
-    }
-    return Skew(*estimate, lines), budget_residuals
 
 
 def hold_out_lines(
@@ -290,16 +248,6 @@ def _refuse_negative_loss(
                 f"{table.source}: the parabola of {flops_text(profile.budget)} FLOPs predicts a "
                 "negative loss; check the loss column and its unit"
             )
-
-
-def _optima(
-    pairs: list[tuple[para.Profile, para.Parabola]], coefficients: list[Floats]
-) -> tuple[Floats, Floats, Floats]:
-    """Return ln(axis), ln(other axis) and loss at the vertices, each (draws, profiles)."""
-    vertices = [q.vertices(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
-    others = [para.read_other_axis(p, v)[0] for (p, _), v in zip(pairs, vertices, strict=True)]
-    lowest = [q.lowest(c) for (_, q), c in zip(pairs, coefficients, strict=True)]
-    return np.stack(vertices, axis=-1), np.stack(others, axis=-1), np.stack(lowest, axis=-1)
 
 
 def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
@@ -351,55 +299,3 @@ def _draws(
         letter = "a" if name == "params" else "b"
         draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values)
     return draws
-
-
-def _profile_frame(
-    profiles: list[para.Profile],
-    parabolas: list[para.Parabola | None],
-    states: list[para.Status],
-    used: np.ndarray,
-    axis: Axis,
-    noise: Noise,
-    optimum: Floats,
-    skew: Skew | None,
-    law: Line | None,
-    confidence: float,
-) -> pd.DataFrame:
-    """Return a row for each budget; see `IsoflopFit.profiles`. With a `law`, the intervals of
-    optima are at least as wide as the optima scatter about it.
-    """
-    other = "tokens" if axis == "params" else "params"
-    near_columns = [
-        f"near_{100 * share:g}_{end}" for share in NEAR_OPTIMAL_SHARES for end in ("low", "high")
-    ]
-    unknown = dict.fromkeys((*_OPTIMUM_COLUMNS, *near_columns), np.nan)
-    rows = []
-    for k, (profile, parabola) in enumerate(zip(profiles, parabolas, strict=True)):
-        row: dict[str, Any] = {"budget": profile.budget, "flops": profile.flops} | unknown
-        if parabola is not None:
-            row["curvature"] = parabola.curvature
-        if parabola is not None and states[k] not in ("concave", "too_few"):
-            (vertex,), (other_vertex,), (lowest,) = _optima(
-                [(profile, parabola)], [parabola.coefficients]
-            )
-            interval = draws_interval(float(vertex), optimum[:, k], noise.residual_dof, confidence)
-            if law is not None:
-                se = float(np.sqrt(law.variance))
-                interval = wider(interval, t_interval(float(vertex), se, law.dof, confidence))
-            if skew is not None:
-                shift = vertex_shift(profile, parabola, skew.ratio)
-                interval = skew.reach(interval, shift, confidence)
-            depth = para.measure_depth(profile, float(lowest))
-            row |= {f"{axis}_opt": np.exp(vertex), f"{other}_opt": np.exp(other_vertex)}
-            row |= {"loss_opt": lowest, "depth": depth}
-            _, row["low"], row["high"] = exponential(interval)
-            row["depth_to_noise"] = depth / (noise.sd * lowest) if noise.sd > 0 else np.inf
-            row["interpolation_error"] = para.read_other_axis(profile, vertex)[2]
-            for share in NEAR_OPTIMAL_SHARES:
-                half = float(np.sqrt(2.0 * share * max(lowest, 0.0) / parabola.curvature))
-                near = exponential(Interval(vertex, vertex - half, vertex + half))
-                row[f"near_{100 * share:g}_low"] = near.low
-                row[f"near_{100 * share:g}_high"] = near.high
-        row |= {"n_points": len(profile.x), "n_runs": int(profile.weight.sum())}
-        rows.append(row | {"status": states[k], "used": bool(used[k])})
-    return pd.DataFrame(rows)

@@ -23,10 +23,11 @@ from isoflop.fitting.estimators.surface_estimate import (
     estimate_one,
     jacobian,
     minimise,
+    optimum,
     robust_sd,
 )
 from isoflop.fitting.results.diagnostics_parametric import diagnose_surface
-from isoflop.fitting.results.parametric_fit import ParametricFit, optimum
+from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
 from isoflop.frames import Floats, column
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.fitting.estimators.intervals import Interval
+from isoflop.fitting.estimators.surface_estimate import optimum
 from isoflop.fitting.prediction.recipe_models import RecipeModels
-from isoflop.fitting.results.base import NEAR_OPTIMAL_SHARES
-from isoflop.fitting.results.parametric_fit import SurfaceLawEstimate, optimum
+from isoflop.fitting.results.profile_fit import NEAR_OPTIMAL_SHARES
+from isoflop.fitting.results.surface_law import SurfaceLawEstimate
 from isoflop.frames import Floats
 from isoflop.shapes import ModelShape
 

@@ -20,7 +20,7 @@ from isoflop.fitting.fitfile.read import FitFile, load_fit, named_laws
 from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum, optimum_over_models
 from isoflop.fitting.prediction.recipe_models import RecipeModels, find_sweep, one_run_yaml
 from isoflop.fitting.results.fitted_laws import Laws
-from isoflop.fitting.results.parametric_fit import SurfaceLawEstimate
+from isoflop.fitting.results.surface_law import SurfaceLawEstimate
 from isoflop.fitting.terms import ENDS, STATISTICAL
 from isoflop.frames import cell, records
 from isoflop.json_values import to_json_value

@@ -1,160 +1,26 @@
-"""Findings on fits of profiles, and the findings that all methods share: facts that a reader must
-know before trusting a fit.
+"""Findings that all methods share: facts that a reader must know before trusting a fit.
 
 docs/findings.md has an entry for each code.
 """
 
 from __future__ import annotations
 
-from itertools import chain
-
 import numpy as np
-import pandas as pd
 
-from isoflop.fitting.estimators import parabola as para
 from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.noise import Noise
-from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.base import MIN_LAW_BUDGETS
 from isoflop.fitting.tables.runs_table import RunsTable
-from isoflop.fitting.terms import Axis, Finding, finding
-from isoflop.frames import Bools, Floats, column, mask, records, rows
+from isoflop.fitting.terms import Finding, finding
+from isoflop.frames import records
 from isoflop.text import flops_text
 
 MAX_EPOCHS = 4.0
-MIN_DEPTH_TO_NOISE = 5.0
 FEW_BUDGETS = 5
 FINDING_ALPHA = 0.01
 """p-value below which a test of noise or form is reported."""
-_MAX_INTERPOLATION_ERROR = 0.02  # rms, of ln of the other axis
-_MIN_LOST_SHARE = 0.01  # of the resamples
-_MIN_SKEW_SHIFT = 0.005  # of ln N*, at the least or the greatest budget
 _WIDENED_T_INTERVALS = "The t intervals allow for it; percentile intervals do not."
-
-AXIS_NAMES = {
-    "params": ("model", "smallest", "largest"),
-    "tokens": ("token count", "smallest", "largest"),
-}
-
-
-def diagnose_profiles(
-    table: RunsTable,
-    profiles: pd.DataFrame,
-    noise: Noise,
-    axis: Axis,
-    optimum: Floats,
-    rollout: HoldOut | None,
-    skew: Skew | None,
-    budget_residuals: GroupedResiduals | None,
-) -> list[Finding]:
-    """Return findings on parabolas, the gravest first.
-
-    Args:
-        table: the runs.
-        profiles: see `IsoflopFit.profiles`.
-        noise: noise of the runs.
-        axis: axis of the profiles.
-        optimum: draws of ln(optimum), (R, budgets), NaN without a minimum.
-        rollout: hold-out tests.
-        skew: skew of the profiles.
-        budget_residuals: residuals within budgets.
-    """
-    groups = (
-        table_findings(table),
-        _status_findings(profiles),
-        _no_minimum_findings(profiles, optimum),
-        _skew_findings(profiles, skew),
-        few_budgets_findings(int(np.count_nonzero(mask(profiles, "used")))),
-        _shallow_findings(profiles, noise),
-        shared_noise_findings(
-            budget_residuals,
-            widened="Intervals of single optima are at least as wide as the optima scatter about "
-            "the law.",
-        ),
-        noise_findings(noise, "the profiles are not parabolas"),
-        rollout_findings(rollout),
-        _interpolation_findings(profiles, axis),
-        dropped_rows_findings(table),
-    )
-    return list(chain.from_iterable(groups))
-
-
-def explain_status(
-    status: para.Status, profile: para.Profile, parabola: para.Parabola | None, axis: Axis
-) -> str:
-    """Return a status with its reason, for the message of a refusal."""
-    name, smallest, largest = AXIS_NAMES[axis]
-    if status == "too_few":
-        sizes = f"{profile.sizes} distinct size{'s' if profile.sizes > 1 else ''}"
-        return f"too_few ({sizes}, {para.MIN_PROFILE_SIZES} needed)"
-    if status == "edge" and parabola is not None:
-        is_below = float(parabola.vertices(parabola.coefficients)) < profile.x[0]
-        side = f"below the {smallest}" if is_below else f"above the {largest}"
-        return f"edge (the minimum is {side} {name})"
-    return status
-
-
-def _budgets_text(profiles: pd.DataFrame) -> str:
-    return ", ".join(flops_text(float(b)) for b in column(profiles, "budget"))
-
-
-def _status_findings(profiles: pd.DataFrame) -> list[Finding]:
-    reasons = {
-        "edge": "the minimum lies outside the sizes that were run",
-        "one_sided": "the best run is the smallest or the largest, or one side has fewer than 2 "
-        "sizes",
-        "concave": "the parabola has no minimum",
-        "too_few": f"fewer than {para.MIN_PROFILE_SIZES} sizes",
-    }
-    findings = []
-    for status, reason in reasons.items():
-        has_status = (profiles["status"] == status).to_numpy(dtype=bool)
-        for is_used, code, use in (
-            (False, "profile_excluded", "not used"),
-            (True, "profile_used", "used because `use` allows it"),
-        ):
-            members = rows(profiles, has_status & (mask(profiles, "used") == is_used))
-            if len(members):
-                text = f"{_budgets_text(members)} FLOPs: {status}, {use}: {reason}."
-                findings.append(finding(code, text))
-    return findings
-
-
-def _no_minimum_findings(profiles: pd.DataFrame, optimum: Floats) -> list[Finding]:
-    share = np.isnan(optimum).mean(axis=0) if len(optimum) else np.zeros(len(profiles))
-    lost: Bools = (share >= _MIN_LOST_SHARE) & mask(profiles, "used")
-    if not lost.any():
-        return []
-    pairs = zip(column(profiles, "budget")[lost], share[lost], strict=True)
-    shares = ", ".join(
-        f"{flops_text(float(budget))} ({lost_share:.0%})" for budget, lost_share in pairs
-    )
-    text = (
-        f"Share of the resamples in which a profile has no minimum: {shares}. These resamples "
-        "count as unbounded in the intervals."
-    )
-    return [finding("no_minimum", text)]
-
-
-def _skew_findings(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
-    """Return a finding if one arm of the profiles is steeper than the other."""
-    if skew is None or skew.p >= FINDING_ALPHA:
-        return []
-    shift, flops = skew.shifts["params"], column(profiles, "flops")[mask(profiles, "used")]
-    low, top = float(np.min(flops)), float(np.max(flops))
-    if max(abs(shift.at(low)), abs(shift.at(top))) < _MIN_SKEW_SHIFT:
-        return []
-    error = float(np.expm1(shift.at(top)))
-    side = "below" if skew.ratio < 0.0 else "above"
-    text = (
-        f"The profiles are steeper {side} the optimum than on the other side (a cubic term common "
-        f"to all, p = {skew.p:.2g}), and parabolas are symmetric: N* is about "
-        f"{100.0 * abs(error):.2g}% too {'high' if error > 0.0 else 'low'} at {flops_text(top)} "
-        f"FLOPs, and a about {abs(shift.slope):.2g} too {'high' if shift.slope > 0.0 else 'low'}. "
-        "The intervals of a, b, N* and D* allow for it; joint and parametric have no such error."
-    )
-    return [finding("skewed", text)]
 
 
 def few_budgets_findings(count: int) -> list[Finding]:
@@ -174,21 +40,6 @@ def few_budgets_findings(count: int) -> list[Finding]:
             "freedom, so the intervals are wide."
         )
     return [finding("few_budgets", text)]
-
-
-def _shallow_findings(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
-    is_shallow = column(profiles, "depth_to_noise") < MIN_DEPTH_TO_NOISE
-    shallow = rows(profiles, mask(profiles, "used") & is_shallow)
-    if not len(shallow):
-        return []
-    kind = "between seeds" if noise.replicate_dof else "about the parabolas"
-    pairs = zip(column(shallow, "budget"), column(shallow, "depth_to_noise"), strict=True)
-    ratios = ", ".join(f"{flops_text(float(budget))} ({ratio:.1f})" for budget, ratio in pairs)
-    text = (
-        f"Profiles less than {MIN_DEPTH_TO_NOISE:g} times as deep as the noise {kind} (depth over "
-        f"noise): {ratios}. Their optima are uncertain: run a wider range of sizes or more seeds."
-    )
-    return [finding("shallow", text)]
 
 
 def noise_findings(noise: Noise, misfit: str) -> list[Finding]:
@@ -338,15 +189,3 @@ def _epochs_findings(table: RunsTable) -> list[Finding]:
         "data teach less than new data."
     )
     return [finding("epochs", text)]
-
-
-def _interpolation_findings(profiles: pd.DataFrame, axis: Axis) -> list[Finding]:
-    worst = float(np.max(column(profiles, "interpolation_error")[mask(profiles, "used")]))
-    if worst <= _MAX_INTERPOLATION_ERROR:
-        return []
-    other = "tokens" if axis == "params" else "parameters"
-    text = (
-        f"The {other} at an optimum are read from a smooth curve through the runs, which lie up to "
-        f"{worst:.1%} (rms) off it."
-    )
-    return [finding("interpolation", text)]

@@ -212,15 +212,6 @@ def test_coverage_of_nominal_95(budgets, points):
     assert share["wider"] > 0.95 - error / 3.0
 
 
-def test_optimum_intervals_cover():
-    covered = []
-    for k in range(60):
-        fit = fit_isoflop(simulate_isoflop(SYMMETRIC, points=9, seed=k), bootstrap=400)
-        truth = SYMMETRIC.optimum(fit.profiles["budget"].to_numpy())[0]
-        covered += ((fit.profiles["low"] <= truth) & (truth <= fit.profiles["high"])).tolist()
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.035)
-
-
 def test_many_rows():
     runs = simulate_isoflop(points=2000, noise=0.01)
     fit = fit_isoflop(runs, bootstrap=100)

@@ -160,19 +160,6 @@ def test_the_same_seed_gives_the_same_digits_whatever_the_order() -> None:
     assert not np.array_equal(first.draws, other.draws)
 
 
-@pytest.mark.parametrize("resampling", ["case", "wild"])
-def test_resamples_spread_as_the_t_interval(resampling: Any) -> None:
-    fit = fit_parametric(
-        simulate_isoflop(points=15, noise=0.003), bootstrap=1000, resampling=resampling
-    )
-    t, drawn = fit.conf_int(), fit.conf_int(kind="percentile")
-    for name in ("alpha", "beta", "a"):
-        ratio = (drawn.loc[name, "high"] - drawn.loc[name, "low"]) / (
-            t.loc[name, "high"] - t.loc[name, "low"]
-        )
-        assert 0.8 < ratio < 1.25
-
-
 def test_seeds_are_one_configuration_and_show_lack_of_fit() -> None:
     runs = simulate_isoflop(noise=0.002, seeds=3)
     fit = fit_parametric(runs, bootstrap=0)
@@ -260,11 +247,6 @@ def test_refusals_have_a_reason(case: str) -> None:
     arguments: dict[str, Any] = {"bootstrap": 0, **options}
     with pytest.raises(FitError, match=message):
         fit_parametric(runs, **arguments)
-
-
-def test_no_resamples_no_percentiles() -> None:
-    with pytest.raises(FitError, match="bootstrap=4000"):
-        fit_parametric(SMALL, bootstrap=0).conf_int(kind="percentile")
 
 
 @pytest.mark.parametrize(

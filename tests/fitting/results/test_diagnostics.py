@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop
@@ -10,11 +9,6 @@ from isoflop.text import flops_text
 
 BASE = simulate_isoflop(points=9, noise=0.002)
 LOW = (1e18, 1e19, 1e20)
-
-
-def narrow() -> pd.DataFrame:
-    """Return profiles that are flat within the noise, on a grid fine enough to find the middle."""
-    return simulate_isoflop(points=60, spread=1.6, noise=0.003)
 
 
 CASES = {
@@ -31,22 +25,11 @@ CASES = {
         {},
         "2 runs pass over their data more than 4 times (at most 5.5 times)",
     ),
-    "shallow": (
-        narrow(),
-        {"use": "all"},
-        "less than 5 times as deep as the noise about the parabolas",
-    ),
-    "no_minimum": (narrow().iloc[::6], {"use": "all"}, "count as unbounded"),
     "budget_off": (BASE.assign(budget=BASE["budget"] / 3), {}, "3.00 to 3.00 times the budget"),
     "rows_dropped": (
         BASE.assign(state=["failed"] + ["done"] * 62),
         {},
         "run sim-0000: state is failed, not done",
-    ),
-    "interpolation": (
-        BASE.assign(tokens=BASE["tokens"] * (1 + 0.1 * (BASE.index % 2))),
-        {},
-        "off it",
     ),
 }
 
