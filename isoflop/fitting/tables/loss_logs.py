@@ -6,7 +6,7 @@ A row has the final loss of its run, its tokens and FLOPs at the end, and its se
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -23,13 +23,7 @@ from isoflop.fitting.tables.columns import (
     require_column,
     split_factor,
 )
-from isoflop.fitting.tables.final_loss import (
-    RULE_TEXTS,
-    FinalRule,
-    choose_rule,
-    estimate_final_loss,
-    is_held_out,
-)
+from isoflop.fitting.tables.final_loss import RULE_TEXTS, is_held_out
 from isoflop.fitting.tables.log_detection import (
     LR_COLUMNS,
     STEP_COLUMNS,
@@ -37,27 +31,13 @@ from isoflop.fitting.tables.log_detection import (
     count_distinct,
     find_run_column,
 )
+from isoflop.fitting.tables.log_ends import check_ends, summarise_ends
 from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, as_text, list_names
-from isoflop.fitting.terms import Finding, finding
-from isoflop.frames import Bools, Floats, column, mask
+from isoflop.fitting.terms import Finding
+from isoflop.frames import Bools
 
-PLANNED_STEPS_COLUMNS = (
-    "steps",
-    "max_steps",
-    "total_steps",
-    "train_steps",
-    "num_steps",
-    "planned_steps",
-)
 CUMULATIVE_COLUMNS = ("tokens", "flops", "train_flops", "epochs")  # the largest is the run's value
 STATE_COLUMNS = ("state", "State")  # the last is the run's value
-
-MIN_MEASURED_SHARE = 0.95  # of a run, before its last loss may count as its final one
-MIN_DENSE_SHARE = 0.9  # of the rows have a loss: in such a log a missing one at the end is a sign
-MAX_ROWS_AFTER_LOSS = 1  # at the end of such a log, as in a logger's summary
-MIN_STEPS_SHARE = 0.99  # of the planned steps
-MAX_LR_SHARE = 0.5  # of the peak at the end: decay to a tenth is common, to over half is none
-MAX_LOSS_RISE = 1.2  # final loss relative to the lowest level of the run
 
 _RUN = "(run)"
 
@@ -75,8 +55,8 @@ class LogSummary:
 
     frame: pd.DataFrame
     text: str
-    dropped: list[Dropped] = field(default_factory=list[Dropped])
-    findings: list[Finding] = field(default_factory=list[Finding])
+    dropped: list[Dropped]
+    findings: list[Finding]
 
 
 def summarise_logs(
@@ -125,13 +105,7 @@ def summarise_logs(
     log["in_split"] = in_split
     for name, spec in (("step", step), ("tokens", tokens), ("lr", rate)):
         log[name] = read_numbers(frame, spec, where) if spec is not None else np.nan
-    held_out = is_held_out(split or loss)
-    ends = pd.DataFrame(
-        [
-            _summarise_run(str(name), group, options.final, held_out)
-            for name, group in log.groupby("run")
-        ]
-    )
+    ends = summarise_ends(log, options.final, is_held_out(split or loss))
     table = _collect_settings(frame, where, options)
     loss_name, loss_factor = split_factor(frame, loss)
     table[loss_name] = ends["loss"].to_numpy() / loss_factor
@@ -143,7 +117,11 @@ def summarise_logs(
         f"{len(frame):,} rows of {len(ends)} loss logs; "
         f"final {loss!r}{f' of {split}' if split else ''}: {rules}{source_text}"
     )
-    return _leave_out_runs(LogSummary(table, text), ends, step, unknown)
+    gone, dropped, findings = check_ends(ends, table, step)
+    if unknown:
+        dropped.append(Dropped(list_names(unknown, "run"), "not in the table beside"))
+    usable = cast(pd.DataFrame, table.loc[~gone]).reset_index(drop=True)
+    return LogSummary(usable, text, dropped, findings)
 
 
 def _select_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tuple[Bools, str | None]:
@@ -240,73 +218,6 @@ def _separate_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{_RUN: as_text(frame, _RUN) + " seed " + as_text(frame, "seed")})
 
 
-def _summarise_run(run: str, log: pd.DataFrame, rule: FinalRule, held_out: bool) -> dict[str, Any]:
-    """Return final loss and signs of an early end from the log of one run.
-
-    Returns:
-        `run, rule, loss`; `rows` with a loss at a new x, and `repeated` ones; the largest `step`
-        and `tokens`, the `peak` and the last `lr`; the median distance `between` losses in x, in
-        steps if `by_step`; the `x` of the last loss and the last `x_end`; the `lowest` smoothed
-        loss; whether an `infinite` loss follows the last loss; in a log with a dense loss, the
-        number of x after it that are `lacking` one.
-    """
-    step, tokens, loss, rate = (column(log, name) for name in ("step", "tokens", "loss", "lr"))
-    usable = np.isfinite(loss) & (loss > 0.0)
-    by_tokens = np.isfinite(tokens[usable]).all() and len(np.unique(tokens[usable])) > 1
-    x = tokens if by_tokens else step
-    if not _largest(x[usable]) > 0.0:
-        x = np.arange(1.0, len(loss) + 1.0)  # the order of the rows
-    usable &= np.isfinite(x)
-    order = np.flatnonzero(usable)[np.argsort(x[usable], kind="stable")]
-    is_latest = np.ones(len(order), dtype=bool)
-    is_latest[:-1] = np.diff(x[order]) > 0.0
-    final = order[is_latest]
-    end: dict[str, Any] = {
-        "run": run,
-        "rule": "",
-        "loss": np.nan,
-        "rows": len(final),
-        "repeated": len(order) - len(final),
-        "step": _largest(step),
-        "tokens": _largest(tokens),
-        "peak": _largest(rate),
-        "lr": _last(rate, step),
-        "between": float(np.median(np.diff(x[final]))) if len(final) > 1 else 0.0,
-        "by_step": x is step,
-        "x": float(x[final[-1]]) if len(final) else np.nan,
-        "x_end": _largest(x),
-        "lowest": np.nan,
-        "infinite": False,
-        "lacking": 0,
-    }
-    if not len(final):
-        return end
-    in_split = mask(log, "in_split")
-    end["infinite"] = bool((np.isinf(loss) & ~(x <= end["x"])).any())
-    if usable[in_split & (x <= end["x"])].mean() >= MIN_DENSE_SHARE:
-        end["lacking"] = len(np.unique(x[in_split & (x > end["x"])]))
-    end["rule"] = choose_rule(x[final], rule, held_out)
-    end["loss"] = estimate_final_loss(x[final], loss[final], end["rule"])
-    window = max(len(final) // 20, 1)
-    levels = np.convolve(np.log(loss[final]), np.full(window, 1.0 / window), mode="valid")
-    end["lowest"] = float(np.exp(levels.min()))
-    return end
-
-
-def _largest(values: Floats) -> float:
-    """Return the largest finite value; NaN if there is none."""
-    values = values[np.isfinite(values)]
-    return float(values.max()) if len(values) else np.nan
-
-
-def _last(values: Floats, step: Floats) -> float:
-    """Return the last finite value, by step if the rows have steps; NaN if there is none."""
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
-        return np.nan
-    return float(values[known[np.argsort(np.nan_to_num(step[known]), kind="stable")[-1]]])
-
-
 def _collect_settings(frame: pd.DataFrame, where: str, options: LogOptions) -> pd.DataFrame:
     """Return a row a run, sorted by its name.
 
@@ -352,87 +263,3 @@ def _summarise_column(groups: Any, name: str) -> tuple[pd.Series, pd.Series, pd.
         return groups[name].nunique(), groups[name].first(), groups[name].last()
     except (TypeError, ValueError, NotImplementedError):
         return None
-
-
-def _leave_out_runs(
-    summary: LogSummary, ends: pd.DataFrame, step: str | None, unknown: list[str]
-) -> LogSummary:
-    """Leave out the runs whose log does not end in a final loss, and report doubtful ends.
-
-    Args:
-        summary: table of all runs.
-        ends: ends of their logs, see `_summarise_run`.
-        step: column of steps in the log.
-        unknown: runs that the table beside the log lacks.
-    """
-    gone = np.zeros(len(ends), dtype=bool)
-    for reason, bad in _list_reasons(summary, ends, step):
-        if (bad & ~gone).any():
-            names = [str(name) for name in ends["run"][bad & ~gone]]
-            summary.dropped.append(Dropped(list_names(names, "run"), reason))
-        gone |= bad
-    if unknown:
-        summary.dropped.append(Dropped(list_names(unknown, "run"), "not in the table beside"))
-    x, x_end = column(ends, "x"), column(ends, "x_end")
-    if (before := (x < x_end) & ~gone).any():
-        names = list_names([str(name) for name in ends["run"][before]], "Run")
-        share = float((1.0 - x / x_end)[before].max())
-        message = (
-            f"{names}: the final loss is the last one logged, up to {share:.1%} of the run before "
-            "its end."
-        )
-        summary.findings.append(finding("early_loss", message))
-    if repeated := int(column(ends, "repeated").sum()):
-        message = (
-            f"{repeated} rows of the logs repeat a step of their run, as after a restart; "
-            "the later rows count."
-        )
-        summary.findings.append(finding("log_repeats", message))
-    summary.frame = cast(pd.DataFrame, summary.frame.loc[~gone]).reset_index(drop=True)
-    return summary
-
-
-def _list_reasons(
-    summary: LogSummary, ends: pd.DataFrame, step: str | None
-) -> list[tuple[str, Bools]]:
-    """Return the reasons to leave runs out, each with a mask of its runs.
-
-    A reason that holds for all runs may be a finding instead, see `_add_reason`.
-    """
-    loss, lowest, x, x_end = (column(ends, name) for name in ("loss", "lowest", "x", "x_end"))
-    cause = "it diverged, or its loss was not measured"
-    early = x + column(ends, "between") < MIN_MEASURED_SHARE * x_end
-    reasons: list[tuple[str, Bools]] = [
-        ("no loss in the log", np.isnan(loss)),
-        ("diverged: the loss ends infinite", mask(ends, "infinite")),
-        (f"no finite loss in the last {1 - MIN_MEASURED_SHARE:.0%} of the log: {cause}", early),
-    ]
-    reason = f"its last rows have no finite loss, though almost all earlier rows have one: {cause}"
-    lacks_last = column(ends, "lacking") > MAX_ROWS_AFTER_LOSS
-    _add_reason(summary, reasons, "no_last_loss", reason, lacks_last)
-    reason = f"diverged: the loss ends more than {MAX_LOSS_RISE - 1:.0%} above its own lowest level"
-    reasons.append((reason, loss > MAX_LOSS_RISE * lowest))
-    planned = first_column(summary.frame, PLANNED_STEPS_COLUMNS)
-    # W&B's _step counts calls of the logger, not steps.
-    if planned is not None and step is not None and not step.endswith("_step"):
-        steps = read_numbers(summary.frame, planned, "the log")
-        between = np.where(ends["by_step"], column(ends, "between"), 0.0)
-        stopped = (column(ends, "step") + 1 + between < MIN_STEPS_SHARE * steps) & (steps > 0)
-        reason = f"stopped before its planned steps (column {planned!r})"
-        _add_reason(summary, reasons, "stopped", reason, stopped)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        undecayed = column(ends, "lr") / column(ends, "peak") > MAX_LR_SHARE
-    reason = f"its learning rate did not decay (it ends above {MAX_LR_SHARE:.0%} of its peak)"
-    _add_reason(summary, reasons, "undecayed", reason, undecayed)
-    return reasons
-
-
-def _add_reason(
-    summary: LogSummary, reasons: list[tuple[str, Bools]], code: str, reason: str, bad: Bools
-) -> None:
-    """Add a reason to leave runs out; a finding if it holds for all, as the study's design."""
-    if bad.all():
-        message = f"All {len(bad)} runs: {reason}. They are still used."
-        summary.findings.append(finding(code, message))
-    else:
-        reasons.append((reason, bad))

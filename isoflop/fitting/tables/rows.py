@@ -25,6 +25,11 @@ class Dropped(NamedTuple):
     why: str
 
 
+def dropped_text(dropped: Sequence[Dropped]) -> str:
+    """Return the rows left out, each with its reason, in one line."""
+    return "; ".join(f"{item.what}: {item.why}" for item in dropped)
+
+
 def find_name_column(frame: pd.DataFrame) -> str | None:
     """Return the column of the runs' names; a general one such as `name` only if it is unique."""
     for name in RUN_COLUMNS:

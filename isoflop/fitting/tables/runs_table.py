@@ -22,25 +22,22 @@ from isoflop.fitting.tables.budgets import (
     merge_rounded_budgets,
 )
 from isoflop.fitting.tables.checks import check_table, refuse_falling_flops, refuse_mixed_units
-from isoflop.fitting.tables.columns import (
-    SETTINGS,
-    SIX_ND,
-    bad_cells_message,
-    first_column,
-    parse_number,
-    read_numbers,
-    resolve_columns,
-    split_factor,
-)
+from isoflop.fitting.tables.columns import SETTINGS, first_column, parse_number, resolve_columns
 from isoflop.fitting.tables.final_loss import FINAL_RULES
 from isoflop.fitting.tables.log_detection import LogOptions, is_log
 from isoflop.fitting.tables.loss_logs import summarise_logs
 from isoflop.fitting.tables.nested_columns import unnest, unpivot_chart
 from isoflop.fitting.tables.readers import read_frame, refuse_duplicates
-from isoflop.fitting.tables.rows import Dropped, as_text, find_name_column, name_rows
+from isoflop.fitting.tables.rows import Dropped, as_text, dropped_text, find_name_column
 from isoflop.fitting.tables.sources import Source, read_source
+from isoflop.fitting.tables.usable_rows import (
+    drop_copies,
+    select_finished,
+    select_numeric,
+    select_planned,
+)
 from isoflop.fitting.terms import FinalRule, Finding, LossUnit
-from isoflop.frames import Floats, column, rows
+from isoflop.frames import Floats, column
 from isoflop.shapes import ParamCount
 
 __all__ = [
@@ -56,8 +53,6 @@ __all__ = [
 ]
 
 CANONICAL = ("params", "tokens", "loss", "flops", "budget")
-FINISHED_STATES = frozenset({"done", "finished", "completed", "complete", "succeeded", "success"})
-_MAX_BAD_SHARE = 0.5  # of a column's cells: beyond it the column is wrong, not some runs
 
 
 class ReadOptions(TypedDict, total=False):
@@ -195,15 +190,15 @@ def read_table(
     names = resolve_columns(
         raw, where, params=params, tokens=tokens, loss=loss, flops=flops, budget=budget, n=n
     )
-    raw, unfinished = _select_finished(raw, where)
-    raw, recipe_checks = _select_planned(raw, where)
-    frame, broken = _select_numeric(raw, names, where)
+    raw, unfinished = select_finished(raw, where)
+    raw, recipe_checks = select_planned(raw, where)
+    frame, broken = select_numeric(raw, names, where)
     raw = cast(pd.DataFrame, raw.loc[frame.index])
     if loss_unit == "bits":
         frame["loss"] *= math.log(2.0)
     derived, grouping_findings = _fill_flops_and_budget(frame, where, need_budgets)
     names |= derived
-    frame, copies = _drop_copies(_add_extras(frame, raw))
+    frame, copies = drop_copies(_add_extras(frame, raw))
     refuse_mixed_units(frame, names, where)
     refuse_falling_flops(frame, names, where)
     findings += [*grouping_findings, *check_table(frame, names)]
@@ -246,96 +241,10 @@ def _list_runs(
     if len(raw) and (source.log or beside is not None or is_log(raw, source.where, options)):
         summary = summarise_logs(raw, source.where, options, table, beside_where)
         if not len(summary.frame):
-            raise FitError(f"{source.where}: no run can be used: {_dropped_text(summary.dropped)}")
+            raise FitError(f"{source.where}: no run can be used: {dropped_text(summary.dropped)}")
         text = f"{source.kind}: {summary.text}"
         return summary.frame, text, [*source.dropped, *summary.dropped], summary.findings
     return raw, f"{source.kind} with {len(raw):,} rows", list(source.dropped), []
-
-
-def _dropped_text(dropped: list[Dropped]) -> str:
-    return "; ".join(f"{item.what}: {item.why}" for item in dropped)
-
-
-def _select_finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Return the rows that are done, if a column has the state, and the rows left out.
-
-    Raises:
-        FitError: no rows, or none that is done.
-    """
-    if len(raw) == 0:
-        raise FitError(f"{where}: has no rows")
-    name = next((c for c in ("state", "State") if c in raw.columns), None)
-    if name is None:
-        return raw, []
-    states = as_text(raw, name).where(raw[name].notna(), "unknown")
-    keep = states.str.strip().str.lower().isin(FINISHED_STATES).to_numpy(dtype=bool)
-    if not keep.any():
-        counts = ", ".join(
-            f"{count} {state}" for state, count in states.value_counts(sort=True).items()
-        )
-        raise FitError(f"{where}: no run is done ({counts})")
-    dropped = []
-    for state in dict.fromkeys(states[~keep]):
-        names = name_rows(raw, (states == state).to_numpy(dtype=bool))
-        dropped.append(Dropped(names, f"state is {state}, not done"))
-    return rows(raw, keep), dropped
-
-
-def _select_planned(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Return the rows that follow the recipe, and the rows left out.
-
-    Runs that check the recipe (column `check`) are no points of a profile.
-
-    Raises:
-        FitError: all runs check the recipe.
-    """
-    if not {"check", "run_id"} <= set(raw.columns):
-        return raw, []
-    checks = as_text(raw, "check").where(raw["check"].notna(), "").str.strip()
-    keep = (checks == "").to_numpy(dtype=bool)
-    if keep.all():
-        return raw, []
-    if not keep.any():
-        raise FitError(
-            f"{where}: all runs check the recipe (column check): none is a point of a profile"
-        )
-    reason = "checks the recipe at another learning rate or batch size"
-    return rows(raw, keep), [Dropped(name_rows(raw, ~keep), reason)]
-
-
-def _select_numeric(
-    raw: pd.DataFrame, names: dict[str, str], where: str
-) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Return canonical columns as positive, finite float64, and the rows left out.
-
-    Raises:
-        FitError: a column of which at least half is bad, or no row with all its numbers.
-    """
-    frame = pd.DataFrame(
-        {key: read_numbers(raw, name, where) for key, name in names.items() if name != SIX_ND},
-        index=raw.index,
-    )
-    if SIX_ND in names.values():
-        frame["flops"] = 6.0 * column(frame, "params") * column(frame, "tokens")
-    gone, dropped = np.zeros(len(frame), dtype=bool), list[Dropped]()
-    for key, name in names.items():
-        values = column(frame, key)
-        bad = ~(np.isfinite(values) & (values > 0.0))
-        if bad.mean() >= _MAX_BAD_SHARE:
-            source_name, _ = split_factor(raw, names["params"] if name == SIX_ND else name)
-            raise FitError(bad_cells_message(raw, source_name, where, bad))
-        defects = (
-            ("missing", np.isnan(values)),
-            ("infinite", np.isinf(values)),
-            ("zero or negative", values <= 0.0),
-        )
-        for defect, mask in defects:
-            if (mask & bad & ~gone).any():
-                dropped.append(Dropped(name_rows(raw, mask & bad & ~gone), f"{name} is {defect}"))
-                gone |= mask
-    if gone.all():
-        raise FitError(f"{where}: no row has all its numbers: {_dropped_text(dropped)}")
-    return rows(frame, ~gone), dropped
 
 
 def _fill_flops_and_budget(
@@ -381,18 +290,6 @@ def _add_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
     if name is not None:
         frame["run_id"] = as_text(raw, name)
     return frame
-
-
-def _drop_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
-    """Return the frame without copies of rows, and the rows left out.
-
-    A row that repeats another in every column is one run listed twice, not a second seed.
-    """
-    copies = frame.duplicated().to_numpy(dtype=bool)
-    if not copies.any():
-        return frame, []
-    dropped = Dropped(name_rows(frame, copies), "repeats another row in every column")
-    return rows(frame, ~copies), [dropped]
 
 
 def _reading_text(source: str, frame: pd.DataFrame, names: dict[str, str]) -> str:

@@ -294,18 +294,6 @@ def test_budgets_are_clustered_not_rounded():
     np.testing.assert_array_equal(cluster([1.8e19, 2e19, 1.8e19 * (1 + 1e-9)], 1e-6), [0, 1, 0])
 
 
-def test_unfinished_runs_and_copies_are_left_out():
-    runs = make_frame(
-        state=["done", "diverged", "done"], loss=[3.0, np.nan, 3.1], run_id=["x", "y", "z"]
-    )
-    table = read_table(pd.concat([runs, runs.iloc[:1]]))
-    assert len(table) == 2
-    assert [tuple(item) for item in table.dropped] == [
-        ("run y", "state is diverged, not done"),
-        ("run x", "repeats another row in every column"),
-    ]
-
-
 def test_seeds_are_one_configuration_but_settings_are_not():
     runs = pd.DataFrame(
         {"params": 1e6, "tokens": 1e8, "budget": 1e15, "loss": [3.0, 3.2, 3.3], "seed": [0, 1, 0]}
@@ -425,18 +413,6 @@ def test_any_text_as_csv_is_read_or_refused(tmp_path_factory, text):
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(FitError):
         read_table(path)
-
-
-def test_checks_of_the_recipe_are_no_points_of_a_profile():
-    runs = simulate_isoflop(points=5, noise=0.0)
-    runs["check"] = ""
-    off = runs.iloc[[3]].assign(check="lr x 0.5", run_id="checked", loss=9.0)
-    table = read_table(pd.concat([runs, off]))
-    assert len(table) == len(runs)
-    assert table.hash == read_table(runs).hash
-    assert any("checks the recipe" in reason for _, reason in table.dropped)
-    with pytest.raises(FitError, match="all runs check the recipe"):
-        read_table(off)
 
 
 @pytest.mark.parametrize("runs", [{"loss": [3.0]}, [{"loss": 3.0}], None, 3.0])
