@@ -5,7 +5,7 @@ train.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,11 @@ from isoflop.errors import FitError
 from isoflop.fitting.comparison import gap_text, no_law_notes
 from isoflop.fitting.estimators.intervals import Interval, check_confidence, exponential
 from isoflop.fitting.fitfile.read import FitFile, load_fit, named_laws
+from isoflop.fitting.prediction.notes import (
+    distance_notes,
+    undetermined_note,
+    unknown_error_note,
+)
 from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum, optimum_over_models
 from isoflop.fitting.prediction.recipe_models import RecipeModels, find_sweep, one_run_yaml
 from isoflop.fitting.results.fitted_laws import Laws
@@ -32,8 +37,6 @@ METHOD_PREFERENCE = ("parametric", "joint", "isoflop", "envelope")
 """Order of preference between methods whose N* is equally certain: first the law that has costs and
 losses.
 """
-FAR_DECADES = 1.5
-"""Distance of a budget from those fitted, in decades, beyond which a prediction has a note."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,11 +207,7 @@ def predict(
     check_confidence(level)
     tables = {name: law.predict(flops, level) for name, law in laws.items()}
     unusable = [name for name, table in tables.items() if not _has_optimum(table)]
-    notes += [
-        f"{name}: left out: its N* or D* at {flops_text(flops)} FLOPs is not a finite number above "
-        "0; its runs do not determine it"
-        for name in unusable
-    ]
+    notes += [undetermined_note(name, flops) for name in unusable]
     methods = tuple(
         _predict_method(name, law, tables[name], flops, sweep, level)
         for name, law in laws.items()
@@ -220,15 +219,16 @@ def predict(
         )
     chosen = _choose(methods, method)
     notes += no_law_notes(laws)
-    notes += _distance_notes(flops, laws)
-    notes += [_unknown_error_note(m) for m in methods if not m.has_model_error(flops)]
+    notes += distance_notes(flops, laws)
+    notes += [unknown_error_note(m.name, m.law) for m in methods if not m.has_model_error(flops)]
     configuration = None
     if sweep is None:
         notes.append(
             "no recipe is known, so C = 6ND and there is no training configuration; give --recipe"
         )
     else:
-        configuration = _configure(chosen, sweep, flops)
+        models, shape = RecipeModels(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
+        configuration = models.train_nearest(flops, shape)
         notes += configuration.warnings
         if configuration.runs[0].shape != chosen.shape:
             notes.append(
@@ -298,58 +298,6 @@ def _uncertainty(method: MethodPrediction) -> tuple[bool, bool, bool, float, int
         width,
         METHOD_PREFERENCE.index(method.law.method),
     )
-
-
-def _distance_notes(flops: float, laws: Mapping[str, Laws]) -> list[str]:
-    """Return a note if the budget lies far outside the range of a law's budgets; it names the law
-    with the largest distance, in decades.
-    """
-    reaches = {name: law.reach for name, law in laws.items() if law.reach is not None}
-    distances = [
-        (math.log10(flops / top), "beyond the largest", top, name)
-        for name, (_, top) in reaches.items()
-    ]
-    distances += [
-        (math.log10(low / flops), "below the smallest", low, name)
-        for name, (low, _) in reaches.items()
-    ]
-    decades, side, end, name = max(distances, default=(0.0, "", 0.0, ""))
-    if decades < FAR_DECADES:
-        return []
-    fitted = "fitted" if len(set(reaches.values())) == 1 else f"that {name} was fitted to"
-    run = "there" if side.startswith("below") else "in between"
-    return [
-        f"{flops_text(flops)} FLOPs are {decades:.1f} decades {side} budget {fitted} "
-        f"({flops_text(end)}): a run {run} would give more certainty than any interval"
-    ]
-
-
-def _unknown_error_note(method: MethodPrediction) -> str:
-    is_small = any(finding["code"] == "no_rollout" for finding in method.law.diagnostics)
-    reason = "it has no hold-out test"
-    if is_small:
-        reason = "too few budgets or runs for a hold-out test"
-    return f"{method.name}: its own error beyond the runs is not known: {reason}"
-
-
-def _configure(chosen: MethodPrediction, sweep: Sweep, flops: float) -> Plan:
-    """Return the plan of one run: of the chosen law's model, or of the nearest in size that the
-    recipe can train at the budget.
-    """
-    models, shape = RecipeModels(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
-    size = models.size(shape)
-
-    def distance(other: ModelShape) -> float:
-        return abs(math.log(models.size(other) / size))
-
-    others = sorted(models.shapes(size / 4.0, size * 4.0), key=distance)
-    plan = models.train(flops, [shape, *others])
-    if plan is None:
-        raise FitError(
-            f"recipe {sweep.recipe}: can't train {count_text(size)} parameters with "
-            f"{flops_text(flops)} FLOPs: whole steps miss the budget; predict for a larger one"
-        )
-    return plan
 
 
 def _quantities(table: pd.DataFrame) -> dict[str, Any]:

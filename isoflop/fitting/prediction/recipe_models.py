@@ -21,6 +21,7 @@ from isoflop.planning.checked_recipe import CheckedRecipe
 from isoflop.planning.plan import Plan, plan
 from isoflop.recipes import Candidate, find_recipe
 from isoflop.shapes import ModelShape, ParamCount
+from isoflop.text import count_text, flops_text
 
 _WIDTH_RATIO = 1.015  # of successive widths searched: 3 to 5% in parameters
 _MAX_WIDTHS = 400  # widths searched between two others
@@ -100,14 +101,26 @@ class RecipeModels:
         widths = [shape.width for shape in shapes]
         return min((shapes[0], *self.between(min(widths), max(widths))), key=distance)
 
-    def train(self, budget: float, shapes: list[ModelShape]) -> Plan | None:
-        """Return the plan of one run of the first model that the recipe can train at a budget; None
-        if it can train none.
+    def train_nearest(self, budget: float, shape: ModelShape) -> Plan:
+        """Return the plan of one run of a model, or of the nearest in size that the recipe can
+        train at a budget.
+
+        Raises:
+            FitError: the recipe can train no model near that size at the budget.
         """
-        for shape in shapes:
-            if isinstance(self.checked_recipe.solve(budget, shape), Candidate):
-                return plan(self._one_run_sweep(budget, shape.width))
-        return None
+        size = self.size(shape)
+
+        def distance(other: ModelShape) -> float:
+            return abs(math.log(self.size(other) / size))
+
+        others = sorted(self.shapes(size / 4.0, size * 4.0), key=distance)
+        for candidate in (shape, *others):
+            if isinstance(self.checked_recipe.solve(budget, candidate), Candidate):
+                return plan(self._one_run_sweep(budget, candidate.width))
+        raise FitError(
+            f"recipe {self.sweep.recipe}: can't train {count_text(size)} parameters with "
+            f"{flops_text(budget)} FLOPs: whole steps miss the budget; predict for a larger one"
+        )
 
     def _one_run_sweep(self, budget: float, width: int) -> Sweep:
         return dataclasses.replace(

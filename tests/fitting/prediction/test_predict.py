@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,12 +29,10 @@ from isoflop.fitting import (
 from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum
 from isoflop.fitting.prediction.recipe_models import RecipeModels
-from isoflop.fitting.results.fitted_laws import Laws
 from isoflop.frames import cell, column
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import plan
 from isoflop.recipes import Recipe
-from isoflop.reporting.terminal.fit_text import print_prediction
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
 SURFACE = fit_parametric(RUNS, bootstrap=200)
@@ -307,7 +303,7 @@ def test_the_next_best_where_whole_steps_miss_the_budget() -> None:
     assert prediction.configuration.runs[0].train_flops == pytest.approx(3e15, rel=0.01)
 
 
-# Notes and refusals
+# Refusals
 
 
 def test_a_recipe_may_refuse_some_widths(monkeypatch: pytest.MonkeyPatch, saved: FitFile) -> None:
@@ -343,76 +339,6 @@ def test_without_a_recipe_there_is_no_run() -> None:
         prediction.yaml()
     document = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
     assert (document["configuration"], document["yaml"]) == (None, None)
-
-
-# The largest budget is no profile, so the parabolas' law ends below it.
-CUT = fit_isoflop(RUNS.query("budget < 3e20 or params < params.median()"), bootstrap=0)
-
-
-@pytest.mark.parametrize(
-    ("fits", "flops", "text"),
-    [
-        (ALL, 1e21, ""),
-        (
-            ALL,
-            3e22,
-            "2.0 decades beyond the largest budget fitted (3e20): a run in between would give",
-        ),
-        (ALL, 2e17, ""),
-        (ALL, 3e16, "2.0 decades below the smallest budget fitted (3e18): a run there would give"),
-        ([CUT], 6e21, "1.5 decades beyond the largest budget fitted (1.8e20)"),
-        (
-            [SURFACE, CUT],
-            6e21,
-            "1.5 decades beyond the largest budget that isoflop was fitted to (1.8e20)",
-        ),
-        ([SURFACE], 6e21, ""),
-    ],
-)
-def test_a_budget_far_from_the_runs_has_a_note(
-    fits: Sequence[Laws], flops: float, text: str
-) -> None:
-    notes = [note for note in predict(fits, flops).notes if "decades" in note]
-    assert len(notes) == bool(text)
-    assert text in "".join(notes)
-
-
-def test_the_budgets_of_profiles_left_out_are_beyond_the_law(tmp_path: Path) -> None:
-    assert CUT.profiles["used"].tolist() == [True] * 6 + [False]
-    (loaded,) = load_fit(write_fit(tmp_path, [CUT]))
-    assert CUT.reach == loaded.reach == (3e18, 1.8e20)
-
-
-THREE = fit_joint(simulate_isoflop(budgets=(1e18, 1e19, 1e20), points=7))
-UNKNOWN = "its own error beyond the runs is not known: too few budgets or runs for a hold-out test"
-
-
-@pytest.mark.parametrize(
-    ("fit", "flops", "notes"),
-    [
-        (THREE, 1e20, []),
-        (THREE, 1.1e20, [f"joint: {UNKNOWN}"]),
-        (THREE, 9e17, [f"joint: {UNKNOWN}"]),
-        (
-            ALL,
-            1e21,
-            ["envelope: its own error beyond the runs is not known: it has no hold-out test"],
-        ),
-        ("soda", 1e23, []),
-    ],
-)
-def test_without_a_hold_out_test_the_own_error_is_not_known(
-    fit: Any, flops: float, notes: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    prediction = predict(fit, flops)
-    assert [note for note in prediction.notes if "own error" in note] == notes
-    print_prediction(prediction)
-    sizes = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if " N* " in line and "1/4" not in line
-    ]
-    assert [line.endswith("not known") for line in sizes].count(True) == len(notes)
 
 
 @pytest.mark.parametrize("flops", [0.0, -1.0, math.nan, math.inf])
