@@ -31,6 +31,7 @@ _START_E_SHARES = (0.3, 0.635, 0.97)
 _CHUNK_CELLS = 32_768  # of an array in one chunk: it stays in a core's cache
 _THREADS = 2
 _MAX_ITERATIONS = 300
+_CYCLE_ITERATIONS = 8  # in which the damping of residuals at rounding level repeats itself
 _REWEIGHTED_ITERATIONS = 4  # the first: their curvature is never indefinite
 _MIN_DAMPING, _FIRST_DAMPING, _MAX_DAMPING = 1e-12, 1e-3, 1e10
 _MIN_RELATIVE_DROP = 1e-15  # promised share of the objective below which a step is the last
@@ -239,21 +240,28 @@ class _Objective:
 
         ln(A/N^alpha) falls by x with alpha.
         """
-        return np.stack([e, a[:, 0], b[:, 0], -a[:, 1], -b[:, 1]], axis=1)
+        gradient = np.empty((len(e), 5))
+        gradient[:, 0] = e
+        gradient[:, 1], gradient[:, 2] = a[:, 0], b[:, 0]
+        gradient[:, 3], gradient[:, 4] = -a[:, 1], -b[:, 1]
+        return gradient
 
     @staticmethod
     def _lift_hessian(
         ee: Floats, ea: Floats, eb: Floats, aa: Floats, bb: Floats, ab: Floats
     ) -> Floats:
         """Return the Hessian by theta, (m, 5, 5), from moments over ln terms."""
-        rows = [
-            [ee, ea[:, 0], eb[:, 0], -ea[:, 1], -eb[:, 1]],
-            [ea[:, 0], aa[:, 0], ab[:, 0], -aa[:, 1], -ab[:, 2]],
-            [eb[:, 0], ab[:, 0], bb[:, 0], -ab[:, 1], -bb[:, 1]],
-            [-ea[:, 1], -aa[:, 1], -ab[:, 1], aa[:, 2], ab[:, 3]],
-            [-eb[:, 1], -ab[:, 2], -bb[:, 1], ab[:, 3], bb[:, 2]],
-        ]
-        return np.stack([np.stack(row, axis=1) for row in rows], axis=1)
+        hessian = np.empty((len(ee), 5, 5))
+        hessian[:, 0, 0] = ee
+        hessian[:, 0, 1], hessian[:, 0, 3] = ea[:, 0], -ea[:, 1]
+        hessian[:, 0, 2], hessian[:, 0, 4] = eb[:, 0], -eb[:, 1]
+        hessian[:, 1, 1], hessian[:, 1, 3], hessian[:, 3, 3] = aa[:, 0], -aa[:, 1], aa[:, 2]
+        hessian[:, 2, 2], hessian[:, 2, 4], hessian[:, 4, 4] = bb[:, 0], -bb[:, 1], bb[:, 2]
+        hessian[:, 1, 2], hessian[:, 2, 3] = ab[:, 0], -ab[:, 1]
+        hessian[:, 1, 4], hessian[:, 3, 4] = -ab[:, 2], ab[:, 3]
+        lower, upper = np.tril_indices(5, -1)
+        hessian[:, lower, upper] = hessian[:, upper, lower]
+        return hessian
 
 
 def _newton(problem: _Objective, start: Floats) -> tuple[Floats, Floats, Floats]:
@@ -268,13 +276,20 @@ def _newton(problem: _Objective, start: Floats) -> tuple[Floats, Floats, Floats]
     alive, theta = np.arange(len(start)), solution.copy()
     damping = np.full(len(start), _FIRST_DAMPING)
     value, gradient, hessian = problem.evaluate(alive, theta, True)
+    earlier, earlier_iteration, last = None, 0, _MAX_ITERATIONS - 1
     for iteration in range(_MAX_ITERATIONS):
         step, drop, cosine = _step(theta, value, gradient, hessian, damping, low, high)
         done = (drop <= _MIN_RELATIVE_DROP * value) | (damping > _MAX_DAMPING)
         solution[alive], objective[alive], cosines[alive] = theta, value, cosine
         go = ~done
-        if not go.any():
+        if iteration == last or not go.any():
             break
+        state = (damping, theta, value, gradient, hessian)
+        if earlier is not None and all(map(np.array_equal, state, earlier)):
+            last = iteration + (last - iteration) % (iteration - earlier_iteration)
+            earlier = None
+        elif iteration and iteration % _CYCLE_ITERATIONS == 0:
+            earlier, earlier_iteration = state, iteration
         alive = alive[go]
         theta, value, gradient, hessian, damping, step, low, high = (
             values[go] for values in (theta, value, gradient, hessian, damping, step, low, high)
