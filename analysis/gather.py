@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from isoflop.reporting.sweep_report import GATHERED_LOSSES_FILE
-from isoflop.runs.collect import read_runs
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.runs.runs_table import read_runs
 
 FILES = ("sweep.yaml", "plan.parquet", "runs.parquet", "fit.json", "fit.npz", "report.html")
 

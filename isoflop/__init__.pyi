@@ -9,7 +9,7 @@ from .fitting import predict as predict
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .planning.run_spec import RunSpec as RunSpec
-from .runs.collect import read_runs as read_runs
+from .runs.runs_table import read_runs as read_runs
 from .shapes import ModelShape as ModelShape
 from .training.weights import load_weights as load_weights
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.config.sweep_definition import load_directory_sweep
+from isoflop.config.sweep_file import load_directory_sweep
 from isoflop.errors import FitError, RunError
 from isoflop.launching.local import LocalPool, Progress, default_workers
 from isoflop.launching.prepare_data import prepare_data
 from isoflop.launching.records.sweep_directory import check_study, make_directory, sweep_directory
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
-from isoflop.runs.collect import write_runs
+from isoflop.runs.runs_table import write_runs
 from isoflop.training.loggers import check_installed
 
 if TYPE_CHECKING:

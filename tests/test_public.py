@@ -35,7 +35,7 @@ SURFACE = {
     "load_weights": "isoflop.training.weights",
     "plan": "isoflop.planning.plan",
     "predict": "isoflop.fitting.prediction.predict",
-    "read_runs": "isoflop.runs.collect",
+    "read_runs": "isoflop.runs.runs_table",
 }
 """Every name, and the module that defines it.
 

@@ -36,7 +36,7 @@ from isoflop.fitting.estimators.surface_estimate import (
 from isoflop.fitting.methods.isoflop import collect_profiles
 from isoflop.fitting.methods.joint import combine_profiles, fit_best_start, hold_out_joint
 from isoflop.fitting.methods.parametric import hold_out_surface
-from isoflop.fitting.tables.runs_table import read_table
+from isoflop.fitting.tables.fit_table import read_table
 from isoflop.frames import Floats
 
 FOLDER = Path(__file__).parent

@@ -70,10 +70,10 @@ def extend(
     from isoflop.config import load_sweep
     from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
     from isoflop.followup.extend import extend as choose
-    from isoflop.followup.sweep_file import write_sweep
+    from isoflop.followup.extended_sweep import write_sweep
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.followup_text import print_extension
-    from isoflop.runs.collect import read_runs
+    from isoflop.runs.runs_table import read_runs
 
     check_number("--target", target, MAX_BUDGET_FLOPS)
     check_number("--max-flops", max_flops, MAX_BUDGET_FLOPS)

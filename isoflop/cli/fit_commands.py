@@ -98,13 +98,13 @@ def fit(
     Parquet or JSONL table with one row per run, or many (loss logs); or a folder of such tables, of
     TensorBoard event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
     """
-    from isoflop.config.sweep_definition import load_directory_sweep
+    from isoflop.config.sweep_file import load_directory_sweep
     from isoflop.fitting.fitfile.write import fit_document, write_fit
     from isoflop.fitting.methods.fit_all import Options
     from isoflop.fitting.study_fits import fit_study
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_fits
-    from isoflop.runs.collect import write_runs
+    from isoflop.runs.runs_table import write_runs
 
     if (Path(source) / "plan.parquet").exists():
         try:

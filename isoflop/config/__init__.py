@@ -4,7 +4,7 @@ from isoflop.config.grid_schema import Point, Replicate, WidthRule
 from isoflop.config.identity import data_hash, run_id, run_identity
 from isoflop.config.profile import Profile, load_profile
 from isoflop.config.schema import Data, Metric, Sweep
-from isoflop.config.sweep_definition import load_sweep, shipped_sweeps
+from isoflop.config.sweep_file import load_sweep, shipped_sweeps
 from isoflop.config.training_schema import Optimizer, Schedule, Train
 
 __all__ = [

@@ -19,5 +19,5 @@ from .simulate import Surface as Surface
 from .simulate import simulate_isoflop as simulate_isoflop
 from .study_fits import StudyFits as StudyFits
 from .study_fits import fit_study as fit_study
-from .tables.runs_table import RunsTable as RunsTable
-from .tables.runs_table import read_table as read_table
+from .tables.fit_table import RunsTable as RunsTable
+from .tables.fit_table import read_table as read_table

@@ -19,7 +19,7 @@ from isoflop.fitting.methods.fit_all import (
     recount,
 )
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import ENDS
 from isoflop.shapes import ParamCount
 

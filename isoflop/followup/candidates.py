@@ -10,9 +10,9 @@ import numpy as np
 
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError
-from isoflop.planning.checked_recipe import CheckedRecipe
 from isoflop.planning.grid import MAX_TOKENS
 from isoflop.planning.plan import count_epochs
+from isoflop.planning.sweep_recipe import SweepRecipe
 from isoflop.recipes import Candidate, Dropped, Limits
 from isoflop.shapes import ParamCount
 
@@ -90,11 +90,11 @@ def list_candidate_points(sweep: Sweep) -> list[CandidatePoint]:
     Points with more epochs of a source than `data.max_epochs` are left out: repeated data teach
     less, which no law of N and D contains.
     """
-    rules, limits = CheckedRecipe(sweep), Limits(sweep.min_batch, sweep.max_steps)
+    recipe, limits = SweepRecipe(sweep), Limits(sweep.min_batch, sweep.max_steps)
     points = []
     for budget, width in itertools.product(candidate_budgets(sweep), candidate_widths(sweep)):
         try:
-            solved = rules.solve(budget, rules.shape(width), limits)
+            solved = recipe.solve(budget, recipe.shape(width), limits)
         except ConfigError:
             continue  # a custom recipe may support only the points of its sweep
         if isinstance(solved, Dropped) or solved.tokens > MAX_TOKENS:

@@ -21,7 +21,7 @@ from isoflop.fitting.recipe_check import select_recipe_runs
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.fitting.results.parametric_fit import ParametricFit
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.followup.bracketing import Repair, find_repairs
 from isoflop.followup.candidates import CandidatePoint, list_candidate_points
 from isoflop.followup.finished_study import FinishedStudy

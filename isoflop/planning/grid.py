@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
 from isoflop.config.validation import SchemaError
-from isoflop.planning.checked_recipe import CheckedRecipe, point_label
+from isoflop.planning.sweep_recipe import SweepRecipe, point_label
 from isoflop.recipes import Candidate, Dropped, Limits
 
 MAX_TOKENS = 2**63 - 1
@@ -62,7 +62,7 @@ class Grid:
     dropped: tuple[Dropped, ...]
 
 
-def build_grid(recipe: CheckedRecipe) -> Grid:
+def build_grid(recipe: SweepRecipe) -> Grid:
     """Solve every candidate of a sweep.
 
     Extra points are exempt from `min_batch` and `max_steps`, like SODA's hand-set points; an extra
@@ -132,7 +132,7 @@ def _budgets_by_label(budgets: Iterable[float]) -> dict[str, float]:
 
 
 def _check_points(
-    recipe: CheckedRecipe, candidates: dict[Position, Candidate]
+    recipe: SweepRecipe, candidates: dict[Position, Candidate]
 ) -> tuple[GridPoint, ...]:
     """Return some points at half and double learning rate, and at half and double batch.
 

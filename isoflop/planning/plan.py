@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from isoflop.config.config_file import Overrides
 from isoflop.config.identity import budget_label, run_id, run_identity
 from isoflop.config.schema import Data, Sweep
-from isoflop.config.sweep_definition import load_sweep
+from isoflop.config.sweep_file import load_sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
 from isoflop.files import replace_file
-from isoflop.planning.checked_recipe import CheckedRecipe, point_label
 from isoflop.planning.grid import Grid, build_grid
 from isoflop.planning.run_spec import PLAN_COLUMNS, RunSpec
+from isoflop.planning.sweep_recipe import SweepRecipe, point_label
 from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import Dropped
 
@@ -192,7 +192,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
         sweep, label = load_sweep(source, overrides), fspath(source)
     try:
         check_trainer(sweep)
-        recipe = CheckedRecipe(sweep)
+        recipe = SweepRecipe(sweep)
         grid = build_grid(recipe)
         if not grid.points:
             raise _no_runs_error(grid)

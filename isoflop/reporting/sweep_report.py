@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from isoflop.config.sweep_definition import load_directory_sweep
+from isoflop.config.sweep_file import load_directory_sweep
 from isoflop.errors import FitError, RunError
 from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, METHODS, Options, fit_laws
 from isoflop.fitting.methods.parametric import HUBER_PRESETS
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.readers import RUNS_FILE, read_frame
+from isoflop.fitting.tables.table_files import RUNS_FILE, read_frame
 from isoflop.fitting.terms import Axis
 from isoflop.frames import records, rows
 from isoflop.reporting.report_page import write_report

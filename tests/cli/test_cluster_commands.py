@@ -13,7 +13,7 @@ import pytest
 from support.studies import find_run, tiny_plan, write_sweep
 
 from isoflop.config import load_sweep
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.launching.records import code_snapshot as snapshot
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.attempt import attempt

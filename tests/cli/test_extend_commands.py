@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.cli import sweep_plan
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.launching.local import LocalPool
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.simulated_trainer import simulate

@@ -30,7 +30,7 @@ from isoflop.data.codec import PocketCodec
 from isoflop.data.prepare import data_folder
 from isoflop.data.shards import Manifest
 from isoflop.launching.records.sweep_directory import make_directory
-from isoflop.runs.collect import read_runs
+from isoflop.runs.runs_table import read_runs
 
 Output = tuple[int, str, str]
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from isoflop.config.config_file import _needs_omegaconf
 from isoflop.config.profile import Profile, load_profile
-from isoflop.config.sweep_definition import load_sweep, sweep_from_mapping, to_mapping, to_yaml
+from isoflop.config.sweep_file import load_sweep, sweep_from_mapping, to_mapping, to_yaml
 from isoflop.config.yaml_values import MAX_VALUES, YamlError, dump_yaml, parse_yaml
 from isoflop.errors import ConfigError
 

@@ -14,7 +14,7 @@ from isoflop.config.grid_schema import Replicate
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_parametric
 from isoflop.followup.extend import Extension, extend
-from isoflop.followup.sweep_file import sweep_text, write_sweep
+from isoflop.followup.extended_sweep import sweep_text, write_sweep
 from isoflop.planning.plan import Plan, plan
 
 START = every_second(3e19)

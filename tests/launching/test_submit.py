@@ -22,7 +22,7 @@ from support.studies import small_disk, tiny_plan
 
 from isoflop.cli import main
 from isoflop.config.profile import Gpu, load_profile
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import BusyError, ClusterError, ConfigError, RunError
 from isoflop.launching import submit as submitting
 from isoflop.launching.control import cancel, query_status, retry

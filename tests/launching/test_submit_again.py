@@ -15,7 +15,7 @@ import pytest
 from support.fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
 
 from isoflop.config.profile import Gpu, load_profile
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import BudgetError
 from isoflop.launching.control import cancel
 from isoflop.launching.queue.arrays import make_arrays

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from isoflop.config import load_sweep
 from isoflop.errors import ConfigError
-from isoflop.planning.checked_recipe import CheckedRecipe
 from isoflop.planning.grid import Grid, build_grid
 from isoflop.planning.plan import count_dropped, plan
+from isoflop.planning.sweep_recipe import SweepRecipe
 from isoflop.recipes import SODA, Candidate, Dropped, Limits
 
 GRID = list(csv.DictReader((Path(__file__).parent / "soda_grid.csv").read_text().splitlines()))
 
 
 def soda(**overrides: Any) -> Grid:
-    return build_grid(CheckedRecipe(load_sweep("soda", overrides)))
+    return build_grid(SweepRecipe(load_sweep("soda", overrides)))
 
 
 def positions(grid: Grid) -> list[tuple[float, int]]:
@@ -311,7 +311,7 @@ BAD_RECIPES = [
 )
 def test_a_recipe_that_fails_is_named_with_the_point(parts: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as problem:
-        build_grid(CheckedRecipe(load_sweep("soda", {"recipe": "lab:odd"}), Lab(**parts)))
+        build_grid(SweepRecipe(load_sweep("soda", {"recipe": "lab:odd"}), Lab(**parts)))
     assert str(problem.value).startswith(f"recipe: lab:odd: {message}")
     assert "\n" not in str(problem.value)
 
@@ -319,7 +319,7 @@ def test_a_recipe_that_fails_is_named_with_the_point(parts: dict[str, Any], mess
 def test_a_recipes_own_error_is_unchanged() -> None:
     with pytest.raises(ConfigError, match=r"^no rule for width 128$"):
         build_grid(
-            CheckedRecipe(
+            SweepRecipe(
                 load_sweep("soda"), Lab(shape=failing(ConfigError("no rule for width 128")))
             )
         )
@@ -336,7 +336,7 @@ def test_a_recipe_that_fails_in_a_check_is_named_too() -> None:
     with pytest.raises(
         ConfigError, match=r"^recipe: soda: solve of 3e18 at width 384: ZeroDivisionError"
     ):
-        build_grid(CheckedRecipe(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve)))
+        build_grid(SweepRecipe(load_sweep("soda", {"recipe_check": True}), Lab(solve=solve)))
 
 
 # Checks of the recipe
@@ -378,7 +378,7 @@ def test_checks_multiply_the_sweeps_scales() -> None:
 
 
 def test_a_batch_of_one_is_not_halved() -> None:
-    grid = build_grid(CheckedRecipe(load_sweep("pocket", {"recipe_check": True})))
+    grid = build_grid(SweepRecipe(load_sweep("pocket", {"recipe_check": True})))
     checks = Counter(point.check for point in grid.points if point.check)
     smallest = [
         p for p in grid.points if p.check.startswith("batch") and p.candidate.batch_size < 1

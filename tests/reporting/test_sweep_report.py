@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from isoflop.config.sweep_definition import load_sweep, to_yaml
+from isoflop.config.sweep_file import load_sweep, to_yaml
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, simulate_isoflop, write_fit
 from isoflop.reporting import report_page as html

@@ -24,7 +24,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
 from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.runs_table import CANONICAL
+from isoflop.fitting.tables.fit_table import CANONICAL
 from isoflop.frames import column
 
 FIT_OPTIONS = st.fixed_dictionaries(

@@ -22,7 +22,7 @@ from isoflop.data.vocabulary import TokenKind
 from isoflop.planning.plan import Plan
 from isoflop.runs.loss_log import LOG_COLUMNS
 from isoflop.runs.run_directory import RunDirectory, State
-from isoflop.runs.collect import read_runs
+from isoflop.runs.runs_table import read_runs
 from isoflop.training import loop
 from isoflop.training.loop import Trainer, train
 from isoflop.training.loss import LOSS_KINDS, sum_by_kind

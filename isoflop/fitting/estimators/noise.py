@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import bdtrc, fdtrc
 
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.frames import Floats
 
 COPIES_ALPHA = 1e-3

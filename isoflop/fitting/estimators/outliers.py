@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, robust_sd
-from isoflop.fitting.tables.runs_table import Dropped, RunsTable
+from isoflop.fitting.tables.fit_table import Dropped, RunsTable
 from isoflop.frames import Floats, records, rows
 
 

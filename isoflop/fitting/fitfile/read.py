@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.config.schema import Sweep
-from isoflop.config.sweep_definition import load_sweep, shipped_sweeps, sweep_from_mapping
+from isoflop.config.sweep_file import load_sweep, shipped_sweeps, sweep_from_mapping
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting.estimators.newton import PARAMETER_NAMES
 from isoflop.fitting.fitfile.saved_fit import DamagedError, SavedFit, mapping_at, saved_fit

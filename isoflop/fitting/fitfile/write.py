@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.config.sweep_definition import to_mapping
+from isoflop.config.sweep_file import to_mapping
 from isoflop.errors import FitError
 from isoflop.files import replace_file
 from isoflop.fitting.results.base import Fit

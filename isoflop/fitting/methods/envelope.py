@@ -16,7 +16,7 @@ from isoflop.fitting.estimators.intervals import Line, check_confidence
 from isoflop.fitting.estimators.noise import estimate_noise
 from isoflop.fitting.results.diagnostics_parametric import diagnose_envelope
 from isoflop.fitting.results.envelope_fit import EnvelopeFit
-from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
 from isoflop.frames import column
 
 MIN_FRONTIER_RUNS = 3

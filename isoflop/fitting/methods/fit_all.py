@@ -21,8 +21,8 @@ from isoflop.fitting.methods.isoflop import (
 from isoflop.fitting.methods.joint import fit_joint
 from isoflop.fitting.methods.parametric import HuberDelta, check_surface_options, fit_parametric
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.readers import read_frame
-from isoflop.fitting.tables.runs_table import RunsTable, read_table
+from isoflop.fitting.tables.fit_table import RunsTable, read_table
+from isoflop.fitting.tables.table_files import read_frame
 from isoflop.fitting.terms import Axis, LossUnit
 from isoflop.shapes import ParamCount
 

@@ -25,7 +25,7 @@ from isoflop.fitting.estimators.skew import measure_skew
 from isoflop.fitting.results.diagnostics_profiles import diagnose_profiles, explain_status
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.results.profile_table import find_optima, tabulate_profiles
-from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
 from isoflop.fitting.terms import Axis
 from isoflop.frames import Floats, column
 from isoflop.text import flops_text

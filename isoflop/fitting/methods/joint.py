@@ -20,7 +20,7 @@ from isoflop.fitting.estimators.noise import estimate_noise
 from isoflop.fitting.methods.isoflop import MIN_BUDGETS, collect_profiles
 from isoflop.fitting.results.diagnostics_parametric import diagnose_joint
 from isoflop.fitting.results.joint_fit import JointFit, LogLine
-from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
 from isoflop.fitting.terms import Axis
 from isoflop.frames import Floats
 from isoflop.text import flops_text

@@ -28,7 +28,7 @@ from isoflop.fitting.estimators.surface_estimate import (
 )
 from isoflop.fitting.results.diagnostics_parametric import diagnose_surface
 from isoflop.fitting.results.parametric_fit import ParametricFit
-from isoflop.fitting.tables.runs_table import ReadOptions, RunsTable, read_table
+from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
 from isoflop.frames import Floats, column
 
 Resampling = Literal["case", "wild"]

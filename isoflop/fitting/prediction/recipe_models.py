@@ -15,10 +15,10 @@ import numpy as np
 from isoflop.config.grid_schema import MAX_WIDTH, WidthRule
 from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
-from isoflop.config.sweep_definition import load_sweep, to_mapping
+from isoflop.config.sweep_file import load_sweep, to_mapping
 from isoflop.errors import ConfigError, FitError
-from isoflop.planning.checked_recipe import CheckedRecipe
 from isoflop.planning.plan import Plan, plan
+from isoflop.planning.sweep_recipe import SweepRecipe
 from isoflop.recipes import Candidate, find_recipe
 from isoflop.shapes import ModelShape, ParamCount
 from isoflop.text import count_text, flops_text
@@ -41,9 +41,9 @@ class RecipeModels:
     n: ParamCount
 
     @cached_property
-    def checked_recipe(self) -> CheckedRecipe:
+    def sweep_recipe(self) -> SweepRecipe:
         """The sweep's recipe."""
-        return CheckedRecipe(self.sweep)
+        return SweepRecipe(self.sweep)
 
     @cached_property
     def step(self) -> int:
@@ -115,7 +115,7 @@ class RecipeModels:
 
         others = sorted(self.shapes(size / 4.0, size * 4.0), key=distance)
         for candidate in (shape, *others):
-            if isinstance(self.checked_recipe.solve(budget, candidate), Candidate):
+            if isinstance(self.sweep_recipe.solve(budget, candidate), Candidate):
                 return plan(self._one_run_sweep(budget, candidate.width))
         raise FitError(
             f"recipe {self.sweep.recipe}: can't train {count_text(size)} parameters with "
@@ -144,7 +144,7 @@ class RecipeModels:
 
     def _shape(self, width: int) -> ModelShape | None:
         """Return the recipe's model of a width; None if the recipe refuses the width."""
-        recipe = self.checked_recipe  # outside `try`: an unknown recipe is an error at any width
+        recipe = self.sweep_recipe  # outside `try`: an unknown recipe is an error at any width
         try:
             return recipe.shape(width)
         except ConfigError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from isoflop.fitting.estimators.noise import Noise
-    from isoflop.fitting.tables.runs_table import RunsTable
+    from isoflop.fitting.tables.fit_table import RunsTable
     from isoflop.plotting.law_plots import LawPoints
     from isoflop.shapes import ParamCount
 

@@ -11,7 +11,7 @@ from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.results.base import MIN_LAW_BUDGETS
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import records
 from isoflop.text import flops_text

@@ -21,7 +21,7 @@ from isoflop.fitting.results.diagnostics import (
     shared_noise_findings,
     table_findings,
 )
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Axis, Finding, finding
 from isoflop.frames import Bools, Floats, column, mask, rows
 from isoflop.text import flops_text

@@ -13,7 +13,7 @@ from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.isoflop_fit import LineLawEstimate
 from isoflop.fitting.results.summary import frontier_lines
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Finding, Quantity
 from isoflop.frames import Floats, column, records
 

@@ -23,7 +23,7 @@ from isoflop.fitting.estimators.intervals import (
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.profile_fit import ProfileFit
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, Axis, IntervalKind
 from isoflop.frames import Floats, records
 

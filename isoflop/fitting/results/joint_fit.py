@@ -24,7 +24,7 @@ from isoflop.fitting.estimators.intervals import Interval, exponential
 from isoflop.fitting.estimators.noise import Noise
 from isoflop.fitting.results.base import interval_entry
 from isoflop.fitting.results.profile_fit import NEAR_OPTIMAL_SHARES, ProfileFit
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, Axis, IntervalKind
 from isoflop.frames import Bools, Floats
 

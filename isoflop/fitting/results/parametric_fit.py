@@ -28,7 +28,7 @@ from isoflop.fitting.estimators.surface_estimate import (
 from isoflop.fitting.results.base import Fit, interval_entry
 from isoflop.fitting.results.summary import parameter_lines
 from isoflop.fitting.results.surface_law import SurfaceLawEstimate
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Quantity
 from isoflop.frames import Floats
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from isoflop.fitting.tables.runs_table import RunsTable
+from isoflop.fitting.tables.fit_table import RunsTable
 
 UNNAMED_SOURCE = "the table"
 _RUN_ID = re.compile(r".+-s\d+-[0-9a-f]{8}")

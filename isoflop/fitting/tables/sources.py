@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.readers import RUNS_FILE, TABLE_SUFFIXES, read_frame
 from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped
+from isoflop.fitting.tables.table_files import RUNS_FILE, TABLE_SUFFIXES, read_frame
 
 PLAN_FILE = "plan.parquet"
 EVENT_FILE_PREFIX = "events.out.tfevents."

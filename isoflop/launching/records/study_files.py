@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isoflop.config.profile import Profile, load_profile
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching.records.submissions import lease_submissions, read_submissions

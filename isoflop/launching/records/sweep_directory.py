@@ -14,7 +14,7 @@ from typing import Any
 from isoflop.config import Sweep, data_hash, load_sweep, run_identity
 from isoflop.config.identity import canonical_hash
 from isoflop.config.profile import Profile
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.launching.records.code_snapshot import find_commit, versions

@@ -20,7 +20,7 @@ from isoflop.fitting import (
 from isoflop.fitting.estimators.parabola import fit_parabola
 from isoflop.fitting.estimators.skew import fit_skew, measure_skew, vertex_shift
 from isoflop.fitting.methods.isoflop import collect_profiles
-from isoflop.fitting.tables.runs_table import read_table
+from isoflop.fitting.tables.fit_table import read_table
 from isoflop.frames import column
 
 SODA = SURFACES["soda"]

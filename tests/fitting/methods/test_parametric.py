@@ -14,7 +14,7 @@ from isoflop.fitting import SURFACES, Surface, fit_parametric, simulate_isoflop
 from isoflop.fitting.estimators.newton import Observations, solve, starts
 from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
 from isoflop.fitting.methods.parametric import collect_sample
-from isoflop.fitting.tables.runs_table import read_table
+from isoflop.fitting.tables.fit_table import read_table
 from isoflop.frames import column, rows
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"

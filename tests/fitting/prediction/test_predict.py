@@ -103,7 +103,7 @@ def test_the_best_model_is_the_best_of_all_models_of_the_recipe(
     (method,) = predict(law, budget, recipe=recipe).methods
     models = RecipeModels(load_sweep(recipe), "total")
     assert models.step == step
-    shapes = [models.checked_recipe.shape(k * step) for k in range(1, 9000 // step)]
+    shapes = [models.sweep_recipe.shape(k * step) for k in range(1, 9000 // step)]
     losses = [
         float(SURFACES[law].loss(s.params_total, budget / s.train_flops_per_token)) for s in shapes
     ]

@@ -23,7 +23,7 @@ from support.studies import wait_for
 
 from isoflop.cli import main
 from isoflop.config.profile import load_profile
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.launching.control import cancel
 from isoflop.launching.doctor import check_cluster

@@ -18,7 +18,7 @@ from isoflop.launching.records.code_snapshot import find_commit
 from isoflop.launching.records.sweep_directory import make_directory, runs_root
 from isoflop.planning.plan import Plan
 from isoflop.recipes import POCKET, RECIPES
-from isoflop.runs.collect import read_runs
+from isoflop.runs.runs_table import read_runs
 
 
 def test_what_is_in_it(study: tuple[Path, Plan]) -> None:

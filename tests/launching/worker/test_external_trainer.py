@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support.studies import SWEEP, kill, meet_at, start, tiny_plan, wait_for
 
 from isoflop.config import load_sweep
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching.control import newest_log
 from isoflop.launching.records.sweep_directory import make_directory
@@ -35,9 +35,9 @@ from isoflop.launching.worker.slurm_job import RunJob
 from isoflop.lease import LeaseLostError
 from isoflop.planning.plan import Plan
 from isoflop.planning.trainers import RUN_FIELDS, TEMPLATE_FIELDS
-from isoflop.runs.collect import read_runs
 from isoflop.runs.loss_log import LOG_COLUMNS, log_row
 from isoflop.runs.run_directory import RunDirectory, State
+from isoflop.runs.runs_table import read_runs
 from isoflop.shapes import ModelShape
 
 STEPS = 71

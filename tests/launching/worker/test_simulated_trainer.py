@@ -18,8 +18,8 @@ from isoflop.launching.worker import simulated_trainer
 from isoflop.launching.worker.attempt import attempt
 from isoflop.laws import SURFACES
 from isoflop.planning.plan import Plan, plan
-from isoflop.runs.collect import read_runs, write_runs
 from isoflop.runs.run_directory import RunDirectory
+from isoflop.runs.runs_table import read_runs, write_runs
 
 SODA = "train.trainer={simulated: soda}"
 QUIET = 1e-4
@@ -40,7 +40,7 @@ from pathlib import Path
 from isoflop.launching.worker.attempt import attempt
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.planning.plan import plan
-from isoflop.runs.collect import read_runs
+from isoflop.runs.runs_table import read_runs
 from isoflop.runs.run_directory import RunDirectory
 
 study = plan(sys.argv[1], ["train.trainer=simulated: soda"])

@@ -25,11 +25,11 @@ from isoflop.fitting.tables.checks import check_table, refuse_falling_flops, ref
 from isoflop.fitting.tables.columns import SETTINGS, first_column, parse_number, resolve_columns
 from isoflop.fitting.tables.final_loss import FINAL_RULES
 from isoflop.fitting.tables.log_detection import LogOptions, is_log
-from isoflop.fitting.tables.loss_logs import summarise_logs
+from isoflop.fitting.tables.log_summary import summarise_logs
 from isoflop.fitting.tables.nested_columns import unnest, unpivot_chart
-from isoflop.fitting.tables.readers import read_frame, refuse_duplicates
 from isoflop.fitting.tables.rows import Dropped, as_text, dropped_text, find_name_column
 from isoflop.fitting.tables.sources import Source, read_source
+from isoflop.fitting.tables.table_files import read_frame, refuse_duplicates
 from isoflop.fitting.tables.usable_rows import (
     drop_copies,
     select_finished,

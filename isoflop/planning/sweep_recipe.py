@@ -14,7 +14,7 @@ from isoflop.recipes import Candidate, Dropped, Limits, RecipeLike, find_recipe
 from isoflop.shapes import ModelShape
 
 
-class CheckedRecipe:
+class SweepRecipe:
     """A sweep's recipe. Any failure of a lab's own recipe becomes a one-line error.
 
     Attributes:

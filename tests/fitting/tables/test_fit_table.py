@@ -23,7 +23,7 @@ from isoflop.fitting import (
     read_table,
     simulate_isoflop,
 )
-from isoflop.fitting.tables.runs_table import cluster
+from isoflop.fitting.tables.fit_table import cluster
 
 
 def make_frame(**changes: object) -> pd.DataFrame:

@@ -13,9 +13,9 @@ from support.studies import find_run, tiny_study
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
 from isoflop.planning.run_spec import PLAN_COLUMNS
-from isoflop.runs.collect import read_runs, write_runs
 from isoflop.runs.loss_log import LOG_COLUMNS
 from isoflop.runs.run_directory import RunDirectory, State
+from isoflop.runs.runs_table import RESULT_COLUMNS, read_runs, write_runs
 
 
 def finish(run: RunDirectory, steps: int, loss: float) -> None:
@@ -35,19 +35,7 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
     finish(find_run(root, plan, 0), plan.runs[0].steps, 3.0)
     find_run(root, plan, 1).set_state("diverged", "the loss was not finite")
     table = read_runs(directory)
-    results = [
-        "state",
-        "reason",
-        "loss",
-        "loss_text",
-        "loss_semantic",
-        "loss_acoustic",
-        "gpu_hours",
-        "mfu",
-        "restarts",
-        "simulated",
-    ]
-    assert [name for name in table.columns if name != "wall_s"] == [*PLAN_COLUMNS, *results]
+    assert [*table.columns] == [*PLAN_COLUMNS, *RESULT_COLUMNS]
     assert table["run_id"].tolist() == [spec.run_id for spec in plan.runs]
     assert table["state"].tolist() == ["done", "diverged", "pending"]
     assert table["reason"].tolist() == ["", "the loss was not finite", ""]

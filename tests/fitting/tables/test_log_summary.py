@@ -19,7 +19,7 @@ from isoflop.fitting.tables.final_loss import (
     estimate_final_loss,
     is_held_out,
 )
-from isoflop.runs.collect import read_runs
+from isoflop.runs.runs_table import read_runs
 
 STUDY = Path(__file__).parents[3] / "analysis" / "pocket-64"
 

@@ -27,6 +27,21 @@ REQUIRED_PLAN_COLUMNS = {
 }
 """Columns of the plan that the runs table needs."""
 
+RESULT_COLUMNS: dict[str, type] = {
+    "state": str,
+    "reason": str,
+    "loss": float,
+    "loss_text": float,
+    "loss_semantic": float,
+    "loss_acoustic": float,
+    "gpu_hours": float,
+    "mfu": float,
+    "wall_s": float,
+    "restarts": int,
+    "simulated": bool,
+}
+"""Columns of the runs table after those of the plan, and their types; empty numbers are NaN."""
+
 
 def read_runs(sweep: str | os.PathLike[str]) -> pd.DataFrame:
     """Return the runs of a sweep's directory, one row each: plan, state and held-out losses.
@@ -79,25 +94,21 @@ def _is_saved_result(directory: Path) -> bool:
 
 def _result(run: RunDirectory) -> dict[str, Any]:
     state = run.state()
-    reason = state.get("reason", "") or str(state.get("warning", ""))
-    result: dict[str, Any] = {"state": state["state"], "reason": reason}
-    result |= {
-        name: float("nan") for name in ("loss", "loss_text", "loss_semantic", "loss_acoustic")
-    }
-    result |= {
+    result: dict[str, Any] = {
+        **{name: float("nan") for name, kind in RESULT_COLUMNS.items() if kind is float},
+        "state": state["state"],
+        "reason": state.get("reason", "") or str(state.get("warning", "")),
         "gpu_hours": _gpu_hours(state, state.get("wall_s", 0.0)),
-        "mfu": float("nan"),
-        "wall_s": float("nan"),
+        "restarts": max(0, state.get("attempt", 0) - 1),
+        "simulated": bool(state.get("simulated")),
     }
-    result["restarts"] = max(0, state.get("attempt", 0) - 1)
-    result["simulated"] = bool(state.get("simulated"))
     if state["state"] == "done":
         try:
             result |= _read_result(run, state)
         except RunError as problem:
             log.warning("%s; until then the run counts as failed", problem)
             result |= {"state": "failed", "reason": str(problem)}
-    return result
+    return {name: result[name] for name in RESULT_COLUMNS}
 
 
 def _read_result(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:

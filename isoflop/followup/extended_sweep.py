@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from isoflop.config.grid_schema import Point, Replicate
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.files import replace_file
 from isoflop.followup.extend import Extension

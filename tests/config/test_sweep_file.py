@@ -23,7 +23,7 @@ from isoflop.config import (
     shipped_sweeps,
 )
 from isoflop.config.identity import budget_label, canonical_hash
-from isoflop.config.sweep_definition import to_yaml
+from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError
 from isoflop.recipes import SODA, Candidate
 
