@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,9 @@ SKIPPED_FOLDERS = {
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*[,;:]?")
 SENTENCE = re.compile(r"[A-Z].*[.!?]")
 
+BLOCKS = ("cases", "body", "handlers", "orelse", "finalbody")
+"""Fields of statements that hold other statements, in the order of `ast`."""
+
 
 def sentences() -> list[str]:
     """Return distinct sentences of plain words, in an order that is fixed for one Python.
@@ -36,19 +41,34 @@ def sentences() -> list[str]:
 
 
 def _docstrings() -> Iterator[str]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        if SKIPPED_FOLDERS.intersection(path.relative_to(root).parts):
-            continue
+    for path in _list_modules(Path(sysconfig.get_paths()["stdlib"])):
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(path.read_text("utf-8"))
         except (SyntaxError, ValueError, OSError):  # a template, another encoding, a dead link
             continue
-        for node in ast.walk(tree):
+        for node in _walk_statements(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield ast.get_docstring(node) or ""
     yield from _topics()
+
+
+def _list_modules(root: Path) -> list[Path]:
+    modules = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = set(subfolders) - SKIPPED_FOLDERS
+        modules += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(modules)
+
+
+def _walk_statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and its statements in the order of `ast.walk`, without the expressions."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        yield node
+        for block in BLOCKS:
+            nodes.extend(getattr(node, block, ()))
 
 
 def _topics() -> Iterator[str]:

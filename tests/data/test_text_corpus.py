@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -73,6 +74,43 @@ def test_docstrings_of_classes_functions_and_methods_are_read(small_library: Pat
     )
     order = ["The module is the first.", "The class comes in second."]
     assert sentences() == [*order, "The function comes in third.", "The method comes in fourth."]
+
+
+BLOCKS = """
+try:
+    F
+except ValueError:
+    F
+else:
+    if f:
+        F
+finally:
+    F
+while f():
+    F
+else:
+    for _ in ():
+        F
+match f:
+    case 1:
+        F
+    case _:
+        with f:
+            F
+class C:
+    F
+"""
+
+
+def test_functions_in_every_block_are_read_in_the_order_of_the_syntax_tree(
+    small_library: Path,
+) -> None:
+    ordinals = iter("abcdefghi")
+    source = re.sub("F", lambda _: f"def f(): 'This is the function {next(ordinals)}.'", BLOCKS)
+    (small_library / "module.py").write_text(source)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    assert sentences() == [ast.get_docstring(function) for function in functions]
+    assert len(functions) == 9
 
 
 def test_other_files_and_folders_are_left_out(small_library: Path) -> None:
