@@ -70,7 +70,7 @@ def test_every_epoch_and_seed_has_its_own_order() -> None:
 
 @given(
     windows=st.integers(1, 200),
-    batch=st.integers(1, 64),
+    batch=st.integers(1, 12),
     ranks=st.integers(1, 8),
     step=st.integers(0, 10**9),
     seed=st.integers(0, 2**32 - 1),

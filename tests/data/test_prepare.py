@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import small_corpus
-from support.small_corpus import DATA, SENTENCES, SIZES
+from support.small_corpus import DATA, MAX_CHARACTERS, SENTENCES, SIZES
 
 from isoflop.data import pocket, prepare
 from isoflop.data.codec import PocketCodec
@@ -34,7 +34,7 @@ IDS = build_vocabulary("pocket", "bytes")
 
 @pytest.fixture(scope="session")
 def few_sentences(split: tuple[list[str], list[str]]) -> list[str]:
-    return split[1][:SENTENCES]
+    return [text for text in split[1] if len(text) <= MAX_CHARACTERS][:SENTENCES]
 
 
 @pytest.fixture
@@ -68,9 +68,10 @@ def test_the_manifest_describes_the_corpus(corpus: Path) -> None:
         [MANIFEST, "codec.npz", *(shard.file for shard in manifest.shards)]
     )
     assert manifest.vocabulary == IDS
-    assert manifest.data["tokens"] == {"pocket": 150_000.0}
+    target = DATA.tokens["pocket"]
+    assert manifest.data["tokens"] == {"pocket": target}
     assert (
-        manifest.tokens("train") >= 150_000 > manifest.tokens("train") - manifest.shards[-1].tokens
+        manifest.tokens("train") >= target > manifest.tokens("train") - manifest.shards[-1].tokens
     )
     assert set(manifest.versions) == {"isoflop", "python", "espeak-ng", "codec"}
     assert manifest.versions["codec"] == PocketCodec.load(corpus / "codec.npz").checksum
@@ -129,14 +130,16 @@ def test_heldout_sentences_are_never_trained_on(corpus: Path, few_sentences: lis
         }
         for split in ("train", "heldout")
     }
-    assert spoken["heldout"] == {text for text in few_sentences if is_heldout(text, 0.35, 0)}
+    assert spoken["heldout"] == {
+        text for text in few_sentences if is_heldout(text, DATA.heldout_share, 0)
+    }
     assert spoken["train"] <= set(few_sentences)
     assert not spoken["train"] & spoken["heldout"]
 
 
 def test_codes_are_those_of_the_codec_for_that_speech(corpus: Path, small: list[str]) -> None:
     codec = PocketCodec.load(corpus / "codec.npz")
-    heldout, _ = pocket.split_sentences(0.35, 0)
+    heldout, _ = pocket.split_sentences(DATA.heldout_share, 0)
     scripts = pocket.draw_scripts(heldout, 0, 0)[:3]
     documents = {
         tuple(texts): codes
@@ -185,7 +188,7 @@ def test_the_number_of_processes_changes_nothing(
             assert (second / path.name).read_bytes() == path.read_bytes()
     assert [path.name for path in second.parent.iterdir()] == [second.name]
     assert [done for done, _ in made] == sorted(done for done, _ in made)
-    assert made[-1][0] >= made[-1][1] == 150_000
+    assert made[-1][0] >= made[-1][1] == DATA.tokens["pocket"]
 
 
 def test_takes_repeat_sentences_with_other_voices_and_groups(small: list[str]) -> None:
@@ -322,11 +325,11 @@ def test_a_failing_preparation_leaves_nothing(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """Mount a disk of 240 KB, which holds the codec but not the shards."""
+    """Mount a disk of 200 KB, which holds the codec but not the shards."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=240k", "tmpfs", disk], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
         pytest.skip("mounting a small disk is not allowed on this machine")

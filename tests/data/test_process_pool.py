@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,34 +12,10 @@ from itertools import count, islice
 from pathlib import Path
 
 import pytest
+from support.pool_jobs import die, fail, number_and_process, threads
 
 from isoflop.data.process_pool import in_fresh_processes
 from isoflop.errors import DataError
-
-# Functions of jobs are at the top of a module, so that a fresh process can import them.
-
-
-def number_and_process(number: int) -> tuple[int, int]:
-    time.sleep(0.2 * (number == 0))  # the first ends last
-    return number, os.getpid()
-
-
-def threads(_job: None) -> str | None:
-    return os.environ.get("OMP_NUM_THREADS")
-
-
-def fail(job: Exception) -> None:
-    raise job
-
-
-def die(_job: None) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def sleep_and_write(path: Path) -> None:
-    path.with_suffix(".started").touch()
-    time.sleep(1.5)
-    path.touch()
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -95,10 +70,10 @@ def test_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "written"
     script = tmp_path / "parent.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "from pathlib import Path\n"
         "from isoflop.data.process_pool import in_fresh_processes\n"
-        "from test_process_pool import sleep_and_write\n"
+        "from support.pool_jobs import sleep_and_write\n"
         "if __name__ == '__main__':\n"
         f"    list(in_fresh_processes(sleep_and_write, [Path({str(path)!r})], 1))\n"
     )

@@ -1,4 +1,4 @@
-"""A small pocket corpus, made in seconds: fewer sentences, a codec of less speech, smaller shards.
+"""A small pocket corpus, made in seconds: fewer and shorter sentences, a codec of less speech.
 
 As a program it prepares that corpus, to be killed meanwhile: small_corpus.py ROOT SENTENCES.json
 """
@@ -13,16 +13,16 @@ from isoflop.config import Data
 from isoflop.data import pocket
 from isoflop.data.prepare import prepare
 
-SENTENCES = 360
-SIZES = {"CODEC_DOCUMENTS": 16, "DOCUMENTS_PER_SHARD": 48}
+SENTENCES, MAX_CHARACTERS = 300, 50
+SIZES = {"CODEC_DOCUMENTS": 20, "DOCUMENTS_PER_SHARD": 40}
 """Values of constants of `isoflop.data.pocket`."""
 
 DATA = Data(
     codec="pocket",
     text_tokenizer="bytes",
     mixture={"pocket": 1.0},
-    tokens={"pocket": 150_000.0},
-    heldout_share=0.35,
+    tokens={"pocket": 60_000.0},
+    heldout_share=0.45,
 )
 
 if __name__ == "__main__":
