@@ -89,7 +89,7 @@ class Observations:
 
     def terms(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
         """Return the terms for theta (..., 5): E (..., 1), A/N^alpha and B/D^beta (..., K)."""
-        e, a, b, alpha, beta = (v[..., None] for v in np.moveaxis(np.asarray(theta), -1, 0))
+        e, a, b, alpha, beta = (np.asarray(theta)[..., k, None] for k in range(5))
         return np.exp(e), np.exp(a - alpha * self.x), np.exp(b - beta * self.y)
 
     def fitted(self, theta: Floats) -> Floats:
@@ -251,16 +251,26 @@ class _Objective:
         ee: Floats, ea: Floats, eb: Floats, aa: Floats, bb: Floats, ab: Floats
     ) -> Floats:
         """Return the Hessian by theta, (m, 5, 5), from moments over ln terms."""
+        upper = {
+            (0, 0): ee,
+            (0, 1): ea[:, 0],
+            (0, 2): eb[:, 0],
+            (0, 3): -ea[:, 1],
+            (0, 4): -eb[:, 1],
+            (1, 1): aa[:, 0],
+            (1, 2): ab[:, 0],
+            (1, 3): -aa[:, 1],
+            (1, 4): -ab[:, 2],
+            (2, 2): bb[:, 0],
+            (2, 3): -ab[:, 1],
+            (2, 4): -bb[:, 1],
+            (3, 3): aa[:, 2],
+            (3, 4): ab[:, 3],
+            (4, 4): bb[:, 2],
+        }
         hessian = np.empty((len(ee), 5, 5))
-        hessian[:, 0, 0] = ee
-        hessian[:, 0, 1], hessian[:, 0, 3] = ea[:, 0], -ea[:, 1]
-        hessian[:, 0, 2], hessian[:, 0, 4] = eb[:, 0], -eb[:, 1]
-        hessian[:, 1, 1], hessian[:, 1, 3], hessian[:, 3, 3] = aa[:, 0], -aa[:, 1], aa[:, 2]
-        hessian[:, 2, 2], hessian[:, 2, 4], hessian[:, 4, 4] = bb[:, 0], -bb[:, 1], bb[:, 2]
-        hessian[:, 1, 2], hessian[:, 2, 3] = ab[:, 0], -ab[:, 1]
-        hessian[:, 1, 4], hessian[:, 3, 4] = -ab[:, 2], ab[:, 3]
-        lower, upper = np.tril_indices(5, -1)
-        hessian[:, lower, upper] = hessian[:, upper, lower]
+        for (row, column), values in upper.items():
+            hessian[:, row, column] = hessian[:, column, row] = values
         return hessian
 
 
@@ -290,10 +300,11 @@ def _newton(problem: _Objective, start: Floats) -> tuple[Floats, Floats, Floats]
             earlier = None
         elif iteration and iteration % _CYCLE_ITERATIONS == 0:
             earlier, earlier_iteration = state, iteration
-        alive = alive[go]
-        theta, value, gradient, hessian, damping, step, low, high = (
-            values[go] for values in (theta, value, gradient, hessian, damping, step, low, high)
-        )
+        if not go.all():
+            alive = alive[go]
+            theta, value, gradient, hessian, damping, step, low, high = (
+                values[go] for values in (theta, value, gradient, hessian, damping, step, low, high)
+            )
         trial = np.clip(theta + step, low, high)
         new = problem.evaluate(alive, trial, iteration < _REWEIGHTED_ITERATIONS)
         better = new[0] <= value
@@ -322,8 +333,9 @@ def _step(
     free = ~(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
     pull = gradient * free
     system = hessian * (free[:, :, None] & free[:, None, :])
-    size = np.maximum(np.abs(np.einsum("mii->mi", system)), 1e-12 * value[:, None] + 1e-300)
-    np.einsum("mii->mi", system)[:] += np.where(free, damping[:, None] * size, 1.0)
+    diagonal = np.einsum("mii->mi", system)
+    size = np.maximum(np.abs(diagonal), 1e-12 * value[:, None] + 1e-300)
+    diagonal += np.where(free, damping[:, None] * size, 1.0)
     step = -np.asarray(np.linalg.solve(system, pull[:, :, None]), dtype=np.float64)[:, :, 0]
     norm = np.sqrt(size * np.maximum(value, ROUNDING_OBJECTIVE)[:, None])
     cosine = np.max(np.abs(pull) / norm, axis=1)
