@@ -87,7 +87,8 @@ class Skew:
             with np.errstate(divide="ignore"):  # an end may be 0
                 logs = Interval(*map(float, np.log(rows[f"k_{name}"])))
             widened[f"k_{name}"] = exponential(self.widen(logs, name, 1.0, confidence))
-        return table.assign(**dict(zip(ENDS, np.transpose(list(widened.values())), strict=True)))
+        columns = map(list, zip(*widened.values(), strict=True))
+        return table.assign(**dict(zip(ENDS, columns, strict=True)))
 
     def reach(self, interval: Interval, shift: float, confidence: float) -> Interval:
         """Return an interval that holds itself and itself moved by -shift.
