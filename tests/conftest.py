@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.clusters import ACCOUNTING, NO_ACCOUNTING, Bed, open_bed
-from support.studies import tiny_study, write_sweep
+from support.studies import LAW, finish_all, tiny_plan, tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan
@@ -63,16 +64,35 @@ def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the folder of runs, in a working folder with a tiny sweep.
 
-    Reports are made without their figures.
+    Reports are made without their figures, and nothing waits for the disk.
     """
+    from isoflop.reporting.figures import FIGURE_NAMES
+
     monkeypatch.setenv("ISOFLOP_ROOT", str(tmp_path / "runs"))
-    monkeypatch.setattr(  # test_report_page.py draws
-        "isoflop.reporting.report_page.write_figures",
-        lambda _, figures: dict.fromkeys(figures, "<svg></svg>"),
+    page = "isoflop.reporting.report_page"  # test_report_page.py draws
+    monkeypatch.setattr(f"{page}.study_figures", lambda *_: dict.fromkeys(FIGURE_NAMES))
+    monkeypatch.setattr(
+        f"{page}.write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
     )
+    monkeypatch.setattr(os, "sync", lambda: None)
     write_sweep(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def done_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs with the study of `LAW`, all of whose runs are done; read only."""
+    folder = tmp_path_factory.mktemp("done")
+    finish_all(tiny_plan(folder, *LAW), folder / "runs")
+    return folder / "runs"
+
+
+@pytest.fixture
+def done_study(done_runs: Path, root: Path) -> Path:
+    """Return the directory of a study by `LAW` whose runs are done."""
+    shutil.copytree(done_runs, root)
+    return root / "tiny"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,18 +27,23 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.fixture
-def study(root: Path) -> Path:
-    """Return a simulated study of 19 runs at two budgets and more at a third."""
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {
         "budgets": [3e18, 9e18],
         "extra": [{"budget": 3e19, "width": w} for w in (640, 896, 1152)],
     }
     sweep = plan("soda", {**changes, "train.trainer": {"simulated": "soda"}})
-    directory = make_directory(sweep, root)
+    directory = make_directory(sweep, tmp_path_factory.mktemp("simulated") / "runs")
     for run in sweep.runs:
         simulate(RunDirectory(directory / run.run_id), "soda")
     return directory
+
+
+@pytest.fixture
+def study(simulated: Path, root: Path) -> Path:
+    """Return a simulated study of 19 runs at two budgets and more at a third."""
+    return shutil.copytree(simulated, root / simulated.name)
 
 
 @pytest.fixture

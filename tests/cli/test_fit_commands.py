@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from support.studies import LAW, find_run, finish_all, tiny_plan, write_corpus
 
+from isoflop.cli import CLOSED_PIPE_EXIT_CODE, main
 from isoflop.fitting import fit_isoflop, load_fit, simulate_isoflop
 
 Output = tuple[int, str, str]
@@ -246,10 +248,9 @@ def test_every_loss_side_by_side(
 
 
 def test_the_output_is_what_json_prints_and_predicts_as_the_fit(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+    isoflop: Callable[..., Output], done_study: Path, tmp_path: Path
 ) -> None:
-    directory = finish_all(tiny_plan(tmp_path, *LAW), root)
-    arguments = ("fit", str(directory), "--bootstrap", "200", "--seed", "3")
+    arguments = ("fit", str(done_study), "--bootstrap", "200", "--seed", "3")
     code, _, err = isoflop(*arguments, "--output", "kept")
     assert (code, err.splitlines()[-1]) == (0, "wrote kept/fit.json")
     assert json.loads((tmp_path / "kept" / "fit.json").read_text()) == json.loads(
@@ -258,18 +259,16 @@ def test_the_output_is_what_json_prints_and_predicts_as_the_fit(
     saved = load_fit("kept")
     assert [fit.method for fit in saved] == ["isoflop", "joint", "parametric"]
     assert saved.sweep == tiny_plan(tmp_path, *LAW).sweep
-    alone = fit_isoflop(directory, bootstrap=200, seed=3)
+    alone = fit_isoflop(done_study, bootstrap=200, seed=3)
     assert saved["isoflop"].predict(1e12).equals(alone.predict(1e12))
 
 
 # isoflop predict
 
 
-def test_a_budget_is_answered_by_each_law(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path
-) -> None:
-    directory = finish_all(tiny_plan(tmp_path, *LAW), root)
-    isoflop("fit", str(directory), "--bootstrap", "0", "--output", str(directory))
+def test_a_budget_is_answered_by_each_law(isoflop: Callable[..., Output], done_study: Path) -> None:
+    directory = str(done_study)
+    isoflop("fit", directory, "--bootstrap", "0", "--output", directory)
     code, out, err = isoflop("predict", f"{directory}/fit.json", "--flops", "1e11")
     assert code == 0
     assert out.startswith("At 1e11 training FLOPs:\n")
@@ -291,7 +290,7 @@ def test_a_budget_is_answered_by_each_law(
     assert "recipe: pocket" in out
     assert "warning: fits" not in err
     document = json.loads(
-        isoflop("predict", str(directory), "--flops", "1e11,3e11", "--flops", "1e12", "--json")[1]
+        isoflop("predict", directory, "--flops", "1e11,3e11", "--flops", "1e12", "--json")[1]
     )
     assert document.keys() == {"schema", "source", "predictions"}
     assert [prediction["flops"] for prediction in document["predictions"]] == [1e11, 3e11, 1e12]
@@ -308,17 +307,19 @@ def test_a_budget_is_answered_by_each_law(
     ],
 )
 def test_a_reader_that_goes_away_costs_no_file(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path, arguments: list[str], written: str
+    done_study: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], written: str
 ) -> None:
-    finish_all(tiny_plan(tmp_path, *LAW), root)
     options = [*written.split(), *(["--recipe", "soda"] if arguments[0] == "predict" else [])]
-    code = "import sys; from isoflop.cli import main; main(sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, *options], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    process.wait()
+    reading, writing = os.pipe()
+    os.close(reading)
+    stdout = os.fdopen(writing, "w")
+    for name, stream in (("stdout", stdout), ("stderr", sys.stderr)):  # click replaces both
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *options])
+    with contextlib.suppress(BrokenPipeError):
+        stdout.close()
+    assert stop.value.code == CLOSED_PIPE_EXIT_CODE
     assert Path("kept").exists()
 
 

@@ -39,16 +39,15 @@ Output = tuple[int, str, str]
 
 
 def test_a_study_that_is_done_is_fitted_and_reported(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path
+    isoflop: Callable[..., Output], root: Path, done_study: Path
 ) -> None:
-    finish_all(tiny_plan(tmp_path, *LAW), root)
     code, out, err = isoflop("run", "tiny.yaml", *LAW)
     assert code == 0
     assert "N*" in out
     assert err.splitlines()[0].startswith("tiny: 20 runs, ")
     assert re.search(r"^20 of 20 runs done in \d+ s$", err, re.MULTILINE)
     assert err.splitlines()[-1] == f"report: {root / 'tiny' / 'report.html'}"
-    names = {path.name for path in (root / "tiny").iterdir()}
+    names = {path.name for path in done_study.iterdir()}
     assert {
         "sweep.yaml",
         "plan.parquet",
@@ -57,7 +56,7 @@ def test_a_study_that_is_done_is_fitted_and_reported(
         "fit.npz",
         "report.html",
     } <= names
-    assert json.loads((root / "tiny" / "fit.json").read_text())["recipe"] == "pocket"
+    assert json.loads((done_study / "fit.json").read_text())["recipe"] == "pocket"
     assert not root.joinpath("data").exists()  # nothing was left to train
 
 
@@ -301,13 +300,10 @@ def test_prepare_finds_what_was_damaged(
 # isoflop report
 
 
-def test_report_gathers_and_writes(
-    isoflop: Callable[..., Output], root: Path, tmp_path: Path
-) -> None:
-    directory = finish_all(tiny_plan(tmp_path, *LAW), root)
-    code, out, err = isoflop("report", str(directory))
-    assert (code, out, err) == (0, f"{directory / 'report.html'}\n", "")
-    assert len(pd.read_parquet(directory / "runs.parquet")) == 20
+def test_report_gathers_and_writes(isoflop: Callable[..., Output], done_study: Path) -> None:
+    code, out, err = isoflop("report", str(done_study))
+    assert (code, out, err) == (0, f"{done_study / 'report.html'}\n", "")
+    assert len(pd.read_parquet(done_study / "runs.parquet")) == 20
 
 
 @pytest.mark.slow

@@ -15,13 +15,22 @@ from matplotlib.figure import Figure
 from support.figure_checks import cells
 
 from isoflop.errors import FitError
-from isoflop.fitting import SURFACES, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
+from isoflop.fitting import (
+    SURFACES,
+    IsoflopFit,
+    ParametricFit,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    simulate_isoflop,
+)
+from isoflop.reporting import figures, write_report
 from isoflop.reporting import report_page as html
-from isoflop.reporting import write_report
 from isoflop.reporting.figures import FIGURE_NAMES, inline_svg, write_figures
 from isoflop.text import count_text
 
 RUNS = simulate_isoflop(points=7)
+RENDER = figures._render
 NASTY = '<script>alert("x")</script>&'
 
 
@@ -52,7 +61,18 @@ class Balance(HTMLParser):
 
 
 @pytest.fixture(scope="module")
+def profiles() -> IsoflopFit:
+    return fit_isoflop(RUNS, bootstrap=200)
+
+
+@pytest.fixture(scope="module")
+def surface() -> ParametricFit:
+    return fit_parametric(RUNS, bootstrap=0)
+
+
+@pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the page of a study with all figures, and its text; only its SVG is rendered."""
     runs = RUNS.assign(state="done", reason="", epochs=1.5)
     runs.loc[3, ["state", "loss", "reason"]] = ["diverged", np.nan, NASTY]
     runs.loc[4, "run_id"] = NASTY
@@ -66,7 +86,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     directory = tmp_path_factory.mktemp("sweep")
     metadata = {"name": f"soda {NASTY}", "wall_hours": 3.25, "recipe": NASTY, "empty": None}
     fits = [fit_isoflop(runs, bootstrap=200), fit_joint(runs), fit_parametric(runs, bootstrap=0)]
-    path = write_report(directory, runs, fits[0], curves, metadata, more_fits=fits[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            figures, "_render", lambda figure, kind: RENDER(figure, kind) if kind == "svg" else b""
+        )
+        path = write_report(directory, runs, fits[0], curves, metadata, more_fits=fits[1:])
     return path, path.read_text()
 
 
@@ -139,32 +163,37 @@ def test_figures_of_an_earlier_study_go(tmp_path: Path):
         "profiles.png",
         "profiles.svg",
     }
+    assert (tmp_path / "profiles.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_same_study_same_drawing():
-    fit = fit_isoflop(RUNS, bootstrap=200)
-    first, second = (inline_svg(cast(Figure, fit.plot().figure)) for _ in range(2))
+def test_same_study_same_drawing(profiles: IsoflopFit):
+    first, second = (inline_svg(cast(Figure, profiles.plot().figure)) for _ in range(2))
     assert first == second
     assert first.startswith("<svg")
     assert "<dc:date>" not in first
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write pages without rendering figures, which takes seconds."""
     monkeypatch.setattr(
         html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
     )
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch, unrendered: None) -> None:
+    """Write pages without drawing figures, as if every study had all of them."""
+    monkeypatch.setattr(html, "study_figures", lambda *_: dict.fromkeys(FIGURE_NAMES))
+
+
 @pytest.mark.usefixtures("undrawn")
-def test_real_runs_have_no_banner(tmp_path: Path):
+def test_real_runs_have_no_banner(tmp_path: Path, profiles: IsoflopFit):
     runs = RUNS.drop(columns="simulated")
-    fit = fit_isoflop(runs, bootstrap=200)
-    assert "Simulated runs" not in write_report(tmp_path / "a", runs, fit).read_text()
+    assert "Simulated runs" not in write_report(tmp_path / "a", runs, profiles).read_text()
     assert (
         "Simulated runs"
-        in write_report(tmp_path / "b", runs, fit, None, {"simulated": True}).read_text()
+        in write_report(tmp_path / "b", runs, profiles, None, {"simulated": True}).read_text()
     )
 
 
@@ -179,16 +208,16 @@ def test_a_refused_fit_has_a_page(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_more_fits_are_listed(tmp_path: Path):
+def test_more_fits_are_listed(tmp_path: Path, profiles: IsoflopFit):
     runs = RUNS.assign(loss_text=RUNS["loss"] * 0.9)
-    fits = [fit_isoflop(runs, loss=name, bootstrap=200) for name in ("loss", "loss_text")]
-    page = write_report(tmp_path, runs, fits[0], more_fits=fits[1:]).read_text()
+    text = fit_isoflop(runs, loss="loss_text", bootstrap=200)
+    page = write_report(tmp_path, runs, profiles, more_fits=[text]).read_text()
     assert ">loss_text<" in page
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_methods_are_side_by_side(tmp_path: Path):
-    fits = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), fit_parametric(RUNS, bootstrap=0)]
+def test_methods_are_side_by_side(tmp_path: Path, profiles: IsoflopFit, surface: ParametricFit):
+    fits = [profiles, fit_joint(RUNS), surface]
     page = write_report(
         tmp_path, RUNS, fits[0], more_fits=fits[1:], refused={"envelope": "x < y"}
     ).read_text()
@@ -247,10 +276,9 @@ def held_out(*shares: float) -> pd.DataFrame:
     ],
 )
 def test_the_loss_that_is_fitted_is_named(
-    tmp_path: Path, kind: str, shares: tuple[float, ...], caption: str
+    tmp_path: Path, profiles: IsoflopFit, kind: str, shares: tuple[float, ...], caption: str
 ):
-    fit = fit_isoflop(RUNS, bootstrap=200)
-    page = write_report(tmp_path, RUNS, fit, held_out(*shares), kind=kind).read_text()
+    page = write_report(tmp_path, RUNS, profiles, held_out(*shares), kind=kind).read_text()
     assert caption in page
     assert {row[1] for row in cells(page) if row[0] == "IsoFLOP profiles"} == {
         "loss" if kind == "all" else "loss (text)"
@@ -270,40 +298,40 @@ def test_a_law_needs_three_budgets(tmp_path: Path, budgets: tuple[float, ...]):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_fit_that_did_not_converge_is_no_headline(tmp_path: Path):
-    sure, lost = fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)
+def test_a_fit_that_did_not_converge_is_no_headline(
+    tmp_path: Path, profiles: IsoflopFit, surface: ParametricFit
+):
     lost = dataclasses.replace(
-        lost, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}]
+        surface, diagnostics=[{"code": "not_converged", "message": "The fit did not converge: x."}]
     )
     page = write_report(tmp_path, RUNS, lost).read_text()
     assert "<h1>No law of compute from these runs</h1>" in page
     assert "The fit did not converge: x. The fits are listed below." in page
-    page = write_report(tmp_path, RUNS, lost, more_fits=[sure]).read_text()
-    assert f"<h1>{sure.headline().partition(': ')[0]}</h1>" in page
+    page = write_report(tmp_path, RUNS, lost, more_fits=[profiles]).read_text()
+    assert f"<h1>{profiles.headline().partition(': ')[0]}</h1>" in page
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_findings_have_codes_and_shared_ones_appear_once(tmp_path: Path):
-    fits = [fit_isoflop(RUNS, bootstrap=200), fit_parametric(RUNS, bootstrap=0)]
-    page = write_report(tmp_path, RUNS, fits[0], more_fits=fits[1:]).read_text()
+def test_findings_have_codes_and_shared_ones_appear_once(
+    tmp_path: Path, profiles: IsoflopFit, surface: ParametricFit
+):
+    page = write_report(tmp_path, RUNS, profiles, more_fits=[surface]).read_text()
     assert page.count('<span class="badge">no replicates</span> No configuration') == 1
     assert page.count('<span class="badge">rollout</span>') == 2
     assert page.index("<h3>IsoFLOP profiles</h3>") < page.index("<h3>L = E + A")
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_disagreement_of_methods_is_reported(tmp_path: Path):
+def test_disagreement_of_methods_is_reported(tmp_path: Path, profiles: IsoflopFit):
     steep = simulate_isoflop(SURFACES["chinchilla"], drift=1.0).assign(run_id="x")
     other = fit_isoflop(steep.assign(params=steep["params"] ** 1.5), bootstrap=200)
-    page = write_report(
-        tmp_path, RUNS, fit_isoflop(RUNS, bootstrap=200), more_fits=[other]
-    ).read_text()
+    page = write_report(tmp_path, RUNS, profiles, more_fits=[other]).read_text()
     assert "The methods do not agree" in page
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_page_about_a_surface_alone(tmp_path: Path):
-    page = write_report(tmp_path, RUNS, fit_parametric(RUNS, bootstrap=0)).read_text()
+@pytest.mark.usefixtures("unrendered")
+def test_a_page_about_a_surface_alone(tmp_path: Path, surface: ParametricFit):
+    page = write_report(tmp_path, RUNS, surface).read_text()
     assert page.count("<svg") == 4
     assert "<h2>IsoFLOP profiles</h2>" not in page
     assert "<h2>The loss as a surface</h2>" in page

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from isoflop.config.sweep_file import load_sweep, to_yaml
 from isoflop.errors import FitError
@@ -21,26 +21,28 @@ from isoflop.runs.loss_log import LOG_COLUMNS
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write pages without rendering figures, which takes seconds (test_report_page.py renders)."""
+    """Write pages without drawing figures, which takes seconds (test_report_page.py draws)."""
+    monkeypatch.setattr(html, "study_figures", lambda *_: dict.fromkeys(FIGURE_NAMES))
     monkeypatch.setattr(
         html, "write_figures", lambda _, figures: dict.fromkeys(figures, "<svg></svg>")
     )
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written")
     runs = (
         simulate_isoflop(points=5, spread=8.0)
         .rename(columns={"params": "params_total"})
         .assign(state="done")
     )
     runs["loss_text"] = runs["loss"] * 0.8
-    runs.to_parquet(tmp_path / "runs.parquet")
+    runs.to_parquet(folder / "runs.parquet")
     for row in runs.iloc[:10].to_dict("records"):
         steps = np.arange(1, 11)
         for number in (0, 1):
-            folder = tmp_path / str(row["run_id"]) / "loss"
-            folder.mkdir(parents=True, exist_ok=True)
+            log = folder / str(row["run_id"]) / "loss"
+            log.mkdir(parents=True, exist_ok=True)
             step = steps[number * 5 : number * 5 + 5]
             columns = dict.fromkeys(LOG_COLUMNS, 0.1) | {
                 "step": step,
@@ -49,9 +51,14 @@ def sweep(tmp_path: Path) -> Path:
                 "loss": row["loss"],
             }
             pd.DataFrame(columns).assign(split="dev", kind="all").to_parquet(
-                folder / f"{number}.parquet"
+                log / f"{number}.parquet"
             )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def sweep(written: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def test_report_repeats_the_fit_that_was_written(sweep: Path):
@@ -118,9 +125,9 @@ def test_a_damaged_log_has_no_curve(sweep: Path):
 def test_the_loss_that_the_sweep_fits_is_drawn(sweep: Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[tuple[set[str], str]] = []
 
-    def note(fits: object, curves: pd.DataFrame, kind: str) -> dict[str, Figure]:
+    def note(fits: object, curves: pd.DataFrame, kind: str) -> dict[str, None]:
         drawn.append((set(curves["split"]), kind))
-        return {name: Figure() for name in FIGURE_NAMES}
+        return dict.fromkeys(FIGURE_NAMES)
 
     monkeypatch.setattr(html, "study_figures", note)
     for kind in ("all", "acoustic"):
