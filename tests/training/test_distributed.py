@@ -7,11 +7,14 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,7 @@ from support.clusters import LONG
 from support.studies import (
     exact,
     meet_at,
+    start,
     tiny_plan,
     together,
     train_together,
@@ -31,6 +35,7 @@ from support.studies import (
 )
 
 from isoflop.errors import RunError
+from isoflop.files import replace_file
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.attempt import attempt, read_peer_failure
 from isoflop.launching.worker.calibration_job import FAILED_FILE, ORDER_FILE, MeasureJob
@@ -45,18 +50,19 @@ WARM_UP_STEPS = 30
 every few steps."""
 
 
-def study(folder: Path) -> tuple[RunDirectory, Path]:
+def study(folder: Path, *overrides: str) -> tuple[RunDirectory, Path]:
     """Make a run of some 350 steps with a row each step; return it and the folder of runs."""
     folder.mkdir()
-    plan = tiny_plan(folder, *LONG, "widths=[8]", "train.batch_scale=4", "train.log_points=1000")
-    root = folder / "runs"
+    options = ("widths=[8]", "train.batch_scale=4", "train.log_points=1000", *overrides)
+    plan, root = tiny_plan(folder, *LONG, *options), folder / "runs"
     write_corpus(root, plan)
     return RunDirectory(make_directory(plan, root) / plan.runs[0].run_id), root
 
 
 def trained(folder: Path, size: int) -> pd.DataFrame:
-    """Train a run with `size` processes; return its loss log."""
-    run, root = study(folder)
+    """Train a run of some 100 steps with `size` processes; return its loss log."""
+    options = ("budgets=[6e8]", "train.schedule.warmup=0.3", "train.lr_scale=0.03")
+    run, root = study(folder, *options)
     train_together(run, root, size)
     return run.log()
 
@@ -70,7 +76,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for column in ("loss", "grad_norm"):
         np.testing.assert_allclose(double[column][first], single[column][first], rtol=1e-5)
     last = single.eval("step == step.max() and split == 'heldout' and kind == 'all'")
-    np.testing.assert_allclose(double["loss"][last], single["loss"][last], rtol=0.01)
+    np.testing.assert_allclose(double["loss"][last], single["loss"][last], rtol=1e-4)
 
 
 def _train_part(
@@ -134,10 +140,19 @@ SLOW_READS = {
 }
 
 
-@pytest.mark.parametrize("source", SLOW_READS)
-def test_processes_wait_for_a_slow_read(tmp_path: Path, source: str) -> None:
-    run, root = study(tmp_path / "slow")
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a run until step 20; return its path, of which tests change a copy."""
+    run, root = study(tmp_path_factory.mktemp("stopped") / "study")
     together(run, 2, _train_part, root, 20, False)
+    return run.path
+
+
+@pytest.mark.parametrize("source", SLOW_READS)
+def test_processes_wait_for_a_slow_read(tmp_path: Path, stopped: Path, source: str) -> None:
+    root, stopped_root = tmp_path / "runs", stopped.parents[1]
+    shutil.copytree(stopped_root, root)
+    run = RunDirectory(root / stopped.relative_to(stopped_root))
     together(run, 2, _train_slowly, root, source)
     assert run.checkpointed_step() == 21
 
@@ -311,6 +326,10 @@ def free_job(restarts: int) -> tuple[str, int]:
     raise AssertionError
 
 
+def process_variables(job: str, rank: int) -> dict[str, str]:
+    return JOB | {"SLURM_JOB_ID": job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+
+
 def test_jobs_beside_each_other_have_ports_of_their_own() -> None:
     starts = [(job, restarts) for job in range(4_000_000, 4_001_500) for restarts in range(8)]
     ports = {rendezvous_port(*start) for start in starts}
@@ -319,42 +338,38 @@ def test_jobs_beside_each_other_have_ports_of_their_own() -> None:
     assert max(ports) < FIRST_EPHEMERAL_PORT
 
 
-def test_a_process_of_another_job_at_the_same_port_is_refused() -> None:
+def _join_after_refusal(job: str, rank: int, refused: Path, answer: Path) -> None:
+    os.environ |= process_variables(job, rank)
+    ranks = join_job(on_gpus=False)
+    wait_for(refused.exists)
+    answer.write_text(str(ranks.any(ranks.rank == 1)))
+    dist.destroy_process_group()
+
+
+def _join_another_job(job: str, refused: Path) -> None:
+    os.environ |= process_variables(job, 1)
+    module.PORT_TIMEOUT_S = 0.2
+    with pytest.raises(dist.DistNetworkError) as refusal:
+        join_job(on_gpus=False)
+    with replace_file(refused) as temporary:
+        temporary.write_text(str(refusal.value))
+
+
+def test_a_process_of_another_job_at_the_same_port_is_refused(tmp_path: Path) -> None:
     """It takes no part in the first job's training, however their ports came to be equal."""
     number, port = free_job(0)
     others = str(int(number) + module.PORT_COUNT // module.PORTS_PER_JOB)
     assert rendezvous_port(int(others), 0) == port
-    foreign, first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", IMPATIENT],
-            env={
-                **os.environ,
-                **JOB,
-                "SLURM_JOB_ID": job,
-                "SLURM_PROCID": rank,
-                "SLURM_LOCALID": rank,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for job, rank in ((others, "1"), (number, "0"), (number, "1"))
-    )
-    assert (first.communicate()[0], second.communicate()[0]) == ("[True]\n", "[True]\n")
-    assert f"localhost:{port} serves another job" in foreign.communicate()[1]
-    assert foreign.returncode == 1
-
-
-IMPATIENT = """
-import time
-from isoflop.training import distributed
-
-distributed.PORT_TIMEOUT_S = 2.0
-ranks = distributed.join_job(on_gpus=False)
-time.sleep(5.0 * ranks.first)
-print(ranks.any(ranks.rank == 1))
-"""
-"""Waits for 2 s for the first process of its own job, while another job's holds the port."""
+    refused, answers = tmp_path / "refused", [tmp_path / "0", tmp_path / "1"]
+    foreign = start(_join_another_job, others, refused)
+    own = [
+        start(_join_after_refusal, number, rank, refused, answer)
+        for rank, answer in enumerate(answers)
+    ]
+    for process in (foreign, *own):
+        process.join()
+    assert refused.read_text() == f"localhost:{port} serves another job"
+    assert [answer.read_text() for answer in answers] == ["[True]", "[True]"]
 
 
 MEETS = """
@@ -369,53 +384,53 @@ print(ranks.any(ranks.rank == 1), ranks.broadcast(ranks.rank + 5), devices)
 """
 
 
-def test_the_processes_of_a_job_meet_and_leave_each_other() -> None:
+def _meet(job: str, answer: Path) -> None:
+    os.environ |= SHELL | process_variables(job, 1)
+    ranks = join_job(on_gpus=False)
+    answer.write_text(f"{ranks.any(ranks.rank == 1)} {ranks.broadcast(ranks.rank + 5)}")
+    dist.destroy_process_group()
+
+
+def test_the_processes_of_a_job_meet_and_leave_each_other(tmp_path: Path) -> None:
     """Threads of gloo that outlive Python may end it with SIGABRT, and its job then fails."""
-    job = {**os.environ, **JOB, "SLURM_JOB_ID": free_job(0)[0], **SHELL}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEETS],
-            env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.communicate()[0].splitlines() for process in processes] == [
-        ["[True] 5 4,5", "left True"]
-    ] * 2
-    assert [process.returncode for process in processes] == [0, 0]
+    job, _ = free_job(0)
+    second = start(_meet, job, tmp_path / "second")
+    first = subprocess.run(
+        [sys.executable, "-c", MEETS],
+        env=os.environ | SHELL | process_variables(job, 0),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    second.join()
+    assert first.stdout.splitlines() == ["[True] 5 4,5", "left True"]
+    assert (tmp_path / "second").read_text() == "[True] 5"
+    assert (first.returncode, second.exitcode) == (0, 0)
 
 
-RETRIES_ITS_PORT = """
-from isoflop.training import distributed
+def _join_when_released(job: str, rank: int, restarts: int, folder: Path) -> None:
+    """Join a job; if its port is taken, create `taken`, and retry after `released` exists."""
 
-distributed.time.sleep = lambda _: (print("taken", flush=True), input())
-print(distributed.join_job(on_gpus=False).size)
-"""
-"""Prints that its port is taken, and retries after a line on stdin."""
+    def pause(_seconds: float) -> None:
+        (folder / "taken").touch()
+        wait_for((folder / "released").exists)
+
+    os.environ |= process_variables(job, rank) | {"SLURM_RESTART_COUNT": str(restarts)}
+    module.time = SimpleNamespace(monotonic=time.monotonic, sleep=pause)  # type: ignore[assignment]
+    (folder / f"size-{rank}").write_text(str(join_job(on_gpus=False).size))
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("restarts", [0, 1])
-def test_the_rendezvous_port_of_a_job_is_retried_while_it_is_taken(restarts: int) -> None:
+def test_the_rendezvous_port_of_a_job_is_retried_while_it_is_taken(tmp_path: Path) -> None:
     """No connection has it by chance, and it changes at every start."""
-    number, port = free_job(restarts)
-    job = {**os.environ, **JOB, "SLURM_JOB_ID": number, "SLURM_RESTART_COUNT": str(restarts)}
+    number, port = free_job(restarts=1)
     with socket.socket() as taken:
         taken.bind(("", port))
-        first, second = (
-            subprocess.Popen(
-                [sys.executable, "-c", RETRIES_ITS_PORT],
-                env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in ("0", "1")
-        )
-        assert first.stdout is not None
-        assert first.stdout.readline() == "taken\n"
-    assert (first.communicate("\n")[0], second.communicate()[0]) == ("2\n", "2\n")
+        processes = [start(_join_when_released, number, rank, 1, tmp_path) for rank in range(2)]
+        wait_for((tmp_path / "taken").exists)
+    (tmp_path / "released").touch()
+    for process in processes:
+        process.join()
+    assert [(tmp_path / f"size-{rank}").read_text() for rank in range(2)] == ["2", "2"]
 
 
 def test_a_shell_in_an_allocation_is_no_job(monkeypatch: pytest.MonkeyPatch) -> None:

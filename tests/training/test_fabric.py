@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from support.studies import start
 
-NAMES = """
-import sys
-import isoflop.training.loop
-print(*(name for name in ("torchmetrics", "scipy.signal", "transformers") if name in sys.modules))
-import torchmetrics
-print(torchmetrics.MeanMetric.__name__)
-"""
+from isoflop.training import fabric
+
+PACKAGES = ("torchmetrics", "scipy.signal", "transformers")
 
 
-def test_a_process_of_the_trainer_imports_no_torchmetrics_and_can_do_so_later() -> None:
-    done = subprocess.run([sys.executable, "-c", NAMES], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["", "MeanMetric"]
+def _write_imported_packages(file: Path) -> None:
+    imported = [name for name in PACKAGES if name in sys.modules]
+    file.write_text(f"{imported} {find_spec('torchmetrics') is not None}")
 
 
-@pytest.mark.parametrize("first", ["torchmetrics", "lightning.pytorch"])
-def test_packages_that_a_user_has_imported_before_stay(first: str) -> None:
-    code = f"import sys, {first}, isoflop.training.fabric; print(sys.modules['torchmetrics'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("<module")
+def test_a_process_of_the_trainer_imports_no_torchmetrics_and_can_do_so_later(
+    tmp_path: Path,
+) -> None:
+    process = start(_write_imported_packages, tmp_path / "packages")
+    process.join()
+    assert (tmp_path / "packages").read_text() == "[] True"
+
+
+def test_packages_that_a_user_has_imported_before_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = ModuleType("torchmetrics")
+    monkeypatch.setitem(sys.modules, "torchmetrics", users)
+    with fabric._without("torchmetrics"):
+        assert importlib.import_module("torchmetrics") is users
+    assert sys.modules["torchmetrics"] is users
