@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.tables import replace_losses
 
 import isoflop
 from isoflop.fitting import (
     SURFACES,
+    IsoflopFit,
     compare,
     fit_isoflop,
     fit_joint,
     fit_parametric,
     load_fit,
+    read_table,
     simulate_isoflop,
     write_fit,
 )
@@ -132,20 +135,25 @@ def test_runs_without_common_budgets_have_no_budget_residuals():
     assert fit.budget_residuals is None
 
 
-def fit_parabolas(noise: Noise, seed: int):
-    """Fit symmetric profiles: parabolas have no model error."""
-    flops = column(CLEAN, "budget")
-    params, tokens = SODA.optimum(flops)
-    bowl = SODA.loss(params, tokens) + 0.065 * np.log(column(CLEAN, "params") / params) ** 2
-    return fit_isoflop(
-        study(noise, seed).assign(loss=lambda s: s["loss"] / CLEAN["loss"] * bowl), bootstrap=200
-    )
+@pytest.fixture(scope="module")
+def fit_parabolas() -> Callable[..., IsoflopFit]:
+    """Return a function that fits symmetric profiles with noise: parabolas have no model error."""
+    params, tokens = SODA.optimum(column(CLEAN, "budget"))
+    bowls = SODA.loss(params, tokens) + 0.065 * np.log(column(CLEAN, "params") / params) ** 2
+    table = read_table(CLEAN)
+
+    def fit(noise: Noise, seed: int, bootstrap: int) -> IsoflopFit:
+        scatter = np.exp(noise(np.random.default_rng(seed)).ravel())
+        runs = replace_losses(table, CLEAN.assign(loss=bowls * scatter))
+        return fit_isoflop(runs, bootstrap=bootstrap)
+
+    return fit
 
 
-def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared():
+def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared(fit_parabolas):
     findings, covered, skewed = [], [], []
     for seed in range(REPLICATES):
-        fit = fit_parabolas(correlated, seed)
+        fit = fit_parabolas(correlated, seed, bootstrap=200)
         used = rows(fit.profiles, mask(fit.profiles, "used"))
         truth = SODA.optimum(column(used, "flops"))[0]
         covered.append(np.mean((column(used, "low") <= truth) & (truth <= column(used, "high"))))
@@ -156,8 +164,8 @@ def test_optima_of_parabolas_stay_in_their_intervals_where_noise_is_shared():
     assert np.mean(skewed) <= 0.1
 
 
-def test_independent_noise_of_parabolas_is_rarely_called_shared():
-    fits = [fit_parabolas(independent, seed) for seed in range(REPLICATES)]
+def test_independent_noise_of_parabolas_is_rarely_called_shared(fit_parabolas):
+    fits = [fit_parabolas(independent, seed, bootstrap=0) for seed in range(REPLICATES)]
     assert np.mean([has_finding(fit) for fit in fits]) <= 0.05
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, read_table, simulate_isoflop
+from isoflop.fitting import (
+    RunsTable,
+    fit_isoflop,
+    fit_joint,
+    fit_parametric,
+    read_table,
+    simulate_isoflop,
+)
 from isoflop.fitting.estimators.noise import estimate_noise
 from isoflop.fitting.results.diagnostics import noise_findings
+from isoflop.frames import column
 
 BASE = simulate_isoflop(points=9, spread=2.5, noise=0.004, seed=3).drop(columns="simulated")
 TWICE = pd.concat([BASE, BASE.assign(seed=1, run_id=BASE["run_id"] + "-copy")])
@@ -51,6 +62,12 @@ def test_copies_beside_true_seeds_do_not_make_noise_small():
     ]
 
 
+@functools.cache
+def read_clean(seeds: int) -> RunsTable:
+    """Return the runs of 42 configurations without noise."""
+    return read_table(simulate_isoflop(points=6, noise=0.0, seeds=seeds))
+
+
 @pytest.mark.parametrize(
     ("noise", "digits"), [(0.0005, 3), (0.0003, 3), (0.003, 2), (0.0005, 4), (0.003, 9)]
 )
@@ -60,12 +77,13 @@ def test_seeds_equal_by_rounding_count(noise: float, digits: int, seeds: int, bi
     """Dropping equal seeds, and not seeds that differ by chance, would make noise 10 to 25% too
     large.
     """
-    sds = []
+    clean, unit, sds = read_clean(seeds), np.log(2) if bits else 1.0, []
     for seed in range(8):
-        runs = simulate_isoflop(points=6, noise=noise, seeds=seeds, seed=seed)
-        losses = runs["loss"] / np.log(2) if bits else runs["loss"]
-        printed = runs.assign(loss=losses.round(digits) * (np.log(2) if bits else 1.0))
-        sds.append(estimate_noise(read_table(printed), 1.0, 40).replicate_sd)
+        runs = simulate_isoflop(points=6, noise=noise, seeds=seeds, seed=seed).set_index("run_id")
+        losses = column(runs.loc[clean.frame["run_id"]], "loss")
+        frame = clean.frame.assign(loss=np.round(losses / unit, digits) * unit)
+        table = dataclasses.replace(clean, frame=frame)
+        sds.append(estimate_noise(table, 1.0, 40).replicate_sd)
     assert np.mean(sds) == pytest.approx(noise, rel=0.09)
 
 
