@@ -146,9 +146,9 @@ def test_own_trainer_on_a_cluster(
     runs = [RunDirectory(path.parent) for path in (folder / "runs" / "own").glob("*/config.yaml")]
     for run in runs:
         losses = run.path / "losses.jsonl"
-        wait_for(lambda losses=losses: losses.exists() and losses.read_text().count("\n") > 5, 90)
+        wait_for(lambda losses=losses: losses.exists() and losses.read_text().count("\n") > 5, 300)
         bed.run("scontrol", "requeue", run.state()["job_id"])
-    wait_for(lambda: all(run.done for run in runs), 180)
+    wait_for(lambda: all(run.done for run in runs), 400)
     for run in runs:
         name = run.run_id.rpartition("-")[0]
         (undisturbed,) = (folder / "runs" / "undisturbed").glob(f"{name}-*")

@@ -111,7 +111,7 @@ def test_a_study_comes_through_every_fault(
     options = [
         f"root={root}",
         "slurm.partition=preempt",
-        "max_jobs=6",
+        "max_jobs=4",
         "retries=4",
         "slurm.cpus_per_task=4",
     ]

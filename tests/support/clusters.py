@@ -118,7 +118,7 @@ class Submitted:
     def runs(self) -> list[RunDirectory]:
         return [RunDirectory(self.directory / run.run_id) for run in self.plan.runs]
 
-    def wait(self, happened: Callable[[SweepStatus], Any], seconds: float = 120.0) -> SweepStatus:
+    def wait(self, happened: Callable[[SweepStatus], Any], seconds: float = 300.0) -> SweepStatus:
         """Looks until it has happened."""
         limit = time.monotonic() + seconds
         while not happened(picture := self.look()):
@@ -128,9 +128,9 @@ class Submitted:
 
     def wait_for_step(self, step: int, number: int = 0) -> None:
         """Until a run has a checkpoint at `step` or later."""
-        wait_for(lambda: self.runs[number].checkpointed_step() >= step, 90)
+        wait_for(lambda: self.runs[number].checkpointed_step() >= step, 240)
 
-    def finish(self, seconds: float = 180.0, *, resubmit: bool = False) -> None:
+    def finish(self, seconds: float = 400.0, *, resubmit: bool = False) -> None:
         """Until every run is done; `resubmit` as a supervisor does."""
 
         def done(picture: SweepStatus) -> bool:

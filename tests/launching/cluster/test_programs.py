@@ -82,7 +82,7 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
         lambda: (
             (good.path / "said").exists() and (good.path / "said").read_text().count("of 2") == 2
         ),
-        60,
+        300,
     )
     os.kill(find_worker(study, rank=1), signal.SIGUSR2)
     picture = study.wait(lambda picture: len(picture.ids("done", "failed")) == 2)
@@ -140,7 +140,7 @@ def test_a_program_that_saves_at_slurm_s_signal_is_stopped_and_has_not_failed(
         retries=0,
     )
     study.submit()
-    wait_for(lambda: all(len(list(run.path.glob("started-*"))) == ranks for run in study.runs), 90)
+    wait_for(lambda: all(len(list(run.path.glob("started-*"))) == ranks for run in study.runs), 300)
     jobs = [str(run.state()["job_id"]) for run in study.runs]
     if how == "scancel":
         bed.run("scancel", *jobs)

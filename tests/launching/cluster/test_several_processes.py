@@ -50,7 +50,7 @@ def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
     study.submit()
     study.wait_for_step(40)
     os.kill(find_worker(study, rank=1), signal.SIGUSR2)
-    wait_for(lambda: study.runs[0].state()["attempt"] == 2, 60)
+    wait_for(lambda: study.runs[0].state()["attempt"] == 2, 300)
     step = study.runs[0].checkpointed_step()
     study.wait_for_step(step + 40)
     os.kill(find_worker(study, rank=1), signal.SIGKILL)

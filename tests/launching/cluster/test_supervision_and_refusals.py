@@ -52,9 +52,9 @@ def test_a_supervisor_brings_a_study_to_its_end(
     study.wait(lambda picture: picture.ids("failed"))
     assert add_supervisor(study.profile, study.directory)
     assert add_supervisor(study.profile, study.directory) is None
-    study.wait(lambda picture: len(picture.ids("done")) == 2, 180)
+    study.wait(lambda picture: len(picture.ids("done")) == 2, 300)
     study.equals(undisturbed)
-    study.wait(lambda _: hook_log.exists(), 180)
+    study.wait(lambda _: hook_log.exists(), 300)
     assert hook_log.read_text() == "done: all 2 runs are done\n"
     wait_for(lambda: not any(job.active for job in slurm.queue().values()), 30)
     assert (study.directory / "report.html").exists()
