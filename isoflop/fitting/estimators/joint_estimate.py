@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -48,10 +49,20 @@ class Curves:
     loss: Floats
     seeds: Floats
 
-    @property
+    @cached_property
     def budget_count(self) -> int:
         """Number of budgets, B."""
         return int(self.group.max()) + 1
+
+    @cached_property
+    def members(self) -> Floats:
+        """1 for the budget of each configuration, else 0, (K, B)."""
+        return np.eye(self.budget_count)[self.group]
+
+    @cached_property
+    def root(self) -> Floats:
+        """Root of the weight of each residual: of the seeds, over the loss, (K,) or (M, K)."""
+        return np.sqrt(self.seeds) / self.loss
 
     @property
     def parameter_count(self) -> int:
@@ -93,13 +104,35 @@ class JointEstimate:
     residuals: Floats
 
 
-def evaluate_shape(theta: Floats, x: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """Return phi, (M, K), and its gradient by theta, (M, K, 5)."""
+class _Arms(NamedTuple):
+    """The shape and its parts, (M, K) each."""
+
+    phi: Floats
+    u: Floats
+    falling: Floats
+    rising: Floats
+    height: Floats
+
+
+def _evaluate_arms(theta: Floats, x: Floats, c: Floats) -> _Arms:
     ln_q, alpha, beta, k, a = theta.T[:, :, None]
     u = x - k - a * c
-    falling, rising, total = np.exp(-alpha * u), np.exp(beta * u), alpha + beta
-    height = np.exp(ln_q - alpha * a * c) / total
+    falling, rising = np.exp(-alpha * u), np.exp(beta * u)
+    height = np.exp(ln_q - alpha * a * c) / (alpha + beta)
     phi = height * (falling / alpha + rising / beta - 1.0 / alpha - 1.0 / beta)
+    return _Arms(phi, u, falling, rising, height)
+
+
+def evaluate_rise(theta: Floats, x: Floats, c: Floats) -> Floats:
+    """Return phi, (M, K)."""
+    return _evaluate_arms(theta, x, c).phi
+
+
+def evaluate_shape(theta: Floats, x: Floats, c: Floats) -> tuple[Floats, Floats]:
+    """Return phi, (M, K), and its gradient by theta, (M, K, 5)."""
+    _, alpha, beta, _, a = theta.T[:, :, None]
+    phi, u, falling, rising, height = _evaluate_arms(theta, x, c)
+    total = alpha + beta
     slope = height * (rising - falling)
     by_alpha = height * ((1.0 - falling) / alpha**2 - u * falling / alpha)
     by_beta = height * ((1.0 - rising) / beta**2 + u * rising / beta)
@@ -125,11 +158,12 @@ def fit_curves(curves: Curves, first: Floats, delta: float | None) -> JointEstim
         theta, weight = _descend(curves, np.clip(first, LOWER_BOUNDS, UPPER_BOUNDS), limit)
         if delta is None:
             for _ in range(2):
-                residuals = _linearise(curves, theta, weight).residuals
+                shape = evaluate_shape(theta, curves.x, curves.c)
+                residuals = _linearise(curves, shape, weight).residuals
                 sd = robust_sd(residuals, curves.parameter_count)
                 limit = np.where(sd > 1e-12, HUBER_DELTA_SDS * sd, np.inf)
                 theta, weight = _descend(curves, theta, limit)
-    final = _linearise(curves, theta, weight)
+    final = _linearise(curves, evaluate_shape(theta, curves.x, curves.c), weight)
     off = curves.x - theta[:, [3]] - theta[:, [4]] * curves.c
     covariates = np.stack([np.broadcast_to(curves.c, off.shape), off, off**2], axis=-1)
     floor_leverage = curves.seeds / np.bincount(curves.group, curves.seeds)[curves.group]
@@ -152,9 +186,9 @@ def compute_columns(curves: Curves, theta: Floats) -> tuple[Floats, Floats]:
     """Return the columns of theta in the relative residuals, (K, 5), projected off those of L*_c,
     and those of L*_c, (K, B); both times the root of the seeds.
     """
-    final = _linearise(curves, theta[None], np.ones((1, len(curves.x))))
-    scale = np.sqrt(curves.seeds) / curves.loss
-    return final.columns[0], np.eye(curves.budget_count)[curves.group] * scale[:, None]
+    shape = evaluate_shape(theta[None], curves.x, curves.c)
+    final = _linearise(curves, shape, np.ones((1, len(curves.x))))
+    return final.columns[0], curves.members * curves.root[:, None]
 
 
 def starts(curves: Curves) -> Floats:
@@ -195,11 +229,12 @@ class _Linearisation(NamedTuple):
         return _Linearisation(*accepted)
 
 
-def _linearise(curves: Curves, theta: Floats, weight: Floats) -> _Linearisation:
-    """Linearise M problems at theta; `weight` (M, K) is Huber's, at most 1."""
-    phi, jacobian = evaluate_shape(theta, curves.x, curves.c)
-    member = np.eye(curves.budget_count)[curves.group]
-    root = np.sqrt(curves.seeds) / curves.loss
+def _linearise(curves: Curves, shape: tuple[Floats, Floats], weight: Floats) -> _Linearisation:
+    """Linearise M problems at theta, whose shape `evaluate_shape` returns; `weight` (M, K) is
+    Huber's, at most 1.
+    """
+    phi, jacobian = shape
+    member, root = curves.members, curves.root
     full = weight * root**2
     mass = full @ member
     floor = ((full * (curves.loss - phi)) @ member) / mass
@@ -227,26 +262,30 @@ def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floa
     alive: np.ndarray = np.arange(len(theta))
     weight: Floats = weights.copy()
     damping: Floats = np.full(len(theta), 1e-3)
-    current: _Linearisation = _linearise(curves, theta, weight)
+    phi, jacobian = evaluate_shape(theta, curves.x, curves.c)
+    current: _Linearisation = _linearise(curves, (phi, jacobian), weight)
     for _ in range(_MAX_ITERATIONS):
         if robust:
             sizes = np.maximum(np.abs(current.residuals), 1e-300)
             weight = np.minimum(1.0, limit[alive, None] / sizes)
-            current = _linearise(curves, theta, weight)
+            current = _linearise(curves, (phi, jacobian), weight)
         step, drop = _step(current, theta, damping, identity)
         go = (drop > _MIN_RELATIVE_DROP * current.objective) & (damping < _MAX_DAMPING)
         solution[alive], weights[alive] = theta, weight
         if not go.any():
             break
         if not go.all():
-            alive, theta, weight, damping, step = (
-                values[go] for values in (alive, theta, weight, damping, step)
+            alive, theta, weight, damping, step, phi, jacobian = (
+                values[go] for values in (alive, theta, weight, damping, step, phi, jacobian)
             )
             current, curves = current.select(go), curves.select_sets(go)
         trial = np.clip(theta + step, LOWER_BOUNDS, UPPER_BOUNDS)
-        candidate = _linearise(curves, trial, weight)
+        shape = evaluate_shape(trial, curves.x, curves.c)
+        candidate = _linearise(curves, shape, weight)
         better = candidate.objective <= current.objective
         theta = np.where(better[:, None], trial, theta)
+        phi = np.where(better[:, None], shape[0], phi)
+        jacobian = np.where(better[:, None, None], shape[1], jacobian)
         current = current.accept(better, candidate)
         damping = np.where(better, np.maximum(damping / 10.0, 1e-12), damping * 8.0)
     return solution, weights

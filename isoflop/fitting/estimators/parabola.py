@@ -7,7 +7,8 @@ Loss is a parabola in x = ln N or ln D: L = c0 + c1 u + c2 u^2, with u = (x - ce
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -42,10 +43,36 @@ class Profile:
     weight: Floats
     other: Floats
 
-    @property
+    @cached_property
     def sizes(self) -> int:
         """Number of distinct sizes."""
         return count_distinct(self.x)
+
+    @cached_property
+    def other_curve(self) -> OtherCurve:
+        """Curve of ln of the other axis."""
+        low, high = float(self.x[0]), float(self.x[-1])
+        centre, scale = 0.5 * (low + high), 0.5 * (high - low)
+        u = (self.x - centre) / scale
+        if self.sizes > 2:
+            c2, c1, c0 = np.polyfit(u, self.other, 2)
+        else:
+            c2, (c1, c0) = 0.0, np.polyfit(u, self.other, 1)
+        error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - self.other) ** 2)))
+        return OtherCurve(centre, scale, (c0, c1, c2), error)
+
+
+class OtherCurve(NamedTuple):
+    """Quadratic of ln(other axis) in u through the runs; a line below three sizes.
+
+    Attributes:
+        error: rms of the runs about the curve, in ln.
+    """
+
+    centre: float
+    scale: float
+    coefficients: tuple[float, float, float]
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,16 +217,9 @@ def read_other_axis(profile: Profile, x: Floats) -> tuple[Floats, Floats, float]
     straight beyond them. The runs' tokens are exact; the error is the unevenness of real shapes (a
     whole number of layers) about a smooth curve.
     """
-    low, high = float(profile.x[0]), float(profile.x[-1])
-    centre, scale = 0.5 * (low + high), 0.5 * (high - low)
-    u = (profile.x - centre) / scale
-    if profile.sizes > 2:
-        c2, c1, c0 = np.polyfit(u, profile.other, 2)
-    else:
-        c2, (c1, c0) = 0.0, np.polyfit(u, profile.other, 1)
+    centre, scale, (c0, c1, c2), error = profile.other_curve
     at = (x - centre) / scale
     inside = np.clip(at, -1.0, 1.0)
     slope = c1 + 2.0 * c2 * inside
     value = c0 + inside * (c1 + inside * c2) + slope * (at - inside)
-    error = float(np.sqrt(np.mean((np.polyval((c2, c1, c0), u) - profile.other) ** 2)))
     return value, slope / scale, error

@@ -107,16 +107,16 @@ def _status_findings(profiles: pd.DataFrame) -> list[Finding]:
         "too_few": f"fewer than {para.MIN_PROFILE_SIZES} sizes",
     }
     findings = []
+    statuses, used = profiles["status"].to_numpy(dtype=object), mask(profiles, "used")
     for status, reason in reasons.items():
-        has_status = (profiles["status"] == status).to_numpy(dtype=bool)
         for is_used, code, use in (
             (False, "profile_excluded", "not used"),
             (True, "profile_used", "used because `use` allows it"),
         ):
-            members = rows(profiles, has_status & (mask(profiles, "used") == is_used))
-            if len(members):
-                text = f"{_budgets_text(members)} FLOPs: {status}, {use}: {reason}."
-                findings.append(finding(code, text))
+            members = (statuses == status) & (used == is_used)
+            if members.any():
+                budgets = _budgets_text(rows(profiles, members))
+                findings.append(finding(code, f"{budgets} FLOPs: {status}, {use}: {reason}."))
     return findings
 
 
@@ -158,9 +158,10 @@ def _skew_findings(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
 
 def _shallow_findings(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
     is_shallow = column(profiles, "depth_to_noise") < MIN_DEPTH_TO_NOISE
-    shallow = rows(profiles, mask(profiles, "used") & is_shallow)
-    if not len(shallow):
+    is_shallow &= mask(profiles, "used")
+    if not is_shallow.any():
         return []
+    shallow = rows(profiles, is_shallow)
     kind = "between seeds" if noise.replicate_dof else "about the parabolas"
     pairs = zip(column(shallow, "budget"), column(shallow, "depth_to_noise"), strict=True)
     ratios = ", ".join(f"{flops_text(float(budget))} ({ratio:.1f})" for budget, ratio in pairs)

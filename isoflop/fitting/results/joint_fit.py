@@ -250,7 +250,7 @@ class JointFit(ProfileFit):
     def curve(self, budget: float, size: Floats) -> Floats:
         k = next(k for k, profile in enumerate(self.raw_profiles) if profile.budget == budget)
         c = np.log(self.raw_profiles[k].flops) - self.c_mean
-        phi, _ = joint.evaluate_shape(
+        phi = joint.evaluate_rise(
             self.estimate.theta, np.log(size) - self.x_mean, np.full(len(size), c)
         )
         return self.estimate.floor[0, k] + phi[0]
@@ -260,19 +260,18 @@ class JointFit(ProfileFit):
         nats, at each ln C; all (B,).
         """
         centre = np.array([self.laws[self.axis].at(x)[0] for x in c])
+        sides = np.array([[-1.0], [1.0]])
 
         def is_below(distance: Floats) -> Bools:
-            x = centre + distance - self.x_mean
-            return joint.evaluate_shape(self.estimate.theta, x, c - self.c_mean)[0][0] < rise
+            x = centre + sides * distance - self.x_mean
+            return joint.evaluate_rise(self.estimate.theta, x, c - self.c_mean) < rise
 
-        ends = []
-        for sign in (-1.0, 1.0):
-            inner, outer = np.zeros_like(c), np.full_like(c, 0.1)
-            while (below := is_below(sign * outer) & (outer < 100.0)).any():
-                inner, outer = np.where(below, outer, inner), np.where(below, 2.0 * outer, outer)
-            for _ in range(50):
-                middle = 0.5 * (inner + outer)
-                below = is_below(sign * middle)
-                inner, outer = np.where(below, middle, inner), np.where(below, outer, middle)
-            ends.append(np.exp(centre + sign * outer))
+        inner, outer = np.zeros((2, len(c))), np.full((2, len(c)), 0.1)
+        while (below := is_below(outer) & (outer < 100.0)).any():
+            inner, outer = np.where(below, outer, inner), np.where(below, 2.0 * outer, outer)
+        for _ in range(50):
+            middle = 0.5 * (inner + outer)
+            below = is_below(middle)
+            inner, outer = np.where(below, middle, inner), np.where(below, outer, middle)
+        ends = np.exp(centre + sides * outer)
         return ends[0], ends[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -107,6 +108,10 @@ class RunsTable:
 
         `loss_sd` is the standard deviation between seeds in nats, NaN for one seed.
         """
+        return self._configurations.copy()
+
+    @cached_property
+    def _configurations(self) -> pd.DataFrame:
         groups = self.frame.groupby("config", sort=True)
         means = cast(pd.DataFrame, groups[list(CANONICAL)].mean())
         return means.assign(seeds=groups.size(), loss_sd=groups["loss"].std()).reset_index()
