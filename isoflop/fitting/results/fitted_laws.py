@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -109,7 +110,18 @@ class Laws(ABC):
             FitError: a confidence that is not a share between 0 and 1, or no resamples for
                 percentiles.
         """
-        table = self.law_estimate.intervals(level := self._level(confidence), kind)
+        level = self._level(confidence)
+        if kind is None and level == self.confidence:
+            return self._own_intervals.copy()
+        return self._intervals(level, kind)
+
+    @cached_property
+    def _own_intervals(self) -> pd.DataFrame:
+        """Intervals at the law's own confidence, which texts, figures and files need often."""
+        return self._intervals(self.confidence, None)
+
+    def _intervals(self, level: float, kind: IntervalKind | None) -> pd.DataFrame:
+        table = self.law_estimate.intervals(level, kind)
         return table if kind or self.skew is None else self.skew.widen_laws(table, level)
 
     def _level(self, confidence: float | None) -> float:
