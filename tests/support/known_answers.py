@@ -90,7 +90,8 @@ def fit_or_refuse(
 
 def check_fit(fit: Fit) -> None:
     """Check that every view of a fit has valid numbers."""
-    value, low, high = (column(fit.exponents, name) for name in ("value", "low", "high"))
+    exponents = fit.exponents
+    value, low, high = (column(exponents, name) for name in ("value", "low", "high"))
     assert np.isfinite(value).all()
     assert (low <= value).all()
     assert (value <= high).all()
