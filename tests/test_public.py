@@ -90,8 +90,9 @@ def test_other_names_are_refused() -> None:
         ),
         ("import isoflop; isoflop.load_weights", set[str]()),
         ("import isoflop; isoflop.plan('soda')", set[str]()),
+        ("import isoflop.fitting", set[str]()),
         (
-            "import isoflop; isoflop.fit_isoflop, isoflop.read_runs",
+            "import isoflop.fitting; isoflop.fitting.fit_isoflop, isoflop.read_runs",
             HEAVY - {"torch", "lightning", "matplotlib"},
         ),
     ],

@@ -16,14 +16,15 @@ from isoflop.fitting.tables.sources import read_source
 pytest.importorskip("wandb")
 
 PROGRAM = """
+import sys
 import wandb
 
-for number, end in enumerate(["finish", "fail", "finish", "none"]):
+def write(folder, number, end, steps):
     model = {"params": 1e7 * (number + 1)}
     config = {"model": model, "budget": 6e16, "lr": 3e-4, "bad": float("nan")}
     names = {"project": "study", "id": f"run{number}", "name": "same name"}
-    run = wandb.init(mode="offline", dir=".", config=config, settings={"silent": True}, **names)
-    for step in range(100):
+    run = wandb.init(mode="offline", dir=folder, config=config, settings={"silent": True}, **names)
+    for step in range(steps):
         run.log({"train": {"loss": 4.0 - 0.01 * step + number}, "tokens": (step + 1) * 1e7})
     run.log({"eval/loss": 3.0 + 0.1 * number})
     run.summary["best"] = 2.5
@@ -31,20 +32,36 @@ for number, end in enumerate(["finish", "fail", "finish", "none"]):
         run.finish(exit_code=int(end == "fail"))
     else:
         run.finish()
+
+study, long = sys.argv[1:]
+for number, end in enumerate(["finish", "fail", "finish", "none"]):
+    write(study, number, end, 100)
+write(long, 4, "finish", 1500)
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with two finished runs, a failed one and a killed one."""
-    path = tmp_path_factory.mktemp("offline")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a folder with two finished runs, a failed one and a killed one, and a folder with a
+    long run.
+    """
+    study, long = (tmp_path_factory.mktemp(name) for name in ("offline", "long"))
     process = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, study, long],
+        cwd=study,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode == 0, process.stderr
-    (killed,) = path.glob("wandb/offline-run-*-run3/run-run3.wandb")
+    (killed,) = study.glob("wandb/offline-run-*-run3/run-run3.wandb")
     killed.write_bytes(killed.read_bytes()[:-100])
-    return path
+    return study, long
+
+
+@pytest.fixture
+def folder(folders: tuple[Path, Path]) -> Path:
+    return folders[0]
 
 
 def test_history_has_configuration_and_state(folder: Path):
@@ -75,12 +92,8 @@ def test_offline_runs_are_read(folder: Path):
     assert read_table(file, loss="train.loss").array("loss")[0] == pytest.approx(5.01, rel=1e-4)
 
 
-def test_a_long_run_is_read_whole_and_a_damaged_run_to_its_damage(folder: Path, tmp_path: Path):
-    program = PROGRAM.replace('["finish", "fail", "finish", "none"]', '["finish"]').replace(
-        "range(100)", "range(1500)"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, check=True)
-    (file,) = tmp_path.glob("wandb/*-run0/*.wandb")
+def test_a_long_run_is_read_whole_and_a_damaged_run_to_its_damage(folders: tuple[Path, Path]):
+    (file,) = folders[1].glob("wandb/*-run4/*.wandb")
     assert file.stat().st_size > 5 * 32768
     assert len(read_source(file).frame) == 1501
     data = bytearray(file.read_bytes())
