@@ -47,6 +47,9 @@ metric: {set: heldout, kind: all, tokens: 512}
 """
 """Three runs of 71, 39 and 28 steps."""
 
+SHORT = ("budgets=[3.1e7]", "widths=[8, 12]", "train.log_points=7", "data.tokens.pocket=1e4")
+"""Overrides for runs of 22 and 12 steps; the first has training rows every 3 steps."""
+
 FREQUENT_CHECKPOINTS = "train.checkpoint_minutes=0.01"
 """Override for a checkpoint about every 0.6 s."""
 

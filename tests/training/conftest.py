@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import trained
+from support.studies import SHORT, trained
 
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
@@ -22,9 +22,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
-    """Train an undisturbed run; return its root, plan and directory."""
+    """Train an undisturbed run of 71 steps; return its root, plan and directory."""
+    return _trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
+    """Train an undisturbed run of 22 steps; return its root, plan and directory."""
+    return _trained(tmp_path_factory.mktemp("short"), *SHORT)
+
+
+def _trained(folder: Path, *overrides: str) -> tuple[Path, Plan, RunDirectory]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # this fixture is set up before `one_thread`
-    study = trained(tmp_path_factory.mktemp("whole"))
+    torch.set_num_threads(1)  # fixtures of the session are set up before `one_thread`
+    study = trained(folder, *overrides)
     torch.set_num_threads(before)
     return study

@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pandas.testing import assert_frame_equal
 from support.studies import (
     EVERY_STEP,
+    SHORT,
     exact,
     final_weights,
     find_run,
@@ -45,7 +46,7 @@ from isoflop.training.loop import Trainer, train
 from isoflop.training.run_config import RunConfig, read_run_config
 
 BOTH = "train.loggers=[tensorboard, wandb]"
-STEPS = 71
+STEPS = 22
 HParamsPluginData: Any = vars(plugin_data_pb2)["HParamsPluginData"]
 Record: Any = vars(wandb_internal_pb2)["Record"]
 Values = dict[tuple[str, int], float]
@@ -162,7 +163,7 @@ def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory]:
     """Train an undisturbed run with both loggers; return its plan and directory."""
-    root, study = tiny_study(tmp_path_factory.mktemp("logged"), BOTH)
+    root, study = tiny_study(tmp_path_factory.mktemp("logged"), *SHORT, BOTH)
     run = find_run(root, study)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -177,9 +178,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory
 
 
 def test_loggers_change_no_result(
-    logged: tuple[Plan, RunDirectory], whole: tuple[Path, Plan, RunDirectory]
+    logged: tuple[Plan, RunDirectory], short: tuple[Path, Plan, RunDirectory]
 ) -> None:
-    assert_same_run(logged[1], whole[2])
+    assert_same_run(logged[1], short[2])
 
 
 def test_they_show_the_rows_of_the_log(logged: tuple[Plan, RunDirectory]) -> None:
@@ -239,31 +240,31 @@ def test_the_first_process_has_loggers_whatever_its_rank_in_slurm(
 
 
 def test_the_user_decides_whether_wandb_is_offline(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    root, study = tiny_study(tmp_path, "train.loggers=[wandb]")
+    root, study = tiny_study(tmp_path, *SHORT, "train.loggers=[wandb]")
     run = find_run(root, study)
     assert train(run, root) == "done"
     assert not offline_runs(run)
-    assert_same_run(run, whole[2])
+    assert_same_run(run, short[2])
 
 
 # Stopped, killed, resumed
 
 
 def test_a_resumed_run_has_every_step_once(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, short: tuple[Path, Plan, RunDirectory]
 ) -> None:
-    root, study = tiny_study(tmp_path, BOTH)
+    root, study = tiny_study(tmp_path, *SHORT, BOTH)
     run = find_run(root, study)
-    for stop in (20, 40):
+    for stop in (6, 12):
         trainer = Trainer(run, root)
         assert trainer.train(lambda trainer=trainer, stop=stop: trainer.step == stop) == "pending"
         assert_complete(run)
     assert train(run, root) == "done"
     assert_complete(run)
-    assert_same_run(run, whole[2])
+    assert_same_run(run, short[2])
     ids = {
         record.run.run_id
         for file in offline_runs(run)
@@ -293,12 +294,12 @@ def test_a_killed_run_has_every_step_once(
 
 
 def test_a_logger_that_is_added_later_shows_earlier_rows(tmp_path: Path) -> None:
-    root, study = tiny_study(tmp_path)
+    root, study = tiny_study(tmp_path, *SHORT)
     run = find_run(root, study)
     trainer = Trainer(run, root)
-    assert trainer.train(lambda: trainer.step == 40) == "pending"
+    assert trainer.train(lambda: trainer.step == 12) == "pending"
     assert not (run.path / "loggers").exists()
-    make_directory(plan(tmp_path / "tiny.yaml", [BOTH]), root)
+    make_directory(plan(tmp_path / "tiny.yaml", [*SHORT, BOTH]), root)
     assert train(run, root) == "done"
     assert_complete(run)
 
@@ -317,7 +318,7 @@ def fail_later(monkeypatch: pytest.MonkeyPatch) -> None:
     log = WandB.log
 
     def log_until(self: WandB, step: int, metrics: dict[str, float]) -> None:
-        if step > 30:
+        if step > 9:
             raise ConnectionError("the network\nis down")
         log(self, step, metrics)
 
@@ -354,13 +355,13 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_failing_logger_is_reported_once_and_disabled(
     tmp_path: Path,
-    whole: tuple[Path, Plan, RunDirectory],
+    short: tuple[Path, Plan, RunDirectory],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fail: Callable[[pytest.MonkeyPatch], None],
     message: str,
 ) -> None:
-    root, study = tiny_study(tmp_path, BOTH)
+    root, study = tiny_study(tmp_path, *SHORT, BOTH)
     run, other = find_run(root, study), find_run(root, study, 1)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, logger="isoflop"):
         fail(patch)
@@ -368,22 +369,22 @@ def test_a_failing_logger_is_reported_once_and_disabled(
     (warning,) = caplog.messages
     assert message in warning
     assert "\n" not in warning
-    assert_same_run(run, whole[2])
+    assert_same_run(run, short[2])
     assert train(other, root) == "done"  # in the same process, as in a worker
     assert_complete(other)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_of_the_loggers_stops_no_run(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, short: tuple[Path, Plan, RunDirectory]
 ) -> None:
-    root, study = tiny_study(tmp_path, "train.loggers=[tensorboard]")
+    root, study = tiny_study(tmp_path, *SHORT, "train.loggers=[tensorboard]")
     run = find_run(root, study)
-    with small_disk(tmp_path, "8k") as disk:
+    with small_disk(tmp_path, "4k") as disk:
         (run.path / "loggers").symlink_to(disk)
         assert train(run, root) == "done"
         assert not tensorboard(run).keys() & {("heldout/loss", STEPS)}
-    assert_same_run(run, whole[2])
+    assert_same_run(run, short[2])
 
 
 # Missing

@@ -21,7 +21,7 @@ def test_micro_batches_give_the_same_loss(tmp_path: Path, monkeypatch: pytest.Mo
     # Equal micro-batches: 96 tokens have room for 3 sequences, of which 2 are taken.
     for tokens, micro_batch in ((4096, 4), (96, 2), (32, 1)):
         monkeypatch.setattr(devices, "CPU_MICRO_BATCH_TOKENS", tokens)
-        root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[4e8]")
+        root, plan = tiny_study(tmp_path / str(tokens), "train.batch_scale=4", "budgets=[1.13e8]")
         assert plan.runs[0].batch_size == 4
         trainer = Trainer(find_run(root, plan), root)
         assert trainer.micro_batches.size == micro_batch
@@ -65,7 +65,7 @@ def test_too_little_memory_halves_the_micro_batch_of_training(
     runs = []
     for name, micro_batch in (("short", 4), ("small", 2)):
         root, plan = tiny_study(
-            tmp_path / name, "train.batch_scale=8", "budgets=[1e9]", "widths=[8]"
+            tmp_path / name, "train.batch_scale=8", "budgets=[2.25e8]", "widths=[8]"
         )
         trainer = Trainer(find_run(root, plan), root)
         assert trainer.order.batch_size == 8
@@ -88,7 +88,7 @@ def test_too_little_memory_halves_the_micro_batch_of_evaluation(
 ) -> None:
     runs = []
     for name in ("short", "whole"):
-        root, plan = tiny_study(tmp_path / name, "budgets=[2e8]", "widths=[8]")
+        root, plan = tiny_study(tmp_path / name, "budgets=[2.97e7]", "widths=[8]")
         trainer = Trainer(find_run(root, plan), root)
         micro_batch = trainer.micro_batches.size
         if name == "short":

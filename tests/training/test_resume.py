@@ -15,6 +15,7 @@ from pandas.testing import assert_frame_equal
 from support.studies import (
     ENDS,
     EVERY_STEP,
+    SHORT,
     exact,
     final_weights,
     find_run,
@@ -39,7 +40,13 @@ from isoflop.training.checkpoint import load_checkpoint, save_checkpoint
 from isoflop.training.loop import Trainer, train
 from isoflop.training.weights import load_weights
 
-STEPS = 71
+STEPS = 22
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Path, Plan]:
+    """Return a root with a corpus and untrained runs, and the plan."""
+    return tiny_study(tmp_path, *SHORT)
 
 
 def train_to(run: RunDirectory, root: Path, step: int) -> None:
@@ -67,16 +74,16 @@ def assert_same_result(run: RunDirectory, other: RunDirectory) -> None:
 # Stopped, killed, resumed
 
 
-@pytest.mark.parametrize("stops", [(1,), (3,), (70,), (2, 36, 37, 68), tuple(range(5, 71, 5))])
+@pytest.mark.parametrize("stops", [(1,), (3,), (21,), (2, 11, 12, 20), tuple(range(2, 22, 2))])
 def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
-    study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
+    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
     for stop in stops:
         train_to(run, root, stop)
     assert train(run, root) == "done"
-    assert_same_result(run, whole[2])
+    assert_same_result(run, short[2])
     assert run.log()["wall_s"].is_monotonic_increasing
 
 
@@ -132,9 +139,9 @@ def reached_the_end(run: RunDirectory, moment: str) -> bool:
 
 @pytest.mark.parametrize("moment", ENDS)
 def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], moment: str
+    tmp_path: Path, short: tuple[Path, Plan, RunDirectory], moment: str
 ) -> None:
-    root, plan = tiny_study(tmp_path, EVERY_STEP)
+    root, plan = tiny_study(tmp_path, *SHORT, EVERY_STEP)
     run = find_run(root, plan)
     process = start(train_until_the_end, run, root, moment)
     wait_for(lambda: reached_the_end(run, moment))
@@ -146,39 +153,39 @@ def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
         with pytest.raises(RunError, match="this run is not done, so it has no final weights"):
             load_weights(run.path)
         assert train(run, root) == "done"
-    assert_same_result(run, whole[2])
+    assert_same_result(run, short[2])
     assert not run.checkpoints.exists()
     assert not list(run.path.rglob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["newest", "checksum"])
 def test_a_damaged_checkpoint_costs_steps_but_changes_no_bit(
-    study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory], damage: str
+    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory], damage: str
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
-    train_to(run, root, 41)
-    train_to(run, root, 50)
-    newest = run.checkpoints / "step-000000050.pt"
+    train_to(run, root, 10)
+    train_to(run, root, 14)
+    newest = run.checkpoints / "step-000000014.pt"
     if damage == "newest":
         newest.write_bytes(newest.read_bytes()[:-9])
     else:
         newest.with_suffix(".sha256").unlink()
-    assert Trainer(run, root).step == 41
+    assert Trainer(run, root).step == 10
     assert train(run, root) == "done"
-    assert_same_result(run, whole[2])
+    assert_same_result(run, short[2])
 
 
 def test_without_its_checkpoints_a_run_restarts(
-    study: tuple[Path, Plan], whole: tuple[Path, Plan, RunDirectory]
+    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
-    train_to(run, root, 50)
+    train_to(run, root, 14)
     for path in run.checkpoints.iterdir():
         path.unlink()
     assert train(run, root) == "done"
-    assert_same_result(run, whole[2])
+    assert_same_result(run, short[2])
 
 
 # Diverged
@@ -193,7 +200,7 @@ def spoil(run: RunDirectory) -> int:
     return state["step"]
 
 
-@pytest.mark.parametrize("stop", [10, 70])
+@pytest.mark.parametrize("stop", [5, 21])
 def test_a_loss_that_is_not_finite_ends_the_run(study: tuple[Path, Plan], stop: int) -> None:
     root, plan = study
     run = find_run(root, plan)
@@ -248,7 +255,7 @@ def cut_part(run: RunDirectory) -> None:
         ),
         (
             lose_heldout,
-            "loss: no heldout rows for step 36, although the run is past it; restore them, or",
+            "loss: no heldout rows for step 11, although the run is past it; restore them, or",
         ),
         (cut_part, r"000000009-000000009\.parquet: damaged"),
     ],
@@ -256,9 +263,9 @@ def cut_part(run: RunDirectory) -> None:
 def test_an_incomplete_log_is_refused(
     tmp_path: Path, damage: Callable[[RunDirectory], None], message: str
 ) -> None:
-    root, plan = tiny_study(tmp_path, EVERY_STEP)
+    root, plan = tiny_study(tmp_path, *SHORT, EVERY_STEP)
     run = find_run(root, plan)
-    train_to(run, root, 40)
+    train_to(run, root, 20)
     damage(run)
     with pytest.raises(RunError, match=message):
         train(run, root)
