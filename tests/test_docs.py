@@ -272,6 +272,7 @@ def test_blocks_and_commands_are_found() -> None:
         "```console\n$ isoflop --version\n0.0.0\n```\n",
         "```console\n$ isoflop fit absent.csv\n```\n",
         "```console\n$ echo out | cat\nother\n```\n",
+        '```console\n$ isoflop fit absent.csv || echo "exit code $?"\n...\nexit code 3\n```\n',
         "```console\n$ make nothing-of-this-name\n```\n",
         "```python\nprint(1)\n```\n\n```text\n2\n```\n",
         "```python\nraise ValueError\n```\n",
@@ -285,6 +286,17 @@ def test_a_wrong_block_fails(text: str, tmp_path: Path, monkeypatch: pytest.Monk
     if "python" in text or "--version" in text:
         with pytest.raises(AssertionError, match="line 1"):
             run_block(block, tmp_path)
+
+
+def test_a_line_with_shell_syntax_prints_what_it_does_in_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "sweep-plan absent.yaml 2> error.txt || (echo failed with $?; cat error.txt)"
+    code, output = run_command(line, tmp_path)
+    assert (code, output.partition("\n")[0]) == (0, "failed with 2")
+    monkeypatch.chdir(tmp_path)
+    (block,) = find_blocks(f"```console\n$ {line}\n{output}```\n")
+    run_block(block, tmp_path, in_process=True)
 
 
 def test_every_fence_is_of_the_convention() -> None:

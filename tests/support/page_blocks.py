@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _FILE = re.compile(r"^```\w+ (?P<name>\w+\.\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-_SHELL_SYNTAX = set("();<>|&$")
+_PROGRAM_LINE = re.compile(
+    r"(?P<program>(?:isoflop|sweep-plan)(?: (?!\d[<>])(?:'[^']*'|[^\s'\"();<>|&$])+)*)"
+    r"(?: (?P<rest>(?:\d?[<>]|[|&]).*))?"
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def run_block(block: Block, folder: Path, *, in_process: bool = False) -> None:
 
     Args:
         in_process: call `isoflop`, `sweep-plan` and Python code in this process, whose working
-            directory has to be `folder`. Lines with shell syntax and other programs always get a
-            process of their own.
+            directory has to be `folder`. Of a line with more shell syntax, the rest goes to a
+            shell with what the program printed. Other lines always get a process of their own.
     """
     where = f"{block.page}, line {block.line}"
     if block.kind == "python":
@@ -117,11 +121,11 @@ def run_block(block: Block, folder: Path, *, in_process: bool = False) -> None:
             assert matches(block.output, output), f"{where} prints\n{output}"
         return
     for line, expected in split_commands(block.text):
-        arguments = _split_line(line) if in_process else None
+        program = _PROGRAM_LINE.fullmatch(line) if in_process else None
         if line.startswith("make "):
             code, output = run_command(f"{line} --dry-run", ROOT)
-        elif arguments is not None and arguments[0] in ("isoflop", "sweep-plan"):
-            code, output = call_program(*arguments)
+        elif program is not None:
+            code, output = call_line(program["program"], program["rest"], folder)
         else:
             code, output = run_command(line, folder)
         assert code == 0, f"{where}: {line}\n{output}"
@@ -147,20 +151,37 @@ def run_command(command: list[str] | str, folder: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def call_program(name: str, *arguments: str) -> tuple[int, str]:
-    """Call a program of isoflop in this process; return its exit code and its output."""
+def call_line(program: str, rest: str, folder: Path) -> tuple[int, str]:
+    """Call a program of isoflop in this process, and run the rest of its line in a shell, whose
+    first command prints and ends as the program did; return exit code and output.
+    """
+    if not rest:
+        with _captured_output() as output:
+            code = call_program(*shlex.split(program))
+        return code, output.getvalue()
+    streams = out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = call_program(*shlex.split(program))
+    with tempfile.TemporaryDirectory() as printed:
+        files = [Path(printed, str(number)) for number in range(len(streams))]
+        for file, stream in zip(files, streams, strict=True):
+            file.write_text(stream.getvalue())
+        replay = f"cat {files[0]}; cat {files[1]} >&2; exit {code}"
+        return run_command(f"({replay}) {rest}", folder)
+
+
+def call_program(name: str, *arguments: str) -> int:
+    """Call a program of isoflop in this process; return its exit code."""
     from isoflop.cli import main, sweep_plan
 
     program = {"isoflop": main, "sweep-plan": sweep_plan}[name]
-    with _captured_output() as output:
-        try:
-            program(arguments)
-        except SystemExit as end:
-            code = int(end.code or 0)
-        except Exception:
-            code = 1
-            traceback.print_exc()
-    return code, output.getvalue()
+    try:
+        program(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except Exception:
+        traceback.print_exc()
+    return 1
 
 
 def call_python(text: str) -> tuple[int, str]:
@@ -184,11 +205,3 @@ def _captured_output() -> Iterator[io.StringIO]:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         yield output
-
-
-def _split_line(line: str) -> list[str] | None:
-    """Return the program and the arguments of a command, or None if it needs a shell."""
-    parser = shlex.shlex(line, posix=True, punctuation_chars="();<>|&$")
-    parser.whitespace_split = True
-    arguments = list(parser)
-    return None if any(set(item) <= _SHELL_SYNTAX for item in arguments) else arguments
