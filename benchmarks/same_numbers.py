@@ -166,8 +166,11 @@ def main() -> None:
                     pair = [run(code, folder, *command, "--json") for code in (before, ROOT)]
                     differing += compare_json(" ".join((*command, "--json")), *pair)
             if options.cluster:
-                command = ("submit", "pocket", "--cluster", options.cluster, "--dry-run")
+                profile = str(Path(options.cluster).resolve())
+                command = ("submit", "pocket", "--cluster", profile, "--dry-run")
                 pair = [run(code, folder, *command) for code in (before, ROOT)]
+                if any(text.startswith("exit ") for text in pair):
+                    sys.exit(f"no scripts to compare: {pair[1].strip()}")
                 differing += compare_text(" ".join(command), *pair)
         finally:
             subprocess.run([*worktree, "remove", "--force", before], check=True)
