@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import submitit
 from pandas.testing import assert_frame_equal
 from support.studies import (
     exact,
@@ -35,6 +36,7 @@ from support.studies import (
 from isoflop.errors import RunError
 from isoflop.launching import local
 from isoflop.launching.local import LocalPool, Progress, default_workers
+from isoflop.launching.worker.pool_worker import Worker
 from isoflop.lease import take_lease
 from isoflop.node import visible_gpus
 from isoflop.planning.plan import Plan
@@ -82,6 +84,14 @@ print(json.dumps(loss), file=open(sys.argv[2], "w"))
 """
 
 
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    """Set the shell's variables of GPUs and of Python's path to these alone."""
+    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("variables", "visible"),
     [
@@ -92,16 +102,23 @@ print(json.dumps(loss), file=open(sys.argv[2], "w"))
         ({"CUDA_VISIBLE_DEVICES": "3,5"}, ["3", None]),
     ],
 )
-def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
-    tmp_path: Path,
+def test_a_worker_is_given_the_variables_of_the_shell_and_one_of_its_gpus(
+    study: tuple[Path, Plan],
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     visible: list[str | None],
 ) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "PYTHONPATH"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    set_variables(monkeypatch, variables)
+    workers: list[Worker] = []
+    monkeypatch.setattr(submitit.LocalExecutor, "submit", lambda _, worker: workers.append(worker))
+    LocalPool(study[0] / "tiny", study[1], 1)._start(1)
+    assert [list(worker.environment.values()) for worker in workers] == [visible]
+
+
+def test_a_run_has_the_variables_of_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(monkeypatch, {"CUDA_VISIBLE_DEVICES": "3,5"})
     (tmp_path / "tells.py").write_text(TELLS)
     command = f"{sys.executable} -I {tmp_path / 'tells.py'} {{steps}} {{losses}}"
     plan, root = (
@@ -110,10 +127,8 @@ def test_a_run_has_the_variables_of_the_shell_and_one_of_its_gpus(
     )
     before = dict(os.environ)
     assert find_run(train_study(plan, root, workers=1).parent, plan).state()["state"] == "done"
-    assert (
-        list(json.loads((find_run(root, plan).path / "losses.jsonl.seen").read_text()).values())
-        == visible
-    )
+    seen = json.loads((find_run(root, plan).path / "losses.jsonl.seen").read_text())
+    assert seen == {"CUDA_VISIBLE_DEVICES": "3", "PYTHONPATH": None}
     assert dict(os.environ) == before
 
 
@@ -290,6 +305,8 @@ def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
         env={**os.environ, "ISOFLOP_ROOT": "runs"},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell ignores SIGINT for background processes, and may run the tests as one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     plan = tiny_plan(tmp_path, "widths=[8]", trainer)
