@@ -8,11 +8,14 @@ import os
 import shutil
 import subprocess
 import uuid
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2]
 """Folder of the package `isoflop`."""
+
+PACKAGES = ("isoflop", "torch", "lightning", "numpy")
 
 
 def snapshot_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
@@ -160,6 +163,7 @@ def git(*arguments: str) -> str | None:
 
 def versions(*more: str) -> dict[str, str]:
     """Return versions of isoflop, of packages that affect results, and of `more`."""
-    return {
-        package: version(package) for package in ("isoflop", "torch", "lightning", "numpy", *more)
-    }
+    return {package: _version(package) for package in (*PACKAGES, *more)}
+
+
+_version = cache(version)  # it parses a package's metadata at each call
