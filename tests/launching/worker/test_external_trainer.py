@@ -26,6 +26,7 @@ from isoflop.config import load_sweep
 from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.launching.control import newest_log
+from isoflop.launching.records import code_snapshot
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker import external_trainer
 from isoflop.launching.worker.attempt import attempt
@@ -123,10 +124,11 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Return a maker of studies of a program, called with its steps and its file of losses."""
     monkeypatch.setattr(external_trainer, "POLL_S", 0.005)
     monkeypatch.setattr(external_trainer, "LATE_SIGNAL_S", 0.1)
+    monkeypatch.setattr(code_snapshot, "PACKAGE", tmp_path)  # without a checkout for git to compare
 
     def program(text: str, arguments: str = "{steps} {losses}", root: str = "runs") -> Trained:
         (tmp_path / "program.py").write_text(text)
-        command = f"{shlex.join([sys.executable, '-I', str(tmp_path / 'program.py')])} {arguments}"
+        command = f"{shlex.join([sys.executable, '-IS', str(tmp_path / 'program.py')])} {arguments}"
         plan = tiny_plan(tmp_path, f"train.trainer=command: {command}")
         return Trained(plan, make_directory(plan, tmp_path / root))
 
@@ -779,7 +781,7 @@ while True:
 """
 """Saves at SIGTERM, which takes no time, and exits with 0."""
 
-STOPS = 20
+STOPS = 12
 
 
 def attempt_as_job(run: RunDirectory, rank: int, size: int, meeting: str) -> None:

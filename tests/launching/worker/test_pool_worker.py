@@ -40,6 +40,12 @@ LONG = ("budgets=[1e10]", "widths=[8]", EVERY_STEP)
 """One run of some thousand steps, which no test waits for."""
 
 
+@pytest.fixture
+def study(tmp_path: Path) -> tuple[Path, Plan]:
+    """Return a root with a corpus and untrained runs of 41, 22 and 16 steps, and the plan."""
+    return tiny_study(tmp_path, "budgets=[5.7e7]")
+
+
 def order(root: Path, plan: Plan) -> Path:
     write_order(root / "tiny", [spec.run_id for spec in plan.runs])
     return root / "tiny"
