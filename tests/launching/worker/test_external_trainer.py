@@ -727,7 +727,9 @@ def test_a_program_that_dies_of_what_stops_it_has_not_failed(program: Program, l
 
 RECORDS = """
 import os, sys
-open(os.environ["ISOFLOP_RUN_DIR"] + "/processes", "w").write(f"{os.getpid()} {os.getppid()}")
+file = os.environ["ISOFLOP_RUN_DIR"] + "/processes"
+open(file + ".new", "w").write(f"{os.getpid()} {os.getppid()}")
+os.rename(file + ".new", file)
 """
 """Names its process and its keeper; what a test adds is how it ends."""
 
