@@ -37,6 +37,10 @@ def unnest(frame: pd.DataFrame) -> pd.DataFrame:
     for name in frame.columns:
         if not isinstance(name, str) or getattr(frame[name].dtype, "kind", "O") not in "OUSTV":
             continue
+        if isinstance(frame[name].dtype, pd.StringDtype):
+            texts = frame[name].drop_duplicates().to_numpy(dtype=object)
+            if all(_parse_dictionary(text) is None for text in texts):
+                continue
         cells = [_parse_dictionary(cell) for cell in frame[name]]
         if any(cell is not None for cell in cells):
             flat = [dict(_flatten(cell, name)) if cell is not None else {} for cell in cells]
