@@ -120,7 +120,7 @@ ODD = st.builds(
 )
 
 
-@search_settings(25)
+@search_settings(15)
 @given(ODD, FIT_OPTIONS)
 def test_any_study_is_fitted_or_refused(odd: Odd, how: dict[str, Any]) -> None:
     fit_or_refuse(odd.runs(), {}, how)

@@ -31,7 +31,7 @@ def simulate() -> ModuleType:
 
 
 def test_a_few_replicates(simulate: ModuleType) -> None:
-    result, paths = simulate.study_scenario("soda", "none", ("a",), 3, 5)
+    result, paths = simulate.study_scenario("soda", "none", ("a",), 2, 5)
     assert result["fisher_sd_a"] == pytest.approx(0.0112, abs=5e-5)
     assert result["goals"]["a"] == pytest.approx(0.0230, rel=0.03)
     extended = result["extended_for_a"]

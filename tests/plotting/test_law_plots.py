@@ -18,8 +18,7 @@ LAWS = [(name, quantity) for name in FITS for quantity in ("params", "tokens")] 
 @pytest.mark.parametrize(("name", "quantity"), LAWS)
 def test_laws_and_their_bands_are_predictions(name, quantity):
     fit = FITS[name]
-    axes_in_axes_out(lambda ax=None: fit.plot_law(quantity, ax))
-    ax = fit.plot_law(quantity)
+    ax = axes_in_axes_out(lambda ax=None: fit.plot_law(quantity, ax))
     x, y = xy(ax.lines[0])
     predicted = fit.predict(x[[0, 60, -1]]).xs(quantity, level="quantity")
     assert y[[0, 60, -1]] == pytest.approx(predicted["value"].to_numpy())
@@ -67,8 +66,7 @@ def test_the_legend_has_the_exponent_and_unused_profiles():
 def test_rollout_points_are_the_misses(name, quantity):
     fit = FITS[name]
     assert fit.rollout is not None
-    axes_in_axes_out(lambda ax=None: fit.plot_rollout(quantity, ax))
-    ax = fit.plot_rollout(quantity)
+    ax = axes_in_axes_out(lambda ax=None: fit.plot_rollout(quantity, ax))
     missed = quantity or "loss"
     drawn = sorted(float(xy(line)[1][0]) for line in marked(ax, "o"))
     assert drawn == pytest.approx(

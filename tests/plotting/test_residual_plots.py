@@ -24,8 +24,7 @@ FITS: dict[str, ProfileFit | ParametricFit] = {
 @pytest.mark.parametrize("against", ["params", "tokens", "flops"])
 def test_every_run_is_drawn(name, against):
     fit = FITS[name]
-    axes_in_axes_out(lambda ax=None: fit.plot_residuals(against, ax))
-    ax = fit.plot_residuals(against)
+    ax = axes_in_axes_out(lambda ax=None: fit.plot_residuals(against, ax))
     x, y = np.concatenate([xy(line) for line in marked(ax, "o")], axis=1)
     assert sorted(x) == pytest.approx(sorted(RUNS["budget" if against == "flops" else against]))
     assert sorted(y) == pytest.approx(sorted(fit.residuals["sds"]))

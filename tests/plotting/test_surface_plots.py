@@ -16,8 +16,7 @@ FIT = fit_parametric(RUNS, bootstrap=300)
 
 
 def test_the_path_is_the_optimum_and_contours_are_the_loss():
-    axes_in_axes_out(FIT.plot)
-    ax = FIT.plot()
+    ax = axes_in_axes_out(FIT.plot)
     n, d = xy(next(line for line in ax.lines if line.get_linestyle() == "--"))
     predicted = FIT.predict(6.0 * float(n[7]) * float(d[7]))["value"]
     assert (n[7], d[7]) == pytest.approx((predicted["params"], predicted["tokens"]))
@@ -56,8 +55,7 @@ def test_all_runs_are_on_the_surface():
 
 
 def test_exponents_show_resamples_intervals_and_their_region():
-    axes_in_axes_out(FIT.plot_exponents, x_scale="linear")
-    ax = FIT.plot_exponents()
+    ax = axes_in_axes_out(FIT.plot_exponents, x_scale="linear")
     assert xy(named(ax, "resamples"))[0] == pytest.approx(FIT.draws[:, 3])
     assert list(xy(named(ax, "t intervals"))[0]) == pytest.approx(
         FIT.conf_int().loc["alpha"].tolist()

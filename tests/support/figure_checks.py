@@ -61,8 +61,10 @@ def legend(ax: Axes) -> list[str]:
     return [text.get_text() for text in box.get_texts()]
 
 
-def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
-    """Check that given axes are drawn on, labels are readable and global state is unchanged."""
+def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> Axes:
+    """Check that given axes are drawn on, labels are readable and global state is unchanged; return
+    the axes that were made.
+    """
     before = dict(matplotlib.rcParams)
     existing = Figure().add_subplot()
     assert draw(ax=existing) is existing
@@ -79,6 +81,7 @@ def axes_in_axes_out(draw: Callable[..., Axes], x_scale: str = "log") -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert dict(matplotlib.rcParams) == before
+    return ax
 
 
 def cells(page: str) -> list[list[str]]:

@@ -34,7 +34,7 @@ def chinchilla(rows: int = 240) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def published() -> Any:
-    return fit_parametric(chinchilla(), huber_delta="chinchilla", bootstrap=4000, seed=0)
+    return fit_parametric(chinchilla(), huber_delta="chinchilla", bootstrap=2000, seed=0)
 
 
 @needs_data
@@ -68,7 +68,7 @@ def test_chinchilla_noise_is_uneven_and_the_t_interval_allows_for_it(published: 
     assert (
         0.9 < (high - low) / 2.0 / (1.97 * 0.0200) < 1.5
     )  # the published standard error; at this delta t is rough
-    adaptive = fit_parametric(chinchilla(), bootstrap=2000)
+    adaptive = fit_parametric(chinchilla(), bootstrap=1000)
     t, drawn = adaptive.conf_int().loc["a"], adaptive.conf_int(kind="percentile").loc["a"]
     assert t.tolist() == pytest.approx(drawn.tolist(), abs=0.005)
 

@@ -208,7 +208,7 @@ def check_changed_study(
     fit_or_refuse(write_frame(frame, kind, root), read_options, fit_options)
 
 
-@search_settings(100)
+@search_settings(60)
 @given(st.lists(edits, max_size=4), kinds, read_options, FIT_OPTIONS)
 def test_any_table_is_fitted_or_refused(
     tmp_path: Path, changes: Any, kind: str, reading: Any, fitting: Any
