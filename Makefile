@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
+# Modules are compiled once, not in each of the thousands of processes that tests start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-long test-all test-versions test-gpu check format docs notebook \
   slurm-install slurm-up slurm-down clean

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -38,8 +39,7 @@ The default of setuptools is a finder that comes after the path. A folder `isofl
 such as this clone, would then hide the package.
 """
 INSTALL = ("install", "--no-compile")
-"""Python compiles a module at its first import; pip would compile all of them, most of which are
-never imported, for two thirds of its CPU time."""
+"""Pip compiles modules on one core, for two thirds of its CPU time; `compile_packages` uses all."""
 PIP_INSTALL_COMMAND = ".venv/bin/python -m pip install"
 
 _OFFLINE = re.compile(
@@ -275,7 +275,17 @@ def fill(pinned: str) -> str:
         file.write_text(constraints(pinned, torch), encoding="utf-8")
         package = ("--editable", f"{ROOT}[{EXTRAS}]")
         run_installer([*pip_install, str(file), *EDITABLE_BY_PATH, *package])
+    compile_packages()
     return torch
+
+
+def compile_packages() -> None:
+    """Compile all packages to bytecode on all cores; files that are no Python of today stay so.
+
+    Where PYTHONDONTWRITEBYTECODE is set, every process would else compile PyTorch at its start.
+    """
+    folder = sysconfig.get_path("purelib")
+    _run([sys.executable, "-m", "compileall", "-qq", "-j", "0", folder])
 
 
 def find_uv(pip: Sequence[str]) -> list[str] | None:
