@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.fits import Fits
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, compare, fit_joint, fit_parametric, load_fit, simulate_isoflop
@@ -17,19 +18,22 @@ from isoflop.fitting.estimators.intervals import Interval
 from isoflop.fitting.tables.provenance import Provenance
 from isoflop.frames import cell
 
-ONE, AGAIN = (fit_parametric(simulate_isoflop(seed=seed), bootstrap=0) for seed in (0, 1))
-OTHER = fit_parametric(simulate_isoflop(SURFACES["soda"], seed=2), bootstrap=0)
+FITS = Fits(
+    one=lambda: fit_parametric(simulate_isoflop(seed=0), bootstrap=0),
+    again=lambda: fit_parametric(simulate_isoflop(seed=1), bootstrap=0),
+    other=lambda: fit_parametric(simulate_isoflop(SURFACES["soda"], seed=2), bootstrap=0),
+)
 
 
 def test_two_studies_of_one_law_do_not_differ() -> None:
-    (pair,) = compare({"one": ONE, "again": AGAIN}).pairs
+    (pair,) = compare({"one": FITS["one"], "again": FITS["again"]}).pairs
     assert (pair.first, pair.second, pair.verdict) == ("one", "again", "no significant difference")
     assert {d.quantity for d in pair.differences} == {"a", "b", "params", "tokens", "loss"}
     assert all(0.05 < d.p <= d.p_model for d in pair.differences)
 
 
 def test_two_laws_differ() -> None:
-    (pair,) = compare({"one": ONE, "other": OTHER}).pairs
+    (pair,) = compare({"one": FITS["one"], "other": FITS["other"]}).pairs
     assert {"a", "b"} <= set(pair.differing)
     assert pair.verdict.startswith("differ in a, b")
     by_name = {d.quantity: d for d in pair.differences}
@@ -42,12 +46,14 @@ def test_two_laws_differ() -> None:
 def test_an_exact_law_at_the_end_of_an_interval_just_differs(
     confidence: float, tmp_path: Path
 ) -> None:
-    end = cell(ONE.conf_int(confidence), "a", "high")
+    end = cell(FITS["one"].conf_int(confidence), "a", "high")
     laws = {"N": {"value": 1.0, "exponent": end}, "D": {"value": 1.0, "exponent": 1.0 - end}}
     (tmp_path / "fit.json").write_text(
         json.dumps({"schema": 1, "fits": [{"method": "isoflop", "coefficients": laws}]})
     )
-    (pair,) = compare({"one": ONE, "exact": load_fit(tmp_path)[0]}, confidence=confidence).pairs
+    (pair,) = compare(
+        {"one": FITS["one"], "exact": load_fit(tmp_path)[0]}, confidence=confidence
+    ).pairs
     assert pair.differences[0].p == pytest.approx(1.0 - confidence)
 
 
@@ -93,7 +99,7 @@ def test_runs_in_common(first: Provenance, second: Provenance, shared: bool) -> 
 def test_names_of_runs_count_only_where_they_hold_an_identity() -> None:
     runs = simulate_isoflop(points=7)
     names = [f"1e18-w64-s0-{k:08x}" for k in range(len(runs))]
-    assert ONE.provenance.run_ids == frozenset()
+    assert FITS["one"].provenance.run_ids == frozenset()
     assert fit_joint(runs.assign(run_id=names)).provenance.run_ids == frozenset(names)
 
 
@@ -101,7 +107,7 @@ def test_a_published_law_is_taken_as_exact() -> None:
     (chinchilla,), (soda,) = load_fit("chinchilla"), load_fit("soda")
     same, other, none = (
         compare({"x": x, "y": y}, flops=1e21).pairs[0]
-        for x, y in ((ONE, chinchilla), (ONE, soda), (soda, chinchilla))
+        for x, y in ((FITS["one"], chinchilla), (FITS["one"], soda), (soda, chinchilla))
     )
     assert same.verdict == "no significant difference"
     assert {"a", "b"} <= set(other.differing)
@@ -113,15 +119,17 @@ def test_another_count_of_n_is_not_compared() -> None:
     body = fit_parametric(
         runs.assign(params_non_embedding=0.5 * runs["params"]), n="non_embedding", bootstrap=0
     )
-    (pair,) = compare({"total": ONE, "body": body}).pairs
+    (pair,) = compare({"total": FITS["one"], "body": body}).pairs
     assert [d.quantity for d in pair.differences] == ["tokens", "loss"]
 
 
 def test_the_budget_is_beyond_the_largest_common_budget() -> None:
     small = fit_parametric(simulate_isoflop(budgets=(1e17, 1e18, 1e19, 1e20)), bootstrap=0)
-    assert compare({"small": small, "one": ONE}).flops == pytest.approx(1e21)
-    table = compare({"small": small, "one": ONE}, flops=1e23, confidence=0.5).table.set_index("law")
-    expected = ONE.predict(1e23, 0.5).loc["params"]
+    assert compare({"small": small, "one": FITS["one"]}).flops == pytest.approx(1e21)
+    table = compare(
+        {"small": small, "one": FITS["one"]}, flops=1e23, confidence=0.5
+    ).table.set_index("law")
+    expected = FITS["one"].predict(1e23, 0.5).loc["params"]
     assert (
         table.loc["one", ["params", "params_low", "params_high"]].tolist()
         == expected[["value", "low", "high"]].tolist()
@@ -141,7 +149,7 @@ def test_refusals(laws: dict, message: str) -> None:
 
 
 def test_json_has_no_nan() -> None:
-    document = compare({"one": ONE, "soda": load_fit("soda")[0]}).to_dict()
+    document = compare({"one": FITS["one"], "soda": load_fit("soda")[0]}).to_dict()
     assert json.loads(json.dumps(document, allow_nan=False))["pairs"][0]["independent"] is True
     assert document["laws"][1]["params_low"] is None
 

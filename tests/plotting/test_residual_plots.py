@@ -6,18 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.figure_checks import axes_in_axes_out, legend, marked, named, xy
+from support.fits import Fits
 
-from isoflop.fitting import ParametricFit, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.results.profile_fit import ProfileFit
+from isoflop.fitting import fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
 
 RUNS = simulate_isoflop(points=7)
-SURFACE = fit_parametric(RUNS, bootstrap=0)
-FITS: dict[str, ProfileFit | ParametricFit] = {
-    "isoflop": fit_isoflop(RUNS, bootstrap=200),
-    "joint": fit_joint(RUNS),
-    "parametric": SURFACE,
-    "nats": fit_parametric(RUNS, bootstrap=0, residual="loss"),
-}
+FITS = Fits(
+    isoflop=lambda: fit_isoflop(RUNS, bootstrap=200),
+    joint=lambda: fit_joint(RUNS),
+    parametric=lambda: fit_parametric(RUNS, bootstrap=0),
+    nats=lambda: fit_parametric(RUNS, bootstrap=0, residual="loss"),
+)
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -33,10 +32,11 @@ def test_every_run_is_drawn(name, against):
 
 
 def test_residuals_of_a_surface_are_those_of_its_loss():
-    table = SURFACE.residuals
-    fitted = SURFACE.loss_at(table["params"].to_numpy(), table["tokens"].to_numpy())
+    surface = FITS["parametric"]
+    table = surface.residuals
+    fitted = surface.loss_at(table["params"].to_numpy(), table["tokens"].to_numpy())
     assert table["residual"].to_numpy() == pytest.approx(np.log(table["loss"].to_numpy() / fitted))
-    influence = SURFACE.influence
+    influence = surface.influence
     assert table["sds"].to_numpy() == pytest.approx(influence["sds"].to_numpy())
     assert list(table.index) == list(influence.index)
 

@@ -15,15 +15,15 @@ from matplotlib.lines import Line2D
 from matplotlib.path import Path
 
 from isoflop.fitting import fit_envelope, fit_isoflop, fit_joint, fit_parametric, simulate_isoflop
-from isoflop.fitting.results.base import Fit
+from support.fits import Fits
 
 RUNS = simulate_isoflop(points=7)
-FITS: dict[str, Fit] = {
-    "isoflop": fit_isoflop(RUNS, bootstrap=200),
-    "joint": fit_joint(RUNS),
-    "parametric": fit_parametric(RUNS, bootstrap=0),
-    "envelope": fit_envelope(RUNS),
-}
+FITS = Fits(
+    isoflop=lambda: fit_isoflop(RUNS, bootstrap=200),
+    joint=lambda: fit_joint(RUNS),
+    parametric=lambda: fit_parametric(RUNS, bootstrap=0),
+    envelope=lambda: fit_envelope(RUNS),
+)
 """One study fitted by every method."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support.fits import Fits
 
 from isoflop.config import load_sweep
 from isoflop.errors import FitError
@@ -29,12 +30,12 @@ from isoflop.fitting import (
 from isoflop.fitting.fitfile.read import laws_by_name
 
 RUNS = simulate_isoflop(points=7)
-FITS = {
-    "isoflop": fit_isoflop(RUNS, bootstrap=200, seed=3),
-    "joint": fit_joint(RUNS),
-    "parametric": fit_parametric(RUNS, bootstrap=200, seed=3),
-    "envelope": fit_envelope(RUNS),
-}
+FITS = Fits(
+    isoflop=lambda: fit_isoflop(RUNS, bootstrap=200, seed=3),
+    joint=lambda: fit_joint(RUNS),
+    parametric=lambda: fit_parametric(RUNS, bootstrap=200, seed=3),
+    envelope=lambda: fit_envelope(RUNS),
+)
 BUDGETS = [1e15, 1e20, 1e22, 3e25]
 
 

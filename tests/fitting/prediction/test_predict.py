@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.fits import Fits
 
 from isoflop.config import Sweep, load_sweep
 from isoflop.errors import ConfigError, FitError
@@ -35,8 +36,12 @@ from isoflop.planning.plan import plan
 from isoflop.recipes import Recipe
 
 RUNS = simulate_isoflop(SURFACES["soda"], (3e18, 9e18, 1.8e19, 3e19, 9e19, 1.8e20, 3e20), points=9)
-SURFACE = fit_parametric(RUNS, bootstrap=200)
-ALL = [fit_isoflop(RUNS, bootstrap=200), fit_joint(RUNS), SURFACE, fit_envelope(RUNS)]
+FITS = Fits(
+    isoflop=lambda: fit_isoflop(RUNS, bootstrap=200),
+    joint=lambda: fit_joint(RUNS),
+    parametric=lambda: fit_parametric(RUNS, bootstrap=200),
+    envelope=lambda: fit_envelope(RUNS),
+)
 SUITE = 1.32e22
 
 
@@ -47,7 +52,9 @@ def values(table: pd.DataFrame) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> FitFile:
-    return load_fit(write_fit(tmp_path_factory.mktemp("fit"), ALL, sweep=load_sweep("soda")))
+    return load_fit(
+        write_fit(tmp_path_factory.mktemp("fit"), list(FITS.values()), sweep=load_sweep("soda"))
+    )
 
 
 # Published figures
@@ -115,11 +122,11 @@ def test_the_best_model_is_the_best_of_all_models_of_the_recipe(
 
 @pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
 def test_near_optimal_sizes_cost_their_share(budget: float) -> None:
-    best = closed_form_optimum(SURFACE.law_estimate, budget)
+    best = closed_form_optimum(FITS["parametric"].law_estimate, budget)
     for near in best.near_optimal:
         for end in (near.low, near.high):
             assert end is not None
-            loss = float(SURFACE.loss_at(end, budget / (6.0 * end)))
+            loss = float(FITS["parametric"].loss_at(end, budget / (6.0 * end)))
             assert loss == pytest.approx(best.loss * (1.0 + near.share), rel=1e-9)
     (first, second) = best.near_optimal
     assert second.low is not None
@@ -136,7 +143,8 @@ def test_near_optimal_models_are_inside_and_the_next_are_not(saved: FitFile) -> 
         assert near.high is not None
         shapes = models.shapes(near.low, near.high)
         losses = [
-            float(SURFACE.loss_at(s.params_total, 1e21 / s.train_flops_per_token)) for s in shapes
+            float(FITS["parametric"].loss_at(s.params_total, 1e21 / s.train_flops_per_token))
+            for s in shapes
         ]
         inside = np.array(losses) <= best.loss * (1.0 + near.share)
         assert inside[1:-1].all()
@@ -161,7 +169,7 @@ def test_other_sizes_reach_the_same_loss(recipe: str | None) -> None:
 
 
 def test_a_model_too_small_never_reaches_the_loss() -> None:
-    best = closed_form_optimum(SURFACE.law_estimate, 1e26)
+    best = closed_form_optimum(FITS["parametric"].law_estimate, 1e26)
     assert math.isnan(best.equal_loss[0].tokens)
 
 
@@ -169,8 +177,11 @@ def test_a_model_too_small_never_reaches_the_loss() -> None:
 
 
 def test_with_6nd_the_intervals_are_those_of_the_closed_form() -> None:
-    best, flops = closed_form_optimum(SURFACE.law_estimate, 1e22), 1e22
-    intervals, closed = best.intervals(SURFACE.law_estimate, flops, 0.9), SURFACE.law_at(flops, 0.9)
+    best, flops = closed_form_optimum(FITS["parametric"].law_estimate, 1e22), 1e22
+    intervals, closed = (
+        best.intervals(FITS["parametric"].law_estimate, flops, 0.9),
+        FITS["parametric"].law_at(flops, 0.9),
+    )
     for name in ("params", "tokens", "loss"):
         np.testing.assert_allclose(intervals[name], closed[name], rtol=1e-7)
 
@@ -180,7 +191,7 @@ def test_the_derivative_of_the_optimum_is_that_of_a_search(slope: float, bend: f
     """Compare with a search for the least loss, for a cost of a token f(N) with
     ln f = c + slope u + bend u^2 / 2.
     """
-    core, middle, flops = SURFACE.law_estimate, math.log(3e9), 1e22
+    core, middle, flops = FITS["parametric"].law_estimate, math.log(3e9), 1e22
 
     def least(theta: np.ndarray) -> np.ndarray:
         u = middle + np.linspace(-3.0, 3.0, 2_000_001)
@@ -224,7 +235,7 @@ def test_the_two_kinds_of_interval(saved: FitFile) -> None:
 
 def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
     prediction = predict(saved, 1e22)
-    for fit, method in zip(ALL, prediction.methods, strict=True):
+    for fit, method in zip(FITS.values(), prediction.methods, strict=True):
         alone = fit.predict(1e22)
         pd.testing.assert_frame_equal(
             alone, method.table if method.closed_form is None else method.closed_form, rtol=0
@@ -283,7 +294,7 @@ def test_an_own_recipe_takes_the_window_of_the_runs(saved: FitFile) -> None:
     with pytest.raises(
         ConfigError, match="defines no window and no vocabulary; give a sweep file that uses it"
     ):
-        predict(SURFACE, 1e21, recipe="isoflop.recipes:SODA")
+        predict(FITS["parametric"], 1e21, recipe="isoflop.recipes:SODA")
 
 
 def test_a_sweep_is_a_recipe_too(saved: FitFile) -> None:
@@ -332,7 +343,7 @@ def test_a_recipe_that_can_not_be_imported_is_an_error(saved: FitFile) -> None:
 
 
 def test_without_a_recipe_there_is_no_run() -> None:
-    prediction = predict(ALL, 1e21)
+    prediction = predict(list(FITS.values()), 1e21)
     assert prediction.configuration is None
     assert any("no recipe is known" in note for note in prediction.notes)
     with pytest.raises(FitError, match="a training configuration needs a recipe"):
@@ -344,13 +355,13 @@ def test_without_a_recipe_there_is_no_run() -> None:
 @pytest.mark.parametrize("flops", [0.0, -1.0, math.nan, math.inf])
 def test_no_budget(flops: float) -> None:
     with pytest.raises(FitError, match="a budget is a number of FLOPs above 0"):
-        predict(SURFACE, flops)
+        predict(FITS["parametric"], flops)
 
 
 @pytest.mark.parametrize("confidence", [1.0, -0.5, 95.0])
 def test_no_confidence(confidence: float) -> None:
     with pytest.raises(FitError, match="confidence is a share between 0 and 1"):
-        predict(SURFACE, 1e21, confidence=confidence)
+        predict(FITS["parametric"], 1e21, confidence=confidence)
 
 
 def test_json_has_both_intervals_of_each_quantity(saved: FitFile) -> None:
