@@ -194,13 +194,14 @@ def test_the_derivative_of_the_optimum_is_that_of_a_search(slope: float, bend: f
     core, middle, flops = FITS["parametric"].law_estimate, math.log(3e9), 1e22
 
     def least(theta: np.ndarray) -> np.ndarray:
-        u = middle + np.linspace(-3.0, 3.0, 2_000_001)
+        u = middle + np.linspace(-3.0, 3.0, 200_001)
         cost = math.log(6.0) + middle + slope * (u - middle) + 0.5 * bend * (u - middle) ** 2
         moved = Observations(
             u - core.points.x_mean, math.log(flops) - cost - core.points.y_mean, u, 0.0, 0.0
         )
-        index = int(np.argmin(moved.fitted(theta)))
-        lower, middle_loss, upper = (float(v) for v in moved.fitted(theta)[index - 1 : index + 2])
+        losses = moved.fitted(theta)
+        index = int(np.argmin(losses))
+        lower, middle_loss, upper = (float(v) for v in losses[index - 1 : index + 2])
         step = u[1] - u[0]
         u_best = u[index] + 0.5 * step * (lower - upper) / (lower - 2.0 * middle_loss + upper)
         return np.array([u_best, math.log(flops) - np.interp(u_best, u, cost)])
