@@ -1,7 +1,9 @@
 # Everything runs in .venv, which `make setup` fills; nothing needs to be activated.
 # Needs make and a Python from 3.11 with venv. Another Python: make setup PYTHON=python3.12
+# Other Pythons for test-versions: make test-versions PYTHONS="python3.13 /opt/python3.14/bin/python"
 
 PYTHON ?= python3
+PYTHONS ?= python3.12 python3.13
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
@@ -35,9 +37,7 @@ test-all: setup ## Run every test that needs no GPU.
 	$(RUN) pytest
 
 test-versions: setup ## Run the tests without torch on Python 3.12 and 3.13 and with the lowest versions.
-	$(VENV)/bin/python scripts/test_versions.py
-	$(VENV)/bin/python scripts/test_versions.py --python python3.12
-	$(VENV)/bin/python scripts/test_versions.py --python python3.13
+	$(VENV)/bin/python scripts/test_versions.py lowest $(PYTHONS)
 
 test-gpu: setup ## Run the tests that need NVIDIA GPUs: one, and as many as there are up to 8.
 	$(RUN) pytest -m gpu

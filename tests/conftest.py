@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from support.clusters import ACCOUNTING, NO_ACCOUNTING, Bed, open_bed
+from support.missing_packages import (
+    TESTS,
+    cannot_import,
+    find_left_out,
+    find_missing,
+    missing_packages,
+)
 from support.studies import LAW, finish_all, tiny_plan, tiny_study, write_sweep
 
 from isoflop.cli import main
@@ -39,6 +46,46 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return GroupScheduling(config, log)
+
+
+# Without torch (scripts/test_versions.py)
+
+NEEDS = "needs a package that is not installed: "
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out test modules and folders that cannot be imported without torch."""
+    return cannot_import(collection_path, missing_packages()) or None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests with the mark `torch` where torch is not installed."""
+    if item.get_closest_marker("torch") and missing_packages():
+        pytest.skip(f"{NEEDS}torch")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a test that fails for want of torch or a package for it as skipped."""
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if report.failed and (package := find_missing(error, missing_packages())):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), (item.location[1] or 0) + 1, NEEDS + package)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the number of modules left out and tests skipped for want of torch."""
+    if missing := missing_packages():
+        left_out = [str(path.relative_to(TESTS)) for path in find_left_out(missing)]
+        reasons = [str(report.longrepr) for report in terminalreporter.getreports("skipped")]
+        skipped = sum(NEEDS in reason for reason in reasons)
+        terminalreporter.write_sep("=", "without torch")
+        terminalreporter.write_line(f"skipped tests: {skipped}")
+        terminalreporter.write_line(f"modules left out: {len(left_out)}: {', '.join(left_out)}")
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_few_jobs_at_a_time_take_enough_gpus_to_end_the_study_soon(
 ) -> None:
     bill = require_bill(with_bill(soda, replace(h100, max_gpus=max_gpus, max_jobs=max_jobs)))
     least = max(*bill.hours, bill.gpu_hours / max_gpus, sum(bill.hours) / max_jobs)
-    assert least <= bill.finish_hours <= 1.5 * least
+    assert (1 - 1e-12) * least <= bill.finish_hours <= 1.5 * least  # sums round differently
     assert (
         bill.finish_hours
         <= 1.6 * require_bill(with_bill(soda, replace(h100, max_gpus=max_gpus))).finish_hours

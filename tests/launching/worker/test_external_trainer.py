@@ -803,7 +803,13 @@ def attempt_as_job(run: RunDirectory, rank: int, size: int, meeting: str) -> Non
             ranks.barrier()
 
 
-@pytest.mark.parametrize("size", [1, 2], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(1, id="one process"),
+        pytest.param(2, id="two processes", marks=pytest.mark.torch),
+    ],
+)
 def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
     program: Program, size: int
 ) -> None:

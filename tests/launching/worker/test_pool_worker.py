@@ -69,6 +69,7 @@ def finish(directory: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
     root, plan = study
     find_run(root, plan, 1).set_state("diverged", "the loss was not finite", attempt=1)
@@ -85,6 +86,7 @@ def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
     assert [find_run(root, plan, number).state()["heartbeat"] for number in (0, 2)] == heartbeats
 
 
+@pytest.mark.torch
 def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
     root, plan = study
     failing = find_run(root, plan)
@@ -104,6 +106,7 @@ def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> 
     assert find_run(root, plan, 2).done
 
 
+@pytest.mark.torch
 def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
     root, plan = study
     held = find_run(root, plan)
@@ -124,6 +127,7 @@ def _work_without_locks(directory: Path, parent: int) -> None:
     work_here(directory, parent)
 
 
+@pytest.mark.torch
 def test_two_workers_share_runs_where_the_file_system_knows_no_locks(
     study: tuple[Path, Plan],
 ) -> None:
@@ -136,6 +140,7 @@ def test_two_workers_share_runs_where_the_file_system_knows_no_locks(
     assert [(state["state"], state["attempt"]) for state in states] == [("done", 1)] * 3
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
     tmp_path: Path, number: signal.Signals
@@ -154,6 +159,7 @@ def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
     assert not run.is_leased()
 
 
+@pytest.mark.torch
 def test_it_stops_when_its_parent_is_killed(tmp_path: Path) -> None:
     root, plan = tiny_study(tmp_path, *LONG, "train.checkpoint_minutes=10")
     run = find_run(root, plan)
