@@ -49,7 +49,10 @@ def to_log_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return rows as a table with the columns of the log."""
     import pandas as pd
 
-    return pd.DataFrame(list(rows), columns=list(LOG_COLUMNS)).astype(LOG_COLUMNS)
+    def column(name: str, kind: str) -> pd.Series:
+        return pd.Series([row.get(name, float("nan")) for row in rows], dtype=kind)
+
+    return pd.DataFrame({name: column(name, kind) for name, kind in LOG_COLUMNS.items()})
 
 
 def write_part(path: Path, frame: pd.DataFrame) -> None:

@@ -268,7 +268,7 @@ def logs(draw: st.DrawFn) -> tuple[list[list[int]], int]:
 
 
 @given(logs(), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_truncated_log_has_the_rows_up_to_a_step(
     log: tuple[list[list[int]], int], twice: bool
 ) -> None:
