@@ -190,7 +190,8 @@ def _resolve(values: dict[str, Any], label: str) -> dict[str, Any]:
             return values
         from omegaconf import OmegaConf
 
-        return OmegaConf.to_container(OmegaConf.create(values), resolve=True)  # type: ignore[return-value]
+        resolved = OmegaConf.create(values)
+        return OmegaConf.to_container(resolved, resolve=True)  # type: ignore[return-value]
     except Exception as problem:  # an interpolation runs resolvers, which may raise anything
         key = getattr(problem, "full_key", None)
         location = f"{label}: {key}" if key else label
