@@ -185,10 +185,12 @@ def find_worker(study: Submitted, number: int = 0, rank: int = 0) -> int:
         if not any(argument.startswith(directory) for argument in arguments):
             continue
         environment = dict(item.split(b"=", 1) for item in variables if b"=" in item)
-        array = environment.get(b"SLURM_ARRAY_JOB_ID", b"").decode()
-        task = environment.get(b"SLURM_ARRAY_TASK_ID", b"").decode()
-        is_rank = environment.get(b"SLURM_PROCID") == b"%d" % rank
-        if f"{array}_{task}" == job_id and is_rank:
+        task = b"%b_%b" % (
+            environment.get(b"SLURM_ARRAY_JOB_ID", b""),
+            environment.get(b"SLURM_ARRAY_TASK_ID", b""),
+        )
+        names = {task.decode(), environment.get(b"SLURM_JOB_ID", b"").decode()}
+        if job_id in names and environment.get(b"SLURM_PROCID") == b"%d" % rank:
             return int(folder.name)
     raise AssertionError(f"no process trains {job_id}")
 
