@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -10,13 +11,14 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
+from isoflop.fitting.estimators.outliers import select_remaining
 from isoflop.fitting.methods.fit_all import (
     FitSet,
     Method,
     Options,
     fit_method,
     parse_methods,
-    recount,
+    read_shared_table,
 )
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.tables.fit_table import RunsTable
@@ -45,19 +47,33 @@ def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
         table's column, or `6ND`. A choice that the runs do not have, or that can't be fitted, has
         no row.
     """
+    options = fitted.options
+    read_count = functools.cache(lambda n: _read_count(runs, n, options))
     rows = [
         row
         for fit in fitted.fits
         if fit.method != "envelope"
-        for row in _method_rows(fit, runs, fitted.options)
+        for row in _method_rows(fit, read_count, options)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _method_rows(fit: Fit, runs: Any, options: Options) -> Iterator[list[Any]]:
+def _read_count(runs: Any, n: ParamCount, options: Options) -> RunsTable | None:
+    """Return the runs with another count of N; None if the source does not have it."""
+    if isinstance(runs, RunsTable):
+        return None  # a RunsTable has one count of N
+    try:
+        return read_shared_table(runs, options, n)
+    except FitError:
+        return None
+
+
+def _method_rows(
+    fit: Fit, read_count: Callable[[ParamCount], RunsTable | None], options: Options
+) -> Iterator[list[Any]]:
     (method,) = parse_methods([fit.method])
     for n in get_args(ParamCount):
-        counted = fit if n == fit.n else _recounted_fit(fit, method, runs, n, options)
+        counted = fit if n == fit.n else _recounted_fit(fit, method, read_count(n), options)
         if counted is None:
             continue
         table = counted.intervals()
@@ -83,15 +99,17 @@ def _six_nd_exponents(ratio: float, low: float, high: float) -> list[float]:
 
 
 def _recounted_fit(
-    fit: Fit, method: Method, runs: Any, n: ParamCount, options: Options
+    fit: Fit, method: Method, table: RunsTable | None, options: Options
 ) -> Fit | None:
-    """Return the fit with another count of N; None if the runs lack it or can't be fitted."""
-    if isinstance(runs, RunsTable):
-        return None  # a RunsTable has one count of N
+    """Return the fit of its runs in a table with another count of N; None if they can't be
+    fitted.
+    """
+    if table is None:
+        return None
     if method == "parametric":
         options = replace(options, bootstrap=0)
     try:
-        return fit_method(method, recount(fit.runs, runs, n, options), options)
+        return fit_method(method, select_remaining(table, fit.runs), options)
     except FitError:
         return None
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.estimators.outliers import select_remaining
 from isoflop.fitting.methods.envelope import fit_envelope
 from isoflop.fitting.methods.isoflop import (
     AllowedStatuses,
@@ -186,15 +185,6 @@ def fit_method(method: Method, table: RunsTable, options: Options) -> Fit:
         confidence=level,
         seed=options.seed,
     )
-
-
-def recount(fitted: RunsTable, runs: Any, n: ParamCount, options: Options) -> RunsTable:
-    """Return the runs of a fit with another count of N, without those that the fit left out.
-
-    Raises:
-        FitError: the source does not have that count.
-    """
-    return select_remaining(read_shared_table(runs, options, n), fitted)
 
 
 def loss_columns(runs: pd.DataFrame | str | Path, loss: str | None) -> list[str | None]:
