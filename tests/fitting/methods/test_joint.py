@@ -234,7 +234,7 @@ def test_outliers_are_named_and_good_runs_rarely():
     )
     assert all(name in messages["outliers"] for name in ("sim-0010", "sim-0040"))
     table, alarms = read_table(simulate_isoflop(points=9, noise=0.0)), []
-    for seed in range(30):
+    for seed in range(20):
         good = simulate_isoflop(points=9, noise=0.003, seed=seed)
         findings = fit_joint(replace_losses(table, good)).diagnostics
         alarms.append("outliers" in {finding["code"] for finding in findings})
