@@ -9,10 +9,11 @@ imports its modules when it runs, so that help is instant. To add a command, wri
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -60,7 +61,7 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
     """Run a program; turn errors that a user can cause into one line and an exit code."""
     try:
         try:
-            code = program(args=arguments, prog_name=name, standalone_mode=True)
+            code = _build_command(program)(args=arguments, prog_name=name, standalone_mode=True)
         finally:
             sys.stdout.flush()
     except IsoflopError as problem:
@@ -85,6 +86,12 @@ def _run(program: typer.Typer, name: str, arguments: Sequence[str] | None) -> No
             raise
         code = IsoflopError.exit_code
     sys.exit(code or 0)
+
+
+@functools.cache
+def _build_command(program: typer.Typer) -> Any:
+    """Return the click command of a program; making it takes longer than most commands."""
+    return typer.main.get_command(program)
 
 
 def _silence_stdout() -> None:
