@@ -5,6 +5,7 @@
 #   testbed.sh install            fetch the packages (root; Debian 12 or Ubuntu)
 #   testbed.sh up                 write the configuration, start the daemons, wait for idle nodes
 #   testbed.sh down               stop everything and delete the folder
+#   testbed.sh clear              cancel all jobs, bring back lost and drained nodes, wait for idle nodes
 #   testbed.sh env                the line that a shell needs: eval "$(slurm/testbed/testbed.sh env)"
 #   testbed.sh node-kill N        node N is gone at once, with all its processes
 #   testbed.sh node-start N       and comes back
@@ -171,6 +172,16 @@ up() {
   within 60 all_idle || { sinfo -N -l >&2; die "the nodes are not idle; see $BED/log"; }
   say "up, $NODES nodes, accounting $ACCOUNTING; for this shell: eval \"\$($0 env)\""
 }
+clear_jobs() {
+  timeout 10 scancel -u "$USER_NAME"
+  local node; for node in $(each_node); do start_node "$node"; done
+  within 60 resumed || { sinfo -N -l >&2; die "the nodes are not idle; see $BED/log"; }
+}
+resumed() {
+  all_idle && return
+  local node; for node in $(each_node); do timeout 10 scontrol update "nodename=$node" state=resume; done
+  false
+}
 all_down() {
   [ -d "$BED" ] || return 0
   [ -s "$BED/etc/munge.key" ] || die "$BED: no test bed, so it stays; TESTBED names the folder of one"
@@ -186,6 +197,7 @@ case "${1:-}" in
   install) install ;;
   up) up ;;
   down) all_down ;;
+  clear) clear_jobs ;;
   env) echo "export SLURM_CONF=$SLURM_CONF" ;;
   node-kill) kill -9 "$(cat "$BED/pid/slurmd.$2")" && rm -f "$BED/pid/slurmd.$2" ;;
   node-start) start_node "$2"; sleep 1; scontrol update "nodename=$2" state=resume 2>/dev/null; true ;;

@@ -21,6 +21,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, bed: Bed) -> Path:
     return study.directory
 
 
+@pytest.fixture(autouse=True)
+def idle_nodes(bed: Bed) -> None:
+    """Begin each test without the jobs and the lost nodes of those before it."""
+    bed("clear")
+
+
 @pytest.fixture
 def study(bed: Bed, tmp_path: Path) -> Submitted:
     return submitted(bed, tmp_path, FREQUENT_CHECKPOINTS)
