@@ -238,13 +238,15 @@ def test_a_few_decoded_utterances_are_recognized(
     assert recognized_share(codec, heldout_speech[:6]) == 1.0
 
 
-@pytest.mark.slow
-def test_95_percent_of_200_decoded_utterances_are_recognized(
-    codec: PocketCodec, split: tuple[list[str], list[str]]
+@pytest.mark.parametrize(
+    "count", [pytest.param(60, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)]
+)
+def test_95_percent_of_decoded_utterances_are_recognized(
+    codec: PocketCodec, split: tuple[list[str], list[str]], count: int
 ) -> None:
     documents = speak(draw_scripts(split[0], 0, 0))
-    utterances = list(islice(chain.from_iterable(documents), 200))
-    assert len(utterances) == 200
+    utterances = list(islice(chain.from_iterable(documents), count))
+    assert len(utterances) == count
     assert recognized_share(codec, utterances) >= 0.95
 
 
