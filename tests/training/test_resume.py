@@ -87,6 +87,19 @@ def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
     assert run.log()["wall_s"].is_monotonic_increasing
 
 
+def test_rows_after_the_checkpoint_are_written_again(
+    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory]
+) -> None:
+    """A process that was killed may have written rows that no checkpoint has."""
+    root, plan = study
+    run = find_run(root, plan)
+    train_to(run, root, 10)
+    last = run.log().iloc[-1].to_dict()
+    run.append_log([{**last, "step": step, "loss": 99.0} for step in (11, 12)])
+    assert train(run, root) == "done"
+    assert_same_result(run, short[2])
+
+
 def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None:
     root, plan = study
     trainer = Trainer(find_run(root, plan), root)
