@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -87,11 +88,12 @@ def run_command(
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
     gpus = (int(os.environ.get("SLURM_NNODES") or 1) if is_job() else 1) * values["gpus_per_node"]
     reporter = _ProgressReporter(run, values, gpus) if first else None
-    with outputs[own_rank].open("ab") as file, _start(command, file, environment) as process:
-        stopped, failed = _wait(process, reporter, should_stop, ranks)
+    with outputs[own_rank].open("ab") as file, _start(command, file, environment) as program:
+        stopped, failed = _wait(program, reporter, should_stop, ranks)
     if reporter is None:
         return "pending" if stopped else "done"
-    if process.returncode == 0:
+    exit_code = program.process.returncode
+    if exit_code == 0:
         complete_last_line(losses_file(run))
     rows = read_rows(run)
     run.set_state("running", **reporter.progress(rows))
@@ -103,7 +105,7 @@ def run_command(
         run.set_state("pending", "stopped; the program resumes when it is restarted")
         return "pending"
     for rank in failed:
-        code = f" in process {rank} of {size}" if rank else f" with {process.returncode}"
+        code = f" in process {rank} of {size}" if rank else f" with {exit_code}"
         raise RunError(
             f"{command[0]} failed{code}: {_last_message(outputs[rank])}; see {outputs[rank]}"
         )
@@ -208,10 +210,27 @@ def _job_values(ranks: Ranks | None) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class _Program:
+    """A started program.
+
+    Attributes:
+        process: its guard, which ends with its exit code.
+        stops: what the guard writes at a SIGTERM to the group.
+    """
+
+    process: subprocess.Popen[bytes]
+    stops: IO[bytes]
+
+    def was_stopped(self) -> bool:
+        """Return whether somebody sent SIGTERM to the group of the ended program."""
+        return bool(self.stops.read())
+
+
 @contextlib.contextmanager
 def _start(
-    program: list[str], output: IO[bytes], environment: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
+    command: list[str], output: IO[bytes], environment: Mapping[str, str]
+) -> Iterator[_Program]:
     """Start the program under its guard, in a process group with all that it starts.
 
     The group is killed when the block ends, and when this process does.
@@ -219,33 +238,34 @@ def _start(
     Raises:
         RunError: a program that can't be started.
     """
-    read_end, write_end = os.pipe()
-    command = [sys.executable, "-I", "-S", process_guard.__file__, str(write_end), *program]
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            start_new_session=True,
-            pass_fds=(write_end,),
-        )
-    finally:
-        os.close(write_end)
-    try:
-        with open(read_end, "rb") as report:
-            if problem := report.read().decode():
-                raise RunError(f"{program[0]}: can't be started ({problem}); see train.trainer")
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # ends the program's own children too
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    (report_end, report), (stops_end, stops) = os.pipe(), os.pipe()
+    guard = [sys.executable, "-I", "-S", process_guard.__file__, str(report), str(stops)]
+    with open(report_end, "rb") as report_file, open(stops_end, "rb") as stops_file:
+        try:
+            process = subprocess.Popen(
+                [*guard, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(report, stops),
+            )
+        finally:
+            os.close(report)
+            os.close(stops)
+        try:
+            if problem := report_file.read().decode():
+                raise RunError(f"{command[0]}: can't be started ({problem}); see train.trainer")
+            yield _Program(process, stops_file)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # ends the program's own children too
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def _wait(
-    process: subprocess.Popen[bytes],
+    program: _Program,
     reporter: _ProgressReporter | None,
     should_stop: Callable[[], bool],
     ranks: Ranks | None,
@@ -253,9 +273,11 @@ def _wait(
     """Wait for the program in all ranks; return whether it was stopped, and the failed ranks.
 
     A failure in one rank ends the wait for the others. A diverged program is ended like a stopped
-    one. A program that ended at a signal has not failed, whatever its exit code; with exit code 0
-    and its final loss it is done. The worker may get the program's signal a little later.
+    one. A program that ended at a signal, whoever sent it, has not failed, whatever its exit code;
+    with exit code 0 and its final loss it is done. The worker may get the program's signal a little
+    later, or never.
     """
+    process = program.process
     size, own_rank = (ranks.size, ranks.rank) if ranks else (1, 0)
     ended = ended_early = False
     while True:
@@ -266,7 +288,7 @@ def _wait(
                 reporter is not None and not process.returncode and _ended_early(reporter.run)
             )
             if process.returncode or ended_early:
-                stop = stop or _signal_follows(should_stop)
+                stop = stop or program.was_stopped() or _signal_follows(should_stop)
         diverged = reporter is not None and reporter.diverged
         flags = [
             running,

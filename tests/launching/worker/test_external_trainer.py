@@ -836,6 +836,24 @@ def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
     assert (run.path / "states").read_text().splitlines() == ["pending 0"] * STOPS
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_program_whose_group_gets_a_signal_that_its_worker_does_not_is_stopped(
+    program: Program, code: int
+) -> None:
+    saves = SAVES.replace("sys.exit(0)", f"sys.exit({code})")
+    study = program(saves, "{steps} {losses} {node_rank}")
+    record = study.run.path / "processes-0"
+
+    def send_signal() -> bool:
+        if record.exists():
+            with suppress(ProcessLookupError):
+                os.killpg(int(record.read_text().split()[1]), signal.SIGTERM)
+        return False
+
+    assert study.attempt(send_signal) == "pending"
+    assert study.run.state().get("failures", 0) == 0
+
+
 @pytest.mark.parametrize("who", ["both", "child"])
 def test_what_does_not_stop_is_killed(
     program: Program, monkeypatch: pytest.MonkeyPatch, who: str
