@@ -25,7 +25,7 @@ demo: setup ## Run a true IsoFLOP study on this machine, in minutes, and print w
 	$(VENV)/bin/isoflop run sweeps/pocket.yaml
 
 test: setup ## Run the fast tests: under 3 minutes on 2 cores.
-	$(RUN) pytest -m "not slow and not long" -n 2 --dist loadfile --durations=20
+	$(RUN) pytest -m "not slow and not long" -n 3 --dist loadfile --durations=20
 
 test-slow: setup ## Run the tests that take minutes: a real SLURM, real training, killed processes.
 	$(RUN) pytest -m "slow and not long" -n 3 --dist loadfile --durations=20

@@ -34,8 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests on a cluster first: they mostly wait, and others run beside them."""
-    items.sort(key=lambda item: "launching" not in item.path.parts)
+    """Put the longest groups first: the tests on a cluster, then those of the documentation."""
+    first = {"launching": 0, "test_docs.py": 1}
+    items.sort(key=lambda item: min((first.get(part, 2) for part in item.path.parts), default=2))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
