@@ -108,7 +108,7 @@ def _result(run: RunDirectory) -> dict[str, Any]:
         except RunError as problem:
             log.warning("%s; until then the run counts as failed", problem)
             result |= {"state": "failed", "reason": str(problem)}
-    return {name: result[name] for name in RESULT_COLUMNS}
+    return {name: result.pop(name) for name in RESULT_COLUMNS} | result
 
 
 def _read_result(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:

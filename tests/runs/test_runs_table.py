@@ -18,8 +18,8 @@ from isoflop.runs.run_directory import RunDirectory, State
 from isoflop.runs.runs_table import RESULT_COLUMNS, read_runs, write_runs
 
 
-def finish(run: RunDirectory, steps: int, loss: float) -> None:
-    kinds = {"all": 0.0, "text": -0.5, "semantic": 0.25, "acoustic": 0.5}
+def finish(run: RunDirectory, steps: int, loss: float, **more_kinds: float) -> None:
+    kinds = {"all": 0.0, "text": -0.5, "semantic": 0.25, "acoustic": 0.5} | more_kinds
     common = dict.fromkeys(LOG_COLUMNS, 2.0) | {"step": steps, "split": "heldout", "targets": 64}
     run.append_log(
         [common | {"kind": kind, "loss": loss + offset} for kind, offset in kinds.items()]
@@ -45,6 +45,15 @@ def test_the_table_of_runs(tmp_path: Path, kind: str, loss: float) -> None:
     assert (done["restarts"], done["gpu_hours"], done["wall_s"]) == (2, 0.0, 2.0)
     assert table["loss"].isna().tolist() == [False, True, True]
     assert_frame_equal(write_runs(directory), pd.read_parquet(directory / "runs.parquet"))
+
+
+def test_kinds_of_an_external_trainer_have_columns(study: tuple[Path, Plan]) -> None:
+    root, plan = study
+    finish(find_run(root, plan), plan.runs[0].steps, 3.0, code=-0.25)
+    table = write_runs(root / "tiny")
+    assert [*table.columns] == [*PLAN_COLUMNS, *RESULT_COLUMNS, "loss_code"]
+    assert table["loss_code"].dropna().tolist() == [2.75]
+    assert_frame_equal(table, pd.read_parquet(root / "tiny" / "runs.parquet"))
 
 
 def test_a_saved_result_is_read_unchanged(study: tuple[Path, Plan], tmp_path: Path) -> None:
