@@ -137,7 +137,8 @@ def _run_status(
     task = submission.task(run.run_id) if submission else None
     active = states.active.get(run.run_id, ())
     if states.queue is not None and task not in active:  # an older job may still run
-        task = next((older for older in active if not states.queue[older].waits), task)
+        queue = states.queue
+        task = next((job for job in active if queue[job].state not in WAITING_STATES), task)
 
     def status(
         state: State,
@@ -154,7 +155,8 @@ def _run_status(
     cancelled = submission is not None and run.run_id in submission.cancelled
     job = states.job(task)
     # A killed worker's lease looks held on other machines for a while; here SLURM is right.
-    requeued = job is not None and job.waits and stored.get("job_id") == task
+    waits = job is not None and job.state in WAITING_STATES
+    requeued = waits and stored.get("job_id") == task
     over = (by_slurm and cancelled and states.queue is not None and not active) or requeued
     ending = "being cancelled; if this persists, run `isoflop cancel` again" if cancelled else ""
     if stored["state"] == "running" and not over and run.is_leased():

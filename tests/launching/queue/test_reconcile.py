@@ -500,6 +500,20 @@ def test_a_cancelled_run_whose_older_job_runs_is_not_gone(cluster: Cluster) -> N
     assert sweep.orphans == ()
 
 
+def test_a_run_with_an_older_job_in_an_unknown_state_is_not_queued_again(
+    cluster: Cluster,
+) -> None:
+    cluster.run.set_state(**BEGAN)
+    cluster.slurm.program("squeue", "printf '99|EXPEDITING||None\\n100|FAILED|n1|None\\n'")
+    cluster.slurm.program("sacct", "printf '100|FAILED|1:0|n1\\n'")
+    old = Submission("tiny-1", ("r0",), 0, time.time() - 99, "99")
+    new = Submission("tiny-2", ("r0",), 0, time.time() - 9, "100")
+    sweep = reconcile(cluster.run.path.parent, ["r0"], [old, new], 2)
+    status = sweep.runs["r0"]
+    assert (status.state, status.task, status.retry) == ("requeued", "99", False)
+    assert sweep.orphans == ()
+
+
 # Reasons
 
 
@@ -521,6 +535,17 @@ def test_an_unknown_state_or_reason_waits_and_never_runs(
     assert (status.reason, status.task, status.retry) == (says, TASK, False)
     assert not never_starts(status.reason)
     assert sweep.orphans == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"), [("EXPEDITING", "running"), ("PENDING", "requeued")]
+)
+def test_a_run_that_holds_its_lease_runs_unless_slurm_says_that_it_waits(
+    cluster: Cluster, state: str, expected: str
+) -> None:
+    with cluster.run.lease():
+        sweep = cluster.sweep_status(BEGAN, f"{TASK}|{state}||None")
+    assert sweep.runs["r0"].state == expected
 
 
 @pytest.mark.parametrize(("state", "orphan"), [("PENDING", True), ("EXPEDITING", False)])
