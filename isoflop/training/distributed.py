@@ -109,8 +109,8 @@ class Ranks:
         dist.all_gather(tensors, tensor)
         return torch.stack(tensors)
 
-    def barrier(self) -> None:
-        """Wait for all processes, up to `BARRIER_TIMEOUT`.
+    def barrier(self, timeout: datetime.timedelta | None = None) -> None:
+        """Wait for all processes, by default up to `BARRIER_TIMEOUT`.
 
         In a collective operation they would give up after `COLLECTIVE_TIMEOUT`.
         """
@@ -118,7 +118,7 @@ class Ranks:
             number = next(self._barriers)
             if self.store.add(f"isoflop/here/{number}", 1) == self.size:
                 self.store.set(f"isoflop/all/{number}", "")
-            self.store.wait([f"isoflop/all/{number}"], BARRIER_TIMEOUT)
+            self.store.wait([f"isoflop/all/{number}"], timeout or BARRIER_TIMEOUT)
 
     @property
     def _device(self) -> str:
@@ -229,7 +229,7 @@ def connect(
     """
     ranks = Ranks(rank, size, local_rank, store)
     store.add("isoflop/gpus", int(nccl))
-    ranks.barrier()
+    ranks.barrier(COLLECTIVE_TIMEOUT)
     if nccl := store.add("isoflop/gpus", 0) == size:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
     dist.init_process_group(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import itertools
 import json
 import os
@@ -405,6 +406,22 @@ def test_the_processes_of_a_job_meet_and_leave_each_other(tmp_path: Path) -> Non
     assert first.stdout.splitlines() == ["[True] 5 4,5", "left True"]
     assert (tmp_path / "second").read_text() == "[True] 5"
     assert (first.returncode, second.exitcode) == (0, 0)
+
+
+def _join_alone(job: str, answer: Path) -> None:
+    os.environ |= process_variables(job, 0)
+    module.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=1)
+    start = time.monotonic()
+    with pytest.raises(dist.DistStoreError):
+        join_job(on_gpus=False)
+    answer.write_text(str(time.monotonic() - start < 30))
+
+
+def test_a_process_does_not_wait_long_for_one_that_never_starts(tmp_path: Path) -> None:
+    job, _ = free_job(0)
+    process = start(_join_alone, job, tmp_path / "answer")
+    process.join()
+    assert (tmp_path / "answer").read_text() == "True"
 
 
 def _join_when_released(job: str, rank: int, restarts: int, folder: Path) -> None:
