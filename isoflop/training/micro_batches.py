@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from isoflop.data.shards import Windows
 from isoflop.errors import RunError
-from isoflop.frames import Ints
 from isoflop.training.fabric import Fabric
 from isoflop.training.loss import sum_by_kind
 from isoflop.training.loss_sums import LossSums
+
+if TYPE_CHECKING:  # its pandas would be another 90 MB in every process
+    from isoflop.frames import Ints
 
 log = logging.getLogger("isoflop")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,3 +36,10 @@ def test_packages_that_a_user_has_imported_before_stay(monkeypatch: pytest.Monke
     with fabric._without("torchmetrics"):
         assert importlib.import_module("torchmetrics") is users
     assert sys.modules["torchmetrics"] is users
+
+
+@pytest.mark.slow
+def test_the_trainer_imports_no_pandas() -> None:
+    """Every process of a job imports it; only the first writes tables."""
+    code = "import sys, isoflop.training.loop; sys.exit('pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
