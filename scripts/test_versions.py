@@ -36,7 +36,8 @@ TOOLS = (
     "setuptools",
 )
 """Packages that tests import, at the versions of constraints.txt in every environment."""
-TORCH, LIGHTNING = "torch", "lightning"
+TORCH = "torch"
+NEEDS_TORCH = ("lightning", "pytorch-lightning")
 PYTEST = ("-m", "not slow and not long", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider")
 TORCH_VERSION_TEST = (
     "tests/test_dependencies.py::test_the_installed_release_is_one_that_is_allowed[torch]"
@@ -92,9 +93,9 @@ def make_environment(folder: Path, interpreter: str, *, lowest: bool) -> Path:
     constraints.write_text("\n".join([*pins, ""]), encoding="utf-8")
     install = (python, "-m", "pip", "install", "--no-compile", "--quiet", "-c", constraints)
     del requirements[TORCH]
-    lightning = requirements.pop(LIGHTNING)  # requires torch
+    without_torch = [requirements.pop(name) for name in NEEDS_TORCH]
     run(*install, *TOOLS, *requirements.values())
-    run(*install, "--no-deps", lightning)
+    run(*install, "--no-deps", *without_torch)
     run(*install, "--no-deps", "--no-build-isolation", copy_metadata(folder / "isoflop"))
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "isoflop.pth").write_text(f"{ROOT}\n", encoding="utf-8")

@@ -17,8 +17,11 @@ REQUIRED = {Requirement(text).name: Requirement(text) for text in PROJECT["depen
     ("release", "allowed"),
     [("2.5.6", False), ("2.6.1", True), ("2.6.2", False), ("2.6.3", False), ("2.6.6", True)],
 )
-def test_the_withdrawn_releases_of_lightning_are_excluded(release: str, allowed: bool) -> None:
-    assert (release in REQUIRED["lightning"].specifier) is allowed
+@pytest.mark.parametrize("package", ["lightning", "pytorch-lightning"])
+def test_the_withdrawn_releases_of_lightning_are_excluded(
+    package: str, release: str, allowed: bool
+) -> None:
+    assert (release in REQUIRED[package].specifier) is allowed
 
 
 @pytest.mark.parametrize("name", REQUIRED)
