@@ -15,7 +15,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2]
 """Folder of the package `isoflop`."""
 
-PACKAGES = ("isoflop", "torch", "lightning", "numpy")
+PACKAGES = ("isoflop", "torch", "lightning", "pytorch-lightning", "numpy")
+
+CODE_SUFFIXES = (".py", ".pyi")
 
 
 def snapshot_code(directory: Path, *, renew: bool = False) -> tuple[Path, bool]:
@@ -119,9 +121,10 @@ def _parse_changes(changes: str) -> tuple[str, bool]:
 
 
 def _digest() -> str:
-    """Return a hash of the package's Python files, by name and content."""
+    """Return a hash of the package's Python files and stubs, by name and content."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in PACKAGE.rglob("*.py") if path.exists()):
+    files = [path for path in PACKAGE.rglob("*.py*") if path.suffix in CODE_SUFFIXES]
+    for path in sorted(path for path in files if path.exists()):
         digest.update(str(path.relative_to(PACKAGE)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -142,7 +145,7 @@ def _changes() -> str:
     modules = [
         f"not in git: {path}\n"
         for path in untracked.split("\0")
-        if path.endswith(".py") and Path(PACKAGE.parent, path).exists()
+        if path.endswith(CODE_SUFFIXES) and Path(PACKAGE.parent, path).exists()
     ]
     return f"commit {commit}{diff}{''.join(modules)}"
 

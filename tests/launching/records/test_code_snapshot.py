@@ -93,8 +93,8 @@ def test_a_study_keeps_the_code_of_its_first_submission(package: Path, tmp_path:
 
 @pytest.mark.parametrize(
     "name",
-    ["answer.py", "more/new.py"],
-    ids=["a module that was changed", "a module that was added"],
+    ["answer.py", "more/new.py", "more/__init__.pyi"],
+    ids=["a module that was changed", "a module that was added", "a stub that lists names"],
 )
 def test_any_change_of_the_code_is_seen(package: Path, tmp_path: Path, name: str) -> None:
     code, _ = snapshot_code(tmp_path)
