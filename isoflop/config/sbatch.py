@@ -13,6 +13,13 @@ from isoflop.config.validation import UNSET, SchemaError, format_value, join, re
 RESERVED_OPTIONS = {"array", "job_name", "output", "error"}
 OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
+FLAGS = {
+    "contiguous", "exclusive", "hold", "no_requeue", "overcommit", "oversubscribe", "reboot",
+    "requeue", "spread_job", "use_min_nodes",
+}  # fmt: skip
+"""Options without a value; `exclusive` may have one."""
+YAML_1_1_BOOLEANS = {"y", "n", "yes", "no", "on", "off"}
+
 _COUNT = re.compile(r"^(?:[^:,]+:)?(\d+)$")
 _TYPE = r"[A-Za-z][^:=,(]*|\d[^:=,(]*[A-Za-z][^:=,(]*"
 _IN_GRES = re.compile(rf"(?:^|,)(?:gres[/:])?gpu(?:[:=](?:{_TYPE}))?(?:[:=](\d+))?(?=\(|,|$)")
@@ -74,6 +81,11 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
             not isinstance(value, float) or (math.isfinite(value) and "e" not in str(value)),
             key,
             f"expected a number in decimals, or text in quotes, got {format_value(value)}",
+        )
+        require(
+            plain not in FLAGS or str(value).lower() not in YAML_1_1_BOOLEANS,
+            key,
+            f"{value} is text in YAML 1.2; write true, or leave the option out",
         )
         require(
             "\n" not in str(value),

@@ -95,6 +95,16 @@ def test_what_would_change_the_gpus_of_a_run_unseen_is_refused(
     assert profile(options).slurm == options  # on CPUs they change nothing that is counted
 
 
+@pytest.mark.parametrize("option", ["exclusive", "requeue", "no-requeue", "no_requeue"])
+@pytest.mark.parametrize("value", ["yes", "No", "off", "n"])
+def test_a_flag_with_a_boolean_of_yaml_1_1_is_refused(option: str, value: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        profile({option: value})
+    assert str(problem.value) == (
+        f"slurm.{option}: {value} is text in YAML 1.2; write true, or leave the option out"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "whole"),
     [(True, True), ("", True), ("topo", True), ("user", False), ("mcs", False), (None, False)],
