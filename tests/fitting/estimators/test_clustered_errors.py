@@ -207,6 +207,21 @@ def test_a_deviation_of_a_size_at_all_budgets_is_found_and_a_is_in_its_interval(
     assert np.mean(covered) >= 0.9
 
 
+@pytest.mark.slow
+def test_a_joint_fit_finds_shared_noise_in_most_of_ten_studies():
+    """The long tests measure its rates, as those of `parametric` above."""
+    shared = [fit_joint(study(correlated, seed)) for seed in range(10)]
+    free = [fit_joint(study(independent, seed)) for seed in range(10)]
+    sizes = [fit_joint(simulate_sizes(seed, 0.003), axis="params") for seed in range(10)]
+    assert sum(map(has_finding, shared)) >= 6
+    assert sum(map(has_finding, free)) <= 1
+    messages = [[finding["message"] for finding in fit.diagnostics] for fit in sizes]
+    assert sum(any("at all their budgets" in text for text in texts) for texts in messages) >= 8
+    covered = [fit.exponents.loc["a", "low"] <= SODA.a for fit in [*shared, *sizes]]
+    covered += [SODA.a <= fit.exponents.loc["a", "high"] for fit in [*shared, *sizes]]
+    assert np.mean(covered) >= 0.9
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("method", FITS)
 def test_sizes_without_a_deviation_are_rarely_called_shared_noise(method):
