@@ -170,7 +170,8 @@ def status(
     or diverged.
     """
     from isoflop.launching.records.study_files import read_study_profile
-    from isoflop.reporting.terminal.status_text import print_status, print_status_json, read_status
+    from isoflop.launching.status_table import read_status
+    from isoflop.reporting.terminal.status_text import print_status, print_status_json
 
     retries = read_study_profile(directory).retries
     while True:

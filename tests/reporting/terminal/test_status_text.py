@@ -10,8 +10,9 @@ import pytest
 from support.fake_study import Study, make_study
 
 from isoflop.launching.records.submissions import Submission, submissions_folder
+from isoflop.launching.status_table import read_status
 from isoflop.launching.supervisor import add_supervisor
-from isoflop.reporting.terminal.status_text import print_status, print_status_json, read_status
+from isoflop.reporting.terminal.status_text import print_status, print_status_json
 
 
 @pytest.fixture
