@@ -34,7 +34,13 @@ def test_what_is_in_it(study: tuple[Path, Plan]) -> None:
         assert run.state()["steps"] == spec.steps
         provenance = json.loads((run.path / "provenance.json").read_text())
         assert provenance.keys() == {"python", "platform", "host", "command", "versions", "commit"}
-        assert provenance["versions"].keys() == {"isoflop", "torch", "lightning", "numpy"}
+        assert provenance["versions"].keys() == {
+            "isoflop",
+            "torch",
+            "lightning",
+            "pytorch-lightning",
+            "numpy",
+        }
 
 
 def test_provenance_names_the_commit_of_the_code_that_jobs_run(tmp_path: Path) -> None:
