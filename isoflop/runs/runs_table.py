@@ -139,6 +139,7 @@ def _read_result(run: RunDirectory, state: Mapping[str, Any]) -> dict[str, Any]:
     if math.isnan(wall_s):  # an external trainer's log may have none
         wall_s = state.get("wall_s", wall_s)
     result["wall_s"] = wall_s
+    # Dropped first: NumPy warns of a median of only missing values.
     result["mfu"] = float(rows.loc[rows["split"] == "train", "mfu"].dropna().median())
     return {**result, "gpu_hours": _gpu_hours(state, wall_s)}
 
