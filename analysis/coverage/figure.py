@@ -43,7 +43,7 @@ def main() -> None:
     for name, label in WRONG.items():
         rows.append((f"{label}, statistical", wrong[f"{name}_statistical"], MUTED))
         rows.append((f"{label}, with model error", wrong[f"{name}_with_model_error"], INK))
-    _draw_rows(wrong_axes, rows, f"Where it is wrong ({len(wrong)} cells, 0.3 % noise)")
+    _draw_rows(wrong_axes, rows, f"Where it is wrong ({len(wrong)} cells, 0.3% noise)")
     figure.savefig(FOLDER / "coverage.png", dpi=130)
 
 
@@ -58,7 +58,7 @@ def _draw_rows(ax, rows: list[tuple[str, pd.Series, str]], title: str) -> None:
     ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("share of 95 % intervals that hold the truth")
+    ax.set_xlabel("share of 95% intervals that hold the truth")
     ax.set_title(title, loc="left", fontsize=10.5)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
