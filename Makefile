@@ -7,7 +7,7 @@ PYTHONS ?= python3.12 python3.13
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-# Modules are compiled once, not in each of the thousands of processes that tests start.
+# Compile modules once, not in each of the thousands of processes that tests start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -21,13 +21,13 @@ setup: $(VENV)/bin/python ## Make .venv and install everything; quick when there
 	@$(call needs_recent,$(VENV)/bin/python)
 	@$(VENV)/bin/python scripts/set_up.py
 
-demo: setup ## Run a true IsoFLOP study on this machine, in minutes, and print where its report is.
+demo: setup ## Run a real IsoFLOP study on this machine, in minutes, and print where its report is.
 	$(VENV)/bin/isoflop run sweeps/pocket.yaml
 
 test: setup ## Run the fast tests: under 3 minutes on 2 cores.
 	$(RUN) pytest -m "not slow and not long" -n 3 --dist loadfile --durations=20
 
-test-slow: setup ## Run the tests that take minutes: a real SLURM, real training, killed processes.
+test-slow: setup ## Run the slow tests: a real SLURM, real training, killed processes.
 	$(RUN) pytest -m "slow and not long" -n 3 --dist loadfile --durations=20
 
 test-long: setup ## Run the long repetitions, before a release; benchmarks/README.md has the last result.
@@ -48,7 +48,7 @@ check: setup ## Lint; check the format, the types and the allowed imports.
 	$(RUN) pyright
 	$(VENV)/bin/lint-imports --no-cache
 
-format: setup ## Mend what ruff can, and format.
+format: setup ## Fix what ruff can fix, and format.
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
@@ -61,17 +61,17 @@ notebook: setup ## Execute the notebooks of analysis/ again, in place.
 slurm-install: ## Fetch SLURM from Debian or Ubuntu, for the test bed (needs root).
 	slurm/testbed/testbed.sh install
 
-slurm-up: ## Start a true SLURM cluster of 4 virtual nodes on this machine.
+slurm-up: ## Start a real SLURM cluster of 4 virtual nodes on this machine.
 	slurm/testbed/testbed.sh up
 
-slurm-down: ## Stop it and leave no trace.
+slurm-down: ## Stop the cluster and remove its files.
 	slurm/testbed/testbed.sh down
 
 clean: ## Remove caches and builds; .venv and runs stay.
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find isoflop tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A .venv that was made, or whose Python is gone.
+# Makes .venv if it is missing or its Python is gone.
 $(VENV)/bin/python:
 	@$(call needs_recent,$(PYTHON))
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
