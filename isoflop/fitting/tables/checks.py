@@ -21,6 +21,8 @@ from isoflop.frames import Bools, Floats, column, rows
 MAX_RATIO_DECADES = 0.75
 """Tolerance of log10(C / 6ND). True ratios lie between 1 and 10 (embeddings, attention); units are
 3 decades apart."""
+MAX_ROW_RATIO_DECADES = 1.25
+"""Largest distance of a row's log10(C / 6ND) from the median of all rows."""
 MAX_LOSS_NATS = 15.0  # more than the loss of a uniform guess among 3 million tokens
 OUTLYING_FACTOR = 2.0  # by which a loss or FLOPs differ from those of the same budget
 MAX_OUTLYING_SHARE = 0.5  # of the rows; beyond it the labels differ in kind, not by slips
@@ -193,14 +195,14 @@ def _is_plausible(logs: dict[str, float]) -> bool:
 
 
 def _check_flops_ratio(frame: pd.DataFrame) -> list[Finding]:
-    """Return a finding for rows whose C / 6ND is over a decade from that of the other rows."""
+    """Return a finding for rows whose C / 6ND is far from that of the other rows."""
     ratio = _log_flops_ratio(frame)
-    far = np.abs(ratio - np.median(ratio)) > 1.0 + MAX_RATIO_DECADES / 3.0
+    far = np.abs(ratio - np.median(ratio)) > MAX_ROW_RATIO_DECADES
     if not far.any():
         return []
     message = (
         f"In {name_rows(frame, far)}, C / 6ND differs from that of most rows by a factor of more "
-        "than 10. Are parameters, tokens and FLOPs of the same run?"
+        f"than {10**MAX_ROW_RATIO_DECADES:.0f}. Are parameters, tokens and FLOPs of the same run?"
     )
     return [finding("flops_inconsistent", message)]
 

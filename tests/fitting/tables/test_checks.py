@@ -92,7 +92,7 @@ def test_mixed_units_are_refused(column: str, factor: float, message: str, bad: 
 def test_inconsistent_numbers_of_a_run_are_reported():
     runs = STUDY.copy()
     runs.loc[5, "tokens"] /= 30.0
-    message = "In run sim-0005, C / 6ND differs from that of most rows by a factor of more than 10."
+    message = "In run sim-0005, C / 6ND differs from that of most rows by a factor of more than 18."
     assert message in read_findings(runs)["flops_inconsistent"]
 
 
