@@ -89,14 +89,14 @@ class Profile:
         slurm: options of sbatch, sent as written. Nothing else is sent, except the requests that
             follow from `gpu`, `node` and `preemptible`. With `gpu`, isoflop sets nodes and tasks;
             `gres`, `gpus` and `gpus_per_node` fix the GPUs of every run; with `exclusive`, a run
-            holds, and is billed for, all GPUs of its nodes.
+            holds all GPUs of its nodes, and is charged for all.
         preemptible: `true` if the cluster may stop jobs at any time. The jobs then ask to be
-            requeued, and bills include two interruptions a day.
+            requeued, and cost estimates include two interruptions a day.
         max_gpus: largest number of GPUs that the study holds at a time.
         max_jobs: largest number of jobs of the study at a time.
         retries: number of times that a failed run is started again. The count restarts if the run
             made progress in between.
-        price_per_gpu_hour: price for the bill, in the currency of your choice.
+        price_per_gpu_hour: price for the cost estimate, in the currency of your choice.
         disk_gb: largest size of checkpoints and weights at a time in GB, such as a quota.
         notify: a command, or a URL that receives JSON. It is called when the study is done or
             stuck, or a run has failed permanently. It has 20 s; a failed call is repeated at
