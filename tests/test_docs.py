@@ -7,6 +7,8 @@ each command in a process of its own.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import shutil
 import sys
@@ -22,6 +24,7 @@ from support.finding_codes import produced_codes
 from support.page_blocks import (
     ROOT,
     Block,
+    call_line,
     find_blocks,
     find_files,
     make_page_folder,
@@ -30,23 +33,35 @@ from support.page_blocks import (
     run_command,
     split_commands,
 )
-from support.studies import exact, wait_for
+from support.studies import exact, tiny_plan, wait_for, write_corpus
 
 import isoflop
 import isoflop.fitting
+from isoflop.config.profile import load_profile
 from isoflop.fitting.estimators.parabola import Status
+from isoflop.launching.queue.sweep_status import RunStatus, SweepStatus
+from isoflop.planning.calibration import Calibration, write_calibration
+from isoflop.planning.run_spec import PLAN_COLUMNS
 from isoflop.planning.trainers import TEMPLATE_FIELDS
+from isoflop.reporting.terminal.status_text import RunRow, StatusTable, print_status_json
 from isoflop.runs.run_directory import RunDirectory
 
 DOCS = ROOT / "docs"
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))]
-PROSE = ["CONTRIBUTING.md", "CHANGELOG.md", *PAGES]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")),
+]
+PROSE = ["CHANGELOG.md", *PAGES]
 FILES = [
     f"/{path.relative_to(ROOT)}"
     for top in ("isoflop", "tests", "scripts", "benchmarks")
     for path in (ROOT / top).rglob("*.py")
 ]
 MAX_README_LINES = 150
+SMALL_STUDY = "isoflop run pocket name=deep"
+SMALL_STUDY_OVERRIDES = "'budgets=[2.0e9, 4.0e9]' 'widths=[8, 12, 16, 24]'"
+"""Command of a page, and what makes its study small in the test."""
 
 
 def read(page: str) -> str:
@@ -91,9 +106,17 @@ def pocket_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reduce_budgets(sweep: Path) -> None:
     """Leave of the study `pocket` three budgets that take a quarter of its compute."""
-    text, count = re.subn(
-        r"^budgets: .*$", "budgets: [2.0e10, 2.8e10, 4.0e10]", sweep.read_text(), flags=re.M
-    )
+    replace_key(sweep, "budgets", "[2.0e10, 2.8e10, 4.0e10]")
+
+
+def reduce_own_study(sweep: Path) -> None:
+    """Leave of the study `own` seven small runs, the fewest that a law can be fitted to."""
+    replace_key(sweep, "budgets", "[2.0e9, 4.0e9]")
+    replace_key(sweep, "widths", "[12, 16, 24, 40]")
+
+
+def replace_key(sweep: Path, key: str, value: str) -> None:
+    text, count = re.subn(rf"^{key}: .*$", f"{key}: {value}", sweep.read_text(), flags=re.M)
     assert count == 1
     sweep.write_text(text)
 
@@ -112,14 +135,19 @@ def pocket_runs(pocket_corpus: Path) -> Path:
 @pytest.mark.parametrize("page", SLOW_PAGES)
 def test_slow_blocks(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     folder = make_page_folder(page, tmp_path)
-    if "isoflop run sweeps/pocket.yaml" in read(page):
+    blocks = blocks_of_kind(page, "slow")
+    text = "".join(block.text for block in blocks)
+    if "runs/pocket" in text or "isoflop run sweeps/pocket.yaml" in text:
         reduce_budgets(folder / "sweeps" / "pocket.yaml")
         shutil.copytree(request.getfixturevalue("pocket_runs"), folder / "runs")
-    elif "isoflop run own.yaml" in read(page):
+    elif "isoflop run own.yaml" in text or SMALL_STUDY in text:
         corpus: Path = request.getfixturevalue("pocket_corpus")
         shutil.copytree(corpus / "data", folder / "runs" / "data")
-    for block in blocks_of_kind(page, "slow"):
-        run_block(block, folder)
+    if "isoflop run own.yaml" in text:
+        reduce_own_study(folder / "own.yaml")
+    for block in blocks:
+        text = block.text.replace(SMALL_STUDY, f"{SMALL_STUDY} {SMALL_STUDY_OVERRIDES}")
+        run_block(dataclasses.replace(block, text=text), folder)
 
 
 @pytest.mark.long
@@ -209,6 +237,48 @@ def test_every_public_name_is_in_the_reference() -> None:
         f"isoflop.fitting.{name}" for name in dir(isoflop.fitting) if f"isoflop.{name}" not in daily
     }
     assert sorted(listed) == sorted([*daily, *fits, "isoflop.fitting.results.base.Fit"])
+
+
+def names_listed(heading: str) -> list[str]:
+    """Return the names in the first column of the tables of a section of files.md."""
+    page = read("docs/reference/files.md")
+    section = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    return sorted(name for cell in cells for name in re.findall(r"`([^`]+)`", cell))
+
+
+def test_every_key_of_a_fit_file() -> None:
+    document = json.loads(read("analysis/pocket-64/fit.json"))
+    assert names_listed("fit.json") == sorted(document)
+    envelope = isoflop.fit_envelope(ROOT / "analysis" / "pocket-64").to_dict()
+    assert names_listed("Entries of fits") == sorted(set().union(*document["fits"], envelope))
+
+
+def test_every_key_of_a_plan(tmp_path: Path) -> None:
+    code, output = call_line("sweep-plan soda --dropped --expect soda --json", "", tmp_path)
+    assert code == 0, output
+    document = json.loads(output)
+    assert names_listed("sweep-plan --json") == sorted(document)
+    assert [*document["runs"][0]] == [*PLAN_COLUMNS]
+
+
+def test_every_key_of_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunRow(RunStatus("a", "pending", "", None, "", {}), 1, 1.0, None)
+    print_status_json(StatusTable(Path("pocket"), SweepStatus({"a": run.status}, ()), (run,)))
+    document = json.loads(capsys.readouterr().out)
+    names = names_listed("status --json")
+    assert names == sorted(document)
+    section = read("docs/reference/files.md").partition("\n## status --json\n")[2]
+    (row,) = re.findall(r"^\| `runs` \| one entry per run: (.*) \|$", section, re.MULTILINE)[:1]
+    assert re.findall(r"`(\w+)`", row) == [*document["runs"][0]]
+
+
+def test_every_key_of_a_manifest_and_of_a_calibration(tmp_path: Path) -> None:
+    study = tiny_plan(tmp_path)
+    manifest = json.loads((write_corpus(tmp_path, study) / "manifest.json").read_text())
+    assert names_listed("manifest.json") == sorted(manifest)
+    file = write_calibration(tmp_path, study.sweep, load_profile("local"), Calibration(()))
+    assert names_listed("Files of calibrations") == sorted(json.loads(file.read_text()))
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
