@@ -1,7 +1,9 @@
-"""The public surface of `import isoflop`, and the packages that each name loads."""
+"""The public surface of isoflop, and the packages that each name loads."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import subprocess
 import sys
 
@@ -37,10 +39,61 @@ SURFACE = {
     "predict": "isoflop.fitting.prediction.predict",
     "read_runs": "isoflop.runs.runs_table",
 }
-"""Every name, and the module that defines it.
+FITTING_SURFACE = {
+    "Comparison": "isoflop.fitting.comparison",
+    "EnvelopeFit": "isoflop.fitting.results.envelope_fit",
+    "FitFile": "isoflop.fitting.fitfile.read",
+    "IsoflopFit": "isoflop.fitting.results.isoflop_fit",
+    "JointFit": "isoflop.fitting.results.joint_fit",
+    "ParametricFit": "isoflop.fitting.results.parametric_fit",
+    "Prediction": "isoflop.fitting.prediction.predict",
+    "RunsTable": "isoflop.fitting.tables.fit_table",
+    "SURFACES": "isoflop.laws",
+    "StudyFits": "isoflop.fitting.study_fits",
+    "Surface": "isoflop.laws",
+    "compare": "isoflop.fitting.comparison",
+    "fit_document": "isoflop.fitting.fitfile.write",
+    "fit_envelope": "isoflop.fitting.methods.envelope",
+    "fit_isoflop": "isoflop.fitting.methods.isoflop",
+    "fit_joint": "isoflop.fitting.methods.joint",
+    "fit_parametric": "isoflop.fitting.methods.parametric",
+    "fit_study": "isoflop.fitting.study_fits",
+    "load_fit": "isoflop.fitting.fitfile.read",
+    "predict": "isoflop.fitting.prediction.predict",
+    "read_table": "isoflop.fitting.tables.fit_table",
+    "simulate_isoflop": "isoflop.fitting.simulate",
+    "write_fit": "isoflop.fitting.fitfile.write",
+}
+RECIPES_SURFACE = {
+    "BatchRule": "isoflop.recipes.rules",
+    "Beta2Rule": "isoflop.recipes.rules",
+    "Candidate": "isoflop.recipes.rules",
+    "DropReason": "isoflop.recipes.rules",
+    "Dropped": "isoflop.recipes.rules",
+    "LearningRateRule": "isoflop.recipes.rules",
+    "Limits": "isoflop.recipes.rules",
+    "POCKET": "isoflop.recipes.shipped_recipes",
+    "RECIPES": "isoflop.recipes.shipped_recipes",
+    "Recipe": "isoflop.recipes.rules",
+    "RecipeLike": "isoflop.recipes.rules",
+    "SODA": "isoflop.recipes.shipped_recipes",
+    "Unit": "isoflop.recipes.rules",
+    "find_recipe": "isoflop.recipes.recipe_lookup",
+    "pocket_depth": "isoflop.recipes.shipped_recipes",
+    "pocket_heads": "isoflop.recipes.shipped_recipes",
+    "soda_depth": "isoflop.recipes.shipped_recipes",
+    "soda_heads": "isoflop.recipes.shipped_recipes",
+}
+SURFACES = {
+    "isoflop": SURFACE,
+    "isoflop.fitting": FITTING_SURFACE,
+    "isoflop.recipes": RECIPES_SURFACE,
+}
+"""Every name of each public package, and the module that defines it.
 
 A new or removed name is a change for users: it belongs in CHANGELOG.md.
 """
+NAMES = [(package, name) for package, names in SURFACES.items() for name in names]
 
 
 def loaded_packages(code: str) -> set[str]:
@@ -52,20 +105,32 @@ def loaded_packages(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_surface() -> None:
-    assert sorted(isoflop.__all__) == sorted([*SURFACE, "__version__"])
+@pytest.mark.parametrize("package", SURFACES)
+def test_the_surface(package: str) -> None:
+    module = importlib.import_module(package)
+    own = {"__version__"} if package == "isoflop" else set[str]()
+    assert sorted(module.__all__) == sorted({*SURFACES[package], *own})
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_dir_lists_the_surface_only() -> None:
     assert dir(isoflop) == sorted(isoflop.__all__)
 
 
-@pytest.mark.parametrize("name", SURFACE)
-def test_a_name_comes_from_its_module(name: str) -> None:
-    assert getattr(isoflop, name).__module__ == SURFACE[name]
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_a_name_comes_from_its_module(package: str, name: str) -> None:
+    home = SURFACES[package][name]
+    value = getattr(importlib.import_module(package), name)
+    assert value is getattr(importlib.import_module(home), name)
+    if inspect.isfunction(value) or inspect.isclass(value):
+        assert value.__module__ == home
 
 
-def test_a_star_import_has_all_names() -> None:
+@pytest.mark.parametrize("package", SURFACES)
+def test_a_star_import_has_all_names(package: str) -> None:
     names: dict[str, object] = {}
-    exec("from isoflop import *", names)
-    assert set(isoflop.__all__) <= set(names)
+    exec(f"from {package} import *", names)
+    assert set(importlib.import_module(package).__all__) <= set(names)
 
 
 def test_version() -> None:
