@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from os import PathLike, fspath
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
-from isoflop.config.validation import SchemaError, build, format_value, one_line
-from isoflop.config.yaml_values import YamlError, parse_yaml
+from isoflop.config.validation import SchemaError, build, format_value, one_line, text_keys
+from isoflop.config.yaml_values import YamlError, keys_below, parse_yaml
 from isoflop.errors import ConfigError
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def read_config(
     overrides: Overrides,
     schema: type[T],
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
-    as_written: Sequence[str] = (),
+    as_written: Collection[str] = (),
 ) -> T:
     """Return a checked instance of `schema` from a file and overrides.
 
@@ -97,13 +97,15 @@ def read_config(
             its key.
         schema: a dataclass.
         prepare: adds defaults and expands shorthands in the plain values before they are checked.
-        as_written: top-level keys whose values keep the spelling of the file, such as `1e5`.
+        as_written: keys whose values keep the spelling of the file, such as `1e5` and `010`, beside
+            the schema's keys for text.
 
     Raises:
         ConfigError: one line with file, key and mend.
     """
-    values = _parse_file(source, as_written)
-    changes = dict(_parse_overrides(overrides, as_written))
+    spelled = {*as_written, *text_keys(schema)}
+    values = _parse_file(source, spelled)
+    changes = dict(_parse_overrides(overrides, spelled))
     for key, value in changes.items():
         _assign(values, key, value)
     try:
@@ -115,7 +117,7 @@ def read_config(
         raise ConfigError(f"{label}: {problem}") from None
 
 
-def _parse_file(source: Source, as_written: Sequence[str]) -> dict[str, Any]:
+def _parse_file(source: Source, as_written: Collection[str]) -> dict[str, Any]:
     if not source.text.strip():
         raise ConfigError(f"{source.label}: the file is empty")
     try:
@@ -130,7 +132,9 @@ def _parse_file(source: Source, as_written: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _parse_overrides(overrides: Overrides, as_written: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _parse_overrides(
+    overrides: Overrides, as_written: Collection[str]
+) -> Iterator[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             if not isinstance(key, str) or not _KEY.fullmatch(key):
@@ -146,7 +150,8 @@ def _parse_overrides(overrides: Overrides, as_written: Sequence[str]) -> Iterato
                 f"override {text!r}: expected key=value, e.g. seq_len=1024 or data.seed=1"
             )
         try:
-            yield key, parse_yaml(value, as_written=_split_key(key)[0] in as_written)
+            inner = reduce(keys_below, _split_key(key), as_written)
+            yield key, parse_yaml(value, as_written=inner)
         except YamlError as problem:
             raise ConfigError(
                 f"override {text!r}: the value is not valid YAML ({one_line(problem.message)})"

@@ -166,7 +166,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
 
 
 def _mend(value: Any) -> str:
-    """Return the spelling of a number that is read as text, such as 010, 1_000, 0o17 and -.5."""
+    """Return the number in a text such as 1_000, or '010', '0o17' and '-.5' in quotes."""
     if not isinstance(value, str):
         return ""
     if match := _DIGITS.fullmatch(value):
@@ -224,6 +224,18 @@ def _nearest_key(name: str, prefix: str, schema: type, root: type) -> str:
             return elsewhere[0]
         close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.0)
     return join(prefix, close[0])
+
+
+def text_keys(hint: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a schema whose values are texts or lists of texts."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        for name, inner in _hints(hint).items():
+            yield from text_keys(inner, join(key, name))
+    elif get_origin(hint) in (Union, UnionType, tuple):
+        for inner in get_args(hint):
+            yield from text_keys(inner, key)
+    elif hint is str:
+        yield key
 
 
 def _dotted_keys(schema: type, prefix: str = "") -> Iterator[str]:

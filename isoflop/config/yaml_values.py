@@ -1,9 +1,7 @@
 """Plain values from YAML text and back, by the core schema of YAML 1.2.
 
 PyYAML parses the text. Its own rules for plain scalars are those of YAML 1.1 (`1:30` is 90, `yes`
-is true, `2026-01-01` is a date); the rules of YAML 1.2 replace them here. One rule is stricter:
-`010`, `0o17`, `-.5` and `.5e3` are text, as in files of earlier versions of isoflop. A field for
-numbers refuses them.
+is true, `010` is 8, `2026-01-01` is a date); the rules of YAML 1.2 replace them here.
 """
 
 from __future__ import annotations
@@ -22,22 +20,27 @@ _MERGE = _TAG + "merge"
 _CORE_SCHEMA = {
     "null": ([*"~nN", ""], r"null|Null|NULL|~|"),
     "bool": ([*"tTfF"], r"true|True|TRUE|false|False|FALSE"),
-    "int": ([*"-+0123456789"], r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+"),
+    "int": ([*"-+0123456789"], r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     "float": (
         [*"-+.0123456789"],
-        r"[-+]?[0-9]+(?:\.[0-9]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)"
-        r"|\.[0-9]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     ),
     "merge": (["<"], r"<<"),
 }
-"""First characters and pattern of the plain scalars of each type, in the order of the tests."""
+"""First characters and pattern of the plain scalars of each type, in the order of the tests.
+
+Source: YAML 1.2.2, section 10.3.2; `<<` is YAML 1.1's.
+"""
 
 _QUOTED_TEXTS = {
-    "int": ([*"-+0123456789"], r"[-+]?[0-9]+|0o[0-7]+"),
-    "float": ([*"-+.0123456789"], r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"),
+    "int": _CORE_SCHEMA["int"],
+    "float": _CORE_SCHEMA["float"],
     "bool": ([*"yYnN"], r"[yYnN]"),
 }
 """Texts that need quotes for other readers, beside those that PyYAML quotes for YAML 1.1."""
+
+_BASES = {"0o": 8, "0x": 16}
 
 _MENDS = {
     "but found another document": "a second document begins here; keep one",
@@ -65,8 +68,8 @@ def parse_yaml(text: str, *, as_written: bool | Collection[str] = False) -> Any:
 
     Args:
         text: one YAML document, with or without anchors and merge keys.
-        as_written: keep a number as text unless Python prints it as it is written, so that `1e5`,
-            `0x10` and `1.50` stay; for all values, or for those below the top-level keys given.
+        as_written: keep a number as text unless Python prints it as it is written, so that `010`,
+            `1e5` and `1.50` stay; for all values, or for those at and below the dotted keys given.
 
     Raises:
         YamlError: invalid YAML, an unknown tag, a duplicate key, or too many or too deep values.
@@ -93,7 +96,17 @@ def dump_yaml(values: dict[str, Any]) -> str:
     """Return plain values as YAML that readers of YAML 1.1 and of YAML 1.2 read back the same."""
     import yaml
 
-    return yaml.dump(values, Dumper=_dumper(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=portable_dumper(), sort_keys=False, allow_unicode=True)
+
+
+def keys_below(as_written: bool | Collection[str], key: Any) -> bool | Collection[str]:
+    """Return `as_written` of `parse_yaml` for the value at a key of a mapping."""
+    if isinstance(as_written, bool):
+        return as_written
+    prefix = f"{key}."
+    return key in as_written or {
+        name.removeprefix(prefix) for name in as_written if name.startswith(prefix)
+    }
 
 
 class _Builder:
@@ -130,8 +143,7 @@ class _Builder:
                 raise _error(key_node, "a key is a list or a mapping; write text")
             if key in values:
                 raise _error(key_node, f"found duplicate key {key}; keep one")
-            inner = as_written if isinstance(as_written, bool) else key in as_written
-            values[key] = self.build(value_node, inner, depth)
+            values[key] = self.build(value_node, keys_below(as_written, key), depth)
         return {key: value for key, value in (merged or {}).items() if key not in values} | values
 
     def _merged(self, node: Any, as_written: bool | Collection[str], depth: int) -> dict[Any, Any]:
@@ -157,7 +169,7 @@ def _scalar(node: Any, as_written: bool) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     try:
-        number = int(text, 16 if text[:2] == "0x" else 10) if kind == "int" else _float(text)
+        number = int(text, _BASES.get(text[:2], 10)) if kind == "int" else _float(text)
     except ValueError:
         raise _error(node, "a number with more digits than Python reads") from None
     return text if as_written and str(number) != text else number
@@ -186,10 +198,16 @@ def _loader() -> Any:
 
 
 @cache
-def _dumper() -> Any:
+def portable_dumper(*, fast: bool = False) -> Any:
+    """Return PyYAML's dumper with quotes for readers of YAML 1.1 and of YAML 1.2.
+
+    Args:
+        fast: take the one in C if PyYAML was built with it; it places line breaks in another way.
+    """
     import yaml
 
-    return _with_resolvers(type("PortableDumper", (yaml.SafeDumper,), {}), _QUOTED_TEXTS)
+    base = getattr(yaml, "CSafeDumper", yaml.SafeDumper) if fast else yaml.SafeDumper
+    return _with_resolvers(type("PortableDumper", (base,), {}), _QUOTED_TEXTS)
 
 
 def _with_resolvers(target: Any, schema: dict[str, tuple[list[str], str]]) -> Any:

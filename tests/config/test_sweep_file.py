@@ -145,7 +145,7 @@ BAD_FILES = [
     ("3", "expected a mapping of keys to values, got 3"),
     (SMALL + "---\nrecipe: soda\n", ", line 9: a second document begins here; keep one"),
     (SMALL + "name: !mine x\n", ", line 9: the tag !mine is not supported; leave it out"),
-    (SMALL.replace("256", "010"), "seq_len: expected a whole number, got '010'; write 10"),
+    (SMALL.replace("256", "'010'"), "seq_len: expected a whole number, got '010'; write 10"),
     (SMALL.replace("256", "1_024"), "seq_len: expected a whole number, got '1_024'; write 1024"),
     (SMALL.replace("256", "4:16"), "seq_len: expected a whole number, got '4:16'"),
     (SMALL.replace("3e11", "1e400"), "budgets[1]: expected a finite number, got inf"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,16 @@ def read(tmp_path: Path, text: str) -> Profile:
 @pytest.mark.parametrize(
     ("written", "value"),
     [
-        ("8", 8), ("+12", 12), ("-0", 0), ("0x1F", 31),
+        ("8", 8), ("+12", 12), ("-0", 0), ("0x1F", 31), ("010", 10), ("-010", -10), ("08", 8),
+        ("+00", 0), ("0o17", 15), ("-.5", -0.5), ("+.5", 0.5), (".5e3", 500.0), (".5e+3", 500.0),
+        ("-.5E-3", -0.0005), ("1.e5", 1e5), ("+.Inf", float("inf")),
         ("1.5", 1.5), ("1.", 1.0), (".5", 0.5), (".5e-3", 0.0005), ("-0.5", -0.5), ("01.5", 1.5),
         ("1e5", 1e5), ("1e+5", 1e5), ("+1e-3", 1e-3), ("12e03", 12e3), ("1e400", float("inf")),
         (".inf", float("inf")), ("-.INF", float("-inf")),
         ("true", True), ("True", True), ("FALSE", False),
         ("~", None), ("null", None), ("NULL", None), ("", None),
-        ("!!str 010", "010"), ("!!int 8", 8), ("'8'", "8"),
+        ("!!str 010", "010"), ("!!int 8", 8), ("'8'", "8"), ("'010'", "010"), ("!!float 1", 1.0),
+        ('!!int "010"', 10), ("!!int 0o17", 15), ('!!float "-.5"', -0.5),
     ],
 )  # fmt: skip
 def test_a_scalar_of_yaml_1_2(written: str, value: Any) -> None:
@@ -49,14 +53,43 @@ def test_a_scalar_of_yaml_1_2(written: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "written",
     [
-        "48:00:00", "1:30", "1:30.5", "16:00", "yes", "no", "on", "Off", "y", "N", "010", "-010",
-        "08", "00", "0o17", "+.5", "-.5e3", ".5e3", "1_000", "1_0.5", "0b11", "+0x1f", "2001-01-01",
-        "2001-99-99", "2026-01-01T10:00:00Z", "=", "<<", "nan", "1e", "0x", ".", "+.", "1,000",
-        "a:b", "4G", "2-00",
+        "48:00:00", "1:30", "1:30.5", "16:00", "yes", "no", "on", "Off", "y", "N", "0o8", "-0o17",
+        "0O17", "0o", "1_000", "1_0.5", "0b11", "+0x1f", "0X1F", "2001-01-01", "2001-99-99",
+        "2026-01-01T10:00:00Z", "=", "<<", "nan", "1e", "0x", ".", "+.", ".e5", "1.5e", "+.nan",
+        "1,000", "a:b", "4G", "2-00", "nULL", "tRUE",
     ],
 )  # fmt: skip
 def test_a_text_of_yaml_1_2(written: str) -> None:
     assert parse_yaml(f"k: {written}") == {"k": written}
+
+
+@given(st.from_regex(r"[-+0-9.eE]{1,8}", fullmatch=True).filter(lambda text: text != "-"))
+def test_decimal_numbers_are_those_of_python(written: str) -> None:
+    """On these characters Python's int and float accept what the core schema accepts."""
+    expected: Any = written
+    for number in (float, int):
+        with contextlib.suppress(ValueError):
+            expected = number(written)
+    read = parse_yaml(f"k: {written}")["k"]
+    assert (read, type(read)) == (expected, type(expected))
+    assert parse_yaml(f"[{written}]") == [expected]
+
+
+@given(st.integers(0, 2**70), st.sampled_from(["", "0", "000"]))
+def test_octal_and_hexadecimal_numbers(number: int, zeros: str) -> None:
+    for digits in (f"0o{zeros}{number:o}", f"0x{zeros}{number:x}", f"0x{zeros}{number:X}"):
+        assert parse_yaml(digits) == number
+        assert parse_yaml(f"!!int '{digits}'") == number
+        assert parse_yaml(digits, as_written=True) == digits
+
+
+@given(st.from_regex(r"[-+]?(0[ox])?[0-9.]{1,6}([eE][-+]?[0-9]{1,2})?", fullmatch=True))
+def test_a_number_as_it_is_written(written: str) -> None:
+    assert str(parse_yaml(f"k: {written}", as_written=True)["k"]) == written
+    document = f"a: {{b: {{c: {written}}}, d: [{written}]}}\nb: {written}"
+    read = parse_yaml(document, as_written=("a.b", "a.d"))
+    assert (str(read["a"]["b"]["c"]), str(read["a"]["d"][0])) == (written, written)
+    assert read["b"] == parse_yaml(written)
 
 
 def test_not_a_number() -> None:
@@ -107,6 +140,8 @@ def test_an_alias_is_a_copy() -> None:
         ("k: !!timestamp 2001-01-01", 1, "the tag !!timestamp is not supported"),
         ("k: !!set {b}", 1, "the tag !!set is not supported"),
         ("k: !!int 1_0", 1, "'1_0' is not of type int"),
+        ("k: !!int 1.0", 1, "'1.0' is not of type int"),
+        ("k: !!float 0x10", 1, "'0x10' is not of type float"),
         ("k: !!bool yes", 1, "'yes' is not of type bool"),
         ("k: " + "9" * 5000, 1, "a number with more digits than Python reads"),
         ("k: *x", 1, "found undefined alias"),
@@ -145,7 +180,8 @@ def test_aliases_of_aliases_are_refused_at_once() -> None:
     "value",
     [
         "0123", "1e5", "1_000", "0x10", "007", "16:00", "24:00:00", "yes", "no", "on", "Off",
-        ".nan", ".inf", "1.50", "+1", "08", "2-00", "gpu", "4G", "a:b", "h100:8", "2026-01-01",
+        ".nan", ".inf", "1.50", "+1", "08", "0o17", "-.5", ".5e3", "2-00", "gpu", "4G",
+        "a:b", "h100:8", "2026-01-01",
     ],
 )  # fmt: skip
 def test_options_of_sbatch_arrive_as_written(tmp_path: Path, section: str, value: str) -> None:
@@ -184,13 +220,13 @@ def test_an_option_of_sbatch_without_a_value(tmp_path: Path, value: str) -> None
     ("text", "says"),
     [
         ("max_jobs: 1:30\n", "max_jobs: expected a whole number, got '1:30'"),
-        ("max_gpus: 010\n", "max_gpus: expected a whole number, got '010'; write 10"),
+        ("max_gpus: '010'\n", "max_gpus: expected a whole number, got '010'; write 10"),
         ("max_gpus: 1_000\n", "max_gpus: expected a whole number, got '1_000'; write 1000"),
         ("max_gpus: '8'\n", "max_gpus: expected a whole number, got '8'; write 8"),
         ("price_per_gpu_hour: 1:30.5\n", "price_per_gpu_hour: expected a number, got '1:30.5'"),
         (
-            "gpu: {type: h100-sxm, per_node: 010}\n",
-            "gpu.per_node: expected a whole number, got '010'; write 10",
+            "gpu: {type: h100-sxm, per_node: '0o10'}\n",
+            "gpu.per_node: expected a whole number, got '0o10'; write 8",
         ),
         ("preemptible: yes\n", "preemptible: expected true or false, got 'yes'"),
         ("preemptible: off\n", "preemptible: expected true or false, got 'off'"),
@@ -202,26 +238,54 @@ def test_other_readings_of_yaml_1_1_are_refused(tmp_path: Path, text: str, says:
     assert f"ours.yaml: {says}" in str(problem.value)
 
 
-def test_a_text_stays_a_text(tmp_path: Path) -> None:
-    profile = read(tmp_path, "name: 08\nsetup: [1:30, on, 2026-01-01, 0o17, -.5]\n")
-    assert profile.name == "08"
-    assert profile.setup == ("1:30", "on", "2026-01-01", "0o17", "-.5")
+def test_numbers_of_a_profile(tmp_path: Path) -> None:
+    profile = read(
+        tmp_path,
+        "max_gpus: 010\nmax_jobs: 0o17\nprice_per_gpu_hour: +.5\n"
+        "gpu: {type: h100-sxm, per_node: 08, slurm_name: 1e5}\n",
+    )
+    assert (profile.max_gpus, profile.max_jobs, profile.price_per_gpu_hour) == (10, 15, 0.5)
+    assert profile.gpu is not None
+    assert (profile.gpu.per_node, profile.gpu.slurm_name) == (8, "1e5")
+
+
+def test_a_text_stays_as_it_is_written(tmp_path: Path) -> None:
+    profile = read(
+        tmp_path,
+        "name: 08\npython: 3.10\nnotify: 1e5\nsetup: [1:30, on, 2026-01-01, 0o17, -.5, 010]\n"
+        "slurm: {account: 0123, time: 48:00:00}\n",
+    )
+    assert (profile.name, profile.python, profile.notify) == ("08", "3.10", "1e5")
+    assert profile.setup == ("1:30", "on", "2026-01-01", "0o17", "-.5", "010")
+    assert profile.slurm == {"account": "0123", "time": "48:00:00"}
+
+
+@pytest.mark.parametrize("spelling", ["010", "0o17", "1e5", "1.50", ".5e3"])
+def test_a_text_of_an_override_stays_as_it_is_written(tmp_path: Path, spelling: str) -> None:
+    (file := tmp_path / "ours.yaml").write_text(PROFILE)
+    assert load_profile(file, [f"setup=[{spelling}]"]).setup == (spelling,)
+    gpu = load_profile(file, [f"gpu={{type: {spelling}, per_node: 010}}"]).gpu
+    assert (gpu is not None and gpu.type, gpu is not None and gpu.per_node) == (spelling, 10)
+    sweep = load_sweep(
+        "soda", [f"data.text_tokenizer={spelling}", f"train.trainer={{command: {spelling}}}"]
+    )
+    assert sweep.data.text_tokenizer == spelling
+    assert sweep.train.program == ("command", spelling)
 
 
 def test_in_a_sweep_and_its_overrides_too() -> None:
     with pytest.raises(ConfigError, match=r"max_steps: expected a whole number, got '1:30'"):
         load_sweep("soda", ["max_steps=1:30"])
-    with pytest.raises(ConfigError, match=r"seeds\[1\]: expected a whole number, got '010'"):
-        load_sweep("soda", ["seeds=[0, 010]"])
     with pytest.raises(ConfigError, match=r"max_steps: .*got '1_000'; write 1000$"):
         load_sweep("soda", ["max_steps=1_000"])
     with pytest.raises(ConfigError, match=r"max_steps: .*got '0o1750'; write 1000$"):
-        load_sweep("soda", ["max_steps=0o1750"])
+        load_sweep("soda", ["max_steps='0o1750'"])
     with pytest.raises(
         ConfigError, match=r"z_loss: expected a number, got '\+\.5e3'; write \+0\.5e3$"
     ):
-        load_sweep("soda", ["train.z_loss=+.5e3"])
-    assert load_sweep("soda", ["max_steps=1000"]).max_steps == 1000
+        load_sweep("soda", ["train.z_loss='+.5e3'"])
+    sweep = load_sweep("soda", ["max_steps=0o1750", "seeds=[0, 010]", "train.z_loss=+.5e3"])
+    assert (sweep.max_steps, sweep.seeds, sweep.train.z_loss) == (1000, (0, 10), 500.0)
 
 
 # Interpolations
@@ -235,6 +299,12 @@ def test_a_variable_of_the_shell_has_its_mend(tmp_path: Path, key: str) -> None:
         read(tmp_path, key + "\n")
     assert str(problem.value).endswith("write $CONDA_PREFIX, or \\${CONDA_PREFIX}")
     assert "\n" not in str(problem.value)
+
+
+def test_numbers_beside_an_interpolation(tmp_path: Path) -> None:
+    profile = read(tmp_path, "max_gpus: 010\nmax_jobs: ${max_gpus}\nname: 08\npython: ${name}\n")
+    assert (profile.max_gpus, profile.max_jobs) == (10, 10)
+    assert (profile.name, profile.python) == ("08", "08")
 
 
 nasty = st.lists(
