@@ -186,6 +186,7 @@ class RunDirectory:
 
         file = self.path / "config.yaml"
         try:
+            # By YAML 1.1, which earlier versions wrote; what `_yaml` writes reads the same by both.
             loaded = yaml.load(
                 file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             )
@@ -333,10 +334,10 @@ def _is_state(document: Any) -> TypeGuard[dict[str, Any]]:
 def _yaml(document: dict[str, Any]) -> str:
     import yaml
 
+    from isoflop.config.yaml_values import portable_dumper
+
     return yaml.dump(
-        json.loads(json.dumps(document)),
-        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
-        sort_keys=False,
+        json.loads(json.dumps(document)), Dumper=portable_dumper(fast=True), sort_keys=False
     )
 
 

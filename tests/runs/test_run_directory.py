@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from support.studies import find_run
 
+from isoflop.config.yaml_values import parse_yaml
 from isoflop.errors import RunError
 from isoflop.launching.records.sweep_directory import make_directory, run_config
 from isoflop.planning.plan import Plan
@@ -90,6 +91,18 @@ def test_intervals_of_logs_and_checkpoints_may_differ(
     file = find_run(root, plan).path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {key: value}))
     make_directory(plan, root)
+
+
+@pytest.mark.parametrize("text", ["08", "010", "0o17", "-.5", ".5e3", "1e5", "1:30", "yes", "0x10"])
+def test_a_configuration_reads_the_same_by_yaml_1_1_and_1_2(
+    study: tuple[Path, Plan], tmp_path: Path, text: str
+) -> None:
+    _, plan = study
+    config = run_config(plan.sweep, plan.runs[0])
+    config["metric"]["set"] = text
+    (run := RunDirectory(tmp_path / "run")).create(config)
+    assert run.config() == config
+    assert parse_yaml((run.path / "config.yaml").read_text()) == config
 
 
 def test_numbers_that_differ_in_their_last_bits_are_equal(study: tuple[Path, Plan]) -> None:

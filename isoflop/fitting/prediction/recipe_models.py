@@ -16,6 +16,7 @@ from isoflop.config.grid_schema import MAX_WIDTH, WidthRule
 from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
 from isoflop.config.sweep_file import load_sweep, to_mapping
+from isoflop.config.yaml_values import portable_dumper
 from isoflop.errors import ConfigError, FitError
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.sweep_recipe import SweepRecipe
@@ -188,12 +189,12 @@ def one_run_yaml(plan: Plan, comments: Sequence[str]) -> str:
     first = ("schema", "name", "recipe", "seq_len", "budgets", "widths")
     ordered = {key: values.pop(key) for key in first} | values
 
-    class Dumper(yaml.SafeDumper):
-        """Dumper that writes large numbers as 5.0e+13."""
+    class Dumper(portable_dumper()):
+        """Dumper that writes large and small numbers as 5.0e+13 and 1.0e-15."""
 
     def represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
         short = np.format_float_scientific(value, trim="0", exp_digits=1)
-        text = short if value >= 1e6 else repr(value)
+        text = short if value >= 1e6 or "e" in repr(value) else repr(value)
         return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
     Dumper.add_representer(float, represent_float)
