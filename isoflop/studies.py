@@ -45,6 +45,7 @@ class Study:
 
     @property
     def unfinished(self) -> pd.DataFrame:
+        """Return the rows of the runs that are not done."""
         return self.runs.query("state != 'done'")
 
 

@@ -108,6 +108,7 @@ class Replicate(Point):
 
 
 def check_budget(key: str, budget: float) -> None:
+    """Raise SchemaError unless a budget is above 0 and at most `MAX_BUDGET_FLOPS`."""
     require(
         0 < budget <= MAX_BUDGET_FLOPS,
         key,
@@ -116,6 +117,7 @@ def check_budget(key: str, budget: float) -> None:
 
 
 def check_seeds(key: str, seeds: tuple[int, ...]) -> None:
+    """Raise SchemaError unless the seeds are distinct, from 0 to 2^32 - 1, and at least one."""
     require(bool(seeds), key, "an empty list; give at least one seed")
     for i, seed in enumerate(seeds):
         require(0 <= seed < 2**32, f"{key}[{i}]", f"expected 0 to {2**32 - 1:,}, got {seed:,}")
@@ -123,6 +125,7 @@ def check_seeds(key: str, seeds: tuple[int, ...]) -> None:
 
 
 def check_distinct(key: str, values: tuple[float, ...] | tuple[int, ...]) -> None:
+    """Raise SchemaError if a value is given twice."""
     distinct: set[float] = set()
     for value in values:
         require(value not in distinct, key, f"{value:g} is given twice; leave one out")

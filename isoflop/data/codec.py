@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from isoflop.data import mel
 from isoflop.data.vocabulary import CODECS
 from isoflop.errors import DataError
 from isoflop.files import replace_file
+
+if TYPE_CHECKING:
+    from isoflop.frames import Ints
 
 CODEC_FILE = "codec.npz"
 CODEC_VERSION = 1
@@ -29,22 +32,30 @@ class Codec(Protocol):
     """Interface of an audio codec for data preparation."""
 
     @property
-    def sample_rate(self) -> int: ...
+    def sample_rate(self) -> int:
+        """Return the samples of a waveform per second."""
+        ...
 
     @property
-    def frame_rate(self) -> float: ...
+    def frame_rate(self) -> float:
+        """Return the frames of codes per second."""
+        ...
 
     @property
-    def codebooks(self) -> int: ...
+    def codebooks(self) -> int:
+        """Return the number of codebooks, the codes of a frame."""
+        ...
 
     @property
-    def codebook_size(self) -> int: ...
+    def codebook_size(self) -> int:
+        """Return the number of codes in a codebook."""
+        ...
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray) -> Ints:
         """Return codes (frames, codebooks) of a waveform (samples,) at `sample_rate`."""
         ...
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
+    def decode(self, codes: Ints) -> np.ndarray:
         """Return the waveform (samples,), float32, of codes (frames, codebooks)."""
         ...
 
@@ -66,17 +77,24 @@ class PocketCodec:
 
     @property
     def codebooks(self) -> int:
+        """Return the number of codebooks."""
         return self.centroids.shape[0]
 
     @property
     def codebook_size(self) -> int:
+        """Return the number of codes in a codebook."""
         return self.centroids.shape[1]
 
     @property
     def checksum(self) -> str:
+        """Return the SHA-256 of centroids and mean, in hexadecimal."""
         return hashlib.sha256(self.centroids.tobytes() + self.mean.tobytes()).hexdigest()
 
-    def encode(self, waveform: np.ndarray) -> np.ndarray:
+    def encode(self, waveform: np.ndarray) -> Ints:
+        """Return codes (frames, codebooks), int64, of a waveform (samples,) at 22,050 Hz.
+
+        The last frame is padded with silence.
+        """
         residual = extract_frames(waveform) - self.mean
         codes = np.empty((len(residual), self.codebooks), dtype=np.int64)
         for book, centroids in enumerate(self.centroids):
@@ -84,10 +102,11 @@ class PocketCodec:
             residual = residual - centroids[codes[:, book]]
         return codes
 
-    def decode(self, codes: np.ndarray) -> np.ndarray:
+    def decode(self, codes: Ints) -> np.ndarray:
+        """Return the waveform (1764 * frames,), float32, of codes (frames, up to 8 codebooks)."""
         return mel.invert(self.spectra(codes))
 
-    def spectra(self, codes: np.ndarray) -> np.ndarray:
+    def spectra(self, codes: Ints) -> np.ndarray:
         """Return the log-mel spectra (4 * frames, 32) of codes (frames, up to 8 codebooks)."""
         books = np.arange(codes.shape[1])
         return (self.mean + self.centroids[books, codes].sum(1)).reshape(-1, mel.MEL_BANDS)

@@ -84,9 +84,11 @@ class Manifest:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def tokens(self, split: str) -> int:
+        """Return the number of tokens in a split, `train` or `heldout`."""
         return sum(shard.tokens for shard in self.shards if shard.split == split)
 
     def write(self, folder: Path) -> None:
+        """Write `manifest.json` into a folder, complete or not at all."""
         document = {
             "schema": SCHEMA_VERSION,
             "data": self.data,

@@ -69,6 +69,7 @@ class Synthesizer:
 
     @property
     def version(self) -> str:
+        """Return the version of espeak-ng."""
         self._library.espeak_Info.restype = ctypes.c_char_p
         return self._library.espeak_Info(None).decode()
 

@@ -46,18 +46,22 @@ class Vocabulary:
 
     @property
     def text_start(self) -> int:
+        """Return the id of the token before a text."""
         return self.text_size
 
     @property
     def text_end(self) -> int:
+        """Return the id of the token after a text."""
         return self.text_size + 1
 
     @property
     def audio_start(self) -> int:
+        """Return the id of the token before audio."""
         return self.text_size + 2
 
     @property
     def audio_end(self) -> int:
+        """Return the id of the token after audio."""
         return self.text_size + 3
 
     @property
@@ -67,6 +71,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
+        """Return the number of ids: text, control tokens and audio codes."""
         return self.first_audio + self.codebooks * self.codebook_size
 
     @property

@@ -36,18 +36,22 @@ class CandidatePoint:
 
     @property
     def width(self) -> int:
+        """Return the width of the model."""
         return self.candidate.shape.width
 
     @property
     def key(self) -> tuple[float, int]:
+        """Return budget and width, which identify the point."""
         return self.budget, self.width
 
     @property
     def tokens(self) -> int:
+        """Return the training tokens."""
         return self.candidate.tokens
 
     @property
     def train_flops(self) -> int:
+        """Return the training FLOPs of the whole run (3 x forward)."""
         return self.candidate.train_flops
 
     def params(self, n: ParamCount) -> int:

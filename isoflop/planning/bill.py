@@ -69,15 +69,18 @@ class Bill:
 
     @property
     def gpu_hours(self) -> float:
+        """Return the GPU-hours that all runs hold, interruptions included."""
         return held_gpu_hours(self.sizes, self.hours)
 
     @property
     def cost(self) -> float | None:
+        """Return the cost in the profile's currency; None without a price per GPU-hour."""
         price = self.profile.price_per_gpu_hour
         return None if price is None else price * self.gpu_hours
 
     @property
     def finish_hours(self) -> float:
+        """Return the hours from submission to the end of the last run."""
         return self.schedule.finish_hours
 
     def warnings(self) -> tuple[str, ...]:

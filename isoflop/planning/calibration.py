@@ -81,6 +81,7 @@ class Measurement:
 
     @property
     def key(self) -> tuple[ModelShape, int, int]:
+        """Return shape, GPUs and batch size, which identify the measured class."""
         return self.shape, self.gpus, self.batch_size
 
 

@@ -46,6 +46,7 @@ class GridPoint:
 
     @property
     def width(self) -> int:
+        """Return the width of the model."""
         return self.candidate.shape.width
 
     @property

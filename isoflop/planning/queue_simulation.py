@@ -40,6 +40,7 @@ class Schedule:
 
     @property
     def finish_hours(self) -> float:
+        """Return the hours from submission to the end of the last job; 0 without jobs."""
         return max(self.ends, default=0.0)
 
     def peak(self, while_running: Sequence[int], after_end: Sequence[int]) -> int:

@@ -80,34 +80,42 @@ class RunSpec:
 
     @property
     def width(self) -> int:
+        """Return the width of the model."""
         return self.shape.width
 
     @property
     def layers(self) -> int:
+        """Return the number of layers."""
         return self.shape.layers
 
     @property
     def heads(self) -> int:
+        """Return the number of query heads."""
         return self.shape.heads
 
     @property
     def kv_heads(self) -> int:
+        """Return the number of key-value heads."""
         return self.shape.kv_heads
 
     @property
     def head_dim(self) -> int:
+        """Return the size of a head."""
         return self.shape.head_dim
 
     @property
     def mlp_width(self) -> int:
+        """Return the width of the MLP."""
         return self.shape.mlp_width
 
     @property
     def vocab_size(self) -> int:
+        """Return the number of token ids."""
         return self.shape.vocab_size
 
     @property
     def seq_len(self) -> int:
+        """Return the tokens in a training window."""
         return self.shape.seq_len
 
     @property
@@ -117,6 +125,7 @@ class RunSpec:
 
     @property
     def tokens(self) -> int:
+        """Return the training tokens: batch x seq_len x steps."""
         return self.candidate.tokens
 
     @property
@@ -129,14 +138,17 @@ class RunSpec:
 
     @property
     def params_total(self) -> int:
+        """Return the number of all parameters."""
         return self.shape.params_total
 
     @property
     def params_one_embedding(self) -> int:
+        """Return the number of weights without the head, with one embedding."""
         return self.shape.params_one_embedding
 
     @property
     def params_non_embedding(self) -> int:
+        """Return the number of weights without embedding and head."""
         return self.shape.params_non_embedding
 
     def row(self) -> dict[str, Any]:

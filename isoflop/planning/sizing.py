@@ -73,6 +73,7 @@ class Size:
 
     @property
     def gpu_hours(self) -> float:
+        """Return the GPU-hours that are reserved and paid for."""
         return self.held_gpus * self.hours
 
 
@@ -90,6 +91,7 @@ class ResourceOption:
     source: SpeedSource
 
     def hours(self, train_flops: float) -> float:
+        """Return the hours of a run of `train_flops` training FLOPs (3 x forward)."""
         return train_flops / self.flops_per_second / 3600
 
 

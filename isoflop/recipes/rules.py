@@ -73,12 +73,31 @@ class RecipeLike(Protocol):
     """Interface of a recipe for the planner."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return the recipe's name, which is part of every run's identity."""
+        ...
 
     @property
-    def version(self) -> int | str: ...
+    def version(self) -> int | str:
+        """Return the version; another one gives every run another identity.
 
-    def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape: ...
+        Raise it with every change of a rule.
+        """
+        ...
+
+    def shape(self, width: int, vocab_size: int, seq_len: int) -> ModelShape:
+        """Return the model of a width.
+
+        Args:
+            width: width of the residual stream, from the sweep's `widths`.
+            vocab_size: number of token ids, from the sweep's codec and tokenizer.
+            seq_len: tokens in a training window.
+
+        Raises:
+            Exception: no model has this width. Any type: the planner reports it as a ConfigError
+                that names the recipe and the width.
+        """
+        ...
 
     def solve(
         self,
@@ -88,7 +107,24 @@ class RecipeLike(Protocol):
         *,
         lr_scale: float = ...,
         batch_scale: float = ...,
-    ) -> Candidate | Dropped: ...
+    ) -> Candidate | Dropped:
+        """Return the training configuration of a model at a budget, or the reason for none.
+
+        Args:
+            budget: training FLOPs (3 x forward), which those of whole steps should come near.
+            shape: the model, from `shape`.
+            limits: least batch in sequences, and the number of steps to stay under.
+            lr_scale: factor on the recipe's peak learning rate.
+            batch_scale: factor on the recipe's batch, a power of two.
+
+        Returns:
+            A `Candidate` of this shape: batch in sequences, whole steps, peak learning rate and
+            beta2. A `Dropped` with its reason if the limits or the budget can't be met.
+
+        Raises:
+            Exception: the rules fail, reported as for `shape`.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -77,14 +77,17 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
+        """Return the run's id, which names its directory."""
         return self.path.name
 
     @property
     def done(self) -> bool:
+        """Return True if the run is finished."""
         return (self.path / "DONE").exists()
 
     @property
     def checkpoints(self) -> Path:
+        """Return the path of the folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property

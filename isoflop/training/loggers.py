@@ -156,6 +156,10 @@ class TensorBoard:
         )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of a step, by name such as `train/loss`.
+
+        The run's hyperparameters are written with the first loss on the metric's set.
+        """
         if self._result in metrics and not self._has_hyperparameters:
             # The table of hyperparameters needs a result, and Lightning would else invent one.
             self._logger.log_hyperparams(
@@ -167,6 +171,7 @@ class TensorBoard:
         self._logger.save()
 
     def close(self) -> None:
+        """Finish the event file."""
         self._logger.finalize("success")
 
 
@@ -204,11 +209,13 @@ class WandB:
         self._logger.log_hyperparams(_hyperparameters(config))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Send the metrics of a step, by name; leave out a step older than the last one sent."""
         if step >= self._logger.experiment.step:
             # Lightning's own method counts calls, so that a step could be logged twice.
             self._logger.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
     def close(self) -> None:
+        """Finish the run of W&B."""
         self._logger.experiment.finish()
 
 

@@ -188,6 +188,11 @@ class Trainer:
     # Training
 
     def train(self, should_stop: Callable[[], bool]) -> State:
+        """Train to the last step, or until `should_stop`, called after every step, returns True.
+
+        Returns:
+            `done`, `diverged` or `pending`, as `train`.
+        """
         first = self.ranks.first
         with Loggers(self.run, self.config, first) as loggers:
             self.recorder = LossRecorder(

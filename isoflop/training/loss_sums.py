@@ -20,6 +20,7 @@ class LossSums:
 
     @classmethod
     def zeros(cls, device: torch.device) -> LossSums:
+        """Return sums of no tokens, (kinds,) each, on a device."""
         return cls(
             *(torch.zeros(len(LOSS_KINDS), dtype=torch.float64, device=device) for _ in range(2))
         )
@@ -39,6 +40,7 @@ class LossSums:
         return cls(*(share.to(device) for share in shares))
 
     def add(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the sums and the target counts, (kinds,) each, of a batch."""
         self.sums += sums
         self.counts += counts
 

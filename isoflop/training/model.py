@@ -60,6 +60,7 @@ class Decoder(nn.Module):
         self._token_losses = token_losses
 
     def forward(self, ids_BS: Tensor) -> Tensor:
+        """Return the logits (B, S, V) of ids (B, S)."""
         return self.head(self._hidden(ids_BS))
 
     def losses(
@@ -105,6 +106,7 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm with its weight in the input's type, for the fused kernel of bf16 under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return `x` (..., features) over its root mean square, times the weight; same shape."""
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -119,6 +121,10 @@ class Block(nn.Module):
         self.mlp = MLP(shape)
 
     def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the residual stream (B, S, D) after the block.
+
+        `rope` is cosines and sines, (S, E) each.
+        """
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rope)
         return x_BSD + self.mlp(self.mlp_norm(x_BSD))
 
@@ -138,6 +144,10 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(shape.head_dim, eps=NORM_EPS)
 
     def forward(self, x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the attention's output (B, S, D) for its normalised input (B, S, D).
+
+        `rope` is cosines and sines, (S, E) each.
+        """
         q_BHSE = rotate(self.query_norm(self._heads(self.query(x_BSD))), rope)
         k_BKSE = rotate(self.key_norm(self._heads(self.key(x_BSD))), rope)
         v_BKSE = self._heads(self.value(x_BSD))
@@ -160,6 +170,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(shape.mlp_width, shape.width, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
+        """Return the MLP's output (B, S, D) for its normalised input (B, S, D)."""
         return self.down(F.silu(self.gate(x_BSD)) * self.up(x_BSD))
 
 

@@ -47,6 +47,7 @@ class CautiousAdamC(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every weight that has a gradient, in place; `closure` is not supported."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

@@ -53,30 +53,37 @@ class SavedFit(Laws):
 
     @property
     def method(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the method of the entry, such as `isoflop`."""
         return self.entry["method"]
 
     @property
     def n(self) -> ParamCount:
+        """Return the parameter count that N stands for."""
         return self.entry.get("n", "total")
 
     @property
     def loss_column(self) -> str:
+        """Return the name of the column of the loss."""
         return str(self.entry.get("loss", "loss"))
 
     @property
     def reach(self) -> tuple[float, float] | None:
+        """Return the least and the greatest budget fitted in FLOPs; None if unknown."""
         return self.budgets
 
     @property
     def no_law(self) -> str:
+        """Return the reason why the exponents are not a result; empty if they may be one."""
         return str(self.entry.get("no_law") or "")
 
     @property
     def law_estimate(self) -> LawEstimate:
+        """Return the numbers of the laws."""
         return self.saved_estimate
 
     @property
     def provenance(self) -> Provenance:
+        """Return the source of the runs."""
         return self.saved_provenance
 
 

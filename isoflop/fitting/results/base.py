@@ -13,7 +13,7 @@ from isoflop.fitting.results.fitted_laws import Laws, is_informative
 from isoflop.fitting.tables.budgets import resolve_budget_flops
 from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, TITLES, Quantity, span_text
-from isoflop.frames import Floats, records, rows
+from isoflop.frames import Bools, Floats, records, rows
 from isoflop.json_values import to_json_value
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Fit(Laws):
 
     @property
     def no_law(self) -> str:
+        """Return the reason why the exponents are not a result; empty if they may be one."""
         if (budgets := len(set(self.runs.array("budget")))) < MIN_LAW_BUDGETS:
             plural = "s" if budgets > 1 else ""
             return (
@@ -72,23 +73,27 @@ class Fit(Laws):
 
     @property
     def n(self) -> ParamCount:
+        """Return the parameter count that N stands for."""
         return self.runs.n
 
     @property
     def loss_column(self) -> str:
+        """Return the name of the column of the loss."""
         return self.runs.columns["loss"]
 
     @property
     def provenance(self) -> Provenance:
+        """Return the source of the runs."""
         return Provenance.from_table(self.runs)
 
     @property
     def reach(self) -> tuple[float, float]:
+        """Return the least and the greatest budget fitted, in FLOPs."""
         flops, budgets = self.runs.array("flops"), self.runs.array("budget")
         levels = resolve_budget_flops(budgets, flops, np.ones_like(flops))[self._fitted(budgets)]
         return float(levels.min()), float(levels.max())
 
-    def _fitted(self, budgets: Floats) -> np.ndarray:
+    def _fitted(self, budgets: Floats) -> Bools:
         """Return a mask of the runs, by their budgets, that the law was fitted to."""
         return np.ones(len(budgets), dtype=bool)
 

@@ -51,10 +51,12 @@ class EnvelopeFit(Fit):
 
     @property
     def law_estimate(self) -> LineLawEstimate:
+        """Return the numbers of the laws: two lines, without draws."""
         return LineLawEstimate(self.lines, self.covariance)
 
     @property
     def fitted_flops(self) -> Floats:
+        """Return the training FLOPs of the frontier's configurations, (configurations,)."""
         return column(self.frontier, "flops")
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -52,6 +52,7 @@ class LineLawEstimate:
 
     @property
     def dof(self) -> int:
+        """Return the degrees of freedom of the t intervals."""
         return self.lines["params"].dof
 
     def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
@@ -79,6 +80,7 @@ class LineLawEstimate:
         return pd.DataFrame.from_dict(table, orient="index", columns=columns)
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Return intervals of ln N* (`params`) and ln D* (`tokens`) at a budget in FLOPs."""
         x = float(np.log(flops))
         return {name: wider(*self._line_at(name, x, confidence)) for name in EXPONENT_LETTERS}
 
@@ -124,6 +126,7 @@ class LineLawEstimate:
         return draws_interval(value, draws, self.residual_dof, confidence)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the lines as plain values for fit.json, without the draws."""
         lines = {name: dataclasses.asdict(self.lines[name]) for name in EXPONENT_LETTERS}
         return {"lines": lines, "covariance": self.covariance, "residual_dof": self.residual_dof}
 
@@ -167,6 +170,7 @@ class IsoflopFit(ProfileFit):
 
     @property
     def law_estimate(self) -> LineLawEstimate:
+        """Return the numbers of the laws: two lines and their bootstrap draws."""
         return LineLawEstimate(self.lines, self.covariance, self.draws, self.noise.residual_dof)
 
     @property
@@ -185,6 +189,10 @@ class IsoflopFit(ProfileFit):
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
 
     def curve(self, budget: float, size: Floats) -> Floats:
+        """Return the loss (K,) of a budget's parabola at sizes (K,) on the axis, nats per token.
+
+        `budget` is a label of `profiles`.
+        """
         row = next(row for row in records(self.profiles) if row["budget"] == budget)
         distance = np.log(size / row[f"{self.axis}_opt"])
         return row["loss_opt"] + 0.5 * row["curvature"] * distance**2

@@ -95,6 +95,7 @@ class JointLawEstimate:
         )
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
+        """Return intervals of ln N* (`params`) and ln D* (`tokens`) at a budget in FLOPs."""
         return {
             name: self._t_interval(*self.laws[name].at(float(np.log(flops))), confidence)
             for name in EXPONENT_LETTERS
@@ -108,6 +109,7 @@ class JointLawEstimate:
         return Interval(value, value - half, value + half)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the lines, theta and its covariances as plain values for fit.json."""
         laws = {
             name: dataclasses.asdict(law)
             | {"by_middle": law.by_middle.tolist(), "by_slope": law.by_slope.tolist()}
@@ -157,6 +159,7 @@ class JointFit(ProfileFit):
 
     @property
     def law_estimate(self) -> JointLawEstimate:
+        """Return the numbers of the laws, with noise shared within budgets or sizes."""
         dof = len(self.curves.x) - self.curves.parameter_count
         shared = combine_covariances(self.budget_residuals, self.size_residuals)
         return JointLawEstimate(
@@ -165,6 +168,7 @@ class JointFit(ProfileFit):
 
     @property
     def at_bounds(self) -> list[str]:
+        """Return the names of the parameters that the optimiser left at a bound."""
         theta = self.estimate.theta[0]
         bound = (theta <= joint.LOWER_BOUNDS) | (theta >= joint.UPPER_BOUNDS)
         names = ("curvature", "left", "right", "k", EXPONENT_LETTERS[self.axis])
@@ -248,6 +252,10 @@ class JointFit(ProfileFit):
         return float(np.exp(ln_q - alpha * exponent * (c - self.c_mean)))
 
     def curve(self, budget: float, size: Floats) -> Floats:
+        """Return the loss (K,) of a budget's curve at sizes (K,) on the axis, nats per token.
+
+        `budget` is a label of `profiles`.
+        """
         k = next(k for k, profile in enumerate(self.raw_profiles) if profile.budget == budget)
         c = np.log(self.raw_profiles[k].flops) - self.c_mean
         phi = joint.evaluate_rise(

@@ -86,6 +86,7 @@ class ParametricFit(Fit):
 
     @property
     def law_estimate(self) -> SurfaceLawEstimate:
+        """Return the numbers of the law, with noise shared within budgets or sizes."""
         return SurfaceLawEstimate(
             theta=self.theta,
             theta_covariance=self.estimate.covariance[0],
@@ -97,6 +98,7 @@ class ParametricFit(Fit):
 
     @property
     def at_bounds(self) -> list[str]:
+        """Return the names of the exponents that the optimiser left at a bound."""
         params: dict[Any, float] = self.params.to_dict()
         return [
             name
@@ -186,6 +188,7 @@ class ParametricFit(Fit):
 
     @property
     def fitted_flops(self) -> Floats:
+        """Return the training FLOPs of the runs, (runs,)."""
         return self.runs.array("flops")
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.terms import Axis, Quantity
-from isoflop.frames import Floats, column, mask, records, rows
+from isoflop.frames import Bools, Floats, column, mask, records, rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,11 +50,12 @@ class ProfileFit(Fit):
     def _used_profiles(self) -> pd.DataFrame:
         return rows(self.profiles, mask(self.profiles, "used"))
 
-    def _fitted(self, budgets: Floats) -> np.ndarray:
+    def _fitted(self, budgets: Floats) -> Bools:
         return np.isin(budgets, column(self._used_profiles(), "budget"))
 
     @property
     def fitted_flops(self) -> Floats:
+        """Return the training FLOPs of the profiles that enter the laws, (profiles,)."""
         return column(self._used_profiles(), "flops")
 
     @cached_property

@@ -191,6 +191,7 @@ class SurfaceLawEstimate:
         return self.t_interval(ln_loss, centred.jacobian(self.theta)[0], confidence)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return theta, its covariances and the centre as plain values, without the draws."""
         numbers = {
             "theta": self.theta.tolist(),
             "covariance": self.theta_covariance.tolist(),

@@ -70,14 +70,17 @@ class Group:
 
     @property
     def gpus(self) -> int:
+        """Return the GPUs of each run; 0 on CPUs."""
         return self.runs[0].gpus or 0
 
     @property
     def nodes(self) -> int:
+        """Return the nodes of each run."""
         return self.runs[0].nodes or 1
 
     @property
     def label(self) -> str:
+        """Return the resources as text, such as `8 GPUs` or `CPUs`."""
         return f"{self.gpus} GPUs" if self.gpus > 1 else "1 GPU" if self.gpus else "CPUs"
 
     def measurements(self) -> list[Measurement]:
