@@ -9,6 +9,7 @@ import time
 
 MIN_SHOWN_HOURS = 0.001
 MIN_SHOWN_MONEY = 0.01
+MIN_SHOWN_PERCENT = 0.001
 _COUNT_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 _BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -38,11 +39,19 @@ def flops_text(value: float, digits: int = 4) -> str:
     return f"{mantissa}e{exponent}" if exponent else mantissa
 
 
-def percent_text(share: float, digits: int = 3) -> str:
-    """Return a share as a percentage without padding: 95% for 0.95, 99.9% for 0.999, 0.3% for
-    0.003.
+def percent_text(share: float, digits: int = 3, *, signed: bool = False) -> str:
+    """Return a share as a percentage in three digits without padding: 95% for 0.95, 99.9% for
+    0.999, 0.3% for 0.003; +0.3% if signed.
+
+    Whole digits are never cut: 1,234%. A share that would print as zero is <0.001%, or +0% if
+    signed.
     """
-    return f"{100 * share:.{digits}g}%"
+    percent, sign = 100 * share, "+" if signed else ""
+    if 0 < abs(percent) < MIN_SHOWN_PERCENT:
+        return f"{percent:{sign}.0f}%" if signed else f"<{MIN_SHOWN_PERCENT:g}%"
+    if abs(percent) >= 10**digits - 0.5:
+        return f"{percent:{sign},.0f}%"
+    return f"{percent:{sign}.{digits}g}%"
 
 
 def hours_text(hours: float) -> str:

@@ -50,10 +50,35 @@ def test_counts_without_padding(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0, "0%"), (0.0026, "0.26%"), (0.003, "0.3%"), (0.95, "95%"), (0.999, "99.9%"), (1, "100%")],
+    [
+        (0, "0%"),
+        (4e-6, "<0.001%"),
+        (0.0026, "0.26%"),
+        (0.003, "0.3%"),
+        (0.95, "95%"),
+        (0.999, "99.9%"),
+        (1, "100%"),
+        (12.3456, "1,235%"),
+        (math.nan, "nan%"),
+    ],
 )
 def test_percents(share: float, text: str) -> None:
     assert percent_text(share) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (0.053, "5.3%"), (0.627, "63%"), (0.997, "100%")]
+)
+def test_percents_in_two_digits(share: float, text: str) -> None:
+    assert percent_text(share, 2) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "+0%"), (1e-9, "+0%"), (0.003, "+0.3%"), (-0.1234, "-12.3%"), (12.3456, "+1,235%")],
+)
+def test_percents_with_a_sign(share: float, text: str) -> None:
+    assert percent_text(share, signed=True) == text
 
 
 @pytest.mark.parametrize(

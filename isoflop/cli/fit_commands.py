@@ -186,10 +186,11 @@ def predict(
     from isoflop.fitting.prediction.predict import predict as ask
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_prediction
+    from isoflop.text import flops_text
 
     budgets = [_parse_flops(text) for option in flops for text in option.split(",")]
     if yaml is not None and len(budgets) > 1:
-        choices = ", ".join(f"{budget:g}" for budget in budgets)
+        choices = ", ".join(flops_text(budget, 6) for budget in budgets)
         raise FitError(f"--yaml: a run has one budget; give --flops one of {choices}")
     law = load_fit(fit)
     predictions = [

@@ -49,9 +49,14 @@ plan_app = typer.Typer(**_SETTINGS)
 
 def check_number(option: str, value: float | None, largest: float, smallest: float = 0.0) -> None:
     """Raise ConfigError unless a value is None, or above 0 and from `smallest` to `largest`."""
+    from isoflop.text import flops_text
+
     if value is not None and not (smallest <= value <= largest and value > 0):
-        start = f"from {smallest:g}" if smallest else "above 0"
-        raise ConfigError(f"{option}: expected a number {start} to {largest:g}, got {value:g}")
+        start = f"from {flops_text(smallest)}" if smallest else "above 0"
+        raise ConfigError(
+            f"{option}: expected a number {start} to {flops_text(largest)}, "
+            f"got {flops_text(value, 6)}"
+        )
 
 
 def with_bill(

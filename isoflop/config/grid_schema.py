@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isoflop.config.validation import SchemaError, require
+from isoflop.text import flops_text
 
 MAX_WIDTH = 1_000_000
 MAX_BUDGET_FLOPS = 1e40
@@ -33,7 +34,11 @@ class WidthRule:
         bounds = {"start": self.start, "stop": self.stop, "step": self.step}
         present = [name for name, value in bounds.items() if value is not None]
         if self.until is not None:
-            require(self.until > 0, "until", f"expected a budget above 0, got {self.until:g}")
+            require(
+                self.until > 0,
+                "until",
+                f"expected a budget above 0, got {flops_text(self.until, 6)}",
+            )
         if self.values is not None:
             require(
                 not present,
@@ -112,7 +117,8 @@ def check_budget(key: str, budget: float) -> None:
     require(
         0 < budget <= MAX_BUDGET_FLOPS,
         key,
-        f"expected training FLOPs above 0 and up to {MAX_BUDGET_FLOPS:g}, got {budget:g}",
+        f"expected training FLOPs above 0 and up to {flops_text(MAX_BUDGET_FLOPS)}, "
+        f"got {flops_text(budget, 6)}",
     )
 
 
@@ -128,5 +134,6 @@ def check_distinct(key: str, values: tuple[float, ...] | tuple[int, ...]) -> Non
     """Raise SchemaError if a value is given twice."""
     distinct: set[float] = set()
     for value in values:
-        require(value not in distinct, key, f"{value:g} is given twice; leave one out")
+        text = f"{value:,}" if isinstance(value, int) else flops_text(value, 6)
+        require(value not in distinct, key, f"{text} is given twice; leave one out")
         distinct.add(value)

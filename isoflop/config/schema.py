@@ -21,6 +21,7 @@ from isoflop.config.grid_schema import (
 )
 from isoflop.config.training_schema import Train
 from isoflop.config.validation import require, require_name
+from isoflop.text import flops_text
 
 MAX_CANDIDATES = 1_000_000
 """Size of a grid above which its numbers are taken for a typing error."""
@@ -204,7 +205,7 @@ class Sweep:
         require(
             largest <= limits[-1],
             "widths",
-            f"no rule for budget {largest:g}; leave until out of the last rule",
+            f"no rule for budget {flops_text(largest, 6)}; leave until out of the last rule",
         )
         candidates = sum(len(self.widths_at(budget)) for budget in self.budgets) * len(self.seeds)
         require(

@@ -24,7 +24,7 @@ from isoflop.fitting.methods.parametric import fit_parametric
 from isoflop.fitting.results.base import Fit
 from isoflop.frames import Floats, column, mask, records, rows
 from isoflop.shapes import ParamCount
-from isoflop.text import count_text, flops_text
+from isoflop.text import count_text, flops_text, percent_text
 
 CheckMethod = Literal["joint", "isoflop", "parametric"]
 CHECK_COLUMN = "check"
@@ -78,9 +78,9 @@ class RecipeCheck:
         clear = int(np.count_nonzero(mask(self.points, "clear")))
         lines = [
             f"At {clear} of {len(self.points)} points the recipe costs more than noise explains.",
-            f"The recipe costs up to {100 * worst['excess']:.2f}% of the loss ({worst['setting']} "
-            f"at {count_text(worst['params'])} parameters, {flops_text(worst['budget'], 3)} FLOPs: "
-            f"best at {worst['best']:.2g} times it).",
+            f"The recipe costs up to {percent_text(worst['excess'])} of the loss "
+            f"({worst['setting']} at {count_text(worst['params'])} parameters, "
+            f"{flops_text(worst['budget'], 3)} FLOPs: best at {worst['best']:.2g} times it).",
         ]
         for name, row in self.exponents.to_dict("index").items():
             lines.append(

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.config.identity import budget_label
 from isoflop.fitting.estimators.parabola import MIN_PER_SIDE, SAME_SIZE_LN, count_distinct
 from isoflop.followup.candidates import CandidatePoint
 from isoflop.frames import Floats
 from isoflop.shapes import ParamCount
-from isoflop.text import count_text
+from isoflop.text import count_text, flops_text
 
 BRACKET_LN_OFFSETS = (np.log(1.4), np.log(2.0))
 """Targets of a bracket in ln N: on either side, factors of 1.4 and 2 from the optimum."""
@@ -122,7 +121,7 @@ def _nearest(
 
 
 def _reason(profile: ProfileSizes, below: int, above: int) -> str:
-    label = budget_label(profile.budget)
+    label = flops_text(profile.budget)
     optimum = f"the optimum (N* = {count_text(float(np.exp(profile.optimum)))})"
     if not below or not above:
         return f"{label}: {optimum} lies {'below' if not below else 'above'} all sizes run"

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from isoflop.config.grid_schema import Point, Replicate
-from isoflop.config.identity import budget_label
 from isoflop.config.schema import Sweep
 from isoflop.errors import ConfigError, FitError
 from isoflop.fitting import fit_joint, fit_parametric, read_table
@@ -30,7 +29,7 @@ from isoflop.followup.selection import Caps, Pick, Search
 from isoflop.planning.plan import Plan, plan
 from isoflop.planning.run_spec import RunSpec
 from isoflop.shapes import ParamCount
-from isoflop.text import flops_text
+from isoflop.text import flops_text, percent_text
 
 Purpose = Literal["exponents", "loss"]
 Entry = tuple[Point | Replicate, Pick]
@@ -87,7 +86,7 @@ class Extension:
 
     def headline(self) -> str:
         """Return the new runs, their cost and the expected interval in one line."""
-        label = f"the loss at {budget_label(self.target_flops)} FLOPs"
+        label = f"the loss at {flops_text(self.target_flops)} FLOPs"
         quantity = "a" if self.quantity.name == "a" else label
         ends = (self.half_width, self.expected_half_width)
         old, new = (self.half_width_text(half_width) for half_width in ends)
@@ -99,14 +98,14 @@ class Extension:
 
     def half_width_text(self, half_width: float) -> str:
         """Return half of an interval as text: of a as a number, of ln loss in percent."""
-        return f"{half_width:.4f}" if self.quantity.name == "a" else f"{half_width:.2%}"
+        return f"{half_width:.4f}" if self.quantity.name == "a" else percent_text(half_width)
 
     def reason(self, pick: Pick) -> str:
         """Return the reason for a pick in a few words."""
         if pick.kind == "repair":
             return pick.reason
         fall = 1.0 - pick.half_width / pick.previous_half_width
-        text = f"{np.exp(pick.offset):.2g} N*, interval -{fall:.1%}"
+        text = f"{np.exp(pick.offset):.2g} N*, interval -{percent_text(fall)}"
         return f"one of four around N*, {text}" if pick.kind == "budget" else text
 
     def comment(self, pick: Pick) -> str:

@@ -24,6 +24,7 @@ from isoflop.launching.records.code_snapshot import PACKAGE
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.signals import Job
 from isoflop.launching.slurm.tasks import Task
+from isoflop.text import bytes_text
 
 WAIT_S = 120.0
 POLL_S = 0.5
@@ -173,8 +174,8 @@ def _check_root(root: Path) -> Generator[Check, None, Path | None]:
         mend = "root: a folder that you may write to"
         yield Check("root", False, f"{root}: {problem.strerror}", mend)
         return None
-    free = shutil.disk_usage(root).free / 1e9
-    yield Check("root", True, f"{root}, {free:,.0f} GB free")
+    free = shutil.disk_usage(root).free
+    yield Check("root", True, f"{root}, {bytes_text(free)} free")
     return folder
 
 

@@ -11,6 +11,7 @@ from isoflop.config.schema import Sweep
 from isoflop.config.validation import SchemaError
 from isoflop.planning.sweep_recipe import SweepRecipe, point_label
 from isoflop.recipes import Candidate, Dropped, Limits
+from isoflop.text import count_text
 
 MAX_TOKENS = 2**63 - 1
 CHECK_FACTORS = {
@@ -82,8 +83,8 @@ def build_grid(recipe: SweepRecipe) -> Grid:
         if isinstance(solution, Candidate) and solution.tokens > MAX_TOKENS:
             raise SchemaError(
                 "budgets",
-                f"{point_label(budget, width)} would take {solution.tokens:.2g} tokens, more than "
-                "a table can hold; lower the budget or start with wider models",
+                f"{point_label(budget, width)} would take {count_text(solution.tokens)} tokens, "
+                "more than a table can hold; lower the budget or start with wider models",
             )
         return solution
 

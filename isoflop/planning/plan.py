@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.config.config_file import Overrides
-from isoflop.config.identity import budget_label, run_id, run_identity
+from isoflop.config.identity import run_id, run_identity
 from isoflop.config.schema import Data, Sweep
 from isoflop.config.sweep_file import load_sweep
 from isoflop.errors import ConfigError, IsoflopError, RunError
@@ -22,6 +22,7 @@ from isoflop.planning.run_spec import PLAN_COLUMNS, RunSpec
 from isoflop.planning.sweep_recipe import SweepRecipe, point_label
 from isoflop.planning.trainers import check_trainer
 from isoflop.recipes import Dropped
+from isoflop.text import flops_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,9 +125,9 @@ class Plan:
     def __repr__(self) -> str:
         budgets = sorted({run.budget for run in self.runs})
         span = " to ".join(
-            budget_label(budget) for budget in dict.fromkeys((budgets[0], budgets[-1]))
+            flops_text(budget) for budget in dict.fromkeys((budgets[0], budgets[-1]))
         )
-        total = budget_label(float(f"{self.total_flops:.3g}"))
+        total = flops_text(self.total_flops, 3)
         return (
             f"<Plan {self.sweep.name}: {len(self.runs)} runs, {len(budgets)} budgets ({span}), "
             f"{total} training FLOPs, {len(self.dropped)} candidates dropped>"

@@ -13,6 +13,7 @@ from isoflop.planning.calibration import Calibration, Measurement
 from isoflop.planning.gpu_specs import GpuType, mfu_prior, resolve_gpu
 from isoflop.planning.run_spec import RunSpec
 from isoflop.shapes import ModelShape
+from isoflop.text import bytes_text, percent_text
 
 STATE_BYTES_PER_PARAM = 18
 """On every GPU: weights, gradients and two moments in fp32, and the bf16 copy of autocast."""
@@ -297,9 +298,10 @@ class Sizer:
         gpu = resolve_gpu(self.profile.gpu)
         needed = self._estimate_bytes(run.shape, 1, True)
         return ConfigError(
-            f"{run.run_id}: {run.params_total:,} parameters need about {needed / 1e9:.0f} GB on "
-            f"each GPU, but {gpu.device_name} has {gpu.memory_gb:.0f} GB, of which "
-            f"{USABLE_MEMORY_SHARE:.0%} are usable; use larger GPUs, or leave out the widest models"
+            f"{run.run_id}: {run.params_total:,} parameters need about {bytes_text(needed)} on "
+            f"each GPU, but {gpu.device_name} has {bytes_text(gpu.memory_gb * 1e9)}, of which "
+            f"{percent_text(USABLE_MEMORY_SHARE)} are usable; use larger GPUs, or leave out the "
+            "widest models"
         )
 
 

@@ -12,6 +12,7 @@ from isoflop.config.validation import SchemaError, format_value, require
 from isoflop.errors import IsoflopError
 from isoflop.recipes import Candidate, Dropped, Limits, RecipeLike, find_recipe
 from isoflop.shapes import ModelShape
+from isoflop.text import flops_text
 
 
 class SweepRecipe:
@@ -117,8 +118,8 @@ def _find_fault(solution: object) -> str | None:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         if not is_whole or not 1 <= value <= MAX_BUDGET_FLOPS:
             return (
-                f"{name}: expected a whole number (int) above 0 and up to {MAX_BUDGET_FLOPS:g}, "
-                f"got {format_value(value)}"
+                f"{name}: expected a whole number (int) above 0 and up to "
+                f"{flops_text(MAX_BUDGET_FLOPS)}, got {format_value(value)}"
             )
     if not isinstance(solution.lr, float) or not 0 < solution.lr < math.inf:
         return f"lr: expected a finite number (float) above 0, got {format_value(solution.lr)}"

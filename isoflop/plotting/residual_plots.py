@@ -78,7 +78,7 @@ def plot_residuals(data: ResidualData, against: Against = "params", ax: Axes | N
     sd = float(data.table.attrs["robust_sd"])
     unit, size = ("of the loss", f"{sd:.2g} nats")
     if data.scale == "log":
-        unit, size = ("of ln loss", f"{sd:.2%}")
+        unit, size = ("of ln loss", percent_text(sd))
     x_unit = size_unit(data.n, "parameters") if against == "params" else _X_LABELS[against]
     title = _TITLES[against]
     style_axes(

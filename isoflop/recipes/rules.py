@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Literal, Protocol, runtime_checkable
 
 from isoflop.shapes import ModelShape
+from isoflop.text import percent_text
 
 Unit = Literal["sequences", "tokens"]
 
@@ -278,7 +279,8 @@ class Recipe:
         steps = round(budget / flops_per_step)
         miss = abs(steps * flops_per_step - budget) / budget
         if miss > self.budget_tolerance:
-            return drop(DropReason.BUDGET, f"{steps:,} steps miss the budget by {miss:.1%}")
+            detail = f"{steps:,} steps miss the budget by {percent_text(miss)}"
+            return drop(DropReason.BUDGET, detail)
         if limits.max_steps is not None and steps >= limits.max_steps:
             return drop(
                 DropReason.STEPS, f"{steps:,} steps not under max_steps {limits.max_steps:,}"

@@ -214,7 +214,7 @@ def _method_table(fits: Sequence[Fit], kind: str) -> str:
             span(table.loc[name].to_dict(), digits)
             for name, digits in (("a", 3), ("b", 3), ("ratio", 2))
         ]
-        sd = "-" if math.isnan(fit.noise.residual_sd) else f"{fit.noise.residual_sd:.2%}"
+        sd = "-" if math.isnan(fit.noise.residual_sd) else percent_text(fit.noise.residual_sd)
         labels = [method_name(fit), _loss_label(fit, kind), fit.n.replace("_", " ")]
         rows.append([*labels, *exponents, sd, str(len(fit.runs))])
     headings = ["Method", "Loss", "N counts", "a (N* ~ C^a)", "b (D* ~ C^b)"]

@@ -15,7 +15,7 @@ from isoflop.node import is_job, node_name
 from isoflop.planning.gpu_specs import find_gpu
 from isoflop.planning.sizing import fit_memory
 from isoflop.shapes import ModelShape
-from isoflop.text import count_text
+from isoflop.text import bytes_text, count_text
 from isoflop.training.fabric import Fabric, LightningEnvironment
 
 log = logging.getLogger("isoflop")
@@ -150,6 +150,6 @@ def choose_micro_batch(
     if fit is None:
         raise RunError(
             f"a model of {count_text(shape.params_total)} parameters does not fit into the "
-            f"{memory / 1e9:.0f} GB of this GPU; train it on a larger GPU, or leave this width out"
+            f"{bytes_text(memory)} of this GPU; train it on a larger GPU, or leave this width out"
         )
     return fit.micro_batch, fit.checkpointing

@@ -162,7 +162,7 @@ def test_a_kept_result_is_extended(isoflop: Callable[..., Output], study: Path) 
         "has a table but no run directories: running the new file there would train all "
         "runs again\n"
     )
-    warning = "the law used for the selection: Runs lie farther off the fit than seeds differ"
+    warning = "the law used for the selection: Residuals exceed the noise between seeds"
     assert f"isoflop: warning: {warning}" in err
     assert len(plan("pocket-64-extended.yaml").runs) == len(plan("pocket-64").runs) + 3
 

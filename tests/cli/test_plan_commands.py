@@ -206,7 +206,7 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
             (
                 ["--expect", "soda", "--target", text],
                 2,
-                "isoflop: error: --target: expected a number above 0 to 1e+40",
+                "isoflop: error: --target: expected a number above 0 to 1e40",
             )
             for text in ("nan", "inf", "0", "-1e20", "1e300")
         ),

@@ -139,7 +139,7 @@ def point(budget: float, width: int, *seeds: int) -> dict[str, Any]:
         ),
         (
             {"extra": [point(1e12, 2304)]},
-            "extra[0]: 1e12 at width 2304 can't be run: 0 steps miss the budget by 100.0%",
+            "extra[0]: 1e12 at width 2304 can't be run: 0 steps miss the budget by 100%",
         ),
         (
             {"replicates": [point(3e18, 700, 1)]},
@@ -259,7 +259,7 @@ BAD_RECIPES = [
     (with_solution(shape=None), f"solve of {POINT}: shape: expected a ModelShape, got nothing"),
     (
         with_solution(batch_size=0),
-        f"solve of {POINT}: batch_size: expected a whole number (int) above 0 and up to 1e+40, "
+        f"solve of {POINT}: batch_size: expected a whole number (int) above 0 and up to 1e40, "
         "got 0",
     ),
     (

@@ -187,7 +187,7 @@ def test_too_large_a_model_is_refused_with_the_memory_it_needs(soda: Plan) -> No
     small = cluster(gpu=Gpu(type="l4", per_node=1))
     with pytest.raises(
         ConfigError,
-        match=r"3e20-w\d+-s0-\w+: .* parameters need about \d+ GB on each GPU, but L4 has 24",
+        match=r"3e20-w\d+-s0-\w+: .* need about [\d.]+ GB on each GPU, but L4 has 24.0 GB",
     ):
         first_sizes([run for run in soda.runs if run.budget == 3e20], small)
     with pytest.raises(ConfigError, match="gpu: missing; a bill needs the GPUs of the nodes"):

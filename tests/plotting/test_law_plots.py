@@ -84,7 +84,7 @@ def test_undrawable_figures_are_refused_with_a_reason():
         FITS["joint"].plot_law("loss")
     with pytest.raises(FitError, match="too few budgets or runs to hide one"):
         FITS["envelope"].plot_rollout()
-    with pytest.raises(FitError, match="rolls out params, tokens, not the loss"):
+    with pytest.raises(FitError, match="predicts params and tokens, not loss"):
         FITS["isoflop"].plot_rollout("loss")
 
 

@@ -81,7 +81,7 @@ def test_soda_3e18_at_width_768() -> None:
             "721,519 steps not under max_steps 400,000",
         ),
         (1024, 1e13, Limits(), DropReason.BUDGET, "1 steps miss the budget by"),
-        (1024, 1.0, Limits(), DropReason.BUDGET, "0 steps miss the budget by 100.0%"),
+        (1024, 1.0, Limits(), DropReason.BUDGET, "0 steps miss the budget by 100%"),
     ],
 )
 def test_dropped(

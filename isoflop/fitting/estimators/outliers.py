@@ -10,6 +10,7 @@ import numpy as np
 from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, robust_sd
 from isoflop.fitting.tables.fit_table import Dropped, RunsTable
 from isoflop.frames import Floats, records, rows
+from isoflop.text import count_text
 
 
 def find_outliers(sample: Sample, estimate: Estimate, limit: float) -> np.ndarray:
@@ -50,7 +51,8 @@ def _name_runs(runs: list[dict[str, Any]]) -> str:
     first = runs[0]
     if "run_id" in first:
         return ", ".join(sorted(str(run["run_id"]) for run in runs))
-    return f"N = {first['params']:.4g}, D = {first['tokens']:.4g}, loss {first['loss']:.4g}"
+    size, data = count_text(first["params"]), count_text(first["tokens"])
+    return f"N = {size}, D = {data}, loss {first['loss']:.4g}"
 
 
 def select_remaining(table: RunsTable, remaining: RunsTable) -> RunsTable:

@@ -75,7 +75,8 @@ class RecipeModels:
                 break
         if not shapes:
             raise FitError(
-                f"recipe {self.sweep.recipe}: has no model of {least:.3g} to {most:.3g} parameters"
+                f"recipe {self.sweep.recipe}: has no model of {count_text(least)} to "
+                f"{count_text(most)} parameters"
             )
         return shapes
 

@@ -15,6 +15,7 @@ from isoflop.fitting.tables.provenance import Provenance
 from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, TITLES, Quantity, span_text
 from isoflop.frames import Bools, Floats, records, rows
 from isoflop.json_values import to_json_value
+from isoflop.text import count_text, percent_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ class Fit(Laws):
         row = records(rows(table, table["config"].to_numpy() == config))[0]
         if "run_id" in row:
             return str(row["run_id"])
-        return f"N = {row['params']:.4g}, D = {row['tokens']:.4g}"
+        return f"N = {count_text(row['params'])}, D = {count_text(row['tokens'])}"
 
     @property
     def n(self) -> ParamCount:
@@ -160,7 +161,10 @@ class Fit(Laws):
         default: Quantity = "loss" if "loss" in known else getattr(self, "axis", "params")
         chosen = quantity or default
         if chosen not in known:
-            raise FitError(f"the {self.method} fit rolls out {', '.join(known)}, not the {chosen}")
+            names = " and ".join(known)
+            raise FitError(
+                f"the hold-out test of the {self.method} fit predicts {names}, not {chosen}"
+            )
         rate = self.rollout.allowance(chosen, self.rollout.reach[1] * np.e).item()
         return plot_rollout(self.rollout.errors(chosen), chosen, rate, ax)
 
@@ -186,16 +190,16 @@ class Fit(Laws):
         noise = self.noise
         seeds, misfit = "no replicates", "-"
         if noise.replicate_dof:
-            seeds = f"{noise.replicate_sd:.3%} ({noise.replicate_dof} dof)"
+            seeds = f"{percent_text(noise.replicate_sd)} ({noise.replicate_dof} dof)"
         if not np.isnan(noise.residual_sd):
-            misfit = f"{noise.residual_sd:.3%} ({noise.residual_dof} dof)"
+            misfit = f"{percent_text(noise.residual_sd)} ({noise.residual_dof} dof)"
         return [
             ("Runs", f"{len(self.runs)}"),
             ("Configurations", f"{self.runs.frame['config'].nunique()}"),
             ("Loss", f"{self.loss_column} (nats)"),
             ("N counts", self.n.replace("_", " ")),
-            ("Off the fit", misfit),
-            ("Between seeds", seeds),
+            ("Residual sd", misfit),
+            ("Seed sd", seeds),
         ]
 
     @abstractmethod
@@ -248,7 +252,7 @@ class Fit(Laws):
             f"N counts {self.n}",
         ]
         if not np.isnan(self.noise.residual_sd):
-            facts.append(f"runs lie {self.noise.residual_sd:.2%} off the fit")
+            facts.append(f"residual sd {percent_text(self.noise.residual_sd)}")
         return fit_html(
             headline=self.headline(),
             facts="; ".join(facts).replace("_", " "),

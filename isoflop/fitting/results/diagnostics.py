@@ -14,7 +14,7 @@ from isoflop.fitting.results.base import MIN_LAW_BUDGETS
 from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import records
-from isoflop.text import flops_text
+from isoflop.text import flops_text, percent_text
 
 MAX_EPOCHS = 4.0
 FEW_BUDGETS = 5
@@ -29,10 +29,11 @@ def few_budgets_findings(count: int) -> list[Finding]:
         return []
     if count < MIN_LAW_BUDGETS:
         text = (
-            f"{count} budget{'' if count == 1 else 's'} can't show how the optimum grows with "
-            "compute: the exponents come from the formula alone. A law needs "
-            f"{MIN_LAW_BUDGETS} budgets or more."
+            "With 1 budget no power law can be fitted from the data"
+            if count == 1
+            else f"With {count} budgets the power law fits exactly and cannot be checked"
         )
+        text += f"; use at least {MIN_LAW_BUDGETS}."
     else:
         dof = count - 2
         text = (
@@ -54,15 +55,15 @@ def noise_findings(noise: Noise, misfit: str) -> list[Finding]:
         text = "No configuration was run with two seeds: noise can't be separated from misfit."
         return equal_seeds or [finding("no_replicates", text)]
     text = (
-        f"Seeds of one configuration differ by {noise.replicate_sd:.2%} of the loss (standard "
-        f"deviation, {noise.replicate_dof} degrees of freedom); runs lie {noise.residual_sd:.2%} "
-        "off the fit."
+        f"Seeds of one configuration differ by {percent_text(noise.replicate_sd)} of the loss "
+        f"(standard deviation, {noise.replicate_dof} degrees of freedom); residual sd "
+        f"{percent_text(noise.residual_sd)}."
     )
     findings = [finding("replicate_noise", text), *equal_seeds]
     if noise.lack_of_fit < FINDING_ALPHA:
         text = (
-            f"Runs lie farther off the fit than seeds differ (F test, p = {noise.lack_of_fit:.2g})"
-            f": {misfit}, or the recipe suits some sizes worse than others."
+            f"Residuals exceed the noise between seeds (F test, p = {noise.lack_of_fit:.2g}): "
+            f"{misfit}, or the recipe suits some sizes worse than others."
         )
         findings.insert(0, finding("lack_of_fit", text))
     return findings
@@ -133,7 +134,8 @@ def rollout_findings(rollout: HoldOut | None, level: str = "budget") -> list[Fin
     for row in records(rollout.table()):
         if row["hidden"] == 1 or row["budget"] == rollout.reach[1]:
             errors = [
-                f"{label} {row[name]:+.1%} (noise {row[f'{name}_se']:.1%})"
+                f"{label} {percent_text(row[name], signed=True)} "
+                f"(noise {percent_text(row[f'{name}_se'])})"
                 for name, label in (("params", "N*"), ("loss", "loss"))
                 if name in row and row[name] == row[name]
             ]

@@ -23,7 +23,7 @@ from isoflop.fitting.results.joint_fit import JointFit
 from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.terms import EXPONENT_LETTERS, Finding, finding
 from isoflop.frames import Floats, Ints, column, rows
-from isoflop.text import flops_text
+from isoflop.text import flops_text, percent_text
 
 MAX_GRADIENT_COSINE = 1e-5
 MAX_CONDITION_NUMBER = 1e4
@@ -117,8 +117,8 @@ def _joint_edge_findings(fit: JointFit) -> list[Finding]:
         return []
     budgets = ", ".join(flops_text(float(budget)) for budget in column(beyond, "budget"))
     text = (
-        f"{budgets} FLOPs: the minimum lies beyond the sizes run; the other budgets determine its "
-        "place."
+        f"{budgets} FLOPs: the minimum lies beyond the sizes run; its position is extrapolated "
+        "from the other budgets."
     )
     return [finding("edge", text)]
 
@@ -133,7 +133,10 @@ def _search_findings(fit: ParametricFit) -> list[Finding]:
         )
         findings.append(finding("not_converged", text))
     if agreeing < MIN_AGREEING_SHARE:
-        text = f"{agreeing:.0%} of the 48 starts reached this optimum: there may be a better one."
+        text = (
+            f"{percent_text(agreeing)} of the 48 starts reached this optimum: there may be a "
+            "better one."
+        )
         findings.append(finding("few_starts", text))
     return findings
 
@@ -145,7 +148,7 @@ def _bound_findings(fit: ParametricFit) -> list[Finding]:
     least = float(loss.min())
     if params["E"] < MIN_E_SHARE * least:
         is_at_bound = fit.theta[0] - float(np.log(loss).mean()) <= -MAX_LN_LOSS_OVER_E
-        share = f"{params['E'] / least:.2%} of the least loss"
+        share = f"{percent_text(params['E'] / least)} of the least loss"
         value = "at its lower bound, practically 0" if is_at_bound else share
         text = f"E is {value}: these runs do not show an irreducible loss."
         findings.append(finding("e_near_zero", text))
@@ -191,8 +194,8 @@ def _edge_findings(fit: ParametricFit) -> list[Finding]:
     label = f"Bands of compute up to {listed} FLOPs" if is_band else f"{listed} FLOPs"
     others = "bands" if is_band else "budgets"
     text = (
-        f"{label}: the law's optimum lies beyond the sizes run; the other {others} determine its "
-        "place."
+        f"{label}: the law's optimum lies beyond the sizes run; its position is extrapolated from "
+        f"the other {others}."
     )
     return [finding("edge", text)]
 
@@ -247,7 +250,7 @@ def _influence_findings(fit: ParametricFit) -> list[Finding]:
         return []
     without = column(fit.influence, "a")[worst]
     text = (
-        f"One run decides much: without {fit.configuration_name(int(configs[worst]))} a would be "
+        f"One run dominates a: without {fit.configuration_name(int(configs[worst]))} a would be "
         f"{without:.4f}, more than {MAX_INFLUENCE_SES:g} standard error away ({shifts[worst]:.1f})."
     )
     return [finding("influence", text)]

@@ -24,7 +24,7 @@ from isoflop.fitting.results.diagnostics import (
 from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import Axis, Finding, finding
 from isoflop.frames import Bools, Floats, column, mask, rows
-from isoflop.text import flops_text
+from isoflop.text import flops_text, percent_text
 
 MIN_DEPTH_TO_NOISE = 5.0
 _MAX_INTERPOLATION_ERROR = 0.02  # rms, of ln of the other axis
@@ -127,7 +127,8 @@ def _no_minimum_findings(profiles: pd.DataFrame, optimum: Floats) -> list[Findin
         return []
     pairs = zip(column(profiles, "budget")[lost], share[lost], strict=True)
     shares = ", ".join(
-        f"{flops_text(float(budget))} ({lost_share:.0%})" for budget, lost_share in pairs
+        f"{flops_text(float(budget))} ({percent_text(lost_share, 2)})"
+        for budget, lost_share in pairs
     )
     text = (
         f"Share of the resamples in which a profile has no minimum: {shares}. These resamples "
@@ -149,9 +150,10 @@ def _skew_findings(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
     text = (
         f"The profiles are steeper {side} the optimum than on the other side (a cubic term common "
         f"to all, p = {skew.p:.2g}), and parabolas are symmetric: N* is about "
-        f"{100.0 * abs(error):.2g}% too {'high' if error > 0.0 else 'low'} at {flops_text(top)} "
-        f"FLOPs, and a about {abs(shift.slope):.2g} too {'high' if shift.slope > 0.0 else 'low'}. "
-        "The intervals of a, b, N* and D* allow for it; joint and parametric have no such error."
+        f"{percent_text(abs(error), 2)} too {'high' if error > 0.0 else 'low'} at "
+        f"{flops_text(top)} FLOPs, and a about {abs(shift.slope):.2g} too "
+        f"{'high' if shift.slope > 0.0 else 'low'}. The intervals of a, b, N* and D* "
+        "allow for it; joint and parametric have no such error."
     )
     return [finding("skewed", text)]
 
@@ -179,6 +181,6 @@ def _interpolation_findings(profiles: pd.DataFrame, axis: Axis) -> list[Finding]
     other = "tokens" if axis == "params" else "parameters"
     text = (
         f"The {other} at an optimum are read from a smooth curve through the runs, which lie up to "
-        f"{worst:.1%} (rms) off it."
+        f"{percent_text(worst)} (rms) off it."
     )
     return [finding("interpolation", text)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from isoflop.fitting.terms import Finding
 from isoflop.frames import records
-from isoflop.text import count_text, flops_text
+from isoflop.text import count_text, flops_text, percent_text
 
 MAX_OPEN_FINDINGS = 3
 _ESTIMATE_LABELS = {
@@ -64,7 +64,7 @@ def _estimates(table: pd.DataFrame, confidence: float) -> str:
         for name, row in table.to_dict("index").items()
         if name not in _HIDDEN_ESTIMATES
     ]
-    return _table(("", "value", f"{confidence:.0%} interval"), cells)
+    return _table(("", "value", f"{percent_text(confidence)} interval"), cells)
 
 
 def _span(low: float, high: float) -> str:

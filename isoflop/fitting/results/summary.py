@@ -10,7 +10,7 @@ import pandas as pd
 
 from isoflop.fitting.terms import Finding
 from isoflop.frames import mask, records
-from isoflop.text import count_text, flops_text
+from isoflop.text import count_text, flops_text, percent_text
 
 WIDTH = 92
 _ESTIMATE_LABELS = {
@@ -113,7 +113,7 @@ def _two_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
 
 def _estimate_lines(table: pd.DataFrame, confidence: float) -> list[str]:
     prefixes = ("", "bootstrap_", "line_") if "bootstrap_low" in table else ("",)
-    header = f"{'':<18}{'value':>9}  {f'[{confidence:.0%} interval]':>20}"
+    header = f"{'':<18}{'value':>9}  {f'[{percent_text(confidence)} interval]':>20}"
     lines = [header + (f"{'bootstrap':>21}{'line':>20}" if len(prefixes) > 1 else "")]
     for name, label in _ESTIMATE_LABELS.items():
         if name in table.index:

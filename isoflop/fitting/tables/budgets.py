@@ -22,7 +22,7 @@ import numpy as np
 from isoflop.errors import FitError
 from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import Floats, Ints
-from isoflop.text import flops_text
+from isoflop.text import flops_text, percent_text
 
 FLOPS_AS_BUDGET = "(flops)"
 """Name of the budget column of runs that fall into no budgets: each has its FLOPs as its budget."""
@@ -107,8 +107,8 @@ def _check_groups(groups: BudgetGroups, flops: Floats, budgets: Floats) -> list[
     elif groups.gap < min(2.0 * groups.span, MAX_LOG_SPAN):
         scatter, gap = np.expm1(groups.span), np.expm1(groups.gap)
         doubt = (
-            f"Budgets were separated by FLOPs, which scatter by {scatter:.0%} within a budget and "
-            f"differ by {gap:.0%} between two"
+            f"Budgets were separated by FLOPs, which scatter by {percent_text(scatter, 2)} "
+            f"within a budget and differ by {percent_text(gap, 2)} between two"
         )
     else:
         return []

@@ -15,6 +15,7 @@ import numpy as np
 
 from isoflop.fitting.terms import FinalRule
 from isoflop.frames import Bools, Floats
+from isoflop.text import percent_text
 
 FINAL_RULES: tuple[FinalRule, ...] = ("auto", "line", "mean", "last")
 
@@ -27,9 +28,10 @@ HELD_OUT_WORDS = frozenset(
 
 RULE_TEXTS = {
     "line": (
-        f"the end of a straight line through the log loss of the last {LINE_SHARE:.0%} of the run"
+        "the end of a straight line through the log loss of the last "
+        f"{percent_text(LINE_SHARE)} of the run"
     ),
-    "mean": f"the mean of the log loss over the last {MEAN_SHARE:.0%} of the run",
+    "mean": f"the mean of the log loss over the last {percent_text(MEAN_SHARE)} of the run",
     "last": "the last value",
 }
 

@@ -12,6 +12,7 @@ from isoflop.fitting.tables.final_loss import choose_rule, estimate_final_loss
 from isoflop.fitting.tables.rows import Dropped, list_names
 from isoflop.fitting.terms import FinalRule, Finding, finding
 from isoflop.frames import Bools, Floats, column, mask
+from isoflop.text import percent_text
 
 PLANNED_STEPS_COLUMNS = (
     "steps",
@@ -77,8 +78,8 @@ def check_ends(
         names = list_names([str(name) for name in ends["run"][before]], "Run")
         share = float((1.0 - x / x_end)[before].max())
         message = (
-            f"{names}: the final loss is the last one logged, up to {share:.1%} of the run before "
-            "its end."
+            f"{names}: the final loss is the last one logged, up to {percent_text(share)} of "
+            "the run before its end."
         )
         findings.append(finding("early_loss", message))
     if repeated := int(column(ends, "repeated").sum()):
@@ -159,16 +160,18 @@ def _list_reasons(
     loss, lowest, x, x_end = (column(ends, name) for name in ("loss", "lowest", "x", "x_end"))
     cause = "it diverged, or its loss was not measured"
     early = x + column(ends, "between") < MIN_MEASURED_SHARE * x_end
+    end_share = percent_text(1 - MIN_MEASURED_SHARE)
     reasons: list[tuple[str, Bools]] = [
         ("no loss in the log", np.isnan(loss)),
         ("diverged: the loss ends infinite", mask(ends, "infinite")),
-        (f"no finite loss in the last {1 - MIN_MEASURED_SHARE:.0%} of the log: {cause}", early),
+        (f"no finite loss in the last {end_share} of the log: {cause}", early),
     ]
     findings: list[Finding] = []
     reason = f"its last rows have no finite loss, though almost all earlier rows have one: {cause}"
     lacks_last = column(ends, "lacking") > MAX_ROWS_AFTER_LOSS
     _add_reason(reasons, findings, "no_last_loss", reason, lacks_last)
-    reason = f"diverged: the loss ends more than {MAX_LOSS_RISE - 1:.0%} above its own lowest level"
+    rise = percent_text(MAX_LOSS_RISE - 1)
+    reason = f"diverged: the loss ends more than {rise} above its own lowest level"
     reasons.append((reason, loss > MAX_LOSS_RISE * lowest))
     planned = first_column(table, PLANNED_STEPS_COLUMNS)
     # W&B's _step counts calls of the logger, not steps.
@@ -180,7 +183,8 @@ def _list_reasons(
         _add_reason(reasons, findings, "stopped", reason, stopped)
     with np.errstate(divide="ignore", invalid="ignore"):
         undecayed = column(ends, "lr") / column(ends, "peak") > MAX_LR_SHARE
-    reason = f"its learning rate did not decay (it ends above {MAX_LR_SHARE:.0%} of its peak)"
+    lr_share = percent_text(MAX_LR_SHARE)
+    reason = f"its learning rate did not decay (it ends above {lr_share} of its peak)"
     _add_reason(reasons, findings, "undecayed", reason, undecayed)
     return reasons, findings
 

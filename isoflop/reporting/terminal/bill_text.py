@@ -21,6 +21,7 @@ from isoflop.text import (
     gpu_hours_text,
     hours_text,
     money_text,
+    percent_text,
 )
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def print_calibration(calibration: Calibration) -> None:
             count_text(measurement.shape.params_total),
             f"{measurement.batch_size:,}",
             count_text(measurement.tokens_per_second),
-            "" if measurement.mfu is None else f"{measurement.mfu:.1%}",
+            "" if measurement.mfu is None else percent_text(measurement.mfu),
             bytes_text(measurement.memory_bytes),
             "" if measurement.save_seconds is None else f"{measurement.save_seconds:.2g}",
             time.strftime("%Y-%m-%d", time.gmtime(measurement.measured)),

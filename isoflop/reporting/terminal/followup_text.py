@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isoflop.config.identity import budget_label
 from isoflop.reporting.terminal.console import print_table, warn
 from isoflop.text import count_text, flops_text, percent_text
 
@@ -35,12 +34,12 @@ def print_expectation(expected: ExpectedIntervals) -> None:
             f"{row.value:.4f}",
             f"{row.low:.4f}",
             f"{row.high:.4f}",
-            f"{expected.sds[flops]:.2%}",
+            percent_text(expected.sds[flops]),
         ]
         for flops, row in expected.losses.items()
     ]
     print_table(["expected", "value", "low", "high", "sd"], rows, text=["expected"])
-    print(f"a differs from 0.5 in {expected.power:.0%} of such studies\n")
+    print(f"a differs from 0.5 in {percent_text(expected.power, 2)} of such studies\n")
     header = ["a's interval", "change", "FLOPs"]
     rows = [
         [f"without {_name(effect)}", _change(effect.without), flops_text(_flops(effect), 3)]
@@ -70,7 +69,7 @@ def print_extension(extension: Extension, file: Path | None, next_step: str) -> 
         return
     rows = [
         [
-            budget_label(pick.point.budget),
+            flops_text(pick.point.budget),
             str(pick.point.width),
             str(pick.runs),
             count_text(pick.point.params(extension.fit.runs.n)),
@@ -108,4 +107,4 @@ def _flops(effect: ConfigurationEffect) -> float:
 
 
 def _change(share: float) -> str:
-    return f"{share:+.1%}" if share < 100.0 else "unbounded"
+    return percent_text(share, signed=True) if share < 100.0 else "unbounded"

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from isoflop.text import count_text, duration_text
+from isoflop.text import count_text, duration_text, percent_text
 
 if TYPE_CHECKING:
     from isoflop.launching.local import Progress
@@ -80,7 +80,7 @@ class StudyProgress:
         if self.live is not None:
             self._show_bar("all", "all runs", progress.share, summary)
         else:
-            self._print(f"{progress.share:.0%} of the work, {summary}", throttle=True)
+            self._print(f"{percent_text(progress.share, 2)} of the work, {summary}", throttle=True)
 
     def show_stopping(self, seconds: float) -> None:
         """Report the time that runs have to save and stop."""

@@ -12,6 +12,7 @@ from isoflop.text import (
     duration_text,
     gpu_hours_text,
     hours_text,
+    percent_text,
 )
 
 
@@ -44,7 +45,7 @@ def print_status(table: StatusTable) -> None:
     seconds, until = totals["seconds_left"], ""
     if seconds:
         until = f", {duration_text(seconds)} left at this speed, until {clock_text(seconds)}"
-    print(f"{totals['progress']:.0%} of the work{until}")
+    print(f"{percent_text(totals['progress'], 2)} of the work{until}")
     if waiting := sum(row.status.retry for row in table.rows):
         print(f"{waiting} runs are not queued and can resume: `isoflop submit` queues them")
 
@@ -54,7 +55,7 @@ def _cells(row: RunRow) -> list[str]:
     return [
         row.status.run_id,
         row.status.state,
-        f"{row.status.progress:.0%}",
+        percent_text(row.status.progress, 2),
         "" if loss is None else f"{loss:.3f}",
         "" if row.speed is None else count_text(row.speed),
         str(row.restarts or ""),

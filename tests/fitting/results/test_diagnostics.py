@@ -71,14 +71,17 @@ def test_misfit_beyond_noise_is_named():
     runs = simulate_isoflop(seeds=2, noise=0.0005)
     runs["loss"] *= 1.0 + 0.01 * (runs.index // 2 % 2)
     (message,) = [d["message"] for d in fit_isoflop(runs).diagnostics if d["code"] == "lack_of_fit"]
-    assert "farther off the fit than seeds differ" in message
+    assert "exceed the noise between seeds" in message
 
 
 @pytest.mark.parametrize(
     ("budgets", "start"),
     [
-        ((1e18,), "1 budget can't show how the optimum grows with compute"),
-        ((1e18, 1e20), "2 budgets can't show how the optimum grows with compute"),
+        ((1e18,), "With 1 budget no power law can be fitted from the data; use at least 3."),
+        (
+            (1e18, 1e20),
+            "With 2 budgets the power law fits exactly and cannot be checked; use at least 3.",
+        ),
         (LOW, "With 3 budgets the power laws have 1 degree of freedom"),
     ],
 )

@@ -90,8 +90,8 @@ def test_a_run_without_its_last_losses_is_left_out(loss: str):
     [
         (lose_last_losses(np.nan, 1), "0.5%"),  # as the row of a logger's summary
         (lose_last_losses(np.nan, 0, every=10), ""),
-        (lose_last_losses(np.nan, 10, every=10), "5.0%"),
-        (lose_last_losses(np.nan, 0, every=11), "1.0%"),  # the interval of the measurements
+        (lose_last_losses(np.nan, 10, every=10), "5%"),
+        (lose_last_losses(np.nan, 0, every=11), "1%"),  # the interval of the measurements
         (lose_last_losses(np.nan, 0), ""),
     ],
 )
