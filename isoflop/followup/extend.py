@@ -116,6 +116,9 @@ class Extension:
     def to_dict(self) -> dict[str, Any]:
         """Return the document of `isoflop extend --json`."""
         quantity = {"quantity": self.quantity.name, "value": self.quantity.value}
+        not_repaired = [
+            {"budget": repair.budget, "reason": repair.reason} for repair in self.unrepaired
+        ]
         return {
             "schema": 1,
             "sweep": self.before.sweep.name,
@@ -135,9 +138,8 @@ class Extension:
                 }
                 for pick in self.picks
             ],
-            "not_mended": [
-                {"budget": repair.budget, "reason": repair.reason} for repair in self.unrepaired
-            ],
+            "not_repaired": not_repaired,
+            "not_mended": not_repaired,  # the name in 0.1, for one release
         }
 
 
