@@ -16,7 +16,7 @@ from isoflop.text import count_text, flops_text, percent_text
 
 STATUS_TEXTS = {
     "interior": "the minimum lies inside the sizes run, with two or more sizes on either side",
-    "one_sided": "inside, but the best run is at an end, or a single size holds one side",
+    "one_sided": "inside, but the best run is at an end, or only one size on one side",
     "edge": "the minimum lies outside the sizes run: an extrapolation",
     "concave": "the parabola bends the wrong way: there is no minimum",
     "too_few": "fewer than four sizes: a minimum can't be distinguished from noise",
@@ -38,7 +38,7 @@ def profile_section(fit: ProfileFit, art: Mapping[str, str]) -> str:
         "model that is too small can't use the data; one that is too large gets too little of it. "
         f"The diamond is the best size, its bar the {percent_text(fit.confidence)} interval. On "
         "the thick section of a curve a size costs less than 0.1% of the least loss. Hollow points "
-        "belong to profiles that the laws leave out."
+        "belong to profiles excluded from the laws."
     )
     alt = "IsoFLOP profiles: loss against size for each budget"
     statuses = page.notes(
@@ -176,7 +176,7 @@ def reading_section(fit: Fit) -> str:
         f"IsoFLOP profiles: per budget a parabola in the logarithm of the {axis} is fitted to the "
         "runs; its lowest point is the optimum. A straight line through the logarithms of the "
         "optima is the power law. Two intervals are computed: a bootstrap of the runs' residuals "
-        "about the parabolas, and the t interval of the line over budgets. The wider one is "
+        "about the parabolas, and the regression's t interval over budgets. The wider one is "
         "stated.",
         "Jointly: all profiles have one asymmetric shape, each budget its own least loss; t "
         "intervals.",
@@ -266,7 +266,7 @@ def _prediction_row(fit: Fit, flops: float, quantity: str, row: Mapping[str, flo
     if fit.rollout is None:
         spans[1] = "not known"
     elif row["high"] > MAX_INTERVAL_FACTOR * row["value"]:
-        spans[1] = f"over {MAX_INTERVAL_FACTOR:g} times off is possible"
+        spans[1] = f"uncertain by more than a factor of {MAX_INTERVAL_FACTOR:g}"
     labels = [flops_text(flops, 3), method_name(fit), symbols[quantity]]
     return [*labels, text(row["value"]), *spans]
 

@@ -54,7 +54,7 @@ def fit_isoflop(
     of the runs' training FLOPs.
 
     Intervals are the wider of two: a residual bootstrap (relative residuals of all profiles used,
-    scaled by 1/sqrt(1 - leverage), stretched to t quantiles) and the t interval of the line. The
+    scaled by 1/sqrt(1 - leverage), stretched to t quantiles) and the regression's t interval. The
     result keeps both. A parabola is symmetric, so its vertex lies off the optimum of a skewed
     profile. One skew common to all profiles (see `skew`) gives the shift. The intervals of the laws
     and of N* and D*, in `profiles` and in `predict`, reach the shifted values. If neighbouring

@@ -75,7 +75,7 @@ def print_sensitivity(table: pd.DataFrame, confidence: float) -> None:
     for row in records(table):
         spans = [_interval_cell(row, name) for name in ("a", "b")]
         rows.append([row["method"], N_LABELS[row["n"]], row["c"], *spans])
-    print("\nWhat N and C count decides the exponents:\n")
+    print("\nExponents by the definition of N and C:\n")
     print_table(headers, rows, text=headers)
 
 
