@@ -116,6 +116,6 @@ def isoflop(
 ) -> None:
     """Example: isoflop plan sweeps/soda.yaml
 
-    How large a model to train, on how much data, for any compute budget: plans, runs and fits
+    Find how large a model to train, on how much data, for any compute budget: plan, run and fit
     IsoFLOP studies.
     """

@@ -25,14 +25,15 @@ from isoflop.errors import ClusterError, ConfigError
 WATCH_S = 5.0
 
 
-@app.command("submit", short_help="Queue a sweep on a SLURM cluster, after showing the bill.")
+@app.command("submit", short_help="Queue a sweep on a SLURM cluster, after its cost estimate.")
 def submit(
     sweep: Sweep,
     overrides: Overrides = None,
     *,
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="A cluster profile.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the bill and the scripts; queue nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show the cost estimate and the scripts; queue nothing."),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Queue without asking.")] = False,
     max_gpu_hours: MaxGpuHours = None,
@@ -59,8 +60,8 @@ def submit(
 ) -> None:
     """Example: isoflop submit sweeps/soda.yaml --cluster slurm/h100.yaml
 
-    Shows the new, resuming and done runs and the bill, then queues the missing runs. Safe to call
-    again at any time.
+    Show the new, resuming and finished runs and the cost estimate, then queue the missing ones.
+    Safe to call again at any time.
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.control import REASONS_S, count_never_starting
@@ -97,7 +98,8 @@ def submit(
         plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
     elif interruptions is not None:
         raise ConfigError(
-            "--interruptions: needs a bill; set the profile's `gpu`, or run `isoflop calibrate`"
+            "--interruptions: needs a cost estimate; set the profile's `gpu`, or run "
+            "`isoflop calibrate`"
         )
     intent = plan_submission(plan, profile, only)
     intent.check_cap(plan, max_gpu_hours)
@@ -115,7 +117,8 @@ def submit(
     if intent.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
-                "no terminal for the question: add --yes to queue, or --dry-run to see the bill"
+                "cannot ask for confirmation: stdin is not a terminal; add --yes to queue, or "
+                "--dry-run to see the cost estimate"
             )
         if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
             raise typer.Exit(0)
@@ -139,8 +142,8 @@ def submit(
     for reason, count in count_never_starting(
         intent.directory, REASONS_S if intent.queued else 0.0
     ).items():
-        mend = "" if "scontrol release" in reason else "; fix this, cancel them and resubmit"
-        warn(f"{count} queued {'jobs' if count > 1 else 'job'} can never start: {reason}{mend}")
+        fix = "" if "scontrol release" in reason else "; fix this, cancel them and resubmit"
+        warn(f"{count} queued {'jobs' if count > 1 else 'job'} can never start: {reason}{fix}")
     if supervise:
         from isoflop.launching.supervisor import add_supervisor
 
@@ -166,8 +169,8 @@ def status(
 ) -> None:
     """Example: isoflop status runs/soda --watch
 
-    Shows state, progress, speed and reason of every run, and totals. Exit code 1 if a run failed
-    or diverged.
+    Show state, progress, speed and reason of every run, and totals. Exit code 1 if a run failed or
+    diverged.
     """
     from isoflop.launching.records.study_files import read_study_profile
     from isoflop.launching.status_table import read_status
@@ -191,7 +194,7 @@ def status(
 def cancel(directory: Directory, runs: Runs = None) -> None:
     """Example: isoflop cancel runs/soda 3e20-w2304
 
-    Cancels the jobs of the named runs, or of all. Each run keeps its last checkpoint, from which
+    Cancel the jobs of the named runs, or of all. Each run keeps its last checkpoint, from which
     `isoflop submit` resumes.
     """
     from isoflop.launching.control import cancel as stop
@@ -204,7 +207,7 @@ def cancel(directory: Directory, runs: Runs = None) -> None:
 def retry(directory: Directory, runs: Runs = None) -> None:
     """Example: isoflop retry runs/soda 3e20-w2304
 
-    Queues failed and cancelled runs again, all of them or those named, regardless of the number of
+    Queue failed and cancelled runs again, all of them or those named, regardless of the number of
     earlier failures.
     """
     from isoflop.launching.control import retry as make_ready
@@ -233,7 +236,7 @@ def logs(
 ) -> None:
     """Example: isoflop logs runs/soda 3e20-w2304 --follow
 
-    Prints the log of a run's newest attempt, or of its job if no attempt has begun.
+    Print the log of a run's newest attempt, or of its job if no attempt has begun.
     """
     from isoflop.launching.control import follow_log, match_runs
 
@@ -262,9 +265,9 @@ def doctor(
 ) -> None:
     """Example: isoflop doctor --cluster slurm/h100.yaml
 
-    Without options prints the versions of isoflop, Python and the packages, and whether each
-    package imports. With --cluster checks SLURM, partition, limits, shared folder, and with a
-    small job Python, GPUs and clock on a node. Each problem is printed with its mend.
+    Print the versions of isoflop, Python and the packages, and whether each package imports. With
+    --cluster check SLURM, partition, limits, shared folder, and with a small job Python, GPUs and
+    clock on a node. Each problem is printed with its fix.
     """
     if cluster is None:
         from isoflop.launching.installation import check_installation
@@ -284,7 +287,7 @@ def doctor(
         print(f"{'ok   ' if check.passed else 'WRONG'} {check.name}: {check.result}", flush=True)
         if not check.passed:
             failures += 1
-            print(f"      mend: {check.mend}", flush=True)
+            print(f"      fix: {check.fix}", flush=True)
     if failures:
         raise typer.Exit(ClusterError.exit_code)
 
@@ -304,8 +307,9 @@ def calibrate(
 ) -> None:
     """Example: isoflop calibrate sweeps/soda.yaml --cluster slurm/h100.yaml
 
-    Trains the smallest, the middle and the largest models of each number of GPUs for a few steps,
-    in short jobs. Later plans and bills for this profile use the measured speed and memory.
+    Train the smallest, the middle and the largest models of each number of GPUs for a few steps,
+    in short jobs. Later plans and cost estimates for this profile use the measured speed and
+    memory.
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.calibrate import calibrate as measure

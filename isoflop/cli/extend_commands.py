@@ -63,8 +63,8 @@ def extend(
 ) -> None:
     """Example: isoflop extend runs/soda --max-flops 1e20 --runs 12
 
-    Extends profiles that do not bracket their optimum, then adds the runs that narrow the interval
-    most for their compute, and writes a sweep file with them. Submitting or running this file
+    Extend profiles that do not bracket their optimum, then add the runs that narrow the interval
+    most for their compute, and write a sweep file with them. Submitting or running this file
     trains only the new runs.
     """
     from isoflop.config import load_sweep

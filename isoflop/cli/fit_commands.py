@@ -93,10 +93,11 @@ def fit(
 ) -> None:
     """Example: isoflop fit runs/pocket --loss loss_text
 
-    Optimal model size and data as power laws of compute, by several methods side by side. Methods
-    that cannot fit the runs are listed with the reason. SOURCE is a sweep's directory; a CSV, TSV,
-    Parquet or JSONL table with one row per run, or many (loss logs); or a folder of such tables, of
-    TensorBoard event files or of offline W&B runs. COL may have a factor: --params 'millions*1e6'.
+    Fit optimal model size and data as power laws of compute, by several methods side by side.
+    Methods that cannot fit the runs are listed with the reason. SOURCE is a sweep's directory; a
+    CSV, TSV, Parquet or JSONL table with one row per run, or many (loss logs); or a folder of such
+    tables, of TensorBoard event files or of offline W&B runs. COL may have a factor: --params
+    'millions*1e6'.
     """
     from isoflop.config.sweep_file import load_directory_sweep
     from isoflop.fitting.fitfile.write import fit_document, write_fit
@@ -177,9 +178,9 @@ def predict(
 ) -> None:
     """Example: isoflop predict runs/pocket/fit.json --flops 1e13 --yaml best.yaml
 
-    The best model and its data for a budget by each law of a fit, with two intervals: one that
-    assumes the law, and one that includes its error beyond the runs. Also near-optimal sizes, the
-    cost of other sizes, and one run as a sweep file.
+    Predict the best model and its data for a budget by each law of a fit, with two intervals: one
+    that assumes the law, and one that includes its error beyond the runs. Also print near-optimal
+    sizes, the cost of other sizes, and one run as a sweep file.
     """
     from isoflop.files import replace_file
     from isoflop.fitting.fitfile.read import load_fit
@@ -215,7 +216,7 @@ def predict(
     for note in dict.fromkeys(note for prediction in predictions for note in prediction.notes):
         warn(note)
     if yaml is not None:
-        print(f"wrote {yaml}\nlay it out: sweep-plan {yaml}", file=sys.stderr)
+        print(f"wrote {yaml}\nplan it: sweep-plan {yaml}", file=sys.stderr)
 
 
 @app.command("compare", short_help="Compare fits and test whether they differ.")
@@ -238,9 +239,9 @@ def compare(
 ) -> None:
     """Example: isoflop compare runs/text-5/fit.json runs/text-20/fit.json
 
-    Exponents and predictions of several fits: methods, ablation arms, other data, published laws.
-    Fits of different runs are tested for a difference; fits of the same runs are not, as they are
-    not independent.
+    Compare exponents and predictions of several fits: methods, ablation arms, other data, published
+    laws. Fits of different runs are tested for a difference; fits of the same runs are not, as they
+    are not independent.
     """
     from isoflop.fitting.comparison import compare as put_side_by_side
     from isoflop.fitting.fitfile.read import laws_by_name, load_fit

@@ -23,7 +23,7 @@ from isoflop.errors import ConfigError
 
 
 @plan_app.command("plan")
-@app.command("plan", short_help="Lay out the runs of a sweep.")
+@app.command("plan", short_help="List the runs of a sweep.")
 def plan(
     context: typer.Context,
     sweep: Annotated[
@@ -81,7 +81,7 @@ def plan(
 ) -> None:
     """Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped
 
-    Lays out the runs of a sweep, with totals. Works offline and trains nothing.
+    List the runs of a sweep, with totals. Works offline and trains nothing.
     """
     from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
     from isoflop.planning.plan import plan as lay_out
@@ -170,10 +170,10 @@ def init(
 ) -> None:
     """Example: isoflop init --from soda my-study
 
-    Writes NAME.yaml and cluster.yaml, commented copies of shipped files to edit.
+    Write NAME.yaml and cluster.yaml, commented copies of shipped files to edit.
     """
     from isoflop.config.init_files import write_start
 
     sweep, profile = write_start(source, directory, force)
     print(f"wrote {sweep}\nwrote {profile}", file=sys.stderr)
-    print(f"lay it out: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)
+    print(f"plan it: {shlex.join(['sweep-plan', str(sweep)])}", file=sys.stderr)

@@ -27,8 +27,8 @@ def run(
 ) -> None:
     """Example: isoflop run sweeps/pocket.yaml
 
-    The whole study on this machine: plan, prepare data, train every run, fit, report. Finished runs
-    are skipped, interrupted runs resume.
+    Run the whole study on this machine: plan, prepare data, train every run, fit, report. Finished
+    runs are skipped, interrupted runs resume.
     """
     from isoflop.launching.records.sweep_directory import runs_root
     from isoflop.planning.plan import plan as lay_out
@@ -70,7 +70,7 @@ def run(
 def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     """Example: isoflop prepare sweeps/pocket.yaml
 
-    Tokenises and shards the data of a sweep, once: other sweeps with the same data section use it
+    Tokenise and shard the data of a sweep, once: other sweeps with the same data section use it
     too. Existing data are read in full to find damage.
     """
     from isoflop.config import load_sweep
@@ -100,7 +100,7 @@ def report(
 ) -> None:
     """Example: isoflop report runs/pocket
 
-    Gathers the runs, and writes figures and one self-contained page.
+    Gather the runs, and write figures and one self-contained page.
     """
     from isoflop.studies import conclude_study
 

@@ -64,7 +64,7 @@ def check_options(section: str, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         key = join(section, str(name))
         plain = plain_name(name)
-        require(bool(OPTION.fullmatch(str(name))), key, "is no name of an option of sbatch")
+        require(bool(OPTION.fullmatch(str(name))), key, "is not an sbatch option name")
         require(plain not in RESERVED_OPTIONS, key, "is set by isoflop; leave it out")
         # A known name sorts before those that it begins.
         full = next((known for known in sorted(KNOWN_OPTIONS) if known.startswith(plain)), plain)
@@ -159,7 +159,7 @@ def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
     if not names:
         return None
     name, key = names[0], join("slurm", names[0])
-    mend = "leave it out: a run requests its own number, of the type gpu.slurm_name"
+    fix = "leave it out: a run requests its own number, of the type gpu.slurm_name"
     require(
         len(names) == 1,
         key,
@@ -169,13 +169,13 @@ def fixed_gpus(options: Mapping[str, Any]) -> FixedGpus | None:
     require(
         pattern is not None,
         key,
-        f"gives GPUs per task or socket, which a bill can't count; {mend}",
+        f"gives GPUs per task or socket, which a cost estimate can't count; {fix}",
     )
     text = str(options[name])
     counts = pattern.findall(text) if pattern else []
     is_unique = len(counts) == 1 and len(_NAMES_GPU.findall(text)) <= 1
     require(
-        is_unique, key, f"the number of GPUs in {format_value(options[name])} is unclear; {mend}"
+        is_unique, key, f"the number of GPUs in {format_value(options[name])} is unclear; {fix}"
     )
     return FixedGpus(name, int(counts[0] or 1), plain_name(name) != "gpus")
 

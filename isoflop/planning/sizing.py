@@ -271,7 +271,7 @@ class Sizer:
         """
         if self.calibration is None:
             raise ConfigError(
-                "gpu: missing; a bill needs the GPUs of the nodes, e.g. "
+                "gpu: missing; a cost estimate needs the GPUs of the nodes, e.g. "
                 "gpu: {type: h100-sxm, per_node: 8}, or on CPUs the measurements of "
                 "`isoflop calibrate`"
             )

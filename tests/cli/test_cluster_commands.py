@@ -245,7 +245,8 @@ def test_who_can_not_be_asked_has_to_say_yes(isoflop: Callable[..., Output], roo
     assert (code, out) == (2, "")
     assert (
         error(err)
-        == "no terminal for the question: add --yes to queue, or --dry-run to see the bill"
+        == "cannot ask for confirmation: stdin is not a terminal; add --yes to queue, or "
+        "--dry-run to see the cost estimate"
     )
     assert not root.exists()
 

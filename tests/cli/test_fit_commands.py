@@ -211,7 +211,7 @@ def test_what_n_and_c_count_is_shown_where_there_is_a_choice(
 ) -> None:
     directory = finish_all(tiny_plan(tmp_path, *LAW), root)
     out = isoflop("fit", str(directory), "--bootstrap", "0")[1]
-    rows = out.partition("What N and C count decides the exponents:")[2].strip().splitlines()
+    rows = out.partition("Exponents by the definition of N and C:")[2].strip().splitlines()
     assert len(rows) == 1 + 6 + 6 + 3
     document = json.loads(isoflop("fit", str(directory), "--bootstrap", "0", "--json")[1])
     assert len(document["sensitivity"]) == 15
@@ -334,7 +334,7 @@ def test_the_run_that_is_predicted_trains(
         "predict", str(directory), "--flops", "1e8", "--method", "isoflop", "--yaml", "best.yaml"
     )
     assert code == 0
-    assert err.splitlines()[-2:] == ["wrote best.yaml", "lay it out: sweep-plan best.yaml"]
+    assert err.splitlines()[-2:] == ["wrote best.yaml", "plan it: sweep-plan best.yaml"]
     code, out, _ = isoflop("plan", "best.yaml", "--json")
     (run,) = json.loads(out)["runs"]
     assert code == 0

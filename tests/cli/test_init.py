@@ -41,7 +41,7 @@ def test_the_files_are_the_shipped_ones_and_plan_the_same(
 ) -> None:
     code, out, err = init("--from", name)
     assert (code, out) == (0, "")
-    assert err == f"wrote {name}.yaml\nwrote cluster.yaml\nlay it out: sweep-plan {name}.yaml\n"
+    assert err == f"wrote {name}.yaml\nwrote cluster.yaml\nplan it: sweep-plan {name}.yaml\n"
     assert sorted(os.listdir()) == ["cluster.yaml", f"{name}.yaml"]
     assert Path(f"{name}.yaml").read_bytes() == (SWEEPS / f"{name}.yaml").read_bytes()
     assert Path("cluster.yaml").read_bytes() == (PROFILES / "h100.yaml").read_bytes()
@@ -51,7 +51,7 @@ def test_the_files_are_the_shipped_ones_and_plan_the_same(
 def test_the_default_is_soda_and_another_folder_is_made(init: Callable[..., Output]) -> None:
     code, _, err = init("my studies/first")
     assert code == 0
-    assert err.endswith("lay it out: sweep-plan 'my studies/first/soda.yaml'\n")
+    assert err.endswith("plan it: sweep-plan 'my studies/first/soda.yaml'\n")
     assert sorted(os.listdir("my studies/first")) == ["cluster.yaml", "soda.yaml"]
 
 

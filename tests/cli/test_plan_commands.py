@@ -221,7 +221,7 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
         (
             ["--cluster", "local"],
             2,
-            "isoflop: error: local: gpu: missing; a bill needs the GPUs of the nodes",
+            "isoflop: error: local: gpu: missing; a cost estimate needs the GPUs of the nodes",
         ),
         (["--cluster", "h1000"], 2, "isoflop: error: h1000: no such file; did you mean h100"),
     ],
@@ -342,7 +342,7 @@ def test_help_begins_with_an_example(run: Callable[..., Output]) -> None:
         out.split("\n\n")[1].strip()
         == "Example: sweep-plan sweeps/soda.yaml seq_len=2048 --dropped"
     )
-    assert re.search(r"plan +Lay out the runs of a sweep\.", run("--help", program=main)[1])
+    assert re.search(r"plan +List the runs of a sweep\.", run("--help", program=main)[1])
     assert run("--version", program=main)[1].strip()
 
 

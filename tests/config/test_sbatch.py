@@ -66,7 +66,8 @@ def test_only_what_names_gpus_asks_for_them(
         ({"tasks_per_node": 1}, "slurm.tasks_per_node: with `gpu`, isoflop sets it"),
         (
             {"gpus_per_task": 2},
-            "slurm.gpus_per_task: gives GPUs per task or socket, which a bill can't count; leave",
+            "slurm.gpus_per_task: gives GPUs per task or socket, which a cost estimate can't "
+            "count; leave",
         ),
         ({"gpus-per-socket": 2}, "slurm.gpus-per-socket: gives GPUs per task or socket"),
         (

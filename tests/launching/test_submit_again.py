@@ -202,7 +202,7 @@ def test_interruptions_without_a_bill_are_refused(
     study: Study, submit: Callable[..., Output]
 ) -> None:
     code, _, err = submit("--interruptions", "3")
-    assert (code, "--interruptions: needs a bill; set the profile's `gpu`" in err) == (
+    assert (code, "--interruptions: needs a cost estimate; set the profile's `gpu`" in err) == (
         2,
         True,
     )
@@ -212,7 +212,7 @@ def test_interruptions_without_a_bill_are_refused(
 def test_a_cap_without_a_bill_is_refused(study: Study, submit: Callable[..., Output]) -> None:
     code, _, err = submit("--max-gpu-hours", "10")
     assert code == 2
-    assert "gpu: missing; a bill needs the GPUs of the nodes" in err
+    assert "gpu: missing; a cost estimate needs the GPUs of the nodes" in err
     assert not study.slurm.read()["jobs"]
 
 

@@ -190,5 +190,7 @@ def test_too_large_a_model_is_refused_with_the_memory_it_needs(soda: Plan) -> No
         match=r"3e20-w\d+-s0-\w+: .* need about [\d.]+ GB on each GPU, but L4 has 24.0 GB",
     ):
         first_sizes([run for run in soda.runs if run.budget == 3e20], small)
-    with pytest.raises(ConfigError, match="gpu: missing; a bill needs the GPUs of the nodes"):
+    with pytest.raises(
+        ConfigError, match="gpu: missing; a cost estimate needs the GPUs of the nodes"
+    ):
         first_sizes(soda.runs, cluster(gpu=None))

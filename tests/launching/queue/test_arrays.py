@@ -544,14 +544,14 @@ def test_what_a_script_asks_for(run: RunSpec, tmp_path: Path) -> None:
     [
         ({"slurm.comment": "a\ntouch touched"}, "slurm.comment: has a line break in it"),
         ({"slurm.comment": "a\n"}, "slurm.comment: has a line break in it"),
-        ({"slurm": {"a b": 1}}, "slurm.a b: is no name of an option of sbatch"),
+        ({"slurm": {"a b": 1}}, "slurm.a b: is not an sbatch option name"),
         (
             {"slurm": {"a\ntouch touched": 1}},
-            "slurm.a touch touched: is no name of an option of sbatch",
+            "slurm.a touch touched: is not an sbatch option name",
         ),
-        ({"slurm": {"-p": "main"}}, "slurm.-p: is no name of an option of sbatch"),
-        ({"slurm": {"a=b": "c"}}, "slurm.a=b: is no name of an option of sbatch"),
-        ({"slurm": {"": "c"}}, "slurm: is no name of an option of sbatch"),
+        ({"slurm": {"-p": "main"}}, "slurm.-p: is not an sbatch option name"),
+        ({"slurm": {"a=b": "c"}}, "slurm.a=b: is not an sbatch option name"),
+        ({"slurm": {"": "c"}}, "slurm: is not an sbatch option name"),
         (
             {"slurm.nodelist": ["n1", "n2"]},
             "slurm.nodelist: expected text, a number or true, got ['n1', 'n2']",
