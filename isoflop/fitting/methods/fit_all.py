@@ -20,6 +20,7 @@ from isoflop.fitting.methods.isoflop import (
 from isoflop.fitting.methods.joint import fit_joint
 from isoflop.fitting.methods.parametric import HuberDelta, check_surface_options, fit_parametric
 from isoflop.fitting.results.base import Fit
+from isoflop.fitting.tables.columns import option_text
 from isoflop.fitting.tables.fit_table import RunsTable, read_table
 from isoflop.fitting.tables.table_files import read_frame
 from isoflop.fitting.terms import Axis, LossUnit
@@ -172,7 +173,7 @@ def fit_method(method: Method, table: RunsTable, options: Options) -> Fit:
     if table.budgets_are_flops:
         raise FitError(
             f"{table.source}: the FLOPs don't fall into budgets; "
-            "name a column of budgets with --budget"
+            f"name a column of budgets with {option_text(table.source, 'budget')}"
         )
     if method == "joint":
         huber = options.huber_delta != float("inf")

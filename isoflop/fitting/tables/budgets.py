@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.fitting.tables.columns import option_text
 from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import Floats, Ints
 from isoflop.text import flops_text, percent_text
@@ -88,7 +89,8 @@ def label_by_flops(flops: Floats, sizes: Floats, where: str, needed: bool) -> La
         limits = f"{flops_text(flops.min(), 3)} to {flops_text(flops.max(), 3)}"
         reason = f"FLOPs don't fall into budgets ({limits}, no gap wider than the scatter)"
         if needed:
-            raise FitError(f"{where}: the {reason}; name a column of budgets with --budget")
+            option = option_text(where, "budget")
+            raise FitError(f"{where}: the {reason}; name a column of budgets with {option}")
         return LabelledBudgets(flops, FLOPS_AS_BUDGET, [finding("no_budgets", f"The {reason}.")])
     logs, labels = np.log(flops), groups.labels
     budgets = np.exp((np.bincount(labels, logs) / np.bincount(labels))[labels])

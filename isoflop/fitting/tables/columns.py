@@ -35,7 +35,7 @@ SETTINGS = (
     "beta2",
 )
 
-PYTHON_SOURCES = ("the table", "the table beside")
+PYTHON_SOURCES = ("the table", "the beside= table")
 """Names of sources that are no files, but tables in Python."""
 REQUIRED_ROLES = ("params", "tokens", "loss")
 ROLES = {

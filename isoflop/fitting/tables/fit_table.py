@@ -239,7 +239,7 @@ def _list_runs(
     table, beside_where = None, str(beside)
     if beside is not None:
         if isinstance(beside, pd.DataFrame):
-            table, beside_where = beside, "the table beside"
+            table, beside_where = beside, "the beside= table"
         else:
             table = read_frame(beside)
         table = unnest(table.reset_index(drop=True))

@@ -119,7 +119,8 @@ def summarise_logs(
     )
     gone, dropped, findings = check_ends(ends, table, step)
     if unknown:
-        dropped.append(Dropped(list_names(unknown, "run"), "not in the table beside"))
+        option = option_text(beside_where, "beside")
+        dropped.append(Dropped(list_names(unknown, "run"), f"not in the {option} table"))
     usable = cast(pd.DataFrame, table.loc[~gone]).reset_index(drop=True)
     return LogSummary(usable, text, dropped, findings)
 
@@ -155,7 +156,7 @@ def _select_split(frame: pd.DataFrame, where: str, options: LogOptions) -> tuple
 def _join_beside(
     frame: pd.DataFrame, beside: pd.DataFrame, where: str, log_columns: set[str | None]
 ) -> tuple[pd.DataFrame, list[str], str]:
-    """Add to a log what only the table beside it has.
+    """Add to a log what only the `beside` table has.
 
     Args:
         frame: the log.

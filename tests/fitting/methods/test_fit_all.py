@@ -43,7 +43,7 @@ def test_a_method_that_is_refused_leaves_the_others() -> None:
     assert [fit.method for fit in fitted.fits] == ["parametric", "envelope"]
     assert set(fitted.refused) == {"isoflop", "joint"}
     assert (
-        "don't fall into budgets; name a column of budgets with --budget" in fitted.refused["joint"]
+        "don't fall into budgets; name a column of budgets with budget=" in fitted.refused["joint"]
     )
 
 

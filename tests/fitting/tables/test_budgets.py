@@ -106,7 +106,7 @@ def test_a_budget_with_each_size_twice_is_two():
     runs["tokens"] = runs["flops"] / (6 * runs["params"])
     with pytest.raises(
         FitError,
-        match=r"the FLOPs don't fall into budgets .* name a column of budgets with --budget",
+        match=r"the FLOPs don't fall into budgets .* name a column of budgets with budget=",
     ):
         read_table(runs)
     table = read_table(runs, need_budgets=False)
@@ -133,7 +133,7 @@ def test_uncertain_budgets_are_reported():
     )
     runs = runs.assign(flops=near, tokens=near / 6 / sizes)
     (finding,) = read_table(runs).findings
-    expected = "scatter by 7% within a budget and differ by 12% between two"
+    expected = "scatter by 7.3% within a budget and differ by 12% between two"
     assert expected in finding["message"]
 
 

@@ -119,7 +119,7 @@ def test_a_table_beside_adds_missing_columns(tmp_path: Path):
     beside.write_text("run,params,budget\na,1e7,6e16\nb,2e7,6e16\nz,3e7,6e16\n")
     table = read_table(runs, beside=beside)
     assert table.array("params").tolist() == [1e7, 2e7]
-    assert table.dropped == (("run c", "not in the table beside"),)
+    assert table.dropped == (("run c", "not in the --beside table"),)
     with pytest.raises(FitError, match="no column 'run'"):
         read_table(runs, beside=pd.DataFrame({"params": [1e7]}))
     with pytest.raises(FitError, match="column 'run' has run a more than once"):

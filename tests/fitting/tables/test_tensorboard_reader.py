@@ -93,7 +93,7 @@ def test_a_table_beside_adds_missing_columns(tmp_path: Path):
     table = read_table(tmp_path / "logs", beside=beside)
     assert table.frame["run_id"].tolist() == ["a", "b"]
     assert table.array("tokens").tolist() == [1e9, 5e8]
-    assert table.dropped == (("run d", "has no scalars"), ("run c", "not in the table beside"))
+    assert table.dropped == (("run d", "has no scalars"), ("run c", "not in the --beside table"))
 
 
 def test_tensors_and_a_resumed_run_are_read(tmp_path: Path):
