@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one line with the fault, its place and the mend."""
+"""Errors that a user can cause: one line with the fault, its place and the fix."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _OFFLINE = re.compile(
 
 
 class SetUpError(Exception):
-    """Reason of a stop of set-up, in one line with the mend."""
+    """Reason of a stop of set-up, in one line with the fix."""
 
 
 class Build(StrEnum):

@@ -1,7 +1,7 @@
 """Read a configuration: a YAML file and `key=value` overrides, as a checked dataclass.
 
 The steps are: parse the file, set the overrides, resolve the interpolations, check. Each error
-names the file, the line or the key, and the mend.
+names the file, the line or the key, and the fix.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def read_config(
             the schema's keys for text.
 
     Raises:
-        ConfigError: one line with file, key and mend.
+        ConfigError: one line with file, key and fix.
     """
     spelled = {*as_written, *text_keys(schema)}
     values = _parse_file(source, spelled)
@@ -200,10 +200,10 @@ def _resolve(values: dict[str, Any], label: str) -> dict[str, Any]:
     except Exception as problem:  # an interpolation runs resolvers, which may raise anything
         key = getattr(problem, "full_key", None)
         location = f"{label}: {key}" if key else label
-        mend = ""
+        fix = ""
         if name := re.search(r"Interpolation key '([A-Za-z_]\w*)' not found", str(problem)):
-            mend = f"; for a variable of the shell write ${name[1]}, or \\${{{name[1]}}}"
-        raise ConfigError(f"{location}: {_first_line(problem)}{mend}") from None
+            fix = f"; for a variable of the shell write ${name[1]}, or \\${{{name[1]}}}"
+        raise ConfigError(f"{location}: {_first_line(problem)}{fix}") from None
 
 
 def _needs_omegaconf(value: Any) -> bool:

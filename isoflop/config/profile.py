@@ -201,7 +201,7 @@ def load_profile(
             a bill needs neither.
 
     Raises:
-        ConfigError: an unusable file, key or value, in one line with the mend.
+        ConfigError: an unusable file, key or value, in one line with the fix.
     """
     file = find_source(source, "slurm")
 

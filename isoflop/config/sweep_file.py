@@ -27,7 +27,7 @@ def load_sweep(source: str | PathLike[str], overrides: Overrides = ()) -> Sweep:
             value at its key.
 
     Raises:
-        ConfigError: an unusable file, key or value, in one line with the mend.
+        ConfigError: an unusable file, key or value, in one line with the fix.
     """
     return _read_sweep(find_source(source, "sweeps"), overrides)
 

@@ -35,7 +35,7 @@ class SchemaError(ConfigError):
 
     Attributes:
         key: dotted key, e.g. `data.mixture.emilia-en` or `widths[1].step`.
-        message: the fault and the mend.
+        message: the fault and the fix.
     """
 
     def __init__(self, key: str, message: str) -> None:
@@ -139,7 +139,7 @@ def _convert_mapping(item_hint: Any, value: Any, key: str, root: type) -> dict[s
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     if hint is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        require(is_number, key, f"expected a number, got {format_value(value)}{_mend(value)}")
+        require(is_number, key, f"expected a number, got {format_value(value)}{_fix(value)}")
         try:
             is_finite = math.isfinite(value)
         except OverflowError:
@@ -148,9 +148,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
         return float(value)
     if hint is int:
         is_integer = isinstance(value, int) and not isinstance(value, bool)
-        require(
-            is_integer, key, f"expected a whole number, got {format_value(value)}{_mend(value)}"
-        )
+        require(is_integer, key, f"expected a whole number, got {format_value(value)}{_fix(value)}")
         require(
             -(2**63) < value < 2**63,
             key,
@@ -165,7 +163,7 @@ def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _mend(value: Any) -> str:
+def _fix(value: Any) -> str:
     """Return the number in a text such as 1_000, or '010', '0o17' and '-.5' in quotes."""
     if not isinstance(value, str):
         return ""

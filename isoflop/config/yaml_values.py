@@ -42,7 +42,7 @@ _QUOTED_TEXTS = {
 
 _BASES = {"0o": 8, "0x": 16}
 
-_MENDS = {
+_FIXES = {
     "but found another document": "a second document begins here; keep one",
     "found character that cannot start any token": "{}; indent with spaces, not tabs, and put text"
     " that begins with @, ` or % in quotes",
@@ -54,7 +54,7 @@ class YamlError(Exception):
 
     Attributes:
         line: line of the fault, from 1; None if the parser reports none.
-        message: fault and mend, on one line.
+        message: fault and fix, on one line.
     """
 
     def __init__(self, message: str, line: int | None = None) -> None:
@@ -81,7 +81,7 @@ def parse_yaml(text: str, *, as_written: bool | Collection[str] = False) -> Any:
     except yaml.MarkedYAMLError as error:
         problem = error.problem or "not valid YAML"
         mark = error.problem_mark
-        message = _MENDS.get(problem, "{}").format(problem)
+        message = _FIXES.get(problem, "{}").format(problem)
         raise YamlError(message, None if mark is None else mark.line + 1) from None
     except RecursionError:
         raise YamlError(f"nested deeper than {MAX_DEPTH} levels") from None

@@ -78,8 +78,8 @@ class _Task(Generic[Result]):
             self.process.join()
             code = self.process.exitcode
             message = f"a process that prepares data died (exit code {code})"
-            mend = "memory ran out or it was killed; prepare again"
-            self._outcome = None, DataError(f"{message}: {mend}")
+            fix = "memory ran out or it was killed; prepare again"
+            self._outcome = None, DataError(f"{message}: {fix}")
         self.end()
 
     def result(self) -> Result:

@@ -115,12 +115,12 @@ class Manifest:
                 cls, {name: document[name] for name in ("vocabulary", "shards", "data", "versions")}
             )
         except FileNotFoundError:
-            mend = (
+            fix = (
                 "delete the folder and prepare again"
                 if folder.exists()
                 else "run `isoflop prepare SWEEP.yaml` first"
             )
-            raise DataError(f"{folder}: has no prepared data (no {MANIFEST}); {mend}") from None
+            raise DataError(f"{folder}: has no prepared data (no {MANIFEST}); {fix}") from None
         except (ValueError, KeyError, TypeError, SchemaError) as error:
             raise DataError(
                 f"{path}: not a readable manifest ({error}); delete the folder and prepare again"

@@ -32,7 +32,9 @@ POLL_S = 0.5
 QUEUE_POLL_S = 5.0
 REASONS_S = 5.0
 SETTLE_S = 3.0
-READY_REASON = "to be tried again"
+READY_REASON = "waiting for retry"
+READY_REASONS = (READY_REASON, "to be tried again")
+"""Reason of a run that a retry made ready; the second is written by 0.1.0."""
 """Reason of a run that `retry` made ready and no submission has queued yet."""
 
 MAX_NAMES = 3
@@ -247,7 +249,7 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
             run_id
             for run_id in chosen
             if (run := status.runs[run_id]).state in ("failed", "cancelled")
-            or (run.retry and run.reason == READY_REASON)  # an earlier retry did not queue it
+            or (run.retry and run.reason in READY_REASONS)  # an earlier retry did not queue it
         ]
         if prefixes and (others := [run_id for run_id in chosen if run_id not in ready]):
             state = status.runs[others[0]].state
@@ -287,10 +289,10 @@ def newest_log(directory: Path, run_id: str) -> Path:
             errors = folder / f"{submission.task(run_id)}_0_log.err"
             if errors.exists():
                 return errors
-    mend = "`isoflop run` of its sweep trains it"
+    fix = "`isoflop run` of its sweep trains it"
     if submissions:
-        mend = f"see `isoflop status {directory}`"
-    raise RunError(f"{run_id}: has written nothing yet; {mend}")
+        fix = f"see `isoflop status {directory}`"
+    raise RunError(f"{run_id}: has written nothing yet; {fix}")
 
 
 def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:

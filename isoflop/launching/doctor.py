@@ -1,4 +1,4 @@
-"""Checks of a cluster against a profile, in order, each with its mend."""
+"""Checks of a cluster against a profile, in order, each with its fix."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Check:
         name: subject of the check, such as `partition`.
         passed: True if the cluster and the profile fit.
         result: state of the subject.
-        mend: change that lets a failed check pass.
+        fix: change that lets a failed check pass.
     """
 
     name: str
     passed: bool
     result: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass
@@ -96,8 +96,8 @@ def check_cluster(profile: Profile, root: Path, wait_s: float = WAIT_S) -> Itera
     """
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     programs = f"missing: {', '.join(missing)}" if missing else ", ".join(PROGRAMS)
-    mend = "log in to a node of the cluster that has SLURM on its PATH"
-    yield Check("programs", not missing, programs, mend)
+    fix = "log in to a node of the cluster that has SLURM on its PATH"
+    yield Check("programs", not missing, programs, fix)
     if missing:
         return
     try:
@@ -137,8 +137,8 @@ def _check_partitions(profile: Profile) -> Generator[Check, None, bool]:
     option = str(profile.slurm.get("partition") or "")
     names = [name for name in re.split(r"[,\s]+", option) if name]
     if missing := [name for name in names if name not in partitions]:
-        mend = f"slurm.partition: take one of {', '.join(partitions)}"
-        yield Check("partition", False, f"{missing[0]!r} does not exist", mend)
+        fix = f"slurm.partition: take one of {', '.join(partitions)}"
+        yield Check("partition", False, f"{missing[0]!r} does not exist", fix)
         return False
     names = names or [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
     if not names:
@@ -171,8 +171,8 @@ def _check_root(root: Path) -> Generator[Check, None, Path | None]:
     try:
         folder.mkdir(parents=True)
     except OSError as problem:
-        mend = "root: a folder that you may write to"
-        yield Check("root", False, f"{root}: {problem.strerror}", mend)
+        fix = "root: a folder that you may write to"
+        yield Check("root", False, f"{root}: {problem.strerror}", fix)
         return None
     free = shutil.disk_usage(root).free
     yield Check("root", True, f"{root}, {bytes_text(free)} free")
@@ -243,29 +243,29 @@ def _check_properties(properties: dict[str, Any], profile: Profile, gpus: int) -
     )
     if profile.gpu is not None:
         count = properties["gpus"]
-        mend = "gpu.per_node, or how the cluster wants GPUs requested, e.g. slurm: {gres: ...}"
-        yield Check("gpus", count >= gpus, f"{count} visible, {gpus} requested", mend)
+        fix = "gpu.per_node, or how the cluster wants GPUs requested, e.g. slurm: {gres: ...}"
+        yield Check("gpus", count >= gpus, f"{count} visible, {gpus} requested", fix)
 
 
 def _no_answer(task: Task | None, folder: Path, waited_s: float) -> Check:
     """Return the failed check of a probe that wrote no answer."""
     if task is not None and task.waits and never_starts(task.wait_reason):
-        mend = explain(task.wait_reason).partition(": ")[2]
-        return Check("job", False, f"can never start: {task.wait_reason}", mend)
+        fix = explain(task.wait_reason).partition(": ")[2]
+        return Check("job", False, f"can never start: {task.wait_reason}", fix)
     if task is not None and task.waits:
         reason = explain(task.wait_reason) or "no reason given"
         result = f"still waits after {waited_s:.0f} s ({reason})"
-        mend = "wait longer (--wait SECONDS) if the queue is long, else the key that is named"
-        return Check("job", False, result, mend)
+        fix = "wait longer (--wait SECONDS) if the queue is long, else the key that is named"
+        return Check("job", False, result, fix)
     if task is not None and task.active:
         result = f"still runs on {task.node} after {waited_s:.0f} s"
         return Check("job", False, result, "wait longer (--wait SECONDS)")
     log = _log_end(folder, "err") or _log_end(folder, "out") or "it wrote nothing"
-    mend = (
+    fix = (
         "setup: lines that fail there; root: a folder that all nodes share; "
         "python: an interpreter that all nodes have"
     )
-    return Check("job", False, f"ended without an answer: {log}", mend)
+    return Check("job", False, f"ended without an answer: {log}", fix)
 
 
 def _log_end(folder: Path, stream: str) -> str:

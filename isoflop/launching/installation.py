@@ -44,7 +44,7 @@ def check_installation() -> Iterator[str]:
     """Yield a line with the versions of isoflop, Python and the system, then a line per package.
 
     A package line begins with `ok`, `missing` or `broken` (installed, but its import fails), and
-    gives the version, the problem and the mend. Each package is imported in a process of its own,
+    gives the version, the problem and the fix. Each package is imported in a process of its own,
     so that a crash is reported too.
     """
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -73,12 +73,12 @@ def _check_package(requirement: Requirement) -> str:
         label = f"{requirement.name} {version(requirement.name)}"
     except PackageNotFoundError:
         use = f" (optional, for {requirement.extra})" if requirement.extra else ""
-        mend = f"{install} {shlex.quote(requirement.text)}"
-        return f"missing {requirement.name}{use}; mend: {mend}"
+        fix = f"{install} {shlex.quote(requirement.text)}"
+        return f"missing {requirement.name}{use}; fix: {fix}"
     module = MODULES.get(requirement.name, requirement.name.replace("-", "_"))
     if problem := _import_problem(module):
-        mend = f"{install} --force-reinstall {shlex.quote(requirement.text)}"
-        return f"broken  {label}: {problem}; mend: {mend}"
+        fix = f"{install} --force-reinstall {shlex.quote(requirement.text)}"
+        return f"broken  {label}: {problem}; fix: {fix}"
     return f"ok      {label}"
 
 

@@ -174,11 +174,11 @@ def write_report(notifier: Notifier, profile: Profile, directory: Path) -> None:
     # `isoflop report` prints the report's path even if it refuses to fit a law.
     if process.returncode and not process.stdout:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        mend = (
+        fix = (
             "make it with `isoflop report`; if memory was short, see the profile's key `supervisor`"
         )
         _log(process.stderr)
-        message = f"no report: ended with {process.returncode}: {reason}; {mend}"
+        message = f"no report: ended with {process.returncode}: {reason}; {fix}"
         notifier.send(profile, "stuck", message)
 
 

@@ -183,7 +183,7 @@ def plan(source: str | PathLike[str] | Sweep, overrides: Overrides = ()) -> Plan
         overrides: `key=value` texts, or a mapping of dotted keys to values.
 
     Raises:
-        ConfigError: a sweep that can't be read or planned, in one line with the mend.
+        ConfigError: a sweep that can't be read or planned, in one line with the fix.
     """
     if isinstance(source, Sweep):
         if overrides:
@@ -271,7 +271,7 @@ def _warnings(sweep: Sweep, runs: list[RunSpec]) -> tuple[str, ...]:
 def _no_runs_error(grid: Grid) -> ConfigError:
     reason, count = next(iter(count_dropped(grid.dropped).items()))
     example = next(candidate for candidate in grid.dropped if candidate.reason == reason)
-    mends = {
+    fixes = {
         "batch": "lower min_batch or raise budgets",
         "steps": "raise max_steps",
         "budget": "raise budgets",
@@ -279,7 +279,7 @@ def _no_runs_error(grid: Grid) -> ConfigError:
     return ConfigError(
         f"no runs are left: {count} of {len(grid.dropped)} candidates were dropped for {reason} "
         f"({point_label(example.budget, example.width)}: {example.detail}); "
-        f"{mends.get(reason, 'change budgets or widths')}"
+        f"{fixes.get(reason, 'change budgets or widths')}"
     )
 
 

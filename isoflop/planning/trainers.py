@@ -48,7 +48,7 @@ def check_trainer(sweep: Sweep) -> None:
     Some of these faults would otherwise appear only at the end of a run.
 
     Raises:
-        ConfigError: the fault of `train.trainer` or `metric.set`, and the mend.
+        ConfigError: the fault of `train.trainer` or `metric.set`, and the fix.
     """
     kind, argument = sweep.train.program
     if kind == "simulated":

@@ -33,20 +33,20 @@ def find_recipe(name: str) -> RecipeLike:
             isinstance(problem, ModuleNotFoundError)
             and problem.name == module_name.partition(".")[0]
         )
-        mend = (
+        fix = (
             "; is its folder installed or on PYTHONPATH? If not: export PYTHONPATH=FOLDER"
             if is_absent
             else ""
         )
-        raise ConfigError(f"recipe {name!r} can't be imported ({problem}){mend}") from problem
+        raise ConfigError(f"recipe {name!r} can't be imported ({problem}){fix}") from problem
     if recipe is None:
         names = [key for key, value in vars(module).items() if _is_recipe(value)]
-        mend = (
+        fix = (
             f"it has {', '.join(names)}"
             if names
             else "define it there: an object with name, version, shape and solve"
         )
-        raise ConfigError(f"recipe {name!r}: {module_name} has no {attribute!r}; {mend}")
+        raise ConfigError(f"recipe {name!r}: {module_name} has no {attribute!r}; {fix}")
     if not _is_recipe(recipe):
         raise ConfigError(f"recipe {name!r} is no recipe: it needs name, version, shape and solve")
     return recipe

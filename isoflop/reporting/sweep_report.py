@@ -112,14 +112,14 @@ def _fit_document(directory: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise FitError(
-            f"{path}: not JSON: {' '.join(str(error).split())[:120]}; {_mend(directory)}"
+            f"{path}: not JSON: {' '.join(str(error).split())[:120]}; {_fix(directory)}"
         ) from error
     if problem := _problem(document):
-        raise FitError(f"{path}: not a fit ({problem}); {_mend(directory)}")
+        raise FitError(f"{path}: not a fit ({problem}); {_fix(directory)}")
     return document
 
 
-def _mend(directory: Path) -> str:
+def _fix(directory: Path) -> str:
     folder = shlex.quote(str(directory))
     return f"delete it, or replace it with: isoflop fit {folder} --output {folder}"
 

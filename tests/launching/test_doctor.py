@@ -77,7 +77,7 @@ def test_a_partition_that_takes_the_jobs(
     checks = found(study, options)
     assert checks["partition"].result.startswith(says)
     assert checks["partition"].passed == (mend is None)
-    assert mend is None or checks["partition"].mend == mend
+    assert mend is None or checks["partition"].fix == mend
     assert ("job" in checks) == (mend is None)
 
 
@@ -107,7 +107,7 @@ def test_a_job_that_waits_for_ever_is_not_waited_for(study: Study, reason: str, 
     before = time.monotonic()
     check = found(study, {}, 60)["job"]
     assert time.monotonic() - before < 30
-    assert (check.passed, check.result, check.mend) == (False, f"can never start: {reason}", mend)
+    assert (check.passed, check.result, check.fix) == (False, f"can never start: {reason}", mend)
     assert study.slurm.read()["queue"]["100"][0] == "CANCELLED"
 
 
@@ -135,4 +135,4 @@ def test_a_job_that_died_is_quoted_and_no_folder_named_that_is_gone(study: Study
     )
     check = found(study, {})["job"]
     assert check.result == "ended without an answer: no such interpreter"
-    assert ".doctor" not in check.result + check.mend
+    assert ".doctor" not in check.result + check.fix

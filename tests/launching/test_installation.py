@@ -60,11 +60,11 @@ def test_each_package_is_imported_in_its_own_process(
         f"interpreter: {sys.executable}",
         "ok      sound_package 1.5",
         "broken  crashing_package 1.5: import crashes (SIGKILL); "
-        f"mend: {pip} --force-reinstall 'crashing_package>=1'",
+        f"fix: {pip} --force-reinstall 'crashing_package>=1'",
         "broken  failing_package 1.5: OSError: libcuda.so: not found; "
-        f"mend: {pip} --force-reinstall 'failing_package>=1'",
-        f"missing absent-package; mend: {pip} 'absent-package>=2'",
-        f"missing absent-extra (optional, for wandb); mend: {pip} absent-extra",
+        f"fix: {pip} --force-reinstall 'failing_package>=1'",
+        f"missing absent-package; fix: {pip} 'absent-package>=2'",
+        f"missing absent-extra (optional, for wandb); fix: {pip} absent-extra",
     ]
 
 
@@ -73,7 +73,7 @@ def test_an_import_that_hangs_is_reported(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(installation, "list_requirements", lambda: [hanging])
     monkeypatch.setattr(installation, "IMPORT_TIMEOUT_S", 1.0)
     line = list(check_installation())[-1]
-    assert line.startswith("broken  hanging_package 1.5: import takes more than 1 s; mend: ")
+    assert line.startswith("broken  hanging_package 1.5: import takes more than 1 s; fix: ")
 
 
 def test_packages_of_this_environment_import(monkeypatch: pytest.MonkeyPatch) -> None:

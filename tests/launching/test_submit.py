@@ -164,7 +164,7 @@ def test_a_query_and_names_choose_together(study: Study) -> None:
 def test_a_run_that_failed_is_pending_once_it_is_queued_again(study: Study) -> None:
     study.prepare()
     record_failure(study.run(0), "no luck", "n1")
-    assert study.submit().counts() == {"to be tried again": 1, "new": 2}
+    assert study.submit().counts() == {"retrying": 1, "new": 2}
     assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("pending", 1)
 
 

@@ -204,22 +204,22 @@ def _outlier_findings(fit: ParametricFit) -> list[Finding]:
     table = fit.influence
     configs = table.index.to_numpy(dtype=np.int64)
     text = _outlier_text(fit, column(table, "sds"), configs, "law")
-    mend = (
+    fix = (
         f"Kept; --drop-outliers {OUTLIER_SDS:g} (in Python "
         f"fit_parametric(drop_outliers={OUTLIER_SDS:g})) leaves out runs so far off."
     )
-    return [finding("outliers", f"{text} {mend}")] if text else []
+    return [finding("outliers", f"{text} {fix}")] if text else []
 
 
 def _joint_outlier_findings(fit: JointFit) -> list[Finding]:
     table = fit.residuals
     configs = fit.runs.configurations.loc[table.index, "config"].to_numpy(dtype=np.int64)
     text = _outlier_text(fit, column(table, "sds"), configs, "profiles")
-    mend = (
+    fix = (
         "Kept; --drop-outliers X (in Python fit_parametric(drop_outliers=X)) leaves out "
         "runs so far off the parametric law."
     )
-    return [finding("outliers", f"{text} {mend}")] if text else []
+    return [finding("outliers", f"{text} {fix}")] if text else []
 
 
 def _outlier_text(fit: ParametricFit | JointFit, sds: Floats, configs: Ints, fitted: str) -> str:

@@ -259,8 +259,8 @@ def _describe_death(
     at = f" on {node}" if node else ""
     log = _log_file(run, submission)
     if OUT_OF_MEMORY.search(_log_tail(log)):
-        mend = "raise slurm.mem or mem_per_cpu in the profile"
-        return f"its job {task} ran out of memory{at}{how}: {mend}; see {log}"
+        fix = "raise slurm.mem or mem_per_cpu in the profile"
+        return f"its job {task} ran out of memory{at}{how}: {fix}; see {log}"
     if started:
         return f"its job {task} died{at}{how}: killed; see {log}"
     if log.exists():
@@ -297,7 +297,7 @@ def _failed(status: Any, stored: Mapping[str, Any], retries: int) -> RunStatus:
 
 
 def explain(reason: str) -> str:
-    """Return SLURM's reason of a wait; add the profile's key to mend if the job can never start."""
+    """Return SLURM's reason of a wait; add the profile's key to fix if the job can never start."""
     reason = reason.strip("()")
     if (finding := find_permanent_wait(reason)) is None:
         return reason

@@ -50,7 +50,7 @@ class SubmissionPlan:
             if run_id not in queued:
                 counts[run.state if run.state != "pending" else "not chosen"] += 1
             elif run.state == "failed":
-                counts["to be tried again"] += 1
+                counts["retrying"] += 1
             else:
                 counts["resuming" if run.stored.get("attempt") else "new"] += 1
         return dict(counts)

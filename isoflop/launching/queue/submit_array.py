@@ -46,7 +46,7 @@ class SubmitLimitError(ClusterError):
     """Refusal of more jobs of this user until some have finished.
 
     Attributes:
-        reason: the message without mend, for callers with another mend.
+        reason: the message without the fix, for callers with another fix.
         detail: sbatch's own message, if any.
     """
 
@@ -54,9 +54,9 @@ class SubmitLimitError(ClusterError):
         self,
         reason: str,
         detail: str = "",
-        mend: str = "run `isoflop submit` again when jobs have finished, or use --supervise",
+        fix: str = "run `isoflop submit` again when jobs have finished, or use --supervise",
     ) -> None:
-        super().__init__(f"{reason}: {mend}{f' ({detail})' if detail else ''}")
+        super().__init__(f"{reason}: {fix}{f' ({detail})' if detail else ''}")
         self.reason, self.detail = reason, detail
 
 

@@ -1,4 +1,4 @@
-"""Messages of sbatch when it queues no job: the profile's key to mend, and the next attempt."""
+"""Messages of sbatch when it queues no job: the profile's key to fix, and the next attempt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFUSAL_KEYS = (
     ("invalid option", "slurm"),
     ("node count", "slurm.nodes"),
 )
-"""Parts of sbatch's messages, in lower case, and the profile's key to mend."""
+"""Parts of sbatch's messages, in lower case, and the profile's key to fix."""
 
 TRANSIENT_ERRORS = (
     "socket timed out",

@@ -95,7 +95,7 @@ PERMANENT_WAITS = {
         "stopped and held (scontrol requeuehold); release it with `scontrol release`",
     ),
 }
-"""Reasons for which a job can never start, with the profile's key to mend and its problem."""
+"""Reasons for which a job can never start, with the profile's key to fix and its problem."""
 
 JOB_LIMIT_REASONS = re.compile(r"(?:QOS|Assoc)\w*Max\w+PerJob\w*|QOSMin\w+|MaxMemPerLimit")
 """Reasons of jobs that request more, or less, than one job may have; they never start either."""
@@ -155,7 +155,7 @@ class Task:
 
 
 def find_permanent_wait(reason: str) -> tuple[str, str] | None:
-    """Return the profile's key to mend and its problem if a job with this reason never starts."""
+    """Return the profile's key to fix and its problem if a job with this reason never starts."""
     for prefix, finding in PERMANENT_WAITS.items():
         if reason.startswith(prefix):
             return finding

@@ -133,7 +133,7 @@ def _expected_type(column: str) -> str:
 
 
 def _line_error(file: Path, number: int, problem: str) -> RunError:
-    return RunError(f"{file}: line {number}: {problem}; mend the line, or delete it")
+    return RunError(f"{file}: line {number}: {problem}; fix the line, or delete it")
 
 
 def complete_last_line(file: Path) -> None:

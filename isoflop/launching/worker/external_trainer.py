@@ -150,7 +150,7 @@ def _ended_early(run: RunDirectory) -> bool:
 
 
 def _explain_missing_loss(rows: list[dict[str, Any]], split: str, kind: str, step: int) -> str:
-    """Return the reason why the final loss is missing, and the mend."""
+    """Return the reason why the final loss is missing, and the fix."""
     if not rows:
         return "it wrote none there"
     splits = {row["split"] for row in rows}

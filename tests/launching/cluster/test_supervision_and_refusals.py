@@ -98,7 +98,7 @@ def test_a_doctor_finds_what_is_wrong(
     )
     (wrong,) = [check for check in checks if not check.passed]
     assert wrong.name == name
-    assert wrong.mend.startswith(mend)
+    assert wrong.fix.startswith(mend)
 
 
 @WITHOUT_ACCOUNTING

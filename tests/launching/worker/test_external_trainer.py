@@ -366,7 +366,7 @@ def test_a_line_that_is_no_loss_is_named(tmp_path: Path, line: str, says: str) -
     with pytest.raises(RunError) as problem:
         read_rows(RunDirectory(tmp_path))
     assert str(problem.value).startswith(f"{file}: line 3: {says}")
-    assert str(problem.value).endswith("; mend the line, or delete it")
+    assert str(problem.value).endswith("; fix the line, or delete it")
     assert len(str(problem.value)) < len(str(file)) + 250
 
 
@@ -435,7 +435,7 @@ def test_whatever_a_program_writes_is_a_loss_log_or_one_line(
         except RunError as problem:
             rows, refusal = [], str(problem)
         assert not refusal or re.fullmatch(
-            r"\S+: line \d+: .*; mend the line, or delete it", refusal
+            r"\S+: line \d+: .*; fix the line, or delete it", refusal
         )
         assert rows or refusal
         run.append_log([log_row(SHAPE, 8, **row) for row in rows])
@@ -545,7 +545,7 @@ def test_a_program_that_goes_on_after_it_diverged_is_ended(
         (writes(HELDOUT.rstrip()) + "sys.exit(3)", "failed with 3: it wrote nothing"),
         (
             writes("step 1\n", HELDOUT),
-            r"losses\.jsonl: line 1: not a JSON object: step 1; mend the line, or delete it",
+            r"losses\.jsonl: line 1: not a JSON object: step 1; fix the line, or delete it",
         ),
         (
             writes(loss(1), loss(-1), HELDOUT),
