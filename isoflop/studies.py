@@ -62,7 +62,7 @@ def train_study(
 
     Raises:
         ConfigError, DataError, RunError: before any training, for input that can't be used, or
-            another process at work in the directory.
+            another process that trains in the directory.
     """
     directory = sweep_directory(plan.sweep, root)
     with take_lease(directory / "workers" / "lease") as lease:

@@ -94,7 +94,7 @@ def run_id(
 
 
 def budget_label(budget: float) -> str:
-    """Return a budget as short text for file names: `9e18`, `1.8e19`."""
+    """Return a budget as the text that names it in run ids, files and points: `9e18`, `1.8e19`."""
     mantissa, exponent = f"{budget:.6e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 

@@ -184,7 +184,7 @@ def test_nothing_to_add(isoflop: Callable[..., Output], study: Path) -> None:
     code, out, err = isoflop("extend", str(study), "--max-flops", "1e15")
     assert (code, out) == (0, "")
     assert err.splitlines()[-1].startswith(
-        "soda: nothing to add: no run within the caps is worth its price"
+        "soda: nothing to add: no run within the caps narrows the interval enough for its compute"
     )
     assert not Path("soda-extended.yaml").exists()
 

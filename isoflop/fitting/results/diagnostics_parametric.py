@@ -78,7 +78,7 @@ def diagnose_envelope(fit: EnvelopeFit) -> list[Finding]:
     """Return findings on an envelope, the gravest first."""
     text = (
         f"The envelope takes its {len(fit.frontier)} optima from the sizes that were run: they are "
-        "known only as well as neighbouring sizes lie apart."
+        "only as precise as the spacing of these sizes."
     )
     groups = (
         table_findings(fit.runs),
@@ -206,7 +206,7 @@ def _outlier_findings(fit: ParametricFit) -> list[Finding]:
     text = _outlier_text(fit, column(table, "sds"), configs, "law")
     fix = (
         f"Kept; --drop-outliers {OUTLIER_SDS:g} (in Python "
-        f"fit_parametric(drop_outliers={OUTLIER_SDS:g})) leaves out runs so far off."
+        f"fit_parametric(drop_outliers={OUTLIER_SDS:g})) drops such runs."
     )
     return [finding("outliers", f"{text} {fix}")] if text else []
 
@@ -216,8 +216,8 @@ def _joint_outlier_findings(fit: JointFit) -> list[Finding]:
     configs = fit.runs.configurations.loc[table.index, "config"].to_numpy(dtype=np.int64)
     text = _outlier_text(fit, column(table, "sds"), configs, "profiles")
     fix = (
-        "Kept; --drop-outliers X (in Python fit_parametric(drop_outliers=X)) leaves out "
-        "runs so far off the parametric law."
+        "Kept; --drop-outliers X (in Python fit_parametric(drop_outliers=X)) drops runs more than "
+        "X robust standard deviations off the parametric law."
     )
     return [finding("outliers", f"{text} {fix}")] if text else []
 
@@ -238,7 +238,7 @@ def _outlier_text(fit: ParametricFit | JointFit, sds: Floats, configs: Ints, fit
         f"{names}{more}."
     )
     if _is_uneven(fit):
-        text += " The noise is not equal for all runs; where it is high, these may be no outliers."
+        text += " The noise is not equal for all runs; where it is high, these may not be outliers."
     return text
 
 

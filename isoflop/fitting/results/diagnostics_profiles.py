@@ -180,7 +180,7 @@ def _interpolation_findings(profiles: pd.DataFrame, axis: Axis) -> list[Finding]
         return []
     other = "tokens" if axis == "params" else "parameters"
     text = (
-        f"The {other} at an optimum are read from a smooth curve through the runs, which lie up to "
-        f"{percent_text(worst)} (rms) off it."
+        f"The {other} at an optimum are read from a smooth curve through the runs, with residuals "
+        f"of up to {percent_text(worst)} (rms)."
     )
     return [finding("interpolation", text)]

@@ -91,7 +91,7 @@ def print_extension(extension: Extension, file: Path | None, next_step: str) -> 
 
 
 def _stop_reason(extension: Extension) -> str:
-    reason = "no run within the caps is worth its price"
+    reason = "no run within the caps narrows the interval enough for its compute"
     if extension.caps.goal_half_width:
         return f"the interval is as narrow as requested, or {reason}"
     return f"{reason}; raise --max-flops or --runs"

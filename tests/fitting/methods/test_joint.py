@@ -219,7 +219,7 @@ def test_outliers_where_the_noise_grows_may_be_none():
     assert {"outliers", "uneven_noise"} <= set(messages)
     assert (
         messages["outliers"].count(
-            "The noise is not equal for all runs; where it is high, these may be no outliers"
+            "The noise is not equal for all runs; where it is high, these may not be outliers"
         )
         == 1
     )
