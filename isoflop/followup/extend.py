@@ -105,7 +105,7 @@ class Extension:
         if pick.kind == "repair":
             return pick.reason
         fall = 1.0 - pick.half_width / pick.previous_half_width
-        text = f"{np.exp(pick.offset):.2g} N*, interval -{percent_text(fall)}"
+        text = f"{np.exp(pick.offset):.2g} N*, interval {percent_text(-fall, signed=True)}"
         return f"one of four around N*, {text}" if pick.kind == "budget" else text
 
     def comment(self, pick: Pick) -> str:

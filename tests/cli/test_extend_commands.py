@@ -73,7 +73,7 @@ def test_the_intervals_to_expect_follow_the_plan(planned: Callable[..., Output])
     assert budgets == ["3e21", "1.3e22"]
     assert "a differs from 0.5 in 100% of such studies" in lines
     assert sum(line.startswith("without ") for line in lines) == 5
-    assert "without 3e20-w640 +5.8% 3e20" in lines
+    assert "without 3e20-w640 +5.76% 3e20" in lines
     assert sum(line.startswith("one more of ") for line in lines) == 5
 
 
@@ -101,7 +101,7 @@ def test_expectations_in_json(planned: Callable[..., Output]) -> None:
         (["--target", "1e22"], "isoflop: error: --target: needs a law; add --expect LAW"),
         (
             ["--expect", "soda", "--noise", "2"],
-            "isoflop: error: --noise: expected a number from 1e-09 to 1, got 2",
+            "isoflop: error: --noise: expected a number from 1e-9 to 1, got 2",
         ),
     ],
 )

@@ -214,7 +214,7 @@ def test_a_bill_in_json(run: Callable[..., Output]) -> None:
             (
                 ["--expect", "soda", "--noise", text],
                 2,
-                "isoflop: error: --noise: expected a number from 1e-09 to 1, got",
+                "isoflop: error: --noise: expected a number from 1e-9 to 1, got",
             )
             for text in ("nan", "0", "1e-300", "-1", "2")
         ),

@@ -91,6 +91,11 @@ def test_repairs_beyond_the_caps_are_reported() -> None:
     rules = dataclasses.replace(load_sweep("soda"), extra=())
     chosen = extend(rules, with_losses(plan(rules)), max_flops=1e20)
     assert any("3e20: " in repair.reason for repair in chosen.unrepaired)
+    document = chosen.to_dict()
+    assert document["not_mended"] == document["not_repaired"]
+    assert [entry["budget"] for entry in document["not_repaired"]] == [
+        repair.budget for repair in chosen.unrepaired
+    ]
 
 
 def test_unfinished_runs_count_and_diverged_points_are_excluded() -> None:

@@ -13,6 +13,7 @@ from support.fake_study import BUSY, Study, make_study
 from isoflop.errors import ClusterError, ConfigError, RunError
 from isoflop.launching import control
 from isoflop.launching.control import (
+    READY_REASONS,
     cancel,
     count_never_starting,
     follow_log,
@@ -295,10 +296,14 @@ def test_nothing_is_made_ready_while_the_queue_does_not_answer(study: Study) -> 
     assert (study.run(0).state()["state"], study.run(0).state()["failures"]) == ("failed", 9)
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [(False, READY_REASONS[0]), (True, READY_REASONS[0]), (False, READY_REASONS[1])],
+)
 def test_what_a_retry_made_ready_and_could_not_queue_the_next_one_does(
-    study: Study, named: bool
+    study: Study, named: bool, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(control, "READY_REASON", reason)
     study.queued()
     study.slurm.end(study.slurm.read()["queue"], "FAILED", exit_code="1:0")
     names = study.ids[:1] if named else []
