@@ -297,4 +297,4 @@ def _write(path: str | PathLike[str], write: Callable[[Path], object]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return html.escape(flops_text(value) if isinstance(value, float) else str(value))
