@@ -25,7 +25,7 @@ CASES = {
     "interpolation": (
         BASE.assign(tokens=BASE["tokens"] * (1 + 0.1 * (BASE.index % 2))),
         {},
-        "off it",
+        "residuals of up to",
     ),
 }
 
