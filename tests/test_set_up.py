@@ -147,7 +147,7 @@ def test_a_torch_is_kept_from_2_11(version: str | None, recent: bool) -> None:
 def test_nothing_replaces_an_installed_torch() -> None:
     pinned = (ROOT / "constraints.txt").read_text()
     held = constraints(pinned, "2.11.0+cu130").splitlines()
-    assert [line for line in held if "torch" in line] == ["torch==2.11.0+cu130"]
+    assert [line for line in held if line.startswith("torch=")] == ["torch==2.11.0+cu130"]
     assert len(held) == len(pinned.splitlines())
     assert is_recent(pinned_torch(pinned).partition("==")[2], set_up.OLDEST_TORCH)
 

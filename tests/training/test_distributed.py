@@ -116,9 +116,9 @@ def _train_slowly(
     owner, name, late = SLOW_READS[source]
     read, barrier, numbers = getattr(owner, name), Ranks.barrier, itertools.count(1)
 
-    def counted(self: Ranks) -> None:
+    def counted(self: Ranks, timeout: datetime.timedelta | None = None) -> None:
         (run.path / f"{rank}-barrier-{next(numbers)}").touch()
-        barrier(self)
+        barrier(self, timeout)
 
     def slow(*arguments: object) -> object:
         if rank == late:
