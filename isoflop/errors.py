@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MAX_MESSAGE_CHARACTERS = 300
+"""Longest part of another program's message to show or record."""
+
 
 class IsoflopError(Exception):
     """An error with a message for the user and the exit code of the command line.

@@ -1,4 +1,4 @@
-"""The import graph has no circle, no two modules have one name, and what is public is described.
+"""The import graph has no circle; modules and constants each have one name; docstrings exist.
 
 `make check` holds the allowed directions between rooms (`.importlinter`).
 """
@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -77,3 +78,29 @@ def test_public_functions_have_docstrings() -> None:
 )
 def test_undocumented_functions_are_listed(code: str, names: list[str]) -> None:
     assert list(list_undocumented(ast.parse(code).body, "")) == names
+
+
+def test_no_constant_has_two_definitions() -> None:
+    modules: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in _constants(ast.parse(path.read_text())):
+            modules[name.lstrip("_")].append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
+
+
+def _constants(module: ast.Module) -> set[str]:
+    """Return the names in capitals that a module assigns, without type variables."""
+    targets = [
+        target
+        for statement in module.body
+        for target in (
+            statement.targets
+            if isinstance(statement, ast.Assign)
+            else [statement.target]
+            if isinstance(statement, ast.AnnAssign)
+            else []
+        )
+    ]
+    nodes = (node for target in targets for node in ast.walk(target))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return {name for name in names if re.fullmatch("_?[A-Z][A-Z0-9_]+", name)}

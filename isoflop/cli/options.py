@@ -37,14 +37,14 @@ Interruptions = Annotated[
     typer.Option(min=0, metavar="R", help="Expected preemptions and failures of a job per day."),
 ]
 
-_SETTINGS: dict[str, Any] = {
+_TYPER_OPTIONS: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
     "rich_markup_mode": None,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-app = typer.Typer(no_args_is_help=True, **_SETTINGS)
-plan_app = typer.Typer(**_SETTINGS)
+app = typer.Typer(no_args_is_help=True, **_TYPER_OPTIONS)
+plan_app = typer.Typer(**_TYPER_OPTIONS)
 
 
 def check_number(option: str, value: float | None, largest: float, smallest: float = 0.0) -> None:

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 MAX_DEPTH = 50
-MAX_VALUES = 100_000
+MAX_YAML_VALUES = 100_000
 
 _TAG = "tag:yaml.org,2002:"
 _MERGE = _TAG + "merge"
@@ -119,8 +119,8 @@ class _Builder:
         self.count += 1
         if depth > MAX_DEPTH:
             raise _error(node, f"nested deeper than {MAX_DEPTH} levels")
-        if self.count > MAX_VALUES:
-            raise _error(node, f"more than {MAX_VALUES:,} values")
+        if self.count > MAX_YAML_VALUES:
+            raise _error(node, f"more than {MAX_YAML_VALUES:,} values")
         if node.id == "scalar":
             return _scalar(node, as_written is True)
         if node.id == "mapping" and node.tag == _TAG + "map":

@@ -8,7 +8,7 @@ import numpy as np
 
 from isoflop.errors import DataError
 
-ROUNDS = 8
+FEISTEL_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def permute(positions: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarra
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     keys = np.random.SeedSequence([number % 2**64 for number in key]).generate_state(
-        ROUNDS, np.uint64
+        FEISTEL_ROUNDS, np.uint64
     )
     images = np.asarray(positions, dtype=np.uint64)
     outside = np.ones(images.shape, dtype=bool)

@@ -12,14 +12,14 @@ from isoflop.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-SAMPLE_RATE = 22050
+ESPEAK_SAMPLE_RATE_HZ = 22050
 RATE_PARAMETER = 1  # espeak_PARAMETER
 SYNCHRONOUS, UTF8, CHARACTERS = 2, 1, 1
 DONT_EXIT = 0x8000  # without it, espeak ends the process if its data can't be read
 
 DIALECTS = ("en-us", "en", "en-gb-scotland")
 VARIANTS = ("m1", "m7", "f1", "f4")  # f2, f3, f5 differ from process to process in espeak-ng 1.52
-RATES = (150, 175, 200)
+WORDS_PER_MINUTE = (150, 175, 200)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class Synthesizer:
                 f"espeak-ng can't be loaded ({error}); reinstall espeakng-loader"
             ) from None
         data = espeakng_loader.get_data_path()
-        if self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DONT_EXIT) != SAMPLE_RATE:
+        if (
+            self._library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DONT_EXIT)
+            != ESPEAK_SAMPLE_RATE_HZ
+        ):
             raise DataError(
                 f"espeak-ng can't read its data in {data}; reinstall espeakng-loader, "
                 "under a shorter path if this one has more than 150 characters"
@@ -104,5 +107,5 @@ class Synthesizer:
 
 VOICES = tuple(
     Voice(f"{dialect}+{variant}", rate)
-    for dialect, variant, rate in product(DIALECTS, VARIANTS, RATES)
+    for dialect, variant, rate in product(DIALECTS, VARIANTS, WORDS_PER_MINUTE)
 )

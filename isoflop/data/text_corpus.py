@@ -24,7 +24,7 @@ SKIPPED_FOLDERS = {
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*[,;:]?")
 SENTENCE = re.compile(r"[A-Z].*[.!?]")
 
-BLOCKS = ("cases", "body", "handlers", "orelse", "finalbody")
+BLOCK_FIELDS = ("cases", "body", "handlers", "orelse", "finalbody")
 """Fields of statements that hold other statements, in the order of `ast`."""
 
 
@@ -67,7 +67,7 @@ def _walk_statements(tree: ast.Module) -> Iterator[ast.AST]:
     while nodes:
         node = nodes.popleft()
         yield node
-        for block in BLOCKS:
+        for block in BLOCK_FIELDS:
             nodes.extend(getattr(node, block, ()))
 
 

@@ -21,13 +21,13 @@ from isoflop.fitting.methods.fit_all import (
     read_shared_table,
 )
 from isoflop.fitting.results.base import Fit
+from isoflop.fitting.tables.columns import SIX_ND
 from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import ENDS
 from isoflop.shapes import ParamCount
 
-SIX_ND = "6ND"
 SIX_ND_TOLERANCE = 0.01  # in ln FLOPs: FLOPs that differ less from 6ND count as 6ND
-COLUMNS = ["method", "n", "c", "a", "a_low", "a_high", "b", "b_low", "b_high"]
+SENSITIVITY_COLUMNS = ["method", "n", "c", "a", "a_low", "a_high", "b", "b_low", "b_high"]
 
 
 def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
         if fit.method != "envelope"
         for row in _method_rows(fit, read_count, options)
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=SENSITIVITY_COLUMNS)
 
 
 def _read_count(runs: Any, n: ParamCount, options: Options) -> RunsTable | None:

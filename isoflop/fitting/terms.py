@@ -16,7 +16,7 @@ IntervalKind = Literal["t", "percentile"]
 ENDS = ["value", "low", "high"]
 STATISTICAL = ["statistical_low", "statistical_high"]
 EXPONENT_LETTERS = {"params": "a", "tokens": "b"}
-TITLES = {
+METHOD_TITLES = {
     "isoflop": "IsoFLOP profiles",
     "joint": "IsoFLOP profiles, jointly",
     "parametric": "L = E + A / N^alpha + B / D^beta",

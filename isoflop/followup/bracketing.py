@@ -17,7 +17,7 @@ BRACKET_LN_OFFSETS = (np.log(1.4), np.log(2.0))
 """Targets of a bracket in ln N: on either side, factors of 1.4 and 2 from the optimum."""
 MIN_LN_SIZE_GAP = np.log(1.15)
 """A size nearer than this to another one adds little information."""
-MIN_PROFILE_SIZES = 2
+MIN_REPAIRED_SIZES = 2
 """A single size is not a profile and is not repaired."""
 
 
@@ -74,7 +74,7 @@ def find_repairs(
 
 
 def _repair(profile: ProfileSizes, options: list[CandidatePoint], n: ParamCount) -> Repair | None:
-    if count_distinct(profile.sizes) < MIN_PROFILE_SIZES:
+    if count_distinct(profile.sizes) < MIN_REPAIRED_SIZES:
         return None
     below, above = profile.counts()
     points, sizes = [], profile.sizes

@@ -18,7 +18,7 @@ from isoflop.shapes import ParamCount
 
 MAX_WIDTH_FACTOR = 2.0
 """Widest candidate, relative to the widest model of the sweep."""
-MAX_WIDTHS = 64
+MAX_CANDIDATE_WIDTHS = 64
 """Number of candidate widths besides those of the sweep."""
 BUDGET_STEP_FACTOR = 10.0**0.25
 BUDGET_STEPS_ABOVE = 4
@@ -69,7 +69,9 @@ def candidate_widths(sweep: Sweep) -> tuple[int, ...]:
     widths |= {point.width for point in sweep.extra}
     unit, widest = math.gcd(*widths), int(MAX_WIDTH_FACTOR * max(widths))
     lattice = np.arange(max(1, min(widths) // unit), widest // unit + 1) * unit
-    picks = np.unique(np.searchsorted(lattice, np.geomspace(lattice[0], lattice[-1], MAX_WIDTHS)))
+    picks = np.unique(
+        np.searchsorted(lattice, np.geomspace(lattice[0], lattice[-1], MAX_CANDIDATE_WIDTHS))
+    )
     return tuple(sorted(widths | {int(lattice[i]) for i in picks}))
 
 

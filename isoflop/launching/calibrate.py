@@ -17,7 +17,7 @@ from pathlib import Path
 from isoflop.config.identity import data_hash
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
-from isoflop.errors import ClusterError, ConfigError, RunError
+from isoflop.errors import MAX_MESSAGE_CHARACTERS, ClusterError, ConfigError, RunError
 from isoflop.launching.queue.reconcile import OUT_OF_MEMORY, explain, never_starts
 from isoflop.launching.queue.submit_array import queue_job
 from isoflop.launching.records.code_snapshot import snapshot_code
@@ -25,8 +25,7 @@ from isoflop.launching.records.sweep_directory import run_config
 from isoflop.launching.slurm import client as slurm
 from isoflop.launching.slurm.tasks import Task
 from isoflop.launching.worker.calibration_job import (
-    MAX_MESSAGE_CHARACTERS,
-    ORDER_FILE,
+    REQUEST_FILE,
     Group,
     MeasureJob,
 )
@@ -49,7 +48,7 @@ MANY_STEPS = 10**6
 JOB_HOURS = 1.0
 """Time limit of a job, unless the profile's is shorter: short jobs start sooner."""
 
-POLL_S = 0.5
+MEASUREMENTS_POLL_S = 0.5
 MISSING_JOB_TIMEOUT_S = 20.0
 """Longest delay of a job's entry in the queue, or of its results on a shared file system."""
 
@@ -156,7 +155,7 @@ def _prepare(plan: Plan, work: Path, seconds: float) -> list[Group]:
             "gpus": runs[0].gpus or 0,
             "runs": [run.run_id for run in runs],
         }
-        (folder / ORDER_FILE).write_text(json.dumps(order))
+        (folder / REQUEST_FILE).write_text(json.dumps(order))
     return [Group(folder, tuple(runs)) for folder, runs in folders.items()]
 
 
@@ -232,7 +231,7 @@ def _measure_in_jobs(
         tell(f"queued {job_id}: {group.label}")
         pending[job_id] = _PendingJob(group, time.monotonic() + wait_s)
     while pending:
-        time.sleep(POLL_S)
+        time.sleep(MEASUREMENTS_POLL_S)
         try:
             queue = slurm.queue()
         except ClusterError:

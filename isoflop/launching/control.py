@@ -28,10 +28,10 @@ from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
 UNLIMITED_RETRIES = 10**6
 CANCEL_TIMEOUT_S = 60.0
-POLL_S = 0.5
+STATUS_POLL_S = 0.5
 QUEUE_POLL_S = 5.0
 REASONS_S = 5.0
-SETTLE_S = 3.0
+REASON_SETTLE_S = 3.0
 READY_REASON = "waiting for retry"
 READY_REASONS = (READY_REASON, "to be tried again")
 """Reason of a run that a retry made ready; the second is written by 0.1.0."""
@@ -136,9 +136,9 @@ def count_never_starting(directory: Path, wait_s: float = REASONS_S) -> dict[str
                 return dict(counts)
             # SLURM's first reason may be vague: PartitionConfig for a time limit that is too long.
             settled = True
-            time.sleep(SETTLE_S)
+            time.sleep(REASON_SETTLE_S)
             continue
-        time.sleep(POLL_S)
+        time.sleep(STATUS_POLL_S)
 
 
 def _array_id(run: RunStatus) -> str:
@@ -221,7 +221,7 @@ def _wait_for_end(tasks: Set[str]) -> None:
             any(job.active for task, job in slurm.queue().items() if task in tasks)
             and time.monotonic() < limit
         ):
-            time.sleep(POLL_S)
+            time.sleep(STATUS_POLL_S)
 
 
 def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) -> list[str]:
@@ -319,7 +319,7 @@ def follow_log(directory: Path, run_id: str) -> Iterator[tuple[Path, str]]:
                 if over and newest == log:
                     return
                 if newest == log:
-                    time.sleep(POLL_S)
+                    time.sleep(STATUS_POLL_S)
         log = newest
 
 

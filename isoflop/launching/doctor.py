@@ -27,8 +27,8 @@ from isoflop.launching.slurm.tasks import Task
 from isoflop.text import bytes_text
 
 WAIT_S = 120.0
-POLL_S = 0.5
-SETTLE_S = 2.0
+PROBE_POLL_S = 0.5
+PROBE_SETTLE_S = 2.0
 NVIDIA_SMI_TIMEOUT_S = 60
 MAX_LOG_CHARACTERS = 500
 MAX_CLOCK_OFFSET_S = 30.0
@@ -199,11 +199,11 @@ def _check_node(profile: Profile, folder: Path, wait_s: float) -> Iterator[Check
         while not answer.exists() and time.monotonic() - start < wait_s:
             task = slurm.queue().get(job_id)
             if task is not None and not task.active:
-                time.sleep(SETTLE_S)  # a shared file system may show the node's file late
+                time.sleep(PROBE_SETTLE_S)  # a shared file system may show the node's file late
                 break
             if task is not None and task.waits and never_starts(task.wait_reason):
                 break
-            time.sleep(POLL_S)
+            time.sleep(PROBE_POLL_S)
         if not answer.exists():
             yield _no_answer(task, folder, time.monotonic() - start)
             return

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import NamedTuple
 
+from isoflop.errors import MAX_MESSAGE_CHARACTERS
+
 IMPORT_TIMEOUT_S = 120.0
-MAX_MESSAGE_CHARACTERS = 300
 OPTIONAL_EXTRAS = ("pocket", "tensorboard", "wandb")
 """Extras whose packages are checked; those of `docs`, `dev` and `notebook` are not isoflop's."""
 

@@ -30,7 +30,7 @@ OVERHEAD_FLOPS = 5e5
 TIMEOUT_MIN = 60 * 24 * 365
 """Time limit of a job of submitit's local executor, by default 2 minutes."""
 
-POLL_S = 0.5
+WORKERS_POLL_S = 0.5
 STOP_TIMEOUT_S = 60.0
 SIGNAL_INTERVAL_S = 1.0
 STRAY_TIMEOUT_S = 30.0
@@ -107,7 +107,7 @@ class LocalPool:
                 yield self._progress(time.monotonic() - start, before.share)
                 if not self._jobs:
                     return
-                time.sleep(POLL_S)
+                time.sleep(WORKERS_POLL_S)
         finally:
             self._stop()
 
@@ -126,7 +126,7 @@ class LocalPool:
                     f"{self.directory}: {held[0]} is being trained by another process; "
                     "wait, or stop it"
                 )
-            time.sleep(POLL_S)
+            time.sleep(WORKERS_POLL_S)
 
     # Workers
 

@@ -18,8 +18,8 @@ from isoflop.config.profile import Profile
 from isoflop.files import replace_file
 from isoflop.launching.records.submissions import submissions_folder
 
-TIMEOUT_S = 20.0
-FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0
+NOTIFY_TIMEOUT_S = 20.0
+NOTIFY_RETRY_S, MAX_NOTIFY_RETRY_S = 60.0, 3600.0
 """Delay before an event is sent again: doubled after each failure, up to the second value."""
 
 Event = tuple[str, str]
@@ -31,7 +31,7 @@ class Notifier:
     """Sender of a study's events to the profile's hook.
 
     A failing hook is reported on stderr and called again in a later cycle, after ever longer
-    delays. A hanging hook takes `TIMEOUT_S`; then no event is sent before the next cycle.
+    delays. A hanging hook takes `NOTIFY_TIMEOUT_S`; then no event is sent before the next cycle.
 
     Attributes:
         directory: directory of the sweep.
@@ -79,8 +79,8 @@ class Notifier:
         try:
             _call_hook(self._hook, self.directory, *event)
         except Exception as problem:  # an invalid answer of a server raises many types
-            self._hangs = time.monotonic() - start >= 0.9 * TIMEOUT_S
-            delay = min(MAX_RETRY_S, FIRST_RETRY_S * 2**failures)
+            self._hangs = time.monotonic() - start >= 0.9 * NOTIFY_TIMEOUT_S
+            delay = min(MAX_NOTIFY_RETRY_S, NOTIFY_RETRY_S * 2**failures)
             self._failures[event] = (failures + 1, time.monotonic() + delay)
             self.pending.append(event)
             _warn(problem)
@@ -124,7 +124,11 @@ def _call_hook(hook: str, directory: Path, kind: str, message: str) -> None:
         return
     command = [*shlex.split(hook), kind, str(directory), message]
     subprocess.run(
-        command, check=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command,
+        check=True,
+        timeout=NOTIFY_TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
 
 
@@ -138,15 +142,15 @@ def _post(url: str, body: bytes) -> None:
     def post() -> None:
         try:
             request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            with urllib.request.urlopen(request, timeout=NOTIFY_TIMEOUT_S):
                 pass
         except Exception as problem:
             problems.append(problem)
 
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
-    thread.join(TIMEOUT_S)
+    thread.join(NOTIFY_TIMEOUT_S)
     if thread.is_alive():
-        raise TimeoutError(f"{url}: no answer in {TIMEOUT_S:.0f} s")
+        raise TimeoutError(f"{url}: no answer in {NOTIFY_TIMEOUT_S:.0f} s")
     if problems:
         raise problems[0]

@@ -33,7 +33,7 @@ from isoflop.launching.slurm.signals import Job
 from isoflop.launching.submit import submit
 
 CYCLE_S = 60.0
-FIRST_RETRY_S = 5.0
+FIRST_CYCLE_RETRY_S = 5.0
 """Pause after a failed cycle: doubled after each further failure, up to `CYCLE_S`."""
 
 SIGNAL_POLL_S = 0.5
@@ -53,7 +53,7 @@ RUN_RESOURCE_PREFIXES = (
 )
 """Prefixes of sbatch options that a supervisor drops from those of the runs."""
 
-MEMORY = "1G"
+SUPERVISOR_MEMORY = "1G"
 """Memory to request if runs request memory: fitting and drawing 64 runs took 0.3 GB, a cycle
 0.03 GB."""
 
@@ -77,7 +77,7 @@ class Supervisor(Job):
             self._pause(pause_seconds(failures))
         limit = time.monotonic() + LAST_NOTIFICATIONS_S
         while notifier.pending and time.monotonic() < limit:
-            self._pause(FIRST_RETRY_S)
+            self._pause(FIRST_CYCLE_RETRY_S)
             notifier.retry()
         return "over"
 
@@ -95,7 +95,7 @@ Supervisor.__module__ = "isoflop.launching.supervising"
 
 def pause_seconds(failures: int) -> float:
     """Return the seconds until the next cycle, after a number of consecutive failed cycles."""
-    return min(CYCLE_S, FIRST_RETRY_S * 2 ** (failures - 1)) if failures else CYCLE_S
+    return min(CYCLE_S, FIRST_CYCLE_RETRY_S * 2 ** (failures - 1)) if failures else CYCLE_S
 
 
 def supervise(directory: Path, notifier: Notifier | None = None) -> Outcome:
@@ -241,5 +241,5 @@ def minimal_profile(profile: Profile) -> Profile:
     run = Array((), gpus=1 if profile.gpu else 0, nodes=1, at_once=1)
     runs_ask = sbatch_options(run, profile).keys() & (MEMORY_OPTIONS - {"exclusive"})
     if runs_ask and not {name.replace("-", "_") for name in profile.supervisor} & MEMORY_OPTIONS:
-        options["mem"] = MEMORY
+        options["mem"] = SUPERVISOR_MEMORY
     return replace(profile, gpu=None, slurm=options)

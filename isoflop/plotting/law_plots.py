@@ -32,8 +32,12 @@ from isoflop.plotting.style import (
 from isoflop.text import percent_text
 
 Quantity = Literal["params", "tokens", "loss"]
-_TITLES = {"params": "Optimal model size", "tokens": "Optimal data", "loss": "Loss at the optimum"}
-_SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "loss"}
+_OPTIMUM_TITLES = {
+    "params": "Optimal model size",
+    "tokens": "Optimal data",
+    "loss": "Loss at the optimum",
+}
+_OPTIMUM_SYMBOLS = {"params": "N*", "tokens": "D*", "loss": "loss"}
 FACTOR_ABOVE_DATA = 10.0
 """A law is drawn up to this many times the largest compute of its data."""
 FACTOR_BELOW_DATA = 3.0
@@ -114,7 +118,7 @@ def plot_law(data: LawData, ax: Axes | None = None) -> Axes:
     ax.plot(grid, value, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
     ax.plot(grid[inside], value[inside], color=INK, linewidth=1.7, label=_law_label(data))
     points = _draw_points(ax, data)
-    style_axes(ax, _TITLES[data.quantity], "Training compute (FLOPs)", _y_label(data))
+    style_axes(ax, _OPTIMUM_TITLES[data.quantity], "Training compute (FLOPs)", _y_label(data))
     ax.set_xlim(*limits)
     _scale_y(ax, data.quantity, value, points)
     log_axis(ax, "x", "flops")
@@ -162,7 +166,7 @@ def plot_rollout(
         )
         lowest, highest = min(lowest, float(low)), max(highest, float(high))
         labelled.add(budget)
-    symbol = _SYMBOLS[quantity]
+    symbol = _OPTIMUM_SYMBOLS[quantity]
     style_axes(
         ax,
         f"Hidden budgets, predicted: {symbol}",

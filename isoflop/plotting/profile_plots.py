@@ -15,7 +15,7 @@ from isoflop.plotting.style import (
     INK,
     MUTED,
     QUANTITIES,
-    SMALL,
+    SMALL_FONT_POINTS,
     budget_colours,
     budget_legend,
     flops_label,
@@ -96,7 +96,7 @@ def plot_frontier(runs: pd.DataFrame, frontier: pd.DataFrame, ax: Axes | None = 
     ax.set_xlim(*margins(x, 1.3))
     log_axis(ax, "x", "flops")
     linear_axis(ax, "y")
-    ax.legend(loc="upper right", fontsize=SMALL, frameon=False)
+    ax.legend(loc="upper right", fontsize=SMALL_FONT_POINTS, frameon=False)
     return ax
 
 

@@ -15,7 +15,7 @@ from isoflop.plotting.style import (
     BAND,
     INK,
     MUTED,
-    SMALL,
+    SMALL_FONT_POINTS,
     budget_colours,
     budget_legend,
     ends,
@@ -31,7 +31,7 @@ from isoflop.text import percent_text
 
 Against = Literal["params", "tokens", "flops"]
 _X_LABELS = {"params": "parameters", "tokens": "tokens", "flops": "FLOPs"}
-_TITLES = {"params": "model size", "tokens": "training data", "flops": "training compute"}
+_ABSCISSA_TITLES = {"params": "model size", "tokens": "training data", "flops": "training compute"}
 MIN_RUNS_PER_GROUP = 8
 MAX_GROUPS = 10
 MIN_LN_GAP_BETWEEN_GROUPS = 0.1
@@ -80,7 +80,7 @@ def plot_residuals(data: ResidualData, against: Against = "params", ax: Axes | N
     if data.scale == "log":
         unit, size = ("of ln loss", percent_text(sd))
     x_unit = size_unit(data.n, "parameters") if against == "params" else _X_LABELS[against]
-    title = _TITLES[against]
+    title = _ABSCISSA_TITLES[against]
     style_axes(
         ax,
         f"Residuals against {title}",
@@ -138,5 +138,5 @@ def plot_influence(
     ax.set_xlim(least - room, most + room)
     linear_axis(ax, "x")
     legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3}
-    ax.legend(fontsize=SMALL, frameon=False, **legend)
+    ax.legend(fontsize=SMALL_FONT_POINTS, frameon=False, **legend)
     return ax

@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from isoflop.text import count_text
 
-FONT = 10  # points
-SMALL = 9
+FONT_POINTS = 10  # points
+SMALL_FONT_POINTS = 9
 INK = "#222222"
 MUTED = "#6b7280"
 GRID = "#e5e7eb"
@@ -65,10 +65,10 @@ def budget_colours(budgets: Iterable[float]) -> dict[float, str]:
 
 def style_axes(ax: Axes, title: str, x_label: str, y_label: str) -> None:
     """Set title (to the left) and labels, a light grid and two spines."""
-    ax.set_title(title, loc="left", fontsize=FONT + 1, fontweight="bold", color=INK, pad=8)
-    ax.set_xlabel(x_label, fontsize=FONT, color=INK)
-    ax.set_ylabel(y_label, fontsize=FONT, color=INK)
-    ax.tick_params(labelsize=SMALL, colors=INK, which="both")
+    ax.set_title(title, loc="left", fontsize=FONT_POINTS + 1, fontweight="bold", color=INK, pad=8)
+    ax.set_xlabel(x_label, fontsize=FONT_POINTS, color=INK)
+    ax.set_ylabel(y_label, fontsize=FONT_POINTS, color=INK)
+    ax.tick_params(labelsize=SMALL_FONT_POINTS, colors=INK, which="both")
     ax.tick_params(which="minor", length=2)
     ax.grid(True, color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -164,5 +164,7 @@ def budget_legend(ax: Axes, title: str | None = "Budget (FLOPs)", beside: float 
     handles, _ = ax.get_legend_handles_labels()
     columns = 1 + (len(handles) - 1) // _MAX_LEGEND_ROWS
     style: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (beside, 1.0)}
-    legend = ax.legend(ncols=columns, title=title, fontsize=SMALL, frameon=False, **style)
-    legend.get_title().set_fontsize(FONT)
+    legend = ax.legend(
+        ncols=columns, title=title, fontsize=SMALL_FONT_POINTS, frameon=False, **style
+    )
+    legend.get_title().set_fontsize(FONT_POINTS)

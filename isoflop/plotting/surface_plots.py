@@ -12,11 +12,12 @@ from matplotlib.patches import Ellipse
 from scipy.special import fdtri
 
 from isoflop.frames import Floats
+from isoflop.plotting.law_plots import FACTOR_ABOVE_DATA
 from isoflop.plotting.style import (
     BAND,
     INK,
     MUTED,
-    SMALL,
+    SMALL_FONT_POINTS,
     budget_colours,
     budget_legend,
     ends,
@@ -32,8 +33,6 @@ from isoflop.text import percent_text
 _MESH_POINTS = 160
 _LEVEL_COUNT = 11
 MAX_LN_OFF_RUNS = float(np.log(1e3))
-FACTOR_ABOVE_DATA = 10.0
-"""The path of the optimum is drawn up to this many times the largest compute of the data."""
 MAX_DRAWS_SHOWN = 4000
 CONTOUR, CONTOUR_INK = "#94a3b8", "#64748b"
 
@@ -159,7 +158,7 @@ def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
     linear_axis(ax, "x")
     linear_axis(ax, "y")
     legend = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    ax.legend(fontsize=SMALL, frameon=False, **legend)
+    ax.legend(fontsize=SMALL_FONT_POINTS, frameon=False, **legend)
     return ax
 
 
@@ -174,7 +173,7 @@ def _levels(ln_loss: Floats) -> list[float]:
 def _label_levels(ax: Axes, data: SurfaceData, levels: list[float]) -> None:
     """Print each contour's loss where it leaves the frame: on the right, else on top."""
     (x_min, x_max), (y_min, y_max) = ax.get_xlim(), ax.get_ylim()
-    style: dict[str, Any] = {"fontsize": SMALL - 1, "color": CONTOUR_INK}
+    style: dict[str, Any] = {"fontsize": SMALL_FONT_POINTS - 1, "color": CONTOUR_INK}
     style |= {"textcoords": "offset points", "annotation_clip": False}
     for level in levels:
         tokens, size = data.tokens_for(x_max, level), data.params_for(y_max, level)
@@ -196,7 +195,12 @@ def _draw_equal_compute(ax: Axes, mesh: list[Floats]) -> None:
     first, last = int(np.ceil(low + 0.4)), int(np.floor(high - 0.3))
     line = {"color": MUTED, "lw": 0.9, "ls": ":"}
     box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    style: dict[str, Any] = {"fontsize": SMALL - 1, "color": MUTED, "ha": "center", "va": "center"}
+    style: dict[str, Any] = {
+        "fontsize": SMALL_FONT_POINTS - 1,
+        "color": MUTED,
+        "ha": "center",
+        "va": "center",
+    }
     for power in range(first, last + 1, max(1, round((high - low) / 8.0))):
         total = power * np.log(10.0) - np.log(6.0)
         ax.plot(np.exp([x_min, x_max]), np.exp([total - x_min, total - x_max]), zorder=1, **line)

@@ -9,7 +9,7 @@ from html import escape
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.results.profile_fit import ProfileFit
-from isoflop.fitting.terms import TITLES
+from isoflop.fitting.terms import METHOD_TITLES
 from isoflop.frames import records
 from isoflop.reporting import markup as page
 from isoflop.text import count_text, flops_text, percent_text
@@ -27,7 +27,7 @@ MAX_INTERVAL_FACTOR = 1000.0
 
 def method_name(fit: Fit) -> str:
     """Return the title of the method, with its axis unless that is the parameters."""
-    title = TITLES[fit.method]
+    title = METHOD_TITLES[fit.method]
     return f"{title}, in ln D" if getattr(fit, "axis", "params") == "tokens" else title
 
 
@@ -95,7 +95,8 @@ def law_section(
     comparable = [other for other in fits if _is_comparable(other, fit)]
     profiles = [other for other in fits if isinstance(other, IsoflopFit)]
     refusals = (
-        f"{TITLES.get(method, method)}: not fitted: {reason}" for method, reason in refused.items()
+        f"{METHOD_TITLES.get(method, method)}: not fitted: {reason}"
+        for method, reason in refused.items()
     )
     return page.section(
         "The laws",

@@ -31,7 +31,7 @@ from isoflop.reporting.fit_sections import (
 )
 from isoflop.text import count_text, duration_text, flops_text, gpu_hours_text
 
-_RUN_COLUMNS = {
+_RUNS_TABLE_COLUMNS = {
     "run_id": ("Run", "text"),
     "budget": ("Budget", "flops"),
     "width": ("Width", "plain"),
@@ -247,10 +247,10 @@ def _curves_section(art: dict[str, str], curves: pd.DataFrame | None, kind: str)
 
 
 def _run_table(runs: pd.DataFrame) -> str:
-    names = [c for c in _RUN_COLUMNS if c in runs.columns and bool(runs[c].notna().any())]
+    names = [c for c in _RUNS_TABLE_COLUMNS if c in runs.columns and bool(runs[c].notna().any())]
     if "params" in names and "params_total" in names:
         names.remove("params_total")
-    columns = [_RUN_COLUMNS[name] for name in names]
+    columns = [_RUNS_TABLE_COLUMNS[name] for name in names]
     cells = [
         [_cell_text(value, kind) for value, (_, kind) in zip(row.values(), columns, strict=True)]
         for row in records(runs.loc[:, names])

@@ -41,7 +41,7 @@ _OPTION_TYPES: dict[str, type | tuple[type, ...]] = {
 """Types of the options in fit.json that a repeated fit uses."""
 
 _STRING_KEYS = ("method", "axis", "loss", "n")
-_PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
+_REPORTED_PACKAGES = ("isoflop", "torch", "numpy", "scipy", "pandas")
 
 
 def report_sweep(directory: str | Path, metadata: dict[str, Any] | None = None) -> Path:
@@ -200,7 +200,7 @@ def _options(
 
 
 def _versions() -> str:
-    installed = [f"{name} {number}" for name in _PACKAGES if (number := _installed(name))]
+    installed = [f"{name} {number}" for name in _REPORTED_PACKAGES if (number := _installed(name))]
     return ", ".join([f"Python {platform.python_version()}", *installed])
 
 

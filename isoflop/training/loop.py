@@ -40,7 +40,7 @@ from isoflop.training.schedule import wsd
 from isoflop.training.weights import save_weights
 
 log = logging.getLogger("isoflop")
-HEARTBEAT_S = 1.0
+STATE_WRITE_S = 1.0
 
 REPORT_INTERVAL_FACTOR = 100
 """Shortest time between reports, in durations of a report. Training waits for a report, which takes
@@ -209,7 +209,7 @@ class Trainer:
 
     def _train(self, should_stop: Callable[[], bool]) -> State:
         saved_at = time.monotonic()
-        report_at = saved_at + HEARTBEAT_S
+        report_at = saved_at + STATE_WRITE_S
         while self.step < self.settings["steps"]:
             grad_norm = self._update()
             if is_log_step(self.config, self.step) and not self._log_training(float(grad_norm)):
@@ -220,7 +220,7 @@ class Trainer:
             if now > report_at:
                 self._report()
                 duration = time.monotonic() - now
-                report_at = now + max(HEARTBEAT_S, REPORT_INTERVAL_FACTOR * duration)
+                report_at = now + max(STATE_WRITE_S, REPORT_INTERVAL_FACTOR * duration)
             overdue = self.ranks.first and now - saved_at > 60 * self.config["checkpoint_minutes"]
             stop, save = self.ranks.any(should_stop(), overdue)
             if self.step == self.settings["steps"] or not (stop or save):

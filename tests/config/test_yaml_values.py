@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from isoflop.config.config_file import _needs_omegaconf
 from isoflop.config.profile import Profile, load_profile
 from isoflop.config.sweep_file import load_sweep, sweep_from_mapping, to_mapping, to_yaml
-from isoflop.config.yaml_values import MAX_VALUES, YamlError, dump_yaml, parse_yaml
+from isoflop.config.yaml_values import MAX_YAML_VALUES, YamlError, dump_yaml, parse_yaml
 from isoflop.errors import ConfigError
 
 PROFILE = "executor: slurm\nroot: /runs\n"
@@ -168,7 +168,7 @@ def test_any_depth_is_refused(text: str) -> None:
 
 def test_aliases_of_aliases_are_refused_at_once() -> None:
     levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
-    with pytest.raises(YamlError, match=f"more than {MAX_VALUES:,} values"):
+    with pytest.raises(YamlError, match=f"more than {MAX_YAML_VALUES:,} values"):
         parse_yaml("a0: &a0 [1, 1]\n" + levels)
 
 

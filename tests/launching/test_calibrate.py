@@ -24,7 +24,7 @@ from isoflop.launching.queue import submit_array as queueing
 from isoflop.launching.worker.calibration_job import (
     FAILED_FILE,
     MEASURED_FILE,
-    ORDER_FILE,
+    REQUEST_FILE,
     MeasureJob,
 )
 from isoflop.lease import take_lease
@@ -156,10 +156,10 @@ def play(
 ) -> subprocess.CompletedProcess[str]:
     """Write the results of a measuring process for the runs of a folder."""
     if runs is None:
-        order = json.loads((folder / ORDER_FILE).read_text())["runs"]
+        order = json.loads((folder / REQUEST_FILE).read_text())["runs"]
         runs = {run_id: int(re.findall(r"-w(\d+)-", run_id)[0]) for run_id in order}
     else:
-        (folder / ORDER_FILE).write_text(
+        (folder / REQUEST_FILE).write_text(
             json.dumps({"seconds": 1.0, "gpus": 0, "runs": list(runs)})
         )
     for run_id, width in runs.items():
@@ -228,7 +228,7 @@ class Cluster:
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     slurm = FakeSlurm.make(tmp_path / "slurm")
     monkeypatch.setenv("PATH", str(slurm.folder))
-    monkeypatch.setattr(calibrating, "POLL_S", 0.01)
+    monkeypatch.setattr(calibrating, "MEASUREMENTS_POLL_S", 0.01)
     monkeypatch.setattr(calibrating, "MISSING_JOB_TIMEOUT_S", 0.0)
     monkeypatch.setattr(queueing, "PAUSES_S", ())
     monkeypatch.setattr(calibrating, "snapshot_code", lambda work: (work / "code", False))

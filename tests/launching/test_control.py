@@ -376,7 +376,7 @@ def test_a_log_is_followed_through_attempts_to_the_end(
         lambda: writes(2, b"two\n"),
         lambda: (writes(2, b"end\n"), run.set_state("done")),
     ]
-    monkeypatch.setattr(control, "POLL_S", 0.0)
+    monkeypatch.setattr(control, "STATUS_POLL_S", 0.0)
     monkeypatch.setattr(control.time, "sleep", lambda _: events.pop(0)())
     pieces = list(follow_log(study.directory, study.ids[0]))
     assert events == []

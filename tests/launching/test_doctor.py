@@ -25,8 +25,8 @@ PartitionName=open Default=NO MaxTime=UNLIMITED State=UP TotalNodes=1
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     made = make_study(tmp_path, monkeypatch)
-    monkeypatch.setattr(doctor, "POLL_S", 0.01)
-    monkeypatch.setattr(doctor, "SETTLE_S", 0.01)
+    monkeypatch.setattr(doctor, "PROBE_POLL_S", 0.01)
+    monkeypatch.setattr(doctor, "PROBE_SETTLE_S", 0.01)
     made.slurm.change(config=PARTITIONS)
     return made
 

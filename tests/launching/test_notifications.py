@@ -172,7 +172,7 @@ def test_a_url_that_answers_garbage_is_a_hook_that_fails(
 @pytest.fixture
 def hanging(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     """Return the study's profile with a hook that hangs, after a line in `calls.txt`."""
-    monkeypatch.setattr(notifications, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(notifications, "NOTIFY_TIMEOUT_S", 0.3)
     hook = tmp_path / "hangs.sh"
     hook.write_text(f"#!/bin/sh\necho x >>{tmp_path}/calls.txt\nexec /bin/sleep 60\n")
     hook.chmod(0o755)
@@ -565,8 +565,8 @@ def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
         return "over"
 
     monkeypatch.setattr(supervisor, "supervise", ends)
-    monkeypatch.setattr(supervisor, "FIRST_RETRY_S", 0.0)
-    monkeypatch.setattr(notifications, "FIRST_RETRY_S", 0.0)
+    monkeypatch.setattr(supervisor, "FIRST_CYCLE_RETRY_S", 0.0)
+    monkeypatch.setattr(notifications, "NOTIFY_RETRY_S", 0.0)
     monkeypatch.setattr(Supervisor, "listen", lambda _: None)
     assert Supervisor(str(study.directory))() == "over"
     assert events(hook_log) == [("done", "all")]

@@ -24,7 +24,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
 from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
 from isoflop.fitting.results.base import Fit
-from isoflop.fitting.tables.fit_table import CANONICAL
+from isoflop.fitting.tables.fit_table import CANONICAL_COLUMNS
 from isoflop.frames import column
 
 FIT_OPTIONS = st.fixed_dictionaries(
@@ -109,7 +109,7 @@ def check_fit(fit: Fit) -> None:
 
 def check_runs_table(table: RunsTable) -> None:
     """Check that a table has finite, positive numbers and messages of one line."""
-    values = table.frame[list(CANONICAL)].to_numpy()
+    values = table.frame[list(CANONICAL_COLUMNS)].to_numpy()
     assert values.dtype == np.float64
     assert np.isfinite(values).all()
     assert (values > 0).all()

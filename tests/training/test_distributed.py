@@ -39,7 +39,7 @@ from isoflop.errors import RunError
 from isoflop.files import replace_file
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.attempt import attempt, read_peer_failure
-from isoflop.launching.worker.calibration_job import FAILED_FILE, ORDER_FILE, MeasureJob
+from isoflop.launching.worker.calibration_job import FAILED_FILE, REQUEST_FILE, MeasureJob
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import checkpoint, loop
 from isoflop.training import distributed as module
@@ -255,7 +255,7 @@ def test_a_failed_measurement_in_another_process_is_reported_with_its_reason(
     tmp_path: Path,
 ) -> None:
     run, _ = study(tmp_path / "failing")
-    (run.path.parent / ORDER_FILE).write_text(
+    (run.path.parent / REQUEST_FILE).write_text(
         json.dumps({"runs": [run.run_id], "seconds": 1.0, "gpus": 0})
     )
     together(run, 4, _measure_part)

@@ -202,7 +202,7 @@ def test_reports_to_a_slow_disk_are_rarer(tmp_path: Path, monkeypatch: pytest.Mo
             time.sleep(duration)
 
     monkeypatch.setattr(RunDirectory, "set_state", set_state_slowly)
-    monkeypatch.setattr(loop, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(loop, "STATE_WRITE_S", 0.0)
     start = time.monotonic()
     train(find_run(root, plan), root)
     assert 1 <= reports <= 1 + (time.monotonic() - start) / (100 * duration)

@@ -22,7 +22,7 @@ from isoflop.frames import Floats
 MIN_GROUPS = 4
 CLUSTERING_ALPHA = 0.05
 """p of the correlation below which intervals allow for it."""
-_ROUNDING = 1e-12
+_ROUNDING_SHARE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class GroupedResiduals:
         q, _ = np.linalg.qr(np.hstack([self.columns, self.nuisance]))
         dof = len(q) - q.shape[1]
         total = float(self.residuals @ self.residuals)
-        if dof < 2 or not total > _ROUNDING**2 * len(q):
+        if dof < 2 or not total > _ROUNDING_SHARE**2 * len(q):
             return 1.0
         paired = self._pair(q)
         inner = q.T @ paired
@@ -166,7 +166,9 @@ class GroupedResiduals:
             leverage = columns @ bread @ columns.T
             values, vectors = np.linalg.eigh(np.eye(len(leverage)) - leverage)
             power = np.zeros_like(values)
-            power[values > _ROUNDING] = values[values > _ROUNDING] ** self.leverage_power
+            power[values > _ROUNDING_SHARE] = (
+                values[values > _ROUNDING_SHARE] ** self.leverage_power
+            )
             adjusted = columns.T @ (vectors * power) @ vectors.T @ self.residuals[member]
             scores.append(adjusted / self.unclipped_share)
         influence = np.array(scores) @ bread

@@ -22,7 +22,7 @@ from isoflop.fitting.estimators.surface_estimate import PARAMETER_COUNT, optimum
 from isoflop.frames import Floats
 from isoflop.laws import Surface
 
-MAX_CONDITION_NUMBER = 1e13
+SINGULAR_CONDITION_NUMBER = 1e13
 """Condition number (columns of length 1) from which an information does not fix the law."""
 
 
@@ -156,6 +156,6 @@ def invert(information: Floats) -> Floats:
     """
     scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
     scaled = information / np.outer(scale, scale)
-    if not np.linalg.cond(scaled) < MAX_CONDITION_NUMBER:
+    if not np.linalg.cond(scaled) < SINGULAR_CONDITION_NUMBER:
         raise FitError("these runs don't fix the law: they have too few different sizes or budgets")
     return np.linalg.inv(scaled) / np.outer(scale, scale)

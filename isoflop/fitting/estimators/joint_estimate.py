@@ -24,11 +24,11 @@ from isoflop.frames import Floats
 SHAPE_PARAMETERS = ("ln_q", "left", "right", "k", "exponent")
 LOWER_BOUNDS = np.array([-25.0, 0.02, 0.02, -80.0, -4.0])
 UPPER_BOUNDS = np.array([20.0, 5.0, 5.0, 80.0, 5.0])
-_MAX_ITERATIONS = 120
-_MIN_RELATIVE_DROP = 1e-13  # promised share of the objective below which a step is the last
-_MAX_DAMPING = 1e9
+_MAX_JOINT_ITERATIONS = 120
+_MIN_JOINT_RELATIVE_DROP = 1e-13  # promised share of the objective below which a step is the last
+_MAX_JOINT_DAMPING = 1e9
 _START_SHAPES = ((0.2, 0.2), (0.4, 0.4), (0.8, 0.8), (0.7, 0.35), (0.35, 0.7), (1.2, 0.4))
-_START_EXPONENTS = (0.2, 0.4, 0.6, 0.8)
+_START_JOINT_EXPONENTS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +203,7 @@ def starts(curves: Curves) -> Floats:
     curvature = np.log(max(8.0 * depth / width**2, 1e-8))
     middle = float(np.median(best))
     return np.array(
-        [[curvature, *pair, middle, a] for pair in _START_SHAPES for a in _START_EXPONENTS]
+        [[curvature, *pair, middle, a] for pair in _START_SHAPES for a in _START_JOINT_EXPONENTS]
     )
 
 
@@ -264,13 +264,13 @@ def _descend(curves: Curves, theta: Floats, limit: Floats) -> tuple[Floats, Floa
     damping: Floats = np.full(len(theta), 1e-3)
     phi, jacobian = evaluate_shape(theta, curves.x, curves.c)
     current: _Linearisation = _linearise(curves, (phi, jacobian), weight)
-    for _ in range(_MAX_ITERATIONS):
+    for _ in range(_MAX_JOINT_ITERATIONS):
         if robust:
             sizes = np.maximum(np.abs(current.residuals), 1e-300)
             weight = np.minimum(1.0, limit[alive, None] / sizes)
             current = _linearise(curves, (phi, jacobian), weight)
         step, drop = _step(current, theta, damping, identity)
-        go = (drop > _MIN_RELATIVE_DROP * current.objective) & (damping < _MAX_DAMPING)
+        go = (drop > _MIN_JOINT_RELATIVE_DROP * current.objective) & (damping < _MAX_JOINT_DAMPING)
         solution[alive], weights[alive] = theta, weight
         if not go.any():
             break

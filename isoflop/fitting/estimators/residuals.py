@@ -8,7 +8,7 @@ import pandas as pd
 from isoflop.fitting.estimators.surface_estimate import robust_sd
 from isoflop.frames import Floats
 
-COLUMNS = ["budget", "params", "tokens", "flops", "loss"]
+CONFIGURATION_COLUMNS = ["budget", "params", "tokens", "flops", "loss"]
 
 
 def residual_table(configurations: pd.DataFrame, gap: Floats, parameters: int) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def residual_table(configurations: pd.DataFrame, gap: Floats, parameters: int) -
     """
     scaled = gap * np.sqrt(configurations["seeds"].to_numpy(dtype=np.float64))
     sd = float(robust_sd(scaled, parameters))
-    table = configurations[COLUMNS].assign(
+    table = configurations[CONFIGURATION_COLUMNS].assign(
         residual=gap, sds=scaled / sd if sd > 0.0 else np.zeros(len(scaled))
     )
     table.attrs["robust_sd"] = sd

@@ -24,7 +24,7 @@ from isoflop.frames import Floats
 
 SKEW_ERROR_ALPHA = 0.2
 """p of the skew below which intervals allow for its own error too; above, for the shift alone."""
-_ROUNDING = 1e-10  # relative residuals below are zero
+_MIN_RELATIVE_RESIDUAL = 1e-10  # relative residuals below are zero
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,11 @@ def fit_skew(
         residuals.append((profile.loss / parabola.fitted - 1.0) * root)
     column, residual = np.concatenate(columns), np.concatenate(residuals)
     dof, square = len(residual) - 3 * len(pairs) - 1, float(column @ column)
-    if dof < 1 or square <= _ROUNDING**2 or np.max(np.abs(residual)) <= _ROUNDING:
+    if (
+        dof < 1
+        or square <= _MIN_RELATIVE_RESIDUAL**2
+        or np.max(np.abs(residual)) <= _MIN_RELATIVE_RESIDUAL
+    ):
         return None, None
     ratio = float(column @ residual) / square
     remainder = residual - ratio * column

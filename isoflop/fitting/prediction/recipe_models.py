@@ -25,7 +25,7 @@ from isoflop.shapes import ModelShape, ParamCount
 from isoflop.text import count_text, flops_text
 
 _WIDTH_RATIO = 1.015  # of successive widths searched: 3 to 5% in parameters
-_MAX_WIDTHS = 400  # widths searched between two others
+_MAX_SEARCHED_WIDTHS = 400  # widths searched between two others
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RecipeModels:
         spaced in width.
         """
         count = (last - first) // self.step + 1
-        stride = self.step * max(1, -(-count // _MAX_WIDTHS))
+        stride = self.step * max(1, -(-count // _MAX_SEARCHED_WIDTHS))
         shapes = (self._shape(width) for width in range(first, last + 1, stride))
         return [shape for shape in shapes if shape is not None]
 

@@ -12,7 +12,7 @@ import numpy as np
 from isoflop.fitting.results.fitted_laws import Laws, is_informative
 from isoflop.fitting.tables.budgets import resolve_budget_flops
 from isoflop.fitting.tables.provenance import Provenance
-from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, TITLES, Quantity, span_text
+from isoflop.fitting.terms import ENDS, EXPONENT_LETTERS, METHOD_TITLES, Quantity, span_text
 from isoflop.frames import Bools, Floats, records, rows
 from isoflop.json_values import to_json_value
 from isoflop.text import count_text, percent_text
@@ -175,7 +175,7 @@ class Fit(Laws):
         from isoflop.fitting.results.summary import summary_text
 
         return summary_text(
-            title=TITLES[self.method],
+            title=METHOD_TITLES[self.method],
             headline=self.headline(),
             source=self.runs.source,
             facts=self._facts(),
@@ -246,7 +246,7 @@ class Fit(Laws):
         from isoflop.fitting.results.html import fit_html
 
         facts = [
-            TITLES[self.method],
+            METHOD_TITLES[self.method],
             f"{len(self.runs)} runs",
             f"loss: {self.loss_column}",
             f"N counts {self.n}",

@@ -26,7 +26,7 @@ from isoflop.frames import Floats, Ints, column, rows
 from isoflop.text import flops_text, percent_text
 
 MAX_GRADIENT_COSINE = 1e-5
-MAX_CONDITION_NUMBER = 1e4
+ILL_CONDITIONED_NUMBER = 1e4
 MIN_AGREEING_SHARE = 0.5
 OUTLIER_SDS = 4.0
 MAX_INFLUENCE_SES = 1.0
@@ -156,7 +156,7 @@ def _bound_findings(fit: ParametricFit) -> list[Finding]:
 
 
 def _condition_findings(fit: ParametricFit) -> list[Finding]:
-    if fit.condition < MAX_CONDITION_NUMBER:
+    if fit.condition < ILL_CONDITIONED_NUMBER:
         return []
     text = (
         f"Condition number {fit.condition:.1e}: different parameter values give almost the same "

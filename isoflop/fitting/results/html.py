@@ -13,7 +13,7 @@ from isoflop.frames import records
 from isoflop.text import count_text, flops_text, percent_text
 
 MAX_OPEN_FINDINGS = 3
-_ESTIMATE_LABELS = {
+_HTML_ESTIMATE_LABELS = {
     "a": "a, of N* ~ C^a",
     "b": "b, of D* ~ C^b",
     "ratio": "b / a",
@@ -57,7 +57,7 @@ def fit_html(
 def _estimates(table: pd.DataFrame, confidence: float) -> str:
     cells = [
         [
-            _ESTIMATE_LABELS.get(str(name), str(name)),
+            _HTML_ESTIMATE_LABELS.get(str(name), str(name)),
             f"{row['value']:.5g}",
             _span(row["low"], row["high"]),
         ]

@@ -12,7 +12,7 @@ from isoflop.fitting.terms import Finding
 from isoflop.frames import mask, records
 from isoflop.text import count_text, flops_text, percent_text
 
-WIDTH = 92
+LINE_CHARACTERS = 92
 _ESTIMATE_LABELS = {
     "a": "a    (N* ~ C^a)",
     "b": "b    (D* ~ C^b)",
@@ -46,21 +46,21 @@ def summary_text(
         findings: printed last.
     """
     lines = [
-        title.center(WIDTH).rstrip(),
-        "=" * WIDTH,
-        *textwrap.wrap(headline, WIDTH),
-        "-" * WIDTH,
+        title.center(LINE_CHARACTERS).rstrip(),
+        "=" * LINE_CHARACTERS,
+        *textwrap.wrap(headline, LINE_CHARACTERS),
+        "-" * LINE_CHARACTERS,
         f"Source:         {source}",
         *_two_columns(facts),
-        "-" * WIDTH,
+        "-" * LINE_CHARACTERS,
         *_estimate_lines(intervals, confidence),
-        "-" * WIDTH,
+        "-" * LINE_CHARACTERS,
         *details,
-        "=" * WIDTH,
+        "=" * LINE_CHARACTERS,
     ]
     for finding in findings:
         text = f"[{finding['code']}] {finding['message']}"
-        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+        lines += textwrap.wrap(text, LINE_CHARACTERS, subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -106,7 +106,7 @@ def profile_lines(profiles: pd.DataFrame, axis: str) -> list[str]:
 
 def _two_columns(facts: Sequence[tuple[str, str]]) -> list[str]:
     cells = [f"{name + ':':<16}{value}" for name, value in facts]
-    half = WIDTH // 2
+    half = LINE_CHARACTERS // 2
     pairs = zip(cells[::2], cells[1::2], strict=True)
     return [f"{first[: half - 1]:<{half}}{second}" for first, second in pairs]
 

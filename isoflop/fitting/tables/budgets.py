@@ -33,7 +33,7 @@ MIN_LOG_GAP = 0.02  # in ln FLOPs: rounding to whole steps alone moves a run by 
 MAX_LOG_SPAN = 0.35  # in ln FLOPs: runs that differ by more are not of one budget
 FEW_SIZES_LOG_GAP = 0.05  # in ln FLOPs: between budgets, if too few of them have MIN_SIZES sizes
 MIN_SIZES = 3
-_MIN_BUDGETS = 3  # to compare one budget with the others
+_MIN_COMPARED_BUDGETS = 3  # to compare one budget with the others
 _DOUBLE_FACTOR = 1.6  # width and runs of a double budget, against the median of the others
 _ROUNDING_LOG_GAP = 1e-6  # in ln FLOPs: planned budgets this close differ only in printed digits
 _MIN_SHARE = 0.8  # of the runs that lie in budgets with MIN_SIZES sizes
@@ -176,7 +176,7 @@ def group_budgets(flops: Floats, sizes: Floats) -> BudgetGroups | None:
 def find_double_budget(groups: BudgetGroups, flops: Floats) -> int | None:
     """Return the number of a budget that may be two: much wider and with more runs than others."""
     values = split_by_label(flops, groups.labels)
-    if len(values) < _MIN_BUDGETS:
+    if len(values) < _MIN_COMPARED_BUDGETS:
         return None
     spans = np.array([np.log(group.max() / group.min()) for group in values])
     counts = np.array([len(group) for group in values])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.tables.budgets import MAX_LABEL_RATIO
-from isoflop.fitting.tables.columns import SETTINGS, SIX_ND
+from isoflop.fitting.tables.columns import SETTING_COLUMNS, SIX_ND
 from isoflop.fitting.tables.rows import list_names, name_rows
 from isoflop.fitting.terms import Finding, finding
 from isoflop.frames import Bools, Floats, column, rows
@@ -290,6 +290,7 @@ def _check_duplicates(frame: pd.DataFrame) -> list[Finding]:
         return []
     message = (
         f"Different losses for one configuration and seed: {name_rows(frame, repeated)}. They "
-        f"count as seeds. If they differ in a setting, add its column: {', '.join(SETTINGS)}."
+        "count as seeds. If they differ in a setting, add its column: "
+        f"{', '.join(SETTING_COLUMNS)}."
     )
     return [finding("duplicates", message)]

@@ -22,7 +22,7 @@ SIX_ND = "6ND"
 """Name in place of a column of FLOPs: C = 6ND."""
 PARAM_COLUMNS = ("params", "params_total", "params_one_embedding", "params_non_embedding")
 # Rows that differ in one of these are different configurations, not seeds of one.
-SETTINGS = (
+SETTING_COLUMNS = (
     "width",
     "layers",
     "heads",

@@ -23,7 +23,12 @@ from isoflop.fitting.tables.budgets import (
     merge_rounded_budgets,
 )
 from isoflop.fitting.tables.checks import check_table, refuse_falling_flops, refuse_mixed_units
-from isoflop.fitting.tables.columns import SETTINGS, first_column, parse_number, resolve_columns
+from isoflop.fitting.tables.columns import (
+    SETTING_COLUMNS,
+    first_column,
+    parse_number,
+    resolve_columns,
+)
 from isoflop.fitting.tables.final_loss import FINAL_RULES
 from isoflop.fitting.tables.log_detection import LogOptions, is_log
 from isoflop.fitting.tables.log_summary import summarise_logs
@@ -42,8 +47,8 @@ from isoflop.frames import Floats, column
 from isoflop.shapes import ParamCount
 
 __all__ = [
-    "CANONICAL",
-    "SETTINGS",
+    "CANONICAL_COLUMNS",
+    "SETTING_COLUMNS",
     "Dropped",
     "Finding",
     "LossUnit",
@@ -53,7 +58,7 @@ __all__ = [
     "read_table",
 ]
 
-CANONICAL = ("params", "tokens", "loss", "flops", "budget")
+CANONICAL_COLUMNS = ("params", "tokens", "loss", "flops", "budget")
 
 
 class ReadOptions(TypedDict, total=False):
@@ -113,7 +118,7 @@ class RunsTable:
     @cached_property
     def _configurations(self) -> pd.DataFrame:
         groups = self.frame.groupby("config", sort=True)
-        means = cast(pd.DataFrame, groups[list(CANONICAL)].mean())
+        means = cast(pd.DataFrame, groups[list(CANONICAL_COLUMNS)].mean())
         return means.assign(seeds=groups.size(), loss_sd=groups["loss"].std()).reset_index()
 
     @property
@@ -208,7 +213,9 @@ def read_table(
     refuse_falling_flops(frame, names, where)
     findings += [*grouping_findings, *check_table(frame, names)]
     frame = frame.sort_values(
-        [*CANONICAL, *(c for c in ("seed",) if c in frame)], kind="stable", ignore_index=True
+        [*CANONICAL_COLUMNS, *(c for c in ("seed",) if c in frame)],
+        kind="stable",
+        ignore_index=True,
     )
     return RunsTable(
         frame,
@@ -277,10 +284,10 @@ def _fill_flops_and_budget(
 def _add_extras(frame: pd.DataFrame, raw: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with the configuration's number and columns for diagnostics and figures."""
     key = frame[["budget", "params", "tokens"]].copy()
-    for name in SETTINGS:
+    for name in SETTING_COLUMNS:
         if name in raw.columns:
             key[name] = as_text(raw, name)
-    frame = frame.loc[:, list(CANONICAL)].copy()
+    frame = frame.loc[:, list(CANONICAL_COLUMNS)].copy()
     frame["config"] = key.groupby(list(key.columns), sort=True, dropna=False).ngroup()
     for name in ("seed", "epochs"):
         source_name = first_column(raw, (name,))
@@ -307,6 +314,6 @@ def _reading_text(source: str, frame: pd.DataFrame, names: dict[str, str]) -> st
 
 def _hash(frame: pd.DataFrame) -> str:
     """Return the SHA-256 of the canonical columns as little-endian float64, sorted by row."""
-    rows = np.ascontiguousarray(frame[list(CANONICAL)].to_numpy(dtype="<f8"))
+    rows = np.ascontiguousarray(frame[list(CANONICAL_COLUMNS)].to_numpy(dtype="<f8"))
     rows = rows[np.lexsort(rows.T[::-1])]
-    return hashlib.sha256(",".join(CANONICAL).encode() + rows.tobytes()).hexdigest()
+    return hashlib.sha256(",".join(CANONICAL_COLUMNS).encode() + rows.tobytes()).hexdigest()

@@ -12,7 +12,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.tables.columns import (
     ROLES,
-    SETTINGS,
+    SETTING_COLUMNS,
     find_column,
     first_column,
     missing_column_message,
@@ -118,7 +118,9 @@ def _refuse_nameless_log(frame: pd.DataFrame, where: str, step: str, options: Lo
     counter = step if _is_numeric(frame, step) else tokens
     if params is None or counter is None:
         return
-    settings = [name for name in SETTINGS if name in frame.columns and name not in LR_COLUMNS]
+    settings = [
+        name for name in SETTING_COLUMNS if name in frame.columns and name not in LR_COLUMNS
+    ]
     configuration = [params, *settings]
     steps = as_text(frame, counter)
     is_log = budget is None and any(

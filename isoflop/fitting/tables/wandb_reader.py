@@ -22,7 +22,7 @@ from isoflop.fitting.tables.rows import Dropped
 
 _HEADER = b":W&B"
 _HEADER_BYTES = 7
-_BLOCK_BYTES = 32 * 1024
+_LOG_BLOCK_BYTES = 32 * 1024
 _FRAME = struct.Struct("<IHB")  # CRC-32, length, type
 _FULL, _FIRST, _LAST = 1, 2, 4  # types of a frame
 _INTERNAL_KEYS = ("_wandb",)
@@ -126,7 +126,7 @@ def _read_records(path: Path) -> Iterator[bytes]:
         raise FitError(f"{path}: is not a file of a W&B run")
     position, bodies = _HEADER_BYTES, []
     while position + _FRAME.size <= len(data):
-        block_bytes = _BLOCK_BYTES - position % _BLOCK_BYTES
+        block_bytes = _LOG_BLOCK_BYTES - position % _LOG_BLOCK_BYTES
         if block_bytes < _FRAME.size:
             position += block_bytes
             continue

@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2]
 """Folder of the package `isoflop`."""
 
-PACKAGES = ("isoflop", "torch", "lightning", "pytorch-lightning", "numpy")
+RECORDED_PACKAGES = ("isoflop", "torch", "lightning", "pytorch-lightning", "numpy")
 
 CODE_SUFFIXES = (".py", ".pyi")
 
@@ -166,7 +166,7 @@ def git(*arguments: str) -> str | None:
 
 def versions(*more: str) -> dict[str, str]:
     """Return versions of isoflop, of packages that affect results, and of `more`."""
-    return {package: _version(package) for package in (*PACKAGES, *more)}
+    return {package: _version(package) for package in (*RECORDED_PACKAGES, *more)}
 
 
 _version = cache(version)  # it parses a package's metadata at each call

@@ -19,16 +19,16 @@ from isoflop.planning.plan import Plan
 from isoflop.planning.plan import plan as lay_out
 from isoflop.planning.pricing import with_bill
 
-PROFILE_FILE = "cluster.yaml"
+STUDY_PROFILE_FILE = "cluster.yaml"
 
 
 def write_study_profile(profile: Profile, directory: Path) -> None:
     """Write the profile of a submission to the sweep's directory, for `retry` and readers."""
     text = to_yaml(replace(profile, root=str(resolve_root(profile))))
     with suppress(OSError, ValueError):
-        if (directory / PROFILE_FILE).read_text() == text:
+        if (directory / STUDY_PROFILE_FILE).read_text() == text:
             return
-    with replace_file(directory / PROFILE_FILE) as temporary:
+    with replace_file(directory / STUDY_PROFILE_FILE) as temporary:
         temporary.write_text(text)
 
 
@@ -39,7 +39,7 @@ def read_study_profile(directory: Path) -> Profile:
         RunError: no directory, or a sweep that was never submitted.
         ConfigError: a damaged profile.
     """
-    file = directory / PROFILE_FILE
+    file = directory / STUDY_PROFILE_FILE
     if not directory.is_dir():
         raise RunError(f"{directory}: no such directory; give that of a sweep, such as runs/soda")
     if not file.exists():
@@ -71,7 +71,7 @@ def read_study(directory: Path) -> tuple[Plan, Profile]:
     try:
         return with_bill(plan, profile, calibration=calibration), profile
     except ConfigError as problem:
-        raise ConfigError(f"{directory / PROFILE_FILE}: {problem}") from None
+        raise ConfigError(f"{directory / STUDY_PROFILE_FILE}: {problem}") from None
 
 
 @contextmanager

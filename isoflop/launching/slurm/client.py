@@ -15,7 +15,7 @@ from contextlib import suppress
 from isoflop.errors import ClusterError
 from isoflop.launching.slurm.tasks import Task
 
-TIMEOUT_S = 30.0
+SLURM_TIMEOUT_S = 30.0
 DEFAULT_MAX_ARRAY_SIZE = 1001
 DEFAULTS_PREFIXES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")
 """Prefixes of variables that change the programs' defaults; sbatch's override the script."""
@@ -133,11 +133,11 @@ def call(program: str, *arguments: str) -> str:
     command, plain = [program, *arguments], plain_environment()
     try:
         done = subprocess.run(
-            command, env=plain, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command, env=plain, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise ClusterError(
-            f"{program}: no answer in {TIMEOUT_S:.0f} s; the same command may work later"
+            f"{program}: no answer in {SLURM_TIMEOUT_S:.0f} s; the same command may work later"
         ) from None
     if done.returncode and "configuration source" in done.stderr:
         raise ClusterError(

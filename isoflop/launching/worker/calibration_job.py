@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.config.validation import build
-from isoflop.errors import ClusterError
+from isoflop.errors import MAX_MESSAGE_CHARACTERS, ClusterError
 from isoflop.files import replace_file
 from isoflop.launching.slurm.signals import Job
 from isoflop.planning.calibration import Measurement
 from isoflop.planning.run_spec import RunSpec
 from isoflop.runs.run_directory import RunDirectory
 
-ORDER_FILE, MEASURED_FILE, FAILED_FILE = "order.json", "found.json", "failed.txt"
-MAX_MESSAGE_CHARACTERS = 300
+REQUEST_FILE, MEASURED_FILE, FAILED_FILE = "order.json", "found.json", "failed.txt"
 
 
 @dataclass
@@ -30,7 +29,7 @@ class MeasureJob(Job):
 
         use_one_core()
         ranks, folder = join_job(), Path(self.directory)
-        order = json.loads((folder / ORDER_FILE).read_text())
+        order = json.loads((folder / REQUEST_FILE).read_text())
         for run_id in order["runs"]:
             run = RunDirectory(folder / run_id)
             if ranks.any((run.path / MEASURED_FILE).exists())[0]:  # before a preemption

@@ -16,7 +16,7 @@ from isoflop.runs.loss_log import LOG_COLUMNS, log_row
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.shapes import ModelShape
 
-MAX_VALUES = {"step": 10**9 - 1, "tokens": 2**53, "targets": 2**53}
+MAX_LOG_NUMBERS = {"step": 10**9 - 1, "tokens": 2**53, "targets": 2**53}
 """Largest values accepted: nine digits for part-file names, 2^53 for exact float64."""
 
 
@@ -121,14 +121,14 @@ def _parse_value(column: str, value: Any) -> int | float | str | None:
         return number
     if math.isnan(number) and column != "step":
         return None
-    if not number.is_integer() or not 0 <= number <= MAX_VALUES[column]:
+    if not number.is_integer() or not 0 <= number <= MAX_LOG_NUMBERS[column]:
         raise ValueError
     return int(number)
 
 
 def _expected_type(column: str) -> str:
-    if column in MAX_VALUES:
-        return f"a whole number from 0 to {MAX_VALUES[column]}"
+    if column in MAX_LOG_NUMBERS:
+        return f"a whole number from 0 to {MAX_LOG_NUMBERS[column]}"
     return "a text" if LOG_COLUMNS[column] == "str" else "a number"
 
 

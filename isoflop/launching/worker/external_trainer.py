@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from isoflop.errors import RunError
+from isoflop.errors import MAX_MESSAGE_CHARACTERS, RunError
 from isoflop.launching.worker import process_guard
 from isoflop.launching.worker.external_losses import (
     are_finite,
@@ -42,16 +42,14 @@ from isoflop.shapes import ModelShape
 if TYPE_CHECKING:
     from isoflop.training.distributed import Ranks
 
-POLL_S = 0.5
+PROGRAM_POLL_S = 0.5
 LATE_SIGNAL_S = 2.0
 """Longest delay of a signal to the worker after the end of the program that got it too."""
 
 GRACE_S = 60.0
-HEARTBEAT_S = 5.0
+REPORT_S = 5.0
 REPORT_TIME_FACTOR = 20
 """Minimum ratio of the interval between reports to the time that a report takes."""
-
-MAX_MESSAGE_CHARACTERS = 300
 
 
 def run_command(
@@ -308,14 +306,14 @@ def _wait(
             return stop and early, [rank for rank, flag in enumerate(failed) if flag]
         if reporter:
             reporter.report()
-        time.sleep(POLL_S)
+        time.sleep(PROGRAM_POLL_S)
 
 
 def _signal_follows(should_stop: Callable[[], bool]) -> bool:
     """Return whether this process must stop, at the latest after `LATE_SIGNAL_S`."""
     limit = time.monotonic() + LATE_SIGNAL_S
     while not (stop := should_stop()) and time.monotonic() < limit:
-        time.sleep(POLL_S / 10)
+        time.sleep(PROGRAM_POLL_S / 10)
     return stop
 
 
@@ -344,7 +342,7 @@ class _ProgressReporter:
             self.diverged = not are_finite(rows)
             self.run.set_state("running", **self.progress(rows))
             seconds = time.monotonic() - start
-            self.next_report = start + max(HEARTBEAT_S, REPORT_TIME_FACTOR * seconds)
+            self.next_report = start + max(REPORT_S, REPORT_TIME_FACTOR * seconds)
 
     def progress(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the entries of the run's state for these losses."""

@@ -16,7 +16,7 @@ from isoflop.lease import Lease
 from isoflop.process_info import start_time
 from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 
-ORDER_FILE = "workers/order.txt"
+RUN_ORDER_FILE = "workers/order.txt"
 PARENT_CHECK_S = 0.5
 
 
@@ -80,10 +80,10 @@ class Worker:
 
 def read_order(directory: Path) -> list[str]:
     """Return the runs for workers, in order; none once they must stop."""
-    return (directory / ORDER_FILE).read_text().split()
+    return (directory / RUN_ORDER_FILE).read_text().split()
 
 
 def write_order(directory: Path, run_ids: list[str]) -> None:
     """Write the runs for workers, in order."""
-    with replace_file(directory / ORDER_FILE) as temporary:
+    with replace_file(directory / RUN_ORDER_FILE) as temporary:
         temporary.write_text("\n".join(run_ids) + "\n")

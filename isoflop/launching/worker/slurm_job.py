@@ -18,7 +18,7 @@ from isoflop.runs.run_directory import TERMINAL_STATES, RunDirectory
 if TYPE_CHECKING:
     from isoflop.training.distributed import Ranks
 
-SETTLE_S = 0.5
+LEASE_SETTLE_S = 0.5
 LEASE_POLL_S = 1.0
 MAX_STARTS_WITHOUT_PROGRESS = 10
 FOLLOWER_TIMEOUT_S = 60.0
@@ -49,7 +49,7 @@ class RunJob(Job):
         """Train and return the run's state, or `held` if another process holds its lease."""
         run, limit = RunDirectory(Path(self.directory)), time.monotonic() + 2 * LEASE_TIMEOUT_S
         while True:
-            with run.lease(settle_s=SETTLE_S) as lease:
+            with run.lease(settle_s=LEASE_SETTLE_S) as lease:
                 if lease:
                     return self._train(run, lease.check, ranks)
             if self.must_stop() or time.monotonic() > limit:

@@ -212,7 +212,7 @@ def test_a_program_that_is_missing(cluster: FakeSlurm) -> None:
 
 
 def test_a_program_that_hangs_is_left(cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(slurm, "SLURM_TIMEOUT_S", 0.2)
     cluster.program("squeue", "/bin/sleep 20")  # with a child that keeps its output open
     before = time.monotonic()
     with pytest.raises(

@@ -122,7 +122,7 @@ Program = Callable[..., Trained]
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
     """Return a maker of studies of a program, called with its steps and its file of losses."""
-    monkeypatch.setattr(external_trainer, "POLL_S", 0.005)
+    monkeypatch.setattr(external_trainer, "PROGRAM_POLL_S", 0.005)
     monkeypatch.setattr(external_trainer, "LATE_SIGNAL_S", 0.1)
     monkeypatch.setattr(code_snapshot, "PACKAGE", tmp_path)  # without a checkout for git to compare
 
@@ -499,7 +499,7 @@ with open(sys.argv[2], "w", buffering=1) as losses:
 def test_a_program_that_goes_on_after_it_diverged_is_ended(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external_trainer, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(external_trainer, "REPORT_S", 0.0)
     study = program(GOES_ON)
     assert study.attempt() == "diverged"
     assert study.run.state()["reason"] == "a loss in losses.jsonl is not finite"
@@ -788,7 +788,7 @@ STOPS = 12
 
 def attempt_as_job(run: RunDirectory, rank: int, size: int, meeting: str) -> None:
     """Attempt a run repeatedly, in a process that gets signals like a job of SLURM."""
-    external_trainer.POLL_S = 0.02
+    external_trainer.PROGRAM_POLL_S = 0.02
     os.environ["MASTER_ADDR"] = "localhost"
     ranks = meet_at(meeting, rank, size) if size > 1 else None
     for number in range(STOPS):
@@ -960,7 +960,7 @@ def test_a_program_goes_on_after_a_line_that_was_torn_when_it_was_killed(program
 
 
 def test_the_state_tells_how_far_it_is(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external_trainer, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(external_trainer, "REPORT_S", 0.0)
     study = program(PARTS)
     assert study.attempt(lambda: study.run.state()["step"] == 20) == "pending"
 
