@@ -71,8 +71,8 @@ def submit(
     from isoflop.launching.records.code_snapshot import describe_code_difference
     from isoflop.launching.records.submissions import submissions_folder
     from isoflop.launching.slurm.client import max_array_size
-    from isoflop.launching.submit import submit as queue
-    from isoflop.planning.plan import plan as lay_out
+    from isoflop.launching.submit import submit as submit_runs
+    from isoflop.planning.plan import plan as make_plan
     from isoflop.planning.pricing import with_remaining_bill
     from isoflop.reporting.terminal.bill_text import (
         print_bill,
@@ -89,7 +89,7 @@ def submit(
         raise ConfigError(
             f"{cluster}: executor: is local; on this machine use `isoflop run {sweep}`"
         )
-    plan = lay_out(sweep, overrides or ())
+    plan = make_plan(sweep, overrides or ())
     if (
         profile.gpu is not None
         or max_gpu_hours is not None
@@ -101,30 +101,34 @@ def submit(
             "--interruptions: needs a cost estimate; set the profile's `gpu`, or run "
             "`isoflop calibrate`"
         )
-    intent = plan_submission(plan, profile, only)
-    intent.check_cap(plan, max_gpu_hours)
-    rest = with_remaining_bill(plan, intent.remaining())
+    submission = plan_submission(plan, profile, only)
+    submission.check_cap(plan, max_gpu_hours)
+    rest = with_remaining_bill(plan, submission.remaining())
     print_plan_size(rest)
     if rest.bill is not None:
         print_bill(rest.bill, sys.stderr)
-    print_submission(intent, plan)
-    if intent.queued and not new_code and (differs := describe_code_difference(intent.directory)):
+    print_submission(submission, plan)
+    if (
+        submission.queued
+        and not new_code
+        and (differs := describe_code_difference(submission.directory))
+    ):
         warn(differs)
     if dry_run:
-        print_scripts(intent.scripts(plan, profile, order))
+        print_scripts(submission.scripts(plan, profile, order))
         return
-    intent.status.check("queued")
-    if intent.queued and not yes:
+    submission.status.check("queued")
+    if submission.queued and not yes:
         if not sys.stdin.isatty():
             raise ConfigError(
                 "cannot ask for confirmation: stdin is not a terminal; add --yes to queue, or "
                 "--dry-run to see the cost estimate"
             )
-        if not typer.confirm(f"queue {len(intent.queued)} runs?", err=True):
+        if not typer.confirm(f"queue {len(submission.queued)} runs?", err=True):
             raise typer.Exit(0)
-    if intent.queued or submissions_folder(intent.directory).exists():
+    if submission.queued or submissions_folder(submission.directory).exists():
         # Also if no run is to be queued: recovers a killed call and releases held jobs.
-        agreed = {*intent.queued, *read_approved(intent.directory)}
+        agreed = {*submission.queued, *read_approved(submission.directory)}
         options = {
             "order": order,
             "only": only,
@@ -134,13 +138,20 @@ def submit(
         try:
             with StudyProgress({}) as progress:
                 callbacks = {"on_data": progress.show_data, "on_queued": print_submitted}
-                queue(plan, profile, runs=agreed, confirmed=intent.queued, **options, **callbacks)
+                submit_runs(
+                    plan,
+                    profile,
+                    runs=agreed,
+                    confirmed=submission.queued,
+                    **options,
+                    **callbacks,
+                )
         except SubmitLimitError as problem:
             if not supervise:
                 raise
             warn(problem.reason)
     for reason, count in count_never_starting(
-        intent.directory, REASONS_S if intent.queued else 0.0
+        submission.directory, REASONS_S if submission.queued else 0.0
     ).items():
         fix = "" if "scontrol release" in reason else "; fix this, cancel them and resubmit"
         warn(f"{count} queued {'jobs' if count > 1 else 'job'} can never start: {reason}{fix}")
@@ -148,7 +159,7 @@ def submit(
         from isoflop.launching.supervisor import add_supervisor
 
         try:
-            job_id = add_supervisor(profile, intent.directory)
+            job_id = add_supervisor(profile, submission.directory)
         except SubmitLimitError as problem:
             raise ClusterError(
                 "could not submit the supervisor; lost runs will not be requeued automatically: "
@@ -158,7 +169,7 @@ def submit(
             f"queued {job_id}: the supervisor" if job_id else "a supervisor is already queued",
             file=sys.stderr,
         )
-    print(intent.directory)
+    print(submission.directory)
 
 
 @app.command("status", short_help="Show the state of every run of a sweep.")
@@ -197,9 +208,9 @@ def cancel(directory: Directory, runs: Runs = None) -> None:
     Cancel the jobs of the named runs, or of all. Each run keeps its last checkpoint, from which
     `isoflop submit` resumes.
     """
-    from isoflop.launching.control import cancel as stop
+    from isoflop.launching import control
 
-    stopped = stop(directory.resolve(), runs or ())
+    stopped = control.cancel(directory.resolve(), runs or ())
     print(f"cancelled {len(stopped)} runs; each keeps its last checkpoint", file=sys.stderr)
 
 
@@ -210,18 +221,18 @@ def retry(directory: Directory, runs: Runs = None) -> None:
     Queue failed and cancelled runs again, all of them or those named, regardless of the number of
     earlier failures.
     """
-    from isoflop.launching.control import retry as make_ready
+    from isoflop.launching import control
     from isoflop.launching.records.study_files import lease_study
-    from isoflop.launching.submit import submit as queue
+    from isoflop.launching.submit import submit as submit_runs
     from isoflop.reporting.terminal.bill_text import print_submitted
 
     directory = directory.resolve()
     with lease_study(directory) as (plan, profile, lease):
-        ready = make_ready(directory, runs or (), lease)
+        ready = control.retry(directory, runs or (), lease)
         if not ready:
             print("no failed or cancelled runs", file=sys.stderr)
             return
-        queue(plan, profile, runs=ready, lease=lease, on_queued=print_submitted)
+        submit_runs(plan, profile, runs=ready, lease=lease, on_queued=print_submitted)
 
 
 @app.command("logs", short_help="Print the log of a run.")
@@ -312,21 +323,21 @@ def calibrate(
     memory.
     """
     from isoflop.config.profile import load_profile
-    from isoflop.launching.calibrate import calibrate as measure
+    from isoflop.launching.calibrate import calibrate as measure_speed
     from isoflop.launching.records.sweep_directory import resolve_root
-    from isoflop.planning.plan import plan as lay_out
+    from isoflop.planning.plan import plan as make_plan
     from isoflop.reporting.terminal.bill_text import print_calibration
 
     profile = load_profile(cluster)
-    plan = lay_out(sweep, overrides or ())
+    plan = make_plan(sweep, overrides or ())
     if profile.gpu is not None:
         plan = with_bill(plan, cluster, "longest", None, None)
 
-    def tell(line: str) -> None:
+    def report_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    calibration, file = measure(
-        plan, profile, resolve_root(profile), seconds=seconds, wait_s=wait, tell=tell
+    calibration, file = measure_speed(
+        plan, profile, resolve_root(profile), seconds=seconds, wait_s=wait, report_line=report_line
     )
     print_calibration(calibration)
     print(f"wrote {file}", file=sys.stderr)

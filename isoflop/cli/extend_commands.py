@@ -69,7 +69,7 @@ def extend(
     """
     from isoflop.config import load_sweep
     from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
-    from isoflop.followup.extend import extend as choose
+    from isoflop.followup.extend import extend as extend_sweep
     from isoflop.followup.extended_sweep import write_sweep
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.followup_text import print_extension
@@ -92,7 +92,7 @@ def extend(
         warn(
             f"{directory}: its losses are simulated (train.trainer), so the gain of new runs is too"
         )
-    extension = choose(
+    extension = extend_sweep(
         sweep,
         table,
         purpose=purpose or ("loss" if target is not None else "exponents"),

@@ -101,7 +101,7 @@ def fit(
     """
     from isoflop.config.sweep_file import load_directory_sweep
     from isoflop.fitting.fitfile.write import fit_document, write_fit
-    from isoflop.fitting.methods.fit_all import Options
+    from isoflop.fitting.methods.fit_all import FitOptions
     from isoflop.fitting.study_fits import fit_study
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_fits
@@ -113,7 +113,7 @@ def fit(
         except OSError as problem:
             if problem.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise  # a read-only study of another user is fitted as it is
-    options = Options(
+    options = FitOptions(
         axis=axis,
         n=n,
         columns={"params": params, "tokens": tokens, "flops": flops, "budget": budget},
@@ -184,7 +184,7 @@ def predict(
     """
     from isoflop.files import replace_file
     from isoflop.fitting.fitfile.read import load_fit
-    from isoflop.fitting.prediction.predict import predict as ask
+    from isoflop.fitting.prediction.predict import predict as predict_law
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.fit_text import print_prediction
     from isoflop.text import flops_text
@@ -195,7 +195,8 @@ def predict(
         raise FitError(f"--yaml: a run has one budget; give --flops one of {choices}")
     law = load_fit(fit)
     predictions = [
-        ask(law, budget, recipe=recipe, method=method, confidence=confidence) for budget in budgets
+        predict_law(law, budget, recipe=recipe, method=method, confidence=confidence)
+        for budget in budgets
     ]
     if yaml is not None:  # before printing: a closed pipe ends the command
         text = predictions[0].yaml()
@@ -243,7 +244,7 @@ def compare(
     laws. Fits of different runs are tested for a difference; fits of the same runs are not, as they
     are not independent.
     """
-    from isoflop.fitting.comparison import compare as put_side_by_side
+    from isoflop.fitting.comparison import compare as compare_laws
     from isoflop.fitting.fitfile.read import laws_by_name, load_fit
     from isoflop.fitting.methods.fit_all import parse_methods
     from isoflop.reporting.terminal.console import warn
@@ -256,7 +257,7 @@ def compare(
         laws = {name: law for name, law in laws.items() if law.method in methods}
     if not laws:
         raise FitError(f"--method: no fit is by {method}")
-    comparison = put_side_by_side(laws, None if flops is None else _parse_flops(flops), confidence)
+    comparison = compare_laws(laws, None if flops is None else _parse_flops(flops), confidence)
     if as_json:
         print(json.dumps({"schema": 1, **comparison.to_dict()}, indent=2, allow_nan=False))
     else:

@@ -74,9 +74,8 @@ def with_bill(
         BudgetError: the bill exceeds `max_gpu_hours`.
     """
     from isoflop.config.profile import load_profile
+    from isoflop.planning import pricing
     from isoflop.planning.job_arrays import UNLIMITED
-    from isoflop.planning.pricing import check_cap
-    from isoflop.planning.pricing import with_bill as price
 
     if interruptions is not None and not interruptions <= MAX_INTERRUPTIONS_PER_DAY:
         raise ConfigError(
@@ -86,7 +85,7 @@ def with_bill(
     profile = load_profile(cluster, to_plan=True)
     calibration = find_calibration(plan, profile)
     try:
-        billed = price(
+        billed = pricing.with_bill(
             plan,
             profile,
             order=order,
@@ -97,7 +96,7 @@ def with_bill(
     except ConfigError as problem:
         raise ConfigError(f"{cluster}: {problem}") from None
     if billed.bill is not None:
-        check_cap(billed.bill.gpu_hours, max_gpu_hours)
+        pricing.check_cap(billed.bill.gpu_hours, max_gpu_hours)
     return billed
 
 

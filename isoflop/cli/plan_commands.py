@@ -84,7 +84,7 @@ def plan(
     List the runs of a sweep, with totals. Works offline and trains nothing.
     """
     from isoflop.config.grid_schema import MAX_BUDGET_FLOPS
-    from isoflop.planning.plan import plan as lay_out
+    from isoflop.planning.plan import plan as make_plan
     from isoflop.reporting.terminal.bill_text import (
         drop_reasons,
         print_dropped,
@@ -95,7 +95,7 @@ def plan(
 
     check_number("--noise", noise, 1.0, 1e-9)
     check_number("--target", target, MAX_BUDGET_FLOPS)
-    laid_out = lay_out(sweep, overrides or ())
+    laid_out = make_plan(sweep, overrides or ())
     if cluster is not None:
         laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
     elif max_gpu_hours is not None:

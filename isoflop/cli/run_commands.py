@@ -31,12 +31,12 @@ def run(
     runs are skipped, interrupted runs resume.
     """
     from isoflop.launching.records.sweep_directory import runs_root
-    from isoflop.planning.plan import plan as lay_out
+    from isoflop.planning.plan import plan as make_plan
     from isoflop.reporting.terminal.bill_text import print_plan_size, print_study
     from isoflop.reporting.terminal.progress_text import StudyProgress
     from isoflop.studies import conclude_study, train_study
 
-    plan, start = lay_out(sweep, overrides or ()), time.monotonic()
+    plan, start = make_plan(sweep, overrides or ()), time.monotonic()
     print_plan_size(plan)
     try:
         with (
@@ -74,7 +74,7 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
     too. Existing data are read in full to find damage.
     """
     from isoflop.config import load_sweep
-    from isoflop.data.prepare import prepare as make
+    from isoflop.data.prepare import prepare as prepare_data
     from isoflop.data.shards import Manifest
     from isoflop.launching.records.sweep_directory import runs_root
     from isoflop.reporting.terminal.progress_text import StudyProgress
@@ -82,7 +82,7 @@ def prepare(sweep: Sweep, overrides: Overrides = None) -> None:
 
     loaded = load_sweep(sweep, overrides or ())
     with StudyProgress({}) as progress:
-        folder = make(runs_root(), loaded.data, progress=progress.show_data)
+        folder = prepare_data(runs_root(), loaded.data, progress=progress.show_data)
     manifest = Manifest.read(folder)
     manifest.check(folder)
     print(folder)

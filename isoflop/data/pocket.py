@@ -121,7 +121,7 @@ def speak(scripts: list[Script]) -> Iterator[list[np.ndarray]]:
     """Yield the waveforms of each script's sentences, by one new synthesizer."""
     synthesizer = Synthesizer()
     for script in scripts:
-        yield [synthesizer.say(text, script.voice) for text in script.sentences]
+        yield [synthesizer.synthesize(text, script.voice) for text in script.sentences]
 
 
 def make_codec(folder: Path, seed: int, scripts: list[Script]) -> dict[str, str]:

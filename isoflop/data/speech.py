@@ -76,7 +76,7 @@ class Synthesizer:
         self._library.espeak_Info.restype = ctypes.c_char_p
         return self._library.espeak_Info(None).decode()
 
-    def say(self, text: str, voice: Voice) -> np.ndarray:
+    def synthesize(self, text: str, voice: Voice) -> np.ndarray:
         """Return the waveform (samples,), float32 in [-1, 1], at 22,050 Hz.
 
         Raises:

@@ -13,9 +13,9 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.outliers import select_remaining
 from isoflop.fitting.methods.fit_all import (
+    FitOptions,
     FitSet,
     Method,
-    Options,
     fit_method,
     parse_methods,
     read_shared_table,
@@ -58,7 +58,7 @@ def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SENSITIVITY_COLUMNS)
 
 
-def _read_count(runs: Any, n: ParamCount, options: Options) -> RunsTable | None:
+def _read_count(runs: Any, n: ParamCount, options: FitOptions) -> RunsTable | None:
     """Return the runs with another count of N; None if the source does not have it."""
     if isinstance(runs, RunsTable):
         return None  # a RunsTable has one count of N
@@ -69,7 +69,7 @@ def _read_count(runs: Any, n: ParamCount, options: Options) -> RunsTable | None:
 
 
 def _method_rows(
-    fit: Fit, read_count: Callable[[ParamCount], RunsTable | None], options: Options
+    fit: Fit, read_count: Callable[[ParamCount], RunsTable | None], options: FitOptions
 ) -> Iterator[list[Any]]:
     (method,) = parse_methods([fit.method])
     for n in get_args(ParamCount):
@@ -99,7 +99,7 @@ def _six_nd_exponents(ratio: float, low: float, high: float) -> list[float]:
 
 
 def _recounted_fit(
-    fit: Fit, method: Method, table: RunsTable | None, options: Options
+    fit: Fit, method: Method, table: RunsTable | None, options: FitOptions
 ) -> Fit | None:
     """Return the fit of its runs in a table with another count of N; None if they can't be
     fitted.

@@ -14,7 +14,13 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.comparison import Comparison, compare
 from isoflop.fitting.fitfile.read import named_laws
-from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, FitSet, Options, fit_laws, loss_columns
+from isoflop.fitting.methods.fit_all import (
+    DEFAULT_METHODS,
+    FitOptions,
+    FitSet,
+    fit_laws,
+    loss_columns,
+)
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.sensitivity import tabulate_sensitivity
 from isoflop.frames import records
@@ -69,7 +75,7 @@ class StudyFits:
 def fit_study(
     runs: pd.DataFrame | str | Path,
     methods: Sequence[str] = DEFAULT_METHODS,
-    options: Options | None = None,
+    options: FitOptions | None = None,
     loss: str | None = None,
 ) -> StudyFits:
     """Fit runs by several methods, once for each loss.
@@ -83,7 +89,7 @@ def fit_study(
     Raises:
         FitError: see `fit_laws`; with several losses, only if none can be fitted.
     """
-    options, columns = options or Options(), loss_columns(runs, loss)
+    options, columns = options or FitOptions(), loss_columns(runs, loss)
     sets, refused, tables, reason = [], [], [], ""
     for column in columns:
         name = column or "loss"

@@ -62,7 +62,7 @@ def calibrate(
     *,
     seconds: float = 20.0,
     wait_s: float = 1800.0,
-    tell: Callable[[str], None] = lambda _: None,
+    report_line: Callable[[str], None] = lambda _: None,
 ) -> tuple[Calibration, Path]:
     """Measure speed and memory of a plan's classes on a cluster and save them with earlier ones.
 
@@ -72,7 +72,7 @@ def calibrate(
         root: folder of runs, shared by all nodes.
         seconds: seconds to time each class.
         wait_s: seconds that a job may wait in the queue.
-        tell: called with a line of text for each event.
+        report_line: called with a line of text for each event.
 
     Returns:
         All measurements so far, and their file.
@@ -99,10 +99,12 @@ def calibrate(
             groups = _prepare(plan, work, seconds)
             for group in groups:
                 widths = ", ".join(dict.fromkeys(str(run.width) for run in group.runs))
-                tell(f"measuring {len(group.runs)} classes on {group.label}: widths {widths}")
+                report_line(
+                    f"measuring {len(group.runs)} classes on {group.label}: widths {widths}"
+                )
             try:
                 if profile.executor == "slurm":
-                    _measure_in_jobs(groups, profile, work, wait_s, tell)
+                    _measure_in_jobs(groups, profile, work, wait_s, report_line)
                 else:
                     _measure_locally(groups)
             finally:
@@ -206,7 +208,7 @@ def _measure_in_jobs(
     profile: Profile,
     work: Path,
     wait_s: float,
-    tell: Callable[[str], None],
+    report_line: Callable[[str], None],
 ) -> None:
     """Queue a job for each group and wait for all of them."""
     hours = min(JOB_HOURS, max_job_hours(profile))
@@ -228,7 +230,7 @@ def _measure_in_jobs(
             nodes=group.nodes,
             tasks=tasks,
         )
-        tell(f"queued {job_id}: {group.label}")
+        report_line(f"queued {job_id}: {group.label}")
         pending[job_id] = _PendingJob(group, time.monotonic() + wait_s)
     while pending:
         time.sleep(MEASUREMENTS_POLL_S)
@@ -242,7 +244,7 @@ def _measure_in_jobs(
             if entry.is_measured(job_id, queue.get(job_id), wait_s):
                 del pending[job_id]
                 (entry.group.folder / JOB_NAME).unlink()
-                tell(f"measured {entry.group.label}")
+                report_line(f"measured {entry.group.label}")
 
 
 @dataclass

@@ -265,7 +265,7 @@ def retry(directory: Path, prefixes: Sequence[str], lease: Lease | None = None) 
                         READY_REASON,
                         failures=0,
                         failed_on=[],
-                        in_vain=0,
+                        starts_without_progress=0,
                         start_step=None,
                         job_id=ended,
                     )

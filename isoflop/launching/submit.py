@@ -73,63 +73,64 @@ def submit(
 
     directory = sweep_directory(plan.sweep, resolve_root(profile))
     with lease_submissions(directory, lease) as lease:
-        submissions, intent = recover_submissions(directory), plan_submission(plan, profile, only)
-        intent.status.check("queued")
-        stay_cancelled = set(intent.status.ids("cancelled"))
+        submissions = recover_submissions(directory)
+        submission = plan_submission(plan, profile, only)
+        submission.status.check("queued")
+        stay_cancelled = set(submission.status.ids("cancelled"))
         if cancelled:
-            stay_cancelled -= set(intent.queued if confirmed is None else confirmed)
-        chosen = set(intent.queued if runs is None else runs) - stay_cancelled
-        intent = replace(
-            intent, queued=tuple(run_id for run_id in intent.queued if run_id in chosen)
+            stay_cancelled -= set(submission.queued if confirmed is None else confirmed)
+        chosen = set(submission.queued if runs is None else runs) - stay_cancelled
+        submission = replace(
+            submission,
+            queued=tuple(run_id for run_id in submission.queued if run_id in chosen),
         )
-        intent.check_cap(plan, max_gpu_hours)
-        if intent.queued and not submissions:
+        submission.check_cap(plan, max_gpu_hours)
+        if submission.queued and not submissions:
             slurm.queue()  # raises before any file is written if the cluster does not answer
-        slurm.release(intent.status.held)
-        slurm.cancel(intent.status.orphans)
-        active = active_arrays(plan, intent, submissions)
-        if intent.queued:
+        slurm.release(submission.status.held)
+        slurm.cancel(submission.status.orphans)
+        active = active_arrays(plan, submission, submissions)
+        if submission.queued:
             prepare_data(plan.sweep, directory.parent, on_data)
         elif _is_laid_out(plan, directory):
             write_study_profile(profile, directory)
             _throttle(directory, submissions, active, share_limits(active, [], profile))
-            return intent
-        code, _ = snapshot_code(directory, renew=new_code and bool(intent.queued))
+            return submission
+        code, _ = snapshot_code(directory, renew=new_code and bool(submission.queued))
         make_directory(plan, directory.parent, code)
         write_study_profile(profile, directory)
-        if not intent.queued:
-            return intent
+        if not submission.queued:
+            return submission
         if cancelled:
-            approve(directory, intent.queued)
-        arrays = intent.arrays(plan, profile, order, active)
+            approve(directory, submission.queued)
+        arrays = submission.arrays(plan, profile, order, active)
         lines = [[make_job(run) for run in array.runs] for array in arrays]
         _throttle(directory, submissions, active, share_limits(active, lines, profile))
         with suppress(ClusterError):  # sbatch refuses a job that excludes an unknown node
-            intent = replace(
-                intent,
-                bad_nodes=intent.bad_nodes and tuple(sorted({*intent.bad_nodes} & slurm.nodes())),
-            )
-        ids, profile = [array.job_id for array in active], exclude_nodes(profile, intent.bad_nodes)
+            bad_nodes = {*submission.bad_nodes} & slurm.nodes() if submission.bad_nodes else ()
+            submission = replace(submission, bad_nodes=tuple(sorted(bad_nodes)))
+        ids = [array.job_id for array in active]
+        profile = exclude_nodes(profile, submission.bad_nodes)
         for array in arrays:
             lease.check()
             after = ":".join(ids[number] for number in array.after) or None
             try:
-                submission = submit_array(array, profile, directory, code, after)
+                record = submit_array(array, profile, directory, code, after)
             except ConfigError as problem:
-                raise ConfigError(_explain_refusal(problem, intent.bad_nodes)) from None
-            for run_id in submission.runs:
+                raise ConfigError(_explain_refusal(problem, submission.bad_nodes)) from None
+            for run_id in record.runs:
                 # Only failed runs: leasing each of thousands is slow.
-                if intent.status.runs[run_id].stored.get("state") == "failed":
-                    _clear_failure(RunDirectory(directory / run_id), submission.task(run_id))
-            ids.append(submission.job_id or "")
+                if submission.status.runs[run_id].stored.get("state") == "failed":
+                    _clear_failure(RunDirectory(directory / run_id), record.task(run_id))
+            ids.append(record.job_id or "")
             if on_queued:
-                on_queued(submission)
-            if len(submission.runs) < len(array.runs):
+                on_queued(record)
+            if len(record.runs) < len(array.runs):
                 raise SubmitLimitError(
-                    f"the cluster's submit limit accepted {len(submission.runs)} of these "
+                    f"the cluster's submit limit accepted {len(record.runs)} of these "
                     f"{len(array.runs)} runs"
                 )
-    return intent
+    return submission
 
 
 def _explain_refusal(problem: ConfigError, bad_nodes: Sequence[str]) -> str:
@@ -153,28 +154,27 @@ def _is_laid_out(plan: Plan, directory: Path) -> bool:
 
 
 def active_arrays(
-    plan: Plan, intent: SubmissionPlan, submissions: Sequence[Submission]
+    plan: Plan, submission: SubmissionPlan, submissions: Sequence[Submission]
 ) -> list[ActiveArray]:
     """Return the queued and running arrays, those of runs that the plan no longer has too."""
     jobs = {run.run_id: make_job(run) for run in plan.runs}
-    statuses = {**intent.status.runs, **{run.run_id: run for run in intent.removed}}
+    statuses = submission.status.runs | {run.run_id: run for run in submission.removed}
     median_hours = statistics.median(job.hours for job in jobs.values())
     arrays = []
-    for submission in submissions:
+    for record in submissions:
         active = [
             run_id
-            for run_id in submission.runs
-            if run_id in statuses and statuses[run_id].task == submission.task(run_id)
+            for run_id in record.runs
+            if run_id in statuses and statuses[run_id].task == record.task(run_id)
         ]
-        if submission.job_id and active:
+        if record.job_id and active:
             # A run that the plan no longer has gets the median hours of those that it has.
             array_jobs = tuple(
-                jobs.get(run_id) or Job(run_id, submission.gpus, median_hours, 0.0)
-                for run_id in active
+                jobs.get(run_id) or Job(run_id, record.gpus, median_hours, 0.0) for run_id in active
             )
             waits = all(statuses[run_id].reason.startswith("Dependency") for run_id in active)
             running = sum(statuses[run_id].state == "running" for run_id in active)
-            arrays.append(ActiveArray(submission.job_id, array_jobs, waits, running))
+            arrays.append(ActiveArray(record.job_id, array_jobs, waits, running))
     return arrays
 
 
@@ -186,14 +186,14 @@ def _throttle(
 ) -> None:
     """Set the concurrency limit of the queued arrays to their current share."""
     share_by_job = {array.job_id: share for array, share in zip(active, shares, strict=False)}
-    for submission in submissions:
-        job_id = submission.job_id or ""
+    for record in submissions:
+        job_id = record.job_id or ""
         limit = share.max_jobs if (share := share_by_job.get(job_id)) else None
-        if limit and len(submission.runs) > 1 and limit != submission.at_once:
+        if limit and len(record.runs) > 1 and limit != record.at_once:
             # Some clusters forbid this to users: then limits hold for each submission alone.
             with suppress(ClusterError):
                 slurm.throttle(job_id, limit)
-                replace(submission, at_once=limit).write(submissions_folder(directory))
+                replace(record, at_once=limit).write(submissions_folder(directory))
 
 
 def _clear_failure(run: RunDirectory, task: str | None) -> None:

@@ -58,7 +58,7 @@ SUPERVISOR_MEMORY = "1G"
 0.03 GB."""
 
 
-Outcome = Literal["over", "goes on", "in vain"]
+Outcome = Literal["finished", "pending", "failed"]
 """Result of a cycle: study finished, work remains, or the cycle failed."""
 
 
@@ -72,14 +72,14 @@ class Supervisor(Job):
         directory = Path(self.directory)
         notifier = Notifier(directory, self.must_stop)
         failures = 0
-        while (outcome := supervise(directory, notifier)) != "over":
-            failures = failures + 1 if outcome == "in vain" else 0
+        while (outcome := supervise(directory, notifier)) != "finished":
+            failures = failures + 1 if outcome == "failed" else 0
             self._pause(pause_seconds(failures))
         limit = time.monotonic() + LAST_NOTIFICATIONS_S
         while notifier.pending and time.monotonic() < limit:
             self._pause(FIRST_CYCLE_RETRY_S)
             notifier.retry()
-        return "over"
+        return "finished"
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -109,38 +109,38 @@ def supervise(directory: Path, notifier: Notifier | None = None) -> Outcome:
         return _run_cycle(directory, notifier)
     except (BusyError, ClusterError) as problem:  # transient: cluster down, or submissions leased
         _log(str(problem))
-        return "in vain"
+        return "failed"
     except IsoflopError as problem:
         _log(str(problem))
         _send_stuck(directory, notifier, str(problem))
-        return "goes on"
+        return "pending"
     except Exception as problem:
         _log(traceback.format_exc())
         message = f"a cycle failed and will be repeated: {type(problem).__name__}: {problem}"
         _send_stuck(directory, notifier, message)
-        return "in vain"
+        return "failed"
 
 
 def _run_cycle(directory: Path, notifier: Notifier) -> Outcome:
     with lease_study(directory) as (plan, profile, lease):
-        agreed, intent = read_approved(directory), None
+        agreed, submission = read_approved(directory), None
         try:
-            intent = submit(plan, profile, runs=agreed, cancelled=False, lease=lease)
+            submission = submit(plan, profile, runs=agreed, cancelled=False, lease=lease)
         except SubmitLimitError as problem:
             _log(problem.reason)
-    if intent is None:  # nothing was queued, but runs may have ended
+    if submission is None:  # nothing was queued, but runs may have ended
         notify_events(notifier, profile, query_status(directory, profile.retries))
-        return "goes on"
-    agreed &= intent.status.runs.keys()
-    under_way = agreed & set(intent.status.ids("running", "queued", "requeued"))
-    if intent.queued or under_way:
-        notify_events(notifier, profile, intent.status)
-        return "goes on"
+        return "pending"
+    agreed &= submission.status.runs.keys()
+    under_way = agreed & set(submission.status.ids("running", "queued", "requeued"))
+    if submission.queued or under_way:
+        notify_events(notifier, profile, submission.status)
+        return "pending"
     write_report(notifier, profile, directory)  # first, so that the report exists when they read
-    notify_events(notifier, profile, intent.status)
-    if (done := len(agreed & set(intent.status.ids("done")))) < len(intent.status.runs):
-        notifier.send(profile, "done", _describe_end(intent.status, agreed, done))
-    return "over"
+    notify_events(notifier, profile, submission.status)
+    if (done := len(agreed & set(submission.status.ids("done")))) < len(submission.status.runs):
+        notifier.send(profile, "done", _describe_end(submission.status, agreed, done))
+    return "finished"
 
 
 def _describe_end(status: SweepStatus, agreed: set[str], done: int) -> str:

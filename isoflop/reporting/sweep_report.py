@@ -14,7 +14,7 @@ import pandas as pd
 
 from isoflop.config.sweep_file import load_directory_sweep
 from isoflop.errors import FitError, RunError
-from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, METHODS, Options, fit_laws
+from isoflop.fitting.methods.fit_all import DEFAULT_METHODS, METHODS, FitOptions, fit_laws
 from isoflop.fitting.methods.parametric import HUBER_PRESETS
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.tables.table_files import RUNS_FILE, read_frame
@@ -177,7 +177,7 @@ def _fits(directory: Path, document: dict[str, Any]) -> tuple[list[Fit], dict[st
 
 def _options(
     document: dict[str, Any], method: str, axis: Axis, loss: str, n: ParamCount
-) -> Options:
+) -> FitOptions:
     """Return the options of fit.json, without resamples of the surface: the page has its t
     intervals.
     """
@@ -196,7 +196,7 @@ def _options(
             ) from None
     if method == "parametric":
         options["bootstrap"] = 0
-    return Options(axis=axis, n=n, columns=columns, **options)
+    return FitOptions(axis=axis, n=n, columns=columns, **options)
 
 
 def _versions() -> str:

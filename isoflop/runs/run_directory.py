@@ -48,7 +48,7 @@ STATE_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "failed_at": int,
     "failed_on": list,
     "failed_time": (float, int),
-    "in_vain": int,
+    "starts_without_progress": int,
     "start_step": (int, NoneType),
     "job_id": (str, NoneType),
     "cancelled_job": str,
@@ -56,6 +56,9 @@ STATE_FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
     "data_checksum": str,
 }
 """Types of the fields of `state.json` beside the state."""
+
+OLD_STATE_FIELDS = {"in_vain": "starts_without_progress"}
+"""Present names of fields by the names that older versions wrote."""
 
 MIN_ABANDONED_AGE_S = 300.0
 """Age in seconds above which an incomplete file counts as left by a killed process."""
@@ -227,7 +230,7 @@ class RunDirectory:
     def state(self) -> dict[str, Any]:
         """Return the run's `state.json`; its state is `pending` without a readable file."""
         try:
-            state = json.loads(read_replaced(self.path / "state.json"))
+            state = _rename_fields(json.loads(read_replaced(self.path / "state.json")))
         except (FileNotFoundError, ValueError, RecursionError):
             state = None
         new = {"state": "pending", "reason": "", "attempt": 0, "step": 0}
@@ -320,6 +323,18 @@ class RunDirectory:
 
     def _part_files(self) -> list[Path]:
         return sorted((self.path / "loss").glob("[0-9]*.parquet"))
+
+
+def _rename_fields(document: Any) -> Any:
+    """Return a `state.json` with the present names of fields.
+
+    An old name wins: only a job with an older code copy, which wrote last, leaves one.
+    """
+    if not isinstance(document, dict) or OLD_STATE_FIELDS.keys().isdisjoint(document):
+        return document
+    renamed = {OLD_STATE_FIELDS[key]: document[key] for key in OLD_STATE_FIELDS.keys() & document}
+    kept = {key: value for key, value in document.items() if key not in OLD_STATE_FIELDS}
+    return kept | renamed
 
 
 def _is_state(document: Any) -> TypeGuard[dict[str, Any]]:

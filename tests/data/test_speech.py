@@ -21,7 +21,7 @@ def digests(voices: tuple[Voice, ...]) -> list[str]:
     """Return checksums of the sound of a fixed sequence."""
     synthesizer = Synthesizer()
     return [
-        hashlib.sha256(synthesizer.say(text, voice).tobytes()).hexdigest()
+        hashlib.sha256(synthesizer.synthesize(text, voice).tobytes()).hexdigest()
         for voice in voices
         for text in SENTENCES
     ]
@@ -37,7 +37,9 @@ def test_every_voice_is_reproducible_bit_for_bit_in_fresh_processes() -> None:
 
 def test_speech_has_a_plausible_length() -> None:
     synthesizer = Synthesizer()
-    slow, fast = (synthesizer.say(SENTENCES[0], Voice("en-us+m1", rate)) for rate in (150, 200))
+    slow, fast = (
+        synthesizer.synthesize(SENTENCES[0], Voice("en-us+m1", rate)) for rate in (150, 200)
+    )
     for waveform in (slow, fast):
         assert waveform.dtype == np.float32
         assert waveform.ndim == 1
@@ -50,7 +52,7 @@ def test_speech_has_a_plausible_length() -> None:
 @pytest.mark.parametrize("name", ["nobody", "nobody+m1", ""])
 def test_an_unknown_voice_is_refused(name: str) -> None:
     with pytest.raises(DataError, match=f"espeak-ng has no voice {re.escape(repr(name))}"):
-        Synthesizer().say(SENTENCES[0], Voice(name, 150))
+        Synthesizer().synthesize(SENTENCES[0], Voice(name, 150))
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:

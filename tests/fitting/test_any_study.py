@@ -25,7 +25,7 @@ from support.known_answers import (
     search_settings,
 )
 
-from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
+from isoflop.fitting.methods.fit_all import METHODS, FitOptions, fit_laws
 from isoflop.frames import Floats, column
 
 
@@ -326,5 +326,5 @@ def use(odd: Odd, recipe: str | None, beyond: float) -> None:
             code, out = run_command(*command, "--json")
             if code == 0:
                 parse_strict_json(out)
-    for fit in fit_laws(runs, METHODS, Options(bootstrap=100)).fits:
+    for fit in fit_laws(runs, METHODS, FitOptions(bootstrap=100)).fits:
         draw_figures(fit)

@@ -8,11 +8,11 @@ import pytest
 
 from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
 from isoflop.fitting.estimators.intervals import Line
-from isoflop.fitting.methods.fit_all import Options
+from isoflop.fitting.methods.fit_all import FitOptions
 from isoflop.fitting.sensitivity import _six_nd_exponents
 from isoflop.frames import cell, column
 
-QUICK = Options(bootstrap=0)
+QUICK = FitOptions(bootstrap=0)
 
 
 def counted(vocabulary: float = 1.2e7) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def test_runs_that_leave_no_choice_have_one_row_a_method() -> None:
 def test_outliers_are_left_out_whatever_n_counts() -> None:
     runs = counted()
     runs.loc[4, "loss"] *= 1.05
-    options = Options(bootstrap=0, drop_outliers=6.0)
+    options = FitOptions(bootstrap=0, drop_outliers=6.0)
     table = fit_study(runs, ["parametric"], options).sensitivity
     clean = fit_study(runs.drop(index=4), ["parametric"], QUICK).sensitivity
     np.testing.assert_allclose(table[["a", "b"]], clean[["a", "b"]], rtol=1e-6)
@@ -91,7 +91,9 @@ def test_outliers_are_left_out_whatever_n_counts() -> None:
 
 def test_another_column_of_parameters_is_the_total_only_where_it_is_named() -> None:
     runs = counted().assign(body=lambda t: t["params_non_embedding"])
-    table = fit_study(runs, ["joint"], Options(bootstrap=0, columns={"params": "body"})).sensitivity
+    table = fit_study(
+        runs, ["joint"], FitOptions(bootstrap=0, columns={"params": "body"})
+    ).sensitivity
     a = by_choice(table)
     assert a["joint", "total", "train_flops"] == pytest.approx(
         a["joint", "non_embedding", "train_flops"], rel=1e-9

@@ -30,7 +30,7 @@ from isoflop.launching.worker.calibration_job import (
 from isoflop.lease import take_lease
 from isoflop.planning.calibration import Measurement, calibration_file, read_calibration
 from isoflop.planning.plan import Plan
-from isoflop.planning.plan import plan as lay_out
+from isoflop.planning.plan import plan as make_plan
 from isoflop.planning.pricing import with_bill
 from isoflop.shapes import ModelShape
 
@@ -200,7 +200,7 @@ class Cluster:
     def calibrate(self, then: Callable[[Path], Any] = lambda work: None, **options: Any) -> Any:
         """Measure; call `then` with the work folder once the first job is queued."""
 
-        def tell(line: str) -> None:
+        def report_line(line: str) -> None:
             if line.startswith("queued ") and not any(
                 before.startswith("queued ") for before in self.lines
             ):
@@ -210,7 +210,7 @@ class Cluster:
                 then(work)
             self.lines.append(line)
 
-        return calibrate(self.plan, self.profile, self.root, tell=tell, **options)
+        return calibrate(self.plan, self.profile, self.root, report_line=report_line, **options)
 
     def waits(self, state: str, reason: str) -> None:
         queue = self.slurm.read()["queue"]
@@ -244,7 +244,7 @@ def test_a_job_a_number_of_gpus_and_all_is_gone_at_the_end(cluster: Cluster) -> 
         max_gpus=None,
     )
     cluster.profile = profile
-    cluster.plan = with_bill(lay_out("soda"), profile)
+    cluster.plan = with_bill(make_plan("soda"), profile)
     sizes = sorted({(run.gpus or 0, run.nodes or 0) for run in cluster.plan.runs})
     assert len(sizes) > 1
 

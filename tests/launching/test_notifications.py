@@ -297,7 +297,7 @@ def test_what_stops_a_supervisor_is_told(study: Study, hooked: Profile, hook_log
     study.slurm.change(queue={})
     study.slurm.end([f"100_{index}" for index in range(3)], "NODE_FAIL")
     study.slurm.answer("sbatch", "sbatch: error: invalid partition specified: main", 20)
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     ((event, message),) = events(hook_log)
     assert event == "stuck"
     assert message.startswith("slurm.partition: sbatch rejects the job: ")
@@ -308,14 +308,14 @@ def test_a_failed_cycle_sends_no_event(study: Study, hooked: Profile, hook_log: 
     write_study_profile(hooked, study.directory)
     with take_lease(submissions_folder(study.directory) / "lease") as lease:
         assert lease
-        assert supervise(study.directory) == "in vain"
+        assert supervise(study.directory) == "failed"
     study.slurm.answer("squeue", "slurm_load_jobs error: Unable to contact slurm controller", 20)
-    assert supervise(study.directory) == "in vain"
+    assert supervise(study.directory) == "failed"
     assert events(hook_log) == []
 
 
-def test_after_looks_in_vain_the_next_comes_soon() -> None:
-    assert [pause_seconds(in_vain) for in_vain in range(7)] == [
+def test_after_failed_cycles_the_next_comes_soon() -> None:
+    assert [pause_seconds(failures) for failures in range(7)] == [
         60.0,
         5.0,
         10.0,
@@ -342,7 +342,7 @@ def test_a_report_that_fails_does_not_end_the_supervisor(
         monkeypatch.setattr(sys, "executable", str(python))
     else:
         (study.directory / "report.html").mkdir()
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     (stuck, message), done = events(hook_log)
     assert stuck == "stuck"
     assert message.startswith(
@@ -360,7 +360,7 @@ def test_a_study_that_no_law_fits_is_reported_and_nobody_is_called(
     write_study_profile(hooked, study.directory)
     study.slurm.change(queue={})
     finish_alike(study.directory.parent, study.plan)
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     assert events(hook_log) == [("done", "all 3 runs are done")]
     assert (study.directory / "report.html").is_file()
     assert (study.directory / "runs.parquet").is_file()
@@ -388,14 +388,14 @@ def test_nothing_is_queued_that_nobody_has_submitted(
     study.profile = hooked
     first, second, third = study.ids
     study.submit(runs=[first, second])
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     study.slurm.end(study.slurm.read()["queue"], "NODE_FAIL")
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     jobs = [run_id for made in read_submissions(study.directory) for run_id in made.runs]
     assert sorted(jobs) == sorted([first, second] * 2)
     study.slurm.change(queue={})
     over(study, [0, 1])
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     assert len(read_submissions(study.directory)) == 2
     assert events(hook_log) == [
         ("done", "2 of 2 submitted runs are done; 1 more of the sweep were never submitted")
@@ -407,7 +407,7 @@ def test_what_the_cluster_had_no_room_for_is_queued_later(study: Study) -> None:
     first, second, _ = study.ids
     study.submit(runs=[first])
     approve(study.directory, [first, second])
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     assert [made.runs for made in read_submissions(study.directory)] == [(first,), (second,)]
 
 
@@ -427,7 +427,7 @@ def test_while_the_cluster_takes_no_more_it_is_told_what_failed(
     study.slurm.change(queue={})
     study.run(0).set_state("failed", "no luck", failures=1)
     study.slurm.answer("sbatch", LIMIT, 20)
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     assert events(hook_log) == [("failed", f"{study.ids[0]} failed: no luck")]
 
 
@@ -440,7 +440,7 @@ def test_the_end_is_told_of_a_study_that_is_not_done_whole(
     study.slurm.change(queue={})
     over(study, [0, 1])
     study.run(2).set_state("failed", "no luck", failures=1)
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     assert events(hook_log) == [
         ("failed", f"{study.ids[2]} failed: no luck"),
         ("done", "2 of 3 submitted runs are done, 1 failed"),
@@ -459,7 +459,7 @@ def test_what_was_cancelled_is_not_queued_again_by_a_supervisor(
     study.slurm.end(["100_2"], "NODE_FAIL")
     assert query_status(study.directory, 2).runs[study.ids[2]].retry
     assert cancel(study.directory, []) == study.ids
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     assert events(hook_log) == [("done", "0 of 3 submitted runs are done, 3 cancelled")]
     assert study.slurm.calls("sbatch") == []
     assert set(study.submit().queued) == set(study.ids)
@@ -471,7 +471,7 @@ def test_what_was_cancelled_before_there_was_room_for_it_is_not_queued(study: St
     study.submit(runs=[first])
     approve(study.directory, study.ids)
     assert cancel(study.directory, [second]) == [second]
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     assert [made.runs for made in read_submissions(study.directory)] == [(first,), (third,)]
 
 
@@ -486,7 +486,7 @@ def test_a_look_that_had_to_wait_takes_the_sweep_and_the_profile_of_now(
         study.submit()
 
     act_meanwhile(study, monkeypatch, extend)
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     assert len(list_runs(study.directory)) == len(bigger.runs) > 3
     assert read_study_profile(study.directory).retries == 7
 
@@ -499,7 +499,7 @@ def test_a_look_that_had_to_wait_queues_nothing_that_was_cancelled_meanwhile(
     study.submit(runs=study.ids[:1])
     approve(study.directory, study.ids)
     act_meanwhile(study, monkeypatch, lambda: cancel(study.directory, []))
-    assert supervise(study.directory) == "over"
+    assert supervise(study.directory) == "finished"
     assert [made.runs for made in read_submissions(study.directory)] == [(study.ids[0],)]
 
 
@@ -520,10 +520,10 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
     write_study_profile(hooked, study.directory)
     with monkeypatch.context() as patch:
         patch.setattr(supervisor, "submit", full)
-        assert [supervise(study.directory) for _ in range(2)] == ["in vain"] * 2
+        assert [supervise(study.directory) for _ in range(2)] == ["failed"] * 2
         with open("/dev/full", "w") as nowhere:
             patch.setattr(sys, "stderr", nowhere)
-            assert supervise(study.directory) == "in vain"
+            assert supervise(study.directory) == "failed"
             with contextlib.suppress(OSError):
                 nowhere.close()
     assert "Traceback" in capsys.readouterr().err
@@ -534,7 +534,7 @@ def test_a_look_that_fails_is_told_once_and_others_follow(
             "device: 'state.json'",
         )
     ]
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
 
 
 @pytest.mark.parametrize("file", ["cluster.yaml", "sweep.yaml"])
@@ -545,11 +545,11 @@ def test_a_definition_that_is_edited_badly_does_not_end_it(
     write_study_profile(hooked, study.directory)
     before = (study.directory / file).read_text()
     (study.directory / file).write_text("name: [")
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
     assert file in capsys.readouterr().err
     assert [event for event, _ in events(hook_log)] == ["stuck"] * (file == "sweep.yaml")
     (study.directory / file).write_text(before)
-    assert supervise(study.directory) == "goes on"
+    assert supervise(study.directory) == "pending"
 
 
 def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
@@ -562,13 +562,13 @@ def test_a_supervisor_tries_to_tell_the_end_before_it_ends(
     def ends(_: Path, notifier: Notifier) -> str:
         notifier.send(hooked, "done", "all")
         hook.write_text(works)
-        return "over"
+        return "finished"
 
     monkeypatch.setattr(supervisor, "supervise", ends)
     monkeypatch.setattr(supervisor, "FIRST_CYCLE_RETRY_S", 0.0)
     monkeypatch.setattr(notifications, "NOTIFY_RETRY_S", 0.0)
     monkeypatch.setattr(Supervisor, "listen", lambda _: None)
-    assert Supervisor(str(study.directory))() == "over"
+    assert Supervisor(str(study.directory))() == "finished"
     assert events(hook_log) == [("done", "all")]
 
 

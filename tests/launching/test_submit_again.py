@@ -21,8 +21,8 @@ from isoflop.launching.control import cancel
 from isoflop.launching.queue.arrays import make_arrays
 from isoflop.launching.records.study_files import read_study_profile
 from isoflop.launching.records.submissions import read_submissions
-from isoflop.launching.submit import submit as queue
-from isoflop.planning.plan import plan as lay_out
+from isoflop.launching.submit import submit as submit_runs
+from isoflop.planning.plan import plan as make_plan
 from isoflop.planning.plan import read_plan_rows
 from isoflop.planning.pricing import with_bill
 from isoflop.runs.run_directory import RunDirectory
@@ -185,7 +185,7 @@ def test_the_cap_is_on_what_would_be_queued(study: Study, submit: Callable[..., 
 def test_what_is_to_be_queued_is_what_is_left(study: Study, submit: Callable[..., Output]) -> None:
     """Runs resume: the cap and the hours count their remaining work."""
     large = ["budgets=[1.0e21]", "widths=[8]", "data.tokens={}", "max_steps=100000000000000000"]
-    (run,) = lay_out("tiny.yaml", [SIMULATED, *large]).runs
+    (run,) = make_plan("tiny.yaml", [SIMULATED, *large]).runs
     _, _, err = submit(*large, "--max-gpu-hours", "0", cluster="gpu.yaml")
     hours = int(re.findall(r"runs to queue need about ([\d,]+) GPU-hours", err)[0].replace(",", ""))
     RunDirectory(study.directory / run.run_id).set_state("pending", step=75, steps=100, attempt=1)
@@ -303,9 +303,9 @@ def test_a_cap_holds_where_slurm_was_silent_for_a_moment(
     assert (code, "nothing was queued, try again" in err) == (4, True)
     assert len(read_submissions(study.directory)) == before
     profile = load_profile("gpu.yaml")
-    billed = with_bill(lay_out("tiny.yaml", (SIMULATED, *small)), profile)
+    billed = with_bill(make_plan("tiny.yaml", (SIMULATED, *small)), profile)
     with pytest.raises(BudgetError, match="the runs to queue need about"):
-        queue(billed, profile, max_gpu_hours=0.1)
+        submit_runs(billed, profile, max_gpu_hours=0.1)
     assert len(read_submissions(study.directory)) == before
 
 

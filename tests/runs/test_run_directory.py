@@ -165,6 +165,7 @@ def test_a_full_disk_is_an_error_that_names_the_run(
         '{"state": "running", "wall_s": null, "gpus": 1}',
         '{"state": "running", "gpus": "all"}',
         '{"state": "pending", "in_vain": {}}',
+        '{"state": "pending", "starts_without_progress": {}}',
         '{"state": "pending", "node": 1}',
         '{"state": "pending", "job_id": 1}',
         '{"state": "diverged", "loss": "nan"}',
@@ -206,6 +207,15 @@ def test_missing_fields_of_a_state_are_those_of_a_new_run(
 ) -> None:
     (tmp_path / "state.json").write_text(json.dumps(stored))
     assert RunDirectory(tmp_path).state() == {"reason": "", "attempt": 0, "step": 0, **stored}
+
+
+def test_a_field_under_its_old_name_is_read_and_written_under_the_new(tmp_path: Path) -> None:
+    file, run = tmp_path / "state.json", RunDirectory(tmp_path)
+    file.write_text('{"state": "pending", "starts_without_progress": 0, "in_vain": 2}')
+    assert run.state()["starts_without_progress"] == 2
+    run.set_state("running")
+    stored = json.loads(file.read_text())
+    assert (stored["starts_without_progress"], "in_vain" in stored) == (2, False)
 
 
 def test_other_fields_of_a_state_do_not_change(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from isoflop.cli import main
 from isoflop.errors import FitError
 from isoflop.fitting import RunsTable, read_table
-from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws
+from isoflop.fitting.methods.fit_all import METHODS, FitOptions, fit_laws
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.tables.fit_table import CANONICAL_COLUMNS
 from isoflop.frames import column
@@ -73,7 +73,7 @@ def fit_or_refuse(
     if table is not None:
         check_runs_table(table)
         try:
-            fits = fit_laws(table, METHODS, Options(**fit_options))
+            fits = fit_laws(table, METHODS, FitOptions(**fit_options))
         except FitError as problem:
             refusal = str(problem)
         else:

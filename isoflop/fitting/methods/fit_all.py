@@ -33,7 +33,7 @@ DEFAULT_METHODS: tuple[Method, ...] = ("isoflop", "joint", "parametric")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class FitOptions:
     """Options of all methods; see `fit_isoflop`, `fit_joint` and `fit_parametric`.
 
     Attributes:
@@ -82,13 +82,13 @@ class FitSet:
 
     fits: tuple[Fit, ...]
     refused: dict[str, str]
-    options: Options
+    options: FitOptions
 
 
 def fit_laws(
     runs: pd.DataFrame | str | Path | RunsTable,
     methods: Sequence[str] = DEFAULT_METHODS,
-    options: Options = Options(),
+    options: FitOptions = FitOptions(),
 ) -> FitSet:
     """Fit a table by several methods.
 
@@ -135,7 +135,7 @@ def parse_methods(names: Sequence[str]) -> tuple[Method, ...]:
 
 
 def read_shared_table(
-    runs: pd.DataFrame | str | Path | RunsTable, options: Options, n: ParamCount | None = None
+    runs: pd.DataFrame | str | Path | RunsTable, options: FitOptions, n: ParamCount | None = None
 ) -> RunsTable:
     """Return the table that all methods share; its runs need not fall into budgets."""
     columns = options.columns
@@ -153,7 +153,7 @@ def read_shared_table(
     )
 
 
-def fit_method(method: Method, table: RunsTable, options: Options) -> Fit:
+def fit_method(method: Method, table: RunsTable, options: FitOptions) -> Fit:
     """Fit a table by one method.
 
     Raises:

@@ -16,7 +16,7 @@ from isoflop.launching.records.sweep_directory import resolve_root
 from isoflop.lease import Lease
 from isoflop.planning.calibration import read_calibration
 from isoflop.planning.plan import Plan
-from isoflop.planning.plan import plan as lay_out
+from isoflop.planning.plan import plan as make_plan
 from isoflop.planning.pricing import with_bill
 
 STUDY_PROFILE_FILE = "cluster.yaml"
@@ -64,7 +64,7 @@ def read_study(directory: Path) -> tuple[Plan, Profile]:
         ConfigError: an invalid definition, such as an edited one.
     """
     profile = read_study_profile(directory)
-    plan = lay_out(directory / "sweep.yaml")
+    plan = make_plan(directory / "sweep.yaml")
     calibration = read_calibration(resolve_root(profile), plan.sweep, profile)
     if profile.gpu is None and calibration is None:
         return plan, profile

@@ -81,13 +81,14 @@ class RunJob(Job):
             run.remove_checkpoints()
             return state["state"]
         step, furthest = run.resume_step(), state.get("start_step")
-        in_vain = state.get("in_vain", 0) + 1 if furthest is not None and step <= furthest else 0
+        has_progress = furthest is None or step > furthest
+        starts = 0 if has_progress else state.get("starts_without_progress", 0) + 1
         step = max(step, furthest or 0)
-        if in_vain >= MAX_STARTS_WITHOUT_PROGRESS:
+        if starts >= MAX_STARTS_WITHOUT_PROGRESS:
             _agree_to_train(ranks, False)
             record_failure(
                 run,
-                f"started {in_vain} times without getting past step {step}: "
+                f"started {starts} times without getting past step {step}: "
                 "give a job more time (slurm.time), or save more often "
                 "(train.checkpoint_minutes); then retry",
                 "",
@@ -99,7 +100,9 @@ class RunJob(Job):
             return self.must_stop()
 
         _agree_to_train(ranks, True)
-        return attempt(run, should_stop, job_id(), ranks, in_vain=in_vain, start_step=step)
+        return attempt(
+            run, should_stop, job_id(), ranks, starts_without_progress=starts, start_step=step
+        )
 
 
 RunJob.__module__ = "isoflop.launching.job"

@@ -219,29 +219,33 @@ def print_calibration(calibration: Calibration) -> None:
     print_table(headers, rows, text=["measured", "device"])
 
 
-def print_submission(intent: SubmissionPlan, plan: Plan) -> None:
+def print_submission(submission: SubmissionPlan, plan: Plan) -> None:
     """Print the effect of a submission on stderr."""
-    for note in intent.status.notes:
+    for note in submission.status.notes:
         warn(note)
-    counts = ", ".join(f"{count} {label}" for label, count in intent.counts().items())
-    print(f"{intent.directory}: {counts}", file=sys.stderr)
-    if plan.bill is not None and intent.queued and intent.gpu_hours(plan) < plan.bill.gpu_hours:
+    counts = ", ".join(f"{count} {label}" for label, count in submission.counts().items())
+    print(f"{submission.directory}: {counts}", file=sys.stderr)
+    if (
+        plan.bill is not None
+        and submission.queued
+        and submission.gpu_hours(plan) < plan.bill.gpu_hours
+    ):
         whole = f"the whole study takes {gpu_hours_text(plan.bill.gpu_hours)}"
         print(f"estimate for the remaining work of the queued runs; {whole}", file=sys.stderr)
-    for run in intent.status.runs.values():
+    for run in submission.status.runs.values():
         if run.state in ("failed", "diverged"):
             hint = "" if run.state == "diverged" else "; see `isoflop retry`"
-            action = "retried" if run.run_id in intent.queued else f"not retried{hint}"
+            action = "retried" if run.run_id in submission.queued else f"not retried{hint}"
             print(f"{run.run_id} {run.state}, {action}: {run.reason}", file=sys.stderr)
-    if intent.removed:
-        states = ", ".join(f"{run.run_id} ({run.state})" for run in intent.removed[:3])
-        more = ", ..." if len(intent.removed) > 3 else ""
+    if submission.removed:
+        states = ", ".join(f"{run.run_id} ({run.state})" for run in submission.removed[:3])
+        more = ", ..." if len(submission.removed) > 3 else ""
         warn(
-            f"{len(intent.removed)} existing runs are no longer in the sweep; "
+            f"{len(submission.removed)} existing runs are no longer in the sweep; "
             f"they were not changed: {states}{more}"
         )
-    if intent.bad_nodes:
-        nodes = ", ".join(intent.bad_nodes)
+    if submission.bad_nodes:
+        nodes = ", ".join(submission.bad_nodes)
         warn(f"excluded nodes, where different runs failed while runs elsewhere did not: {nodes}")
 
 

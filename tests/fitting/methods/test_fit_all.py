@@ -10,10 +10,10 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.fitting import fit_isoflop, fit_parametric, fit_study, simulate_isoflop
-from isoflop.fitting.methods.fit_all import METHODS, Options, fit_laws, loss_columns
+from isoflop.fitting.methods.fit_all import METHODS, FitOptions, fit_laws, loss_columns
 
 RUNS = simulate_isoflop(points=7)
-QUICK = Options(bootstrap=0)
+QUICK = FitOptions(bootstrap=0)
 SCATTERED = simulate_isoflop(budgets=np.geomspace(1e18, 1e20, 130).tolist(), points=3).drop(
     columns="budget"
 )
@@ -27,7 +27,7 @@ def test_methods_are_fitted_as_alone_in_the_requested_order() -> None:
     fitted = fit_laws(
         RUNS,
         ["parametric", "isoflop", "parametric"],
-        Options(bootstrap=200, seed=5, confidence=0.9),
+        FitOptions(bootstrap=200, seed=5, confidence=0.9),
     )
     assert [fit.method for fit in fitted.fits] == ["parametric", "isoflop"]
     alone = [
@@ -93,12 +93,12 @@ def test_an_invalid_option_is_not_a_refusal_of_a_method(
     option: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(FitError, match=message):
-        fit_laws(RUNS, METHODS, Options(**option))
+        fit_laws(RUNS, METHODS, FitOptions(**option))
 
 
 def test_least_squares() -> None:
     parametric, joint = fit_laws(
-        RUNS, ["parametric", "joint"], Options(huber_delta=float("inf"), bootstrap=0)
+        RUNS, ["parametric", "joint"], FitOptions(huber_delta=float("inf"), bootstrap=0)
     ).fits
     assert parametric.to_dict()["huber_delta"] is None
     assert joint.to_dict()["huber_delta"] is None  # infinite
@@ -119,7 +119,7 @@ def test_runs_far_off_the_law_are_dropped_for_every_method_and_named(
     indices: tuple[int, ...],
 ) -> None:
     runs = study_with_outliers(*indices)
-    fitted = fit_laws(runs, METHODS, Options(bootstrap=0, drop_outliers=6.0))
+    fitted = fit_laws(runs, METHODS, FitOptions(bootstrap=0, drop_outliers=6.0))
     clean = fit_laws(runs.drop(index=list(indices)), METHODS, QUICK)
     for fit, other in zip(fitted.fits, clean.fits, strict=True):
         assert sorted(d.what for d in fit.runs.dropped) == [f"sim-{index:04d}" for index in indices]

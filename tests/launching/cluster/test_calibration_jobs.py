@@ -30,7 +30,9 @@ def test_a_cluster_is_measured_and_plans_take_it(
 ) -> None:
     study = submitted(bed, tmp_path, "train.batch_scale=2", options=options)
     root, lines = study.directory.parent, list[str]()
-    calibration, file = calibrate(study.plan, study.profile, root, seconds=0.5, tell=lines.append)
+    calibration, file = calibrate(
+        study.plan, study.profile, root, seconds=0.5, report_line=lines.append
+    )
     assert [measurement.shape.width for measurement in calibration.measurements] == [8, 12]
     assert [line.partition(" ")[0] for line in lines] == ["measuring", "queued", "measured"]
     assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.stem}.lease"}
