@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
-from support.clusters import ACCOUNTING, NO_ACCOUNTING, Bed, open_bed
 from support.missing_packages import (
     TESTS,
     cannot_import,
@@ -18,7 +17,8 @@ from support.missing_packages import (
     find_missing,
     missing_packages,
 )
-from support.studies import LAW, finish_all, tiny_plan, tiny_study, write_sweep
+from support.slurm_bed import ACCOUNTING, NO_ACCOUNTING, Bed, open_bed
+from support.tiny_studies import LAW, finish_all, tiny_plan, tiny_study, write_sweep
 
 from isoflop.cli import main
 from isoflop.planning.plan import Plan

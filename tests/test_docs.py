@@ -19,7 +19,6 @@ from typing import get_args
 import pytest
 from cli_reference import cli_page
 from docs_hooks import on_page_markdown
-from support.clusters import Bed, open_bed
 from support.finding_codes import produced_codes
 from support.page_blocks import (
     ROOT,
@@ -33,7 +32,8 @@ from support.page_blocks import (
     run_command,
     split_commands,
 )
-from support.studies import exact, tiny_plan, wait_for, write_corpus
+from support.slurm_bed import Bed, open_bed
+from support.tiny_studies import exact, tiny_plan, wait_for, write_corpus
 
 import isoflop
 import isoflop.fitting

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support.studies import small_disk, wait_for
+from support.tiny_studies import small_disk, wait_for
 
 from isoflop import lease as lease_module
 from isoflop.lease import LEASE_TIMEOUT_S, LeaseLostError, is_leased, take_lease

@@ -106,9 +106,9 @@ def test_cost_of_the_suite_with_the_real_head_dimension_and_with_sodas(
 
 
 def test_counts_do_not_overflow() -> None:
-    run = SUITE["4b"].train_flops_per_token * SUITE_TOKENS
-    assert isinstance(run, int)
-    assert run > 2**63
+    train_flops = SUITE["4b"].train_flops_per_token * SUITE_TOKENS
+    assert isinstance(train_flops, int)
+    assert train_flops > 2**63
 
 
 def test_bytes() -> None:
@@ -139,14 +139,12 @@ def test_activations_grow_with_the_micro_batch_and_their_items_add_up() -> None:
 
 def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layers_rest() -> None:
     deep = dataclasses.replace(TINY, layers=10)
-    kept, one = (
-        deep.activation_items(3, checkpointing=True),
-        dataclasses.replace(TINY, layers=1).activation_items(3),
-    )
-    assert kept == {**one, "inputs": 10 * 3 * 16 * 12 * 2}
+    checkpointed = deep.activation_items(3, checkpointing=True)
+    single_layer = dataclasses.replace(TINY, layers=1).activation_items(3)
+    assert checkpointed == {**single_layer, "inputs": 10 * 3 * 16 * 12 * 2}
     assert (
         deep.activation_bytes(3, checkpointing=True)
-        == sum(kept.values())
+        == sum(checkpointed.values())
         < deep.activation_bytes(3)
     )
 

@@ -34,8 +34,7 @@ REASONS_S = 5.0
 REASON_SETTLE_S = 3.0
 READY_REASON = "waiting for retry"
 READY_REASONS = (READY_REASON, "to be tried again")
-"""Reason of a run that a retry made ready; the second is written by 0.1.0."""
-"""Reason of a run that `retry` made ready and no submission has queued yet."""
+"""Reasons of a run that `retry` made ready and no submission has queued yet; one is of 0.1.0."""
 
 MAX_NAMES = 3
 """Number of runs that a message names."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.studies import find_run, tiny_plan, write_sweep
+from support.tiny_studies import find_run, tiny_plan, write_sweep
 
 from isoflop.config import load_sweep
 from isoflop.config.sweep_file import to_yaml

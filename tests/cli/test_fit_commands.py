@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.studies import LAW, find_run, finish_all, tiny_plan, write_corpus
+from support.tiny_studies import LAW, find_run, finish_all, tiny_plan, write_corpus
 
 from isoflop.cli import CLOSED_PIPE_EXIT_CODE, main
 from isoflop.fitting import fit_isoflop, load_fit, simulate_isoflop

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support import studies
-from support.studies import (
+from support import tiny_studies
+from support.tiny_studies import (
     LAW,
     find_run,
     finish_alike,
@@ -215,7 +215,7 @@ def test_a_file_in_the_place_of_the_data_is_one_line(
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    with studies.small_disk(tmp_path, "4k") as disk:
+    with tiny_studies.small_disk(tmp_path, "4k") as disk:
         yield disk
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.clusters import PROFILE, Submitted, open_bed
-from support.faults import Faults, break_programs
-from support.studies import FREQUENT_CHECKPOINTS, tiny_plan, train_here, write_corpus
+from support.cluster_faults import Faults, break_programs
+from support.slurm_bed import PROFILE, Submitted, open_bed
+from support.tiny_studies import FREQUENT_CHECKPOINTS, tiny_plan, train_here, write_corpus
 
 from isoflop.config.profile import load_profile
 from isoflop.errors import ClusterError
@@ -138,24 +138,20 @@ def test_a_study_comes_through_every_fault(
         faults, start, injected = Faults(study, flag, seed=1), time.monotonic(), time.monotonic()
         story: list[str] = []
         while True:
-            assert time.monotonic() - start < MOST_S, (story, study.look(), study.words()[-5000:])
+            assert time.monotonic() - start < MOST_S, (story, study.query(), study.words()[-5000:])
             try:
-                picture = study.look()
-                if picture.ids("cancelled"):
+                status = study.query()
+                if status.ids("cancelled"):
                     retry(study.directory, [])
-                if (
-                    picture.held
-                    or picture.orphans
-                    or any(where.retry for where in picture.runs.values())
-                ):
+                if status.held or status.orphans or any(run.retry for run in status.runs.values()):
                     study.submit()
             except ClusterError as problem:
                 story.append(str(problem))
                 continue
-            if picture.runs[full].state == "failed" and "disk is full" in picture.runs[full].reason:
+            if status.runs[full].state == "failed" and "disk is full" in status.runs[full].reason:
                 subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
                 faults.counts["disk of a run full"] = 1
-            last = picture.runs[crashing]
+            last = status.runs[crashing]
             if last.state == "failed" and not last.retry and "checkpoints" not in last.reason:
                 retry(study.directory, [crashing])  # a fault was its last failure; its own shall be
                 continue
@@ -164,8 +160,7 @@ def test_a_study_comes_through_every_fault(
                     story.append(f"{time.monotonic() - start:.0f} s: {name}")
                 injected = time.monotonic()
             settled = (
-                where.state in TERMINAL_STATES and not where.retry
-                for where in picture.runs.values()
+                run.state in TERMINAL_STATES and not run.retry for run in status.runs.values()
             )
             if all(settled):
                 faults.end()
@@ -173,14 +168,14 @@ def test_a_study_comes_through_every_fault(
                     break
             time.sleep(1.0)
 
-        picture = study.look()
-        assert set(picture.ids("diverged")) == wild
-        assert picture.runs[crashing].state == "failed"
-        assert "checkpoints" in picture.runs[crashing].reason
-        assert sorted(picture.ids("done")) == sorted(
+        status = study.query()
+        assert set(status.ids("diverged")) == wild
+        assert status.runs[crashing].state == "failed"
+        assert "checkpoints" in status.runs[crashing].reason
+        assert sorted(status.ids("done")) == sorted(
             {run.run_id for run in plan.runs} - wild - {crashing}
         )
-        sound = tuple(run for run in plan.runs if run.run_id in picture.ids("done"))
+        sound = tuple(run for run in plan.runs if run.run_id in status.ids("done"))
         Submitted(
             bed, study.directory, dataclasses.replace(plan, runs=sound), study.profile
         ).equals(undisturbed)

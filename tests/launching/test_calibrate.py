@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from support.fake_slurm import FakeSlurm
-from support.studies import tiny_plan, write_sweep
+from support.tiny_studies import tiny_plan, write_sweep
 
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ClusterError, ConfigError, RunError

@@ -83,9 +83,9 @@ def test_cancelled_runs_are_known_as_such_before_their_jobs_are_cancelled(study:
     assert cancel(study.directory, [study.ids[1]]) == [study.ids[1]]
     (call,) = study.slurm.calls("scancel")[1:]
     assert call["arguments"] == ["--quiet", made.task(study.ids[1])]
-    picture = query_status(study.directory)
-    assert [picture.runs[run_id].state for run_id in study.ids] == ["queued", "cancelled", "queued"]
-    assert picture.runs[study.ids[1]].retry
+    status = query_status(study.directory)
+    assert [status.runs[run_id].state for run_id in study.ids] == ["queued", "cancelled", "queued"]
+    assert status.runs[study.ids[1]].retry
 
 
 def test_all_are_cancelled_once_and_may_go_on(study: Study) -> None:
@@ -123,8 +123,8 @@ def test_a_run_whose_older_job_runs_on_is_running(study: Study) -> None:
     study.queued()
     older(study, "90")
     study.slurm.end(["100_0"], "CANCELLED")
-    where = query_status(study.directory).runs[study.ids[0]]
-    assert (where.state, where.task, where.retry) == ("running", "90", False)
+    run = query_status(study.directory).runs[study.ids[0]]
+    assert (run.state, run.task, run.retry) == ("running", "90", False)
 
 
 def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
@@ -135,9 +135,9 @@ def test_what_is_not_queued_now_is_cancelled_too(study: Study) -> None:
     (study.run(2).path / "DONE").touch()
     assert cancel(study.directory, []) == study.ids[:2]
     assert cancelled(study) == []
-    picture = query_status(study.directory, 2)
-    assert picture.ids("cancelled") == study.ids[:2]
-    assert picture.runs[study.ids[0]].reason == "by isoflop cancel; it had failed: no luck"
+    status = query_status(study.directory, 2)
+    assert status.ids("cancelled") == study.ids[:2]
+    assert status.runs[study.ids[0]].reason == "by isoflop cancel; it had failed: no luck"
     assert query_status(study.directory, 0).runs[study.ids[0]].state == "failed"
     assert read_submissions(study.directory)[0].cancelled == tuple(study.ids[:2])
 
@@ -177,19 +177,19 @@ def test_a_cancellation_that_broke_off_goes_on_at_the_next_submission(study: Stu
     )
     with pytest.raises(ClusterError):
         cancel(study.directory, [first, second])
-    picture = query_status(study.directory)
+    status = query_status(study.directory)
     assert [
-        (picture.runs[run_id].state, picture.runs[run_id].reason) for run_id in (first, second)
+        (status.runs[run_id].state, status.runs[run_id].reason) for run_id in (first, second)
     ] == [
         ("running", "being cancelled; if this persists, run `isoflop cancel` again"),
         ("queued", "being cancelled; if this persists, run `isoflop cancel` again"),
     ]
-    assert picture.orphans == ("100_0", "100_1")
+    assert status.orphans == ("100_0", "100_1")
     study.submit(runs=(), cancelled=False)
     assert cancelled(study)[2:] == ["100_0", "100_1"]
-    picture = query_status(study.directory)
-    assert picture.ids("cancelled") == [first, second]
-    assert picture.orphans == ()
+    status = query_status(study.directory)
+    assert status.ids("cancelled") == [first, second]
+    assert status.orphans == ()
 
 
 def dropped(study: Study) -> str:
@@ -203,13 +203,13 @@ def dropped(study: Study) -> str:
 
 def test_a_run_that_the_sweep_has_no_more_is_seen_and_can_be_cancelled(study: Study) -> None:
     run_id = dropped(study)
-    picture = query_status(study.directory)
-    assert list(picture.runs) == study.ids
+    status = query_status(study.directory)
+    assert list(status.runs) == study.ids
     note = (
         f"1 run is no longer in the sweep but still active: {run_id}; `isoflop cancel "
         f"{study.directory} NAME` ends one"
     )
-    assert picture.notes == (note,)
+    assert status.notes == (note,)
     assert (
         match_runs(study.directory, ["1e8-w99"])
         == match_runs(study.directory, ["0123"])

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import submitit
 from pandas.testing import assert_frame_equal
-from support.studies import (
+from support.tiny_studies import (
     exact,
     find_run,
     hold_lease,

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import pytest
 from support.fake_study import SIMULATED, TIMED_OUT, Study, act_meanwhile, make_study
-from support.studies import finish_alike, tiny_plan
+from support.tiny_studies import finish_alike, tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile
 from isoflop.errors import BusyError, ClusterError, ConfigError
@@ -257,7 +257,7 @@ def events(hook_log: Path) -> list[tuple[str, str]]:
     return [(lines[at + 1], lines[at + 3]) for at in range(0, len(lines), 4)]
 
 
-def picture(study: Study, retries: int = 0) -> SweepStatus:
+def status(study: Study, retries: int = 0) -> SweepStatus:
     return query_status(study.directory, retries)
 
 
@@ -265,19 +265,19 @@ def test_what_failed_for_good_and_what_waits_for_ever(
     study: Study, hooked: Profile, hook_log: Path
 ) -> None:
     study.queued()
-    notify_events(Notifier(study.directory), hooked, picture(study))
+    notify_events(Notifier(study.directory), hooked, status(study))
     assert events(hook_log) == []
     study.slurm.change(queue={"100_2": ["PENDING", "", "PartitionTimeLimit"]})
     study.run(0).set_state("failed", "no luck", failures=1)
     study.run(1).set_state("diverged", "not finite")
-    notify_events(Notifier(study.directory), hooked, picture(study, retries=2))
+    notify_events(Notifier(study.directory), hooked, status(study, retries=2))
     first, second, third = study.ids
     waits = "can never start: PartitionTimeLimit: slurm.time is longer than the partition allows"
     assert events(hook_log) == [
         ("failed", f"{second} diverged: not finite"),
         ("stuck", f"{third} {waits}"),
     ]
-    notify_events(Notifier(study.directory), hooked, picture(study, retries=0))
+    notify_events(Notifier(study.directory), hooked, status(study, retries=0))
     assert events(hook_log)[2:] == [("failed", f"{first} failed: no luck")]
 
 
@@ -286,8 +286,8 @@ def test_the_end_is_told_once_all_are_done(study: Study, hooked: Profile, hook_l
     for number in range(3):
         assert events(hook_log) == []
         (study.run(number).path / "DONE").touch()
-        notify_events(Notifier(study.directory), hooked, picture(study))
-    notify_events(Notifier(study.directory), hooked, picture(study))
+        notify_events(Notifier(study.directory), hooked, status(study))
+    notify_events(Notifier(study.directory), hooked, status(study))
     assert events(hook_log) == [("done", "all 3 runs are done")]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.studies import find_run, tiny_plan, tiny_study, trained, write_corpus
+from support.tiny_studies import find_run, tiny_plan, tiny_study, trained, write_corpus
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder, prepare

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from support.fake_study import BUSY, SIMULATED, TIMED_OUT, Study, make_study
-from support.studies import small_disk, tiny_plan
+from support.tiny_studies import small_disk, tiny_plan
 
 from isoflop.cli import main
 from isoflop.config.profile import Gpu, load_profile

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.studies import tiny_plan
+from support.tiny_studies import tiny_plan
 
 from isoflop.errors import ConfigError
 from isoflop.planning.plan import plan

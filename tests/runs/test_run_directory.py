@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
-from support.studies import find_run
+from support.tiny_studies import find_run
 
 from isoflop.config.yaml_values import parse_yaml
 from isoflop.errors import RunError

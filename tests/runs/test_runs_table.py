@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
-from support.studies import find_run, tiny_study
+from support.tiny_studies import find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan

@@ -28,9 +28,9 @@ from isoflop.launching.submit import submit
 from isoflop.lease import take_lease
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
-from support.clusters import PROFILE
 from support.fake_slurm import FakeSlurm
-from support.studies import tiny_plan
+from support.slurm_bed import PROFILE
+from support.tiny_studies import tiny_plan
 
 SIMULATED = "train.trainer=simulated: chinchilla"
 BUSY = "slurm_load_jobs error: Unable to contact slurm controller"

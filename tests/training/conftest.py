@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import SHORT, trained
+from support.tiny_studies import SHORT, trained
 
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
@@ -21,13 +21,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
     """Train an undisturbed run of 71 steps; return its root, plan and directory."""
     return _trained(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(scope="session")
-def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan, RunDirectory]:
     """Train an undisturbed run of 22 steps; return its root, plan and directory."""
     return _trained(tmp_path_factory.mktemp("short"), *SHORT)
 

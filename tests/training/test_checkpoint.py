@@ -14,7 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.studies import find_run, kill, save_checkpoints_repeatedly, start, tiny_study, wait_for
+from support.tiny_studies import (
+    find_run,
+    kill,
+    save_checkpoints_repeatedly,
+    start,
+    tiny_study,
+    wait_for,
+)
 
 from isoflop import files
 from isoflop.errors import RunError

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from support.studies import exact, find_run, tiny_study
+from support.tiny_studies import exact, find_run, tiny_study
 
 from isoflop.runs.run_directory import RunDirectory
 from isoflop.training import loop

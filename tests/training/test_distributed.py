@@ -23,8 +23,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from pandas.testing import assert_frame_equal
-from support.clusters import LONG
-from support.studies import (
+from support.slurm_bed import LONG
+from support.tiny_studies import (
     exact,
     meet_at,
     start,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.studies import start
+from support.tiny_studies import start
 
 from isoflop.training import fabric
 

@@ -13,7 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from support.studies import exact, final_weights, start, tiny_plan, train_together, write_corpus
+from support.tiny_studies import (
+    exact,
+    final_weights,
+    start,
+    tiny_plan,
+    train_together,
+    write_corpus,
+)
 
 from isoflop.config.identity import data_identity
 from isoflop.data.prepare import data_folder
@@ -193,7 +200,7 @@ def test_a_run_is_trained_without_a_compiler(tmp_path: Path) -> None:
     """One line of the log reports that there is no C compiler on the path."""
     run, root = study(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from support.studies import train_here; "
+        "import sys; from pathlib import Path; from support.tiny_studies import train_here; "
         "from isoflop.runs.run_directory import RunDirectory; "
         "train_here(RunDirectory(Path(sys.argv[1])), Path(sys.argv[2]))"
     )

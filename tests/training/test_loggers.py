@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pandas.testing import assert_frame_equal
-from support.studies import (
+from support.tiny_studies import (
     EVERY_STEP,
     SHORT,
     exact,
@@ -68,9 +68,9 @@ def expected_values(run: RunDirectory) -> Values:
     """Return the values of the loss log, all of which a logger must show."""
     values: Values = {}
     for row in run.log().to_dict("records"):
-        split, step, whole = row["split"], int(row["step"]), row["kind"] == "all"
-        values[f"{split}/loss" if whole else f"{split}/loss_{row['kind']}", step] = row["loss"]
-        if split == "train" and whole:  # not mfu: the peak FLOP/s of a CPU is not known
+        split, step, is_total = row["split"], int(row["step"]), row["kind"] == "all"
+        values[f"{split}/loss" if is_total else f"{split}/loss_{row['kind']}", step] = row["loss"]
+        if split == "train" and is_total:  # not mfu: the peak FLOP/s of a CPU is not known
             values |= {
                 (f"train/{name}", step): row[name]
                 for name in ("lr", "grad_norm", "tokens_per_second")
@@ -178,9 +178,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, RunDirectory
 
 
 def test_loggers_change_no_result(
-    logged: tuple[Plan, RunDirectory], short: tuple[Path, Plan, RunDirectory]
+    logged: tuple[Plan, RunDirectory], short_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
-    assert_same_run(logged[1], short[2])
+    assert_same_run(logged[1], short_run[2])
 
 
 def test_they_show_the_rows_of_the_log(logged: tuple[Plan, RunDirectory]) -> None:
@@ -240,21 +240,21 @@ def test_the_first_process_has_loggers_whatever_its_rank_in_slurm(
 
 
 def test_the_user_decides_whether_wandb_is_offline(
-    tmp_path: Path, short: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short_run: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     root, study = tiny_study(tmp_path, *SHORT, "train.loggers=[wandb]")
     run = find_run(root, study)
     assert train(run, root) == "done"
     assert not offline_runs(run)
-    assert_same_run(run, short[2])
+    assert_same_run(run, short_run[2])
 
 
 # Stopped, killed, resumed
 
 
 def test_a_resumed_run_has_every_step_once(
-    tmp_path: Path, short: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, short_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, *SHORT, BOTH)
     run = find_run(root, study)
@@ -264,7 +264,7 @@ def test_a_resumed_run_has_every_step_once(
         assert_complete(run)
     assert train(run, root) == "done"
     assert_complete(run)
-    assert_same_run(run, short[2])
+    assert_same_run(run, short_run[2])
     ids = {
         record.run.run_id
         for file in offline_runs(run)
@@ -278,7 +278,7 @@ def test_a_resumed_run_has_every_step_once(
 
 @pytest.mark.slow
 def test_a_killed_run_has_every_step_once(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, whole_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, EVERY_STEP, BOTH)
     run, moments = find_run(root, study), random.Random(0)
@@ -290,7 +290,7 @@ def test_a_killed_run_has_every_step_once(
         assert not run.done
     assert train(run, root) == "done"
     assert_complete(run)
-    assert_same_run(run, whole[2])
+    assert_same_run(run, whole_run[2])
 
 
 def test_a_logger_that_is_added_later_shows_earlier_rows(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def fail_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_failing_logger_is_reported_once_and_disabled(
     tmp_path: Path,
-    short: tuple[Path, Plan, RunDirectory],
+    short_run: tuple[Path, Plan, RunDirectory],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fail: Callable[[pytest.MonkeyPatch], None],
@@ -369,14 +369,14 @@ def test_a_failing_logger_is_reported_once_and_disabled(
     (warning,) = caplog.messages
     assert message in warning
     assert "\n" not in warning
-    assert_same_run(run, short[2])
+    assert_same_run(run, short_run[2])
     assert train(other, root) == "done"  # in the same process, as in a worker
     assert_complete(other)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_of_the_loggers_stops_no_run(
-    tmp_path: Path, short: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, short_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, study = tiny_study(tmp_path, *SHORT, "train.loggers=[tensorboard]")
     run = find_run(root, study)
@@ -384,7 +384,7 @@ def test_a_full_disk_of_the_loggers_stops_no_run(
         (run.path / "loggers").symlink_to(disk)
         assert train(run, root) == "done"
         assert not tensorboard(run).keys() & {("heldout/loss", STEPS)}
-    assert_same_run(run, short[2])
+    assert_same_run(run, short_run[2])
 
 
 # Missing

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pandas.testing import assert_frame_equal
-from support.studies import EXACT, exact, find_run, tiny_study, trained
+from support.tiny_studies import EXACT, exact, find_run, tiny_study, trained
 
 from isoflop.data.order import SampleOrder
 from isoflop.data.prepare import data_folder
@@ -38,8 +38,8 @@ def list_steps(log: pd.DataFrame, split: str, kind: str) -> list[int]:
 # Loss log
 
 
-def test_the_log_has_every_step_once(whole: tuple[Path, Plan, RunDirectory]) -> None:
-    _, plan, run = whole
+def test_the_log_has_every_step_once(whole_run: tuple[Path, Plan, RunDirectory]) -> None:
+    _, plan, run = whole_run
     log, spec = run.log(), plan.runs[0]
     assert {name: str(dtype) for name, dtype in log.dtypes.items()} == LOG_COLUMNS
     assert spec.steps == STEPS
@@ -61,8 +61,8 @@ def test_the_log_has_every_step_once(whole: tuple[Path, Plan, RunDirectory]) -> 
     assert (speeds.to_numpy() > 0).all()
 
 
-def test_targets_are_counted_by_kind(whole: tuple[Path, Plan, RunDirectory]) -> None:
-    root, plan, run = whole
+def test_targets_are_counted_by_kind(whole_run: tuple[Path, Plan, RunDirectory]) -> None:
+    root, plan, run = whole_run
     folder = data_folder(root, plan.sweep.data)
     windows, kinds = Windows(folder, "train", 32), Manifest.read(folder).vocabulary.kinds
     order, log = SampleOrder(len(windows), 1, 0), run.log()
@@ -87,9 +87,9 @@ def test_targets_are_counted_by_kind(whole: tuple[Path, Plan, RunDirectory]) -> 
 
 
 def test_the_heldout_loss_is_that_of_the_final_weights(
-    whole: tuple[Path, Plan, RunDirectory],
+    whole_run: tuple[Path, Plan, RunDirectory],
 ) -> None:
-    root, plan, run = whole
+    root, plan, run = whole_run
     model = load_weights(run.path)
     windows = Windows(data_folder(root, plan.sweep.data), "heldout", 32)
     chosen = torch.from_numpy(windows[np.arange(16) * len(windows) // 16])
@@ -111,8 +111,8 @@ def test_the_loss_starts_at_ln_v_and_falls(tmp_path: Path) -> None:
     assert list_steps(log, "train", "all") == [*range(1, STEPS + 1)]
 
 
-def test_the_learning_rate_follows_the_schedule(whole: tuple[Path, Plan, RunDirectory]) -> None:
-    _, plan, run = whole
+def test_the_learning_rate_follows_the_schedule(whole_run: tuple[Path, Plan, RunDirectory]) -> None:
+    _, plan, run = whole_run
     log, peak = run.log(), plan.runs[0].lr
     rates = log.loc[(log["split"] == "train") & (log["kind"] == "all")].set_index("step")["lr"]
     assert rates[3] == pytest.approx(peak * 2 / 7)  # 7 of 71 steps warm up, from 0
@@ -160,7 +160,7 @@ def test_a_diverged_run_has_its_cost_and_a_remedy_in_its_state(tmp_path: Path) -
     ],
 )
 def test_a_damaged_checkpoint_changes_no_bit_and_is_reported(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], stops: list[int], warning: str
+    tmp_path: Path, whole_run: tuple[Path, Plan, RunDirectory], stops: list[int], warning: str
 ) -> None:
     root, plan = tiny_study(tmp_path)
     run = find_run(root, plan)
@@ -171,12 +171,12 @@ def test_a_damaged_checkpoint_changes_no_bit_and_is_reported(
     newest.write_bytes(newest.read_bytes()[:-9])
     assert train(run, root) == "done"
     assert run.state()["warning"] == warning.format(run.checkpoints)
-    assert_frame_equal(exact(run), exact(whole[2]), check_exact=True)
+    assert_frame_equal(exact(run), exact(whole_run[2]), check_exact=True)
     assert read_runs(run.path.parent)["reason"].iloc[0] == warning.format(run.checkpoints)
 
 
-def test_state_and_files_of_a_run_that_is_done(whole: tuple[Path, Plan, RunDirectory]) -> None:
-    root, plan, run = whole
+def test_state_and_files_of_a_run_that_is_done(whole_run: tuple[Path, Plan, RunDirectory]) -> None:
+    root, plan, run = whole_run
     state = run.state()
     assert (state["state"], state["step"], state["steps"], state["gpus"]) == (
         "done",
@@ -209,18 +209,18 @@ def test_reports_to_a_slow_disk_are_rarer(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_z_loss_holds_the_partition_function(
-    whole: tuple[Path, Plan, RunDirectory], tmp_path: Path
+    whole_run: tuple[Path, Plan, RunDirectory], tmp_path: Path
 ) -> None:
     root, plan, with_z = trained(tmp_path, "train.z_loss=0.5")
     chosen = torch.from_numpy(
         Windows(data_folder(root, plan.sweep.data), "heldout", 32)[np.arange(8)]
     )[:, :-1]
     sizes = []
-    for run in (whole[2], with_z):
+    for run in (whole_run[2], with_z):
         with torch.no_grad():
             sizes.append(float(load_weights(run.path)(chosen).logsumexp(-1).square().mean()))
     assert sizes[1] < 0.5 * sizes[0]
-    assert plan.runs[0].run_id != whole[1].runs[0].run_id
+    assert plan.runs[0].run_id != whole_run[1].runs[0].run_id
 
 
 # Loss

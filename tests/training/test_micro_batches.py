@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from pandas.testing import assert_frame_equal
-from support.studies import EXACT, find_run, tiny_study
+from support.tiny_studies import EXACT, find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.training import devices

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
-from support.studies import (
+from support.tiny_studies import (
     ENDS,
     EVERY_STEP,
     SHORT,
@@ -76,19 +76,19 @@ def assert_same_result(run: RunDirectory, other: RunDirectory) -> None:
 
 @pytest.mark.parametrize("stops", [(1,), (3,), (21,), (2, 11, 12, 20), tuple(range(2, 22, 2))])
 def test_a_stopped_run_has_the_result_of_an_undisturbed_one(
-    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
+    study: tuple[Path, Plan], short_run: tuple[Path, Plan, RunDirectory], stops: tuple[int, ...]
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
     for stop in stops:
         train_to(run, root, stop)
     assert train(run, root) == "done"
-    assert_same_result(run, short[2])
+    assert_same_result(run, short_run[2])
     assert run.log()["wall_s"].is_monotonic_increasing
 
 
 def test_rows_after_the_checkpoint_are_written_again(
-    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory]
+    study: tuple[Path, Plan], short_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     """A process that was killed may have written rows that no checkpoint has."""
     root, plan = study
@@ -97,7 +97,7 @@ def test_rows_after_the_checkpoint_are_written_again(
     last = run.log().iloc[-1].to_dict()
     run.append_log([{**last, "step": step, "loss": 99.0} for step in (11, 12)])
     assert train(run, root) == "done"
-    assert_same_result(run, short[2])
+    assert_same_result(run, short_run[2])
 
 
 def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None:
@@ -107,7 +107,7 @@ def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None
 
 
 def test_a_killed_run_has_the_result_of_an_undisturbed_one(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory]
+    tmp_path: Path, whole_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = tiny_study(tmp_path, EVERY_STEP)
     run, moments = find_run(root, plan), random.Random(0)
@@ -134,7 +134,7 @@ def test_a_killed_run_has_the_result_of_an_undisturbed_one(
     kill(process)
     assert list(list_files(".*.tmp"))
     assert train(run, root) == "done"
-    assert_same_result(run, whole[2])
+    assert_same_result(run, whole_run[2])
     assert not list(list_files(".*.tmp"))
 
 
@@ -152,7 +152,7 @@ def reached_the_end(run: RunDirectory, moment: str) -> bool:
 
 @pytest.mark.parametrize("moment", ENDS)
 def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
-    tmp_path: Path, short: tuple[Path, Plan, RunDirectory], moment: str
+    tmp_path: Path, short_run: tuple[Path, Plan, RunDirectory], moment: str
 ) -> None:
     root, plan = tiny_study(tmp_path, *SHORT, EVERY_STEP)
     run = find_run(root, plan)
@@ -166,14 +166,14 @@ def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
         with pytest.raises(RunError, match="this run is not done, so it has no final weights"):
             load_weights(run.path)
         assert train(run, root) == "done"
-    assert_same_result(run, short[2])
+    assert_same_result(run, short_run[2])
     assert not run.checkpoints.exists()
     assert not list(run.path.rglob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["newest", "checksum"])
 def test_a_damaged_checkpoint_costs_steps_but_changes_no_bit(
-    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory], damage: str
+    study: tuple[Path, Plan], short_run: tuple[Path, Plan, RunDirectory], damage: str
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
@@ -186,11 +186,11 @@ def test_a_damaged_checkpoint_costs_steps_but_changes_no_bit(
         newest.with_suffix(".sha256").unlink()
     assert Trainer(run, root).step == 10
     assert train(run, root) == "done"
-    assert_same_result(run, short[2])
+    assert_same_result(run, short_run[2])
 
 
 def test_without_its_checkpoints_a_run_restarts(
-    study: tuple[Path, Plan], short: tuple[Path, Plan, RunDirectory]
+    study: tuple[Path, Plan], short_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
     root, plan = study
     run = find_run(root, plan)
@@ -198,7 +198,7 @@ def test_without_its_checkpoints_a_run_restarts(
     for path in run.checkpoints.iterdir():
         path.unlink()
     assert train(run, root) == "done"
-    assert_same_result(run, short[2])
+    assert_same_result(run, short_run[2])
 
 
 # Diverged

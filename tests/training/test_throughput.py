@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import find_run, tiny_study
+from support.tiny_studies import find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.training import loop, throughput

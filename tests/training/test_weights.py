@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.studies import final_weights, find_run, tiny_study
+from support.tiny_studies import final_weights, find_run, tiny_study
 
 from isoflop.errors import RunError
 from isoflop.planning.plan import Plan
@@ -20,22 +20,22 @@ from isoflop.training.weights import load_weights
 
 
 @pytest.fixture
-def copy(whole: tuple[Path, Plan, RunDirectory], tmp_path: Path) -> RunDirectory:
+def copy(whole_run: tuple[Path, Plan, RunDirectory], tmp_path: Path) -> RunDirectory:
     """Return a copy of a run that is done, to damage."""
-    return RunDirectory(shutil.copytree(whole[2].path, tmp_path / whole[2].run_id))
+    return RunDirectory(shutil.copytree(whole_run[2].path, tmp_path / whole_run[2].run_id))
 
 
 def test_only_the_final_weights_of_the_model_are_kept(
-    whole: tuple[Path, Plan, RunDirectory],
+    whole_run: tuple[Path, Plan, RunDirectory],
 ) -> None:
-    _, plan, run = whole
+    _, plan, run = whole_run
     assert not run.checkpoints.exists()
     size = plan.runs[0].shape.weight_bytes()
     assert size < run.weights.stat().st_size < size + 30_000
 
 
-def test_they_are_complete_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -> None:
-    _, plan, run = whole
+def test_they_are_complete_and_in_fp32(whole_run: tuple[Path, Plan, RunDirectory]) -> None:
+    _, plan, run = whole_run
     model = load_weights(str(run.path))
     assert model.shape == plan.runs[0].shape
     assert sum(weight.numel() for weight in model.parameters()) == plan.runs[0].params_total
@@ -43,9 +43,11 @@ def test_they_are_complete_and_in_fp32(whole: tuple[Path, Plan, RunDirectory]) -
     assert not model.training
 
 
-def test_loading_leaves_the_random_state_unchanged(whole: tuple[Path, Plan, RunDirectory]) -> None:
+def test_loading_leaves_the_random_state_unchanged(
+    whole_run: tuple[Path, Plan, RunDirectory],
+) -> None:
     before = torch.get_rng_state()
-    load_weights(whole[2].path)
+    load_weights(whole_run[2].path)
     assert torch.get_rng_state().equal(before)
 
 
@@ -104,7 +106,7 @@ def test_checkpoints_stay_until_final_weights_replace_them(
 
 
 def test_a_full_disk_at_the_end_changes_no_bit(
-    tmp_path: Path, whole: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole_run: tuple[Path, Plan, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -118,5 +120,5 @@ def test_a_full_disk_at_the_end_changes_no_bit(
     assert problem.value.filename == str(run.weights)
     assert not run.done
     assert train(run, root) == "done"
-    weights, expected = final_weights(run), final_weights(whole[2])
+    weights, expected = final_weights(run), final_weights(whole_run[2])
     assert all(weights[name].equal(expected[name]) for name in expected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.clusters import Bed, Submitted, submitted
-from support.studies import FREQUENT_CHECKPOINTS, train_here
+from support.slurm_bed import Bed, Submitted, submitted
+from support.tiny_studies import FREQUENT_CHECKPOINTS, train_here
 
 from isoflop.launching.records.sweep_directory import make_directory
 

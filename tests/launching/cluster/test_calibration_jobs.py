@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.clusters import (
+from support.slurm_bed import (
     LONG_WITHOUT_ACCOUNTING,
     WITHOUT_ACCOUNTING,
     Bed,

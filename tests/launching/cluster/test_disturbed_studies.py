@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.clusters import (
+from support.slurm_bed import (
     LONG_WITH_ACCOUNTING,
     LONG_WITHOUT_ACCOUNTING,
     Bed,
@@ -15,7 +15,7 @@ from support.clusters import (
     find_worker,
     submitted,
 )
-from support.studies import FREQUENT_CHECKPOINTS as OFTEN
+from support.tiny_studies import FREQUENT_CHECKPOINTS as OFTEN
 
 from isoflop.launching.control import cancel, retry
 
@@ -51,7 +51,7 @@ def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str)
         "--wrap",
         "sleep 3",
     )
-    study.wait(lambda picture: picture.ids("requeued"))
+    study.wait(lambda status: status.ids("requeued"))
     study.finish()
     study.equals(undisturbed)
     assert all(run.state().get("failures", 0) == 0 for run in study.runs)
@@ -63,10 +63,10 @@ def test_a_killed_worker_is_a_failure_that_is_tried_again(
     study.submit()
     study.wait_for_step(100)
     os.kill(find_worker(study), signal.SIGKILL)
-    picture = study.wait(lambda picture: picture.ids("failed"))
-    (failed,) = picture.ids("failed")
-    assert "died" in picture.runs[failed].reason
-    assert picture.runs[failed].retry
+    status = study.wait(lambda status: status.ids("failed"))
+    (failed,) = status.ids("failed")
+    assert "died" in status.runs[failed].reason
+    assert status.runs[failed].retry
     study.finish(resubmit=True)
     study.equals(undisturbed)
 
@@ -76,7 +76,7 @@ def test_a_node_that_dies(study: Submitted, undisturbed: Path) -> None:
     study.wait_for_step(100)
     node = study.runs[0].state()["node"]
     study.bed("node-kill", node)
-    study.wait(lambda picture: picture.ids("requeued", "running") and not study.runs[0].is_leased())
+    study.wait(lambda status: status.ids("requeued", "running") and not study.runs[0].is_leased())
     study.bed("node-start", node)
     study.finish(resubmit=True)
     study.equals(undisturbed)
@@ -95,7 +95,7 @@ def test_cancel_and_go_on(study: Submitted, undisturbed: Path) -> None:
     study.submit()
     study.wait_for_step(100)
     assert len(cancel(study.directory, [])) == 2
-    study.wait(lambda picture: len(picture.ids("cancelled")) == 2)
+    study.wait(lambda status: len(status.ids("cancelled")) == 2)
     assert len(retry(study.directory, [])) == 2
     study.submit()
     study.finish()

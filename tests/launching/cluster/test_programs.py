@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.clusters import (
+from support.slurm_bed import (
     TWO_NODES,
     WITHOUT_ACCOUNTING,
     Bed,
     find_worker,
     submitted,
 )
-from support.studies import wait_for
+from support.tiny_studies import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -85,8 +85,8 @@ def test_a_program_of_one_s_own_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
         300,
     )
     os.kill(find_worker(study, rank=1), signal.SIGUSR2)
-    picture = study.wait(lambda picture: len(picture.ids("done", "failed")) == 2)
-    assert picture.ids("done") == [good.run_id]
+    status = study.wait(lambda status: len(status.ids("done", "failed")) == 2)
+    assert status.ids("done") == [good.run_id]
     output = (good.path / "said").read_text().splitlines()
     parts = [sorted(output[first : first + 2]) for first in range(0, len(output), 2)]
     assert parts == [["0 of 2", "1 of 2"], ["0 stopped", "1 stopped"], ["0 of 2", "1 of 2"]]
@@ -144,9 +144,9 @@ def test_a_program_that_saves_at_slurm_s_signal_is_stopped_and_has_not_failed(
     jobs = [str(run.state()["job_id"]) for run in study.runs]
     if how == "scancel":
         bed.run("scancel", *jobs)
-        picture = study.wait(lambda picture: not picture.ids("running", "queued", "requeued"))
-        assert {where.reason for where in picture.runs.values()} == {"its job was cancelled"}
-        assert len(picture.ids("cancelled")) == len(jobs)
+        status = study.wait(lambda status: not status.ids("running", "queued", "requeued"))
+        assert {run.reason for run in status.runs.values()} == {"its job was cancelled"}
+        assert len(status.ids("cancelled")) == len(jobs)
         assert len(study.submit().queued) == len(jobs)
     elif how == "requeue":
         bed.run("scontrol", "requeue", ",".join(jobs))

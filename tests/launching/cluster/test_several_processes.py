@@ -7,15 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.clusters import (
+from support.slurm_bed import (
     TWO_NODES,
     WITHOUT_ACCOUNTING,
     Bed,
     find_worker,
     submitted,
 )
-from support.studies import FREQUENT_CHECKPOINTS as OFTEN
-from support.studies import train_together, wait_for
+from support.tiny_studies import FREQUENT_CHECKPOINTS as OFTEN
+from support.tiny_studies import train_together, wait_for
 
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker.attempt import attempt

@@ -8,7 +8,7 @@ from getpass import getuser
 from pathlib import Path
 
 import pytest
-from support.clusters import (
+from support.slurm_bed import (
     LONG,
     PROFILE,
     WITH_ACCOUNTING,
@@ -18,8 +18,8 @@ from support.clusters import (
     find_worker,
     submitted,
 )
-from support.studies import FREQUENT_CHECKPOINTS as OFTEN
-from support.studies import wait_for
+from support.tiny_studies import FREQUENT_CHECKPOINTS as OFTEN
+from support.tiny_studies import wait_for
 
 from isoflop.cli import main
 from isoflop.config.profile import load_profile
@@ -49,10 +49,10 @@ def test_a_supervisor_brings_a_study_to_its_end(
     study.submit()
     study.wait_for_step(100)
     os.kill(find_worker(study), signal.SIGKILL)
-    study.wait(lambda picture: picture.ids("failed"))
+    study.wait(lambda status: status.ids("failed"))
     assert add_supervisor(study.profile, study.directory)
     assert add_supervisor(study.profile, study.directory) is None
-    study.wait(lambda picture: len(picture.ids("done")) == 2, 300)
+    study.wait(lambda status: len(status.ids("done")) == 2, 300)
     study.equals(undisturbed)
     study.wait(lambda _: hook_log.exists(), 300)
     assert hook_log.read_text() == "done: all 2 runs are done\n"
@@ -130,12 +130,12 @@ def test_what_can_never_run_is_said_with_the_key_to_mend(
         "slurm.time is longer than the partition allows"
     )
     assert any(line.startswith(says) for line in capsys.readouterr().err.splitlines())
-    picture = late.wait(
-        lambda picture: any("PartitionTimeLimit" in where.reason for where in picture.runs.values())
+    status = late.wait(
+        lambda status: any("PartitionTimeLimit" in run.reason for run in status.runs.values())
     )
     assert all(
-        "slurm.time is longer than the partition allows" in where.reason
-        for where in picture.runs.values()
+        "slurm.time is longer than the partition allows" in run.reason
+        for run in status.runs.values()
     )
     cancel(late.directory, [])
 

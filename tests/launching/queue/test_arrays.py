@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.clusters import PROFILE
-from support.studies import tiny_plan
+from support.slurm_bed import PROFILE
+from support.tiny_studies import tiny_plan
 
 from isoflop.config.profile import Gpu, Node, Profile, load_profile
 from isoflop.errors import ConfigError

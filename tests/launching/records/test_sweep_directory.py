@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from support.studies import find_run, tiny_plan
+from support.tiny_studies import find_run, tiny_plan
 
 from isoflop.config import load_sweep
 from isoflop.config.identity import RUN_HASH_DIGITS, canonical_hash, data_hash

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from support.studies import SWEEP, kill, meet_at, start, tiny_plan, wait_for
+from support.tiny_studies import SWEEP, kill, meet_at, start, tiny_plan, wait_for
 
 from isoflop.config import load_sweep
 from isoflop.config.sweep_file import to_yaml
@@ -731,7 +731,7 @@ file = os.environ["ISOFLOP_RUN_DIR"] + "/processes"
 open(file + ".new", "w").write(f"{os.getpid()} {os.getppid()}")
 os.rename(file + ".new", file)
 """
-"""Names its process and its keeper; what a test adds is how it ends."""
+"""Names its process and its guard; what a test adds is how it ends."""
 
 
 @pytest.mark.parametrize("looks", [2, 5], ids=["at the look that finds it", "at a later look"])
@@ -828,7 +828,7 @@ def test_a_program_that_saves_at_the_signal_of_its_worker_is_stopped_each_time(
             record.unlink()
         for process in processes:
             time.sleep(order.choice([0.0, 0.0, 0.01]))
-            with suppress(ProcessLookupError):  # its keeper was told before
+            with suppress(ProcessLookupError):  # its guard was told before
                 os.kill(process, signal.SIGTERM)
     for worker in workers:
         worker.join(60)
@@ -917,15 +917,15 @@ def test_nothing_of_a_program_outlives_a_killed_worker(program: Program) -> None
     assert losses.read_bytes() == written
 
 
-def test_a_program_ends_with_its_keeper_too_and_the_run_has_failed(program: Program) -> None:
+def test_a_program_ends_with_its_guard_too_and_the_run_has_failed(program: Program) -> None:
     study = program(WRITES_ON)
     processes = study.run.path / "processes"
     worker = start(attempt_here, study.run)
     wait_for(lambda: processes.exists() and len(processes.read_text().split()) == 3)
-    first, _, keeper = processes.read_text().split()
+    first, _, guard = processes.read_text().split()
     os.kill(worker.pid or 0, signal.SIGSTOP)
     try:
-        os.kill(int(keeper), signal.SIGKILL)
+        os.kill(int(guard), signal.SIGKILL)
         wait_for(
             lambda: f"/proc/{first}/stat" not in alive(study.run), 10
         )  # by the kernel: the worker can't now

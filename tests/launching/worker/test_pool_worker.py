@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from pandas.testing import assert_frame_equal
-from support import studies
-from support.studies import (
+from support import tiny_studies
+from support.tiny_studies import (
     EVERY_STEP,
     exact,
     find_run,
@@ -230,7 +230,7 @@ def test_why_a_run_failed_in_one_line(error: Exception, reason: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    with studies.small_disk(tmp_path, "6m") as disk:
+    with tiny_studies.small_disk(tmp_path, "6m") as disk:
         yield disk
 
 

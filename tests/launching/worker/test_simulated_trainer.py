@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
-from support.studies import find_run, tiny_plan, write_sweep
+from support.tiny_studies import find_run, tiny_plan, write_sweep
 
 from isoflop.fitting import fit_isoflop, load_fit, write_fit
 from isoflop.launching.prepare_data import prepare_data

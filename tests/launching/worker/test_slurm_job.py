@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from submitit.core.job_environment import _checkpoint
 from submitit.core.utils import DelayedSubmission, JobPaths, temporary_save_path
-from support.studies import tiny_plan
+from support.tiny_studies import tiny_plan
 
 from isoflop.launching.records.sweep_directory import make_directory
 from isoflop.launching.worker import slurm_job as job

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from isoflop.errors import ClusterError
 from isoflop.launching.slurm import client as slurm
-from support.clusters import Submitted
+from support.slurm_bed import Submitted
 
 NODES = ("n1", "n2", "n3", "n4")
 FAILING = """\
@@ -172,7 +172,7 @@ class Faults:
     def fail_programs(self) -> bool:
         self.flag.touch()
         try:
-            status = self.study.look()
+            status = self.study.query()
             assert not status.queue_answered
             active = [run for run in status.runs.values() if run.state in ("queued", "running")]
             assert not any(run.retry for run in active)
@@ -235,7 +235,7 @@ class Faults:
         return True
 
     def _running_tasks(self) -> set[str]:
-        runs = self.study.look().runs.values()
+        runs = self.study.query().runs.values()
         return {run.task for run in runs if run.state == "running" and run.task}
 
     def _running(self) -> list[str]:

@@ -169,7 +169,7 @@ def finish_all(plan: Plan, root: Path) -> Path:
 def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """Call a function of a module in a new process, quickly: torch is already imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["isoflop.training.loop", "pandas", "support.studies"])
+    context.set_forkserver_preload(["isoflop.training.loop", "pandas", "support.tiny_studies"])
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process

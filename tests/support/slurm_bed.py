@@ -20,7 +20,7 @@ from isoflop.launching.queue.sweep_status import SweepStatus
 from isoflop.launching.submit import submit
 from isoflop.planning.plan import Plan
 from isoflop.runs.run_directory import RunDirectory
-from support.studies import exact, tiny_plan, wait_for, write_corpus
+from support.tiny_studies import exact, tiny_plan, wait_for, write_corpus
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testbed" / "testbed.sh"
 PROFILE = SCRIPT.parents[1] / "testbed.yaml"
@@ -111,7 +111,7 @@ class Submitted:
     def submit(self, **options: Any) -> Any:
         return submit(self.plan, self.profile, **options)
 
-    def look(self) -> SweepStatus:
+    def query(self) -> SweepStatus:
         return query_status(self.directory, self.profile.retries)
 
     @property
@@ -121,10 +121,10 @@ class Submitted:
     def wait(self, happened: Callable[[SweepStatus], Any], seconds: float = 300.0) -> SweepStatus:
         """Looks until it has happened."""
         limit = time.monotonic() + seconds
-        while not happened(picture := self.look()):
-            assert time.monotonic() < limit, (picture.runs, self.words())
+        while not happened(status := self.query()):
+            assert time.monotonic() < limit, (status.runs, self.words())
             time.sleep(0.5)
-        return picture
+        return status
 
     def wait_for_step(self, step: int, number: int = 0) -> None:
         """Until a run has a checkpoint at `step` or later."""
@@ -133,11 +133,11 @@ class Submitted:
     def finish(self, seconds: float = 400.0, *, resubmit: bool = False) -> None:
         """Until every run is done; `resubmit` as a supervisor does."""
 
-        def done(picture: SweepStatus) -> bool:
-            if resubmit and (picture.held or any(where.retry for where in picture.runs.values())):
+        def done(status: SweepStatus) -> bool:
+            if resubmit and (status.held or any(run.retry for run in status.runs.values())):
                 self.submit()
-            assert resubmit or not picture.ids("failed"), (picture.runs, self.words())
-            return all(where.state == "done" for where in picture.runs.values())
+            assert resubmit or not status.ids("failed"), (status.runs, self.words())
+            return all(run.state == "done" for run in status.runs.values())
 
         self.wait(done, seconds)
 
