@@ -29,7 +29,7 @@ _KEY = re.compile(r"[^.\[\]=\s]+(\.[^.\[\]=\s]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigSource:
     """A configuration file: its label in errors, its stem as a default name, and its text."""
 
     label: str
@@ -37,7 +37,7 @@ class Source:
     text: str
 
 
-def find_source(name: str | PathLike[str], folder: str) -> Source:
+def find_source(name: str | PathLike[str], folder: str) -> ConfigSource:
     """Read the file at a path, or the shipped file of that name.
 
     Args:
@@ -51,14 +51,14 @@ def find_source(name: str | PathLike[str], folder: str) -> Source:
     path = Path(name)
     try:
         if path.exists() and not path.is_dir():  # a pipe too: sweep-plan <(...)
-            return Source(label, path.stem, _read_text(path))
+            return ConfigSource(label, path.stem, _read_text(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{label}: not a text file in UTF-8") from None
     except OSError as problem:
         raise ConfigError(f"{label}: can't be read ({problem.strerror})") from None
     shipped = shipped_files(folder)
     if label in shipped:
-        return Source(f"{label} (shipped)", label, shipped[label].read_text(encoding="utf-8"))
+        return ConfigSource(f"{label} (shipped)", label, shipped[label].read_text(encoding="utf-8"))
     names = ", ".join(shipped)
     if path.is_dir():
         raise ConfigError(f"{label}: is a folder; give a YAML file, or a shipped name: {names}")
@@ -83,7 +83,7 @@ def shipped_files(folder: str) -> dict[str, Path]:
 
 
 def read_config(
-    source: Source,
+    source: ConfigSource,
     overrides: Overrides,
     schema: type[T],
     prepare: Callable[[dict[str, Any]], dict[str, Any]],
@@ -117,7 +117,7 @@ def read_config(
         raise ConfigError(f"{label}: {problem}") from None
 
 
-def _parse_file(source: Source, as_written: Collection[str]) -> dict[str, Any]:
+def _parse_file(source: ConfigSource, as_written: Collection[str]) -> dict[str, Any]:
     if not source.text.strip():
         raise ConfigError(f"{source.label}: the file is empty")
     try:

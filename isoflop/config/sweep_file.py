@@ -9,7 +9,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from isoflop.config.config_file import Overrides, Source, find_source, read_config, shipped_files
+from isoflop.config.config_file import (
+    ConfigSource,
+    Overrides,
+    find_source,
+    read_config,
+    shipped_files,
+)
 from isoflop.config.profile import Profile
 from isoflop.config.schema import Sweep
 from isoflop.config.validation import SchemaError, format_value
@@ -48,10 +54,10 @@ def sweep_from_mapping(mapping: Mapping[str, Any], label: str) -> Sweep:
     Raises:
         ConfigError: as `load_sweep`.
     """
-    return _read_sweep(Source(label, "sweep", dump_yaml(dict(mapping))), ())
+    return _read_sweep(ConfigSource(label, "sweep", dump_yaml(dict(mapping))), ())
 
 
-def _read_sweep(source: Source, overrides: Overrides) -> Sweep:
+def _read_sweep(source: ConfigSource, overrides: Overrides) -> Sweep:
     def prepare(values: dict[str, Any]) -> dict[str, Any]:
         kind = values.get("kind", STUDY_KINDS[0])
         if kind not in STUDY_KINDS:  # first, because another kind may have other keys

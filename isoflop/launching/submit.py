@@ -23,7 +23,7 @@ from isoflop.launching.slurm import client as slurm
 from isoflop.lease import Lease
 from isoflop.planning.job_arrays import Concurrency
 from isoflop.planning.plan import Plan, read_plan_rows
-from isoflop.planning.queue_simulation import Job, Order
+from isoflop.planning.queue_simulation import Order, SimulatedJob
 from isoflop.runs.run_directory import RunDirectory
 
 
@@ -170,7 +170,8 @@ def active_arrays(
         if record.job_id and active:
             # A run that the plan no longer has gets the median hours of those that it has.
             array_jobs = tuple(
-                jobs.get(run_id) or Job(run_id, record.gpus, median_hours, 0.0) for run_id in active
+                jobs.get(run_id) or SimulatedJob(run_id, record.gpus, median_hours, 0.0)
+                for run_id in active
             )
             waits = all(statuses[run_id].reason.startswith("Dependency") for run_id in active)
             running = sum(statuses[run_id].state == "running" for run_id in active)

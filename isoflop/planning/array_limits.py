@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from isoflop.config.profile import Profile
 from isoflop.planning.job_arrays import UNLIMITED, Concurrency, array_hours, makespan
-from isoflop.planning.queue_simulation import Job, Order, sort_key
+from isoflop.planning.queue_simulation import Order, SimulatedJob, sort_key
 
 MAX_SEQUENTIAL_RATIO = 0.8
 """Ratio of hours below which arrays wait for others to end; one stuck job then delays them all."""
@@ -29,7 +29,7 @@ class _Capacity:
 
 
 def allocate_limits(
-    arrays: Sequence[Sequence[Job]],
+    arrays: Sequence[Sequence[SimulatedJob]],
     max_gpus: int | None,
     max_jobs: int | None,
     order: Order = "longest",
@@ -67,7 +67,7 @@ def allocate_limits(
 
 
 def _allocate_in_sequence(
-    arrays: Sequence[Sequence[Job]],
+    arrays: Sequence[Sequence[SimulatedJob]],
     shares: dict[int, Concurrency],
     capacities: list[_Capacity],
     max_gpus: int | None,
@@ -82,7 +82,7 @@ def _allocate_in_sequence(
 
 
 def allocate_concurrency(
-    arrays: Sequence[Sequence[Job]],
+    arrays: Sequence[Sequence[SimulatedJob]],
     profile: Profile,
     order: Order = "longest",
     running: Sequence[int] | None = None,
@@ -114,20 +114,20 @@ def allocate_concurrency(
     return [shares[number] for number in range(len(arrays))]
 
 
-def _with_held_gpus(array: Sequence[Job], profile: Profile) -> Sequence[Job]:
+def _with_held_gpus(array: Sequence[SimulatedJob], profile: Profile) -> Sequence[SimulatedJob]:
     """Return the jobs of an array with all GPUs that each of them holds."""
     gpus = profile.held_gpus(array[0].gpus, array[0].nodes)
     return array if gpus == array[0].gpus else [replace(job, gpus=gpus) for job in array]
 
 
-def _rank(array: Sequence[Job], order: Order) -> tuple[object, ...]:
+def _rank(array: Sequence[SimulatedJob], order: Order) -> tuple[object, ...]:
     """Return the sort key of an array: that of its first job, then all other differences."""
     return sort_key(array[0], order), array[0].gpus, array[0].nodes, [-job.hours for job in array]
 
 
 def _reserve_running(
     shares: Sequence[Concurrency],
-    arrays: Sequence[Sequence[Job]],
+    arrays: Sequence[Sequence[SimulatedJob]],
     running: Sequence[int],
     max_gpus: int | None,
     max_jobs: int | None,
@@ -172,7 +172,7 @@ def _reserve_running(
     return changed
 
 
-def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]:
+def _balance(arrays: Sequence[Sequence[SimulatedJob]], gpus: int, jobs: int) -> list[int]:
     """Return the jobs of each array at a time from the start on; 0 if it cannot start then."""
     counts = [0] * len(arrays)
     hours = [0.0] * len(arrays)
@@ -198,7 +198,9 @@ def _balance(arrays: Sequence[Sequence[Job]], gpus: int, jobs: int) -> list[int]
     return counts
 
 
-def _held_capacity(number: int, array: Sequence[Job], max_jobs: int, start: float) -> _Capacity:
+def _held_capacity(
+    number: int, array: Sequence[SimulatedJob], max_jobs: int, start: float
+) -> _Capacity:
     """Return the capacity that an array holds, which is free for others after it."""
     end = start + array_hours(array, max_jobs)
     return _Capacity(end, max_jobs * array[0].gpus, max_jobs, frozenset((number,)))
@@ -206,7 +208,7 @@ def _held_capacity(number: int, array: Sequence[Job], max_jobs: int, start: floa
 
 def _allocate_freed(
     number: int,
-    array: Sequence[Job],
+    array: Sequence[SimulatedJob],
     capacities: list[_Capacity],
     limits_gpus: bool,
     limits_jobs: bool,

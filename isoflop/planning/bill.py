@@ -10,7 +10,7 @@ from pathlib import Path
 from isoflop.config.profile import ROOT_NOT_GIVEN, Profile
 from isoflop.planning.calibration import Calibration
 from isoflop.planning.job_arrays import UNLIMITED
-from isoflop.planning.queue_simulation import Order, Schedule
+from isoflop.planning.queue_simulation import Order, QueueSchedule
 from isoflop.planning.sizing import Size
 from isoflop.text import bytes_text
 
@@ -49,7 +49,7 @@ class Bill:
     sizes: tuple[Size, ...]
     hours: tuple[float, ...]
     starts: tuple[int, ...]
-    schedule: Schedule
+    schedule: QueueSchedule
     alternatives: dict[int, Total]
     disk_bytes: int
     weights_bytes: int

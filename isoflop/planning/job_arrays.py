@@ -8,7 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from isoflop.planning.queue_simulation import Job, Order, Schedule, critical_chain, sort_key
+from isoflop.planning.queue_simulation import (
+    Order,
+    QueueSchedule,
+    SimulatedJob,
+    critical_chain,
+    sort_key,
+)
 
 UNLIMITED = 1 << 60
 MAX_EXACT_JOBS = 500
@@ -29,7 +35,11 @@ class Concurrency:
 
 
 def group_into_arrays(
-    jobs: Sequence[Job], order: Order, max_array_size: int = UNLIMITED, *, limited: bool = True
+    jobs: Sequence[SimulatedJob],
+    order: Order,
+    max_array_size: int = UNLIMITED,
+    *,
+    limited: bool = True,
 ) -> list[list[int]]:
     """Return the numbers of the jobs of each array: up to `max_array_size` jobs of one size each.
 
@@ -47,13 +57,13 @@ def group_into_arrays(
     ]
 
 
-def _size(job: Job) -> tuple[int, int]:
+def _size(job: SimulatedJob) -> tuple[int, int]:
     return job.gpus, job.nodes
 
 
 def simulate_arrays(
-    jobs: Sequence[Job], arrays: Sequence[Sequence[int]], shares: Sequence[Concurrency]
-) -> Schedule:
+    jobs: Sequence[SimulatedJob], arrays: Sequence[Sequence[int]], shares: Sequence[Concurrency]
+) -> QueueSchedule:
     """Return the schedule of the jobs; the next job of an array starts when one of it ends.
 
     Args:
@@ -75,7 +85,7 @@ def simulate_arrays(
             ends[job] = starts[job] + jobs[job].hours
             heapq.heapreplace(slots, (ends[job], job))
         last_jobs[number] = max(arrays[number], key=ends.__getitem__)
-    return Schedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
+    return QueueSchedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
 
 
 def topological_order(shares: Sequence[Concurrency]) -> list[int]:
@@ -88,7 +98,7 @@ def topological_order(shares: Sequence[Concurrency]) -> list[int]:
     return sorted(range(len(shares)), key=depth)
 
 
-def makespan(arrays: Sequence[Sequence[Job]], shares: Sequence[Concurrency]) -> float:
+def makespan(arrays: Sequence[Sequence[SimulatedJob]], shares: Sequence[Concurrency]) -> float:
     """Return the hours until all arrays have ended."""
     ends: dict[int, float] = {}
     for number in topological_order(shares):
@@ -97,7 +107,7 @@ def makespan(arrays: Sequence[Sequence[Job]], shares: Sequence[Concurrency]) -> 
     return max(ends.values(), default=0.0)
 
 
-def array_hours(array: Iterable[Job], max_jobs: int) -> float:
+def array_hours(array: Iterable[SimulatedJob], max_jobs: int) -> float:
     """Return the hours from the start of an array to the end of its last job."""
     hours = [job.hours for job in array]
     if len(hours) > MAX_EXACT_JOBS:

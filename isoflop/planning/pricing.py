@@ -16,7 +16,7 @@ from isoflop.planning.bill import Bill, Total, held_gpu_hours
 from isoflop.planning.calibration import Calibration
 from isoflop.planning.job_arrays import UNLIMITED, group_into_arrays, simulate_arrays
 from isoflop.planning.plan import Plan
-from isoflop.planning.queue_simulation import Job, Order, Schedule, simulate
+from isoflop.planning.queue_simulation import Order, QueueSchedule, SimulatedJob, simulate
 from isoflop.planning.run_spec import RunSpec
 from isoflop.planning.sizing import Size, Sizer
 from isoflop.planning.wall_time import WallTime, WallTimeModel
@@ -131,7 +131,7 @@ def with_remaining_bill(plan: Plan, remaining: Mapping[str, float]) -> Plan:
     return replace(plan, bill=remaining_bill, warnings=(*unrelated, *remaining_bill.warnings()))
 
 
-def _disk_use(runs: Sequence[RunSpec], schedule: Schedule) -> tuple[int, int]:
+def _disk_use(runs: Sequence[RunSpec], schedule: QueueSchedule) -> tuple[int, int]:
     """Return the peak bytes of checkpoints and final weights, and the bytes of the weights."""
     checkpoints = [CHECKPOINTS_PER_RUN * run.shape.checkpoint_bytes for run in runs]
     weights = [run.shape.weight_bytes() for run in runs]
@@ -151,7 +151,7 @@ def concurrency_limit(profile: Profile) -> int | None:
     )
 
 
-_Layout = tuple[tuple[Size, ...], tuple[WallTime, ...], Schedule]
+_Layout = tuple[tuple[Size, ...], tuple[WallTime, ...], QueueSchedule]
 
 
 def _lay_out(
@@ -169,7 +169,9 @@ def _lay_out(
     max_gpus, max_jobs = concurrency_limit(profile), profile.max_jobs
     runs = [run for run, _, _ in sizer.runs]
 
-    def schedule(sizes: Sequence[Size], times: Sequence[WallTime], profile: Profile) -> Schedule:
+    def schedule(
+        sizes: Sequence[Size], times: Sequence[WallTime], profile: Profile
+    ) -> QueueSchedule:
         hours = [time.hours for time in times]
         return _schedule(runs, sizes, hours, profile, order, max_array_size)
 
@@ -214,10 +216,10 @@ def _schedule(
     profile: Profile,
     order: Order,
     max_array_size: int,
-) -> Schedule:
+) -> QueueSchedule:
     """Return the schedule of runs of some sizes; on a cluster, as the arrays of a submission."""
     jobs = [
-        Job(run.run_id, size.gpus, duration, run.budget, size.nodes)
+        SimulatedJob(run.run_id, size.gpus, duration, run.budget, size.nodes)
         for run, size, duration in zip(runs, sizes, hours, strict=True)
     ]
     if profile.executor == "local":  # a free worker takes the next run

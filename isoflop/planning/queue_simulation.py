@@ -14,7 +14,7 @@ Order = Literal["longest", "budget"]
 
 
 @dataclass(frozen=True)
-class Job:
+class SimulatedJob:
     """A run in the queue: its name, GPUs on a number of nodes, hours, and budget."""
 
     name: str
@@ -25,7 +25,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class QueueSchedule:
     """Start and end of every job in hours, in the order of the jobs, and the critical jobs.
 
     Attributes:
@@ -61,7 +61,9 @@ class Schedule:
         return max(itertools.accumulate(changes), default=0)
 
 
-def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") -> Schedule:
+def simulate(
+    jobs: Sequence[SimulatedJob], gpus: int | None, order: Order = "longest"
+) -> QueueSchedule:
     """Return the schedule of jobs that start when GPUs become free; all at once if `gpus` is None.
 
     Among the jobs that fit, the first in order starts, as with a scheduler's backfill and no other
@@ -93,16 +95,16 @@ def simulate(jobs: Sequence[Job], gpus: int | None, order: Order = "longest") ->
             heapq.heappush(running, (ends[number], number))
         now, ended = heapq.heappop(running)
         free += jobs[ended].gpus
-    return Schedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
+    return QueueSchedule(tuple(starts), tuple(ends), critical_chain(jobs, ends, predecessors))
 
 
-def sort_key(job: Job, order: Order) -> tuple[float, float]:
+def sort_key(job: SimulatedJob, order: Order) -> tuple[float, float]:
     """Return the key by which jobs are sorted: longest first, or smallest budgets first."""
     return (-job.hours, job.budget) if order == "longest" else (job.budget, -job.hours)
 
 
 def critical_chain(
-    jobs: Sequence[Job], ends: Sequence[float], predecessors: Sequence[int | None]
+    jobs: Sequence[SimulatedJob], ends: Sequence[float], predecessors: Sequence[int | None]
 ) -> tuple[str, ...]:
     """Return the names of the jobs that lead to the last end, the first one first.
 

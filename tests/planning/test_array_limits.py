@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from isoflop.planning.array_limits import allocate_limits
 from isoflop.planning.job_arrays import Concurrency, group_into_arrays, simulate_arrays
-from isoflop.planning.queue_simulation import Job, Order
+from isoflop.planning.queue_simulation import Order, SimulatedJob
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_shares_by_hand(
     order: Order,
     shares: list[Concurrency],
 ) -> None:
-    array_jobs = [[Job("", *job, 1.0) for job in array] for array in arrays]
+    array_jobs = [[SimulatedJob("", *job, 1.0) for job in array] for array in arrays]
     assert allocate_limits(array_jobs, max_gpus, max_jobs, order) == shares
 
 
@@ -85,7 +85,8 @@ def test_limits_hold_however_long_jobs_really_take(
     real_hours: list[float],
 ) -> None:
     planned = [
-        Job(str(i), gpus, hours, 10.0 ** (i // 2)) for i, (gpus, hours) in enumerate(requests)
+        SimulatedJob(str(i), gpus, hours, 10.0 ** (i // 2))
+        for i, (gpus, hours) in enumerate(requests)
     ]
     arrays = group_into_arrays(planned, order, max_array_size)
     assert sorted(itertools.chain(*arrays)) == list(range(len(planned)))
@@ -95,7 +96,7 @@ def test_limits_hold_however_long_jobs_really_take(
         assert 1 <= share.max_jobs <= len(array)
     for hours in ([job.hours for job in planned], real_hours):
         real = [
-            Job(job.name, job.gpus, duration, job.budget)
+            SimulatedJob(job.name, job.gpus, duration, job.budget)
             for job, duration in zip(planned, hours, strict=False)
         ]
         schedule = simulate_arrays(real, arrays, shares)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from isoflop.planning.job_arrays import Concurrency, group_into_arrays, simulate_arrays
-from isoflop.planning.queue_simulation import Job, Order
+from isoflop.planning.queue_simulation import Order, SimulatedJob
 
 
-def jobs(*requests: tuple[int, float]) -> list[Job]:
+def jobs(*requests: tuple[int, float]) -> list[SimulatedJob]:
     """Return jobs a, b, c, ... of (GPUs, hours), two of each budget."""
     return [
-        Job("abcdefgh"[i], gpus, hours, 10.0 ** (i // 2))
+        SimulatedJob("abcdefgh"[i], gpus, hours, 10.0 ** (i // 2))
         for i, (gpus, hours) in enumerate(requests)
     ]
 

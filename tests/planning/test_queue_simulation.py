@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isoflop.planning.queue_simulation import Job, Order, simulate
+from isoflop.planning.queue_simulation import Order, SimulatedJob, simulate
 
 
-def jobs(*requests: tuple[int, float]) -> list[Job]:
+def jobs(*requests: tuple[int, float]) -> list[SimulatedJob]:
     """Return jobs a, b, c, ... of (GPUs, hours), in ascending order of budget."""
-    return [Job("abcdefgh"[i], gpus, hours, 10.0**i) for i, (gpus, hours) in enumerate(requests)]
+    return [
+        SimulatedJob("abcdefgh"[i], gpus, hours, 10.0**i)
+        for i, (gpus, hours) in enumerate(requests)
+    ]
 
 
 CASES = [

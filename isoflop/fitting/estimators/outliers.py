@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, robust_sd
-from isoflop.fitting.tables.fit_table import Dropped, RunsTable
+from isoflop.fitting.tables.fit_table import DroppedRows, RunsTable
 from isoflop.frames import Floats, records, rows
 from isoflop.text import count_text
 
@@ -39,7 +39,7 @@ def remove_configurations(
     for k in np.flatnonzero(outlying)[farthest_first]:
         runs = records(rows(table.frame, config == sample.config[k]))
         reason = f"{distances[k]:+.1f} robust standard deviations off the law (limit {limit:g})"
-        dropped.append(Dropped(_name_runs(runs), reason))
+        dropped.append(DroppedRows(_name_runs(runs), reason))
     remaining = rows(table.frame, ~np.isin(config, sample.config[outlying]))
     return dataclasses.replace(
         table, frame=remaining.reset_index(drop=True), dropped=(*table.dropped, *dropped)

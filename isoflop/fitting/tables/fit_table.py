@@ -33,8 +33,8 @@ from isoflop.fitting.tables.final_loss import FINAL_RULES
 from isoflop.fitting.tables.log_detection import LogOptions, is_log
 from isoflop.fitting.tables.log_summary import summarise_logs
 from isoflop.fitting.tables.nested_columns import unnest, unpivot_chart
-from isoflop.fitting.tables.rows import Dropped, as_text, dropped_text, find_name_column
-from isoflop.fitting.tables.sources import Source, read_source
+from isoflop.fitting.tables.rows import DroppedRows, as_text, dropped_text, find_name_column
+from isoflop.fitting.tables.sources import RunsSource, read_source
 from isoflop.fitting.tables.table_files import read_frame, refuse_duplicates
 from isoflop.fitting.tables.usable_rows import (
     drop_copies,
@@ -49,7 +49,7 @@ from isoflop.shapes import ParamCount
 __all__ = [
     "CANONICAL_COLUMNS",
     "SETTING_COLUMNS",
-    "Dropped",
+    "DroppedRows",
     "Finding",
     "LossUnit",
     "ReadOptions",
@@ -96,7 +96,7 @@ class RunsTable:
     n: ParamCount
     columns: dict[str, str]
     loss_unit: LossUnit = "nats"
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedRows, ...] = ()
     findings: tuple[Finding, ...] = ()
     reading: str = ""
     hash: str = field(init=False)
@@ -230,8 +230,8 @@ def read_table(
 
 
 def _list_runs(
-    source: Source, options: LogOptions, beside: pd.DataFrame | str | Path | None
-) -> tuple[pd.DataFrame, str, list[Dropped], list[Finding]]:
+    source: RunsSource, options: LogOptions, beside: pd.DataFrame | str | Path | None
+) -> tuple[pd.DataFrame, str, list[DroppedRows], list[Finding]]:
     """Return a row a run from any source, a text on the source, rows left out, and findings.
 
     Raises:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from isoflop.fitting.tables.columns import first_column, read_numbers
 from isoflop.fitting.tables.final_loss import choose_rule, estimate_final_loss
-from isoflop.fitting.tables.rows import Dropped, list_names
+from isoflop.fitting.tables.rows import DroppedRows, list_names
 from isoflop.fitting.terms import FinalRule, Finding, finding
 from isoflop.frames import Bools, Floats, column, mask
 from isoflop.text import percent_text
@@ -55,7 +55,7 @@ def summarise_ends(log: pd.DataFrame, rule: FinalRule, held_out: bool) -> pd.Dat
 
 def check_ends(
     ends: pd.DataFrame, table: pd.DataFrame, step: str | None
-) -> tuple[Bools, list[Dropped], list[Finding]]:
+) -> tuple[Bools, list[DroppedRows], list[Finding]]:
     """Find the runs whose log does not end in a final loss, and the doubtful ends.
 
     Args:
@@ -67,11 +67,11 @@ def check_ends(
         A mask of the runs to leave out, (runs,); their names with the reasons; findings.
     """
     reasons, findings = _list_reasons(ends, table, step)
-    gone, dropped = np.zeros(len(ends), dtype=bool), list[Dropped]()
+    gone, dropped = np.zeros(len(ends), dtype=bool), list[DroppedRows]()
     for reason, bad in reasons:
         if (bad & ~gone).any():
             names = [str(name) for name in ends["run"][bad & ~gone]]
-            dropped.append(Dropped(list_names(names, "run"), reason))
+            dropped.append(DroppedRows(list_names(names, "run"), reason))
         gone |= bad
     x, x_end = column(ends, "x"), column(ends, "x_end")
     if (before := (x < x_end) & ~gone).any():

@@ -32,7 +32,7 @@ from isoflop.fitting.tables.log_detection import (
     find_run_column,
 )
 from isoflop.fitting.tables.log_ends import check_ends, summarise_ends
-from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped, as_text, list_names
+from isoflop.fitting.tables.rows import RUN_COLUMNS, DroppedRows, as_text, list_names
 from isoflop.fitting.terms import Finding
 from isoflop.frames import Bools
 
@@ -55,7 +55,7 @@ class LogSummary:
 
     frame: pd.DataFrame
     text: str
-    dropped: list[Dropped]
+    dropped: list[DroppedRows]
     findings: list[Finding]
 
 
@@ -120,7 +120,7 @@ def summarise_logs(
     gone, dropped, findings = check_ends(ends, table, step)
     if unknown:
         option = option_text(beside_where, "beside")
-        dropped.append(Dropped(list_names(unknown, "run"), f"not in the {option} table"))
+        dropped.append(DroppedRows(list_names(unknown, "run"), f"not in the {option} table"))
     usable = cast(pd.DataFrame, table.loc[~gone]).reset_index(drop=True)
     return LogSummary(usable, text, dropped, findings)
 

@@ -13,7 +13,7 @@ RUN_COLUMNS = ("run_id", "run", "run_name", "Name", "name", "ID")
 """Usual names of the column with a run's name, in order of preference."""
 
 
-class Dropped(NamedTuple):
+class DroppedRows(NamedTuple):
     """Rows left out of a table.
 
     Attributes:
@@ -25,7 +25,7 @@ class Dropped(NamedTuple):
     why: str
 
 
-def dropped_text(dropped: Sequence[Dropped]) -> str:
+def dropped_text(dropped: Sequence[DroppedRows]) -> str:
     """Return the rows left out, each with its reason, in one line."""
     return "; ".join(f"{item.what}: {item.why}" for item in dropped)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.rows import RUN_COLUMNS, Dropped
+from isoflop.fitting.tables.rows import RUN_COLUMNS, DroppedRows
 from isoflop.fitting.tables.table_files import RUNS_FILE, TABLE_SUFFIXES, read_frame
 
 PLAN_FILE = "plan.parquet"
@@ -17,7 +17,7 @@ WANDB_SUFFIX = ".wandb"
 _MAX_TABLE_DEPTH = 2  # a folder of tables, or of folders with one table each
 
 
-class Source(NamedTuple):
+class RunsSource(NamedTuple):
     """Raw rows of a source.
 
     Attributes:
@@ -32,10 +32,10 @@ class Source(NamedTuple):
     where: str
     kind: str
     log: bool | None = None
-    dropped: tuple[Dropped, ...] = ()
+    dropped: tuple[DroppedRows, ...] = ()
 
 
-def read_source(source: pd.DataFrame | str | Path) -> Source:
+def read_source(source: pd.DataFrame | str | Path) -> RunsSource:
     """Read a source of runs.
 
     Args:
@@ -46,7 +46,7 @@ def read_source(source: pd.DataFrame | str | Path) -> Source:
         FitError: nothing that can be read; names the files that were expected.
     """
     if isinstance(source, pd.DataFrame):
-        return Source(source, "the table", "DataFrame")
+        return RunsSource(source, "the table", "DataFrame")
     if not isinstance(source, str | Path):
         kind = type(source).__name__
         raise FitError(
@@ -61,10 +61,12 @@ def read_source(source: pd.DataFrame | str | Path) -> Source:
     if path.is_file() and path.name.startswith(EVENT_FILE_PREFIX):
         return _read_tensorboard([path], path)
     frame = read_frame(path)
-    return Source(frame, str(path), "sweep" if path.is_dir() else path.suffix[1:].lower().upper())
+    return RunsSource(
+        frame, str(path), "sweep" if path.is_dir() else path.suffix[1:].lower().upper()
+    )
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_folder(folder: Path) -> RunsSource:
     """Read a folder of W&B runs, of event files or of tables."""
     offline = sorted(folder.rglob(f"*{WANDB_SUFFIX}"))
     runs = {path.parent for path in offline}
@@ -95,7 +97,7 @@ def _read_folder(folder: Path) -> Source:
     return _read_tables(tables, folder)
 
 
-def _read_tables(paths: list[Path], folder: Path) -> Source:
+def _read_tables(paths: list[Path], folder: Path) -> RunsSource:
     """Read a file a run into one table.
 
     If no column names the run, its name is the path of the file, or of its folder if all files
@@ -111,7 +113,7 @@ def _read_tables(paths: list[Path], folder: Path) -> Source:
             if len(paths) == 1:
                 raise
             reason = str(problem).removeprefix(f"{path}: ")
-            dropped.append(Dropped(str(path.relative_to(folder)), reason))
+            dropped.append(DroppedRows(str(path.relative_to(folder)), reason))
             continue
         if not any(name in frame.columns for name in RUN_COLUMNS):
             named = path.parent if by_folder else path.with_suffix("")
@@ -123,18 +125,18 @@ def _read_tables(paths: list[Path], folder: Path) -> Source:
             f"{folder}: none of its {len(paths)} tables can be read; {first.what}: {first.why}"
         )
     rows = pd.concat(frames, ignore_index=True)
-    return Source(rows, str(folder), f"{len(frames)} tables", None, tuple(dropped))
+    return RunsSource(rows, str(folder), f"{len(frames)} tables", None, tuple(dropped))
 
 
-def _read_wandb(paths: list[Path], where: Path) -> Source:
+def _read_wandb(paths: list[Path], where: Path) -> RunsSource:
     from isoflop.fitting.tables.wandb_reader import read_offline_runs
 
     frame, dropped = read_offline_runs(paths)
-    return Source(frame, str(where), f"{len(paths)} W&B runs", True, tuple(dropped))
+    return RunsSource(frame, str(where), f"{len(paths)} W&B runs", True, tuple(dropped))
 
 
-def _read_tensorboard(paths: list[Path], where: Path) -> Source:
+def _read_tensorboard(paths: list[Path], where: Path) -> RunsSource:
     from isoflop.fitting.tables.tensorboard_reader import read_event_files
 
     frame, dropped = read_event_files(paths, where if where.is_dir() else where.parent)
-    return Source(frame, str(where), "TensorBoard event files", True, tuple(dropped))
+    return RunsSource(frame, str(where), "TensorBoard event files", True, tuple(dropped))

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.rows import Dropped
+from isoflop.fitting.tables.rows import DroppedRows
 
 _HPARAMS_TAG = "_hparams_/session_start_info"
 _RESERVED_COLUMNS = ("run", "step")  # the reader's own columns, never taken from a tag
 
 
-def read_event_files(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[Dropped]]:
+def read_event_files(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return a row for each step of a run, and the runs without scalars.
 
     Columns are `run` (the run's folder), `step`, one for each scalar's tag, and hyperparameters.
@@ -48,7 +48,7 @@ def read_event_files(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[
         for parent in folder.parents if hparams[folder] else ():
             below[parent].append(folder)
     frames: list[pd.DataFrame] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRows] = []
     for folder in folders:
         name = folder.relative_to(root).as_posix() if folder != root else root.resolve().name
         above = [parent for parent in folder.parents if len(scalars.get(parent, ()))]
@@ -56,7 +56,7 @@ def read_event_files(paths: list[Path], root: Path) -> tuple[pd.DataFrame, list[
             continue
         if not len(scalars[folder]):
             if not hparams[folder]:
-                dropped.append(Dropped(f"run {name}", "has no scalars"))
+                dropped.append(DroppedRows(f"run {name}", "has no scalars"))
             continue
         settings: dict[str, Any] = {}
         for other in (*reversed(folder.parents), folder, *below[folder]):

@@ -9,14 +9,14 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.tables.columns import SIX_ND, bad_cells_message, read_numbers, split_factor
-from isoflop.fitting.tables.rows import Dropped, as_text, dropped_text, name_rows
+from isoflop.fitting.tables.rows import DroppedRows, as_text, dropped_text, name_rows
 from isoflop.frames import column, rows
 
 FINISHED_STATES = frozenset({"done", "finished", "completed", "complete", "succeeded", "success"})
 _MAX_BAD_SHARE = 0.5  # of a column's cells: beyond it the column is wrong, not some runs
 
 
-def select_finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
+def select_finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return the rows that are done, if a column has the state, and the rows left out.
 
     Raises:
@@ -37,11 +37,11 @@ def select_finished(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[D
     dropped = []
     for state in dict.fromkeys(states[~keep]):
         names = name_rows(raw, (states == state).to_numpy(dtype=bool))
-        dropped.append(Dropped(names, f"state is {state}, not done"))
+        dropped.append(DroppedRows(names, f"state is {state}, not done"))
     return rows(raw, keep), dropped
 
 
-def select_planned(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dropped]]:
+def select_planned(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return the rows that follow the recipe, and the rows left out.
 
     Runs that check the recipe (column `check`) are no points of a profile.
@@ -60,12 +60,12 @@ def select_planned(raw: pd.DataFrame, where: str) -> tuple[pd.DataFrame, list[Dr
             f"{where}: all runs check the recipe (column check): none is a point of a profile"
         )
     reason = "checks the recipe at another learning rate or batch size"
-    return rows(raw, keep), [Dropped(name_rows(raw, ~keep), reason)]
+    return rows(raw, keep), [DroppedRows(name_rows(raw, ~keep), reason)]
 
 
 def select_numeric(
     raw: pd.DataFrame, names: dict[str, str], where: str
-) -> tuple[pd.DataFrame, list[Dropped]]:
+) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return canonical columns as positive, finite float64, and the rows left out.
 
     Raises:
@@ -77,7 +77,7 @@ def select_numeric(
     )
     if SIX_ND in names.values():
         frame["flops"] = 6.0 * column(frame, "params") * column(frame, "tokens")
-    gone, dropped = np.zeros(len(frame), dtype=bool), list[Dropped]()
+    gone, dropped = np.zeros(len(frame), dtype=bool), list[DroppedRows]()
     for key, name in names.items():
         values = column(frame, key)
         bad = ~(np.isfinite(values) & (values > 0.0))
@@ -91,14 +91,16 @@ def select_numeric(
         )
         for defect, mask in defects:
             if (mask & bad & ~gone).any():
-                dropped.append(Dropped(name_rows(raw, mask & bad & ~gone), f"{name} is {defect}"))
+                dropped.append(
+                    DroppedRows(name_rows(raw, mask & bad & ~gone), f"{name} is {defect}")
+                )
                 gone |= mask
     if gone.all():
         raise FitError(f"{where}: no row has all its numbers: {dropped_text(dropped)}")
     return rows(frame, ~gone), dropped
 
 
-def drop_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
+def drop_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return the frame without copies of rows, and the rows left out.
 
     A row that repeats another in every column is one run listed twice, not a second seed.
@@ -106,5 +108,5 @@ def drop_copies(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Dropped]]:
     copies = frame.duplicated().to_numpy(dtype=bool)
     if not copies.any():
         return frame, []
-    dropped = Dropped(name_rows(frame, copies), "repeats another row in every column")
+    dropped = DroppedRows(name_rows(frame, copies), "repeats another row in every column")
     return rows(frame, ~copies), [dropped]

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from isoflop.errors import FitError
-from isoflop.fitting.tables.rows import Dropped
+from isoflop.fitting.tables.rows import DroppedRows
 
 _HEADER = b":W&B"
 _HEADER_BYTES = 7
@@ -28,7 +28,7 @@ _FULL, _FIRST, _LAST = 1, 2, 4  # types of a frame
 _INTERNAL_KEYS = ("_wandb",)
 
 
-def read_offline_runs(paths: list[Path]) -> tuple[pd.DataFrame, list[Dropped]]:
+def read_offline_runs(paths: list[Path]) -> tuple[pd.DataFrame, list[DroppedRows]]:
     """Return a row for each line of a run's history, and the runs without a history.
 
     Columns are `run`, `state`, the history's keys, and `config.` and `summary.` keys. The state is
@@ -39,13 +39,13 @@ def read_offline_runs(paths: list[Path]) -> tuple[pd.DataFrame, list[Dropped]]:
     """
     record_class = _import_record_class()
     rows: list[dict[str, Any]] = []
-    dropped: list[Dropped] = []
+    dropped: list[DroppedRows] = []
     for path in paths:
         run, history = _read_run(path, record_class)
         if history:
             rows.extend({**row, **run} for row in history)
         else:
-            dropped.append(Dropped(f"run {run['run']}", "has no history"))
+            dropped.append(DroppedRows(f"run {run['run']}", "has no history"))
     if not rows:
         raise FitError(f"{paths[0].parent}: none of the {len(paths)} W&B runs has a history")
     return pd.DataFrame(rows), dropped

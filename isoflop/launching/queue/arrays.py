@@ -12,7 +12,7 @@ from isoflop.config.profile import Profile
 from isoflop.config.sbatch import list_gpu_options, plain_name, takes_whole_nodes
 from isoflop.planning.array_limits import allocate_concurrency
 from isoflop.planning.job_arrays import Concurrency, group_into_arrays, topological_order
-from isoflop.planning.queue_simulation import Job, Order
+from isoflop.planning.queue_simulation import Order, SimulatedJob
 from isoflop.planning.run_spec import RunSpec
 from isoflop.planning.wall_time import max_job_hours, save_lead_s
 
@@ -59,7 +59,7 @@ class ActiveArray:
     """
 
     job_id: str
-    jobs: tuple[Job, ...]
+    jobs: tuple[SimulatedJob, ...]
     waits: bool = False
     running: int = 0
 
@@ -108,7 +108,7 @@ def make_arrays(
 
 def share_limits(
     active: Sequence[ActiveArray],
-    groups: Sequence[Sequence[Job]],
+    groups: Sequence[Sequence[SimulatedJob]],
     profile: Profile,
     order: Order = "longest",
 ) -> list[Concurrency]:
@@ -135,10 +135,10 @@ def share_limits(
     )
 
 
-def make_job(run: RunSpec) -> Job:
+def make_job(run: RunSpec) -> SimulatedJob:
     """Return a run's resources and hours; without a bill its FLOPs replace the hours."""
     hours = run.est_hours if run.est_hours is not None else float(run.train_flops)
-    return Job(run.run_id, run.gpus or 0, hours, run.budget, run.nodes or 1)
+    return SimulatedJob(run.run_id, run.gpus or 0, hours, run.budget, run.nodes or 1)
 
 
 def sbatch_options(array: Array, profile: Profile) -> dict[str, Any]:
