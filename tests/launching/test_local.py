@@ -362,12 +362,12 @@ class Terminal:
             self.output += chunk
 
     def wait(self, happened: Callable[[], bool]) -> None:
-        def look() -> bool:
+        def read_and_check() -> bool:
             if self.master >= 0:
                 self.read()
             return happened()
 
-        wait_for(look, 120)
+        wait_for(read_and_check, 120)
 
     def press_ctrl_c(self) -> None:
         os.write(self.master, b"\x03")
