@@ -101,8 +101,8 @@ def test_files_hold_the_same_table(soda: Plan, tmp_path: Path) -> None:
     ]
     assert list(csv.DictReader((tmp_path / "plan.csv").read_text().splitlines())) == text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.csv", "plan.parquet"]
-    table = pd.read_csv(tmp_path / "plan.csv", float_precision="round_trip")
-    assert list(table["lr"]) == [run.lr for run in soda.runs]
+    rates = pd.read_csv(tmp_path / "plan.csv", dtype=str)["lr"]
+    assert [float(rate) for rate in rates] == [run.lr for run in soda.runs]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(soda: Plan, tmp_path: Path) -> None:
