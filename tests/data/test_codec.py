@@ -33,17 +33,17 @@ def codecs(waveforms: list[np.ndarray]) -> list[PocketCodec]:
     return list(in_fresh_processes(partial(train_pocket_codec, waveforms), [0, 0, 1], 2))
 
 
-@pytest.fixture(scope="module")
-def small(codecs: list[PocketCodec]) -> PocketCodec:
-    return codecs[0]
-
-
 # Training and coding
 
 
-def test_the_codec_has_the_planned_sizes(small: PocketCodec, waveforms: list[np.ndarray]) -> None:
-    codec: Codec = small
-    assert (codec.sample_rate, codec.frame_rate, codec.codebooks, codec.codebook_size) == (
+def test_the_codec_has_the_planned_sizes(codec: PocketCodec, waveforms: list[np.ndarray]) -> None:
+    interface: Codec = codec
+    assert (
+        interface.sample_rate,
+        interface.frame_rate,
+        interface.codebooks,
+        interface.codebook_size,
+    ) == (
         22_050,
         12.5,
         8,
@@ -55,14 +55,15 @@ def test_the_codec_has_the_planned_sizes(small: PocketCodec, waveforms: list[np.
         np.zeros(1764, np.float32),
         np.zeros(1765, np.float32),
     ]:
-        codes = codec.encode(waveform)
+        codes = interface.encode(waveform)
         assert codes.shape == (max(1, -(-len(waveform) // 1764)), 8)
         assert codes.min() >= 0
         assert codes.max() < 32
-        decoded = codec.decode(codes)
+        decoded = interface.decode(codes)
         assert (decoded.dtype, decoded.shape) == (np.float32, (1764 * len(codes),))
 
 
+@pytest.mark.slow
 def test_the_same_speech_and_seed_give_the_same_codec(
     codecs: list[PocketCodec], waveforms: list[np.ndarray]
 ) -> None:
@@ -108,12 +109,12 @@ def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
 # The file
 
 
-def test_a_saved_codec_is_read_back_unchanged(small: PocketCodec, tmp_path: Path) -> None:
-    small.save(tmp_path / "codec.npz")
+def test_a_saved_codec_is_read_back_unchanged(codec: PocketCodec, tmp_path: Path) -> None:
+    codec.save(tmp_path / "codec.npz")
     loaded = PocketCodec.load(tmp_path / "codec.npz")
-    assert loaded.checksum == small.checksum
-    np.testing.assert_array_equal(loaded.centroids, small.centroids)
-    np.testing.assert_array_equal(loaded.mean, small.mean)
+    assert loaded.checksum == codec.checksum
+    np.testing.assert_array_equal(loaded.centroids, codec.centroids)
+    np.testing.assert_array_equal(loaded.mean, codec.mean)
     assert [path.name for path in tmp_path.iterdir()] == ["codec.npz"]
 
 
@@ -134,20 +135,20 @@ DAMAGES: list[Callable[[bytes], bytes]] = [
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused_in_one_line(
-    damage: Callable[[bytes], bytes], small: PocketCodec, tmp_path: Path
+    damage: Callable[[bytes], bytes], codec: PocketCodec, tmp_path: Path
 ) -> None:
     path = tmp_path / "codec.npz"
-    small.save(path)
+    codec.save(path)
     path.write_bytes(damage(path.read_bytes()))
     assert_refused(path)
 
 
 def test_a_missing_file_or_one_of_another_version_is_refused(
-    small: PocketCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    codec: PocketCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_refused(tmp_path / "none.npz")
     monkeypatch.setattr("isoflop.data.codec.CODEC_VERSION", 2)
-    small.save(tmp_path / "codec.npz")
+    codec.save(tmp_path / "codec.npz")
     monkeypatch.undo()
     assert_refused(tmp_path / "codec.npz")
 
@@ -164,10 +165,10 @@ def assert_refused(path: Path) -> None:
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_one_flipped_bit_is_found_or_harmless(
-    position: float, bit: int, small: PocketCodec, tmp_path: Path
+    position: float, bit: int, codec: PocketCodec, tmp_path: Path
 ) -> None:
     path = tmp_path / "codec.npz"
-    small.save(path)
+    codec.save(path)
     content = bytearray(path.read_bytes())
     content[int(position * len(content))] ^= 1 << bit
     path.write_bytes(content)
@@ -175,7 +176,7 @@ def test_one_flipped_bit_is_found_or_harmless(
         checksum = PocketCodec.load(path).checksum
     except DataError:
         return
-    assert checksum == small.checksum
+    assert checksum == codec.checksum
 
 
 # Decoded speech stays recognizable
