@@ -17,8 +17,6 @@ from isoflop.cli.options import (
     Runs,
     Sweep,
     app,
-    find_calibration,
-    with_bill,
 )
 from isoflop.errors import ClusterError, ConfigError
 
@@ -63,17 +61,10 @@ def submit(
     Show the new, resuming and finished runs and the cost estimate, then queue the missing ones.
     Safe to call again at any time.
     """
-    from isoflop.config.profile import load_profile
     from isoflop.launching.control import REASONS_S, count_never_starting
-    from isoflop.launching.queue.submission_plan import plan_submission
+    from isoflop.launching.priced_submission import price_submission
     from isoflop.launching.queue.submit_array import SubmitLimitError
-    from isoflop.launching.records.approvals import read_approved
     from isoflop.launching.records.code_snapshot import describe_code_difference
-    from isoflop.launching.records.submissions import submissions_folder
-    from isoflop.launching.slurm.client import max_array_size
-    from isoflop.launching.submit import submit as submit_runs
-    from isoflop.planning.plan import plan as make_plan
-    from isoflop.planning.pricing import with_remaining_bill
     from isoflop.reporting.terminal.bill_text import (
         print_bill,
         print_plan_size,
@@ -84,72 +75,36 @@ def submit(
     from isoflop.reporting.terminal.console import warn
     from isoflop.reporting.terminal.progress_text import StudyProgress
 
-    profile = load_profile(cluster)
-    if profile.executor != "slurm":
-        raise ConfigError(
-            f"{cluster}: executor: is local; on this machine use `isoflop run {sweep}`"
-        )
-    plan = make_plan(sweep, overrides or ())
-    if (
-        profile.gpu is not None
-        or max_gpu_hours is not None
-        or find_calibration(plan, profile) is not None
-    ):
-        plan = with_bill(plan, cluster, order, interruptions, None, max_array_size())
-    elif interruptions is not None:
-        raise ConfigError(
-            "--interruptions: needs a cost estimate; set the profile's `gpu`, or run "
-            "`isoflop calibrate`"
-        )
-    submission = plan_submission(plan, profile, only)
-    submission.check_cap(plan, max_gpu_hours)
-    rest = with_remaining_bill(plan, submission.remaining())
-    print_plan_size(rest)
-    if rest.bill is not None:
-        print_bill(rest.bill, sys.stderr)
-    print_submission(submission, plan)
-    if (
-        submission.queued
-        and not new_code
-        and (differs := describe_code_difference(submission.directory))
-    ):
-        warn(differs)
+    priced = price_submission(
+        sweep,
+        overrides or (),
+        cluster,
+        order=order,
+        only=only,
+        interruptions=interruptions,
+        max_gpu_hours=max_gpu_hours,
+    )
+    submission = priced.runs
+    print_plan_size(priced.remaining)
+    if priced.remaining.bill is not None:
+        print_bill(priced.remaining.bill, sys.stderr)
+    print_submission(submission, priced.plan)
+    keeps_code = submission.queued and not new_code
+    if keeps_code and (difference := describe_code_difference(submission.directory)):
+        warn(difference)
     if dry_run:
-        print_scripts(submission.scripts(plan, profile, order))
+        print_scripts(priced.scripts())
         return
     submission.status.check("queued")
     if submission.queued and not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError(
-                "cannot ask for confirmation: stdin is not a terminal; add --yes to queue, or "
-                "--dry-run to see the cost estimate"
-            )
-        if not typer.confirm(f"queue {len(submission.queued)} runs?", err=True):
-            raise typer.Exit(0)
-    if submission.queued or submissions_folder(submission.directory).exists():
-        # Also if no run is to be queued: recovers a killed call and releases held jobs.
-        agreed = {*submission.queued, *read_approved(submission.directory)}
-        options = {
-            "order": order,
-            "only": only,
-            "new_code": new_code,
-            "max_gpu_hours": max_gpu_hours,
-        }
-        try:
-            with StudyProgress({}) as progress:
-                callbacks = {"on_data": progress.show_data, "on_queued": print_submitted}
-                submit_runs(
-                    plan,
-                    profile,
-                    runs=agreed,
-                    confirmed=submission.queued,
-                    **options,
-                    **callbacks,
-                )
-        except SubmitLimitError as problem:
-            if not supervise:
-                raise
-            warn(problem.reason)
+        _confirm(f"queue {len(submission.queued)} runs?")
+    try:
+        with StudyProgress({}) as progress:
+            priced.queue(new_code=new_code, on_data=progress.show_data, on_queued=print_submitted)
+    except SubmitLimitError as problem:
+        if not supervise:
+            raise
+        warn(problem.reason)
     for reason, count in count_never_starting(
         submission.directory, REASONS_S if submission.queued else 0.0
     ).items():
@@ -159,7 +114,7 @@ def submit(
         from isoflop.launching.supervisor import add_supervisor
 
         try:
-            job_id = add_supervisor(profile, submission.directory)
+            job_id = add_supervisor(priced.profile, submission.directory)
         except SubmitLimitError as problem:
             raise ClusterError(
                 "could not submit the supervisor; lost runs will not be requeued automatically: "
@@ -170,6 +125,21 @@ def submit(
             file=sys.stderr,
         )
     print(submission.directory)
+
+
+def _confirm(question: str) -> None:
+    """Ask the user, and exit unless the answer is yes.
+
+    Raises:
+        ConfigError: nobody can answer.
+    """
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "cannot ask for confirmation: stdin is not a terminal; add --yes to queue, or "
+            "--dry-run to see the cost estimate"
+        )
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(0)
 
 
 @app.command("status", short_help="Show the state of every run of a sweep.")
@@ -324,6 +294,7 @@ def calibrate(
     """
     from isoflop.config.profile import load_profile
     from isoflop.launching.calibrate import calibrate as measure_speed
+    from isoflop.launching.cost_estimate import estimate_cost
     from isoflop.launching.records.sweep_directory import resolve_root
     from isoflop.planning.plan import plan as make_plan
     from isoflop.reporting.terminal.bill_text import print_calibration
@@ -331,7 +302,7 @@ def calibrate(
     profile = load_profile(cluster)
     plan = make_plan(sweep, overrides or ())
     if profile.gpu is not None:
-        plan = with_bill(plan, cluster, "longest", None, None)
+        plan = estimate_cost(plan, cluster)
 
     def report_line(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -17,7 +17,6 @@ from isoflop.cli.options import (
     app,
     check_number,
     plan_app,
-    with_bill,
 )
 from isoflop.errors import ConfigError
 
@@ -97,7 +96,11 @@ def plan(
     check_number("--target", target, MAX_BUDGET_FLOPS)
     laid_out = make_plan(sweep, overrides or ())
     if cluster is not None:
-        laid_out = with_bill(laid_out, cluster, order or "longest", interruptions, max_gpu_hours)
+        from isoflop.launching.cost_estimate import estimate_cost
+
+        laid_out = estimate_cost(
+            laid_out, cluster, order or "longest", interruptions, max_gpu_hours
+        )
     elif max_gpu_hours is not None:
         raise ConfigError("--max-gpu-hours: only a cluster gives GPU-hours; add --cluster PROFILE")
     for name, is_set in (
