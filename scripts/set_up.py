@@ -282,13 +282,14 @@ def fill(pinned: str) -> str:
 
 
 def compile_packages() -> None:
-    """Compile the packages to bytecode on all cores, but for what is rarely imported.
+    """Compile isoflop and its packages to bytecode on all cores, but for rarely imported parts.
 
     Where PYTHONDONTWRITEBYTECODE is set, every process would else compile PyTorch at its start.
     Files with invalid syntax, such as templates, are skipped.
     """
     options = ("-qq", "-j", "0", "-x", RARELY_IMPORTED)
-    _run([sys.executable, "-m", "compileall", *options, sysconfig.get_path("purelib")])
+    folders = (sysconfig.get_path("purelib"), str(ROOT / "isoflop"))
+    _run([sys.executable, "-m", "compileall", *options, *folders])
 
 
 def find_uv(pip: Sequence[str]) -> list[str] | None:

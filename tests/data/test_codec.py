@@ -75,6 +75,7 @@ def test_the_same_speech_and_seed_give_the_same_codec(
     np.testing.assert_array_equal(second.decode(codes), first.decode(codes))
 
 
+@pytest.mark.slow
 def test_every_codebook_reduces_the_error_of_spectra(
     codec: PocketCodec, heldout_speech: list[np.ndarray]
 ) -> None:
@@ -90,6 +91,7 @@ def test_every_codebook_reduces_the_error_of_spectra(
     assert errors[-1] < 0.15
 
 
+@pytest.mark.slow
 def test_the_corpus_uses_every_code(codec: PocketCodec, heldout_speech: list[np.ndarray]) -> None:
     codes = np.concatenate([codec.encode(waveform) for waveform in heldout_speech[:120]])
     for book in range(8):
@@ -233,6 +235,7 @@ def recognized_share(codec: PocketCodec, speech: list[np.ndarray]) -> float:
     return float(np.mean(recognized))
 
 
+@pytest.mark.slow
 def test_a_few_decoded_utterances_are_recognized(
     codec: PocketCodec, heldout_speech: list[np.ndarray]
 ) -> None:

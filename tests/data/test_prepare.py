@@ -228,7 +228,9 @@ def accept_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_an_interrupted_preparation_leaves_no_half_corpus(
     number: signal.Signals, corpus: Path, few_sentences: list[str], small: list[str], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def trained(folder: Path, size: int) -> pd.DataFrame:
     return run.log()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     single, double = trained(tmp_path / "single", 1), trained(tmp_path / "double", 2)
     equal = ["step", "split", "kind", "tokens", "train_flops", "targets", "lr"]

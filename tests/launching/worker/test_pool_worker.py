@@ -87,6 +87,7 @@ def test_it_trains_what_is_left(study: tuple[Path, Plan]) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> None:
     root, plan = study
     failing = find_run(root, plan)
