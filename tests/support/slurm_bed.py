@@ -19,6 +19,7 @@ from isoflop.launching.control import query_status
 from isoflop.launching.queue.sweep_status import SweepStatus
 from isoflop.launching.submit import submit
 from isoflop.planning.plan import Plan
+from isoflop.process_info import start_time
 from isoflop.runs.run_directory import RunDirectory
 from support.tiny_studies import exact, tiny_plan, wait_for, write_corpus
 
@@ -50,6 +51,16 @@ class Bed:
             check=True,
         )
         return done.stdout
+
+
+    def restart_crashed_controller(self) -> None:
+        """Start slurmctld if it is gone, as systemd does on clusters.
+
+        The one of SLURM 22.05.8 has crashed while it answered about a requeued job.
+        """
+        pid_file = self.folder / "pid" / "slurmctld"  # a test that stops it removes the file
+        if pid_file.exists() and start_time(int(pid_file.read_text())) is None:
+            self("ctld-start")
 
 
 @contextmanager
@@ -112,6 +123,7 @@ class Submitted:
         return submit(self.plan, self.profile, **options)
 
     def query(self) -> SweepStatus:
+        self.bed.restart_crashed_controller()
         return query_status(self.directory, self.profile.retries)
 
     @property
