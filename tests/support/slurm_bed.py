@@ -60,6 +60,7 @@ class Bed:
         """
         pid_file = self.folder / "pid" / "slurmctld"  # a test that stops it removes the file
         if pid_file.exists() and start_time(int(pid_file.read_text())) is None:
+            pid_file.unlink()  # its process may be a zombie
             self("ctld-start")
 
 
