@@ -60,7 +60,9 @@ FILES = [
 ]
 MAX_README_LINES = 150
 SMALL_STUDY = "isoflop run pocket name=deep"
-SMALL_STUDY_OVERRIDES = "'budgets=[2.0e9, 4.0e9]' 'widths=[8, 12, 16, 24]'"
+SMALL_STUDY_OVERRIDES = (
+    "'budgets=[2.0e9, 4.0e9]' 'widths=[8, 12, 16, 24]' data.tokens.pocket=1.2e6 data.max_epochs=9"
+)
 """Command of a page, and what makes its study small in the test."""
 
 
@@ -95,10 +97,22 @@ def test_quick_blocks(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         run_block(block, tmp_path, in_process=True)
 
 
+def make_reduced_folder(page: str, folder: Path) -> Path:
+    """Fill a folder for the blocks of a page, with a smaller corpus for its studies."""
+    make_page_folder(page, folder)
+    for sweep in (folder / "sweeps" / "pocket.yaml", folder / "own.yaml"):
+        if sweep.exists():
+            text = sweep.read_text()
+            assert text.count("{pocket: 3.0e6}") == 1
+            text = text.replace("{pocket: 3.0e6}", "{pocket: 1.2e6}")
+            sweep.write_text(text.replace("max_epochs: 4\n", "max_epochs: 9\n"))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def pocket_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder `runs` with the corpus of the study `pocket`, which `own.yaml` has too."""
-    folder = make_page_folder("README.md", tmp_path_factory.mktemp("pocket"))
+    """A folder `runs` with the reduced corpus of the study `pocket`, which `own.yaml` has too."""
+    folder = make_reduced_folder("README.md", tmp_path_factory.mktemp("pocket"))
     code, output = run_command("isoflop prepare sweeps/pocket.yaml", folder)
     assert code == 0, output
     return folder / "runs"
@@ -134,7 +148,7 @@ def pocket_runs(pocket_corpus: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW_PAGES)
 def test_slow_blocks(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    folder = make_page_folder(page, tmp_path)
+    folder = make_reduced_folder(page, tmp_path)
     blocks = blocks_of_kind(page, "slow")
     text = "".join(block.text for block in blocks)
     if "runs/pocket" in text or "isoflop run sweeps/pocket.yaml" in text:
@@ -174,7 +188,7 @@ def test_blocks_for_a_cluster(
     page: str, tmp_path: Path, bed: Bed, pocket_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
-    folder = make_page_folder(page, tmp_path)
+    folder = make_reduced_folder(page, tmp_path)
     shutil.copytree(pocket_corpus / "data", folder / "runs" / "data")
     for block in blocks_of_kind(page, "slurm"):
         run_block(block, folder)
@@ -187,9 +201,9 @@ def test_own_trainer_on_a_cluster(
 ) -> None:
     """Runs that are stopped resume, and have the losses of runs that nothing stopped."""
     folder = make_page_folder("docs/tutorials/own-trainer.md", tmp_path)
-    small = "'budgets=[3.0e10]' 'widths=[8, 16]' data.tokens.pocket=1.0e5 data.max_epochs=99"
+    small = "'budgets=[2.0e10]' 'widths=[16]' data.tokens.pocket=1.0e5 data.max_epochs=99"
     _, output = run_command(f"isoflop run own.yaml name=undisturbed {small}", folder)
-    assert "2 of 2 runs done" in output, output
+    assert "1 of 1 runs done" in output, output
     monkeypatch.setenv("SLURM_CONF", bed.environment["SLURM_CONF"])
     code, output = run_command(
         f"isoflop submit own.yaml name=own {small} --cluster slurm/testbed.yaml --yes", folder

@@ -14,7 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 GROUPS = {
     r"/launching/cluster/.*(no-accounting|two nodes)": "cluster without accounting",
     r"/launching/cluster/": "cluster with accounting",
-    r"/test_docs\.py.*(slow_blocks|cluster|own_trainer|demo)": "documentation",
+    r"/test_docs\.py.*slow_blocks": "documentation",
+    r"/test_docs\.py.*(cluster|own_trainer)": "documentation on a cluster",
     r"/data/test_(codec|documents|prepare|speech|text_corpus)": "codec",
 }
 """Pattern of a test's id -> name of the group that runs in one process."""

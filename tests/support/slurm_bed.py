@@ -52,7 +52,6 @@ class Bed:
         )
         return done.stdout
 
-
     def restart_crashed_controller(self) -> None:
         """Start slurmctld if it is gone, as systemd does on clusters.
 
