@@ -17,15 +17,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.errors import MAX_MESSAGE_CHARACTERS, RunError
-from isoflop.launching.worker import process_guard
 from isoflop.launching.worker.external_losses import (
     are_finite,
     complete_last_line,
@@ -34,6 +31,7 @@ from isoflop.launching.worker.external_losses import (
     read_rows,
     write_loss_log,
 )
+from isoflop.launching.worker.guarded_program import Program, start_program
 from isoflop.node import is_job, visible_gpus
 from isoflop.planning.trainers import fill_template
 from isoflop.runs.run_directory import RunDirectory, State
@@ -86,7 +84,7 @@ def run_command(
         environment["MASTER_PORT"] = str(values["main_port"])  # the job's own is taken
     gpus = (int(os.environ.get("SLURM_NNODES") or 1) if is_job() else 1) * values["gpus_per_node"]
     reporter = _ProgressReporter(run, values, gpus) if first else None
-    with outputs[own_rank].open("ab") as file, _start(command, file, environment) as program:
+    with outputs[own_rank].open("ab") as file, start_program(command, file, environment) as program:
         stopped, failed = _wait(program, reporter, should_stop, ranks)
     if reporter is None:
         return "pending" if stopped else "done"
@@ -208,62 +206,8 @@ def _job_values(ranks: Ranks | None) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Program:
-    """A started program.
-
-    Attributes:
-        process: its guard, which ends with its exit code.
-        stops: what the guard writes at a SIGTERM to the group.
-    """
-
-    process: subprocess.Popen[bytes]
-    stops: IO[bytes]
-
-    def was_stopped(self) -> bool:
-        """Return whether somebody sent SIGTERM to the group of the ended program."""
-        return bool(self.stops.read())
-
-
-@contextlib.contextmanager
-def _start(
-    command: list[str], output: IO[bytes], environment: Mapping[str, str]
-) -> Iterator[_Program]:
-    """Start the program under its guard, in a process group with all that it starts.
-
-    The group is killed when the block ends, and when this process does.
-
-    Raises:
-        RunError: a program that can't be started.
-    """
-    (report_end, report), (stops_end, stops) = os.pipe(), os.pipe()
-    guard = [sys.executable, "-I", "-S", process_guard.__file__, str(report), str(stops)]
-    with open(report_end, "rb") as report_file, open(stops_end, "rb") as stops_file:
-        try:
-            process = subprocess.Popen(
-                [*guard, *command],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-                pass_fds=(report, stops),
-            )
-        finally:
-            os.close(report)
-            os.close(stops)
-        try:
-            if problem := report_file.read().decode():
-                raise RunError(f"{command[0]}: can't be started ({problem}); see train.trainer")
-            yield _Program(process, stops_file)
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # ends the program's own children too
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
 def _wait(
-    program: _Program,
+    program: Program,
     reporter: _ProgressReporter | None,
     should_stop: Callable[[], bool],
     ranks: Ranks | None,
