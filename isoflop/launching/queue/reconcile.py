@@ -27,7 +27,6 @@ from isoflop.launching.records.submissions import Submission, submissions_folder
 from isoflop.launching.slurm.signals import KILLED_EXIT_CODE
 from isoflop.launching.slurm.tasks import (
     INTERRUPTED_STATES,
-    WAITING_STATES,
     Task,
     find_permanent_wait,
 )
@@ -109,7 +108,7 @@ def _orphans(
                 run_id in runs and runs[run_id].state in ("done", "diverged")
             )
             half_cancelled = run_id in cancelled and job.active and job.state != "COMPLETING"
-            if half_cancelled or (superfluous and job.waits and job.state in WAITING_STATES):
+            if half_cancelled or (superfluous and job.known_to_wait):
                 orphans.append(job.id)
     return tuple(orphans)
 
@@ -137,8 +136,7 @@ def _run_status(
     task = submission.task(run.run_id) if submission else None
     active = states.active.get(run.run_id, ())
     if states.queue is not None and task not in active:  # an older job may still run
-        queue = states.queue
-        task = next((job for job in active if queue[job].state not in WAITING_STATES), task)
+        task = next((older for older in active if not states.queue[older].known_to_wait), task)
 
     def status(
         state: State,
@@ -155,8 +153,7 @@ def _run_status(
     cancelled = submission is not None and run.run_id in submission.cancelled
     job = states.job(task)
     # A killed worker's lease looks held on other machines for a while; here SLURM is right.
-    waits = job is not None and job.state in WAITING_STATES
-    requeued = waits and stored.get("job_id") == task
+    requeued = job is not None and job.known_to_wait and stored.get("job_id") == task
     over = (by_slurm and cancelled and states.queue is not None and not active) or requeued
     ending = "being cancelled; if this persists, run `isoflop cancel` again" if cancelled else ""
     if stored["state"] == "running" and not over and run.is_leased():

@@ -140,12 +140,17 @@ class Task:
         return self.active and self.state not in ALLOCATED_STATES
 
     @property
+    def known_to_wait(self) -> bool:
+        """True in a state that is known to be without a node."""
+        return self.state in WAITING_STATES
+
+    @property
     def wait_reason(self) -> str:
         """Reason of a waiting job; an unknown state or reason is marked as such."""
         reason = self.reason.strip("()") or ("JobHeldUser" if self.state in HELD_STATES else "")
-        if self.state == RESV_DEL_HOLD or self.state not in WAITING_STATES:
+        if self.state == RESV_DEL_HOLD or not self.known_to_wait:
             reason = ", ".join(filter(None, (self.state, reason)))
-        known = self.state in WAITING_STATES and (not reason or is_known_reason(reason))
+        known = self.known_to_wait and (not reason or is_known_reason(reason))
         return reason if known else f"waiting: SLURM says {reason}"
 
     @property
