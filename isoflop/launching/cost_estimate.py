@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from isoflop.config.profile import ROOT_NOT_GIVEN, Profile, load_profile
+from isoflop.config.profile import load_profile
 from isoflop.errors import ConfigError
-from isoflop.launching.records.sweep_directory import resolve_root
-from isoflop.planning.calibration import Calibration, read_calibration
+from isoflop.launching.records.study_files import find_calibration
 from isoflop.planning.job_arrays import UNLIMITED
 from isoflop.planning.plan import Plan
 from isoflop.planning.pricing import check_cap, with_bill
@@ -56,10 +55,3 @@ def estimate_cost(
     if priced.bill is not None:
         check_cap(priced.bill.gpu_hours, max_gpu_hours)
     return priced
-
-
-def find_calibration(plan: Plan, profile: Profile) -> Calibration | None:
-    """Return the measurements of `isoflop calibrate` for a plan on a cluster, if any."""
-    if profile.root == ROOT_NOT_GIVEN:
-        return None
-    return read_calibration(resolve_root(profile), plan.sweep, profile)

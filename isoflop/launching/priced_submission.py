@@ -8,9 +8,10 @@ from pathlib import Path
 
 from isoflop.config.profile import Profile, load_profile
 from isoflop.errors import ConfigError
-from isoflop.launching.cost_estimate import estimate_cost, find_calibration
+from isoflop.launching.cost_estimate import estimate_cost
 from isoflop.launching.queue.submission_plan import SubmissionPlan, plan_submission
 from isoflop.launching.records.approvals import read_approved
+from isoflop.launching.records.study_files import find_calibration
 from isoflop.launching.records.submissions import Submission, submissions_folder
 from isoflop.launching.slurm.client import max_array_size
 from isoflop.launching.submit import submit

@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from isoflop.config.profile import Profile, load_profile
+from isoflop.config.profile import ROOT_NOT_GIVEN, Profile, load_profile
 from isoflop.config.sweep_file import to_yaml
 from isoflop.errors import ConfigError, RunError
 from isoflop.files import replace_file
 from isoflop.launching.records.submissions import lease_submissions, read_submissions
 from isoflop.launching.records.sweep_directory import resolve_root
 from isoflop.lease import Lease
-from isoflop.planning.calibration import read_calibration
+from isoflop.planning.calibration import Calibration, read_calibration
 from isoflop.planning.plan import Plan
 from isoflop.planning.plan import plan as make_plan
 from isoflop.planning.pricing import with_bill
@@ -65,13 +65,20 @@ def read_study(directory: Path) -> tuple[Plan, Profile]:
     """
     profile = read_study_profile(directory)
     plan = make_plan(directory / "sweep.yaml")
-    calibration = read_calibration(resolve_root(profile), plan.sweep, profile)
+    calibration = find_calibration(plan, profile)
     if profile.gpu is None and calibration is None:
         return plan, profile
     try:
         return with_bill(plan, profile, calibration=calibration), profile
     except ConfigError as problem:
         raise ConfigError(f"{directory / STUDY_PROFILE_FILE}: {problem}") from None
+
+
+def find_calibration(plan: Plan, profile: Profile) -> Calibration | None:
+    """Return the measurements of `isoflop calibrate` for a plan on a cluster, if any."""
+    if profile.root == ROOT_NOT_GIVEN:
+        return None
+    return read_calibration(resolve_root(profile), plan.sweep, profile)
 
 
 @contextmanager
