@@ -12,6 +12,8 @@ from isoflop.frames import Floats
 
 COPIES_ALPHA = 1e-3
 """Probability below which so many equal seeds are not explained by rounding."""
+EQUAL_DECIMALS = 12
+"""Decimals of ln loss to which losses are compared: a change of units changes the last bits."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Noise:
         residual_sd: of runs about the fit: noise and misfit together.
         replicate_sd: between seeds of one configuration, pooled: pure error; NaN without
             replicates.
-        copies: number of configurations with seeds of equal losses to the last digit, if these are
+        copies: number of configurations with seeds of equal losses (to 12 digits), if these are
             more than rounding explains. They carry no information on noise: they are one run
             listed twice, or noise below the printed digits.
     """
@@ -72,9 +74,10 @@ def _compare_seeds(table: RunsTable) -> tuple[float, int, int]:
     Of equal losses one counts, unless they are no more than rounding explains.
     """
     runs = table.frame[["config", "loss"]].to_numpy()
-    distinct, first = np.unique(runs, axis=0, return_index=True)
+    compared = np.column_stack([runs[:, 0], np.round(np.log(runs[:, 1]), EQUAL_DECIMALS)])
+    first = np.unique(compared, axis=0, return_index=True)[1]
     copies = len(np.unique(np.delete(runs[:, 0], first)))
-    squares, dof = _pool_squares(distinct)
+    squares, dof = _pool_squares(runs[first])
     if copies and dof and (step := _print_step(runs[:, 1])):
         seeds = np.unique(runs[:, 0], return_counts=True)[1]
         sd = float(np.sqrt(squares / dof) * np.median(runs[:, 1]))

@@ -74,7 +74,7 @@ def _equal_seeds_findings(noise: Noise) -> list[Finding]:
         return []
     text = (
         f"In {noise.copies} configuration{'s' if noise.copies > 1 else ''} seeds have the same "
-        "loss to the last digit (one run listed twice, or rounded losses?). Equal losses carry no "
+        "loss (one run listed twice, or rounded losses?). Equal losses carry no "
         "information on the noise."
     )
     return [finding("equal_seeds", text)]

@@ -23,6 +23,10 @@ from isoflop.frames import column
 
 BASE = simulate_isoflop(points=9, spread=2.5, noise=0.004, seed=3).drop(columns="simulated")
 TWICE = pd.concat([BASE, BASE.assign(seed=1, run_id=BASE["run_id"] + "-copy")])
+BITS = pd.concat(
+    [BASE, BASE.assign(seed=1, run_id=BASE["run_id"] + "-bits", loss=BASE["loss"] / 0.3 * 0.3)]
+)
+"""Copies whose last bits a change of units has changed."""
 ONE = pd.concat([BASE, BASE.iloc[[4]].assign(seed=1, run_id="copy")])
 
 
@@ -31,7 +35,12 @@ def codes(fit) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("runs", "text"), [(TWICE, "In 63 configurations seeds"), (ONE, "In 1 configuration seeds")]
+    ("runs", "text"),
+    [
+        (TWICE, "In 63 configurations seeds"),
+        (BITS, "In 63 configurations seeds"),
+        (ONE, "In 1 configuration seeds"),
+    ],
 )
 @pytest.mark.parametrize("fit", [fit_isoflop, fit_joint, fit_parametric])
 def test_copies_do_not_suppress_findings(fit, runs, text):
@@ -45,6 +54,11 @@ def test_copies_do_not_suppress_findings(fit, runs, text):
     assert doubled.noise.replicate_dof == 0
     assert doubled.noise.sd == doubled.noise.residual_sd > 0.0
     assert np.all(np.isfinite(fit_isoflop(runs, bootstrap=0).profiles["depth_to_noise"]))
+
+
+def test_a_change_of_units_changes_last_bits() -> None:
+    losses = BITS["loss"].to_numpy()
+    assert 0 < np.count_nonzero(losses[:63] != losses[63:]) < 63
 
 
 def test_copies_beside_true_seeds_do_not_make_noise_small():
