@@ -36,6 +36,7 @@ def codecs(waveforms: list[np.ndarray]) -> list[PocketCodec]:
 # Training and coding
 
 
+@pytest.mark.slow
 def test_the_codec_has_the_planned_sizes(codec: PocketCodec, waveforms: list[np.ndarray]) -> None:
     interface: Codec = codec
     assert (
@@ -111,6 +112,7 @@ def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
 # The file
 
 
+@pytest.mark.slow
 def test_a_saved_codec_is_read_back_unchanged(codec: PocketCodec, tmp_path: Path) -> None:
     codec.save(tmp_path / "codec.npz")
     loaded = PocketCodec.load(tmp_path / "codec.npz")
@@ -135,6 +137,7 @@ DAMAGES: list[Callable[[bytes], bytes]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused_in_one_line(
     damage: Callable[[bytes], bytes], codec: PocketCodec, tmp_path: Path
@@ -145,6 +148,7 @@ def test_a_damaged_file_is_refused_in_one_line(
     assert_refused(path)
 
 
+@pytest.mark.slow
 def test_a_missing_file_or_one_of_another_version_is_refused(
     codec: PocketCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +168,7 @@ def assert_refused(path: Path) -> None:
     assert "\n" not in message
 
 
+@pytest.mark.slow
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_one_flipped_bit_is_found_or_harmless(

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from isoflop.fitting.estimators.intervals import (
     Interval,
@@ -23,6 +22,8 @@ Y = 0.5 * X + np.array([0.01, -0.02, 0.0, 0.03, -0.01])
 
 
 def test_line_agrees_with_scipy():
+    from scipy import stats  # a second to import
+
     line, known = Line.through(X, Y), cast(Any, stats.linregress(X, Y))
     assert line.slope == pytest.approx(known.slope, rel=1e-12)
     assert line.intercept == pytest.approx(known.intercept, rel=1e-9)
@@ -41,6 +42,8 @@ def test_lines_through_each_draw():
 
 
 def test_draws_are_stretched_to_t():
+    from scipy import stats
+
     draws = np.random.default_rng(0).normal(1.0, 0.1, 200_000)
     interval = draws_interval(1.0, draws, 8, 0.95)
     assert interval.high - 1.0 == pytest.approx(0.1 * stats.t(8).ppf(0.975), rel=0.02)
