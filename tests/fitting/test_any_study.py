@@ -293,6 +293,20 @@ FOUND = [  # a traceback each, before it was mended
         (1000.0, 1.0),
         122506,
     ),
+    Odd(
+        1e8,
+        [1e-9, 1e-9],
+        3,
+        0.1,
+        0.3,
+        0.1,
+        "by a law",
+        1e-15,
+        2,
+        None,
+        (1e40, 1.0),
+        0,
+    ),
 ]
 
 
@@ -302,10 +316,22 @@ def test_past_failures_are_fitted_or_refused(odd: Odd) -> None:
     use(odd, "soda", 100.0)
 
 
+RECIPES, BEYOND = st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4])
+
+
 @pytest.mark.slow
-@search_settings(50)
-@given(ODD, st.sampled_from([None, "soda", "pocket"]), st.sampled_from([1.0, 10.0, 1e4]))
+@search_settings(20)
+@given(ODD, RECIPES, BEYOND)
 def test_what_is_fitted_is_predicted_compared_and_drawn(
+    odd: Odd, recipe: str | None, beyond: float
+) -> None:
+    use(odd, recipe, beyond)
+
+
+@pytest.mark.long
+@search_settings(200)
+@given(ODD, RECIPES, BEYOND)
+def test_very_many_studies_are_predicted_compared_and_drawn(
     odd: Odd, recipe: str | None, beyond: float
 ) -> None:
     use(odd, recipe, beyond)
