@@ -42,11 +42,12 @@ def break_programs(folder: Path) -> Path:
 
 @dataclass
 class Faults:
-    """Injection of faults, in an order from a seed, with their counts."""
+    """Injection of every kind of fault, `rounds` times, in an order from a seed, with counts."""
 
     study: Submitted
     flag: Path
     seed: int
+    rounds: int
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -67,29 +68,20 @@ class Faults:
             "isoflop killed in cancel": lambda: self.kill_isoflop("cancel"),
             "isoflop killed in retry": lambda: self.kill_isoflop("retry"),
         }
-        self.remaining: list[str] = []
 
     def inject(self) -> str | None:
-        """Inject a fault and return its name, or None if no fault is possible now.
-
-        Every kind comes in turn, in a random order. A fault that was not possible comes first in
-        the next call.
-        """
-        if not self.remaining:
-            self.remaining = self.random.sample(list(self.kinds), len(self.kinds))
-        for name in reversed(self.remaining):
+        """Inject a fault that is due and return its name, or None if none is possible now."""
+        due = self.due
+        for name in self.random.sample(due, len(due)):
             if self.kinds[name]():
-                self.remaining.remove(name)
                 self.counts[name] += 1
                 return name
-        others = [name for name in self.kinds if name not in self.remaining]
-        self.remaining = [*self.random.sample(others, len(others)), *self.remaining]
         return None
 
     @property
-    def injected(self) -> int:
-        """Number of faults that `inject` has made."""
-        return sum(self.counts[name] for name in self.kinds)
+    def due(self) -> list[str]:
+        """Kinds of faults that were injected fewer than `rounds` times."""
+        return [name for name in self.kinds if self.counts[name] < self.rounds]
 
     def table(self) -> str:
         """Return the counts of injected faults, a line each."""
