@@ -446,7 +446,7 @@ def test_files_that_were_edited_by_hand_are_named(
 # End to end
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_on_a_real_corpus_from_end_to_end(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     environment = {**os.environ, "ISOFLOP_ROOT": str(tmp_path / "runs")}

@@ -57,6 +57,7 @@ def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str)
     assert all(run.state().get("failures", 0) == 0 for run in study.runs)
 
 
+@LONG_WITH_ACCOUNTING
 def test_a_killed_worker_is_a_failure_that_is_tried_again(
     study: Submitted, undisturbed: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_killed_worker_is_a_failure_that_is_tried_again(
     study.equals(undisturbed)
 
 
+@LONG_WITH_ACCOUNTING
 def test_a_node_that_dies(study: Submitted, undisturbed: Path) -> None:
     study.submit()
     study.wait_for_step(100)
@@ -82,6 +84,7 @@ def test_a_node_that_dies(study: Submitted, undisturbed: Path) -> None:
     study.equals(undisturbed)
 
 
+@LONG_WITH_ACCOUNTING
 def test_a_controller_that_forgets_the_newest_jobs(study: Submitted, undisturbed: Path) -> None:
     study.bed("ctld-mark")
     study.submit()
