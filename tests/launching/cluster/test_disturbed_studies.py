@@ -33,7 +33,13 @@ def test_a_study_is_queued_once_and_ends(study: Submitted, undisturbed: Path) ->
 
 
 @LONG_WITHOUT_ACCOUNTING
-@pytest.mark.parametrize("partition", ["preempt", "scavenge"], ids=["with a signal", "at once"])
+@pytest.mark.parametrize(
+    "partition",
+    [
+        pytest.param("preempt", id="with a signal"),
+        pytest.param("scavenge", id="at once", marks=pytest.mark.long),
+    ],
+)
 def test_preemption(bed: Bed, tmp_path: Path, undisturbed: Path, partition: str) -> None:
     study = submitted(bed, tmp_path, OFTEN, options=(f"slurm.partition={partition}",))
     study.submit()

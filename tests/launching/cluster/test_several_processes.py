@@ -37,7 +37,12 @@ EVEN, ONE_RUN = "train.batch_scale=4", "widths=[8]"
 
 @WITHOUT_ACCOUNTING
 @pytest.mark.parametrize(
-    ("options", "size"), [(TWO, 2), (TWO_NODES, 2), (FOUR, 4)], ids=["1x2", "2x1", "2x2"]
+    ("options", "size"),
+    [
+        pytest.param(TWO, 2, id="1x2", marks=pytest.mark.long),
+        pytest.param(TWO_NODES, 2, id="2x1", marks=pytest.mark.long),
+        pytest.param(FOUR, 4, id="2x2"),
+    ],
 )
 def test_several_processes_stopped_and_killed_equal_undisturbed_ones(
     bed: Bed, tmp_path: Path, options: tuple[str, ...], size: int
