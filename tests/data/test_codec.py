@@ -102,6 +102,7 @@ def test_the_corpus_uses_every_code(codec: PocketCodec, heldout_speech: list[np.
         assert entropy > 4  # of 5 bits
 
 
+@pytest.mark.slow
 def test_too_little_speech_is_refused(waveforms: list[np.ndarray]) -> None:
     with pytest.raises(
         DataError, match="frames of speech are too few to train a codec; 320 are needed"

@@ -339,6 +339,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(small_disk: Path, small: list[str]) -> None:
     with pytest.raises(OSError, match="No space left on device") as problem:
         prepare.prepare(small_disk, DATA, processes=1)

@@ -27,6 +27,7 @@ def digests(voices: tuple[Voice, ...]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_every_voice_is_reproducible_bit_for_bit_in_fresh_processes() -> None:
     first, *others = in_fresh_processes(digests, [VOICES] * 4, 2)
     names = [(voice.name, voice.rate) for voice in VOICES for _ in SENTENCES]

@@ -30,6 +30,7 @@ def simulate() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_few_replicates(simulate: ModuleType) -> None:
     result, paths = simulate.study_scenario("soda", "none", ("a",), 2, 5)
     assert result["fisher_sd_a"] == pytest.approx(0.0112, abs=5e-5)

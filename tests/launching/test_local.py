@@ -115,6 +115,7 @@ def test_a_worker_is_given_the_variables_of_the_shell_and_one_of_its_gpus(
     assert [list(worker.environment.values()) for worker in workers] == [visible]
 
 
+@pytest.mark.slow
 def test_a_run_has_the_variables_of_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +293,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_second_interruption_does_not_wait_for_a_program_that_does_not_stop(
     tmp_path: Path,
 ) -> None:

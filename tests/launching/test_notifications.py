@@ -326,6 +326,7 @@ def test_after_failed_cycles_the_next_comes_soon() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_report_that_fails_does_not_end_the_supervisor(
     study: Study, hooked: Profile, hook_log: Path, killed: bool, monkeypatch: pytest.MonkeyPatch

@@ -150,6 +150,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SLOW_READS)
 def test_processes_wait_for_a_slow_read(tmp_path: Path, stopped: Path, source: str) -> None:
     root, stopped_root = tmp_path / "runs", stopped.parents[1]
@@ -225,6 +226,7 @@ def _lose_part(run: RunDirectory, rank: int, size: int, meeting: str, job: bool)
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_dead_process_is_left_to_slurm(tmp_path: Path) -> None:
     """No failure is counted, and the remaining node is not blamed."""
     run, _ = study(tmp_path / "lost")
@@ -236,6 +238,7 @@ def test_the_reason_of_a_dead_process_is_left_to_slurm(tmp_path: Path) -> None:
     assert not run.is_leased()
 
 
+@pytest.mark.slow
 def test_outside_a_job_the_loss_of_a_process_is_a_failure(tmp_path: Path) -> None:
     run, _ = study(tmp_path / "lost")
     together(run, 2, _lose_part, False)
@@ -393,6 +396,7 @@ def _meet(job: str, answer: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_job_meet_and_leave_each_other(tmp_path: Path) -> None:
     """Threads of gloo that outlive Python may end it with SIGABRT, and its job then fails."""
     job, _ = free_job(0)

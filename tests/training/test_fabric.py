@@ -22,6 +22,7 @@ def _write_imported_packages(file: Path) -> None:
     file.write_text(f"{imported} {find_spec('torchmetrics') is not None}")
 
 
+@pytest.mark.slow
 def test_a_process_of_the_trainer_imports_no_torchmetrics_and_can_do_so_later(
     tmp_path: Path,
 ) -> None:

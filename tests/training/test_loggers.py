@@ -31,7 +31,6 @@ from support.tiny_studies import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
-from wandb.proto import wandb_internal_pb2
 
 from isoflop.errors import ConfigError
 from isoflop.launching.records.sweep_directory import make_directory
@@ -48,7 +47,6 @@ from isoflop.training.run_config import RunConfig, read_run_config
 BOTH = "train.loggers=[tensorboard, wandb]"
 STEPS = 22
 HParamsPluginData: Any = vars(plugin_data_pb2)["HParamsPluginData"]
-Record: Any = vars(wandb_internal_pb2)["Record"]
 Values = dict[tuple[str, int], float]
 """Logged values by name and step."""
 
@@ -100,6 +98,9 @@ def offline_runs(run: RunDirectory) -> list[Path]:
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """Yield the records of an offline run: a LevelDB log of W&B's messages in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2  # a second to import
+
+    record_type: Any = vars(wandb_internal_pb2)["Record"]
     content, offset, message = file.read_bytes(), 7, b""
     while offset + 7 <= len(content):
         if (remaining := 2**15 - offset % 2**15) < 7:
@@ -109,7 +110,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
         offset += 7
         message, offset = message + content[offset : offset + size], offset + size
         if kind in (1, 4):  # a complete message, or its last fragment
-            yield Record.FromString(message)
+            yield record_type.FromString(message)
             message = b""
 
 

@@ -106,6 +106,7 @@ def test_a_stop_after_the_last_step_is_the_end(study: tuple[Path, Plan]) -> None
     assert trainer.train(lambda: trainer.step == STEPS) == "done"
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_result_of_an_undisturbed_one(
     tmp_path: Path, whole_run: tuple[Path, Plan, RunDirectory]
 ) -> None:
@@ -150,6 +151,7 @@ def reached_the_end(run: RunDirectory, moment: str) -> bool:
     }[moment]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ENDS)
 def test_a_run_that_is_killed_at_its_end_is_done_after_the_next_start(
     tmp_path: Path, short_run: tuple[Path, Plan, RunDirectory], moment: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import read_table
 from isoflop.fitting.tables.sources import read_source
 
-pytest.importorskip("wandb")
+pytestmark = pytest.mark.skipif(find_spec("wandb") is None, reason="needs wandb")
 
 PROGRAM = """
 import sys

@@ -803,6 +803,7 @@ def attempt_as_job(run: RunDirectory, rank: int, size: int, meeting: str) -> Non
             ranks.barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
     [
@@ -917,6 +918,7 @@ def test_nothing_of_a_program_outlives_a_killed_worker(program: Program) -> None
     assert losses.read_bytes() == written
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_its_guard_too_and_the_run_has_failed(program: Program) -> None:
     study = program(WRITES_ON)
     processes = study.run.path / "processes"

@@ -107,6 +107,7 @@ def test_a_run_that_fails_does_not_stop_the_others(study: tuple[Path, Plan]) -> 
     assert find_run(root, plan, 2).done
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_it_leaves_what_another_has(study: tuple[Path, Plan]) -> None:
     root, plan = study
@@ -141,6 +142,7 @@ def test_two_workers_share_runs_where_the_file_system_knows_no_locks(
     assert [(state["state"], state["attempt"]) for state in states] == [("done", 1)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_stops_it_at_a_step_with_a_checkpoint(
