@@ -31,7 +31,7 @@ test-slow: setup ## Run the slow tests: a real SLURM, real training, killed proc
 	$(RUN) pytest -m "slow and not long" -n 3 --dist loadfile --durations=20
 
 test-long: setup ## Run the long repetitions, before a release; benchmarks/README.md has the last result.
-	$(RUN) pytest -m long -n 2 --dist loadfile --durations=20
+	$(RUN) pytest -m long -n 3 --dist loadfile --durations=20
 
 test-all: setup ## Run every test that needs no GPU.
 	$(RUN) pytest

@@ -14,6 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 GROUPS = {
     r"/launching/cluster/.*(no-accounting|two nodes)": "cluster without accounting",
     r"/launching/cluster/": "cluster with accounting",
+    r"/test_battery\.py.*no accounting": "battery without accounting",
     r"/test_docs\.py.*slow_blocks": "documentation",
     r"/test_docs\.py.*(cluster|own_trainer)": "documentation on a cluster",
     r"/data/test_(codec|documents|prepare|speech|text_corpus)": "codec",
