@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from isoflop.config.profile import Profile
@@ -109,11 +110,15 @@ def submit(
         with suppress(ClusterError):  # sbatch refuses a job that excludes an unknown node
             bad_nodes = {*submission.bad_nodes} & slurm.nodes() if submission.bad_nodes else ()
             submission = replace(submission, bad_nodes=tuple(sorted(bad_nodes)))
-        ids = [array.job_id for array in active]
+        # A job that the controller has forgotten may still train. Its id comes again, and sbatch
+        # refuses a job that depends on its own id.
+        tasks = chain.from_iterable(submission.status.active.values())
+        known = {task.partition("_")[0] for task in tasks}
+        ids = [array.job_id if array.job_id in known else "" for array in active]
         profile = exclude_nodes(profile, submission.bad_nodes)
         for array in arrays:
             lease.check()
-            after = ":".join(ids[number] for number in array.after) or None
+            after = ":".join(filter(None, (ids[number] for number in array.after))) or None
             try:
                 record = submit_array(array, profile, directory, code, after)
             except ConfigError as problem:

@@ -246,6 +246,23 @@ def test_arrays_together_keep_to_the_limits(
     assert len(study.slurm.read()["queue"]) == 3
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["in the queue", "forgotten"])
+def test_only_arrays_that_slurm_knows_are_waited_for(study: Study, known: bool) -> None:
+    """A job that a restarted controller has forgotten may still train, and its id comes again.
+
+    SLURM refuses a job that depends on its own id.
+    """
+    study.profile = dataclasses.replace(study.profile, max_jobs=1)
+    study.submit(runs=study.ids[:1])
+    with study.run(0).lease():
+        study.run(0).set_state("running", attempt=1, job_id="100")
+        if not known:
+            study.slurm.change(queue={})
+        study.submit()
+    options = study.slurm.read()["jobs"]["101"]["options"]
+    assert options.get("dependency") == ("afterany:100" if known else None)
+
+
 # An sbatch that fails
 
 
