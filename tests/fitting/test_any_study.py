@@ -139,6 +139,10 @@ def test_a_plain_study_is_fitted() -> None:
 
 
 FOUND = [  # a traceback each, before it was mended
+    # Budgets 0.1% apart and one wrong loss: ln k is beyond all floats.
+    Odd(1e8, [1e-3] * 2, 5, 1.0, 0.3, 0.1, "in bowls", 0.0, 1, ("loss", 0.5), (1.0, 1.0), 1),
+    Odd(1e8, [1e-3] * 2, 4, 5.0, 0.3, 0.1, "in bowls", 0.0, 1, ("loss", 0.5), (1.0, 1.0), 1),
+    Odd(1e8, [1e-3] * 2, 4, 0.1, 0.3, 0.1, "in bowls", 0.0, 1, ("loss", 0.5), (1.0, 1.0), 1),
     Odd(
         1e21,
         [2.0, 0.5, 0.05],

@@ -100,8 +100,9 @@ class Skew:
         half = quantile * abs(shift * self.error / self.ratio)
         shift_error = half if self.p < SKEW_ERROR_ALPHA else 0.0
         moved = value - shift
-        low = np.minimum(low, moved - np.hypot(value - low, shift_error))
-        high = np.maximum(high, moved + np.hypot(high - value, shift_error))
+        with np.errstate(invalid="ignore"):  # an infinite value less an infinite width
+            low = np.fmin(low, moved - np.hypot(value - low, shift_error))
+            high = np.fmax(high, moved + np.hypot(high - value, shift_error))
         return Interval(value, float(low), float(high))
 
     def to_dict(self) -> dict[str, Any]:

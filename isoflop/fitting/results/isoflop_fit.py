@@ -184,7 +184,7 @@ class IsoflopFit(ProfileFit):
         rows = {
             "N": [*table.loc["k_params", ENDS], self.lines["params"].slope],
             "D": [*table.loc["k_tokens", ENDS], self.lines["tokens"].slope],
-            "loss": [float(np.exp(loss.intercept)), np.nan, np.nan, loss.slope],
+            "loss": [*exponential(Interval(loss.intercept, np.nan, np.nan)), loss.slope],
         }
         return pd.DataFrame.from_dict(rows, orient="index", columns=[*ENDS, "exponent"])
 
