@@ -31,8 +31,8 @@ from isoflop.fitting.estimators.surface_estimate import (
     Sample,
     estimate_many,
     estimate_one,
-    optimum,
 )
+from isoflop.fitting.estimators.surface_optimum import optimum
 from isoflop.fitting.methods.isoflop import collect_profiles
 from isoflop.fitting.methods.joint import combine_profiles, fit_best_start, hold_out_joint
 from isoflop.fitting.methods.parametric import hold_out_surface

@@ -34,12 +34,8 @@ from isoflop.config.schema import Sweep
 from isoflop.fitting.estimators.fisher import Design
 from isoflop.fitting.estimators.newton import Observations
 from isoflop.fitting.estimators.noise import Noise
-from isoflop.fitting.estimators.surface_estimate import (
-    Estimate,
-    Sample,
-    estimate_many,
-    optimum,
-)
+from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, estimate_many
+from isoflop.fitting.estimators.surface_optimum import optimum
 from isoflop.fitting.methods.parametric import hold_out_surface
 from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.followup.candidates import CandidatePoint, list_candidate_points

@@ -12,6 +12,7 @@ import pandas as pd
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.outliers import select_remaining
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST, SIX_ND_TOLERANCE
 from isoflop.fitting.methods.fit_all import (
     FitOptions,
     FitSet,
@@ -21,12 +22,12 @@ from isoflop.fitting.methods.fit_all import (
     read_shared_table,
 )
 from isoflop.fitting.results.base import Fit
+from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.tables.columns import SIX_ND
 from isoflop.fitting.tables.fit_table import RunsTable
 from isoflop.fitting.terms import ENDS
 from isoflop.shapes import ParamCount
 
-SIX_ND_TOLERANCE = 0.01  # in ln FLOPs: FLOPs that differ less from 6ND count as 6ND
 SENSITIVITY_COLUMNS = ["method", "n", "c", "a", "a_low", "a_high", "b", "b_low", "b_high"]
 
 
@@ -35,8 +36,8 @@ def tabulate_sensitivity(fitted: FitSet, runs: Any) -> pd.DataFrame:
     table, or 6ND).
 
     With the C of the table, N*(C) and D*(C) are those of the fits. With C = 6ND of the same optima,
-    N* ~ C^a and D* ~ C^b become N* ~ (6 N* D*)^(a / (a + b)). The parametric law depends on N and D
-    alone, and its optimum is that of C = 6ND. The envelope, whose optima are runs, has no row.
+    N* ~ C^a and D* ~ C^b become N* ~ (6 N* D*)^(a / (a + b)); the parametric law, which depends on
+    N and D alone, has its own optimum there. The envelope, whose optima are runs, has no row.
 
     Args:
         fitted: the fits of the runs.
@@ -77,14 +78,19 @@ def _method_rows(
         if counted is None:
             continue
         table = counted.intervals()
-        pair = [float(value) for name in ("a", "b") for value in table.loc[name, ENDS]]
         flops = counted.runs.columns["flops"].strip("()")
-        if method == "parametric":
-            yield [method, n, SIX_ND, *pair]
+        yield [method, n, flops, *_exponents(table)]
+        if not _differs_from_six_nd(counted.runs):
             continue
-        yield [method, n, flops, *pair]
-        if _differs_from_six_nd(counted.runs):
+        if isinstance(counted, ParametricFit):
+            law = replace(counted.law_estimate, cost=SIX_ND_COST)
+            yield [method, n, SIX_ND, *_exponents(law.intervals(counted.confidence))]
+        else:
             yield [method, n, SIX_ND, *_six_nd_exponents(*table.loc["ratio", ENDS])]
+
+
+def _exponents(table: pd.DataFrame) -> list[float]:
+    return [float(value) for name in ("a", "b") for value in table.loc[name, ENDS]]
 
 
 def _six_nd_exponents(ratio: float, low: float, high: float) -> list[float]:

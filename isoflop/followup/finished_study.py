@@ -10,7 +10,8 @@ import numpy as np
 from scipy.special import fdtrc
 
 from isoflop.fitting.estimators.fisher import Design
-from isoflop.fitting.estimators.surface_estimate import Estimate, Sample, optimum
+from isoflop.fitting.estimators.surface_estimate import Estimate, Sample
+from isoflop.fitting.estimators.surface_optimum import optimum
 from isoflop.fitting.results.base import Fit
 from isoflop.fitting.results.diagnostics import FINDING_ALPHA
 from isoflop.followup.bracketing import ProfileSizes
@@ -24,7 +25,7 @@ PointKey = tuple[float, int]
 """Budget and width."""
 MAX_LN_HALF_WIDTH = 0.5
 """The joint fit gives an optimum if half its interval of ln N* is less; else the surface does."""
-MAX_LN_LOSS_RISE = 0.12
+MAX_LN_LOSS_RISE = 0.11
 """Points with a larger rise of ln loss above the least at their compute are no options. SODA's grid
 extends as far; further from the optima a law is trusted less."""
 MIN_NOISE = 1e-5
@@ -94,7 +95,8 @@ class FinishedStudy:
     @cached_property
     def design(self) -> Design:
         """Design of the finished runs."""
-        return Design(self.law, self.sample.points, self.sample.seeds, self.noise)
+        sample = self.sample
+        return Design(self.law, sample.points, sample.seeds, self.noise, sample.cost)
 
     @cached_property
     def rows(self) -> Floats:
@@ -128,7 +130,9 @@ class FinishedStudy:
         """Return points with runs, and points not too far from the optima."""
         params, tokens = self._counts(self.points)
         rows = self.design.rows_at(params, tokens)
-        is_near = self._ln_loss_rise(params, tokens) <= MAX_LN_LOSS_RISE
+        flops = np.array([point.train_flops for point in self.points], dtype=np.float64)
+        least = optimum(self.sample.points, self.design.theta, flops, self.sample.cost)[0][:, 2]
+        is_near = np.log(self.law.loss(params, tokens)) - least <= MAX_LN_LOSS_RISE
         known = dict(self.done)
         for point, runs in self.unfinished.items():
             known[point.key] = known.get(point.key, 0) + runs
@@ -139,11 +143,6 @@ class FinishedStudy:
                 runs = known.get(point.key, 0)
                 options.append(Option(point, row, offset, runs, self.first_runs))
         return options
-
-    def _ln_loss_rise(self, params: Floats, tokens: Floats) -> Floats:
-        """Return ln of the law's loss over the least at the same N D, (K,)."""
-        least = optimum(self.sample.points, self.design.theta, 6.0 * params * tokens)[0][:, 2]
-        return np.log(self.law.loss(params, tokens)) - least
 
     def profiles(self, joint: Fit | None) -> list[ProfileSizes]:
         """Return the profile of each budget with runs, by ascending budget.

@@ -231,7 +231,7 @@ def _draw_optima(ax: Axes, points: Optima, quantity: str) -> Floats:
 
 def _law_label(data: LawData) -> str:
     if data.quantity == "loss":
-        return "$L^*(C)$ at $C = 6ND$"
+        return "$L^*(C)$"
     value, low, high = (data.exponent[end] for end in ("value", "low", "high"))
     span = f"{low:.3f}, {high:.3f}" if np.isfinite(high - low) else "unbounded"
     return rf"${QUANTITIES[data.quantity].letter}^* \propto C^{{{value:.3f}}}$  [{span}]"

@@ -45,6 +45,9 @@ class SurfaceData:
         params, tokens, budget: of the K configurations, (K,) each.
         max_flops, min_flops: of the configurations, training FLOPs.
         optimum: from training FLOPs, (M,), to ln N*, ln D* and ln L*, (M, 3).
+        ln_tokens: ln D from ln N, (K,), and ln C: a line of equal compute.
+        ln_flops: ln C from ln N and ln D.
+        is_six_nd: C = 6ND.
         loss_at: loss at N and D, nats per token; broadcasts.
         tokens_for: tokens with which N parameters reach a loss; NaN if none do.
         params_for: parameters with which D tokens reach a loss; NaN if none do.
@@ -58,6 +61,9 @@ class SurfaceData:
     min_flops: float
     max_flops: float
     optimum: Callable[[Floats], Floats]
+    ln_tokens: Callable[[Floats, float], Floats]
+    ln_flops: Callable[[float, float], Any]
+    is_six_nd: bool
     loss_at: Callable[[Floats, Floats], Floats]
     tokens_for: Callable[[float, float], float]
     params_for: Callable[[float, float], float]
@@ -74,7 +80,9 @@ class ExponentData:
         draws: resamples of both, (R, 2).
         covariance: of both, (2, 2).
         dof: degrees of freedom of the covariance.
-        intervals: t intervals of `alpha`, `beta` and `a`, each with value, low and high.
+        intervals: t intervals of `alpha`, `beta` and `a` = beta / (alpha + beta), each with value,
+            low and high.
+        a_name: name of the latter: `a` where C / (ND) is constant.
         confidence: level of the intervals.
     """
 
@@ -84,6 +92,7 @@ class ExponentData:
     covariance: Floats
     dof: int
     intervals: Mapping[str, Mapping[str, float]]
+    a_name: str
     confidence: float
 
 
@@ -118,7 +127,7 @@ def plot_surface(data: SurfaceData, ax: Axes | None = None) -> Axes:
     ax.plot(size, tokens, color=INK, linewidth=1.3, linestyle=(0, (4, 3)), zorder=4)
     path_style = {"linewidth": 2.0, "zorder": 4, "label": "optimum N*, D*"}
     ax.plot(size[inside], tokens[inside], color=INK, **path_style)
-    _draw_equal_compute(ax, mesh)
+    _draw_equal_compute(ax, mesh, data)
     x_label = f"Model size N ({size_unit(data.n, 'parameters')})"
     style_axes(ax, "Loss over size and data", x_label, "Training data D (tokens)")
     ax.grid(False)
@@ -128,10 +137,8 @@ def plot_surface(data: SurfaceData, ax: Axes | None = None) -> Axes:
 
 
 def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
-    """Draw resamples of alpha and beta, the t intervals of both and their joint region, and a's t
-    interval as a wedge.
-
-    a = beta / (alpha + beta) is constant on a ray from the origin, so a wedge holds its interval.
+    """Draw resamples of alpha and beta, the t intervals of both and their joint region, and as a
+    wedge the t interval of beta / (alpha + beta), which is constant on a ray from the origin.
     """
     ax = new_axes(ax, 5.4, 4.6)
     alpha, beta = data.alpha, data.beta
@@ -141,10 +148,13 @@ def plot_exponents(data: ExponentData, ax: Axes | None = None) -> Axes:
         ax.plot(*draws.T, label="resamples", zorder=2, **style)
     _limit_view(ax, draws, data.intervals)
     a = data.intervals["a"]
-    _draw_wedge(ax, a["low"], a["high"], data.confidence)
+    _draw_wedge(
+        ax, a["low"], a["high"], f"{data.a_name}, {percent_text(data.confidence)} t interval"
+    )
     ray = np.array(ax.get_xlim())
     slope = a["value"] / (1.0 - a["value"])
-    ax.plot(ray, ray * slope, color=BAND, linewidth=1.1, label=f"a = {a['value']:.3f}")
+    label = f"{data.a_name} = {a['value']:.3f}"
+    ax.plot(ray, ray * slope, color=BAND, linewidth=1.1, label=label)
     ax.add_patch(_joint_region(data))
     for name in ("alpha", "beta"):
         span = [data.intervals[name]["low"], data.intervals[name]["high"]]
@@ -185,11 +195,14 @@ def _label_levels(ax: Axes, data: SurfaceData, levels: list[float]) -> None:
             ax.annotate(f"{level:g}", end, xytext=(0, 2), ha="center", va="bottom", **style)
 
 
-def _draw_equal_compute(ax: Axes, mesh: list[Floats]) -> None:
-    """Draw dotted lines at powers of ten of 6ND, labelled inside the frame at their lower ends."""
+def _draw_equal_compute(ax: Axes, mesh: list[Floats], surface: SurfaceData) -> None:
+    """Draw dotted lines at powers of ten of compute, labelled inside the frame at their lower
+    ends.
+    """
     (x_min, x_max), (y_min, y_max) = (ends(m) for m in mesh)
-    corner_sums = (x_min + y_min, x_max + y_max)
-    low, high = (np.log10(6.0) + ln_nd / np.log(10.0) for ln_nd in corner_sums)
+    corners = ((x_min, y_min), (x_max, y_max))
+    low, high = (float(surface.ln_flops(*corner)) / np.log(10.0) for corner in corners)
+    sizes = np.linspace(x_min, x_max, _MESH_POINTS)
     inset = 0.045
     x_last, y_last = x_max - inset * (x_max - x_min), y_min + inset * (y_max - y_min)
     first, last = int(np.ceil(low + 0.4)), int(np.floor(high - 0.3))
@@ -202,12 +215,14 @@ def _draw_equal_compute(ax: Axes, mesh: list[Floats]) -> None:
         "va": "center",
     }
     for power in range(first, last + 1, max(1, round((high - low) / 8.0))):
-        total = power * np.log(10.0) - np.log(6.0)
-        ax.plot(np.exp([x_min, x_max]), np.exp([total - x_min, total - x_max]), zorder=1, **line)
-        x = min(x_last, total - y_last)
-        point = float(np.exp(x)), float(np.exp(total - x))
-        ax.text(*point, flops_label(10.0**power), bbox=box, **style)
-    ax.plot([], [], label="equal compute, 6ND", **line)
+        data = surface.ln_tokens(sizes, power * np.log(10.0))
+        ax.plot(np.exp(sizes), np.exp(data), zorder=1, **line)
+        inside = np.flatnonzero((sizes <= x_last) & (data >= y_last))
+        if len(inside):
+            point = float(np.exp(sizes[inside[-1]])), float(np.exp(data[inside[-1]]))
+            ax.text(*point, flops_label(10.0**power), bbox=box, **style)
+    label = "equal compute, 6ND" if surface.is_six_nd else "equal compute"
+    ax.plot([], [], label=label, **line)
     ax.plot([], [], color=CONTOUR, linewidth=0.9, label="equal loss (nats per token)")
 
 
@@ -232,9 +247,8 @@ def _limit_view(ax: Axes, draws: Floats, rows: Mapping[str, Mapping[str, float]]
         setter(max(low - pad, 0.0), high + pad)
 
 
-def _draw_wedge(ax: Axes, low: float, high: float, confidence: float) -> None:
+def _draw_wedge(ax: Axes, low: float, high: float, label: str) -> None:
     x = np.array(ax.get_xlim())
-    label = f"a's {percent_text(confidence)} t interval"
     slopes = [share / (1.0 - share) for share in np.clip([low, high], 1e-3, 1.0 - 1e-3)]
     style = {"color": BAND, "alpha": 0.15, "linewidth": 0, "zorder": 1}
     ax.fill_between(x, x * slopes[0], x * slopes[1], label=label, **style)

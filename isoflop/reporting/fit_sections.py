@@ -181,8 +181,8 @@ def reading_section(fit: Fit) -> str:
         "stated.",
         "Jointly: all profiles have one asymmetric shape, each budget its own least loss; t "
         "intervals.",
-        "L = E + A / N^alpha + B / D^beta: all runs are fitted at once, with C = 6ND for the "
-        "optimum; t intervals.",
+        "L = E + A / N^alpha + B / D^beta: all runs are fitted at once; the optimum is at "
+        "the cost of a token (C / D) of the runs; t intervals.",
         "a and b need not add up to 1: with embeddings counted, compute is not 6ND.",
         "Depth is the rise of the lower of the two arms above the minimum. Below five times the "
         "noise of a run, the position of the minimum is hardly known.",

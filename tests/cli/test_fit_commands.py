@@ -279,7 +279,7 @@ def test_a_budget_is_answered_by_each_law(isoflop: Callable[..., Output], done_s
         "parametric",
     ]
     for phrase in (
-        "with C = 6ND",
+        "over all sizes",
         "x apart",
         "Within 0.1% of the least loss",
         "Within 1%",
@@ -353,7 +353,7 @@ def test_a_known_law_needs_no_file(isoflop: Callable[..., Output]) -> None:
     code, out, err = isoflop("predict", "soda", "--flops", "1.32e22", "--json")
     (law,) = json.loads(out)["predictions"][0]["laws"]
     assert code == 0
-    assert law["closed_form"]["params"]["value"] == pytest.approx(9.8e9, rel=5e-3)
+    assert law["over_sizes"]["params"]["value"] == pytest.approx(9.8e9, rel=5e-3)
     assert law["params"]["statistical"] == [None, None]
     assert (
         err == "isoflop: warning: soda: published without an uncertainty, so it has no intervals\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoflop.fitting import SURFACES, fit_isoflop, fit_study, simulate_isoflop
+from isoflop.fitting import SURFACES, fit_isoflop, fit_parametric, fit_study, simulate_isoflop
 from isoflop.fitting.estimators.intervals import Line
 from isoflop.fitting.methods.fit_all import FitOptions
 from isoflop.fitting.sensitivity import _six_nd_exponents
@@ -53,8 +53,13 @@ def test_counts_change_the_exponents() -> None:
             a[method, n, "train_flops"] for n in ("non_embedding", "one_embedding", "total")
         )
         assert body > with_head + 0.01 > total + 0.02
-    assert set(table.loc[table["method"] == "parametric", "c"]) == {"6ND"}
-    assert a["parametric", "total", "6ND"] == pytest.approx(SURFACES["chinchilla"].a, rel=1e-4)
+    assert a["parametric", "total", "train_flops"] == pytest.approx(
+        SURFACES["chinchilla"].a, rel=1e-4
+    )
+    law = fit_parametric(runs, n="non_embedding", bootstrap=0)
+    alone = cell(law.exponents, "a", "value")
+    assert a["parametric", "non_embedding", "train_flops"] == pytest.approx(alone, rel=1e-12)
+    assert alone != pytest.approx(a["parametric", "non_embedding", "6ND"], abs=0.005)
     assert np.all(table["a_low"] <= table["a"])
     assert np.all(table["a"] <= table["a_high"])
 

@@ -57,12 +57,12 @@ def test_the_optimum_of_a_budget_is_that_of_its_shapes(study: FinishedStudy) -> 
 
 
 def test_options_are_near_enough_or_have_runs(study: FinishedStudy) -> None:
-    options = study.options()
-    rises = {}
+    options, rises, sizes = study.options(), {}, np.geomspace(1e6, 1e11, 20_001)
     for option in options:
         params, tokens = float(option.point.params("total")), float(option.point.tokens)
-        best = SODA.optimum(6.0 * params * tokens)
-        rises[option.point.key] = float(np.log(SODA.loss(params, tokens) / SODA.loss(*best)))
+        data = study.sample.cost.ln_tokens(np.log(sizes), np.log(float(option.point.train_flops)))
+        least = SODA.loss(sizes, np.exp(data)).min()
+        rises[option.point.key] = float(np.log(SODA.loss(params, tokens) / least))
         assert option.offset == pytest.approx(np.log(params) - study.optima[option.point.budget])
     limit = MAX_LN_LOSS_RISE + 1e-6
     assert all(rise <= limit or study.done.get(key) for key, rise in rises.items())

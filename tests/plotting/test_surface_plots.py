@@ -71,7 +71,7 @@ def test_exponents_show_resamples_intervals_and_their_region():
 
 
 def test_the_wedge_is_the_interval_of_a():
-    alpha, beta = corners(named(FIT.plot_exponents(), "a's 95% t interval").get_paths()[0]).T
+    alpha, beta = corners(named(FIT.plot_exponents(), "a, 95% t interval").get_paths()[0]).T
     shares = beta / (alpha + beta)
     assert (shares.min(), shares.max()) == pytest.approx(FIT.conf_int().loc["a"].tolist())
 

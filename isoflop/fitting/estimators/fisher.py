@@ -18,7 +18,9 @@ from scipy.special import ndtr, stdtrit
 
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.newton import Observations
-from isoflop.fitting.estimators.surface_estimate import PARAMETER_COUNT, optimum
+from isoflop.fitting.estimators.surface_estimate import PARAMETER_COUNT
+from isoflop.fitting.estimators.surface_optimum import growth_exponents, optimum
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST, TokenCost
 from isoflop.frames import Floats
 from isoflop.laws import Surface
 
@@ -44,12 +46,14 @@ class Design:
         points: the K configurations, with the law's losses.
         seeds: number of runs of each configuration, (K,).
         noise: standard deviation of ln loss between runs.
+        cost: cost of a token, which the optimum at a budget depends on.
     """
 
     law: Surface
     points: Observations
     seeds: Floats
     noise: float
+    cost: TokenCost = SIX_ND_COST
 
     @classmethod
     def from_counts(
@@ -98,14 +102,13 @@ class Design:
         return invert(self.rows.T @ self.rows)
 
     def exponent(self) -> Target:
-        """Return a = beta / (alpha + beta)."""
-        alpha, beta = self.law.alpha, self.law.beta
-        gradient = np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
-        return Target("a", self.law.a, gradient)
+        """Return a of N* ~ C^a, see `growth_exponents`."""
+        values, gradients = growth_exponents(self.points, self.theta, self.cost)
+        return Target("a", float(values[0]), gradients[0])
 
     def loss(self, flops: float) -> Target:
-        """Return ln of the least loss at C = 6ND = flops."""
-        values, gradients = optimum(self.points, self.theta, flops)
+        """Return ln of the least loss at a budget."""
+        values, gradients = optimum(self.points, self.theta, flops, self.cost)
         return Target("loss", float(values[2]), gradients[2])
 
     def sd(self, target: Target) -> float:

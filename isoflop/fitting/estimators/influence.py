@@ -12,6 +12,7 @@ from isoflop.fitting.estimators.surface_estimate import (
     minimise,
     robust_sd,
 )
+from isoflop.fitting.estimators.surface_optimum import growth_exponents
 from isoflop.frames import Floats
 
 MAX_EXACT_CONFIGURATIONS = 1000  # above, one Newton step replaces the fit without each
@@ -29,10 +30,10 @@ def influence_table(
         a, a_error: the exponent with all of them, and its standard error.
     """
     points, theta = sample.points, estimate.theta[0]
-    alpha, beta = fit_without_each(sample, estimate).T[3:]
     scaled = sample.residuals(theta)
     sd = float(robust_sd(scaled))
-    without = beta / (alpha + beta)
+    others = fit_without_each(sample, estimate)
+    without = growth_exponents(points, others, sample.cost)[0][:, 0]
     unknown = np.zeros(len(sample))
     return pd.DataFrame(
         {

@@ -12,6 +12,8 @@ from isoflop.errors import FitError
 from isoflop.frames import Floats
 
 MIN_RESAMPLES = 100
+SDS_PER_MAD = 1.4826
+"""Standard deviations in the median absolute deviation of a Gaussian."""
 
 
 class Interval(NamedTuple):

@@ -5,13 +5,16 @@ losses at once.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.special import fdtrc
 
 from isoflop.fitting.estimators import newton
+from isoflop.fitting.estimators.intervals import SDS_PER_MAD
 from isoflop.fitting.estimators.newton import Observations, Solutions
 from isoflop.fitting.estimators.parabola import MAX_LEVERAGE
+from isoflop.fitting.estimators.token_cost import TokenCost
 from isoflop.fitting.tables.budgets import resolve_budget_flops
 from isoflop.frames import Floats
 
@@ -23,7 +26,6 @@ HUBER_DELTA_SDS = 1.345
 STEPPED_DELTA_SDS = 0.02
 """Below this share of the noise, a delta is approached in steps."""
 _DELTA_STEP_FACTOR = 5.0
-_SDS_PER_MAD = 1.4826  # standard deviations in a median absolute deviation of a Gaussian
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,13 @@ class Sample:
     def budget_flops(self) -> Floats:
         """FLOPs of each one's budget, (K,)."""
         return resolve_budget_flops(self.budget, self.flops, self.seeds)
+
+    @cached_property
+    def cost(self) -> TokenCost:
+        """Cost of a token, by the FLOPs of the configurations."""
+        points = self.points
+        x, y = points.x + points.x_mean, points.y + points.y_mean
+        return TokenCost.from_runs(x, y, self.flops, self.budget)
 
     def deltas(self, delta: Floats | float) -> Floats:
         """Return Huber's delta of each mean, (M, K).
@@ -194,7 +203,7 @@ def robust_sd(residuals: Floats, parameters: int = PARAMETER_COUNT) -> Floats:
     """
     count = residuals.shape[-1]
     mad = np.median(np.abs(residuals), axis=-1)
-    return _SDS_PER_MAD * mad * np.sqrt(count / (count - parameters))
+    return SDS_PER_MAD * mad * np.sqrt(count / (count - parameters))
 
 
 def jacobian(sample: Sample, theta: Floats) -> Floats:
@@ -298,30 +307,3 @@ def _test_evenness(sizes: Floats, covariates: Floats) -> Floats:
     explained = np.sum((np.swapaxes(q, -1, -2) @ centred[..., None]) ** 2, axis=(-1, -2))
     unexplained = np.sum(centred**2, axis=-1) - explained
     return fdtrc(regressors, dof, explained / regressors / np.maximum(unexplained, 1e-300) * dof)
-
-
-def optimum(points: Observations, theta: Floats, flops: Floats | float) -> tuple[Floats, Floats]:
-    """Return ln N*, ln D* and ln L* at C = 6ND FLOPs for theta (..., 5), (..., 3), and their
-    gradients by theta, (..., 3, 5).
-
-    N* = G (C/6)^a with G = (alpha A / (beta B))^(1/(alpha+beta)), Hoffmann et al. 2022, eq. 4. The
-    gradient of L* is that of L at fixed N and D, since L is stationary there.
-    """
-    e, a, b, alpha, beta, sixth = np.broadcast_arrays(
-        *np.moveaxis(np.asarray(theta), -1, 0), np.log(flops) - np.log(6.0)
-    )
-    total = alpha + beta
-    a_far, b_far = a + alpha * points.x_mean, b + beta * points.y_mean
-    size = (np.log(alpha) + a_far - np.log(beta) - b_far + beta * sixth) / total
-    data = sixth - size
-    p, q = np.exp(a_far - alpha * size), np.exp(b_far - beta * data)
-    floor = np.exp(e)
-    loss = floor + p + q
-    by_alpha = 1.0 / alpha + points.x_mean - size
-    by_beta = sixth - size - 1.0 / beta - points.y_mean
-    zero, unit = np.zeros_like(total), np.ones_like(total)
-    size_gradient = np.stack([zero, unit, -unit, by_alpha, by_beta], axis=-1) / total[..., None]
-    loss_columns = [floor, p, q, -(size - points.x_mean) * p, -(data - points.y_mean) * q]
-    loss_gradient = np.stack(loss_columns, axis=-1) / loss[..., None]
-    values = np.stack([size, data, np.log(loss)], axis=-1)
-    return values, np.stack([size_gradient, -size_gradient, loss_gradient], axis=-2)

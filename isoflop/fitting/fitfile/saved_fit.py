@@ -14,6 +14,7 @@ from isoflop.fitting.estimators.holdout import HoldOut, Miss
 from isoflop.fitting.estimators.intervals import Line
 from isoflop.fitting.estimators.newton import PARAMETER_NAMES, Observations
 from isoflop.fitting.estimators.skew import Shift, Skew
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST, TokenCost
 from isoflop.fitting.results.fitted_laws import LawEstimate, Laws
 from isoflop.fitting.results.isoflop_fit import LineLawEstimate
 from isoflop.fitting.results.joint_fit import JointLawEstimate, LogLine
@@ -130,7 +131,34 @@ def _surface(law: Mapping[str, Any], draws: Draws) -> SurfaceLawEstimate:
         _centre(x_mean, y_mean),
         theta,
         _shared(law),
+        _cost(law),
     )
+
+
+def _cost(law: Mapping[str, Any]) -> TokenCost:
+    """Return the cost of a token; files of isoflop 0.1 have none, and C = 6ND."""
+    if law.get("cost") is None:
+        return SIX_ND_COST
+    cost = mapping_at(law, "cost")
+    size, budgets = _list_length(cost, "ln_params"), _list_length(cost, "ln_flops")
+    low, high = _array(cost, "span", 2)
+    knots = _array(cost, "ln_params", size)
+    if not (size and np.all(np.diff(knots) > 0.0)):
+        raise DamagedError("ln_params: expected ascending numbers")
+    return TokenCost(
+        knots,
+        _array(cost, "ln_ratio", size),
+        _array(cost, "ln_flops", budgets),
+        _array(cost, "shift", budgets),
+        (float(low), float(high)),
+        _number(cost, "scatter"),
+    )
+
+
+def _list_length(holder: Mapping[str, Any], key: str) -> int:
+    if not isinstance(holder.get(key), list):
+        raise DamagedError(f"{key}: expected a list")
+    return len(holder[key])
 
 
 def _shared(law: Mapping[str, Any]) -> ClusteredCovariance | None:

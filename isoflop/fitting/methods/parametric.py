@@ -23,9 +23,10 @@ from isoflop.fitting.estimators.surface_estimate import (
     estimate_one,
     jacobian,
     minimise,
-    optimum,
     robust_sd,
 )
+from isoflop.fitting.estimators.surface_optimum import optimum
+from isoflop.fitting.estimators.token_cost import TokenCost
 from isoflop.fitting.results.diagnostics_parametric import diagnose_surface
 from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
@@ -272,19 +273,25 @@ def hold_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
             hidden = sample.select(budget_flops == level)
             fitted = hidden.points.fitted(remaining.recentre(fit.theta, hidden.points))
             loss = np.average(np.log(fitted / hidden.points.loss), axis=-1, weights=hidden.seeds)
-            values, gradients = optimum(points, fit.theta, level)
+            values, gradients = optimum(points, fit.theta, level, sample.cost)
             variances = np.einsum("mqi,mij,mqj->mq", gradients, fit.covariance, gradients)
             ses = np.sqrt(np.maximum(variances, 0.0))
             loss_se = np.hypot(ses[:, 2], np.sqrt(fit.variance / hidden.seeds.sum()))
             if count_distinct(hidden.points.x) < 2:  # one size does not locate the optimum
                 return {"loss": loss}, {"loss": loss_se}
             theta = sample.recentre(estimate.theta, hidden.points)
-            shift, shift_se = _optimum_shift(hidden, theta, fit.variance)
-            size = values[:, 0] - optimum(sample.points, estimate.theta, level)[0][:, 0] - shift
-            size_se = np.hypot(ses[:, 0], shift_se)
+            shift, shift_se = _optimum_shift(hidden, theta, fit.variance, sample.cost)
+            best = optimum(sample.points, estimate.theta, level, sample.cost)[0]
+            slope = sample.cost.slope(best[:, 0])  # D* falls so as N* rises at constant compute
+            size = values[:, 0] - best[:, 0] - shift
+            data = values[:, 1] - best[:, 1] + slope * shift
             return (
-                {"params": size, "tokens": -size, "loss": loss},
-                {"params": size_se, "tokens": size_se, "loss": loss_se},
+                {"params": size, "tokens": data, "loss": loss},
+                {
+                    "params": np.hypot(ses[:, 0], shift_se),
+                    "tokens": np.hypot(ses[:, 1], slope * shift_se),
+                    "loss": loss_se,
+                },
             )
 
         return predict
@@ -292,7 +299,9 @@ def hold_out_surface(sample: Sample, estimate: Estimate, delta: float | None) ->
     return hold_out(budget_flops, hide)
 
 
-def _optimum_shift(budget: Sample, theta: Floats, variance: Floats) -> tuple[Floats, Floats]:
+def _optimum_shift(
+    budget: Sample, theta: Floats, variance: Floats, cost: TokenCost
+) -> tuple[Floats, Floats]:
     """Return the ln N* of one budget's runs less the surface's, (M,), and its standard error.
 
     It is one Gauss-Newton step: the residuals about their mean, regressed on the slope of ln loss
@@ -300,7 +309,8 @@ def _optimum_shift(budget: Sample, theta: Floats, variance: Floats) -> tuple[Flo
     """
     floor, size_term, data_term = budget.points.terms(theta)
     fitted = floor + size_term + data_term
-    slope = (theta[:, [4]] * data_term - theta[:, [3]] * size_term) / fitted
+    data_slope = cost.slope(budget.points.x + budget.points.x_mean)
+    slope = (theta[:, [4]] * data_term * data_slope - theta[:, [3]] * size_term) / fitted
     weight = budget.seeds / budget.seeds.sum()
     slope = slope - np.sum(weight * slope, axis=-1, keepdims=True)
     residual = np.log(budget.points.loss / fitted)

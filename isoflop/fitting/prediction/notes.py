@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from isoflop.fitting.estimators.token_cost import TokenCost
 from isoflop.fitting.results.fitted_laws import Laws
-from isoflop.text import flops_text
+from isoflop.text import count_text, flops_text
 
 FAR_DECADES = 1.5
 """Distance of a budget from those fitted, in decades, beyond which a prediction has a note."""
@@ -42,6 +43,15 @@ def distance_notes(flops: float, laws: Mapping[str, Laws]) -> list[str]:
         f"{flops_text(flops)} FLOPs are {decades:.1f} decades {side} budget {fitted} "
         f"({flops_text(end)}): a run {run} would give more certainty than any interval"
     ]
+
+
+def cost_note(name: str, cost: TokenCost) -> str:
+    """Return the note on an optimum at a size where the runs do not show the cost of a token."""
+    low, high = map(count_text, cost.size_range)
+    return (
+        f"{name}: N* lies beyond the sizes that were run ({low} to {high}), where C / (6ND) is "
+        "held at its value at the edge; give --recipe for the FLOPs of real models"
+    )
 
 
 def unknown_error_note(name: str, law: Laws) -> str:

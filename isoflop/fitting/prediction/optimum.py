@@ -1,30 +1,31 @@
-"""The optimum of a parametric law at a budget: with C = 6ND, or over a recipe's models and their
-FLOPs.
+"""The optimum of a parametric law at a budget: at the cost of a token in its runs, or over a
+recipe's models and their FLOPs.
 
 At a budget C a model of N parameters trains on D = C / f(N) tokens, with f its training FLOPs per
-token: 6N, or those of the architecture (head and attention included). The optimum is the N at which
-A/N^alpha + B/D^beta is least.
+token: 6N, a curve through those of the runs, or those of the architecture (head and attention
+included). The optimum is the N at which A/N^alpha + B/D^beta is least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from isoflop.fitting.estimators.intervals import Interval
-from isoflop.fitting.estimators.surface_estimate import optimum
+from isoflop.fitting.estimators.surface_optimum import optimum, optimum_gradients
 from isoflop.fitting.prediction.recipe_models import RecipeModels
 from isoflop.fitting.results.profile_fit import NEAR_OPTIMAL_SHARES
 from isoflop.fitting.results.surface_law import SurfaceLawEstimate
+from isoflop.fitting.terms import Quantity
 from isoflop.frames import Floats
 from isoflop.shapes import ModelShape
 
 EQUAL_LOSS_FACTORS = (0.25, 0.5, 2.0)
 """Sizes, as multiples of N*, for which the cost at equal loss is computed."""
-_SEARCH_FACTOR = 300.0  # sizes searched, up to this factor from the closed form's optimum
+_SEARCH_FACTOR = 300.0  # sizes searched, up to this factor from the optimum over all sizes
 _LOCAL_FACTOR = 4.0  # sizes, up to this factor from N*, that give the growth of a token's cost
 
 
@@ -50,7 +51,7 @@ class EqualLoss(NamedTuple):
         params, tokens, flops: size of the run; tokens and FLOPs are NaN where no number of tokens
             is enough.
         ratio: its FLOPs over the budget.
-        width: width of the model; None for C = 6ND.
+        width: width of the model; None without a recipe.
     """
 
     factor: float
@@ -71,7 +72,7 @@ class Optimum:
         equal_loss: cost of smaller and larger models at the same loss.
         cost_growth: d ln f / d ln N at the optimum, and its derivative by ln N: 1 and 0 for
             C = 6ND.
-        shape: the model; None for C = 6ND.
+        shape: the model; None without a recipe.
     """
 
     params: float
@@ -86,29 +87,20 @@ class Optimum:
         self, law: SurfaceLawEstimate, flops: float, confidence: float
     ) -> dict[str, Interval]:
         """Return intervals of ln N*, ln D* and ln loss if the law is true: t intervals by the delta
-        method.
-
-        At the optimum ln alpha + ln(A/N^alpha) = ln beta + ln(B/D^beta) + ln s with
-        s = d ln f / d ln N. The derivatives of N* and D* by theta follow from this equation; those
-        of the loss are at fixed N and D.
+        method (`optimum_gradients`).
         """
-        u, v = np.log(self.params), np.log(self.tokens)
-        alpha, beta = law.theta[3:]
-        slope, bend = self.cost_growth
-        by_alpha = 1.0 / alpha - (u - law.points.x_mean)
-        by_beta = v - law.points.y_mean - 1.0 / beta
-        by_theta = np.array([0.0, 1.0, -1.0, by_alpha, by_beta])
-        gradient = by_theta / (alpha + beta * slope + bend / slope)
+        size, data = float(np.log(self.params)), float(np.log(self.tokens))
+        values, gradients = optimum_gradients(law.points, law.theta, size, data, *self.cost_growth)
         return {
-            "params": law.t_interval(float(u), gradient, confidence),
-            "tokens": law.t_interval(float(v), -slope * gradient, confidence),
-            "loss": law.loss_interval(self.params, self.tokens, confidence),
+            name: law.t_interval(float(value), gradient, confidence)
+            for name, value, gradient in zip(get_args(Quantity), values, gradients, strict=True)
         }
 
 
-def closed_form_optimum(law: SurfaceLawEstimate, flops: float) -> Optimum:
-    """Return the optimum of a law at a budget with C = 6ND."""
-    size, data, ln_loss = (float(v) for v in optimum(law.points, law.theta, flops)[0])
+def optimum_over_sizes(law: SurfaceLawEstimate, flops: float) -> Optimum:
+    """Return the optimum of a law at a budget over all sizes, at the runs' cost of a token."""
+    values = optimum(law.points, law.theta, flops, law.cost)[0]
+    size, data, ln_loss = (float(v) for v in values)
     loss = float(np.exp(ln_loss))
     near_optimal = []
     for share in NEAR_OPTIMAL_SHARES:
@@ -118,10 +110,11 @@ def closed_form_optimum(law: SurfaceLawEstimate, flops: float) -> Optimum:
     for factor in EQUAL_LOSS_FACTORS:
         params = factor * float(np.exp(size))
         tokens = law.tokens_for(params, loss)
-        cost = 6.0 * params * tokens
+        cost = law.flops_for(params, tokens)
         equal_loss.append(EqualLoss(factor, params, tokens, cost, cost / flops, None))
     params, tokens = float(np.exp(size)), float(np.exp(data))
-    return Optimum(params, tokens, loss, tuple(near_optimal), tuple(equal_loss))
+    growth = float(law.cost.slope(size)), float(law.cost.bend(size))
+    return Optimum(params, tokens, loss, tuple(near_optimal), tuple(equal_loss), growth)
 
 
 def optimum_over_models(law: SurfaceLawEstimate, flops: float, models: RecipeModels) -> Optimum:
@@ -130,7 +123,7 @@ def optimum_over_models(law: SurfaceLawEstimate, flops: float, models: RecipeMod
     Raises:
         FitError: the recipe has no model near the optimum.
     """
-    middle = float(np.exp(optimum(law.points, law.theta, flops)[0][0]))
+    middle = float(np.exp(optimum(law.points, law.theta, flops, law.cost)[0][0]))
 
     def losses(shapes: list[ModelShape]) -> Floats:
         costs = np.array([float(shape.train_flops_per_token) for shape in shapes])
@@ -163,15 +156,16 @@ def optimum_over_models(law: SurfaceLawEstimate, flops: float, models: RecipeMod
 def _range_end(
     law: SurfaceLawEstimate, flops: float, size: float, sign: float, limit: float
 ) -> float | None:
-    """Return the N on one side of ln N* = `size` at which the loss at C = 6ND reaches a limit; None
-    if it stays below.
+    """Return the N on one side of ln N* = `size` at which the loss at a budget reaches a limit;
+    None if it stays below.
     """
 
     def loss(distance: float) -> float:
         # Beyond the range of floats N or D is infinite, and so is the loss.
         with np.errstate(over="ignore", divide="ignore"):
-            params = np.exp(size + sign * distance)
-            return float(law.loss_at(params, flops / (6.0 * params)))
+            other = size + sign * distance
+            data = law.cost.ln_tokens(other, np.log(flops))
+            return float(law.loss_at(np.exp(other), np.exp(data)))
 
     inner, outer = 0.0, 0.1
     while loss(outer) < limit:

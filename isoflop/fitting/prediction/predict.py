@@ -16,13 +16,15 @@ from isoflop.config.schema import Sweep
 from isoflop.errors import FitError
 from isoflop.fitting.comparison import gap_text, no_law_notes
 from isoflop.fitting.estimators.intervals import Interval, check_confidence, exponential
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST, TokenCost
 from isoflop.fitting.fitfile.read import FitFile, load_fit, named_laws
 from isoflop.fitting.prediction.notes import (
+    cost_note,
     distance_notes,
     undetermined_note,
     unknown_error_note,
 )
-from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum, optimum_over_models
+from isoflop.fitting.prediction.optimum import Optimum, optimum_over_models, optimum_over_sizes
 from isoflop.fitting.prediction.recipe_models import RecipeModels, find_sweep, one_run_yaml
 from isoflop.fitting.results.fitted_laws import Laws
 from isoflop.fitting.results.surface_law import SurfaceLawEstimate
@@ -50,8 +52,9 @@ class MethodPrediction:
             low, high (with the law's own error beyond its runs, as far as it is known),
             statistical_low, statistical_high (valid if the law is true).
         optimum: optimum of the parametric law, over the recipe's models and their FLOPs if the
-            recipe is known, else with C = 6ND; None for another method. `table` belongs to it.
-        closed_form: rows as in `table`, with C = 6ND; None unless `optimum` is over models.
+            recipe is known, else over all sizes at the runs' cost of a token; None for another
+            method. `table` belongs to it.
+        over_sizes: rows as in `table`, over all sizes; None unless `optimum` is over models.
         shape: the recipe's model at the optimum: the best one, or the one with N nearest to N*;
             None without a recipe.
     """
@@ -60,7 +63,7 @@ class MethodPrediction:
     law: Laws
     table: pd.DataFrame
     optimum: Optimum | None
-    closed_form: pd.DataFrame | None
+    over_sizes: pd.DataFrame | None
     shape: ModelShape | None
 
     def has_model_error(self, flops: float) -> bool:
@@ -68,6 +71,18 @@ class MethodPrediction:
         without intervals.
         """
         return math.isnan(cell(self.table, "params", "low")) or self.law.has_model_error(flops)
+
+    @property
+    def cost(self) -> TokenCost:
+        """Cost of a token by the law's runs; C = 6ND for a law that needs none."""
+        estimate = self.law.law_estimate
+        return estimate.cost if isinstance(estimate, SurfaceLawEstimate) else SIX_ND_COST
+
+    @property
+    def extrapolates_cost(self) -> bool:
+        """True if N* lies where the runs do not show the cost of a token, and no recipe does."""
+        low, high = self.cost.size_range
+        return self.over_sizes is None and not low <= self.size().value <= high
 
     def size(self) -> Interval:
         """Return N*, with the interval that includes the law's own error."""
@@ -84,9 +99,12 @@ class MethodPrediction:
         entry["width"] = None if self.shape is None else self.shape.width
         if self.optimum is None:
             return entry
-        entry["over"] = "6ND" if self.closed_form is None else "shapes"
-        if self.closed_form is not None:
-            entry["closed_form"] = _quantities(self.closed_form)
+        entry["over"] = "shapes"
+        if self.over_sizes is None:
+            entry["over"] = "6ND" if self.cost.is_six_nd else "table"
+        else:
+            entry["over_sizes"] = _quantities(self.over_sizes)
+            entry["closed_form"] = entry["over_sizes"]  # the name in 0.1, for one release
         entry["near_optimal"] = [vars(sizes) for sizes in self.optimum.near_optimal]
         entry["equal_loss"] = [other._asdict() for other in self.optimum.equal_loss]
         return entry
@@ -220,11 +238,12 @@ def predict(
     chosen = _choose(methods, method)
     notes += no_law_notes(laws)
     notes += distance_notes(flops, laws)
+    notes += [cost_note(m.name, m.cost) for m in methods if m.extrapolates_cost]
     notes += [unknown_error_note(m.name, m.law) for m in methods if not m.has_model_error(flops)]
     configuration = None
     if sweep is None:
         notes.append(
-            "no recipe is known, so C = 6ND and there is no training configuration; give --recipe"
+            "no recipe is known, so there is no training configuration; give --recipe"
         )
     else:
         models, shape = RecipeModels(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
@@ -253,7 +272,7 @@ def _predict_method(
         shape = None if models is None else models.nearest(cell(table, "params", "value"))
         return MethodPrediction(name, law, table, None, None, shape)
     if models is None:
-        best = closed_form_optimum(estimate, flops)
+        best = optimum_over_sizes(estimate, flops)
         return MethodPrediction(name, law, table, best, None, None)
     best = optimum_over_models(estimate, flops, models)
     intervals = best.intervals(estimate, flops, confidence)

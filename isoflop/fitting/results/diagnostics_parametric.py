@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.fitting.estimators.newton import MAX_LN_LOSS_OVER_E
-from isoflop.fitting.estimators.surface_estimate import optimum
+from isoflop.fitting.estimators.surface_optimum import optimum
 from isoflop.fitting.results.diagnostics import (
     FINDING_ALPHA,
     dropped_rows_findings,
@@ -32,6 +32,9 @@ OUTLIER_SDS = 4.0
 MAX_INFLUENCE_SES = 1.0
 MIN_E_SHARE = 0.01
 MIN_DELTA_SDS = 0.5
+MIN_COST_GAP = 0.03
+"""Share by which C differs from 6ND that is worth a finding."""
+MIN_COST_SCATTER = 0.01
 _MAX_NAMED_OUTLIERS = 5
 _MAX_NAMED_BUDGETS = 8
 
@@ -41,6 +44,7 @@ def diagnose_surface(fit: ParametricFit) -> list[Finding]:
     groups = (
         _search_findings(fit),
         table_findings(fit.runs),
+        _cost_findings(fit),
         _bound_findings(fit),
         _condition_findings(fit),
         _edge_findings(fit),
@@ -155,6 +159,28 @@ def _bound_findings(fit: ParametricFit) -> list[Finding]:
     return findings + [_bound_finding(name, params[name]) for name in fit.at_bounds]
 
 
+def _cost_findings(fit: ParametricFit) -> list[Finding]:
+    """Return findings on FLOPs that are not 6ND."""
+    cost = fit.sample.cost
+    ratios = [float(np.exp(end)) for end in cost.span]
+    if max(ratios[1], 1.0 / ratios[0]) < 1.0 + MIN_COST_GAP:
+        return []
+    name = fit.runs.columns["flops"].strip("()")
+    curve = "as a constant" if cost.is_constant else "as a curve over N"
+    if np.any(cost.shift):
+        curve += " and budget"
+    text = (
+        f"C / (6ND) of the runs is {ratios[0]:.2f} to {ratios[1]:.2f}: N* and D* at a budget are "
+        f"at C = {name}, by C / (ND) {curve}, held at its edges beyond the sizes run."
+    )
+    if cost.scatter > MIN_COST_SCATTER:
+        text += (
+            f" Runs scatter by {percent_text(cost.scatter)} about it: tokens cost more in some "
+            "than in others of their size."
+        )
+    return [finding("flops_not_6nd", text)]
+
+
 def _condition_findings(fit: ParametricFit) -> list[Finding]:
     if fit.condition < ILL_CONDITIONED_NUMBER:
         return []
@@ -168,11 +194,11 @@ def _condition_findings(fit: ParametricFit) -> list[Finding]:
 def _edge_findings(fit: ParametricFit) -> list[Finding]:
     """Return a finding on budgets whose runs all lie on one side of the optimum.
 
-    The side of a run is that of its N from the best N at its own 6ND.
+    The side of a run is that of its N from the best N at its own FLOPs.
     """
     sample, points = fit.sample, fit.sample.points
-    size, data = points.x + points.x_mean, points.y + points.y_mean
-    above = size - optimum(points, fit.theta, 6.0 * np.exp(size + data))[0][:, 0]
+    best = optimum(points, fit.theta, sample.flops, sample.cost)[0][:, 0]
+    above = points.x + points.x_mean - best
     budgets = np.unique(sample.budget)
     beyond = [
         budget

@@ -4,7 +4,7 @@ the runs, figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +22,10 @@ from isoflop.fitting.estimators.surface_estimate import (
     Estimate,
     Sample,
     jacobian,
-    optimum,
     robust_sd,
 )
+from isoflop.fitting.estimators.surface_optimum import optimum
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST
 from isoflop.fitting.results.base import Fit, interval_entry
 from isoflop.fitting.results.summary import parameter_lines
 from isoflop.fitting.results.surface_law import SurfaceLawEstimate
@@ -94,6 +95,7 @@ class ParametricFit(Fit):
             points=self.sample.points,
             draws=self.draws,
             clustered_covariance=combine_covariances(self.budget_residuals, self.size_residuals),
+            cost=self.sample.cost,
         )
 
     @property
@@ -202,7 +204,10 @@ class ParametricFit(Fit):
             budget=self.sample.budget,
             min_flops=float(flops.min()),
             max_flops=float(flops.max()),
-            optimum=lambda compute: optimum(points, self.theta, compute)[0],
+            optimum=lambda compute: optimum(points, self.theta, compute, self.sample.cost)[0],
+            ln_tokens=self.sample.cost.ln_tokens,
+            ln_flops=self.sample.cost.ln_flops_for,
+            is_six_nd=self.sample.cost.is_six_nd,
             loss_at=self.loss_at,
             tokens_for=self.law_estimate.tokens_for,
             params_for=self.law_estimate.params_for,
@@ -217,10 +222,13 @@ class ParametricFit(Fit):
         return Runs(self.fitted_flops, self.runs.array(quantity))
 
     def plot_exponents(self, ax: Axes | None = None) -> Axes:
-        """Draw resamples of alpha and beta with the t intervals of both and of a."""
+        """Draw resamples of alpha and beta with the t intervals of both and of beta / (alpha +
+        beta).
+        """
         from isoflop.plotting.surface_plots import ExponentData, plot_exponents
 
-        table = self.intervals(kind="t")
+        law = replace(self.law_estimate, cost=SIX_ND_COST)
+        table = law.intervals(self.confidence, "t")
         data = ExponentData(
             alpha=float(self.theta[3]),
             beta=float(self.theta[4]),
@@ -228,6 +236,7 @@ class ParametricFit(Fit):
             covariance=self.estimate.covariance[0][3:, 3:],
             dof=self.sample.dof,
             intervals={name: table.loc[name].to_dict() for name in ("alpha", "beta", "a")},
+            a_name="a" if self.sample.cost.is_constant else "beta / (alpha + beta)",
             confidence=self.confidence,
         )
         return plot_exponents(data, ax)

@@ -13,7 +13,8 @@ from isoflop.errors import FitError
 from isoflop.fitting.estimators.clustered_errors import ClusteredCovariance
 from isoflop.fitting.estimators.intervals import Interval, exponential, percentile_interval
 from isoflop.fitting.estimators.newton import PARAMETER_NAMES, Observations
-from isoflop.fitting.estimators.surface_estimate import optimum
+from isoflop.fitting.estimators.surface_optimum import growth_exponents, optimum
+from isoflop.fitting.estimators.token_cost import SIX_ND_COST, TokenCost
 from isoflop.fitting.terms import ENDS, IntervalKind
 from isoflop.frames import Floats
 
@@ -33,6 +34,7 @@ class SurfaceLawEstimate:
         draws: resamples of theta, (R, 5).
         clustered_covariance: covariance for noise shared within budgets or sizes; None if there is
             no evidence of it.
+        cost: cost of a token, which the optimum at a budget depends on.
     """
 
     theta: Floats
@@ -41,6 +43,7 @@ class SurfaceLawEstimate:
     points: Observations
     draws: Floats
     clustered_covariance: ClusteredCovariance | None = None
+    cost: TokenCost = SIX_ND_COST
 
     @property
     def params(self) -> pd.Series:
@@ -61,8 +64,8 @@ class SurfaceLawEstimate:
         return turn
 
     def intervals(self, confidence: float, kind: IntervalKind | None = None) -> pd.DataFrame:
-        """Return value, low and high of E, A, B, alpha, beta, a = beta / (alpha + beta), b = 1 - a,
-        and ratio (b / a), a row each.
+        """Return value, low and high of E, A, B, alpha, beta, a, b (see `growth_exponents`) and
+        ratio (b / a), a row each.
 
         Kind `t` has t intervals of ln E, ln A, ln B (so that none of them is negative), alpha,
         beta, a, b, ratio. Kind `percentile` has percentiles of the resamples.
@@ -86,13 +89,11 @@ class SurfaceLawEstimate:
             for name, value, row in zip(PARAMETER_NAMES, logs, turn, strict=True)
         }
         rows |= {name: exponential(rows[name]) for name in ("E", "A", "B")}
-        alpha, beta = self.theta[3:]
-        a, gradient = float(beta / (alpha + beta)), self.a_gradient()
-        ratio_gradient = np.array([0.0, 0.0, 0.0, 1.0 / beta, -alpha / beta**2])
+        (a, b), (by_a, by_b) = growth_exponents(self.points, self.theta, self.cost)
         return rows | {
-            "a": self.t_interval(a, gradient, confidence),
-            "b": self.t_interval(1.0 - a, gradient, confidence),
-            "ratio": self.t_interval(float(alpha / beta), ratio_gradient, confidence),
+            "a": self.t_interval(float(a), by_a, confidence),
+            "b": self.t_interval(float(b), by_b, confidence),
+            "ratio": self.t_interval(float(b / a), by_b / a - b / a**2 * by_a, confidence),
         }
 
     def t_interval(self, value: float, gradient: Floats, confidence: float) -> Interval:
@@ -106,16 +107,12 @@ class SurfaceLawEstimate:
             half = max(half, self.clustered_covariance.half_width(gradient, confidence))
         return Interval(value, value - half, value + half)
 
-    def a_gradient(self) -> Floats:
-        """Return d(a) / d(theta), (5,)."""
-        alpha, beta = self.theta[3:]
-        return np.array([0.0, 0.0, 0.0, -beta, alpha]) / (alpha + beta) ** 2
-
     def a_standard_error(self) -> float:
         """Return the standard error of a, the larger of that with independent runs and, if runs
         share noise, that with clustered noise.
         """
-        gradient, clustered = self.a_gradient(), self.clustered_covariance
+        gradient = growth_exponents(self.points, self.theta, self.cost)[1][0]
+        clustered = self.clustered_covariance
         clustered_error = 0.0 if clustered is None else clustered.error(gradient)
         return max(self._standard_error(gradient), clustered_error)
 
@@ -135,18 +132,18 @@ class SurfaceLawEstimate:
         drawn: dict[str, Floats] = dict(
             zip(PARAMETER_NAMES, points.natural(self.draws).T, strict=True)
         )
-        for table in (values, drawn):
-            table["a"] = table["beta"] / (table["alpha"] + table["beta"])
-            table["b"] = 1.0 - table["a"]
-            table["ratio"] = table["alpha"] / table["beta"]
+        for table, theta in ((values, self.theta), (drawn, self.draws)):
+            exponents = growth_exponents(points, theta, self.cost)[0]
+            table["a"], table["b"] = exponents[..., 0], exponents[..., 1]
+            table["ratio"] = table["b"] / table["a"]
         return {
             name: percentile_interval(float(values[name]), drawn[name], confidence)
             for name in values
         }
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
-        """Return intervals of ln N*, ln D* and ln loss at C = 6ND."""
-        values, gradients = optimum(self.points, self.theta, flops)
+        """Return intervals of ln N*, ln D* and ln loss at a budget and the law's `cost`."""
+        values, gradients = optimum(self.points, self.theta, flops, self.cost)
         names = ("params", "tokens", "loss")
         return {
             name: self.t_interval(float(value), gradient, confidence)
@@ -181,22 +178,21 @@ class SurfaceLawEstimate:
         with np.errstate(over="ignore"):
             return float(np.exp(mean + (self.theta[index] - np.log(term)) / self.theta[index + 2]))
 
-    def loss_interval(self, params: float, tokens: float, confidence: float) -> Interval:
-        """Return the interval of ln loss at N parameters and D tokens, valid if the law is true."""
-        point = Observations.from_counts(np.array([params]), np.array([tokens]), np.ones(1))
-        x_mean, y_mean = self.points.x_mean, self.points.y_mean
-        x, y = np.array([point.x_mean - x_mean]), np.array([point.y_mean - y_mean])
-        centred = Observations(x, y, np.ones(1), x_mean, y_mean)
-        ln_loss = float(np.log(centred.fitted(self.theta)[0]))
-        return self.t_interval(ln_loss, centred.jacobian(self.theta)[0], confidence)
+    def flops_for(self, params: float, tokens: float) -> float:
+        """Return the training FLOPs of N parameters and D tokens at the runs' cost of a token."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.cost.ln_flops_for(np.log(params), np.log(tokens))))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return theta, its covariances and the centre as plain values, without the draws."""
+        """Return theta, its covariances, the centre and the cost of a token as plain values,
+        without the draws.
+        """
         numbers = {
             "theta": self.theta.tolist(),
             "covariance": self.theta_covariance.tolist(),
             "dof": self.dof,
             "centre": [float(self.points.x_mean), float(self.points.y_mean)],
+            "cost": self.cost.to_dict(),
         }
         if self.clustered_covariance is None:
             return numbers

@@ -88,8 +88,9 @@ def print_prediction(prediction: Prediction) -> None:
     for method in prediction.methods:
         known = method.has_model_error(prediction.flops)
         rows += _quantity_rows(method.name, method.table, known)
-        if method.closed_form is not None:
-            rows += _quantity_rows("  with C = 6ND", method.closed_form, known)
+        if method.over_sizes is not None:
+            label = "  with C = 6ND" if method.cost.is_six_nd else "  over all sizes"
+            rows += _quantity_rows(label, method.over_sizes, known)
     print_table(headers, rows, text=["law", ""])
     if prediction.gap:
         print(f"\n{prediction.gap}")

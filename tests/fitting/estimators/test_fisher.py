@@ -10,7 +10,8 @@ import pytest
 import isoflop
 from isoflop.errors import FitError
 from isoflop.fitting.estimators.fisher import Design
-from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many, optimum
+from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
+from isoflop.fitting.estimators.surface_optimum import optimum
 from isoflop.laws import SURFACES
 
 REPLICATES = 1500

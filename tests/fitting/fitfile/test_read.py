@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.fits import Fits
+from support.token_costs import with_embeddings
 
 from isoflop.config import load_sweep
 from isoflop.errors import FitError
@@ -66,6 +67,26 @@ def test_a_saved_fit_equals_the_fit_to_the_last_digit(file: Path, method: str) -
         fit.provenance,
         fit.diagnostics,
     )
+
+
+def test_a_saved_fit_has_the_cost_of_a_token(tmp_path: Path) -> None:
+    runs = with_embeddings()
+    fit = fit_parametric(runs, bootstrap=200)
+    path = write_fit(tmp_path, [fit])
+    saved = load_fit(path)[0]
+    pd.testing.assert_frame_equal(saved.predict(BUDGETS), fit.predict(BUDGETS), rtol=0)
+    for kind in ("t", "percentile"):
+        pd.testing.assert_frame_equal(saved.intervals(kind=kind), fit.intervals(kind=kind), rtol=0)
+    (law,) = predict(load_fit(path), 1e18).to_dict()["laws"]
+    assert law["over"] == "table"
+    assert [n for n in predict(load_fit(path), 1e23).notes if "beyond the sizes that were run" in n]
+
+    document = json.loads(path.read_text())
+    del document["fits"][0]["law"]["cost"]  # as in files of isoflop 0.1
+    path.write_text(json.dumps(document))
+    alpha, beta = fit.theta[3:]
+    old = load_fit(path)[0].exponents.loc["a", "value"]
+    assert old == pytest.approx(beta / (alpha + beta), rel=1e-12)
 
 
 NO_LAW = {
@@ -226,6 +247,19 @@ def changed(*path: Any, to: Any = None, drop: bool = False) -> Callable[[dict[st
         (changed("fits", 2, "law", "theta", to=["a"] * 5), "fits[2].law.theta: expected numbers"),
         (changed("fits", 2, "law", "dof", to=-1), "fits[2].law.dof: expected a whole number"),
         (changed("fits", 2, "law", "rollout", "reach", drop=True), "fits[2].law.reach: missing"),
+        (changed("fits", 2, "law", "cost", to=7), "fits[2].law.cost: expected a mapping"),
+        (
+            changed("fits", 2, "law", "cost", "ln_params", to=[]),
+            "fits[2].law.ln_params: expected ascending numbers",
+        ),
+        (
+            changed("fits", 2, "law", "cost", "ln_ratio", to=[0.0, 1.0]),
+            "fits[2].law.ln_ratio: expected 1 numbers",
+        ),
+        (
+            changed("fits", 2, "law", "cost", "ln_flops", to="x"),
+            "fits[2].law.ln_flops: expected a list",
+        ),
         (changed("sweep", "budgets", to=[]), "sweep: budgets: an empty list"),
         (changed("draws", to="0123"), "fit.npz beside it belongs to another fit"),
     ],

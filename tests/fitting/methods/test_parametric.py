@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from support.token_costs import EMBEDDING_BUDGETS, with_embeddings
 
 from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, Surface, fit_parametric, simulate_isoflop
 from isoflop.fitting.estimators.newton import Observations, solve, starts
 from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
 from isoflop.fitting.methods.parametric import collect_sample
+from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.tables.fit_table import read_table
 from isoflop.frames import column, rows
 
@@ -327,3 +329,74 @@ def test_coverage_of_even_and_uneven_noise() -> None:
         se = np.sqrt(np.einsum("mi,mij,mj->m", slope, estimate.covariance[:, 3:, 3:], slope))
         covered = np.mean(np.abs(beta / (alpha + beta) - truth.a) <= 2.0017 * se)
         assert 0.91 < covered < 0.985
+
+
+# What a token costs
+
+
+@pytest.mark.parametrize(
+    ("flops", "size", "data", "loss"),
+    [
+        (1e18, 6.104e7, 4.061e9, 3.25844),
+        (1e19, 2.691e8, 6.690e9, 2.80739),
+        (1e20, 9.387e8, 1.8141e10, 2.47609),
+        (1e21, 3.1587e9, 5.3100e10, 2.25078),
+    ],
+)
+def test_tokens_are_priced_by_the_tables_flops(
+    flops: float, size: float, data: float, loss: float
+) -> None:
+    """The truth by search over sizes; C = 6ND gives 8.70e7, 1.915e9 and 3.3355 at 1e18."""
+    table = fit_parametric(with_embeddings(), bootstrap=0).predict(flops)
+    for name, truth, tolerance in (
+        ("params", size, 0.01),
+        ("tokens", data, 0.01),
+        ("loss", loss, 0.001),
+    ):
+        assert table.loc[name, "value"] == pytest.approx(truth, rel=tolerance)
+
+
+def test_exponents_are_those_of_the_tables_flops() -> None:
+    table = fit_parametric(with_embeddings(), bootstrap=400).intervals()
+    truth = {"a": 0.58806, "b": 0.33650, "ratio": 0.33650 / 0.58806}
+    for name, value in truth.items():
+        assert table.loc[name, "low"] < value < table.loc[name, "high"]
+    drawn = fit_parametric(with_embeddings(), bootstrap=400).intervals(kind="percentile")
+    assert drawn.loc["a"].tolist() == pytest.approx(table.loc["a"].tolist(), abs=0.004)
+
+
+def test_no_optimum_is_worse_than_a_run_of_less_compute() -> None:
+    fit = fit_parametric(with_embeddings(noise=0.0), bootstrap=0)
+    runs = with_embeddings(noise=0.0)
+    losses, flops = column(runs, "loss"), column(runs, "flops")
+    for budget in (*EMBEDDING_BUDGETS, 2e18, 1e21):
+        predicted = float(fit.predict(budget).loc["loss", "value"])
+        assert predicted <= losses[flops <= budget].min() * (1.0 + 1e-6)
+
+
+def test_a_finding_says_what_a_token_costs() -> None:
+    codes = {d["code"]: d["message"] for d in fit_parametric(with_embeddings()).diagnostics}
+    assert "0.55 to 0.99" in codes["flops_not_6nd"]
+    assert "C = flops" in codes["flops_not_6nd"]
+    six_nd = fit_parametric(with_embeddings(), flops="6ND", bootstrap=0)
+    assert "flops_not_6nd" not in {d["code"] for d in six_nd.diagnostics}
+    assert six_nd.exponents.loc["a", "value"] == pytest.approx(closed_form_a(six_nd), rel=1e-12)
+
+
+def closed_form_a(fit: ParametricFit) -> float:
+    alpha, beta = float(fit.theta[3]), float(fit.theta[4])
+    return beta / (alpha + beta)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.05])
+def test_a_constant_ratio_keeps_the_closed_form(scale: float) -> None:
+    runs = simulate_isoflop(TRUTH, noise=0.002)
+    fit = fit_parametric(
+        runs.assign(train_flops=6.0 * scale * runs["params"] * runs["tokens"]),
+        flops="train_flops",
+        bootstrap=0,
+    )
+    assert fit.exponents.loc["a", "value"] == pytest.approx(closed_form_a(fit), rel=1e-12)
+    assert [d["code"] for d in fit.diagnostics].count("flops_not_6nd") == (scale > 1.03)
+    params, tokens, _ = column(fit.predict(1e20), "value")
+    assert 6.0 * scale * params * tokens == pytest.approx(1e20, rel=1e-9)

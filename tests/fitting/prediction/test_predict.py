@@ -28,7 +28,7 @@ from isoflop.fitting import (
     write_fit,
 )
 from isoflop.fitting.estimators.newton import Observations
-from isoflop.fitting.prediction.optimum import Optimum, closed_form_optimum
+from isoflop.fitting.prediction.optimum import Optimum, optimum_over_sizes
 from isoflop.fitting.prediction.recipe_models import RecipeModels
 from isoflop.frames import cell, column
 from isoflop.laws import SURFACES
@@ -66,8 +66,8 @@ def test_sodas_published_law_at_the_budget_of_its_largest_model() -> None:
     """
     prediction = predict("soda", SUITE)
     (method,) = prediction.methods
-    assert method.closed_form is not None
-    closed, real = values(method.closed_form), values(method.table)
+    assert method.over_sizes is not None
+    closed, real = values(method.over_sizes), values(method.table)
     assert closed["params"] == pytest.approx(9.8e9, rel=5e-3)
     assert closed["tokens"] == pytest.approx(225e9, rel=2e-3)
     assert closed["loss"] == pytest.approx(3.250, abs=5e-4)
@@ -84,9 +84,9 @@ def test_over_real_models_small_optima_move_away_from_6nd() -> None:
     and head).
     """
     (method,) = predict("soda", 3e18).methods
-    assert method.closed_form is not None
+    assert method.over_sizes is not None
     assert method.shape is not None
-    real, closed = values(method.table), values(method.closed_form)
+    real, closed = values(method.table), values(method.over_sizes)
     assert closed["params"] == pytest.approx(0.368e9, rel=5e-3)
     assert real["tokens"] == pytest.approx(3e18 / method.shape.train_flops_per_token)
     assert real["tokens"] * real["params"] * 6 > 1.1 * 3e18
@@ -122,7 +122,7 @@ def test_the_best_model_is_the_best_of_all_models_of_the_recipe(
 
 @pytest.mark.parametrize("budget", [1e17, 3e20, 1e24])
 def test_near_optimal_sizes_cost_their_share(budget: float) -> None:
-    best = closed_form_optimum(FITS["parametric"].law_estimate, budget)
+    best = optimum_over_sizes(FITS["parametric"].law_estimate, budget)
     for near in best.near_optimal:
         for end in (near.low, near.high):
             assert end is not None
@@ -169,7 +169,7 @@ def test_other_sizes_reach_the_same_loss(recipe: str | None) -> None:
 
 
 def test_a_model_too_small_never_reaches_the_loss() -> None:
-    best = closed_form_optimum(FITS["parametric"].law_estimate, 1e26)
+    best = optimum_over_sizes(FITS["parametric"].law_estimate, 1e26)
     assert math.isnan(best.equal_loss[0].tokens)
 
 
@@ -177,7 +177,7 @@ def test_a_model_too_small_never_reaches_the_loss() -> None:
 
 
 def test_with_6nd_the_intervals_are_those_of_the_closed_form() -> None:
-    best, flops = closed_form_optimum(FITS["parametric"].law_estimate, 1e22), 1e22
+    best, flops = optimum_over_sizes(FITS["parametric"].law_estimate, 1e22), 1e22
     intervals, closed = (
         best.intervals(FITS["parametric"].law_estimate, flops, 0.9),
         FITS["parametric"].law_at(flops, 0.9),
@@ -239,7 +239,7 @@ def test_other_laws_predict_as_they_do_alone(saved: FitFile) -> None:
     for fit, method in zip(FITS.values(), prediction.methods, strict=True):
         alone = fit.predict(1e22)
         pd.testing.assert_frame_equal(
-            alone, method.table if method.closed_form is None else method.closed_form, rtol=0
+            alone, method.table if method.over_sizes is None else method.over_sizes, rtol=0
         )
         assert method.shape is not None
     assert "to" in prediction.gap
@@ -381,5 +381,5 @@ def test_json_has_both_intervals_of_each_quantity(saved: FitFile) -> None:
         )
         assert least <= low <= surface[quantity]["value"] <= high <= most
     assert surface["over"] == "shapes"
-    assert surface["closed_form"]["params"]["value"] != surface["params"]["value"]
+    assert surface["over_sizes"]["params"]["value"] != surface["params"]["value"]
     assert document["configuration"]["train_flops"] == pytest.approx(1e21, rel=0.01)
