@@ -112,11 +112,18 @@ def write(file: Path, content: str | bytes, age_s: float = 0.0) -> None:
 
 
 def is_free(file: Path) -> bool:
-    """Return whether the lease can be taken, after a check that `is_leased` agrees."""
-    free = not is_leased(file)
-    with take_lease(file) as lease:
-        assert bool(lease) == free
-        return free
+    """Return whether the lease can be taken, after a check that `is_leased` agrees.
+
+    A lease may end between the two looks; they then agree at the second.
+    """
+    for last in (False, True):
+        free = not is_leased(file)
+        with take_lease(file) as lease:
+            taken = bool(lease)
+        if taken == free or last:
+            break
+    assert taken == free
+    return free
 
 
 # On this machine

@@ -54,7 +54,7 @@ def fit(
     use: Annotated[
         str,
         typer.Option(help="Profiles that enter the laws of isoflop: statuses with commas, or all."),
-    ] = "interior",
+    ] = "interior,shallow",
     huber_delta: Annotated[
         str,
         typer.Option(

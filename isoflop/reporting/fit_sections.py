@@ -16,6 +16,7 @@ from isoflop.text import count_text, flops_text, percent_text
 
 STATUS_TEXTS = {
     "interior": "the minimum lies inside the sizes run, with two or more sizes on either side",
+    "shallow": "hardly curved: its curvature is that of all budgets, and it counts by its variance",
     "one_sided": "inside, but the best run is at an end, or only one size on one side",
     "edge": "the minimum lies outside the sizes run: an extrapolation",
     "concave": "the parabola bends the wrong way: there is no minimum",

@@ -106,7 +106,7 @@ def test_a_sweep_is_fitted_as_its_runs_are_now(
         (["runs.csv", "--params", "n"], "no column 'n'"),
         (
             ["OK", "--use", "good"],
-            "unknown status 'good': interior, edge, one_sided, concave, too_few or all",
+            "unknown status 'good': interior, shallow, edge, one_sided, concave, too_few or all",
         ),
         (["OK", "--confidence", "2"], "confidence is a share between 0 and 1, not 2"),
         (

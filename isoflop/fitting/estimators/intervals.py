@@ -31,18 +31,20 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """Unweighted least squares of ln y on ln C over K budgets, centred at the mean of ln C.
+    """Least squares of ln y on ln C over K budgets, centred at the mean of ln C.
 
-    Unweighted, since the scatter of optima about the line is mostly the parabola's misfit, which
-    weights by noise would ignore; and as published (Hoffmann et al. 2022, Llama 3).
+    Unweighted by default, since the scatter of optima about the line is mostly the parabola's
+    misfit, which weights by noise would ignore; and as published (Hoffmann et al. 2022, Llama 3).
 
     Attributes:
         slope: exponent.
         middle: ln y at the mean of ln C.
-        x_mean: mean of ln C.
-        sxx: sum of squares of ln C about its mean.
-        variance: of a residual; NaN for two budgets.
+        x_mean: mean of ln C, with the weights.
+        sxx: sum of squares of ln C about its mean, with the weights, whose mean is 1.
+        variance: of a residual of weight 1; NaN for two budgets.
         dof: K - 2.
+        shared: change of `middle` and of `slope` by a standard deviation of each of two unknowns
+            that several budgets share.
     """
 
     slope: float
@@ -51,16 +53,31 @@ class Line:
     sxx: float
     variance: float
     dof: int
+    shared: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
 
     @classmethod
-    def through(cls, x: Floats, y: Floats) -> Line:
-        """Return the line through K points ln C, ln y."""
-        centred = x - x.mean()
-        sxx = float(centred @ centred)
-        slope, middle, dof = float(centred @ y) / sxx, float(y.mean()), len(x) - 2
-        residuals = y - middle - slope * centred
-        variance = float(residuals @ residuals) / dof if dof else np.nan
-        return cls(slope, middle, float(x.mean()), sxx, variance, dof)
+    def through(
+        cls, x: Floats, y: Floats, weights: Floats | None = None, shared: Floats | None = None
+    ) -> Line:
+        """Return the line through K points ln C, ln y.
+
+        Args:
+            x, y: ln C and ln y, (K,).
+            weights: of the points, (K,); default 1.
+            shared: change of each y by a standard deviation of two unknowns, (K, 2).
+        """
+        weight = _mean_one(weights, len(x))
+        x_mean = float(weight @ x) / len(x)
+        centred = weight * (x - x_mean)
+        sxx, dof = float(centred @ (x - x_mean)), len(x) - 2
+        slope, middle = float(centred @ y) / sxx, float(weight @ y) / len(x)
+        residuals = y - middle - slope * (x - x_mean)
+        variance = float(weight @ residuals**2) / dof if dof else np.nan
+        if shared is None:
+            return cls(slope, middle, x_mean, sxx, variance, dof)
+        by_middle, by_slope = weight @ shared / len(x), centred @ shared / sxx
+        (m1, m2), (s1, s2) = by_middle.tolist(), by_slope.tolist()
+        return cls(slope, middle, x_mean, sxx, variance, dof, ((m1, m2), (s1, s2)))
 
     @property
     def intercept(self) -> float:
@@ -70,7 +87,7 @@ class Line:
     @property
     def slope_se(self) -> float:
         """Standard error of the slope."""
-        return float(np.sqrt(self.variance / self.sxx))
+        return float(np.sqrt(self.variance / self.sxx + np.sum(np.square(self.shared[1]))))
 
     def at(self, x: float) -> float:
         """Return ln y at ln C = x."""
@@ -78,10 +95,15 @@ class Line:
 
     def se_at(self, x: float) -> float:
         """Return the standard error of the line (not of one more point) at x."""
-        return float(np.sqrt(self.variance * self.variance_factor(x)))
+        shared = np.sum(np.square(self.shared_at(x)))
+        return float(np.sqrt(self.variance * self.variance_factor(x) + shared))
+
+    def shared_at(self, x: float) -> Floats:
+        """Return the change of the line at x by a standard deviation of the unknowns, (2,)."""
+        return np.asarray(self.shared[0]) + (x - self.x_mean) * np.asarray(self.shared[1])
 
     def variance_factor(self, x: float) -> float:
-        """Return the variance of the line at x over that of a residual."""
+        """Return the variance of the line at x over that of a residual, without what is shared."""
         return 1.0 / (self.dof + 2) + (x - self.x_mean) ** 2 / self.sxx
 
 
@@ -99,11 +121,20 @@ def check_resamples(count: int) -> None:
         )
 
 
-def lines_through(x: Floats, draws: Floats) -> tuple[Floats, Floats]:
-    """Return slopes and intercepts of the lines through each row of draws (R, K) over x (K,)."""
-    centred = x - x.mean()
-    slopes = draws @ centred / (centred @ centred)
-    return slopes, draws.mean(axis=1) - slopes * x.mean()
+def lines_through(x: Floats, draws: Floats, weights: Floats | None = None) -> tuple[Floats, Floats]:
+    """Return slopes and intercepts of the lines through each row of draws (R, K) over x (K,), with
+    weights (K,), default 1.
+    """
+    weight = _mean_one(weights, len(x)) / len(x)
+    x_mean = float(weight @ x)
+    centred = weight * (x - x_mean)
+    slopes = draws @ centred / (centred @ (x - x_mean))
+    return slopes, draws @ weight - slopes * x_mean
+
+
+def _mean_one(weights: Floats | None, count: int) -> Floats:
+    """Return weights, (K,), of mean 1; None stands for equal ones."""
+    return np.ones(count) if weights is None else weights / weights.mean()
 
 
 def t_interval(value: float, se: float, dof: int, confidence: float) -> Interval:

@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.frames import Floats
 
-Status = Literal["interior", "edge", "one_sided", "concave", "too_few"]
+Status = Literal["interior", "shallow", "edge", "one_sided", "concave", "too_few"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 MIN_PROFILE_SIZES = 4  # three sizes fix a parabola exactly and show no noise
 MIN_PER_SIDE = 2  # one run alone would decide that arm of the parabola, and the optimum
@@ -85,6 +85,18 @@ class Parabola:
     solve: Floats  # (3, n): coefficients = solve @ loss
     fitted: Floats  # (n,)
     leverage: Floats  # (n,)
+    direction: Floats | None = None  # (3,): of the coefficients by c2, where c2 is from a law
+
+    @property
+    def is_shared(self) -> bool:
+        """True if the curvature is that of a law over all budgets (`shallow_profiles`)."""
+        return self.direction is not None
+
+    def with_curvature(self, coefficients: Floats, curvature: Floats | float) -> Floats:
+        """Return least-squares coefficients, (..., 3), as those with a given curvature, (...)."""
+        change = 0.5 * np.asarray(curvature) * self.scale**2 - coefficients[..., 2]
+        direction = np.zeros(3) if self.direction is None else self.direction
+        return coefficients + change[..., None] * direction
 
     @property
     def curvature(self) -> float:
@@ -144,24 +156,30 @@ def classify_profile(profile: Profile, parabola: Parabola | None) -> Status:
     * `edge`: the minimum lies outside the sizes that were run: an extrapolation.
     * `one_sided`: the minimum is inside, but the best run is the smallest or the largest, or fewer
       than 2 distinct sizes lie on one side of the minimum.
+    * `shallow`: the minimum is inside by the curvature of all budgets. Noise then decides which run
+      is best, so the best run does not count.
     * `interior`: none of these.
     """
     if parabola is None or profile.sizes < MIN_PROFILE_SIZES:
         return "too_few"
+    if parabola.is_shared:
+        vertex = float(parabola.vertices(parabola.coefficients))
+        status = classify_optimum(profile, vertex, by_best_run=False)
+        return "shallow" if status == "interior" else status
     if not parabola.convex:
         return "concave"
     return classify_optimum(profile, float(parabola.vertices(parabola.coefficients)))
 
 
-def classify_optimum(profile: Profile, optimum: float) -> Status:
+def classify_optimum(profile: Profile, optimum: float, by_best_run: bool = True) -> Status:
     """Return `edge`, `one_sided` or `interior` for a minimum at ln(axis) = optimum; see
-    `classify_profile`.
+    `classify_profile`. `by_best_run` False does not look at which run is best.
     """
     x = profile.x
     if not x[0] <= optimum <= x[-1]:
         return "edge"
     best = x[int(np.argmin(profile.loss))]
-    best_at_end = min(best - x[0], x[-1] - best) <= SAME_SIZE_LN
+    best_at_end = by_best_run and min(best - x[0], x[-1] - best) <= SAME_SIZE_LN
     sides = min(count_distinct(x[x < optimum]), count_distinct(x[x > optimum]))
     return "one_sided" if best_at_end or sides < MIN_PER_SIDE else "interior"
 

@@ -180,11 +180,14 @@ def _lines(law: Mapping[str, Any], draws: Draws) -> LineLawEstimate:
         numbers = {
             key: _number(line, key) for key in ("slope", "middle", "x_mean", "sxx", "variance")
         }
-        lines[name] = Line(**numbers, dof=_count(line, "dof"))
+        shared = _array(line, "shared", 2, 2) if "shared" in line else np.zeros((2, 2))
+        (a, b), (c, d) = shared.tolist()
+        lines[name] = Line(**numbers, dof=_count(line, "dof"), shared=((a, b), (c, d)))
     has_draws = set(LINE_DRAWS) <= draws.keys()
     line_draws = {name: draws[name] for name in LINE_DRAWS} if has_draws else {}
     covariance, residual_dof = _number(law, "covariance"), _count(law, "residual_dof")
-    return LineLawEstimate(lines, covariance, line_draws, residual_dof)
+    weighted = law.get("weighted") is True
+    return LineLawEstimate(lines, covariance, line_draws, residual_dof, weighted)
 
 
 def _joint(law: Mapping[str, Any], draws: Draws) -> JointLawEstimate:

@@ -12,6 +12,7 @@ import pandas as pd
 from isoflop.errors import FitError
 from isoflop.fitting.methods.envelope import fit_envelope
 from isoflop.fitting.methods.isoflop import (
+    DEFAULT_USE,
     AllowedStatuses,
     check_profile_options,
     fit_isoflop,
@@ -50,7 +51,7 @@ class FitOptions:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     logs: Mapping[str, Any] = field(default_factory=dict)
     loss_unit: LossUnit = "nats"
-    use: AllowedStatuses = ("interior",)
+    use: AllowedStatuses = DEFAULT_USE
     huber_delta: HuberDelta = "adaptive"
     bootstrap: int = 4000
     seed: int = 0

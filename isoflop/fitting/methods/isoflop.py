@@ -4,7 +4,8 @@ through the optima.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Unpack, cast
 
@@ -21,16 +22,25 @@ from isoflop.fitting.estimators.intervals import (
     lines_through,
 )
 from isoflop.fitting.estimators.noise import Noise, estimate_noise
+from isoflop.fitting.estimators.shallow_profiles import (
+    CurvatureLaw,
+    Pairs,
+    WeightedOptima,
+    share_curvature,
+    weigh_optima,
+    weighted_line,
+)
 from isoflop.fitting.estimators.skew import measure_skew
 from isoflop.fitting.results.diagnostics_profiles import diagnose_profiles, explain_status
 from isoflop.fitting.results.isoflop_fit import IsoflopFit
 from isoflop.fitting.results.profile_table import find_optima, tabulate_profiles
 from isoflop.fitting.tables.fit_table import ReadOptions, RunsTable, read_table
 from isoflop.fitting.terms import Axis
-from isoflop.frames import Floats, column
+from isoflop.frames import Bools, Floats, column
 from isoflop.text import flops_text
 
 AllowedStatuses = Sequence[para.Status] | Literal["all"]
+DEFAULT_USE: tuple[para.Status, ...] = ("interior", "shallow")
 MIN_BUDGETS = 3  # two budgets determine a line exactly and leave no interval
 
 
@@ -38,7 +48,7 @@ def fit_isoflop(
     runs: pd.DataFrame | str | Path | RunsTable,
     *,
     axis: Axis = "params",
-    use: AllowedStatuses = ("interior",),
+    use: AllowedStatuses = DEFAULT_USE,
     bootstrap: int = 4000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -53,19 +63,25 @@ def fit_isoflop(
     be 1. The laws are unweighted straight lines in logarithms over budgets. C is the geometric mean
     of the runs' training FLOPs.
 
-    Intervals are the wider of two: a residual bootstrap (relative residuals of all profiles used,
-    scaled by 1/sqrt(1 - leverage), stretched to t quantiles) and the regression's t interval. The
-    result keeps both. A parabola is symmetric, so its vertex lies off the optimum of a skewed
-    profile. One skew common to all profiles (see `skew`) gives the shift. The intervals of the laws
-    and of N* and D*, in `profiles` and in `predict`, reach the shifted values. If neighbouring
+    A profile whose curvature is less than 4 standard errors above zero is `shallow`: alone it does
+    not place its minimum. It takes its curvature from all budgets, and the lines then weigh each
+    budget by its variance (see `shallow_profiles`). Their t intervals include the error of the
+    shared curvature, and are the intervals of the result.
+
+    Without a shallow profile, intervals are the wider of two: a residual bootstrap (relative
+    residuals of all profiles used, scaled by 1/sqrt(1 - leverage), stretched to t quantiles) and
+    the regression's t interval. The result keeps both. A parabola is symmetric, so its vertex
+    lies off the optimum of a skewed profile. One skew common to all profiles (see `skew`) gives the
+    shift. The intervals of the laws and of N* and D*, in `profiles` and in `predict`, reach the
+    shifted values. If neighbouring
     sizes share noise, the intervals of single optima are at least as wide as the optima scatter
     about the law.
 
     Args:
         runs: a table of runs, its file, a sweep's directory, or a `RunsTable`; see `read_table`.
         axis: axis of the parabola.
-        use: statuses of profiles that enter the laws, or `all` that have a minimum; default only
-            `interior`.
+        use: statuses of profiles that enter the laws; default `interior` and `shallow`. `all` that
+            have a minimum enter by their own parabolas, unweighted, as published studies do it.
         bootstrap: number of resamples; 0 for the t interval alone.
         confidence: level of the intervals, a share.
         seed: seed of the resampling; the same seed gives the same digits, whatever the order of the
@@ -80,14 +96,60 @@ def fit_isoflop(
     chosen = parse_statuses(use)
     table = read_table(runs, **columns)
     profiles = collect_profiles(table, axis)
-    parabolas = [para.fit_parabola(p) for p in profiles]
+    own = [para.fit_parabola(p) for p in profiles]
+    parabolas, law = own, None
+    if use != "all":
+        parabolas, law = share_curvature(profiles, own, residual_sd(profiles, own))
     states: list[para.Status] = [
         para.classify_profile(p, q) for p, q in zip(profiles, parabolas, strict=True)
     ]
     used = np.array([s in chosen and s not in ("concave", "too_few") for s in states])
     if used.sum() < MIN_BUDGETS:
         raise FitError(_refusal(table, profiles, parabolas, states, int(used.sum()), axis))
-    return _fit(table, axis, profiles, parabolas, states, used, chosen, bootstrap, confidence, seed)
+    shown = _Profiles(profiles, own, parabolas, states, used, law)
+    return _fit(table, axis, shown, chosen, bootstrap, confidence, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Profiles:
+    """All profiles, by ascending budget.
+
+    Attributes:
+        profiles: the profiles.
+        own: the parabola of each alone; None where there is none.
+        parabolas: the same, those of shallow profiles with the curvature of the law.
+        states: status of each.
+        used: mask of those that enter the laws.
+        curvature_law: law of the curvature; None if no profile is shallow.
+    """
+
+    profiles: list[para.Profile]
+    own: list[para.Parabola | None]
+    parabolas: list[para.Parabola | None]
+    states: list[para.Status]
+    used: Bools
+    curvature_law: CurvatureLaw | None
+
+    def pairs(self, parabolas: list[para.Parabola | None]) -> Pairs:
+        """Return the profiles used, with their parabolas of a list."""
+        return [
+            (p, q)
+            for p, q, u in zip(self.profiles, parabolas, self.used, strict=True)
+            if u and q is not None
+        ]
+
+
+def residual_sd(profiles: list[para.Profile], parabolas: list[para.Parabola | None]) -> float:
+    """Return the standard deviation of one run's relative residual about its own parabola; 0
+    without degrees of freedom.
+    """
+    sums = [
+        para.residual_sum(p, q)
+        for p, q in zip(profiles, parabolas, strict=True)
+        if q is not None and p.sizes >= para.MIN_PROFILE_SIZES and float(q.fitted.min()) > 0.0
+    ]
+    dof = sum(d for _, d in sums)
+    return float(np.sqrt(sum(s for s, _ in sums) / dof)) if dof else 0.0
 
 
 def collect_profiles(table: RunsTable, axis: Axis) -> list[para.Profile]:
@@ -156,20 +218,15 @@ def _refusal(
 def _fit(
     table: RunsTable,
     axis: Axis,
-    profiles: list[para.Profile],
-    parabolas: list[para.Parabola | None],
-    states: list[para.Status],
-    used: np.ndarray,
+    shown: _Profiles,
     chosen: tuple[para.Status, ...],
     bootstrap: int,
     confidence: float,
     seed: int,
 ) -> IsoflopFit:
-    pairs = [
-        (p, q) for p, q, u in zip(profiles, parabolas, used, strict=True) if u and q is not None
-    ]
+    pairs = shown.pairs(shown.parabolas)
     _refuse_negative_loss(table, pairs)
-    noise = _pooled_noise(table, pairs)
+    noise = _pooled_noise(table, shown.pairs(shown.own))
     ln_flops = np.log([p.flops for p, _ in pairs])
     if not np.ptp(ln_flops) > 0.0:
         raise FitError(
@@ -178,23 +235,48 @@ def _fit(
     vertices, others, lowest = find_optima(pairs, [q.coefficients[None] for _, q in pairs])
     names = (axis, "tokens" if axis == "params" else "params")
     points = dict(zip(names, (vertices[0], others[0]), strict=True)) | {"loss": np.log(lowest[0])}
-    lines = {name: Line.through(ln_flops, points[name]) for name in ("params", "tokens", "loss")}
-    draws = _draws(profiles, parabolas, pairs, used, names, ln_flops, bootstrap, seed)
-    skew, budget_residuals = measure_skew(pairs, axis, ln_flops)
+    weighted = None
+    if shown.curvature_law is not None and any(q.is_shared for _, q in pairs):
+        sd = residual_sd(shown.profiles, shown.own)
+        weighted = weigh_optima(pairs, shown.curvature_law, sd, ln_flops)
+    slopes = {axis: np.ones(len(pairs)), names[1]: _other_slopes(pairs, vertices[0])}
+
+    def draw_line(name: str, keep: Bools | None = None) -> Line:
+        keep = np.ones(len(pairs), dtype=bool) if keep is None else keep
+        if weighted is None or name == "loss":
+            return Line.through(ln_flops[keep], points[name][keep])
+        return weighted_line(ln_flops, points[name], weighted, slopes[name], keep)
+
+    lines = {name: draw_line(name) for name in ("params", "tokens", "loss")}
+    draws = _draws(shown, pairs, names, ln_flops, weighted, bootstrap, seed)
+    alone = [pair for pair in pairs if not pair[1].is_shared]
+    skew, budget_residuals = None, None
+    if len(alone) > 1 and np.ptp(alone_flops := np.log([p.flops for p, _ in alone])) > 0.0:
+        skew, budget_residuals = measure_skew(alone, axis, alone_flops)
     has_shared_noise = (
         budget_residuals is not None and budget_residuals.clustered_covariance is not None
     )
     law = lines[axis] if has_shared_noise else None
     frame = tabulate_profiles(
-        profiles, parabolas, states, used, axis, noise, draws["optimum"], skew, law, confidence
+        shown.profiles,
+        shown.parabolas,
+        shown.states,
+        shown.used,
+        axis,
+        noise,
+        draws["optimum"],
+        skew,
+        law,
+        confidence,
     )
-    rollout = hold_out_lines(ln_flops, points, lines)
+    rollout = hold_out_lines(ln_flops, points, lines, draw_line)
     return IsoflopFit(
         axis=axis,
         runs=table,
         profiles=frame,
         lines=lines,
-        covariance=_covariance(lines, ln_flops, points),
+        covariance=_covariance(lines, ln_flops, points, weighted),
+        weighted=weighted is not None,
         draws=draws,
         noise=noise,
         rollout=rollout,
@@ -210,17 +292,24 @@ def _fit(
 
 
 def hold_out_lines(
-    ln_flops: Floats, points: dict[str, Floats], lines: dict[str, Line]
+    ln_flops: Floats,
+    points: dict[str, Floats],
+    lines: dict[str, Line],
+    draw_line: Callable[[str, Bools], Line],
 ) -> HoldOut | None:
     """Return hold-out tests of the laws over the budgets used: errors of the line through the
     smaller budgets at the optima of the larger ones.
+
+    Args:
+        ln_flops: ln C of the budgets, (K,).
+        points: ln of their optima by name, (K,).
+        lines: the lines through all.
+        draw_line: draws the line of a name through the budgets of a mask.
     """
     budgets = np.exp(ln_flops)
 
     def hide(keep: np.ndarray) -> Predict:
-        fitted = {
-            name: Line.through(ln_flops[keep], points[name][keep]) for name in ("params", "tokens")
-        }
+        fitted = {name: draw_line(name, keep) for name in ("params", "tokens")}
 
         def predict(level: float) -> tuple[dict[str, Floats], dict[str, Floats]]:
             k, x = int(np.argmin(np.abs(budgets - level))), float(np.log(level))
@@ -250,14 +339,25 @@ def _refuse_negative_loss(
             )
 
 
-def _covariance(lines: dict[str, Line], x: Floats, points: dict[str, Floats]) -> float:
+def _covariance(
+    lines: dict[str, Line], x: Floats, points: dict[str, Floats], weighted: WeightedOptima | None
+) -> float:
     """Return the covariance of the residuals of the N* and D* lines: about minus their variance,
     since D is about C/6N.
     """
     size_residuals, token_residuals = (
-        points[k] - lines[k].middle - lines[k].slope * (x - x.mean()) for k in ("params", "tokens")
+        points[k] - lines[k].middle - lines[k].slope * (x - lines[k].x_mean)
+        for k in ("params", "tokens")
     )
-    return float(size_residuals @ token_residuals) / lines["params"].dof
+    weights = 1.0 if weighted is None else weighted.weights
+    return float((weights * size_residuals) @ token_residuals) / lines["params"].dof
+
+
+def _other_slopes(pairs: Pairs, optima: Floats) -> Floats:
+    """Return the derivative of ln of the other axis by ln of the optimum, (K,)."""
+    return np.array(
+        [float(para.read_other_axis(p, x)[1]) for (p, _), x in zip(pairs, optima, strict=True)]
+    )
 
 
 def _pooled_noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabola]]) -> Noise:
@@ -266,19 +366,19 @@ def _pooled_noise(table: RunsTable, pairs: list[tuple[para.Profile, para.Parabol
 
 
 def _draws(
-    profiles: list[para.Profile],
-    parabolas: list[para.Parabola | None],
-    pairs: list[tuple[para.Profile, para.Parabola]],
-    used: np.ndarray,
+    shown: _Profiles,
+    pairs: Pairs,
     names: tuple[str, str],
     ln_flops: Floats,
+    weighted: WeightedOptima | None,
     bootstrap: int,
     seed: int,
 ) -> dict[str, Floats]:
     """Return draws of the exponents, of ln k and of every profile's ln(optimum), NaN without a
     parabola.
     """
-    pool, rng = para.residual_pool(pairs), np.random.default_rng(seed)
+    profiles, parabolas = shown.profiles, shown.parabolas
+    pool, rng = para.residual_pool(shown.pairs(shown.own)), np.random.default_rng(seed)
     drawn: list[Floats | None] = []
     for profile, parabola in zip(profiles, parabolas, strict=True):
         if parabola is None or not bootstrap:
@@ -286,16 +386,24 @@ def _draws(
         else:
             picks = rng.integers(0, len(pool), size=(bootstrap, len(profile.x)))
             drawn.append(para.resample(profile, parabola, pool, picks))
+    if shown.curvature_law is not None and bootstrap:
+        normals = rng.standard_normal((bootstrap, 2))
+        for k, (profile, parabola) in enumerate(zip(profiles, parabolas, strict=True)):
+            coefficients = drawn[k]
+            if parabola is not None and parabola.is_shared and coefficients is not None:
+                curvature = shown.curvature_law.draws(float(np.log(profile.flops)), normals)
+                drawn[k] = parabola.with_curvature(coefficients, curvature)
     optimum = np.full((bootstrap, len(profiles)), np.nan)
     for k, (parabola, coefficients) in enumerate(zip(parabolas, drawn, strict=True)):
         if parabola is not None and coefficients is not None:
             optimum[:, k] = parabola.vertices(coefficients)
     draws = {"optimum": optimum}
-    vertices = optimum[:, used]
+    vertices = optimum[:, shown.used]
     others = np.stack(
         [para.read_other_axis(p, vertices[:, k])[0] for k, (p, _) in enumerate(pairs)], axis=-1
     )
     for name, values in zip(names, (vertices, others), strict=True):
         letter = "a" if name == "params" else "b"
-        draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values)
+        weights = None if weighted is None else weighted.weights
+        draws[letter], draws[f"ln_k_{name}"] = lines_through(ln_flops, values, weights)
     return draws

@@ -242,9 +242,7 @@ def predict(
     notes += [unknown_error_note(m.name, m.law) for m in methods if not m.has_model_error(flops)]
     configuration = None
     if sweep is None:
-        notes.append(
-            "no recipe is known, so there is no training configuration; give --recipe"
-        )
+        notes.append("no recipe is known, so there is no training configuration; give --recipe")
     else:
         models, shape = RecipeModels(sweep, chosen.law.n), cast(ModelShape, chosen.shape)
         configuration = models.train_nearest(flops, shape)

@@ -11,6 +11,7 @@ from isoflop.fitting.estimators import parabola as para
 from isoflop.fitting.estimators.clustered_errors import GroupedResiduals
 from isoflop.fitting.estimators.holdout import HoldOut
 from isoflop.fitting.estimators.noise import Noise
+from isoflop.fitting.estimators.shallow_profiles import MIN_CURVATURE_SES
 from isoflop.fitting.estimators.skew import Skew
 from isoflop.fitting.results.diagnostics import (
     FINDING_ALPHA,
@@ -26,7 +27,6 @@ from isoflop.fitting.terms import Axis, Finding, finding
 from isoflop.frames import Bools, Floats, column, mask, rows
 from isoflop.text import flops_text, percent_text
 
-MIN_DEPTH_TO_NOISE = 5.0
 _MAX_INTERPOLATION_ERROR = 0.02  # rms, of ln of the other axis
 _MIN_LOST_SHARE = 0.01  # of the resamples
 _MIN_SKEW_SHIFT = 0.005  # of ln N*, at the least or the greatest budget
@@ -65,7 +65,7 @@ def diagnose_profiles(
         _no_minimum_findings(profiles, optimum),
         _skew_findings(profiles, skew),
         few_budgets_findings(int(np.count_nonzero(mask(profiles, "used")))),
-        _shallow_findings(profiles, noise),
+        _shallow_findings(profiles),
         shared_noise_findings(
             budget_residuals,
             widened="Intervals of single optima are at least as wide as the optima scatter about "
@@ -105,6 +105,7 @@ def _status_findings(profiles: pd.DataFrame) -> list[Finding]:
         "sizes",
         "concave": "the parabola has no minimum",
         "too_few": f"fewer than {para.MIN_PROFILE_SIZES} sizes",
+        "shallow": "its curvature is hardly above zero",
     }
     findings = []
     statuses, used = profiles["status"].to_numpy(dtype=object), mask(profiles, "used")
@@ -114,7 +115,7 @@ def _status_findings(profiles: pd.DataFrame) -> list[Finding]:
             (True, "profile_used", "used because `use` allows it"),
         ):
             members = (statuses == status) & (used == is_used)
-            if members.any():
+            if members.any() and not (is_used and status == "shallow"):
                 budgets = _budgets_text(rows(profiles, members))
                 findings.append(finding(code, f"{budgets} FLOPs: {status}, {use}: {reason}."))
     return findings
@@ -158,18 +159,17 @@ def _skew_findings(profiles: pd.DataFrame, skew: Skew | None) -> list[Finding]:
     return [finding("skewed", text)]
 
 
-def _shallow_findings(profiles: pd.DataFrame, noise: Noise) -> list[Finding]:
-    is_shallow = column(profiles, "depth_to_noise") < MIN_DEPTH_TO_NOISE
-    is_shallow &= mask(profiles, "used")
-    if not is_shallow.any():
+def _shallow_findings(profiles: pd.DataFrame) -> list[Finding]:
+    """Return a finding on the profiles that take their curvature from all budgets."""
+    members = profiles["status"].to_numpy(dtype=object) == "shallow"
+    members &= mask(profiles, "used")
+    if not members.any():
         return []
-    shallow = rows(profiles, is_shallow)
-    kind = "between seeds" if noise.replicate_dof else "about the parabolas"
-    pairs = zip(column(shallow, "budget"), column(shallow, "depth_to_noise"), strict=True)
-    ratios = ", ".join(f"{flops_text(float(budget))} ({ratio:.1f})" for budget, ratio in pairs)
     text = (
-        f"Profiles less than {MIN_DEPTH_TO_NOISE:g} times as deep as the noise {kind} (depth over "
-        f"noise): {ratios}. Their optima are uncertain: run a wider range of sizes or more seeds."
+        f"{_budgets_text(rows(profiles, members))} FLOPs: shallow: the curvature is less than "
+        f"{MIN_CURVATURE_SES:g} standard errors above zero, so the profile alone does not place "
+        "its minimum. It takes the curvature of all budgets, and each budget has weight in the "
+        "laws by its variance. Run a wider range of sizes or more seeds."
     )
     return [finding("shallow", text)]
 

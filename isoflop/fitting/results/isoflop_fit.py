@@ -43,12 +43,14 @@ class LineLawEstimate:
         draws: bootstrap draws `a, b, ln_k_params, ln_k_tokens`, (R,); empty for a method without
             a bootstrap.
         residual_dof: degrees of freedom of the residuals drawn.
+        weighted: the lines weigh budgets by their variances, so their t intervals are the result.
     """
 
     lines: dict[str, Line]
     covariance: float
     draws: dict[str, Floats] = field(default_factory=dict)
     residual_dof: int = 0
+    weighted: bool = False
 
     @property
     def dof(self) -> int:
@@ -60,8 +62,9 @@ class LineLawEstimate:
 
         Columns value, low, high, bootstrap_low, bootstrap_high, line_low, line_high. `low` and
         `high` are the wider of the residual bootstrap (stretched to t quantiles) and the t interval
-        of the line. `kind` chooses the line's (`t`) or plain percentiles of the resamples
-        (`percentile`). Without draws the columns are value, low and high.
+        of the line; for weighted lines they are the latter. `kind` chooses the line's (`t`) or
+        plain percentiles of the resamples (`percentile`). Without draws the columns are value, low
+        and high.
 
         Raises:
             FitError: percentiles without draws.
@@ -75,14 +78,16 @@ class LineLawEstimate:
         table = {}
         for name in _ESTIMATES:
             draws, line = self._two_intervals(name, confidence, percentile=kind == "percentile")
-            chosen = {"t": line, "percentile": draws}.get(kind or "", wider(draws, line))
+            default = line if self.weighted else wider(draws, line)
+            chosen = {"t": line, "percentile": draws}.get(kind or "", default)
             table[name] = [*chosen, *draws[1:], *line[1:]]
         return pd.DataFrame.from_dict(table, orient="index", columns=columns)
 
     def at(self, flops: float, confidence: float) -> dict[str, Interval]:
         """Return intervals of ln N* (`params`) and ln D* (`tokens`) at a budget in FLOPs."""
         x = float(np.log(flops))
-        return {name: wider(*self._line_at(name, x, confidence)) for name in EXPONENT_LETTERS}
+        both = {name: self._line_at(name, x, confidence) for name in EXPONENT_LETTERS}
+        return {name: pair[1] if self.weighted else wider(*pair) for name, pair in both.items()}
 
     def _two_intervals(
         self, name: str, confidence: float, percentile: bool = False
@@ -101,7 +106,9 @@ class LineLawEstimate:
         first, second = self.lines["params"], self.lines["tokens"]
         value = second.slope / first.slope
         variance = second.variance - 2.0 * value * self.covariance + value**2 * first.variance
-        se = float(np.sqrt(max(variance, 0.0) / first.sxx)) / abs(first.slope)  # delta method
+        shared = np.asarray(second.shared[1]) - value * np.asarray(first.shared[1])
+        total = max(variance, 0.0) / first.sxx + float(shared @ shared)
+        se = float(np.sqrt(total)) / abs(first.slope)  # delta method
         resamples = self._resamples("b") / self._resamples("a")
         draws = self._draws_interval(value, resamples, confidence, percentile)
         return draws, t_interval(value, se, first.dof, confidence)
@@ -128,7 +135,12 @@ class LineLawEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Return the lines as plain values for fit.json, without the draws."""
         lines = {name: dataclasses.asdict(self.lines[name]) for name in EXPONENT_LETTERS}
-        return {"lines": lines, "covariance": self.covariance, "residual_dof": self.residual_dof}
+        return {
+            "lines": lines,
+            "covariance": self.covariance,
+            "residual_dof": self.residual_dof,
+            "weighted": self.weighted,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +155,7 @@ class IsoflopFit(ProfileFit):
             read from).
         lines: least-squares lines of ln N*, ln D* and ln L* on ln C (`params`, `tokens`, `loss`).
         covariance: covariance of the residuals of the first two lines.
+        weighted: the first two lines weigh budgets by their variances, since one is `shallow`.
         draws: bootstrap draws: `a, b, ln_k_params, ln_k_tokens` (R,), `optimum` (R, budgets), ln of
             the axis.
         skew: skew of the profiles; None if they do not determine it.
@@ -156,6 +169,7 @@ class IsoflopFit(ProfileFit):
     profiles: pd.DataFrame
     lines: dict[str, Line]
     covariance: float
+    weighted: bool
     draws: dict[str, Floats]
     noise: Noise
     rollout: HoldOut | None
@@ -171,7 +185,8 @@ class IsoflopFit(ProfileFit):
     @property
     def law_estimate(self) -> LineLawEstimate:
         """Return the numbers of the laws: two lines and their bootstrap draws."""
-        return LineLawEstimate(self.lines, self.covariance, self.draws, self.noise.residual_dof)
+        dof = self.noise.residual_dof
+        return LineLawEstimate(self.lines, self.covariance, self.draws, dof, self.weighted)
 
     @property
     def coefficients(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from support.shallow_studies import shallow_study
 
 from isoflop.fitting import fit_isoflop, simulate_isoflop
 
@@ -17,9 +18,9 @@ def narrow() -> pd.DataFrame:
 
 CASES = {
     "shallow": (
-        narrow(),
-        {"use": "all"},
-        "less than 5 times as deep as the noise about the parabolas",
+        shallow_study(0),
+        {},
+        "shallow: the curvature is less than 4 standard errors above zero",
     ),
     "no_minimum": (narrow().iloc[::6], {"use": "all"}, "count as unbounded"),
     "interpolation": (
