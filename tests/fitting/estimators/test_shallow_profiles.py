@@ -42,6 +42,7 @@ def placed(seed: int, noise: float = NOISE) -> Placed:
     return profiles, own, residual_sd(profiles, list(own))
 
 
+@pytest.mark.slow
 def test_the_error_of_a_curvature_is_its_scatter() -> None:
     curvatures, errors = [], []
     for seed in range(200):
@@ -52,6 +53,7 @@ def test_the_error_of_a_curvature_is_its_scatter() -> None:
     assert np.std(curvatures, axis=0) == pytest.approx(np.mean(errors, axis=0), rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_law_finds_the_curvature_and_its_error() -> None:
     profiles, parabolas, _ = placed(0, 1e-9)
     clean = [parabola.curvature for parabola in parabolas]

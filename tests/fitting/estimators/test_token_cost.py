@@ -100,6 +100,7 @@ def test_a_ratio_that_depends_on_the_budget_too() -> None:
     assert edges[2] == edges[3]
 
 
+@pytest.mark.slow
 def test_size_alone_is_rarely_taken_for_the_budget() -> None:
     x, budgets = grid()
     rng, found = np.random.default_rng(2), 0
