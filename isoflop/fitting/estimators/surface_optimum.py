@@ -106,8 +106,9 @@ def growth_exponents(
     centred = cost.ln_flops - cost.ln_flops.mean()
     weights = centred / (centred @ centred)
     values, gradients = optimum(points, theta[..., None, :], np.exp(cost.ln_flops), cost)
+    pair = values[..., :2] - values[..., :1, :2]  # exactly 0 for an optimum that does not move
     return (
-        np.einsum("k,...kq->...q", weights, values[..., :2]),
+        np.einsum("k,...kq->...q", weights, pair),
         np.einsum("k,...kqi->...qi", weights, gradients[..., :2, :]),
     )
 

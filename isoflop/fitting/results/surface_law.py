@@ -93,7 +93,9 @@ class SurfaceLawEstimate:
         return rows | {
             "a": self.t_interval(float(a), by_a, confidence),
             "b": self.t_interval(float(b), by_b, confidence),
-            "ratio": self.t_interval(float(b / a), by_b / a - b / a**2 * by_a, confidence),
+            "ratio": self.t_interval(float(b / a), by_b / a - b / a**2 * by_a, confidence)
+            if a != 0.0  # N* at one edge of the sizes at all budgets
+            else Interval(np.inf, -np.inf, np.inf),
         }
 
     def t_interval(self, value: float, gradient: Floats, confidence: float) -> Interval:
@@ -135,7 +137,8 @@ class SurfaceLawEstimate:
         for table, theta in ((values, self.theta), (drawn, self.draws)):
             exponents = growth_exponents(points, theta, self.cost)[0]
             table["a"], table["b"] = exponents[..., 0], exponents[..., 1]
-            table["ratio"] = table["b"] / table["a"]
+            with np.errstate(divide="ignore"):
+                table["ratio"] = table["b"] / table["a"]
         return {
             name: percentile_interval(float(values[name]), drawn[name], confidence)
             for name in values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from isoflop.errors import FitError
 from isoflop.fitting import SURFACES, Surface, fit_parametric, simulate_isoflop
 from isoflop.fitting.estimators.newton import Observations, solve, starts
 from isoflop.fitting.estimators.surface_estimate import Sample, estimate_many
+from isoflop.fitting.estimators.token_cost import TokenCost
 from isoflop.fitting.methods.parametric import collect_sample
 from isoflop.fitting.results.parametric_fit import ParametricFit
 from isoflop.fitting.tables.fit_table import read_table
@@ -400,3 +402,15 @@ def test_a_constant_ratio_keeps_the_closed_form(scale: float) -> None:
     assert [d["code"] for d in fit.diagnostics].count("flops_not_6nd") == (scale > 1.03)
     params, tokens, _ = column(fit.predict(1e20), "value")
     assert 6.0 * scale * params * tokens == pytest.approx(1e20, rel=1e-9)
+
+
+def test_an_optimum_that_stays_at_the_least_size_has_no_ratio() -> None:
+    """Below the sizes run a token costs the same; above, it costs ever more."""
+    knots = np.linspace(17.0, 24.0, 101)
+    cost = TokenCost(knots, 40.0 * (knots - 17.0), np.log(EMBEDDING_BUDGETS), np.zeros(5))
+    law = fit_parametric(with_embeddings(), bootstrap=100).law_estimate
+    for kind in ("t", "percentile"):
+        table = dataclasses.replace(law, cost=cost).intervals(0.95, kind)
+        assert table.loc["a", "value"] == 0.0
+        assert table.loc["ratio", "value"] == np.inf
+        assert table.loc["a", "low"] <= 0.0 <= table.loc["a", "high"]
